@@ -1,0 +1,90 @@
+"""``logitcask inspect``: what is in a cache, as tables or JSON."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@click.command("inspect")
+@click.argument("cache", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+def inspect_command(cache: Path, as_json: bool) -> None:
+    """Show what CACHE holds: splits, teachers, sizes, statistics and progress.
+
+    Reads manifests and receipts only, so it is quick on a cache of any size and works
+    while a capture is running.
+
+    \b
+    Example:
+        logitcask inspect runs/demo/cache
+    """
+    from cache_tools.reader import Cache
+    from cache_tools.summary import summarise
+
+    summary = summarise(Cache(cache))
+    if as_json:
+        click.echo(json.dumps(summary, indent=2))
+        return
+    from rich.console import Console
+
+    console = Console()
+    for encoding in summary["encodings"]:
+        console.print(_splits_table(encoding))
+        for teacher in encoding["teachers"]:
+            console.print(_teacher_table(teacher))
+    if not summary["encodings"]:
+        console.print("This cache is empty: no encoding has been committed yet.")
+
+
+def _splits_table(encoding: dict[str, Any]) -> "Table":
+    from rich.table import Table
+
+    table = Table(
+        title=f"encoding {encoding['name']} · {encoding['objective']} · vocabulary {encoding['vocabulary_size']:,}"
+    )
+    for column in ("split", "documents", "sequences", "tokens", "positions", "shards"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for name, totals in encoding["splits"].items():
+        table.add_row(name, *(f"{value:,}" for value in totals.values()))
+    return table
+
+
+def _teacher_table(teacher: dict[str, Any]) -> "Table":
+    from rich.table import Table
+
+    table = Table(title=f"teacher {teacher['name']}", show_header=False)
+    for key, value in _teacher_rows(teacher):
+        table.add_row(key, value)
+    return table
+
+
+def _teacher_rows(teacher: dict[str, Any]) -> list[tuple[str, str]]:
+    model, target = teacher["model"], teacher["target"]
+    rows = [
+        ("model", f"{model['name']} · {model['architecture']} · {model['parameters']:,} parameters · {model['dtype']}"),
+        (
+            "target",
+            f"{target['kind']}, k = {target['k']}, {target['codec']['name']} with {target['codec']['levels']} levels",
+        ),
+        ("captured", f"{teacher['shards_done']} of {teacher['shards']} shards, {teacher['positions']:,} positions"),
+    ]
+    if not teacher["positions"]:
+        return rows
+    rows.append(("stored", f"{teacher['stored_bytes']:,} bytes · {teacher['bytes_per_position']:.1f} per position"))
+    for name, size in teacher["bytes_by_array"].items():
+        rows.append((f"  {name}", f"{size / teacher['positions']:.1f} bytes per position"))
+    for split, means in teacher["statistics"].items():
+        rows.append(
+            (
+                split,
+                f"cross-entropy {means['cross_entropy_nats']:.3f} nats (perplexity {means['perplexity']:.1f}) · "
+                f"entropy {means['entropy_nats']:.3f} nats · kept mass {means['kept_mass']:.1%} · "
+                f"codec error {means['codec_kl_nats']:.1e} nats",
+            )
+        )
+    return rows

@@ -1,0 +1,85 @@
+"""Every error that logitcask raises on purpose, as one tree.
+
+::
+
+    LogitcaskError
+    ├── ConfigError        a configuration file or a command-line value
+    ├── CorpusError        the documents that stage one reads
+    ├── ModelError         a teacher or student that cannot be used as asked
+    ├── IdentityError      two things that must be the same are not
+    ├── FormatError        what lies at a path is not a cache we can read
+    ├── IncompleteError    a capture has not finished
+    ├── DamageError        bytes are missing or not what was written
+    └── StorageError       the disk or bucket refused
+
+A message answers five questions in a fixed order: where, what was expected and found,
+why it matters, what to do next. The command line prints it and exits with ``exit_code``.
+"""
+
+
+class LogitcaskError(Exception):
+    """Base of all errors above.
+
+    Args:
+        problem: One sentence: what is wrong.
+        where: Path, shard, sequence or key the problem belongs to.
+        expected: What would have been right.
+        found: What was there instead.
+        why: Why going on would do harm.
+        fix: The next command to run or thing to change.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        where: object = "",
+        expected: object = "",
+        found: object = "",
+        why: str = "",
+        fix: str = "",
+    ) -> None:
+        self.problem, self.where, self.fix = problem, str(where), fix
+        text = f"{where}: {problem}" if str(where) else problem
+        if str(expected) or str(found):
+            text += f" (expected {expected}, found {found})"
+        text += "."
+        if why:
+            text += f" {why}."
+        if fix:
+            text += f" {fix}."
+        super().__init__(text)
+
+
+class ConfigError(LogitcaskError):
+    """A configuration file or a command-line value is wrong."""
+
+
+class CorpusError(LogitcaskError):
+    """The documents that stage one reads are missing, broken or unusable."""
+
+
+class ModelError(LogitcaskError):
+    """A teacher or student cannot be loaded or used as asked."""
+
+
+class IdentityError(LogitcaskError):
+    """Two things that must be the same (tokenizer, teacher, corpus, parameters) are not."""
+
+
+class FormatError(LogitcaskError):
+    """What lies at a path is not a cache that this version can read."""
+
+
+class IncompleteError(LogitcaskError):
+    """Shards are asked for that no capture has committed yet."""
+
+
+class DamageError(LogitcaskError):
+    """Bytes of a cache are missing, or are not the bytes that were written."""
+
+
+class StorageError(LogitcaskError):
+    """The disk or bucket refused to read or write."""

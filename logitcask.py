@@ -1,0 +1,76 @@
+"""The console command: names of the subcommands, and the one place where errors become exit codes.
+
+Each subcommand lives beside the code it runs and is imported only when it is asked for,
+so ``logitcask inspect`` on a laptop never imports torch.
+"""
+
+import importlib
+import sys
+
+import click
+
+COMMANDS = {
+    "demo": "pipeline.demo.cli:demo_command",
+    "capture": "pipeline.cli:capture_command",
+    "train": "trainer.cli_train:train_command",
+    "evaluate": "trainer.cli_evaluate:evaluate_command",
+    "inspect": "cache_tools.cli_inspect:inspect_command",
+    "verify": "cache_tools.cli_verify:verify_command",
+}
+"""Subcommand to ``module:attribute``, in the order of a user's work."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a subcommand's module when the subcommand is first needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in workflow order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return a subcommand; None for an unknown name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module_name, attribute = COMMANDS[cmd_name].split(":")
+        _check_owner(module_name.split(".")[0])
+        command: click.Command = getattr(importlib.import_module(module_name), attribute)
+        return command
+
+
+@click.group(
+    cls=LazyGroup,
+    commands=dict.fromkeys(COMMANDS),  # names only, so click can say "Did you mean"
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(package_name="logitcask", prog_name="logitcask")
+def cli() -> None:
+    """Run big teacher models over a corpus once; train many students from what they said.
+
+    \b
+    Start here:
+        logitcask demo
+    """
+
+
+def main() -> None:
+    """Run the command line; our own errors end in one message and their exit code."""
+    from cache_tools.errors import LogitcaskError
+
+    try:
+        cli()
+    except LogitcaskError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+def _check_owner(package: str) -> None:
+    """Refuse another distribution's package of the same top-level name."""
+    if getattr(importlib.import_module(package), "DISTRIBUTION", None) != "logitcask":
+        raise click.ClickException(
+            f"another distribution's package {package!r} was found first; "
+            "install logitcask into a virtual environment of its own."
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The demo: corpus, toy teacher and the run that ends in a table."""

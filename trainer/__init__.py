@@ -1,0 +1,3 @@
+"""Stage two: trains students from the store. No teacher is ever loaded here."""
+
+DISTRIBUTION = "logitcask"
