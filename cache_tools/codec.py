@@ -119,7 +119,8 @@ class DeltaPower:
         levels = self._levels(log_probs)
         floor = np.where(used, levels, self.levels + 1).min(axis=1)
         floor[~used.any(axis=1)] = 0
-        differences: NDArray[np.int64] = np.diff(ids.astype(np.int64), axis=1, prepend=np.int64(0))
+        differences = ids.astype(np.int64)
+        differences[:, 1:] -= differences[:, :-1].copy()
         differences[~used] = 0
         arrays: Arrays = {
             "ids": (differences & 0xFFFF).astype(np.uint16),

@@ -43,8 +43,9 @@ class LogitcaskError(Exception):
     ) -> None:
         self.problem, self.where, self.fix = problem, str(where), fix
         text = f"{where}: {problem}" if str(where) else problem
-        if str(expected) or str(found):
-            text += f" (expected {expected}, found {found})"
+        sides = [f"{side} {value}" for side, value in (("expected", expected), ("found", found)) if str(value)]
+        if sides:
+            text += f" ({', '.join(sides)})"
         text += "."
         if why:
             text += f" {why}."

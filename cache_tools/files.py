@@ -49,10 +49,10 @@ def write_atomically(path: Path, content: bytes) -> None:
             partial.unlink(missing_ok=True)
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove what killed writers left in ``folder``; only its single owner may call this."""
-    for path in folder.glob(f"*{PARTIAL_SUFFIX}"):
-        path.unlink(missing_ok=True)
+def remove_partial(path: Path) -> None:
+    """Remove what killed writers of ``path`` left beside it; only its single owner may call this."""
+    for partial in path.parent.glob(f"{path.name}.*{PARTIAL_SUFFIX}"):
+        partial.unlink(missing_ok=True)
 
 
 def file_sha256(path: Path) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from cache_tools.errors import FormatError
 
 MANIFEST = "zarr.json"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
 def checked_name(name: str) -> str:
@@ -28,7 +28,7 @@ def checked_name(name: str) -> str:
     Raises:
         FormatError: it is not, for instance because it holds a slash.
     """
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(NAME_PATTERN, name):
         raise FormatError(
             f"{name!r} is not a legal name",
             expected="letters, digits, '.', '_' and '-', starting with a letter or digit",

@@ -8,7 +8,7 @@ versions of format 1 may say more.
 
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -23,6 +23,8 @@ _KEY = "logitcask"
 
 Objective = Literal["causal", "masked"]
 Split = Literal["train", "held_out"]
+Name = Annotated[str, Field(pattern=layout.NAME_PATTERN)]
+"""Becomes a folder inside the cache, so a stranger's manifest must not make it a path."""
 
 
 class _Manifest(BaseModel):
@@ -112,8 +114,8 @@ class TeacherManifest(_Manifest):
     vocabulary_size: int
     target: TargetSpec
     scalar_step_nats: float
-    scalars: tuple[str, ...]
-    hidden: dict[str, HiddenSpec] = Field(default_factory=dict)
+    scalars: tuple[Name, ...]
+    hidden: dict[Name, HiddenSpec] = Field(default_factory=dict)
     chunk_positions: int
 
     @property

@@ -20,7 +20,7 @@ SCALARS = ("logsumexp", "entropy", "gold_logprob")
 distribution, log-probability of the gold token."""
 
 SCALAR_STEP_NATS = 2.0**-10
-MINUS_INFINITY = np.iinfo(np.int32).min
+MINUS_INFINITY = int(np.iinfo(np.int32).min)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _hidden_dtype(spec: HiddenSpec) -> np.dtype[Any]:
 
 
 def _to_steps(values: NDArray[np.float32], step_nats: float) -> NDArray[np.int32]:
-    if np.isnan(values).any():
-        raise ValueError("a per-position scalar is NaN")
     steps = np.rint(values.astype(np.float64) / step_nats)
+    if not (np.isneginf(steps) | (np.abs(steps) < -MINUS_INFINITY)).all():
+        raise ValueError("a per-position scalar is NaN or too large")
     return np.where(np.isneginf(steps), MINUS_INFINITY, steps).astype(np.int32)

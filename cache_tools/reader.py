@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools import layout
-from cache_tools.codec import Targets
+from cache_tools.codec import Arrays, Targets
 from cache_tools.errors import FormatError, IdentityError, IncompleteError
 from cache_tools.manifest import CacheManifest, EncodingManifest, Split, TeacherManifest, read_manifest
 from cache_tools.predictions import codec_of, hidden_array, hidden_from_stored, scalar_from_steps
-from cache_tools.receipts import Receipt, read_receipt
+from cache_tools.receipts import Receipt, read_receipt, require_objects
 from cache_tools.sequences import Sequence, read_sequences
 from cache_tools.shards import ShardEntry, read_shard_table
 
@@ -170,8 +170,15 @@ class Teacher:
             IncompleteError: a row belongs to a shard that is not committed.
             DamageError: stored bytes are missing or damaged.
         """
-        arrays = {name: self._rows(name, start, stop) for name in self._codec.array_types()}
-        return self._codec.decode(arrays)
+        return self.decode(self.stored_targets(start, stop))
+
+    def stored_targets(self, start: int, stop: int) -> Arrays:
+        """Return the stored integers behind the targets, four times smaller; errors as for ``targets``."""
+        return {name: self._rows(name, start, stop) for name in self._codec.array_types()}
+
+    def decode(self, stored: Arrays) -> Targets:
+        """Return the targets that stored integers, or any run of their rows, stand for."""
+        return self._codec.decode(stored)
 
     def scalar(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Return a per-position scalar, in nats: (stop - start,) float32; errors as for ``targets``."""
@@ -195,7 +202,8 @@ class Teacher:
 
     def _require(self, shards: list[int]) -> None:
         unknown = [shard for shard in shards if shard not in self._committed]
-        missing = [shard for shard in unknown if self.receipt(shard) is None]
+        receipts = [receipt for shard in unknown if (receipt := self.receipt(shard))]
+        missing = sorted({*unknown} - {receipt.shard for receipt in receipts})
         if missing:
             raise IncompleteError(
                 f"teacher {self.name!r} has no receipt for {len(missing)} of {len(self.encoding.shards)} shards",
@@ -205,6 +213,8 @@ class Teacher:
                 why="a shard without a receipt may be half-written",
                 fix="Run the same 'logitcask capture' again; it continues where it stopped",
             )
+        for receipt in receipts:
+            require_objects(self.path, receipt)
         self._committed.update(unknown)
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cache_tools import layout
 from cache_tools.errors import DamageError
-from cache_tools.files import write_atomically
+from cache_tools.files import remove_partial, write_atomically
 
 
 class ObjectRecord(BaseModel):
@@ -38,7 +38,7 @@ class Receipt(BaseModel):
         provenance: Software versions, device and seconds; for people, never compared.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")  # JSON has no infinity
 
     shard: int
     positions: int
@@ -58,6 +58,7 @@ class Receipt(BaseModel):
 def write_receipt(teacher: Path, receipt: Receipt) -> None:
     """Commit a shard."""
     path = layout.receipt_file(teacher, receipt.shard)
+    remove_partial(path)
     write_atomically(path, (receipt.model_dump_json(indent=1) + "\n").encode())
 
 
@@ -82,3 +83,18 @@ def read_receipt(teacher: Path, shard: int) -> Receipt | None:
     if receipt.shard != shard:
         raise DamageError("the receipt belongs to another shard", where=path, expected=shard, found=receipt.shard)
     return receipt
+
+
+def require_objects(teacher: Path, receipt: Receipt) -> None:
+    """Check that a committed shard's objects are still there; zarr would read zeros for a missing one.
+
+    Raises:
+        DamageError: an object is gone.
+    """
+    for key in receipt.objects:
+        if not (teacher / key).is_file():
+            raise DamageError(
+                "an object of a committed shard is missing",
+                where=teacher / key,
+                fix=f"Delete {layout.receipt_file(teacher, receipt.shard)} and capture again to redo this shard",
+            )

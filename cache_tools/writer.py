@@ -67,13 +67,13 @@ def declare_teacher(encoding: Path, name: str, manifest: TeacherManifest, num_sh
     folder = layout.teacher_folder(encoding, name)
     if (folder / layout.MANIFEST).exists():
         _check_same(name, folder, read_manifest(folder, TeacherManifest), manifest)
+    else:  # before the arrays: their shapes belong to whoever is declared here
+        write_manifest(folder, manifest)
     shard_rows = read_manifest(encoding, EncodingManifest).positions_per_shard
     create_arrays(folder, array_types(manifest), num_shards, shard_rows, manifest.chunk_positions)
     if manifest.hidden:
         write_group(folder / "hidden")
     write_group(folder.parent)
-    if not (folder / layout.MANIFEST).exists():
-        write_manifest(folder, manifest)
     return folder
 
 

@@ -8,6 +8,7 @@ a few hundred steps, while its bf16 weights stay below 5 MB.
 About half an hour on two cores; ``logitcask demo --train-teacher`` runs it.
 """
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -57,7 +58,8 @@ def train_teacher(folder: Path, passes: float = PASSES) -> None:
         seed=0,
     )
     Trainer(model=model, args=arguments, train_dataset=windows).train()
-    model.to(torch.bfloat16).save_pretrained(folder)
+    torch.nn.Module.to(model, torch.bfloat16)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -103,3 +105,7 @@ def _windows(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[dict[
     tokens = np.concatenate([pieces[i] for i in order])
     whole = tokens[: len(tokens) // WINDOW_TOKENS * WINDOW_TOKENS].reshape(-1, WINDOW_TOKENS)
     return [{"input_ids": row.tolist(), "labels": row.tolist()} for row in whole]
+
+
+if __name__ == "__main__":
+    train_teacher(Path(sys.argv[1]))

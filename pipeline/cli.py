@@ -1,0 +1,74 @@
+"""``logitcask capture``: stage one, from a capture file."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+@click.command("capture")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key: teachers.0.dtype=bfloat16."
+)
+@click.option("--rank", type=click.IntRange(0), default=0, show_default=True, help="Number of this worker.")
+@click.option(
+    "--world-size", type=click.IntRange(1), default=1, show_default=True, help="How many workers share the capture."
+)
+def capture_command(config: Path, overrides: tuple[str, ...], rank: int, world_size: int) -> None:
+    """Run the teachers of CONFIG over its corpus and store what they predict.
+
+    Stop it anywhere and run the same command again: it continues. With several workers,
+    start one per GPU with the same CONFIG and its own --rank.
+
+    \b
+    Example:
+        logitcask capture configs/demo/capture.yaml --set cache=runs/mine/cache
+    """
+    if rank >= world_size:
+        raise click.UsageError(f"--rank {rank} needs --world-size of at least {rank + 1}")
+    from rich.console import Console
+    from transformers.utils.logging import disable_progress_bar
+
+    from cache_tools.configuration import load_config
+    from pipeline.config import CaptureConfig
+    from pipeline.run import Worker, run_capture
+
+    settings = load_config(config, CaptureConfig, overrides)
+    disable_progress_bar()  # transformers' own bars would break up ours
+    console = Console(stderr=True)
+    with _progress(console) as progress:
+        committed = run_capture(settings, Worker(rank, world_size), _ProgressReporter(progress))
+    for teacher, shards in committed.items():
+        console.print(
+            f"teacher {teacher}: {shards} shards captured now" if shards else f"teacher {teacher}: nothing left to do"
+        )
+    click.echo(str(settings.cache))
+
+
+class _ProgressReporter:
+    """Shows each stage of a capture as one bar."""
+
+    def __init__(self, progress: "Progress") -> None:
+        self._progress = progress
+        self._task = progress.add_task("starting", total=None, speed="")
+
+    def stage(self, name: str, total_tokens: int | None) -> None:
+        self._progress.stop_task(self._task)
+        self._task = self._progress.add_task(name, total=total_tokens, speed="")
+
+    def advance(self, num_tokens: int) -> None:
+        self._progress.advance(self._task, num_tokens)
+        task = self._progress.tasks[self._task]
+        if task.elapsed:
+            self._progress.update(self._task, speed=f"{task.completed / task.elapsed:,.0f} tokens/s")
+
+
+def _progress(console: object) -> "Progress":
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
+    return Progress(*columns, TimeRemainingColumn(), console=console)  # type: ignore[arg-type]

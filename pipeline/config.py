@@ -1,0 +1,183 @@
+"""The capture file: what to read, how to encode it, which teachers to run, what to keep.
+
+One YAML file, checked here before anything is loaded; unknown keys are errors.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from cache_tools.codec import DeltaPower
+from cache_tools.configuration import Config
+from cache_tools.errors import FormatError
+from cache_tools.layout import checked_name
+from cache_tools.manifest import Objective
+
+
+class CorpusConfig(Config):
+    """Which documents to read.
+
+    Attributes:
+        paths: Files (.txt, .jsonl, .jsonl.gz, .parquet), folders of them, or datasets saved
+            with ``datasets``' ``save_to_disk``; read in this order, folders by name.
+        text_field: Field that holds plain text.
+        messages_field: Field that holds a list of chat messages, used instead of text when given.
+        id_field: Field with a unique document id; absent fields get ``<file>:<number>``.
+        group_field: Field that keeps documents together when some are held out; default the id.
+        held_out_fraction: Expected share of groups encoded as the held-out split.
+    """
+
+    paths: tuple[Path, ...] = Field(min_length=1)
+    text_field: str = "text"
+    messages_field: str | None = None
+    id_field: str = "id"
+    group_field: str = "group"
+    held_out_fraction: float = Field(default=0.01, ge=0, lt=1)
+
+
+class MaskingConfig(Config):
+    """How masked language modelling chooses its slots; drawn once, because a cached prediction belongs to its mask.
+
+    Attributes:
+        probability: Share of ordinary tokens that become slots.
+        mask_share: Share of slots shown to the teacher as the mask token (BERT: 0.8).
+        random_share: Share of slots shown as a random token (BERT: 0.1); the rest stay visible.
+        copies: Differently masked copies of each sequence.
+        seed: Seed of the draws; each depends on (seed, document, piece, copy) alone.
+    """
+
+    probability: float = Field(default=0.15, gt=0, le=1)
+    mask_share: float = Field(default=0.8, ge=0, le=1)
+    random_share: float = Field(default=0.1, ge=0, le=1)
+    copies: PositiveInt = 1
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _shares(self) -> "MaskingConfig":
+        if self.mask_share + self.random_share > 1:
+            raise ValueError("mask_share + random_share must not exceed 1")
+        return self
+
+
+class EncodingConfig(Config):
+    """How documents become sequences. Teachers that share a tokenizer share an encoding.
+
+    Attributes:
+        name: Folder of this encoding in the cache.
+        tokenizer: Folder or hub id; default: the first teacher's.
+        objective: ``causal`` or ``masked``.
+        max_length_tokens: Longest sequence; longer documents are split, never cut off.
+        overlap_tokens: Tokens that a piece repeats from the one before, as context only.
+            With 1, every token of a document but the first is predicted exactly once.
+        append_eos: End each plain-text document with the end-of-text token (causal only).
+        masking: Masked objective only.
+        positions_per_shard: Kept positions per shard, the unit of work and retry. 131,072
+            makes objects of about 6 MB at k = 64; a multiple of ``chunk_positions``.
+        chunk_positions: Positions per inner chunk, the smallest piece that a reader decodes.
+    """
+
+    name: str = "main"
+    tokenizer: str | None = None
+    objective: Objective = "causal"
+    max_length_tokens: PositiveInt = 1024
+    overlap_tokens: int = Field(default=1, ge=0)
+    append_eos: bool = True
+    masking: MaskingConfig = MaskingConfig()
+    positions_per_shard: PositiveInt = 131_072
+    chunk_positions: PositiveInt = 4096
+
+    @field_validator("name")
+    @classmethod
+    def _legal_name(cls, name: str) -> str:
+        return _checked(name)
+
+    @model_validator(mode="after")
+    def _sizes(self) -> "EncodingConfig":
+        if self.positions_per_shard % self.chunk_positions:
+            raise ValueError("positions_per_shard must be a multiple of chunk_positions")
+        if self.max_length_tokens > self.positions_per_shard:
+            raise ValueError("max_length_tokens must not exceed positions_per_shard")
+        if self.overlap_tokens >= self.max_length_tokens:
+            raise ValueError("overlap_tokens must be smaller than max_length_tokens")
+        return self
+
+
+class TargetConfig(Config):
+    """What is kept of each distribution.
+
+    Attributes:
+        k: Most likely tokens kept; more than the vocabulary means all of it.
+        levels: Quantisation level of probability 1. 255 costs about 5e-5 nats of KL on real
+            rows and one byte per value before compression; up to 65,535 for finer steps.
+        exponent: Levels follow ``p ** exponent``; smaller spends more on rare tokens.
+    """
+
+    k: PositiveInt = 64
+    levels: int = Field(default=DeltaPower.levels, ge=15, le=65_535)
+    exponent: float = Field(default=DeltaPower.exponent, gt=0, le=1)
+
+
+class TeacherConfig(Config):
+    """One teacher.
+
+    Attributes:
+        name: Folder of its predictions in the cache.
+        model: Local folder or hub id.
+        revision: Branch, tag or commit of a hub id.
+        dtype: Arithmetic of the forward pass; ``auto`` is the checkpoint's own.
+        trust_remote_code: Run Python code that comes with the model. Only for models you trust.
+        target: The sparse target.
+        hidden_layers: Layers whose hidden states are kept: indices into transformers'
+            ``hidden_states``, or ``last``: the input of the output matrix, from which,
+            with the ``head.safetensors`` kept beside it, the full distribution follows exactly.
+        hidden_codec: How hidden states are kept.
+        device: ``auto`` takes a GPU when there is one.
+        batch_tokens: Tokens per forward pass, padding included.
+    """
+
+    name: str
+    model: str
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    trust_remote_code: bool = False
+    target: TargetConfig = TargetConfig()
+    hidden_layers: tuple[int | Literal["last"], ...] = ()
+    hidden_codec: Literal["bfloat16", "float32"] = "bfloat16"
+    device: str = "auto"
+    batch_tokens: PositiveInt = 16_384
+
+    @field_validator("name")
+    @classmethod
+    def _legal_name(cls, name: str) -> str:
+        return _checked(name)
+
+
+class CaptureConfig(Config):
+    """The whole capture file.
+
+    Attributes:
+        cache: Folder of the cache; created if absent, continued if present.
+        corpus: Documents to read.
+        encoding: How they become sequences.
+        teachers: Teachers to run, one after another, under different names.
+    """
+
+    cache: Path
+    corpus: CorpusConfig
+    encoding: EncodingConfig = EncodingConfig()
+    teachers: tuple[TeacherConfig, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> "CaptureConfig":
+        names = [teacher.name for teacher in self.teachers]
+        if len(set(names)) < len(names):
+            raise ValueError("teachers need different names")
+        return self
+
+
+def _checked(name: str) -> str:
+    try:
+        return checked_name(name)
+    except FormatError as error:
+        raise ValueError(str(error)) from error

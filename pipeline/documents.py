@@ -1,0 +1,209 @@
+"""Documents from files: plain text, JSON lines, Parquet, or a dataset saved to disk.
+
+Reading is a stream of :class:`Document`; nothing is held but the ids, which must be unique.
+Every error names file and line (or row), because a corpus has millions of them.
+
+The corpus' fingerprint is a hash over the bytes of its files in reading order. It is cheap
+beside a teacher, and it sees every change, including one inside a file of the same size.
+"""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cache_tools.errors import CorpusError
+from cache_tools.files import file_sha256
+from pipeline.config import CorpusConfig
+
+Record = tuple[str, dict[str, Any]]
+"""(place for error messages, fields)."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One input record.
+
+    Attributes:
+        id: Unique over the corpus.
+        group: Held out as a whole.
+        text: Plain text; None for a chat.
+        messages: Chat messages, each with ``role`` and ``content``; None for plain text.
+        place: File and line it came from, for error messages.
+    """
+
+    id: str
+    group: str
+    text: str | None
+    messages: list[dict[str, Any]] | None
+    place: str
+
+
+def corpus_files(config: CorpusConfig) -> list[Path]:
+    """Return the corpus' files and dataset folders in reading order.
+
+    Raises:
+        CorpusError: a path does not exist or holds nothing readable.
+    """
+    files = [file for path in config.paths for file in _expand(path)]
+    if not files:
+        raise CorpusError(
+            "no readable file found",
+            where=", ".join(map(str, config.paths)),
+            expected=".txt, .jsonl, .jsonl.gz or .parquet files, or a dataset saved to disk",
+            found="none",
+        )
+    return files
+
+
+def corpus_identity(files: list[Path]) -> dict[str, Any]:
+    """Return what an encoding records of its corpus: number of files and a hash over their bytes."""
+    contents = [inner for file in files for inner in ([file] if file.is_file() else sorted(file.rglob("*.arrow")))]
+    joined = "".join(file_sha256(path) for path in contents)
+    return {"files": len(contents), "sha256": hashlib.sha256(joined.encode()).hexdigest()}
+
+
+def read_documents(files: list[Path], config: CorpusConfig) -> Iterator[Document]:
+    """Yield the documents of all files in order.
+
+    Raises:
+        CorpusError: a broken line, a missing or mistyped field, a repeated id, or no document at all.
+    """
+    seen: set[str] = set()
+    for file in files:
+        for place, record in _records(file, config.text_field):
+            document = _document(place, record, config)
+            if document.id in seen:
+                raise CorpusError(
+                    f"the id {document.id!r} occurs a second time",
+                    where=place,
+                    why="predictions are joined to documents by id",
+                    fix="Make the ids unique, or point corpus.id_field at a field that is",
+                )
+            seen.add(document.id)
+            yield document
+    if not seen:
+        raise CorpusError("the corpus is empty: no file holds a document", where=", ".join(map(str, files)))
+
+
+def _expand(path: Path) -> Iterator[Path]:
+    if not path.exists():
+        raise CorpusError("no such file or folder", where=path, fix="Check corpus.paths")
+    if path.is_file():
+        if _reader(path) is None:
+            raise CorpusError(
+                "unknown kind of file", where=path, expected=".txt, .jsonl, .jsonl.gz or .parquet", found=path.suffix
+            )
+        yield path
+    elif _is_dataset(path):
+        yield path
+    else:
+        for inner in sorted(path.iterdir()):
+            if inner.is_dir() or _reader(inner):
+                yield from _expand(inner)
+
+
+def _is_dataset(path: Path) -> bool:
+    return path.is_dir() and (path / "dataset_info.json").exists() and (path / "state.json").exists()
+
+
+def _reader(path: Path) -> str | None:
+    """Return the kind of a file by its name, or None if it is not one we read."""
+    kinds = {".txt": "text", ".jsonl": "jsonl", ".jsonl.gz": "jsonl", ".parquet": "parquet"}
+    return next((kind for suffix, kind in kinds.items() if path.name.endswith(suffix)), None)
+
+
+def _records(file: Path, text_field: str) -> Iterator[Record]:
+    if file.is_dir():
+        return _dataset_records(file)
+    kind = _reader(file)
+    if kind == "text":
+        return _text_record(file, text_field)
+    return _jsonl_records(file) if kind == "jsonl" else _parquet_records(file)
+
+
+def _text_record(file: Path, text_field: str) -> Iterator[Record]:
+    try:
+        yield str(file), {text_field: file.read_text(encoding="utf-8")}
+    except UnicodeDecodeError as error:
+        raise CorpusError("this is not UTF-8", where=file, found=error) from error
+
+
+def _jsonl_records(file: Path) -> Iterator[Record]:
+    opener = gzip.open if file.name.endswith(".gz") else open
+    try:
+        with opener(file, "rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield f"{file}:{number}", _parse(line, f"{file}:{number}")
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise CorpusError("the compressed file is damaged", where=file, found=error) from error
+
+
+def _parse(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise CorpusError("this line is not JSON", where=place, found=error, fix="Repair or remove the line") from error
+    if not isinstance(record, dict):
+        raise CorpusError("this line is not a JSON object", where=place, found=type(record).__name__)
+    return record
+
+
+def _parquet_records(file: Path) -> Iterator[Record]:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    row = 0
+    try:
+        for batch in pa.parquet.ParquetFile(file).iter_batches():
+            for record in batch.to_pylist():
+                yield f"{file}, row {row}", record
+                row += 1
+    except pa.ArrowInvalid as error:
+        raise CorpusError("this is not a Parquet file", where=file, found=error) from error
+
+
+def _dataset_records(folder: Path) -> Iterator[Record]:
+    try:
+        from datasets import load_from_disk
+    except ImportError as error:
+        raise CorpusError(
+            "reading a saved dataset needs the datasets library",
+            where=folder,
+            fix="Install it: pip install 'logitcask[datasets]'",
+        ) from error
+    for row, record in enumerate(load_from_disk(str(folder))):
+        yield f"{folder}, row {row}", record
+
+
+def _document(place: str, record: dict[str, Any], config: CorpusConfig) -> Document:
+    identity = str(record[config.id_field]) if record.get(config.id_field) is not None else place
+    group = str(record[config.group_field]) if record.get(config.group_field) is not None else identity
+    if config.messages_field:
+        messages = _field(place, record, config.messages_field, list)
+        if not all(isinstance(message, dict) and "role" in message for message in messages):
+            raise CorpusError("a message is not an object with a role", where=place)
+        return Document(identity, group, None, messages, place)
+    text = _field(place, record, config.text_field, str)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise CorpusError("the text is not valid Unicode (a lone surrogate)", where=place, found=error) from error
+    return Document(identity, group, text, None, place)
+
+
+def _field(place: str, record: dict[str, Any], name: str, kind: type) -> Any:
+    value = record.get(name)
+    if not isinstance(value, kind):
+        raise CorpusError(
+            f"the field {name!r} is missing" if name not in record else f"the field {name!r} is not a {kind.__name__}",
+            where=place,
+            expected=f"a {kind.__name__}",
+            found=f"fields {', '.join(record)}" if name not in record else type(value).__name__,
+            fix="Name the right field in corpus.text_field or corpus.messages_field",
+        )
+    return value

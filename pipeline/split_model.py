@@ -1,0 +1,167 @@
+"""A language model cut into its body and its head, without knowing the architecture.
+
+The body turns tokens into hidden states; the head turns hidden states into logits. Run
+together they make a ``[batch, length, vocabulary]`` tensor, which at vocabulary 151,936 is
+ten times the size of everything else. Cut apart, the head runs at kept positions only and
+a chunk at a time.
+
+The head is not re-implemented: soft-capping, logit scales and prediction transforms differ
+by model and change by version. Instead the model's own ``forward`` runs with a stand-in
+for its body that returns the hidden states we hand it. :func:`check_head` compares the
+result with the model's ordinary logits on real input; a model for which they differ is
+refused.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from cache_tools.errors import ModelError
+
+# B: batch, L: length, N: kept positions of a chunk, D: width, V: vocabulary
+
+
+class _BodyOutput(BaseModelOutputWithPastAndCrossAttentions):
+    """Hidden states in the shape of a body's output; any other field that a head asks for is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+class _Replay(nn.Module):
+    """Stands in for a body: ignores its input and returns the given hidden states."""
+
+    def __init__(self, hidden_1ND: Tensor) -> None:
+        super().__init__()
+        self.output = _BodyOutput(last_hidden_state=hidden_1ND)
+
+    def forward(self, *_: Any, **__: Any) -> _BodyOutput:
+        return self.output
+
+
+@dataclass(frozen=True)
+class HeadOutput:
+    """What the head computes for a chunk of positions.
+
+    Attributes:
+        logits: (N, V) float32.
+        last: (N, D') input of the output matrix: after a prediction transform, where there is one.
+    """
+
+    logits: Tensor
+    last: Tensor
+
+
+def body_of(model: PreTrainedModel) -> nn.Module:
+    """Return the submodule that turns tokens into hidden states.
+
+    Raises:
+        ModelError: the model has none, or no output matrix.
+    """
+    body = getattr(model, model.base_model_prefix, None)
+    if not isinstance(body, nn.Module) or body is model or model.get_output_embeddings() is None:
+        raise ModelError(
+            "this model cannot be cut into a body and a head",
+            where=type(model).__name__,
+            expected=f"a submodule {model.base_model_prefix!r} and an output matrix",
+            fix="Load it as AutoModelForCausalLM or AutoModelForMaskedLM",
+        )
+    return body
+
+
+def run_body(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, hidden: bool) -> tuple[Tensor, Any]:
+    """Run the body.
+
+    Args:
+        model: The whole model.
+        input_ids: (B, L).
+        attention_mask: (B, L), 0 on padding.
+        hidden: Whether to return every layer's hidden states too.
+
+    Returns:
+        Last hidden state (B, L, D), and the tuple of all (or None).
+    """
+    output = body_of(model)(
+        input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=hidden, return_dict=True
+    )
+    return output.last_hidden_state, output.hidden_states if hidden else None
+
+
+def run_head(model: PreTrainedModel, hidden_ND: Tensor) -> HeadOutput:
+    """Run the model's own head on the last hidden states of N positions, given as (N, D)."""
+    seen: list[Tensor] = []
+    output_matrix = model.get_output_embeddings()
+    hook = output_matrix.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        with _replaced_body(model, _Replay(hidden_ND[None])):
+            logits = model(input_ids=torch.zeros(1, len(hidden_ND), dtype=torch.long, device=hidden_ND.device)).logits
+    finally:
+        hook.remove()
+    return HeadOutput(logits[0].float(), seen[0][0])
+
+
+def check_head(model: PreTrainedModel, input_ids: Tensor) -> None:
+    """Compare body and head with the model's ordinary logits on one sequence (1, L).
+
+    Raises:
+        ModelError: they differ by more than rounding.
+    """
+    whole = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).logits[0].float()
+    body, _ = run_body(model, input_ids, torch.ones_like(input_ids), hidden=False)
+    parts = run_head(model, body[0]).logits
+    tolerance = 1e-4 if body.dtype == torch.float32 else 2e-2
+    finite = torch.isfinite(whole)
+    error = (parts - whole)[finite].abs().max() / whole[finite].abs().max().clamp(min=1.0)
+    if not torch.equal(finite, torch.isfinite(parts)) or not error <= tolerance:
+        raise ModelError(
+            "logits from body and head differ from the model's own",
+            where=type(model).__name__,
+            expected=f"a relative difference of at most {tolerance:g}",
+            found=f"{float(error):.2g}",
+            why="the cache would hold predictions that the teacher never made",
+            fix="Report this architecture; it needs a rule of its own",
+        )
+
+
+def output_scaling(model: PreTrainedModel, head: HeadOutput) -> dict[str, float]:
+    """Find how the model turns the output matrix' product into logits, for ``head.safetensors``.
+
+    Returns:
+        ``logit_scale`` and ``softcap`` (0 for none), with
+        ``logits = softcap * tanh(z / softcap)`` and ``z = logit_scale * (last @ weight.T + bias)``.
+
+    Raises:
+        ModelError: no such pair reproduces the logits.
+    """
+    config = model.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    softcap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
+    z = scale * model.get_output_embeddings()(head.last).float()
+    logits = softcap * torch.tanh(z / softcap) if softcap else z
+    tolerance = 1e-4 if head.last.dtype == torch.float32 else 2e-2
+    if not torch.allclose(logits, head.logits, rtol=tolerance, atol=tolerance * float(head.logits.abs().max())):
+        raise ModelError(
+            "the last hidden state does not lead back to this model's logits",
+            where=type(model).__name__,
+            why="a student could not rebuild the teacher's distribution from it",
+            fix="Leave 'last' out of hidden_layers",
+        )
+    return {"logit_scale": scale, "softcap": softcap}
+
+
+@contextmanager
+def _replaced_body(model: PreTrainedModel, stand_in: nn.Module) -> Iterator[None]:
+    name = model.base_model_prefix
+    body = getattr(model, name)
+    setattr(model, name, stand_in)
+    try:
+        yield
+    finally:
+        setattr(model, name, body)

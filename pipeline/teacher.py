@@ -1,0 +1,116 @@
+"""Load a teacher and say exactly which one it is.
+
+A hub id is resolved to a local snapshot first, so both ways in end at a folder. The
+identity is a hash over the weight files and the configuration: two revisions under one
+name differ, a copy under another path does not. Only safetensors weights are read, since
+pickled ones can run code.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
+
+from cache_tools.errors import ModelError
+from cache_tools.files import file_sha256
+from cache_tools.manifest import Objective
+from pipeline.config import TeacherConfig
+
+SNAPSHOT_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A loaded teacher.
+
+    Attributes:
+        model: In evaluation mode, on its device.
+        identity: What makes it this teacher: weights, dtype, architecture.
+        about: For people: name, revision, architecture, parameter count, dtype.
+        device: Where it runs.
+    """
+
+    model: PreTrainedModel
+    identity: dict[str, Any]
+    about: dict[str, Any]
+    device: torch.device
+
+
+def resolve_model(config: TeacherConfig) -> Path:
+    """Return the local folder of a teacher, downloading a hub id if need be.
+
+    Raises:
+        ModelError: neither a folder nor a hub id that can be reached.
+    """
+    local = Path(config.model)
+    if local.is_dir():
+        return local
+    try:
+        return Path(snapshot_download(config.model, revision=config.revision, allow_patterns=SNAPSHOT_PATTERNS))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"teacher {config.name!r} cannot be found",
+            where=config.model,
+            expected="a folder with config.json and safetensors, or a hub id that can be reached",
+            found=str(error).splitlines()[0],
+            fix="Check the name, the network and, for a gated model, your access token",
+        ) from error
+
+
+def load_teacher(config: TeacherConfig, folder: Path, objective: Objective) -> Teacher:
+    """Load a teacher from its folder.
+
+    Args:
+        config: The teacher's block of the capture file.
+        folder: Where ``resolve_model`` found it.
+        objective: Decides between a causal and a masked language model.
+
+    Raises:
+        ModelError: it cannot be loaded, or its weights are not safetensors.
+    """
+    auto = AutoModelForCausalLM if objective == "causal" else AutoModelForMaskedLM
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise ModelError(
+            "no safetensors weights here", where=folder, why="pickled weights can run code and are not read"
+        )
+    try:
+        model = auto.from_pretrained(
+            str(folder), dtype=config.dtype, trust_remote_code=config.trust_remote_code, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"teacher {config.name!r} cannot be loaded", where=folder, found=str(error).splitlines()[0]
+        ) from error
+    device = torch.device(config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    torch.nn.Module.to(model, device).eval().requires_grad_(False)
+    model.config.use_cache = False  # no generation here, and a key-value cache costs memory
+    architecture, dtype = type(model).__name__, str(model.dtype).removeprefix("torch.")
+    about = {
+        "name": config.model,
+        "revision": config.revision,
+        "architecture": architecture,
+        "dtype": dtype,
+        "parameters": model.num_parameters(),
+    }
+    return Teacher(model, {"weights": _weights_sha256(folder, weights), "dtype": dtype}, about, device)
+
+
+def max_positions(folder: Path, trust_remote_code: bool) -> int | None:
+    """Return the longest input that a model's configuration allows, if it says."""
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code).get_text_config()
+    for name in ("max_position_embeddings", "n_positions"):
+        if isinstance(getattr(config, name, None), int):
+            return int(getattr(config, name))
+    return None
+
+
+def _weights_sha256(folder: Path, weights: list[Path]) -> str:
+    """Hash every weight file and the configuration; about a minute per 100 GB."""
+    parts = [f"{path.name}:{file_sha256(path)}" for path in [*weights, folder / "config.json"]]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,0 +1,63 @@
+"""Load a tokenizer and say what it is.
+
+Two hashes, for two questions. ``behaviour`` covers the whole fast tokenizer (normaliser,
+merges, vocabulary, special tokens): the same text gives the same ids. ``vocabulary``
+covers only which id means which token: a teacher or student with the same one can use
+sequences that were encoded by somebody else.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from cache_tools.errors import ModelError
+from cache_tools.fingerprint import fingerprint
+from cache_tools.vocabulary import vocabulary_fingerprint
+
+
+def load_tokenizer(
+    source: str | Path, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerFast:
+    """Load a fast tokenizer from a local folder or a hub id.
+
+    Raises:
+        ModelError: there is none, or it has no fast implementation (which byte offsets need).
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(source), revision=revision, trust_remote_code=trust_remote_code, use_fast=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            "no tokenizer could be loaded",
+            where=source,
+            found=str(error).splitlines()[0],
+            fix="Check the path or hub id",
+        ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ModelError(
+            "this tokenizer has no fast implementation",
+            where=source,
+            expected="a tokenizer.json",
+            found=type(tokenizer).__name__,
+            why="the byte offsets of tokens come from the fast tokenizers",
+        )
+    return tokenizer
+
+
+def tokenizer_identity(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """Return the two hashes of a tokenizer, for an encoding's identity."""
+    behaviour = json.loads(tokenizer.backend_tokenizer.to_str())
+    for transient in ("version", "truncation", "padding"):
+        behaviour.pop(transient, None)
+    return {
+        "behaviour": fingerprint({"tokenizer": behaviour, "special": _special_ids(tokenizer)}),
+        "vocabulary": vocabulary_fingerprint(tokenizer.get_vocab()),
+    }
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    names = ("bos", "eos", "cls", "sep", "mask")
+    return {name: getattr(tokenizer, f"{name}_token_id", None) for name in names}

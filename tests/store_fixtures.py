@@ -1,0 +1,229 @@
+"""A tiny real cache, made without a model: what the tests of the store read, verify and damage.
+
+The files are written by the store's own public functions; only what goes into them is
+made up. Token ids, texts and predictions are random, which suffices because the store
+never looks at what a token means: it must give back what it was given.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools import layout
+from cache_tools.codec import DeltaPower, Targets
+from cache_tools.files import file_sha256
+from cache_tools.fingerprint import fingerprint
+from cache_tools.manifest import (
+    EncodingManifest,
+    HiddenSpec,
+    SplitTotals,
+    TargetSpec,
+    TeacherManifest,
+    write_group,
+    write_manifest,
+)
+from cache_tools.predictions import SCALAR_STEP_NATS, SCALARS, Predictions
+from cache_tools.reader import Cache, Teacher
+from cache_tools.receipts import ObjectRecord, Receipt, read_receipt, write_receipt
+from cache_tools.sequences import Sequence, write_sequences
+from cache_tools.shards import ShardEntry, totals, write_shard_table
+from cache_tools.writer import commit_shard, create_cache, declare_teacher
+
+POSITIONS_PER_SHARD = 16
+CHUNK_POSITIONS = 4
+SEQUENCE_TOKENS = (5, 6, 4)
+"""Lengths of a shard's sequences: 12 positions, so that each shard leaves 4 of its 16 rows unused."""
+
+HIDDEN = {"last": HiddenSpec(width=3, codec="bfloat16"), "1": HiddenSpec(width=2, codec="float32")}
+
+
+@dataclass(frozen=True)
+class TinyCache:
+    """A cache on disk and what was written into it.
+
+    Attributes:
+        path: The cache.
+        encoding: Folder of its one encoding, ``tiny``.
+        teacher: Folder of its one teacher, ``toy``.
+        manifest: The teacher's manifest.
+        entries: The shard table.
+        sequences: Sequences of each shard.
+        predictions: Predictions of each shard, committed or not.
+    """
+
+    path: Path
+    encoding: Path
+    teacher: Path
+    manifest: TeacherManifest
+    entries: list[ShardEntry]
+    sequences: list[list[Sequence]]
+    predictions: list[Predictions]
+
+    def open(self) -> Teacher:
+        """Open the teacher as a new reader, which remembers nothing."""
+        return Cache(self.path).encoding().teacher()
+
+    def commit(self, shard: int) -> Receipt:
+        """Commit a shard."""
+        provenance = {"device": "none"}
+        return commit_shard(
+            self.teacher, self.manifest, shard, self.entries[shard], self.predictions[shard], provenance
+        )
+
+    def receipt_file(self, shard: int) -> Path:
+        """Return the path of a shard's receipt."""
+        return layout.receipt_file(self.teacher, shard)
+
+    def objects(self, shard: int) -> list[Path]:
+        """Return the paths of a shard's objects."""
+        receipt = read_receipt(self.teacher, shard)
+        assert receipt is not None
+        return [self.teacher / key for key in receipt.objects]
+
+    def edit_receipt(self, shard: int, **changes: Any) -> None:
+        """Replace fields of a receipt."""
+        receipt = read_receipt(self.teacher, shard)
+        assert receipt is not None
+        write_receipt(self.teacher, receipt.model_copy(update=changes))
+
+    def record_object(self, shard: int, key: str, path: Path) -> None:
+        """Make a receipt vouch for the bytes at ``path`` under ``key``."""
+        receipt = read_receipt(self.teacher, shard)
+        assert receipt is not None
+        record = ObjectRecord(bytes=path.stat().st_size, sha256=file_sha256(path))
+        self.edit_receipt(shard, objects={**receipt.objects, key: record})
+
+
+def make_cache(
+    folder: Path, *, vocabulary: int = 1000, k: int = 4, shards: int = 3, committed: int | None = None
+) -> TinyCache:
+    """Write a cache of one encoding (the last shard is held out) and one teacher.
+
+    Args:
+        folder: Where to put it; the cache becomes ``folder / "cache"``.
+        vocabulary: Ids are below this.
+        k: Entries a row can hold.
+        shards: Number of shards.
+        committed: How many shards, from the first, to commit; all of them by default.
+    """
+    rng = np.random.default_rng(7)
+    path = folder / "cache"
+    create_cache(path)
+    encoding = layout.encoding_folder(path, "tiny")
+    sequences = [random_sequences(rng, shard, vocabulary) for shard in range(shards)]
+    entries = write_encoding(encoding, sequences, vocabulary)
+    manifest = teacher_manifest({"corpus": "random"}, vocabulary, k)
+    teacher = declare_teacher(encoding, "toy", manifest, shards)
+    predictions = [random_predictions(rng, entry.positions, k, vocabulary) for entry in entries]
+    tiny = TinyCache(path, encoding, teacher, manifest, entries, sequences, predictions)
+    for shard in range(shards if committed is None else committed):
+        tiny.commit(shard)
+    return tiny
+
+
+def random_sequences(rng: np.random.Generator, shard: int, vocabulary: int) -> list[Sequence]:
+    """Return a shard's causal sequences; each token is spelt ``é``, so bytes and characters differ."""
+    sequences, row = [], shard * POSITIONS_PER_SHARD
+    for number, tokens in enumerate(SEQUENCE_TOKENS):
+        sequence = Sequence(
+            sequence_id=shard * len(SEQUENCE_TOKENS) + number,
+            document_id=f"document-{shard}",
+            group_id=f"group-{shard}",
+            first_position=row,
+            input_ids=rng.integers(0, vocabulary, tokens, dtype=np.uint32),
+            position_mask=np.arange(tokens) < tokens - 1,
+            original_ids=None,
+            text="é" * tokens,
+            byte_lengths=np.full(tokens, 2, dtype=np.uint32),
+        )
+        sequences.append(sequence)
+        row += sequence.num_positions
+    return sequences
+
+
+def write_encoding(encoding: Path, shards: list[list[Sequence]], vocabulary: int) -> list[ShardEntry]:
+    """Write sequence files, shard table and manifest, in the order in which stage one does."""
+    entries = []
+    for shard, sequences in enumerate(shards):
+        size, sha256 = write_sequences(layout.sequences_file(encoding, shard), sequences)
+        entry = ShardEntry(
+            split="held_out" if shard == len(shards) - 1 else "train",
+            documents=1,
+            sequences=len(sequences),
+            first_sequence=sequences[0].sequence_id,
+            tokens=sum(len(sequence.input_ids) for sequence in sequences),
+            positions=sum(sequence.num_positions for sequence in sequences),
+            bytes=size,
+            sha256=sha256,
+        )
+        entries.append(entry)
+    manifest = EncodingManifest(
+        identity={"corpus": "random"},
+        objective="causal",
+        vocabulary_size=vocabulary,
+        positions_per_shard=POSITIONS_PER_SHARD,
+        splits={split: SplitTotals(**totals(entries, split)) for split in ("train", "held_out")},
+        shards_sha256=write_shard_table(encoding, entries),
+    )
+    write_group(encoding / "teachers")
+    write_manifest(encoding, manifest)
+    return entries
+
+
+def teacher_manifest(encoding_identity: dict[str, Any], vocabulary: int, k: int) -> TeacherManifest:
+    """Return the manifest of a made-up teacher over the encoding with this identity."""
+    return TeacherManifest(
+        identity={"encoding": fingerprint(encoding_identity), "weights": "none", "k": k},
+        model={"name": "toy", "architecture": "dice", "parameters": 0, "dtype": "float32"},
+        vocabulary_size=vocabulary,
+        target=TargetSpec(k=k, codec=DeltaPower(k, vocabulary).to_dict()),
+        scalar_step_nats=SCALAR_STEP_NATS,
+        scalars=SCALARS,
+        hidden=HIDDEN,
+        chunk_positions=CHUNK_POSITIONS,
+    )
+
+
+def random_predictions(rng: np.random.Generator, n: int, k: int, vocabulary: int) -> Predictions:
+    """Return n random predictions, with hidden states that bfloat16 holds exactly."""
+    return Predictions(
+        targets=random_targets(rng, n, k, vocabulary),
+        scalars={name: rng.normal(0, 5, n).astype(np.float32) for name in SCALARS},
+        hidden={name: rng.integers(-9, 9, (n, spec.width)).astype(np.float32) for name, spec in HIDDEN.items()},
+    )
+
+
+def random_targets(rng: np.random.Generator, n: int, k: int, vocabulary: int) -> Targets:
+    """Return n random rows with heavy tails, ids in no order; row i leaves i % k of its k slots empty."""
+    ids = np.stack([rng.choice(vocabulary, k, replace=False) for _ in range(n)]).astype(np.uint32)
+    weights = np.exp(rng.normal(0, 3, (n, k + 1)))
+    weights[:, :k][np.arange(k) >= k - np.arange(n)[:, None] % k] = 0
+    with np.errstate(divide="ignore"):
+        logs = np.log(weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return Targets(ids, logs[:, :k], logs[:, k])
+
+
+def by_id(targets: Targets) -> list[dict[int, float]]:
+    """Return each row as a mapping from id to log-probability, without its empty slots."""
+    rows = zip(targets.ids.tolist(), targets.log_probs.tolist(), strict=True)
+    return [{i: value for i, value in zip(*row, strict=True) if value > -np.inf} for row in rows]
+
+
+def flip_bit(path: Path, byte: int = 0) -> None:
+    """Invert the lowest bit of one byte of a file; a negative ``byte`` counts from the end."""
+    content = bytearray(path.read_bytes())
+    content[byte] ^= 1
+    path.write_bytes(content)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def close(left: NDArray[Any], right: NDArray[Any], tolerance: float) -> bool:
+    """Tell whether two arrays agree within an absolute tolerance, infinities included."""
+    return np.allclose(left, right, rtol=0, atol=tolerance)

@@ -1,0 +1,202 @@
+"""FORMAT.md, read as a stranger would: zarr, pyarrow, numpy and JSON, nothing of this project's code.
+
+The reader below is written from that document alone; what it finds in a cache must be
+what our own reader finds, and the document's examples must be true.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow.ipc
+import pytest
+import zarr
+from store_fixtures import HIDDEN, POSITIONS_PER_SHARD, by_id, close, make_cache
+
+from cache_tools.codec import EMPTY_ID, DeltaPower
+from cache_tools.fingerprint import fingerprint
+from cache_tools.predictions import SCALARS, array_types
+
+FORMAT = (Path(__file__).parent.parent / "FORMAT.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module", params=[1000, 2**32 - 1], ids=["16-bit ids", "32-bit ids"])
+def tiny(request, tmp_path_factory):
+    return make_cache(tmp_path_factory.mktemp("tiny"), vocabulary=request.param)
+
+
+def manifest_of(folder):
+    return json.loads((folder / "zarr.json").read_bytes())["attributes"]["logitcask"]
+
+
+def stranger_decodes(arrays, codec):
+    """Return [({id: ln p}, ln p_rest)] of stored rows, by the formulas of FORMAT.md."""
+    differences = arrays["ids"].astype(np.uint64)
+    if "ids_high" in arrays:
+        differences += 65536 * arrays["ids_high"].astype(np.uint64)
+    ids = np.cumsum(differences, axis=1)
+    used = arrays["levels"] > 0
+    levels = np.where(used, arrays["levels"].astype(int) - 1 + arrays["floor"].astype(int)[:, None], 0)
+    weights = (levels / codec["levels"]) ** (1 / codec["exponent"])
+    rest = (arrays["left_out"] / codec["levels"]) ** (1 / codec["exponent"])
+    total = weights.sum(axis=1) + rest
+    with np.errstate(divide="ignore"):
+        log_p, log_rest = np.log(weights / total[:, None]), np.log(rest / total)
+    rows = zip(ids, log_p, used, log_rest, strict=True)
+    return [(dict(zip(i[u].tolist(), p[u].tolist(), strict=True)), float(r)) for i, p, u, r in rows]
+
+
+def stranger_reads(teacher, rows):
+    """Return the arrays of a teacher's rows by name, with nothing but zarr."""
+    manifest = manifest_of(teacher)
+    names = ["ids", "levels", "floor", "left_out", *manifest["scalars"]]
+    names += ["ids_high"] if manifest["vocabulary_size"] > 65_536 else []
+    names += [f"hidden/{layer}" for layer in manifest["hidden"]]
+    return {name: zarr.open_array(teacher / name, mode="r")[rows] for name in names}
+
+
+def ours_as_rows(targets):
+    """Return decoded targets in the form of ``stranger_decodes``."""
+    rows = zip(targets.ids.tolist(), targets.log_probs.tolist(), targets.log_left_out.tolist(), strict=True)
+    return [({i: p for i, p in zip(ids, logs, strict=True) if i != EMPTY_ID}, rest) for ids, logs, rest in rows]
+
+
+def assert_same_rows(found, expected):
+    for (entries, rest), (expected_entries, expected_rest) in zip(found, expected, strict=True):
+        assert list(entries) == list(expected_entries)
+        assert entries == pytest.approx(expected_entries, abs=1e-5)
+        assert rest == pytest.approx(expected_rest, abs=1e-5)
+
+
+def test_a_stranger_reads_the_same_predictions(tiny):
+    for shard in range(3):
+        assert json.loads((tiny.teacher / f"receipts/{shard:05d}.json").read_bytes())["shard"] == shard
+        start, stop = tiny.open().shard_rows(shard)
+        arrays = stranger_reads(tiny.teacher, slice(start, stop))
+        found = stranger_decodes(arrays, manifest_of(tiny.teacher)["target"]["codec"])
+        assert_same_rows(found, ours_as_rows(tiny.open().targets(start, stop)))
+
+
+def test_a_stranger_reads_the_same_scalars_and_hidden_states(tiny):
+    arrays, manifest = stranger_reads(tiny.teacher, slice(0, 12)), manifest_of(tiny.teacher)
+    for name in manifest["scalars"]:
+        assert close(arrays[name] * manifest["scalar_step_nats"], tiny.open().scalar(name, 0, 12), 1e-6)
+    last = (arrays["hidden/last"].astype(np.uint32) * 65536).view(np.float32)
+    assert np.array_equal(last, tiny.predictions[0].hidden["last"])
+    assert np.array_equal(arrays["hidden/1"], tiny.predictions[0].hidden["1"])
+
+
+def test_a_stranger_reads_the_same_sequences(tiny):
+    shards = pyarrow.ipc.open_file(tiny.encoding / "shards.arrow").read_all().to_pylist()
+    assert (
+        hashlib.sha256((tiny.encoding / "shards.arrow").read_bytes()).hexdigest()
+        == (manifest_of(tiny.encoding)["shards_sha256"])
+    )
+    for shard, entry in enumerate(shards):
+        path = tiny.encoding / f"sequences/{shard:05d}.arrow"
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
+        rows, next_row = pyarrow.ipc.open_file(path).read_all().to_pylist(), shard * POSITIONS_PER_SHARD
+        for row, written in zip(rows, tiny.sequences[shard], strict=True):
+            assert row["first_position"] == next_row
+            assert row["input_ids"] == written.input_ids.tolist()
+            assert sum(row["byte_lengths"]) == len(row["text"].encode())
+            next_row += sum(row["position_mask"])
+
+
+@pytest.mark.filterwarnings("ignore:Object at .* is not recognized as a component of a Zarr hierarchy")
+def test_zarr_walks_from_the_root_to_every_array(tiny):
+    root = zarr.open_group(tiny.path, mode="r")
+    assert root.attrs["logitcask"]["format"] == 1
+    members = dict(root.members(max_depth=None))
+    arrays = {name for name, member in members.items() if isinstance(member, zarr.Array)}
+    assert arrays == {f"encodings/tiny/teachers/toy/{name}" for name in array_types(tiny.manifest)}
+    assert root["encodings/tiny/teachers/toy/ids"].shape == (3 * POSITIONS_PER_SHARD, 4)
+
+
+def test_the_arrays_are_as_stated(tiny):
+    inner = [{"name": "bytes"}, {"name": "blosc", "cname": "zstd", "shuffle": "shuffle"}, {"name": "crc32c"}]
+    wide = tiny.manifest.vocabulary_size > 65_536
+    dtypes = {"ids": "uint16", "levels": "uint8", "floor": "uint8", "left_out": "uint8"}
+    dtypes |= dict.fromkeys(SCALARS, "int32") | {"hidden/last": "uint16", "hidden/1": "float32"}
+    dtypes |= {"ids_high": "uint16"} if wide else {}
+    assert set(dtypes) == {"/".join(path.parts[:-1]) for path in array_files(tiny)}
+    for name, dtype in dtypes.items():
+        array = json.loads((tiny.teacher / name / "zarr.json").read_bytes())
+        (sharding,) = array["codecs"]
+        assert (array["data_type"], array["fill_value"]) == (dtype, 0)
+        assert array["chunk_key_encoding"] == {"name": "default", "configuration": {"separator": "/"}}
+        assert array["chunk_grid"]["configuration"]["chunk_shape"] == [POSITIONS_PER_SHARD, *array["shape"][1:]]
+        assert sharding["name"] == "sharding_indexed"
+        assert sharding["configuration"]["index_location"] == "end"
+        assert [codec["name"] for codec in sharding["configuration"]["index_codecs"]] == ["bytes", "crc32c"]
+        codecs = [{"name": c["name"], **c.get("configuration", {})} for c in sharding["configuration"]["codecs"]]
+        assert all(stated.items() <= codec.items() for stated, codec in zip(inner, codecs, strict=True))
+
+
+def array_files(tiny):
+    """Return the arrays' zarr.json files, relative to the teacher."""
+    files = [path for path in tiny.teacher.rglob("zarr.json") if b'"array"' in path.read_bytes()]
+    return [path.relative_to(tiny.teacher) for path in files]
+
+
+def test_every_object_is_where_it_is_stated_to_be(tiny):
+    for shard in range(3):
+        stated = {f"{name}/c/{shard}" for name in ("floor", "left_out", *SCALARS)}
+        stated |= {f"{name}/c/{shard}/0" for name in ("ids", "levels", *(f"hidden/{layer}" for layer in HIDDEN))}
+        stated |= {f"ids_high/c/{shard}/0"} if tiny.manifest.vocabulary_size > 65_536 else set()
+        assert {path.relative_to(tiny.teacher).as_posix() for path in tiny.objects(shard)} == stated
+
+
+def test_an_object_of_nothing_but_fill_values_is_absent(tmp_path):
+    tiny = make_cache(tmp_path, vocabulary=70_000, committed=0)
+    tiny.predictions[0].targets.ids[:] %= 1000
+    arrays = {key.split("/c/")[0] for key in tiny.commit(0).objects}
+    assert arrays == set(array_types(tiny.manifest)) - {"ids_high"}
+    assert not any((tiny.teacher / "ids_high").rglob("c/0/*"))
+    assert [sorted(row) for row in by_id(tiny.predictions[0].targets)] == [
+        list(row) for row in by_id(tiny.open().targets(0, 12))
+    ]
+
+
+def test_every_key_of_a_manifest_and_receipt_is_documented(tiny):
+    manifests = [manifest_of(folder) for folder in (tiny.path, tiny.encoding, tiny.teacher)]
+    receipt = json.loads(tiny.receipt_file(0).read_bytes())
+    blocks = [*manifests, receipt, manifests[1]["splits"]["train"], manifests[2]["target"], manifests[2]["hidden"]["1"]]
+    keys = {key for block in blocks for key in block}
+    assert {key for key in keys if f"`{key}`" not in FORMAT} == set()
+
+
+def example_rows():
+    """Return the cells of the worked example's rows."""
+    lines = re.findall(r"^\| \d+ \|.*\|$", FORMAT, flags=re.MULTILINE)
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def example_arrays():
+    columns = list(zip(*example_rows(), strict=True))[1:6]
+    names = ("ids", "ids_high", "levels", "floor", "left_out")
+    dtypes = (np.uint16, np.uint16, np.uint8, np.uint8, np.uint8)
+    arrays = {
+        name: np.array([np.fromstring(cell, dtype=dtype, sep=" ") for cell in column])
+        for name, dtype, column in zip(names, dtypes, columns, strict=True)
+    }
+    return arrays | {name: arrays[name][:, 0] for name in ("floor", "left_out")}
+
+
+def test_the_worked_example_is_true():
+    stated = [
+        (dict(zip(map(int, ids.split()), map(float, logs.split()), strict=True)), float(rest))
+        for *_, ids, logs, rest in example_rows()
+    ]
+    assert len(stated) == 10
+    codec = DeltaPower(3, 70_000, levels=255, exponent=0.3)
+    assert_same_rows(stranger_decodes(example_arrays(), codec.to_dict()), stated)
+    assert_same_rows(ours_as_rows(codec.decode(example_arrays())), stated)
+
+
+def test_the_fingerprint_example_is_true():
+    identity, canonical, digest = re.search(r"^(\{.*\})\n(\{.*\})\n([0-9a-f]{64})$", FORMAT, re.MULTILINE).groups()
+    assert json.loads(identity) == json.loads(canonical)
+    assert hashlib.sha256(canonical.encode()).hexdigest() == digest == fingerprint(json.loads(identity))

@@ -1,0 +1,130 @@
+"""Scalars and hidden states: stored integers and what they stand for."""
+
+import math
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from store_fixtures import close, random_predictions, teacher_manifest
+
+from cache_tools.manifest import HiddenSpec
+from cache_tools.predictions import (
+    MINUS_INFINITY,
+    SCALAR_STEP_NATS,
+    array_types,
+    from_bfloat16,
+    hidden_from_stored,
+    mean_statistics,
+    scalar_from_steps,
+    statistics,
+    to_arrays,
+    to_bfloat16,
+)
+
+LARGEST_STEPS = 2**31 - 128  # float32 holds no larger number below 2**31
+
+SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, -math.nan, 1e-45, -1e-40, 1.1754942e-38, 3.4028235e38, 1.00390625]
+
+
+def as_float32(value):
+    return np.array([value], dtype=np.float32)
+
+
+def nearest_bfloat16(value):
+    """Return the bfloat16 bits nearest to a float32, ties to even: compare the two candidates exactly."""
+    (bits,) = struct.unpack("<I", struct.pack("<f", value))
+    toward_zero = bits >> 16
+    if math.isinf(value):
+        return toward_zero
+    below, above = (magnitude(half & 0x7FFF) for half in (toward_zero, toward_zero + 1))
+    down, up = abs(value) - below, above - abs(value)
+    return toward_zero + (up < down or (up == down and toward_zero % 2 == 1))
+
+
+def magnitude(half):
+    """Return the float64 that positive bfloat16 bits stand for; infinity counts as the next power of two."""
+    exponent, fraction = half >> 7, half & 0x7F
+    return math.ldexp(fraction, -133) if exponent == 0 else math.ldexp(128 + fraction, exponent - 134)
+
+
+@given(st.one_of(st.sampled_from(SPECIAL), st.floats(width=32)))
+def test_bfloat16_rounds_to_the_nearest_value(value):
+    bits = int(to_bfloat16(as_float32(value))[0])
+    if math.isnan(value):
+        assert math.isnan(from_bfloat16(np.array([bits], dtype=np.uint16))[0])
+    else:
+        assert bits == nearest_bfloat16(value)
+
+
+@given(st.integers(0, 0xFFFF))
+def test_a_bfloat16_value_survives_a_round_trip(bits):
+    value = from_bfloat16(np.array([bits], dtype=np.uint16))
+    again = from_bfloat16(to_bfloat16(value))
+    assert np.array_equal(value, again, equal_nan=True)
+
+
+@pytest.mark.parametrize("codec", ["bfloat16", "float32"])
+def test_hidden_states_come_back_as_their_codec_keeps_them(codec):
+    values = np.random.default_rng(0).normal(0, 1, (20, 3)).astype(np.float32)
+    spec = HiddenSpec(width=3, codec=codec)
+    manifest = teacher_manifest({}, 1000, 4).model_copy(update={"hidden": {"last": spec}})
+    predictions = random_predictions(np.random.default_rng(0), 20, 4, 1000)
+    predictions.hidden["last"] = values
+    read = hidden_from_stored(to_arrays(manifest, predictions)["hidden/last"], spec)
+    assert read.dtype == np.float32
+    assert np.abs(read / values - 1).max() <= (2**-8 if codec == "bfloat16" else 0)
+
+
+def test_arrays_have_the_declared_types():
+    manifest = teacher_manifest({}, 70_000, 4)
+    arrays = to_arrays(manifest, random_predictions(np.random.default_rng(0), 5, 4, 70_000))
+    assert {name: (rows.shape[1:], rows.dtype) for name, rows in arrays.items()} == array_types(manifest)
+
+
+def stored_scalar(values):
+    """Return the integers that hold ``values`` as entropies."""
+    manifest = teacher_manifest({}, 1000, 4)
+    predictions = random_predictions(np.random.default_rng(0), len(values), 4, 1000)
+    predictions.scalars["entropy"] = np.array(values, dtype=np.float32)
+    return to_arrays(manifest, predictions)["entropy"]
+
+
+def test_scalars_are_rounded_to_the_step():
+    values = np.linspace(-30, 30, 1001, dtype=np.float32)
+    read = scalar_from_steps(stored_scalar(values), SCALAR_STEP_NATS)
+    assert close(read, values, SCALAR_STEP_NATS / 2 * 1.001)
+    assert read.dtype == np.float32
+
+
+def test_minus_infinity_stays_minus_infinity():
+    stored = stored_scalar([-math.inf, 1])
+    assert stored.tolist() == [MINUS_INFINITY, round(1 / SCALAR_STEP_NATS)]
+    assert scalar_from_steps(stored, SCALAR_STEP_NATS).tolist() == [-math.inf, 1]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_scalar_is_stored(sign):
+    assert stored_scalar([sign * LARGEST_STEPS * SCALAR_STEP_NATS]).tolist() == [sign * LARGEST_STEPS]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 2**31 * SCALAR_STEP_NATS, -(2**31) * SCALAR_STEP_NATS])
+def test_refuses_a_scalar_that_the_integers_cannot_hold(value):
+    with pytest.raises(ValueError, match="a per-position scalar is NaN or too large"):
+        stored_scalar([0, value])
+
+
+def test_statistics_are_means_over_positions():
+    predictions = random_predictions(np.random.default_rng(0), 6, 4, 1000)
+    means = statistics(predictions, np.arange(6.0))
+    assert means["kept_mass"] == pytest.approx(float(np.mean(1 - np.exp(predictions.targets.log_left_out))), abs=1e-6)
+    assert means["entropy_nats"] == pytest.approx(float(predictions.scalars["entropy"].mean()), abs=1e-5)
+    assert means["cross_entropy_nats"] == pytest.approx(-float(predictions.scalars["gold_logprob"].mean()), abs=1e-5)
+    assert (means["codec_kl_nats"], means["codec_kl_nats_max"]) == (2.5, 5)
+
+
+def test_shards_are_weighed_by_their_positions():
+    parts = [(1, {"x": 4.0, "x_max": 4.0}), (3, {"x": 0.0, "x_max": 1.0})]
+    assert mean_statistics(parts) == {"x": 1, "x_max": 4}
+    assert mean_statistics([]) == {}

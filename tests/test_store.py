@@ -1,0 +1,306 @@
+"""Writing a cache and reading it back: by shard, by window, by sequence, and when something is wrong."""
+
+import errno
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from store_fixtures import (
+    HIDDEN,
+    POSITIONS_PER_SHARD,
+    TinyCache,
+    by_id,
+    close,
+    make_cache,
+    snapshot,
+    teacher_manifest,
+)
+from test_sequences import equal
+
+from cache_tools import layout, writer
+from cache_tools.codec import EMPTY_ID, DeltaPower
+from cache_tools.errors import DamageError, FormatError, IdentityError, IncompleteError, StorageError
+from cache_tools.manifest import SOFTWARE, CacheManifest, write_manifest
+from cache_tools.predictions import SCALAR_STEP_NATS, SCALARS
+from cache_tools.reader import Cache
+from cache_tools.receipts import read_receipt
+from cache_tools.writer import create_cache, declare_teacher
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A whole cache that no test changes."""
+    return make_cache(tmp_path_factory.mktemp("tiny"))
+
+
+def assert_rows(tiny: TinyCache, shard, start, stop, reader=None):
+    """Check that rows [start, stop) of a shard are what was written there, by every way of reading."""
+    teacher, written = reader or tiny.open(), tiny.predictions[shard]
+    first = shard * POSITIONS_PER_SHARD
+    inside, rows = slice(start, stop), (first + start, first + stop)
+    codec = DeltaPower(tiny.manifest.target.k, tiny.manifest.vocabulary_size)
+    expected, found = codec.decode(codec.encode(written.targets)), teacher.targets(*rows)
+    assert np.array_equal(found.ids, expected.ids[inside])
+    assert np.array_equal(found.log_probs, expected.log_probs[inside])
+    assert np.array_equal(found.log_left_out, expected.log_left_out[inside])
+    for name in SCALARS:
+        assert close(teacher.scalar(name, *rows), written.scalars[name][inside], SCALAR_STEP_NATS * 0.501)
+    for layer in HIDDEN:
+        assert np.array_equal(teacher.hidden(layer, *rows), written.hidden[layer][inside])
+
+
+@pytest.mark.parametrize(("vocabulary", "k"), [(1000, 4), (70_000, 1)])
+def test_every_shard_reads_back_as_written(tmp_path, vocabulary, k):
+    tiny = make_cache(tmp_path, vocabulary=vocabulary, k=k)
+    for shard, entry in enumerate(tiny.entries):
+        assert_rows(tiny, shard, 0, entry.positions)
+        found = tiny.open().targets(*tiny.open().shard_rows(shard))
+        assert [sorted(row) for row in by_id(tiny.predictions[shard].targets)] == [list(row) for row in by_id(found)]
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 1), (3, 5), (4, 8), (11, 12), (5, 5)])
+def test_a_window_reads_back_as_written(tiny, start, stop):
+    assert_rows(tiny, 1, start, stop)
+
+
+def test_a_window_over_a_partly_filled_shard_shows_its_unused_rows_as_empty(tiny):
+    used = tiny.entries[0].positions
+    assert used < POSITIONS_PER_SHARD
+    teacher = tiny.open()
+    found = teacher.targets(0, POSITIONS_PER_SHARD + 5)
+    first, second = teacher.targets(0, used), teacher.targets(POSITIONS_PER_SHARD, POSITIONS_PER_SHARD + 5)
+    unused = np.full((POSITIONS_PER_SHARD - used, 4), EMPTY_ID)
+    assert np.array_equal(found.ids, np.concatenate([first.ids, unused, second.ids]))
+    assert np.isneginf(found.log_left_out[used:POSITIONS_PER_SHARD]).all()
+    assert not teacher.scalar("entropy", used, POSITIONS_PER_SHARD).any()
+
+
+@pytest.mark.parametrize("sequence_id", range(9))
+def test_a_sequence_and_its_rows_are_found_by_id(tiny, sequence_id):
+    encoding, (shard, number) = Cache(tiny.path).encoding(), divmod(sequence_id, 3)
+    sequence = encoding.sequence(sequence_id)
+    assert equal(sequence, tiny.sequences[shard][number])
+    assert_rows(tiny, shard, *(row - shard * POSITIONS_PER_SHARD for row in sequence.rows))
+
+
+@pytest.mark.parametrize("sequence_id", [-1, 9])
+def test_refuses_a_sequence_that_does_not_exist(tiny, sequence_id):
+    with pytest.raises(IndexError, match=f"sequence {sequence_id} does not exist"):
+        Cache(tiny.path).encoding().sequence(sequence_id)
+
+
+def test_shards_belong_to_one_split(tiny):
+    encoding = Cache(tiny.path).encoding()
+    assert (encoding.split_shards("train"), encoding.split_shards("held_out")) == ([0, 1], [2])
+
+
+def test_a_shard_without_receipt_does_not_exist(tmp_path):
+    tiny = make_cache(tmp_path, shards=4, committed=2)
+    teacher = tiny.open()
+    assert teacher.missing_shards() == [2, 3]
+    assert teacher.missing_shards("held_out") == [3]
+    for read in (teacher.targets, lambda *rows: teacher.scalar("entropy", *rows)):
+        with pytest.raises(IncompleteError, match="missing shards 2, 3") as refusal:
+            read(0, 4 * POSITIONS_PER_SHARD)
+        assert "Run the same 'logitcask capture' again" in str(refusal.value)
+    assert_rows(tiny, 1, 0, 12, teacher)
+
+
+def test_a_split_is_complete_when_its_shards_are(tmp_path):
+    teacher = make_cache(tmp_path, committed=2).open()
+    teacher.require_complete("train")
+    with pytest.raises(IncompleteError, match="no receipt for 1 of 3 shards"):
+        teacher.require_complete("held_out")
+
+
+def test_rows_beyond_the_last_shard_do_not_exist(tiny):
+    with pytest.raises(IncompleteError, match="missing shards 3"):
+        tiny.open().targets(0, 3 * POSITIONS_PER_SHARD + 1)
+
+
+def test_a_missing_object_is_never_read_as_zeros(tmp_path):
+    tiny = make_cache(tmp_path)
+    for path in tiny.objects(1):
+        content = path.read_bytes()
+        path.unlink()
+        with pytest.raises(DamageError, match="an object of a committed shard is missing"):
+            tiny.open().targets(POSITIONS_PER_SHARD, POSITIONS_PER_SHARD + 2)
+        path.write_bytes(content)
+
+
+def test_refuses_a_teacher_of_another_encoding(tiny, tmp_path):
+    other = make_cache(tmp_path, committed=0)
+    declare_teacher(other.encoding, "stray", teacher_manifest({"corpus": "another"}, 1000, 4), 3)
+    with pytest.raises(IdentityError, match="belong to another encoding"):
+        Cache(other.path).encoding().teacher("stray")
+
+
+def test_refuses_another_teacher_under_the_same_name(tmp_path):
+    tiny = make_cache(tmp_path)
+    before = snapshot(tiny.path)
+    identity = {**tiny.manifest.identity, "weights": "others"}
+    with pytest.raises(IdentityError, match='weights: "none" -> "others"'):
+        declare_teacher(tiny.encoding, "toy", tiny.manifest.model_copy(update={"identity": identity}), 3)
+    assert snapshot(tiny.path) == before
+
+
+def test_declaring_the_same_teacher_again_changes_nothing(tmp_path):
+    tiny = make_cache(tmp_path)
+    before = snapshot(tiny.path)
+    assert declare_teacher(tiny.encoding, "toy", tiny.manifest, 3) == tiny.teacher
+    assert snapshot(tiny.path) == before
+
+
+def kill(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_declaration_that_was_killed_still_belongs_to_its_teacher(tmp_path, monkeypatch):
+    tiny = make_cache(tmp_path)
+    wide, narrow = (teacher_manifest({"corpus": "random"}, 1000, k) for k in (5, 2))
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "create_arrays", kill)
+        with pytest.raises(KeyboardInterrupt):
+            declare_teacher(tiny.encoding, "late", wide, 3)
+    with pytest.raises(IdentityError, match="k: 5 -> 2"):
+        declare_teacher(tiny.encoding, "late", narrow, 3)
+    folder = declare_teacher(tiny.encoding, "late", wide, 3)
+    assert json.loads((folder / "ids" / "zarr.json").read_bytes())["shape"] == [3 * POSITIONS_PER_SHARD, 5]
+
+
+def test_creating_a_cache_twice_keeps_what_is_there(tmp_path):
+    tiny = make_cache(tmp_path)
+    before = snapshot(tiny.path)
+    create_cache(tiny.path)
+    assert snapshot(tiny.path) == before
+
+
+def test_refuses_to_create_a_cache_among_other_files(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for path in (tmp_path, tmp_path / "thesis.tex"):
+        with pytest.raises(FormatError, match="holds something that is not a cache"):
+            create_cache(path)
+    assert snapshot(tmp_path) == {"thesis.tex": b"years of work"}
+
+
+def test_refuses_a_newer_format_by_both_versions(tmp_path):
+    write_manifest(tmp_path, CacheManifest(format=2, software="logitcask 9.9"))
+    for refuse in (Cache, create_cache):
+        with pytest.raises(FormatError, match=r"expected format 1, found format 2, written by logitcask 9\.9"):
+            refuse(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (None, "no such file"),
+        ("{", "malformed JSON"),
+        ("[]", "no .* entry"),
+        ('{"zarr_format": 3, "node_type": "group", "attributes": {}}', "no 'logitcask' entry"),
+        ('{"attributes": {"logitcask": {"format": 1, "software": 5}}}', "software: Input should be a valid string"),
+    ],
+)
+def test_refuses_what_is_not_a_cache(tmp_path, content, found):
+    if content is not None:
+        (tmp_path / layout.MANIFEST).write_text(content)
+    with pytest.raises(FormatError, match=f"no readable cache manifest here .*{found}") as refusal:
+        Cache(tmp_path)
+    assert str(refusal.value).startswith(str(tmp_path / layout.MANIFEST))
+
+
+def test_unknown_manifest_keys_are_ignored(tmp_path):
+    later = {"format": 1, "software": SOFTWARE, "invented_later": True}
+    (tmp_path / layout.MANIFEST).write_text(json.dumps({"attributes": {"logitcask": later}}))
+    assert Cache(tmp_path).manifest == CacheManifest()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "../a", "a\\b", ".a", "-a", "a b", "a\n", "ä", "a" * 101])
+def test_refuses_names_that_are_not_plain(name):
+    with pytest.raises(FormatError, match="not a legal name"):
+        layout.checked_name(name)
+
+
+@pytest.mark.parametrize("name", ["a", "Qwen3-8B", "0.6b_base", "a" * 100])
+def test_accepts_plain_names(name):
+    assert layout.checked_name(name) == name
+
+
+@pytest.mark.parametrize("key", ["scalars", "hidden"])
+def test_refuses_a_manifest_whose_array_names_are_paths(tmp_path, key):
+    tiny = make_cache(tmp_path)
+    path = "../../../outside"
+    value = (path,) if key == "scalars" else {path: HIDDEN["last"]}
+    write_manifest(tiny.teacher, tiny.manifest.model_copy(update={key: value}))
+    with pytest.raises(FormatError, match="no readable teacher manifest"):
+        tiny.open()
+
+
+def test_refuses_a_name_that_is_not_there_and_lists_those_that_are(tiny):
+    with pytest.raises(FormatError, match=r"there is no encoding 'other' here \(expected one of: tiny, found other\)"):
+        Cache(tiny.path).encoding("other")
+    with pytest.raises(FormatError, match=r"there is no teacher '\.\.' here \(expected one of: toy, found \.\.\)"):
+        Cache(tiny.path).encoding("tiny").teacher("..")
+
+
+def test_without_a_name_the_choice_must_be_plain(tmp_path):
+    tiny = make_cache(tmp_path, committed=0)
+    declare_teacher(tiny.encoding, "second", tiny.manifest, 3)
+    with pytest.raises(FormatError, match="say which teacher is meant"):
+        tiny.open()
+
+
+def fill_disk(monkeypatch, part):
+    """Make every write to a path containing ``part`` leave an empty file and fail as on a full disk."""
+    real_open = Path.open
+
+    def open_(path, mode="r", *args, **kwargs):
+        if "w" in mode and part in str(path):
+            path.touch()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real_open(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", open_)
+
+
+@pytest.mark.parametrize("part", ["levels/c/1/", "entropy/c/1", "hidden/last/c/1/", "receipts/00001"])
+def test_a_full_disk_costs_only_the_shard_being_written(tmp_path, monkeypatch, part):
+    tiny = make_cache(tmp_path, committed=1)
+    with monkeypatch.context() as patch:
+        fill_disk(patch, part)
+        with pytest.raises(StorageError, match="the disk is full"):
+            tiny.commit(1)
+    assert tiny.open().missing_shards() == [1, 2]
+    assert not list(tiny.path.rglob("*.partial"))
+    assert_rows(tiny, 0, 0, 12)
+    tiny.commit(1)
+    assert_rows(tiny, 1, 0, 12)
+
+
+def test_redoing_a_shard_removes_what_its_killed_writers_left(tmp_path):
+    tiny = make_cache(tmp_path, committed=1)
+    own = [tiny.teacher / f"{key}.0a.partial" for key in ("ids/c/1/0", "floor/c/1", "receipts/00001.json")]
+    others = [tiny.teacher / f"{key}.0a.partial" for key in ("floor/c/0", "floor/c/11", "receipts/00000.json")]
+    for path in own + others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    tiny.commit(1)
+    assert set(tiny.path.rglob("*.partial")) == set(others)
+
+
+def test_a_shard_committed_twice_has_the_same_bytes(tmp_path):
+    tiny = make_cache(tmp_path)
+    before = snapshot(tiny.path)
+    tiny.receipt_file(1).unlink()
+    tiny.commit(1)
+    assert snapshot(tiny.path) == before
+
+
+def test_an_infinite_cross_entropy_leaves_the_receipt_readable(tmp_path):
+    tiny = make_cache(tmp_path, committed=0)
+    tiny.predictions[0].scalars["gold_logprob"][3] = -np.inf
+    receipt = tiny.commit(0)
+    assert receipt.statistics["cross_entropy_nats"] == np.inf
+    assert read_receipt(tiny.teacher, 0) == receipt
+    json.loads(tiny.receipt_file(0).read_bytes(), parse_constant=pytest.fail)
+    assert tiny.open().scalar("gold_logprob", 3, 4).tolist() == [-np.inf]

@@ -1,0 +1,249 @@
+"""A cache is damaged on purpose; verify must find every kind of damage, and readers must refuse it."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import zarr
+from store_fixtures import HIDDEN, POSITIONS_PER_SHARD, flip_bit, make_cache, write_encoding
+
+from cache_tools import layout
+from cache_tools.arrays import write_shard
+from cache_tools.errors import DamageError, FormatError, IdentityError
+from cache_tools.manifest import EncodingManifest, read_manifest, write_manifest
+from cache_tools.predictions import SCALARS
+from cache_tools.shards import write_shard_table
+from cache_tools.verify import verify
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    return make_cache(tmp_path)
+
+
+def only_problem(tiny, deep=False):
+    (problem,) = verify(tiny.path, deep)
+    return problem
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize(("vocabulary", "k"), [(1000, 4), (70_000, 1)])
+def test_a_whole_cache_has_no_problems(tmp_path, vocabulary, k, deep):
+    assert verify(make_cache(tmp_path, vocabulary=vocabulary, k=k).path, deep) == []
+
+
+def test_progress_names_every_part(tiny):
+    parts = []
+    verify(tiny.path, progress=parts.append)
+    assert parts == [f"tiny: sequences {shard}" for shard in range(3)] + [f"toy: shard {shard}" for shard in range(3)]
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize(
+    ("damage", "message"), [(truncate, "bytes instead of"), (lambda path: path.unlink(), "the object is missing")]
+)
+def test_finds_objects_of_the_wrong_size(tiny, deep, damage, message):
+    for path in tiny.objects(1):
+        content = path.read_bytes()
+        damage(path)
+        problem = only_problem(tiny, deep)
+        assert (problem.kind, problem.where) == ("damage", str(path))
+        assert message in problem.message
+        assert f"delete {tiny.receipt_file(1)} and capture again" in problem.message
+        path.write_bytes(content)
+
+
+def test_deep_finds_a_flipped_bit_in_any_object(tiny):
+    for path in tiny.objects(0):
+        flip_bit(path, path.stat().st_size // 2)
+        problem = only_problem(tiny, deep=True)
+        assert (problem.kind, problem.where) == ("damage", str(path))
+        assert "the bytes are not those that were written" in problem.message
+        assert verify(tiny.path) == []
+        flip_bit(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("file", ["sequences/00001.arrow", "shards.arrow"])
+@pytest.mark.parametrize("damage", [flip_bit, truncate, lambda path: path.unlink()])
+def test_finds_an_edited_arrow_file(tiny, file, damage):
+    damage(tiny.encoding / file)
+    problem = only_problem(tiny)
+    assert (problem.kind, problem.where) == ("damage", str(tiny.encoding / file))
+
+
+def test_finds_sequences_that_contradict_the_shard_table(tiny):
+    entries = [*tiny.entries[:2], replace(tiny.entries[2], positions=11)]
+    manifest = read_manifest(tiny.encoding, EncodingManifest)
+    sha256 = write_shard_table(tiny.encoding, entries)
+    write_manifest(tiny.encoding, manifest.model_copy(update={"shards_sha256": sha256}))
+    assert only_problem(tiny).message == "the shard table promises 11 positions"
+
+
+def test_finds_rows_and_texts_that_do_not_add_up(tmp_path):
+    tiny = make_cache(tmp_path, shards=1, committed=0)
+    first, *others = tiny.sequences[0]
+    write_encoding(tiny.encoding, [[replace(first, first_position=1, text="!"), *others]], 1000)
+    assert [problem.message for problem in verify(tiny.path) if problem.kind == "damage"] == [
+        "sequence 0 does not start at row 0",
+        "sequence 0: byte lengths do not add up to its text",
+    ]
+
+
+def test_a_missing_receipt_is_a_missing_shard(tiny):
+    tiny.receipt_file(2).unlink()
+    problem = only_problem(tiny)
+    assert (problem.kind, problem.where) == ("missing", str(tiny.receipt_file(2)))
+    assert "shard 2 has not been captured; run 'logitcask capture' again" in problem.message
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", '{"shard": 1'])
+def test_finds_an_unreadable_receipt(tiny, text):
+    tiny.receipt_file(1).write_text(text)
+    problem = only_problem(tiny)
+    assert (problem.kind, problem.where) == ("damage", str(tiny.receipt_file(1)))
+    assert "the receipt cannot be read" in problem.message
+
+
+def test_finds_the_receipt_of_another_shard(tiny):
+    tiny.receipt_file(1).write_bytes(tiny.receipt_file(0).read_bytes())
+    assert "the receipt belongs to another shard (expected 1, found 0)" in only_problem(tiny).message
+
+
+@pytest.mark.parametrize("field", ["teacher_fingerprint", "sequences_sha256"])
+def test_finds_the_receipt_of_another_teacher(tiny, field):
+    tiny.edit_receipt(1, **{field: "f" * 64})
+    problem = only_problem(tiny)
+    assert (problem.kind, problem.where) == ("damage", str(tiny.receipt_file(1)))
+    assert "captured from another teacher or other sequences" in problem.message
+    with pytest.raises(IdentityError):
+        tiny.open().targets(16, 17)
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_receipt_that_names_a_path_outside_the_cache_is_not_followed(tiny, tmp_path, monkeypatch, absolute):
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"not yours")
+    key = str(secret) if absolute else "../../../../../secret"
+    assert (tiny.teacher / key).resolve() == secret
+    tiny.record_object(1, key, secret)
+    hashed = []
+    monkeypatch.setattr("cache_tools.verify.file_sha256", lambda path: hashed.append(path.resolve()))
+    messages = [problem.message for problem in verify(tiny.path, deep=True)]
+    assert f"the receipt names a path outside the cache: {key!r}" in messages
+    assert hashed
+    assert secret not in hashed
+
+
+def test_one_run_lists_every_problem(tiny):
+    tiny.receipt_file(0).unlink()
+    damaged = tiny.objects(1)[:2]
+    truncate(damaged[0])
+    damaged[1].unlink()
+    tiny.edit_receipt(2, teacher_fingerprint="f" * 64)
+    (tiny.encoding / "sequences" / "00002.arrow").unlink()
+    found = {(problem.kind, problem.where) for problem in verify(tiny.path)}
+    assert found == {
+        ("damage", str(tiny.encoding / "sequences" / "00002.arrow")),
+        ("missing", str(tiny.receipt_file(0))),
+        ("damage", str(damaged[0])),
+        ("damage", str(damaged[1])),
+        ("damage", str(tiny.receipt_file(2))),
+    }
+
+
+def test_a_broken_teacher_manifest_does_not_hide_other_problems(tiny):
+    (tiny.teacher / layout.MANIFEST).write_text("{")
+    (tiny.encoding / "sequences" / "00000.arrow").unlink()
+    assert len(verify(tiny.path)) == 2
+
+
+def test_finds_an_encoding_without_teacher(tmp_path):
+    tiny = make_cache(tmp_path, committed=0)
+    (tiny.teacher / layout.MANIFEST).unlink()
+    assert only_problem(tiny).message == "no teacher has been captured"
+
+
+def test_finds_a_cache_without_encoding(tmp_path):
+    tiny = make_cache(tmp_path, committed=0)
+    (tiny.encoding / layout.MANIFEST).unlink()
+    assert only_problem(tiny).message == "no encoding has been committed"
+
+
+def test_finds_predictions_of_another_encoding(tiny):
+    manifest = read_manifest(tiny.encoding, EncodingManifest)
+    write_manifest(tiny.encoding, manifest.model_copy(update={"identity": {"corpus": "another"}}))
+    assert "belong to another encoding" in only_problem(tiny).message
+
+
+def test_refuses_what_is_not_a_cache(tmp_path):
+    with pytest.raises(FormatError, match="no readable cache manifest"):
+        verify(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("array", "value", "rule"),
+    [
+        ("ids", 60_000, "an id is not below the vocabulary size"),
+        ("ids", 0, "ids do not ascend"),
+        ("levels", 0, "the probabilities do not sum to 1"),
+        ("hidden/1", np.nan, "hidden state 1 is not finite"),
+        ("hidden/last", 0x7F80, "hidden state last is not finite"),
+    ],
+)
+def test_deep_finds_values_that_break_the_rules(tiny, array, value, rule):
+    """Row 4 of shard 1, which has no empty slot, is overwritten, and the receipt vouches for it."""
+    first = POSITIONS_PER_SHARD
+    names = ["levels", "left_out"] if array == "levels" else [array]  # neither entries nor a rest
+    for name in names:
+        stored = zarr.open_array(tiny.teacher / name, mode="r")[first : first + 12]
+        stored[4] = value
+        key = write_shard(tiny.teacher, name, 1, stored)
+        tiny.record_object(1, key, tiny.teacher / key)
+    assert verify(tiny.path) == []
+    assert [problem.message for problem in verify(tiny.path, deep=True)] == [f"shard 1, row {first + 4}: {rule}"]
+
+
+def read_everything(teacher, stop=12):
+    teacher.targets(0, stop)
+    for name in SCALARS:
+        teacher.scalar(name, 0, stop)
+    for layer in HIDDEN:
+        teacher.hidden(layer, 0, stop)
+
+
+@pytest.mark.parametrize("array", ["ids", "levels", "floor", "left_out", "entropy", "hidden/last"])
+def test_readers_refuse_a_bit_flipped_anywhere(tmp_path, array):
+    tiny = make_cache(tmp_path, shards=1)
+    (path,) = (path for path in tiny.objects(0) if path.is_relative_to(tiny.teacher / array))
+    teacher = tiny.open()
+    read_everything(teacher)
+    for byte in range(0, path.stat().st_size, 9):
+        flip_bit(path, byte)
+        with pytest.raises(DamageError, match=f"{array}, rows 0 to 12: stored bytes cannot be decoded"):
+            read_everything(teacher)
+        flip_bit(path, byte)
+    read_everything(teacher)
+
+
+def test_readers_refuse_a_truncated_object(tiny):
+    truncate(tiny.objects(0)[0])
+    with pytest.raises(DamageError, match="stored bytes cannot be decoded"):
+        read_everything(tiny.open())
+
+
+def test_the_command_exits_1_and_prints_every_problem(tiny):
+    from click.testing import CliRunner
+
+    from cache_tools.cli_verify import verify_command
+
+    whole = CliRunner().invoke(verify_command, [str(tiny.path)])
+    assert (whole.exit_code, whole.stdout) == (0, "no problems (structure, sizes and sequence files checked)\n")
+    tiny.receipt_file(0).unlink()
+    broken = CliRunner().invoke(verify_command, ["--json", str(tiny.path)])
+    assert broken.exit_code == 1
+    assert [problem["kind"] for problem in json.loads(broken.stdout)["problems"]] == ["missing"]

@@ -1,0 +1,56 @@
+"""``logitcask evaluate``: a student against the cached teacher, on held-out text."""
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command("evaluate")
+@click.argument("student", type=click.Path(path_type=Path))
+@click.argument("cache", type=click.Path(path_type=Path))
+@click.option("--encoding", help="Name of the encoding, if the cache has several.")
+@click.option("--teacher", help="Name of the teacher, if the encoding has several.")
+@click.option("--split", type=click.Choice(["held_out", "train"]), default="held_out", show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Sequences per forward pass.")
+@click.option("--device", default="auto", show_default=True, help="Where to run; auto takes a GPU when there is one.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def evaluate_command(
+    student: Path,
+    cache: Path,
+    encoding: str | None,
+    teacher: str | None,
+    split: str,
+    batch_size: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Compare the model in folder STUDENT with the teacher in CACHE; no teacher is loaded.
+
+    \b
+    Example:
+        logitcask evaluate runs/demo/student/final runs/demo/cache
+    """
+    from cache_tools.reader import Cache
+
+    cached = Cache(cache).encoding(encoding).teacher(teacher)
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+    from transformers.utils.logging import disable_progress_bar
+
+    from trainer.evaluate import evaluate_folder
+
+    disable_progress_bar()
+    chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    with Console(stderr=True).status("evaluating"):
+        result = evaluate_folder(student, cached, split, batch_size, chosen)  # type: ignore[arg-type]
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+        return
+    table = Table("measure", "value", title=f"{student} on {result['positions']:,} {split} positions")
+    table.add_row("cross-entropy", f"{result['cross_entropy_nats']:.4f} nats")
+    table.add_row("KL to the teacher (k kept tokens and the rest)", f"{result['kl_to_teacher_nats']:.4f} nats")
+    table.add_row("same most likely token as the teacher", f"{result['top1_agreement']:.1%}")
+    table.add_row("the teacher's own cross-entropy", f"{result['teacher_cross_entropy_nats']:.4f} nats")
+    Console().print(table)

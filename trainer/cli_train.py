@@ -1,0 +1,32 @@
+"""``logitcask train``: stage two, from a student file."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command("train")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key: training.learning_rate=1e-4."
+)
+def train_command(config: Path, overrides: tuple[str, ...]) -> None:
+    """Train the student of CONFIG from its cache and print the folder of the result.
+
+    Stop it anywhere and run the same command again: it continues from its last checkpoint.
+    No teacher is loaded. Several GPUs: start it with torchrun or accelerate launch.
+
+    \b
+    Example:
+        logitcask train configs/demo/student.yaml --set training.max_steps=50
+    """
+    from cache_tools.configuration import load_config
+    from trainer.config import StudentConfig
+
+    settings = load_config(config, StudentConfig, overrides)
+    from transformers.utils.logging import disable_progress_bar
+
+    from trainer.train import run_training
+
+    disable_progress_bar()  # transformers' own bars would break up ours
+    click.echo(str(run_training(settings)))

@@ -1,0 +1,38 @@
+"""One line that moves while a student trains: steps, tokens per second, time left, losses."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import Trainer, TrainerCallback
+
+
+class StepProgress(TrainerCallback):
+    """Shows optimizer steps on stderr; a terminal gets a bar, a log file gets the last state.
+
+    Args:
+        trainer: Whose batches count as tokens.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+        self._progress = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the bar at the step a continued run begins with."""
+        self._first_tokens = state.num_input_tokens_seen
+        self._task = self._progress.add_task("train", total=state.max_steps, completed=state.global_step, note="")
+        if state.is_world_process_zero:
+            self._progress.start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Move the bar."""
+        elapsed = self._progress.tasks[self._task].elapsed or 0
+        tokens = state.num_input_tokens_seen - self._first_tokens
+        note = f"{tokens / elapsed:,.0f} tokens/s" if elapsed else ""
+        self._progress.update(self._task, completed=state.global_step, note=note)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop the bar."""
+        self._progress.stop()

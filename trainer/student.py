@@ -1,0 +1,157 @@
+"""The student: made or loaded, checked against the cache, and wrapped with its loss.
+
+The loss is computed inside the wrapped module's forward, so that whatever the Trainer puts
+around it (DDP, FSDP, mixed precision, compilation) sees one ordinary module. A trainer that
+calls the model outside its wrapper leaves every rank with gradients of its own.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+
+from cache_tools.errors import IdentityError, ModelError
+from cache_tools.reader import Encoding
+from cache_tools.vocabulary import vocabulary_fingerprint
+from trainer.config import LossConfig, StudentModelConfig
+from trainer.data import IGNORED
+from trainer.losses import sparse_forward_kl
+
+
+class DistilledStudent(nn.Module):
+    """A language model whose forward returns the distillation loss on cached targets.
+
+    Args:
+        student: Any causal or masked language model of transformers.
+        loss: Weights and tail policy.
+    """
+
+    accepts_loss_kwargs = True  # the Trainer then passes the positions of the whole accumulated batch
+
+    def __init__(self, student: PreTrainedModel, loss: LossConfig) -> None:
+        super().__init__()
+        self.student, self.loss = student, loss
+        self.config = student.config
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        target_ids: Tensor,
+        target_log_probs: Tensor,
+        target_log_left_out: Tensor,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the loss of one batch, see ``data.collate`` for the shapes.
+
+        Args:
+            input_ids: (B, L).
+            attention_mask: (B, L).
+            labels: (B, L) gold ids at kept positions, IGNORED elsewhere.
+            target_ids: (P, k).
+            target_log_probs: (P, k).
+            target_log_left_out: (P,).
+            num_items_in_batch: Positions to divide by: those of all micro-batches and ranks
+                of a step, so that accumulation and world size do not change the loss.
+
+        Returns:
+            ``loss``, and the sums ``kl_nats`` and ``cross_entropy_nats`` over the P positions.
+        """
+        logits_BLV = self.student(input_ids=input_ids, attention_mask=attention_mask).logits
+        kept = labels != IGNORED
+        logits_PV = logits_BLV[kept]
+        weight = self.loss.kd_weight
+        zero = logits_PV.new_zeros((), dtype=torch.float32)
+        kl = cross_entropy = zero
+        if weight > 0:
+            kl = sparse_forward_kl(logits_PV, target_ids, target_log_probs, target_log_left_out, self.loss.tail).sum()
+        if weight < 1:
+            cross_entropy = F.cross_entropy(logits_PV.float(), labels[kept], reduction="sum")
+        total = weight * kl + (1 - weight) * cross_entropy
+        return {
+            "loss": total / (len(logits_PV) if num_items_in_batch is None else num_items_in_batch),
+            "kl_nats": kl.detach(),
+            "cross_entropy_nats": cross_entropy.detach(),
+        }
+
+    def gradient_checkpointing_enable(self, **arguments: Any) -> None:
+        """Pass on to the student; the Trainer calls it."""
+        self.student.gradient_checkpointing_enable(**arguments)
+
+
+def build_student(config: StudentModelConfig, encoding: Encoding) -> PreTrainedModel:
+    """Make or load the student and check that it speaks the cache's vocabulary.
+
+    Raises:
+        ModelError: it cannot be made or loaded.
+        IdentityError: its tokenizer or vocabulary size does not fit the cache.
+    """
+    auto = AutoModelForCausalLM if encoding.manifest.objective == "causal" else AutoModelForMaskedLM
+    dtype = getattr(torch, config.dtype)
+    try:
+        if config.pretrained is not None:
+            check_tokenizer(config.pretrained, encoding, config.revision, config.trust_remote_code)
+            student: PreTrainedModel = auto.from_pretrained(
+                config.pretrained,
+                revision=config.revision,
+                dtype=dtype,
+                trust_remote_code=config.trust_remote_code,
+                use_safetensors=True,
+            )
+        else:
+            assert config.config is not None
+            keys = {"vocab_size": encoding.manifest.vocabulary_size} | config.config
+            student = auto.from_config(AutoConfig.for_model(**keys), dtype=dtype)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        source = config.pretrained or "student.config"
+        raise ModelError("the student cannot be made", where=source, found=str(error).splitlines()[0]) from error
+    check_vocabulary_size(student, encoding)
+    return student
+
+
+def check_vocabulary_size(student: PreTrainedModel, encoding: Encoding) -> None:
+    """Refuse a student with fewer logits than the tokenizer has ids.
+
+    Raises:
+        IdentityError: it has.
+    """
+    if vocabulary_size(student) < encoding.manifest.vocabulary_size:
+        raise IdentityError(
+            "the student has fewer logits than the cache's tokenizer has ids",
+            where=type(student).__name__,
+            expected=f"vocab_size of at least {encoding.manifest.vocabulary_size}",
+            found=vocabulary_size(student),
+            why="some gold tokens could not be predicted",
+            fix="Set student.config.vocab_size, or choose a student with this tokenizer",
+        )
+
+
+def check_tokenizer(source: str, encoding: Encoding, revision: str | None = None, remote: bool = False) -> None:
+    """Refuse a student whose tokenizer gives ids another meaning than the cache does.
+
+    Raises:
+        IdentityError: it does.
+        OSError: there is no tokenizer at ``source``.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=remote)
+    expected, found = (
+        encoding.manifest.identity["tokenizer"]["vocabulary"],
+        vocabulary_fingerprint(tokenizer.get_vocab()),
+    )
+    if found != expected:
+        raise IdentityError(
+            "the student has another tokenizer than the cache",
+            where=source,
+            expected=f"vocabulary {expected[:12]}… ({encoding.manifest.vocabulary_size} ids)",
+            found=f"{found[:12]}… ({len(tokenizer)} ids)",
+            why="it would learn the probabilities of other tokens",
+            fix="Capture an encoding with the student's tokenizer and a teacher that shares it",
+        )
+
+
+def vocabulary_size(student: PreTrainedModel) -> int:
+    """Return the width of the student's logits."""
+    return int(student.get_output_embeddings().weight.shape[0])

@@ -1,0 +1,216 @@
+"""Stage two: transformers' Trainer over a cache.
+
+The Trainer does what it does well (devices, distribution, precision, accumulation,
+schedules, checkpoints); this module gives it a dataset, a sampler, a module with the loss
+inside, and a run folder:
+
+    <output_dir>/run.json        resolved configuration, fingerprints, versions: before the first step
+    <output_dir>/metrics.jsonl   one JSON object per logging step
+    <output_dir>/checkpoint-N/   the Trainer's own, for continuing
+    <output_dir>/final/          the student as an ordinary model folder; there when the run is done
+
+Run the same command again after a stop: it continues from the last whole checkpoint, in
+the middle of an epoch, with the same batches and the same result.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from cache_tools import layout
+from cache_tools.errors import ConfigError, IdentityError
+from cache_tools.files import write_atomically
+from cache_tools.fingerprint import differences
+from cache_tools.manifest import SOFTWARE
+from cache_tools.reader import Cache, Teacher
+from trainer.config import StudentConfig
+from trainer.data import CachedSequences, collate
+from trainer.progress import StepProgress
+from trainer.sampler import ShardWindowSampler
+from trainer.student import DistilledStudent, build_student, vocabulary_size
+
+FINAL = "final"
+NOT_COMPARED = (
+    "output_dir",
+    "save_steps",
+    "save_strategy",
+    "save_total_limit",
+    "logging_steps",
+    "dataloader_num_workers",
+)
+"""Training arguments that may change between a run and its continuation."""
+
+
+def run_training(config: StudentConfig) -> Path:
+    """Train a student from a cache, or continue, and return the folder of the finished student.
+
+    Raises:
+        LogitcaskError: cache, student and configuration do not fit, or another run lies in the output folder.
+    """
+    arguments = training_arguments(config)
+    output = Path(str(arguments.output_dir))
+    teacher = Cache(config.cache).encoding(config.encoding).teacher(config.teacher)
+    _record_run(output, config, teacher)
+    if (output / FINAL).exists():
+        return output / FINAL
+    set_seed(arguments.seed)
+    student = build_student(config.student, teacher.encoding)
+    dataset = CachedSequences(teacher, "train", vocabulary_size(student), config.window_shards)
+    trainer = DistillationTrainer(
+        model=DistilledStudent(student, config.loss),
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=collate,
+        processing_class=AutoTokenizer.from_pretrained(str(layout.tokenizer_folder(teacher.encoding.path))),
+        callbacks=[MetricsFile(output)],
+        window_shards=config.window_shards,
+    )
+    trainer.remove_callback(transformers.ProgressCallback)
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.add_callback(StepProgress(trainer))
+    trainer.train(resume_from_checkpoint=last_checkpoint(output))
+    _save_final(trainer, output)
+    return output / FINAL
+
+
+def training_arguments(config: StudentConfig) -> TrainingArguments:
+    """Build ``TrainingArguments`` from the ``training:`` block.
+
+    Defaults that differ from transformers': no reporting to outside services, and the
+    columns of a batch are ours, so none is removed.
+
+    Raises:
+        ConfigError: an argument is unknown or has a wrong value.
+    """
+    defaults: dict[str, Any] = {
+        "report_to": [],
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "logging_steps": 10,
+    }
+    try:
+        return TrainingArguments(**{**defaults, **config.training, "remove_unused_columns": False})
+    except (TypeError, ValueError, ImportError) as error:
+        raise ConfigError(
+            "these arguments are not transformers' TrainingArguments",
+            where="training",
+            found=str(error).splitlines()[0],
+        ) from error
+
+
+def last_checkpoint(output: Path) -> str | None:
+    """Return the newest checkpoint that was written to its end; its trainer_state.json is written last."""
+    whole = [path.parent for path in output.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+
+
+class DistillationTrainer(Trainer):
+    """Trainer with the cache's sampler, per-part losses in its log, and checkpoints of the bare student."""
+
+    def __init__(self, *arguments: Any, window_shards: int, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._window_shards = window_shards
+        self._sums: dict[str, Tensor] = {}
+        self._num_positions = 0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        assert isinstance(self.train_dataset, CachedSequences)
+        return ShardWindowSampler(self.train_dataset.shard_sizes, self._window_shards, seed)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **named: Any) -> Any:
+        """Add up the parts of the loss for the log."""
+        named["return_outputs"] = True
+        loss, parts = super().compute_loss(model, inputs, *arguments, **named)
+        self._num_positions += len(inputs["target_ids"])
+        for name in ("kl_nats", "cross_entropy_nats"):
+            self._sums[name] = self._sums.get(name, 0) + parts[name]
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the mean of each part over this rank's positions since the last log."""
+        if "loss" in logs and self._num_positions:
+            logs |= {name: float(total) / self._num_positions for name, total in self._sums.items() if float(total)}
+            self._sums, self._num_positions = {}, 0
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = output_dir or str(self.args.output_dir)
+        self._bare_student().save_pretrained(folder)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        student = self._bare_student()
+        shards = sorted(Path(resume_from_checkpoint).glob("*.safetensors"))
+        state = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
+        student.load_state_dict(state, strict=False)  # tied weights are stored once
+        student.tie_weights()
+
+    def _bare_student(self) -> transformers.PreTrainedModel:
+        student: transformers.PreTrainedModel = self.accelerator.unwrap_model(self.model).student
+        return student
+
+
+class MetricsFile(TrainerCallback):
+    """Writes the log as JSON lines; rewritten whole, so a continued run never repeats a step.
+
+    Args:
+        output: The run folder.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.path = output / "metrics.jsonl"
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write everything logged so far."""
+        if state.is_world_process_zero:
+            lines = (json.dumps(entry) + "\n" for entry in state.log_history)
+            write_atomically(self.path, "".join(lines).encode())
+
+
+def _record_run(output: Path, config: StudentConfig, teacher: Teacher) -> None:
+    """Write run.json, or refuse to continue a different run."""
+    path = output / "run.json"
+    resolved = config.model_dump(mode="json", exclude={"cache"})
+    identity = {
+        "config": resolved | {"training": {k: v for k, v in resolved["training"].items() if k not in NOT_COMPARED}},
+        "encoding": teacher.encoding.manifest.fingerprint,
+        "teacher": teacher.manifest.fingerprint,
+    }
+    if path.exists():
+        stored = json.loads(path.read_text())["identity"]
+        if stored != identity:
+            raise IdentityError(
+                "another run lies in this folder",
+                where=output,
+                expected="the same student file and cache",
+                found="; ".join(differences(stored, identity)),
+                why="continuing it would mix two runs",
+                fix="Choose another training.output_dir, or delete this one",
+            )
+        return
+    record = {
+        "identity": identity,
+        "config": config.model_dump(mode="json"),
+        "versions": {"software": SOFTWARE, "torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _save_final(trainer: DistillationTrainer, output: Path) -> None:
+    """Write the finished student under a temporary name and rename it; every rank calls this."""
+    partial = output / f"{FINAL}.partial"
+    trainer.save_model(str(partial))
+    if trainer.is_world_process_zero():
+        shutil.copy(output / "run.json", partial / "logitcask.json")
+        os.replace(partial, output / FINAL)
+    trainer.accelerator.wait_for_everyone()
