@@ -226,6 +226,12 @@ def test_kl_equals_the_naive_sum():
     assert close(kl_nats(targets, decoded), np.array(expected), 1e-7)
 
 
+def test_kl_measures_distributions_whatever_the_mass():
+    whole, part = row([1, 2], [0.5, 0.3], 0.2), row([1, 2], [0.25, 0.15], 0.1)
+    decoded = through(DeltaPower(2, 10, levels=15), whole)
+    assert kl_nats(part, decoded)[0] == pytest.approx(kl_nats(whole, decoded)[0], abs=1e-6)
+
+
 def test_kl_of_a_row_without_a_rest_is_finite():
     targets = row([1, 2], [0.75, 0.25], 0)
     decoded = through(DeltaPower(2, 10), targets)

@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_fixtures import close, random_predictions, teacher_manifest
 
@@ -25,7 +25,9 @@ from cache_tools.predictions import (
 
 LARGEST_STEPS = 2**31 - 128  # float32 holds no larger number below 2**31
 
-SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, -math.nan, 1e-45, -1e-40, 1.1754942e-38, 3.4028235e38, 1.00390625]
+SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, -math.nan, 1e-45, -1e-40, 1.1754942e-38, 3.4028235e38]
+TIES = [1 + 2**-8, 1 + 3 * 2**-8]
+"""Halfway between two bfloat16 values; the even one is below, then above."""
 
 
 def as_float32(value):
@@ -49,16 +51,33 @@ def magnitude(half):
     return math.ldexp(fraction, -133) if exponent == 0 else math.ldexp(128 + fraction, exponent - 134)
 
 
-@given(st.one_of(st.sampled_from(SPECIAL), st.floats(width=32)))
-def test_bfloat16_rounds_to_the_nearest_value(value):
-    bits = int(to_bfloat16(as_float32(value))[0])
+def assert_rounded_to_nearest(value):
+    bits = to_bfloat16(as_float32(value))
     if math.isnan(value):
-        assert math.isnan(from_bfloat16(np.array([bits], dtype=np.uint16))[0])
+        assert np.isnan(from_bfloat16(bits)).all()
     else:
-        assert bits == nearest_bfloat16(value)
+        assert bits.tolist() == [nearest_bfloat16(value)]
+
+
+@pytest.mark.parametrize("value", SPECIAL + TIES)
+def test_bfloat16_rounds_special_values_to_the_nearest(value):
+    assert_rounded_to_nearest(value)
+
+
+@given(st.floats(width=32))
+@settings(deadline=None)
+def test_bfloat16_rounds_any_value_to_the_nearest(value):
+    assert_rounded_to_nearest(value)
+
+
+@pytest.mark.parametrize("bits", [0x7F800001, 0x7FFFFFFF, 0xFF800001, 0xFFFFFFFF])
+def test_no_nan_rounds_to_infinity_or_zero(bits):
+    value = np.array([bits], dtype=np.uint32).view(np.float32)
+    assert np.isnan(from_bfloat16(to_bfloat16(value))).all()
 
 
 @given(st.integers(0, 0xFFFF))
+@settings(deadline=None)
 def test_a_bfloat16_value_survives_a_round_trip(bits):
     value = from_bfloat16(np.array([bits], dtype=np.uint16))
     again = from_bfloat16(to_bfloat16(value))

@@ -95,6 +95,7 @@ def training_arguments(config: StudentConfig) -> TrainingArguments:
         "report_to": [],
         "dataloader_pin_memory": torch.cuda.is_available(),
         "logging_steps": 10,
+        "include_num_input_tokens_seen": "non_padding",
     }
     try:
         return TrainingArguments(**{**defaults, **config.training, "remove_unused_columns": False})

@@ -1,0 +1,129 @@
+"""Tiny real models, tokenizers and corpora for the tests of both stages.
+
+The models are transformers' own classes with random weights and a few thousand parameters.
+Random weights suffice wherever a test compares two computations of the same thing: nothing
+here depends on a model being any good.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from cache_tools.reader import Cache
+from pipeline.config import CaptureConfig
+from pipeline.run import Worker, run_capture
+
+TEXTS = [
+    f"Document {i}: the {word} of a shard is kept in order, {word} after {word}, until position {i * 7} ends it. "
+    * (1 + i % 4)
+    for i, word in enumerate(
+        ["id", "value", "mass", "token", "row", "chunk", "level", "step", "head", "tail", "bit", "map"] * 3
+    )
+]
+"""36 short documents of different lengths."""
+
+SHAPE: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+
+
+class SilentReporter:
+    """A reporter for captures whose progress nobody watches."""
+
+    def stage(self, name: str, total_tokens: int | None) -> None:
+        """Ignore."""
+
+    def advance(self, num_tokens: int) -> None:
+        """Ignore."""
+
+
+def tokenizer(vocabulary_size: int = 300, masked: bool = False) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE on TEXTS; with ``masked``, one that frames a text as [CLS] … [SEP]."""
+    specials = ["[PAD]", "[CLS]", "[SEP]", "[MASK]"] if masked else ["<|end|>"]
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        TEXTS,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary_size, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+        ),
+    )
+    if not masked:
+        return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", pad_token="<|end|>")
+    bpe.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, **names)
+
+
+def model(model_type: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """Make a random model; BERT-like types get a masked-LM head. Weights are spread out so that logits differ."""
+    torch.manual_seed(seed)
+    masked = model_type in ("bert", "modernbert")
+    config = AutoConfig.for_model(model_type, **{**SHAPE, "vocab_size": 300, "pad_token_id": 0, **changes})
+    made = (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_config(config)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.3)
+    return made.eval()
+
+
+def save_teacher(folder: Path, made: PreTrainedModel | None = None, masked: bool = False) -> Path:
+    """Write a model and its tokenizer as an ordinary model folder."""
+    (made or model("bert" if masked else "llama")).save_pretrained(folder)
+    tokenizer(masked=masked).save_pretrained(folder)
+    return folder
+
+
+def write_corpus(path: Path, texts: list[str] | None = None) -> Path:
+    """Write texts as JSON lines with ids."""
+    lines = [json.dumps({"id": f"doc{i}", "text": text}) for i, text in enumerate(TEXTS if texts is None else texts)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def capture_values(folder: Path, teacher: Path | None = None, **changes: Any) -> dict[str, Any]:
+    """Return the capture file, as a dictionary, of a small cache below ``folder``.
+
+    Args:
+        folder: Receives ``corpus.jsonl`` and ``cache``.
+        teacher: Model folder; default: a new tiny Llama in ``folder/teacher``.
+        changes: Keys of the encoding block, or ``target``, ``hidden_layers``, ``batch_tokens``
+            and other keys of the teacher's block, or ``held_out_fraction``.
+    """
+    if not (folder / "corpus.jsonl").exists():
+        write_corpus(folder / "corpus.jsonl")
+    encoding = {"max_length_tokens": 48, "positions_per_shard": 512, "chunk_positions": 128}
+    one = {"name": "toy", "model": str(teacher or save_teacher(folder / "teacher")), "dtype": "float32"}
+    one |= {"target": {"k": 16}, "batch_tokens": 512}
+    corpus = {"paths": [str(folder / "corpus.jsonl")], "held_out_fraction": 0.2}
+    for key, value in changes.items():
+        known = one if key in ("name", "target", "hidden_layers", "hidden_codec", "batch_tokens", "dtype") else encoding
+        (corpus if key in ("held_out_fraction", "messages_field", "paths") else known)[key] = value
+    return {"cache": str(folder / "cache"), "corpus": corpus, "encoding": encoding, "teachers": [one]}
+
+
+def capture(folder: Path, teacher: Path | None = None, **changes: Any) -> Cache:
+    """Run a whole capture in this process and open the cache; arguments as for ``capture_values``."""
+    config = CaptureConfig.model_validate(capture_values(folder, teacher, **changes))
+    run_capture(config, Worker(), SilentReporter())
+    return Cache(config.cache)
