@@ -82,9 +82,13 @@ def _teacher_rows(teacher: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(
             (
                 split,
-                f"cross-entropy {means['cross_entropy_nats']:.3f} nats (perplexity {means['perplexity']:.1f}) · "
+                f"cross-entropy {_nats(means['cross_entropy_nats'])} (perplexity {means['perplexity']:.1f}) · "
                 f"entropy {means['entropy_nats']:.3f} nats · kept mass {means['kept_mass']:.1%} · "
                 f"codec error {means['codec_kl_nats']:.1e} nats",
             )
         )
     return rows
+
+
+def _nats(value: float | None) -> str:
+    return "infinite" if value is None else f"{value:.3f} nats"

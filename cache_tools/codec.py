@@ -41,7 +41,7 @@ EMPTY_ID = 0xFFFFFFFF
 """Decoded id of an empty slot; no vocabulary reaches it."""
 
 MASS_TOLERANCE = 1e-3
-"""By how much the probabilities of a row may exceed 1 before the row is refused."""
+"""By how much a row's probabilities, left-out mass included, may miss 1 before the row is refused."""
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -95,7 +95,12 @@ class DeltaPower:
                 found=repr(codec.get("name")),
                 fix="Upgrade logitcask; the cache was written by a later version",
             )
-        return cls(k, vocabulary_size, int(codec["levels"]), float(codec["exponent"]))
+        try:
+            return cls(k, vocabulary_size, int(codec["levels"]), float(codec["exponent"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(
+                "the codec's parameters are incomplete", expected="levels and exponent", found=error
+            ) from error
 
     def array_types(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         """Return (shape of a row, dtype) of each stored array, by name."""
@@ -110,7 +115,7 @@ class DeltaPower:
         """Quantise rows; slots may come in any order, empty ones have log-probability -inf.
 
         Raises:
-            ValueError: a row breaks a rule: NaN, mass above 1, an id twice or out of range.
+            ValueError: a row breaks a rule: NaN, mass other than 1, an id twice or out of range.
         """
         ids, log_probs = _sorted_by_id(targets)
         used = log_probs > -np.inf
@@ -173,7 +178,7 @@ class DeltaPower:
         repeated = ((ids[:, 1:] == ids[:, :-1]) & used[:, 1:]).any(axis=1)
         rules = {
             "a value is NaN": np.isnan(log_probs).any(axis=1) | np.isnan(log_left_out),
-            f"the mass exceeds 1 by more than {MASS_TOLERANCE}": mass > 1 + MASS_TOLERANCE,
+            f"the mass differs from 1 by more than {MASS_TOLERANCE}": ~(np.abs(mass - 1) <= MASS_TOLERANCE),
             f"an id is not below the vocabulary size {self.vocabulary_size}": (
                 used & (ids >= self.vocabulary_size)
             ).any(axis=1),
@@ -187,18 +192,23 @@ class DeltaPower:
 def kl_nats(true: Targets, decoded: Targets) -> NDArray[np.float64]:
     """Return KL(true || decoded) over the k kept tokens and the rest, per row: (n,) float64, nats.
 
-    Both sides must hold the same ids; the true side is renormalised over its k + 1 outcomes.
+    Both sides must hold the same ids; each is renormalised over its k + 1 outcomes.
     """
     ids, log_probs = _sorted_by_id(true)
     assert np.array_equal(np.where(log_probs > -np.inf, ids, EMPTY_ID), decoded.ids)
-    log_p = np.concatenate([log_probs, true.log_left_out[:, None]], axis=1).astype(np.float64)
-    log_q = np.concatenate([decoded.log_probs, decoded.log_left_out[:, None]], axis=1).astype(np.float64)
-    p = np.exp(log_p)
-    p /= np.maximum(p.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    log_ratio = np.where(p > 0, np.log(np.maximum(p, np.finfo(np.float64).tiny)), 0) - np.where(p > 0, log_q, 0)
-    terms = p * log_ratio
+    log_p = _log_outcomes(log_probs, true.log_left_out)
+    log_q = _log_outcomes(decoded.log_probs, decoded.log_left_out)
+    possible = log_p > -np.inf
+    terms = np.exp(log_p) * (np.where(possible, log_p, 0) - np.where(possible, log_q, 0))
     total: NDArray[np.float64] = terms.sum(axis=1)
     return total
+
+
+def _log_outcomes(log_probs: NDArray[np.float32], log_left_out: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the normalised log-probabilities of the k tokens and the rest: (n, k + 1) float64."""
+    logs = np.concatenate([log_probs, log_left_out[:, None]], axis=1).astype(np.float64)
+    normalised: NDArray[np.float64] = logs - np.log(np.exp(logs).sum(axis=1, keepdims=True))
+    return normalised
 
 
 def _sorted_by_id(targets: Targets) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:

@@ -41,8 +41,8 @@ class LogitcaskError(Exception):
         why: str = "",
         fix: str = "",
     ) -> None:
-        self.problem, self.where, self.fix = problem, str(where), fix
-        text = f"{where}: {problem}" if str(where) else problem
+        self.where = str(where)
+        text = problem
         sides = [f"{side} {value}" for side, value in (("expected", expected), ("found", found)) if str(value)]
         if sides:
             text += f" ({', '.join(sides)})"
@@ -51,7 +51,8 @@ class LogitcaskError(Exception):
             text += f" {why}."
         if fix:
             text += f" {fix}."
-        super().__init__(text)
+        self.message = text
+        super().__init__(f"{where}: {text}" if self.where else text)
 
 
 class ConfigError(LogitcaskError):

@@ -8,9 +8,9 @@ versions of format 1 may say more.
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cache_tools import layout
 from cache_tools.errors import FormatError
@@ -118,11 +118,35 @@ class TeacherManifest(_Manifest):
     hidden: dict[Name, HiddenSpec] = Field(default_factory=dict)
     chunk_positions: int
 
+    @classmethod
+    def describe(cls, identity: dict[str, Any], model: dict[str, Any], chunk_positions: int, **decoding: Any) -> Self:
+        """Build a manifest whose identity includes the keys that govern decoding.
+
+        Args:
+            identity: Weights, dtype and encoding fingerprint.
+            model: For people.
+            chunk_positions: Rows per inner chunk.
+            decoding: A value for each of DECODING_KEYS, as plain JSON.
+        """
+        return cls(identity=identity | decoding, model=model, chunk_positions=chunk_positions, **decoding)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """Refuse a manifest edited by hand: what governs decoding must be what was fingerprinted."""
+        stated = self.model_dump(mode="json", include=set(DECODING_KEYS))
+        if any(self.identity.get(key) != value for key, value in stated.items()):
+            raise ValueError(f"{', '.join(DECODING_KEYS)} must equal those of the identity")
+        return self
+
     @property
     def fingerprint(self) -> str:
         """sha256 of the identity."""
         return fingerprint(self.identity)
 
+
+DECODING_KEYS = ("vocabulary_size", "target", "scalar_step_nats", "scalars", "hidden")
+"""Keys of a teacher's manifest without which its arrays cannot be decoded; repeated in its
+identity, so that every receipt vouches for them."""
 
 M = TypeVar("M", bound=_Manifest)
 

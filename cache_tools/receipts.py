@@ -86,15 +86,19 @@ def read_receipt(teacher: Path, shard: int) -> Receipt | None:
 
 
 def require_objects(teacher: Path, receipt: Receipt) -> None:
-    """Check that a committed shard's objects are still there; zarr would read zeros for a missing one.
+    """Check that a committed shard's objects have their size; zarr would read zeros for a missing one.
 
     Raises:
-        DamageError: an object is gone.
+        DamageError: an object is gone, cut short or longer.
     """
-    for key in receipt.objects:
-        if not (teacher / key).is_file():
+    for key, record in receipt.objects.items():
+        path = teacher / key
+        found = path.stat().st_size if path.is_file() else "none"
+        if found != record.bytes:
             raise DamageError(
-                "an object of a committed shard is missing",
-                where=teacher / key,
+                "an object of a committed shard is missing or not whole",
+                where=path,
+                expected=f"{record.bytes} bytes",
+                found=found,
                 fix=f"Delete {layout.receipt_file(teacher, receipt.shard)} and capture again to redo this shard",
             )

@@ -13,6 +13,9 @@ from cache_tools.predictions import mean_statistics
 from cache_tools.reader import Cache, Encoding, Teacher
 from cache_tools.receipts import Receipt
 
+LARGEST_EXPONENT = 700.0
+"""exp of more overflows a float; a teacher that gives gold tokens no probability gets there."""
+
 
 def summarise(cache: Cache) -> dict[str, Any]:
     """Return what ``inspect --json`` prints: encodings, their splits, and each teacher's share."""
@@ -71,12 +74,14 @@ def _bytes_by_array(receipts: list[Receipt]) -> dict[str, int]:
     return dict(sorted(sizes.items()))
 
 
-def _statistics(teacher: Teacher, receipts: list[Receipt]) -> dict[str, dict[str, float]]:
+def _statistics(teacher: Teacher, receipts: list[Receipt]) -> dict[str, dict[str, float | None]]:
     """Return means over positions per split, with the perplexity of the cross-entropy."""
-    result: dict[str, dict[str, float]] = {}
+    result: dict[str, dict[str, float | None]] = {}
     for split in teacher.encoding.manifest.splits:
         shards = set(teacher.encoding.split_shards(split))
         means = mean_statistics([(r.positions, r.statistics) for r in receipts if r.shard in shards])
         if means:
-            result[split] = means | {"perplexity": math.exp(means["cross_entropy_nats"])}
+            perplexity = math.exp(min(means["cross_entropy_nats"], LARGEST_EXPONENT))
+            finite = {name: value if math.isfinite(value) else None for name, value in means.items()}
+            result[split] = finite | {"perplexity": perplexity}
     return result

@@ -16,6 +16,7 @@ from cache_tools import layout
 from cache_tools.codec import EMPTY_ID, MASS_TOLERANCE
 from cache_tools.errors import LogitcaskError
 from cache_tools.files import file_sha256
+from cache_tools.predictions import array_types
 from cache_tools.reader import Cache, Encoding, Teacher
 from cache_tools.receipts import Receipt
 
@@ -62,7 +63,7 @@ def _guarded(where: Path, check: Callable[[], Iterator[Problem]]) -> list[Proble
         for problem in check():
             problems.append(problem)
     except LogitcaskError as error:
-        problems.append(Problem("damage", error.where or str(where), str(error)))
+        problems.append(Problem("damage", error.where or str(where), error.message))
     return problems
 
 
@@ -94,6 +95,9 @@ def _sequences(encoding: Encoding, shard: int) -> Iterator[Problem]:
 
 def _teacher(encoding: Encoding, name: str, deep: bool, progress: Callable[[str], None]) -> Iterator[Problem]:
     teacher = encoding.teacher(name)
+    for array in array_types(teacher.manifest):
+        if not (teacher.path / array / layout.MANIFEST).is_file():
+            yield Problem("damage", str(teacher.path / array), "the array's zarr.json is missing")
     for shard in range(len(teacher.encoding.shards)):
         progress(f"{teacher.name}: shard {shard}")
         yield from _guarded(teacher.path, partial(_shard, teacher, shard, deep))
@@ -142,7 +146,7 @@ def _values(teacher: Teacher, shard: int) -> Iterator[Problem]:
         "the probabilities do not sum to 1": np.abs(mass - 1) > MASS_TOLERANCE,
     }
     for name in teacher.manifest.scalars:
-        rules[f"{name} is not a number"] = np.isnan(teacher.scalar(name, start, stop))
+        teacher.scalar(name, start, stop)  # any integer is a legal value, but it must decode
     for layer in teacher.manifest.hidden:
         rules[f"hidden state {layer} is not finite"] = ~np.isfinite(teacher.hidden(layer, start, stop)).all(axis=1)
     for rule, broken in rules.items():

@@ -12,7 +12,7 @@ from cache_tools import layout
 from cache_tools.arrays import create_arrays, write_shard
 from cache_tools.codec import kl_nats
 from cache_tools.errors import FormatError, IdentityError
-from cache_tools.files import file_sha256
+from cache_tools.files import PARTIAL_SUFFIX, file_sha256
 from cache_tools.fingerprint import differences
 from cache_tools.manifest import (
     CacheManifest,
@@ -36,7 +36,7 @@ def create_cache(cache: Path) -> None:
     if (cache / layout.MANIFEST).exists():
         read_manifest(cache, CacheManifest)
         return
-    if cache.exists() and (not cache.is_dir() or any(cache.iterdir())):
+    if cache.exists() and (not cache.is_dir() or any(_foreign(path) for path in cache.iterdir())):
         raise FormatError(
             "this path holds something that is not a cache",
             where=cache,
@@ -45,8 +45,13 @@ def create_cache(cache: Path) -> None:
             why="writing here could mix a cache with somebody's data",
             fix="Choose another 'cache:' path",
         )
-    write_manifest(cache, CacheManifest())
     write_group(layout.encodings_folder(cache))
+    write_manifest(cache, CacheManifest())
+
+
+def _foreign(path: Path) -> bool:
+    """Say whether a file is none that a creation killed half-way could have left."""
+    return path.name != layout.encodings_folder(Path()).name and path.suffix != PARTIAL_SUFFIX
 
 
 def declare_teacher(encoding: Path, name: str, manifest: TeacherManifest, num_shards: int) -> Path:

@@ -24,7 +24,7 @@ from cache_tools import layout
 from cache_tools.codec import DeltaPower, Targets
 from cache_tools.errors import IdentityError, ModelError
 from cache_tools.files import write_atomically
-from cache_tools.manifest import SOFTWARE, HiddenSpec, TargetSpec, TeacherManifest
+from cache_tools.manifest import SOFTWARE, TeacherManifest
 from cache_tools.predictions import SCALAR_STEP_NATS, SCALARS, Predictions
 from cache_tools.reader import Encoding
 from cache_tools.receipts import read_receipt
@@ -185,7 +185,7 @@ def _describe(
             found=vocabulary,
             fix="Use the teacher's own tokenizer, in an encoding of its own",
         )
-    hidden = {}
+    hidden: dict[str, dict[str, Any]] = {}
     for layer in config.hidden_layers:
         if layer != "last" and not 0 <= layer < len(all_hidden):
             raise ModelError(
@@ -195,20 +195,18 @@ def _describe(
                 found=layer,
             )
         states = head.last if layer == "last" else all_hidden[layer]
-        hidden[str(layer)] = HiddenSpec(width=states.shape[-1], codec=config.hidden_codec)
+        hidden[str(layer)] = {"width": states.shape[-1], "codec": config.hidden_codec}
     k = min(config.target.k, vocabulary)
     codec = DeltaPower(k, vocabulary, config.target.levels, config.target.exponent).to_dict()
-    kept = {"target": {"kind": "topk", "k": k, "codec": codec}, "scalars": list(SCALARS)}
-    kept["hidden"] = {layer: spec.model_dump() for layer, spec in hidden.items()}
-    manifest = TeacherManifest(
-        identity=teacher.identity | kept | {"encoding": encoding.manifest.fingerprint},
-        model=teacher.about,
+    manifest = TeacherManifest.describe(
+        teacher.identity | {"encoding": encoding.manifest.fingerprint},
+        teacher.about,
+        chunk_positions,
         vocabulary_size=vocabulary,
-        target=TargetSpec(kind="topk", k=k, codec=codec),
+        target={"kind": "topk", "k": k, "codec": codec},
         scalar_step_nats=SCALAR_STEP_NATS,
-        scalars=SCALARS,
+        scalars=list(SCALARS),
         hidden=hidden,
-        chunk_positions=chunk_positions,
     )
     keep_head = "last" in config.hidden_layers
     return manifest, _head_bytes(teacher, output_scaling(teacher.model, head)) if keep_head else None

@@ -20,7 +20,6 @@ from cache_tools.manifest import (
     EncodingManifest,
     HiddenSpec,
     SplitTotals,
-    TargetSpec,
     TeacherManifest,
     write_group,
     write_manifest,
@@ -175,15 +174,15 @@ def write_encoding(encoding: Path, shards: list[list[Sequence]], vocabulary: int
 
 def teacher_manifest(encoding_identity: dict[str, Any], vocabulary: int, k: int) -> TeacherManifest:
     """Return the manifest of a made-up teacher over the encoding with this identity."""
-    return TeacherManifest(
-        identity={"encoding": fingerprint(encoding_identity), "weights": "none", "k": k},
-        model={"name": "toy", "architecture": "dice", "parameters": 0, "dtype": "float32"},
+    return TeacherManifest.describe(
+        {"encoding": fingerprint(encoding_identity), "weights": "none"},
+        {"name": "toy", "architecture": "dice", "parameters": 0, "dtype": "float32"},
+        CHUNK_POSITIONS,
         vocabulary_size=vocabulary,
-        target=TargetSpec(k=k, codec=DeltaPower(k, vocabulary).to_dict()),
+        target={"kind": "topk", "k": k, "codec": DeltaPower(k, vocabulary).to_dict()},
         scalar_step_nats=SCALAR_STEP_NATS,
-        scalars=SCALARS,
-        hidden=HIDDEN,
-        chunk_positions=CHUNK_POSITIONS,
+        scalars=list(SCALARS),
+        hidden={name: spec.model_dump() for name, spec in HIDDEN.items()},
     )
 
 

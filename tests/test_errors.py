@@ -55,4 +55,4 @@ def test_zero_counts_as_given():
 
 def test_the_parts_can_be_read_separately():
     error = FormatError("it broke", **EVERYTHING)
-    assert (error.problem, error.where, error.fix) == ("it broke", "here", "Do that")
+    assert str(error) == f"{error.where}: {error.message}"

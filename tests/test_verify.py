@@ -232,7 +232,7 @@ def test_readers_refuse_a_bit_flipped_anywhere(tmp_path, array):
 
 def test_readers_refuse_a_truncated_object(tiny):
     truncate(tiny.objects(0)[0])
-    with pytest.raises(DamageError, match="stored bytes cannot be decoded"):
+    with pytest.raises(DamageError, match=r"missing or not whole \(expected \d+ bytes, found \d+\)"):
         read_everything(tiny.open())
 
 
@@ -247,3 +247,15 @@ def test_the_command_exits_1_and_prints_every_problem(tiny):
     broken = CliRunner().invoke(verify_command, ["--json", str(tiny.path)])
     assert broken.exit_code == 1
     assert [problem["kind"] for problem in json.loads(broken.stdout)["problems"]] == ["missing"]
+
+
+def test_finds_an_array_without_its_metadata(tiny):
+    (tiny.teacher / "ids" / "zarr.json").unlink()
+    assert "the array's zarr.json is missing" in [problem.message for problem in verify(tiny.path)]
+
+
+def test_refuses_a_manifest_whose_decoding_was_edited(tiny):
+    path = tiny.teacher / "zarr.json"
+    path.write_text(path.read_text().replace('"scalar_step_nats": 0.0009765625', '"scalar_step_nats": 0.5', 1))
+    with pytest.raises(FormatError, match="must equal those of the identity"):
+        tiny.open()

@@ -1,0 +1,53 @@
+# Two commands set everything up: 'make demo' runs the main job, 'make test' the tests.
+# 'make dev' builds .venv with all tools; 'make check' adds lint, types and import contracts.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+
+# Without a GPU, a CPU build of torch: from the configured index if it has one, else from
+# PyTorch's own. With one, the ordinary build. Never CUDA libraries by accident.
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+ifeq ($(shell command -v nvidia-smi 2>/dev/null),)
+INSTALL_TORCH = $(PIP) torch==2.13.0+cpu 2>/dev/null || $(PIP) --index-url $(CPU_INDEX) torch==2.13.0
+else
+INSTALL_TORCH = $(PIP) torch==2.13.0
+endif
+
+.PHONY: demo test check dev bench clean
+
+demo: $(VENV)/run
+	$(BIN)/logitcask demo
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest
+
+check: test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+dev: $(VENV)/dev
+
+bench: $(VENV)/dev
+	$(BIN)/python -m benchmarks.codec
+	$(BIN)/python -m benchmarks.capture
+
+clean:
+	rm -rf $(VENV) runs dist
+
+$(VENV)/torch: constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("logitcask needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL_TORCH)
+	touch $@
+
+$(VENV)/run: $(VENV)/torch pyproject.toml
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/dev: $(VENV)/torch pyproject.toml
+	$(PIP) --editable '.[dev]'
+	touch $@ $(VENV)/run
