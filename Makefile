@@ -32,8 +32,7 @@ check: test
 dev: $(VENV)/dev
 
 bench: $(VENV)/dev
-	$(BIN)/python -m benchmarks.codec
-	$(BIN)/python -m benchmarks.capture
+	$(BIN)/python -m benchmarks.store
 
 clean:
 	rm -rf $(VENV) runs dist

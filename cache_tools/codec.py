@@ -43,6 +43,9 @@ EMPTY_ID = 0xFFFFFFFF
 MASS_TOLERANCE = 1e-3
 """By how much a row's probabilities, left-out mass included, may miss 1 before the row is refused."""
 
+BLOCK_ROWS = 2048
+"""Rows decoded at a time: small enough that the scratch arrays stay in a core's cache."""
+
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -117,48 +120,47 @@ class DeltaPower:
         Raises:
             ValueError: a row breaks a rule: NaN, mass other than 1, an id twice or out of range.
         """
+        self._check(targets)
         ids, log_probs = _sorted_by_id(targets)
         used = log_probs > -np.inf
-        self._check(ids, log_probs, used, targets.log_left_out)
         level_type = self.array_types()["levels"][1]
         levels = self._levels(log_probs)
         floor = np.where(used, levels, self.levels + 1).min(axis=1)
-        floor[~used.any(axis=1)] = 0
-        differences = ids.astype(np.int64)
-        differences[:, 1:] -= differences[:, :-1].copy()
+        floor[~used[:, 0]] = 0  # a row's used slots come first
+        differences = ids.copy()
+        differences[:, 1:] -= ids[:, :-1]
         differences[~used] = 0
+        _refuse_rows(((differences[:, 1:] == 0) & used[:, 1:]).any(axis=1), "an id occurs twice")
         arrays: Arrays = {
-            "ids": (differences & 0xFFFF).astype(np.uint16),
-            "levels": np.where(used, levels - floor[:, None] + 1, 0).astype(level_type),
+            "ids": differences.astype(np.uint16),  # keeps the low 16 bits
+            "levels": np.where(used, levels - (floor - 1)[:, None], 0).astype(level_type),
             "floor": floor.astype(level_type),
             "left_out": self._levels(targets.log_left_out).astype(level_type),
         }
         if self.vocabulary_size > 2**16:
-            arrays["ids_high"] = (differences >> 16).astype(np.uint16)
+            arrays["ids_high"] = (differences >> np.uint32(16)).astype(np.uint16)
         return arrays
 
     def decode(self, arrays: Mapping[str, NDArray[Any]]) -> Targets:
         """Return the distributions that stored arrays stand for, renormalised over k + 1 outcomes."""
-        stored, floor = arrays["levels"], arrays["floor"].astype(np.int32)
-        empty = stored == 0
-        levels = stored + np.maximum(floor - 1, 0)[:, None]
-        levels[empty] = 0
-        log_probs = self._log_table()[levels]
-        log_left_out = self._log_table()[arrays["left_out"]]
-        total = np.exp(log_probs).sum(axis=1) + np.exp(log_left_out)
-        log_total = np.log(np.where(total > 0, total, 1)).astype(np.float32)
-        differences = arrays["ids"].astype(np.uint32)
-        if "ids_high" in arrays:
-            differences += arrays["ids_high"].astype(np.uint32) << np.uint32(16)
-        ids = np.cumsum(differences, axis=1, dtype=np.uint32)
-        ids[empty] = EMPTY_ID
-        return Targets(ids, log_probs - log_total[:, None], log_left_out - log_total)
+        num_rows = len(arrays["floor"])
+        ids = np.empty((num_rows, self.k), dtype=np.uint32)
+        log_probs = np.empty((num_rows, self.k), dtype=np.float32)
+        log_left_out = np.empty(num_rows, dtype=np.float32)
+        log_table = self._log_table()
+        for start in range(0, num_rows, BLOCK_ROWS):
+            part = slice(start, start + BLOCK_ROWS)
+            block = {name: rows[part] for name, rows in arrays.items()}
+            empty = block["levels"] == 0
+            _decode_ids(block, empty, ids[part])
+            _decode_log_probs(block, empty, log_table, log_probs[part], log_left_out[part])
+        return Targets(ids, log_probs, log_left_out)
 
-    def _levels(self, log_probs: NDArray[np.float32]) -> NDArray[np.int64]:
+    def _levels(self, log_probs: NDArray[np.float32]) -> NDArray[np.int32]:
         """Return the level of each probability; 0 only for probability zero itself."""
-        log_p = np.minimum(log_probs.astype(np.float64), 0)
-        levels = np.maximum(np.rint(self.levels * np.exp(self.exponent * log_p)), 1)
-        return np.where(log_p > -np.inf, levels, 0).astype(np.int64)
+        powers = np.exp(np.float32(self.exponent) * np.minimum(log_probs, np.float32(0)))
+        levels = np.maximum(np.rint(np.float32(self.levels) * powers), 1)
+        return np.where(log_probs > -np.inf, levels, 0).astype(np.int32)
 
     def _log_table(self) -> NDArray[np.float32]:
         """Return log p of every level: (M + 1,), -inf at level 0."""
@@ -166,27 +168,48 @@ class DeltaPower:
             logs = np.log(np.arange(self.levels + 1) / self.levels) / self.exponent
         return logs.astype(np.float32)
 
-    def _check(
-        self,
-        ids: NDArray[np.uint32],
-        log_probs: NDArray[np.float32],
-        used: NDArray[np.bool_],
-        log_left_out: NDArray[np.float32],
-    ) -> None:
-        """Refuse rows that are not distributions, naming the first one."""
-        mass = np.exp(log_probs.astype(np.float64)).sum(axis=1) + np.exp(log_left_out.astype(np.float64))
-        repeated = ((ids[:, 1:] == ids[:, :-1]) & used[:, 1:]).any(axis=1)
-        rules = {
-            "a value is NaN": np.isnan(log_probs).any(axis=1) | np.isnan(log_left_out),
-            f"the mass differs from 1 by more than {MASS_TOLERANCE}": ~(np.abs(mass - 1) <= MASS_TOLERANCE),
-            f"an id is not below the vocabulary size {self.vocabulary_size}": (
-                used & (ids >= self.vocabulary_size)
-            ).any(axis=1),
-            "an id occurs twice": repeated,
-        }
-        for rule, broken in rules.items():
-            if broken.any():
-                raise ValueError(f"row {int(np.flatnonzero(broken)[0])} cannot be stored: {rule}")
+    def _check(self, targets: Targets) -> None:
+        """Refuse rows that are not distributions over the vocabulary, naming the first one."""
+        mass = np.exp(targets.log_probs).sum(axis=1, dtype=np.float64) + np.exp(targets.log_left_out)
+        beyond = (targets.ids >= self.vocabulary_size) & (targets.log_probs > -np.inf)
+        _refuse_rows(np.isnan(mass), "a value is NaN")
+        _refuse_rows(
+            np.greater(np.abs(mass - 1), MASS_TOLERANCE), f"the mass differs from 1 by more than {MASS_TOLERANCE}"
+        )
+        _refuse_rows(beyond.any(axis=1), f"an id is not below the vocabulary size {self.vocabulary_size}")
+
+
+def _refuse_rows(broken: NDArray[np.bool_], rule: str) -> None:
+    if broken.any():
+        raise ValueError(f"row {int(np.flatnonzero(broken)[0])} cannot be stored: {rule}")
+
+
+def _decode_ids(block: Arrays, empty: NDArray[np.bool_], ids: NDArray[np.uint32]) -> None:
+    """Sum the differences of a block of rows into ``ids`` (b, k)."""
+    differences = block["ids"].astype(np.uint32)
+    if "ids_high" in block:
+        differences += block["ids_high"].astype(np.uint32) << np.uint32(16)
+    np.cumsum(differences, axis=1, out=ids)
+    ids[empty] = EMPTY_ID
+
+
+def _decode_log_probs(
+    block: Arrays,
+    empty: NDArray[np.bool_],
+    log_table: NDArray[np.float32],
+    log_probs: NDArray[np.float32],
+    log_left_out: NDArray[np.float32],
+) -> None:
+    """Look the levels of a block of rows up and normalise, into ``log_probs`` (b, k) and ``log_left_out`` (b,)."""
+    offset = np.maximum(block["floor"].astype(np.int32) - 1, 0)
+    levels = block["levels"] + offset[:, None]
+    levels[empty] = 0
+    np.take(log_table, levels, out=log_probs)
+    np.take(log_table, block["left_out"], out=log_left_out)
+    total = np.exp(log_probs).sum(axis=1) + np.exp(log_left_out)
+    log_total = np.log(np.where(total > 0, total, 1)).astype(np.float32)
+    log_probs -= log_total[:, None]
+    log_left_out -= log_total
 
 
 def kl_nats(true: Targets, decoded: Targets) -> NDArray[np.float64]:
@@ -196,24 +219,25 @@ def kl_nats(true: Targets, decoded: Targets) -> NDArray[np.float64]:
     """
     ids, log_probs = _sorted_by_id(true)
     assert np.array_equal(np.where(log_probs > -np.inf, ids, EMPTY_ID), decoded.ids)
-    log_p = _log_outcomes(log_probs, true.log_left_out)
-    log_q = _log_outcomes(decoded.log_probs, decoded.log_left_out)
-    possible = log_p > -np.inf
-    terms = np.exp(log_p) * (np.where(possible, log_p, 0) - np.where(possible, log_q, 0))
-    total: NDArray[np.float64] = terms.sum(axis=1)
-    return total
-
-
-def _log_outcomes(log_probs: NDArray[np.float32], log_left_out: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the normalised log-probabilities of the k tokens and the rest: (n, k + 1) float64."""
-    logs = np.concatenate([log_probs, log_left_out[:, None]], axis=1).astype(np.float64)
-    normalised: NDArray[np.float64] = logs - np.log(np.exp(logs).sum(axis=1, keepdims=True))
-    return normalised
+    total: NDArray[np.float64] = np.zeros(len(ids))
+    p_sum, q_sum = np.zeros(len(ids)), np.zeros(len(ids))
+    for log_p, log_q in ((log_probs, decoded.log_probs), (true.log_left_out[:, None], decoded.log_left_out[:, None])):
+        p, q = np.exp(log_p, dtype=np.float64), np.exp(log_q, dtype=np.float64)
+        ratio = np.subtract(log_p, log_q, where=log_p > -np.inf, out=np.zeros(log_p.shape), dtype=np.float64)
+        total += np.einsum("nk,nk->n", p, ratio)
+        p_sum += p.sum(axis=1)
+        q_sum += q.sum(axis=1)
+    return total / p_sum - np.log(p_sum) + np.log(q_sum)
 
 
 def _sorted_by_id(targets: Targets) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
-    """Return (ids, log_probs) with each row ascending by id and its empty slots at the end."""
-    keys = np.where(targets.log_probs > -np.inf, targets.ids, EMPTY_ID).astype(np.uint32)
-    keys = np.where(np.isnan(targets.log_probs), targets.ids, keys).astype(np.uint32)
-    order = np.argsort(keys, axis=1, kind="stable")
-    return np.take_along_axis(keys, order, axis=1), np.take_along_axis(targets.log_probs, order, axis=1)
+    """Return (ids, log_probs) with each row ascending by id and its empty slots at the end.
+
+    Id and value are sorted as one 64-bit number, id in front, several times faster than an
+    argsort and two gathers.
+    """
+    keys = np.where(targets.log_probs > -np.inf, targets.ids, EMPTY_ID).astype(np.uint64)
+    keys <<= np.uint64(32)
+    keys |= np.ascontiguousarray(targets.log_probs, dtype=np.float32).view(np.uint32)
+    keys.sort(axis=1)
+    return (keys >> np.uint64(32)).astype(np.uint32), keys.astype(np.uint32).view(np.float32)

@@ -6,6 +6,7 @@ day of GPU time. YAML is loaded in its safe form, so a stranger's file cannot ru
 """
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -22,6 +23,15 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which ``1e-4`` is a number, as in YAML 1.2; PyYAML alone takes it for text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def load_config(path: Path, model: type[C], overrides: tuple[str, ...] = ()) -> C:
@@ -51,7 +61,7 @@ def load_config(path: Path, model: type[C], overrides: tuple[str, ...] = ()) -> 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("cannot read the configuration", where=path, found=error) from error
     except yaml.YAMLError as error:
@@ -71,7 +81,7 @@ def _assign(values: dict[str, Any], override: str) -> None:
     try:
         for key in parents:
             node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
-        node[int(last) if isinstance(node, list) else last] = yaml.safe_load(text)
+        node[int(last) if isinstance(node, list) else last] = yaml.load(text, _Loader)
     except (ValueError, IndexError, TypeError, AttributeError) as error:
         raise ConfigError("this key does not lead anywhere", where=f"--set {override}", found=error) from error
     except yaml.YAMLError as error:

@@ -201,5 +201,7 @@ def _summary(error: Exception) -> str:
     if isinstance(error, OSError):
         return "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
     if isinstance(error, ValidationError):
-        return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        return "; ".join(
+            ": ".join([*map(str, e["loc"]), e["msg"].removeprefix("Value error, ")]) for e in error.errors()
+        )
     return f"malformed JSON ({error})" if isinstance(error, json.JSONDecodeError) else f"no {error} entry"

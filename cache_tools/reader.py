@@ -9,7 +9,7 @@
     targets = teacher.targets(*sequence.rows)
 
 A shard without a receipt does not exist: reading its rows is an error, never zeros.
-Opening reads manifests only; zarr is imported when the first array is read.
+Opening reads manifests only.
 """
 
 from bisect import bisect_right
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from cache_tools import layout
 from cache_tools.codec import Arrays, Targets
+from cache_tools.direct import read_rows
 from cache_tools.errors import FormatError, IdentityError, IncompleteError
 from cache_tools.manifest import CacheManifest, EncodingManifest, Split, TeacherManifest, read_manifest
 from cache_tools.predictions import codec_of, hidden_array, hidden_from_stored, scalar_from_steps
@@ -62,6 +63,10 @@ class Encoding:
         self.path, self.name = path, name
         self.manifest = read_manifest(path, EncodingManifest)
         self._read_shard = lru_cache(maxsize=SEQUENCE_SHARDS_IN_MEMORY)(self._read_shard_uncached)
+
+    def __reduce__(self) -> tuple[type["Encoding"], tuple[Path, str]]:
+        """Reopen in another process; what is in memory stays behind."""
+        return Encoding, (self.path, self.name)
 
     @property
     def teachers(self) -> list[str]:
@@ -194,8 +199,6 @@ class Teacher:
         self._require(self.encoding.split_shards(split))
 
     def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        from cache_tools.arrays import read_rows
-
         size = self.encoding.manifest.positions_per_shard
         self._require(list(range(start // size, (max(stop, start + 1) - 1) // size + 1)))
         return read_rows(self.path, name, start, stop)

@@ -32,11 +32,11 @@ from cache_tools.sequences import Sequence
 from cache_tools.writer import commit_shard, declare_teacher
 from pipeline.batches import Batch, pad, token_budget_batches
 from pipeline.config import TeacherConfig
-from pipeline.split_model import check_head, output_scaling, run_body, run_head
+from pipeline.split_model import body_of, check_head, output_scaling, run_body, run_head
 from pipeline.targets import SparseTargets, sparse_targets
 from pipeline.teacher import Teacher
 
-HEAD_CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 256 * 2**20}
+HEAD_CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 """Size of one chunk of float32 logits by device type; three such tensors live at a time. On a
 CPU a chunk that stays near its caches is twice as fast; on a GPU a larger one hides launches."""
 
@@ -72,6 +72,7 @@ def capture_teacher(
         ModelError: the model's logits cannot be reproduced, or are NaN.
         StorageError: the disk is full or refuses.
     """
+    _check_vocabulary(encoding, teacher, config)
     first = encoding.sequences(0)[0]
     probe = torch.from_numpy(first.input_ids.astype(np.int64))[None].to(teacher.device)
     with torch.inference_mode():
@@ -170,13 +171,10 @@ def _predict_batch(
         rows.put(where[part], sparse_targets(head.logits, gold_P[part], rows.ids.shape[1]), hidden)
 
 
-def _describe(
-    encoding: Encoding, teacher: Teacher, config: TeacherConfig, chunk_positions: int, probe: Tensor
-) -> tuple[TeacherManifest, bytes | None]:
-    """Return the teacher's manifest and, if its last hidden state is kept, the bytes of head.safetensors."""
-    last_1LD, all_hidden = run_body(teacher.model, probe, torch.ones_like(probe), hidden=True)
-    head = run_head(teacher.model, last_1LD[0])
-    vocabulary = head.logits.shape[1]
+def _check_vocabulary(encoding: Encoding, teacher: Teacher, config: TeacherConfig) -> None:
+    """Refuse a teacher for which some ids of the encoding do not exist, before it reads one."""
+    body_of(teacher.model)  # refuses a model without output matrix
+    vocabulary = teacher.model.get_output_embeddings().weight.shape[0]
     if vocabulary < encoding.manifest.vocabulary_size:
         raise IdentityError(
             f"teacher {config.name!r} has fewer logits than the tokenizer has ids",
@@ -185,6 +183,15 @@ def _describe(
             found=vocabulary,
             fix="Use the teacher's own tokenizer, in an encoding of its own",
         )
+
+
+def _describe(
+    encoding: Encoding, teacher: Teacher, config: TeacherConfig, chunk_positions: int, probe: Tensor
+) -> tuple[TeacherManifest, bytes | None]:
+    """Return the teacher's manifest and, if its last hidden state is kept, the bytes of head.safetensors."""
+    last_1LD, all_hidden = run_body(teacher.model, probe, torch.ones_like(probe), hidden=True)
+    head = run_head(teacher.model, last_1LD[0])
+    vocabulary = head.logits.shape[1]
     hidden: dict[str, dict[str, Any]] = {}
     for layer in config.hidden_layers:
         if layer != "last" and not 0 <= layer < len(all_hidden):

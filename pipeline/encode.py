@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cache_tools import layout
 from cache_tools.errors import IdentityError
+from cache_tools.files import PARTIAL_SUFFIX
 from cache_tools.fingerprint import differences, fingerprint
 from cache_tools.manifest import EncodingManifest, Split, SplitTotals, read_manifest, write_manifest
 from cache_tools.sequences import Sequence, write_sequences
@@ -55,6 +56,8 @@ def encode(config: CaptureConfig, tokenizer: PreTrainedTokenizerFast, progress: 
     if (folder / layout.MANIFEST).exists():
         _check_same(folder, identity)
         return folder
+    for leftover in folder.rglob(f"*{PARTIAL_SUFFIX}"):  # of a killed run; one process at a time encodes
+        leftover.unlink()
     _save_tokenizer(tokenizer, layout.tokenizer_folder(folder))
     writer = _ShardWriter(folder, config.encoding.positions_per_shard)
     frame = frame_of(tokenizer, config.encoding)

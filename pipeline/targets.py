@@ -44,15 +44,15 @@ def sparse_targets(logits_NV: Tensor, gold_N: Tensor, k: int) -> SparseTargets:
     below_NV = (logits_NV - highest_N1).clamp_(min=LOWEST)  # finite, so that 0 * below is 0
     weights_NV = below_NV.exp()
     total_N = weights_NV.sum(dim=1)
-    logsumexp_N = highest_N1[:, 0] + total_N.log()
+    log_total_N1 = total_N.log()[:, None]
     top = logits_NV.topk(k, dim=1)
-    log_probs_Nk = top.values - logsumexp_N[:, None]
+    log_probs_Nk = top.values - highest_N1 - log_total_N1  # in this order: exact for logits of any size
     left_out_N = (1 - log_probs_Nk.exp().sum(dim=1)).clamp(min=0)
     if k == logits_NV.shape[1]:
         left_out_N.zero_()
     scalars = {
-        "logsumexp": logsumexp_N,
-        "entropy": total_N.log() - torch.linalg.vecdot(weights_NV, below_NV) / total_N,
-        "gold_logprob": logits_NV.gather(1, gold_N[:, None])[:, 0] - logsumexp_N,
+        "logsumexp": (highest_N1 + log_total_N1)[:, 0],
+        "entropy": log_total_N1[:, 0] - torch.linalg.vecdot(weights_NV, below_NV) / total_N,
+        "gold_logprob": (logits_NV.gather(1, gold_N[:, None]) - highest_N1 - log_total_N1)[:, 0],
     }
     return SparseTargets(top.indices, log_probs_Nk, left_out_N.log(), scalars)

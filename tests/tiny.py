@@ -23,6 +23,9 @@ from cache_tools.reader import Cache
 from pipeline.config import CaptureConfig
 from pipeline.run import Worker, run_capture
 
+torch.set_num_threads(1)
+"""On a busy machine two threads wait for each other a hundred times longer than a tiny model runs."""
+
 TEXTS = [
     f"Document {i}: the {word} of a shard is kept in order, {word} after {word}, until position {i * 7} ends it. "
     * (1 + i % 4)
@@ -40,6 +43,19 @@ SHAPE: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
 }
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen3": {},
+    "gemma2": {"final_logit_softcapping": 5.0},
+    "gemma3_text": {"final_logit_softcapping": 5.0},
+    "gpt2": {},
+    "cohere": {"logit_scale": 0.25},
+    "granite": {"logits_scaling": 4.0},
+    "bert": {},
+    "modernbert": {},
+}
+"""Model types whose heads differ, each with what makes its head peculiar."""
 
 
 class SilentReporter:

@@ -11,7 +11,9 @@ import click
 @click.argument("cache", type=click.Path(path_type=Path))
 @click.option("--encoding", help="Name of the encoding, if the cache has several.")
 @click.option("--teacher", help="Name of the teacher, if the encoding has several.")
-@click.option("--split", type=click.Choice(["held_out", "train"]), default="held_out", show_default=True)
+@click.option(
+    "--split", type=click.Choice(["held_out", "train"]), default="held_out", show_default=True, help="Which sequences."
+)
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Sequences per forward pass.")
 @click.option("--device", default="auto", show_default=True, help="Where to run; auto takes a GPU when there is one.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
@@ -29,7 +31,7 @@ def evaluate_command(
 
     \b
     Example:
-        logitcask evaluate runs/demo/student/final runs/demo/cache
+        logitcask evaluate runs/demo/student_cached/final runs/demo/cache
     """
     from cache_tools.reader import Cache
 

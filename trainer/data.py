@@ -1,7 +1,7 @@
 """Cached sequences as a map-style dataset, and batches of them as tensors.
 
 An item is a whole sequence with the teacher's predictions at its kept positions, so the
-student may batch, shuffle and repeat as it likes. The stored integers of the last few
+student may batch, shuffle and repeat as it likes. The sequences and stored integers of the last few
 shards stay in memory and are decoded per sequence: a shuffled reader stays inside a window
 of shards (see ``sampler.py``), so each shard is read about once per epoch.
 
@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 from cache_tools.codec import EMPTY_ID, Arrays, Targets
 from cache_tools.manifest import Split
 from cache_tools.reader import Teacher
+from cache_tools.sequences import Sequence
 
 IGNORED = -100
 """Label of positions that are not under the loss, as everywhere in torch."""
@@ -54,7 +55,7 @@ class CachedSequences(Dataset[Example]):
         split: ``train`` or ``held_out``.
         student_vocabulary_size: Width of the student's logits. Predicted ids beyond it (vocabulary
             padding) are moved into the left-out mass.
-        shards_in_memory: How many shards' stored integers to keep.
+        shards_in_memory: How many shards' sequences and stored integers to keep.
 
     Raises:
         IncompleteError: a shard of the split has not been captured.
@@ -68,7 +69,7 @@ class CachedSequences(Dataset[Example]):
         self.shard_sizes = [self.encoding.shards[shard].sequences for shard in self.shards]
         self._ends = list(accumulate(self.shard_sizes))
         self._shards_in_memory = shards_in_memory
-        self._stored = lru_cache(shards_in_memory)(self._read_shard)
+        self._shard = lru_cache(shards_in_memory)(self._read_shard)
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -76,24 +77,25 @@ class CachedSequences(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         number = bisect_right(self._ends, index)
         shard = self.shards[number]
-        sequence = self.encoding.sequences(shard)[index - (self._ends[number - 1] if number else 0)]
+        sequences, rows = self._shard(shard)
+        sequence = sequences[index - (self._ends[number - 1] if number else 0)]
         first_row, _ = self.teacher.shard_rows(shard)
         start, stop = sequence.first_position - first_row, sequence.first_position - first_row + sequence.num_positions
-        stored = {name: rows[start:stop] for name, rows in self._stored(shard).items()}
+        stored = {name: values[start:stop] for name, values in rows.items()}
         targets = fit_vocabulary(self.teacher.decode(stored), self.student_vocabulary_size)
         gold = sequence.gold_ids(self.encoding.manifest.objective)
         return Example(sequence.input_ids, sequence.positions(), gold, targets)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the memory behind when a loader worker is started."""
-        return {name: value for name, value in self.__dict__.items() if name != "_stored"}
+        return {name: value for name, value in self.__dict__.items() if name != "_shard"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._stored = lru_cache(self._shards_in_memory)(self._read_shard)
+        self._shard = lru_cache(self._shards_in_memory)(self._read_shard)
 
-    def _read_shard(self, shard: int) -> Arrays:
-        return self.teacher.stored_targets(*self.teacher.shard_rows(shard))
+    def _read_shard(self, shard: int) -> tuple[list[Sequence], Arrays]:
+        return self.encoding.sequences(shard), self.teacher.stored_targets(*self.teacher.shard_rows(shard))
 
 
 def fit_vocabulary(targets: Targets, vocabulary_size: int) -> Targets:

@@ -11,6 +11,7 @@ log-probabilities, for comparison.
 
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from cache_tools.manifest import Split
 from cache_tools.reader import Teacher
 from trainer.data import IGNORED, CachedSequences, collate
 from trainer.losses import sparse_forward_kl
-from trainer.student import check_tokenizer, check_vocabulary_size, vocabulary_size
+from trainer.student import LOADING_ERRORS, check_tokenizer, check_vocabulary_size, vocabulary_size
 
 
 def evaluate_folder(
@@ -56,13 +57,15 @@ def evaluate_folder(
     objective = teacher.encoding.manifest.objective
     auto = AutoModelForCausalLM if objective == "causal" else AutoModelForMaskedLM
     try:
+        if not folder.is_dir():  # transformers would take it for a model on the hub
+            raise NotADirectoryError("no such folder")
         check_tokenizer(str(folder), teacher.encoding)
         model = auto.from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except LOADING_ERRORS as error:
         raise ModelError(
             "no student can be loaded from here",
             where=folder,
-            found=str(error).splitlines()[0],
+            found=shorten(str(error), 300),
             fix="Give the folder of a finished student, such as <output_dir>/final",
         ) from error
     check_vocabulary_size(model, teacher.encoding)

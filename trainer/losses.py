@@ -37,7 +37,8 @@ def sparse_forward_kl(
     logits_PV = logits_PV.float()
     log_q_Pk = logits_PV.gather(1, ids_Pk) - logits_PV.logsumexp(dim=1, keepdim=True)
     if tail == "renormalise":
-        log_probs_Pk = log_probs_Pk - log_probs_Pk.logsumexp(dim=1, keepdim=True)
+        lowest = torch.finfo(torch.float32).min  # a row without entries stays empty instead of NaN
+        log_probs_Pk = log_probs_Pk - log_probs_Pk.logsumexp(dim=1, keepdim=True).clamp(min=lowest)
         return _kl_terms(log_probs_Pk, log_q_Pk).sum(dim=1)
     used_Pk = log_probs_Pk > -torch.inf
     kept_P = torch.where(used_Pk, log_q_Pk.exp(), 0.0).sum(dim=1)

@@ -5,10 +5,13 @@ around it (DDP, FSDP, mixed precision, compilation) sees one ordinary module. A 
 calls the model outside its wrapper leaves every rank with gradients of its own.
 """
 
+from textwrap import shorten
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
@@ -18,6 +21,9 @@ from cache_tools.vocabulary import vocabulary_fingerprint
 from trainer.config import LossConfig, StudentModelConfig
 from trainer.data import IGNORED
 from trainer.losses import sparse_forward_kl
+
+LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, StrictDataclassError, SafetensorError)
+"""What transformers raises when a configuration or a model folder is no good."""
 
 
 class DistilledStudent(nn.Module):
@@ -81,6 +87,10 @@ class DistilledStudent(nn.Module):
         """Pass on to the student; the Trainer calls it."""
         self.student.gradient_checkpointing_enable(**arguments)
 
+    def activation_checkpointing_enable(self, **arguments: Any) -> None:
+        """Pass on to the student; the name in later versions of transformers."""
+        self.student.activation_checkpointing_enable(**arguments)
+
 
 def build_student(config: StudentModelConfig, encoding: Encoding) -> PreTrainedModel:
     """Make or load the student and check that it speaks the cache's vocabulary.
@@ -105,9 +115,9 @@ def build_student(config: StudentModelConfig, encoding: Encoding) -> PreTrainedM
             assert config.config is not None
             keys = {"vocab_size": encoding.manifest.vocabulary_size} | config.config
             student = auto.from_config(AutoConfig.for_model(**keys), dtype=dtype)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except LOADING_ERRORS as error:
         source = config.pretrained or "student.config"
-        raise ModelError("the student cannot be made", where=source, found=str(error).splitlines()[0]) from error
+        raise ModelError("the student cannot be made", where=source, found=shorten(str(error), 300)) from error
     check_vocabulary_size(student, encoding)
     return student
 

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -64,13 +63,15 @@ def run_training(config: StudentConfig) -> Path:
         return output / FINAL
     set_seed(arguments.seed)
     student = build_student(config.student, teacher.encoding)
+    tokenizer = AutoTokenizer.from_pretrained(str(layout.tokenizer_folder(teacher.encoding.path)))
+    _share_special_tokens(student, tokenizer)
     dataset = CachedSequences(teacher, "train", vocabulary_size(student), config.window_shards)
     trainer = DistillationTrainer(
         model=DistilledStudent(student, config.loss),
         args=arguments,
         train_dataset=dataset,
         data_collator=collate,
-        processing_class=AutoTokenizer.from_pretrained(str(layout.tokenizer_folder(teacher.encoding.path))),
+        processing_class=tokenizer,
         callbacks=[MetricsFile(output)],
         window_shards=config.window_shards,
     )
@@ -98,13 +99,15 @@ def training_arguments(config: StudentConfig) -> TrainingArguments:
         "include_num_input_tokens_seen": "non_padding",
     }
     try:
-        return TrainingArguments(**{**defaults, **config.training, "remove_unused_columns": False})
+        arguments = TrainingArguments(**{**defaults, **config.training, "remove_unused_columns": False})
     except (TypeError, ValueError, ImportError) as error:
         raise ConfigError(
             "these arguments are not transformers' TrainingArguments",
             where="training",
             found=str(error).splitlines()[0],
         ) from error
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # nn.DataParallel would cut predictions apart from their sequences
+    return arguments
 
 
 def last_checkpoint(output: Path) -> str | None:
@@ -118,14 +121,15 @@ class DistillationTrainer(Trainer):
 
     def __init__(self, *arguments: Any, window_shards: int, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._window_shards = window_shards
+        assert isinstance(self.train_dataset, CachedSequences)
+        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        self._sampler = ShardWindowSampler(self.train_dataset.shard_sizes, window_shards, seed)
+        self.add_callback(EpochOrder(self._sampler))
         self._sums: dict[str, Tensor] = {}
         self._num_positions = 0
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        assert isinstance(self.train_dataset, CachedSequences)
-        return ShardWindowSampler(self.train_dataset.shard_sizes, self._window_shards, seed)
+        return self._sampler
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **named: Any) -> Any:
         """Add up the parts of the loss for the log."""
@@ -151,14 +155,28 @@ class DistillationTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         student = self._bare_student()
-        shards = sorted(Path(resume_from_checkpoint).glob("*.safetensors"))
-        state = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
-        student.load_state_dict(state, strict=False)  # tied weights are stored once
-        student.tie_weights()
+        # through from_pretrained, because files do not always name tensors as the module does (experts of a mixture)
+        saved = type(student).from_pretrained(resume_from_checkpoint, dtype=student.dtype, use_safetensors=True)
+        student.load_state_dict(saved.state_dict())
 
     def _bare_student(self) -> transformers.PreTrainedModel:
         student: transformers.PreTrainedModel = self.accelerator.unwrap_model(self.model).student
         return student
+
+
+class EpochOrder(TrainerCallback):
+    """Tells the sampler the epoch: accelerate's ``set_epoch`` misses it when several ranks continue in mid-epoch.
+
+    Args:
+        sampler: Whose order it is.
+    """
+
+    def __init__(self, sampler: ShardWindowSampler) -> None:
+        self._sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Set the epoch in which a new or continued run stands."""
+        self._sampler.set_epoch(int(state.epoch))
 
 
 class MetricsFile(TrainerCallback):
@@ -205,6 +223,19 @@ def _record_run(output: Path, config: StudentConfig, teacher: Teacher) -> None:
         "versions": {"software": SOFTWARE, "torch": torch.__version__, "transformers": transformers.__version__},
     }
     write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _share_special_tokens(
+    student: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase
+) -> None:
+    """Give the student's configurations the tokenizer's special ids, as the Trainer would with a warning.
+
+    After the model is made: a padding id in its first configuration would freeze that token's embedding.
+    """
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        for config in (student.config, getattr(student, "generation_config", None)):
+            if config is not None:
+                setattr(config, name, getattr(tokenizer, name))
 
 
 def _save_final(trainer: DistillationTrainer, output: Path) -> None:

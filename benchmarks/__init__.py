@@ -1,0 +1,1 @@
+"""Measurements behind the README's claims; each module prints a table, or ``--json`` rows."""

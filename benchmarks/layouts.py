@@ -1,0 +1,176 @@
+"""Ways to store top-k rows: ours, and what peers and habits do, each written here for comparison.
+
+A layout writes rows to a folder and reads any run of them back as ``Targets``. The
+others keep no left-out mass; it is taken as one minus the sum of what they give back.
+"""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numcodecs import Zstd
+from numpy.typing import NDArray
+
+from cache_tools.arrays import create_arrays, write_shard
+from cache_tools.codec import DeltaPower, Targets
+from cache_tools.direct import read_rows
+from cache_tools.predictions import from_bfloat16, to_bfloat16
+
+CHUNK = 4096
+
+
+class Layout(ABC):
+    """One way to store rows; ``name`` stands in the table."""
+
+    name: str
+
+    def __init__(self, folder: Path, k: int, vocabulary_size: int) -> None:
+        self.folder, self.k, self.vocabulary_size = folder, k, vocabulary_size
+
+    @abstractmethod
+    def write(self, targets: Targets) -> None:
+        """Store all rows."""
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> Targets:
+        """Return rows as ids and float32 log-probabilities."""
+
+
+class Logitcask(Layout):
+    """This project's store, through its own functions."""
+
+    name = "logitcask"
+
+    def write(self, targets: Targets) -> None:
+        self.codec = DeltaPower(self.k, self.vocabulary_size)
+        rows = -(-len(targets.ids) // CHUNK) * CHUNK
+        create_arrays(self.folder, self.codec.array_types(), 1, rows, CHUNK)
+        for name, values in self.codec.encode(targets).items():
+            write_shard(self.folder, name, 0, values)
+
+    def read(self, start: int, stop: int) -> Targets:
+        return self.codec.decode({name: read_rows(self.folder, name, start, stop) for name in self.codec.array_types()})
+
+
+class RawArrays(Layout):
+    """uint32 ids and float16 log-probabilities in memory-mapped files."""
+
+    name = "raw u32 + f16"
+
+    def write(self, targets: Targets) -> None:
+        np.save(self.folder / "ids.npy", targets.ids.astype(np.uint32))
+        np.save(self.folder / "values.npy", targets.log_probs.astype(np.float16))
+
+    def read(self, start: int, stop: int) -> Targets:
+        ids, values = (np.load(self.folder / f"{name}.npy", mmap_mode="r")[start:stop] for name in ("ids", "values"))
+        return _implied(np.array(ids), values.astype(np.float32))
+
+
+class ArrowLists(Layout):
+    """int64 ids and float64 log-probabilities as Arrow lists: what a row of Python lists becomes."""
+
+    name = "Arrow lists i64 + f64"
+
+    def write(self, targets: Targets) -> None:
+        table = _list_table(targets.ids.astype(np.int64), targets.log_probs.astype(np.float64))
+        with pa.ipc.new_file(str(self.folder / "rows.arrow"), table.schema) as writer:
+            writer.write_table(table)
+
+    def read(self, start: int, stop: int) -> Targets:
+        with pa.memory_map(str(self.folder / "rows.arrow")) as source:
+            return _from_lists(pa.ipc.open_file(source).read_all().slice(start, stop - start), self.k)
+
+
+class ParquetZstd(Layout):
+    """uint32 ids and float32 log-probabilities as Parquet lists with zstd."""
+
+    name = "Parquet zstd u32 + f32"
+
+    def write(self, targets: Targets) -> None:
+        table = _list_table(targets.ids.astype(np.uint32), targets.log_probs.astype(np.float32))
+        pq.write_table(table, self.folder / "rows.parquet", compression="zstd", row_group_size=CHUNK)
+
+    def read(self, start: int, stop: int) -> Targets:
+        first, last = start // CHUNK, (stop - 1) // CHUNK
+        groups = pq.ParquetFile(self.folder / "rows.parquet").read_row_groups(list(range(first, last + 1)))
+        return _from_lists(groups.slice(start - first * CHUNK, stop - start), self.k)
+
+
+class Bits17HalfZstd(Layout):
+    """Low 16 bits, then the 17th as a byte, float16 values, zstd 3 per chunk; ends at 131,072 ids."""
+
+    name = "17-bit ids + f16, zstd 3"
+
+    def write(self, targets: Targets) -> None:
+        parts = (
+            (targets.ids & 0xFFFF).astype(np.uint16),
+            np.packbits((targets.ids >> 16).astype(np.uint8), axis=1),
+            targets.log_probs.astype(np.float16),
+        )
+        for number, start in enumerate(range(0, len(targets.ids), CHUNK)):
+            content = b"".join(np.ascontiguousarray(part[start : start + CHUNK]).tobytes() for part in parts)
+            (self.folder / f"{number}.zst").write_bytes(Zstd(level=3).encode(content))
+        self.rows = len(targets.ids)
+
+    def read(self, start: int, stop: int) -> Targets:
+        parts = [self._chunk(number) for number in range(start // CHUNK, (stop - 1) // CHUNK + 1)]
+        skip = start - start // CHUNK * CHUNK
+        ids, values = (np.concatenate(column)[skip : skip + stop - start] for column in zip(*parts, strict=True))
+        return _implied(ids, values)
+
+    def _chunk(self, number: int) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
+        content = Zstd().decode((self.folder / f"{number}.zst").read_bytes())
+        rows, high_bytes = min(CHUNK, self.rows - number * CHUNK), -(-self.k // 8)
+        low = np.frombuffer(content, np.uint16, rows * self.k).reshape(rows, self.k)
+        high = np.frombuffer(content, np.uint8, rows * high_bytes, low.nbytes).reshape(rows, high_bytes)
+        values = np.frombuffer(content, np.float16, rows * self.k, low.nbytes + high.nbytes).reshape(rows, self.k)
+        top = np.unpackbits(high, axis=1, count=self.k).astype(np.uint32)
+        return low.astype(np.uint32) | top << np.uint32(16), values.astype(np.float32)
+
+
+class PackedBits(Layout):
+    """Ids at ceil(log2 V) bits each and bfloat16 values, uncompressed."""
+
+    name = "bit-packed ids + bf16"
+
+    @property
+    def _bits(self) -> int:
+        return (self.vocabulary_size - 1).bit_length()
+
+    def write(self, targets: Targets) -> None:
+        shifts = np.arange(self._bits, dtype=np.uint32)
+        bits = (targets.ids[:, :, None] >> shifts & 1).astype(np.uint8).reshape(len(targets.ids), -1)
+        np.save(self.folder / "ids.npy", np.packbits(bits, axis=1))
+        np.save(self.folder / "values.npy", to_bfloat16(targets.log_probs))
+
+    def read(self, start: int, stop: int) -> Targets:
+        packed, values = (np.load(self.folder / f"{name}.npy", mmap_mode="r")[start:stop] for name in ("ids", "values"))
+        bits = np.unpackbits(packed, axis=1, count=self.k * self._bits).reshape(-1, self.k, self._bits)
+        ids = bits.astype(np.uint32) @ (np.uint32(1) << np.arange(self._bits, dtype=np.uint32))
+        return _implied(ids, from_bfloat16(values))
+
+
+LAYOUTS: tuple[type[Layout], ...] = (Logitcask, RawArrays, ArrowLists, ParquetZstd, Bits17HalfZstd, PackedBits)
+
+
+def _implied(ids: NDArray[np.uint32], log_probs: NDArray[np.float32]) -> Targets:
+    """Return targets whose left-out mass is whatever the kept probabilities do not use."""
+    rest = 1 - np.exp(log_probs.astype(np.float64)).sum(axis=1)
+    return Targets(ids, log_probs, np.log(np.maximum(rest, 1e-9)).astype(np.float32))
+
+
+def _list_table(ids: NDArray[Any], values: NDArray[Any]) -> pa.Table:
+    offsets = pa.array(np.arange(len(ids) + 1, dtype=np.int32) * ids.shape[1])
+    columns = [pa.ListArray.from_arrays(offsets, pa.array(column.ravel())) for column in (ids, values)]
+    return pa.Table.from_arrays(columns, names=["ids", "values"])
+
+
+def _from_lists(table: pa.Table, k: int) -> Targets:
+    ids, values = (
+        np.concatenate([chunk.flatten().to_numpy() for chunk in table.column(name).chunks]).reshape(-1, k)
+        for name in ("ids", "values")
+    )
+    return _implied(ids.astype(np.uint32), values.astype(np.float32))

@@ -1,0 +1,76 @@
+"""Real top-k rows to measure on.
+
+``load_rows`` reads an ``.npz`` of recorded rows: ``ids`` (n, m) by falling probability,
+``logprobs`` (n, m), ``log_left_out`` (n,), ``vocabulary``. ``demo_rows`` makes rows on the
+spot with the demo's teacher and this interpreter's documentation, so that the benchmarks
+run anywhere.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cache_tools.codec import Targets
+
+RECORDED = Path(__file__).resolve().parents[2] / "shared" / "data"
+"""Where recorded rows may lie: beside the repository, never in it."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows to store.
+
+    Attributes:
+        name: For the table.
+        vocabulary_size: Ids are below this.
+        targets: k tokens by falling probability and the mass they leave out.
+    """
+
+    name: str
+    vocabulary_size: int
+    targets: Targets
+
+
+def load_rows(path: Path, k: int) -> Rows:
+    """Read recorded rows and keep the k most likely tokens of each."""
+    recorded = np.load(path, allow_pickle=False)
+    rest = np.logaddexp.reduce(
+        np.concatenate([recorded["logprobs"][:, k:], recorded["log_left_out"][:, None]], axis=1).astype(np.float64),
+        axis=1,
+    )
+    targets = Targets(recorded["ids"][:, :k], recorded["logprobs"][:, :k], rest.astype(np.float32))
+    return Rows(path.stem, int(recorded["vocabulary"]), targets)
+
+
+def sharpened(rows: Rows) -> Rows:
+    """Return the rows of a more confident teacher: log-probabilities doubled, renormalised over k + 1 outcomes."""
+    logs = np.concatenate([rows.targets.log_probs, rows.targets.log_left_out[:, None]], axis=1).astype(np.float64) * 2
+    logs32 = (logs - np.logaddexp.reduce(logs, axis=1, keepdims=True)).astype(np.float32)
+    return Rows(rows.name + " sharp", rows.vocabulary_size, Targets(rows.targets.ids, logs32[:, :-1], logs32[:, -1]))
+
+
+def demo_rows(k: int, num_positions: int = 12_288) -> Rows:
+    """Run the demo's teacher over the start of this interpreter's documentation."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from pipeline.demo.corpus import topic_documents
+    from pipeline.demo.run import FILES
+    from pipeline.targets import sparse_targets
+
+    model = AutoModelForCausalLM.from_pretrained(str(FILES / "teacher"), dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(str(FILES / "teacher"))
+    text = "\n\n".join(document["text"] for document in topic_documents())
+    ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"][0, :num_positions].reshape(-1, 256)
+    with torch.inference_mode():
+        logits = model(input_ids=ids).logits.float().flatten(0, 1)
+        made = sparse_targets(logits, torch.zeros(len(logits), dtype=torch.long), k)
+    targets = Targets(made.ids.numpy().astype(np.uint32), made.log_probs.numpy(), made.log_left_out.numpy())
+    return Rows("demo teacher", model.config.vocab_size, targets)
+
+
+def available_rows(k: int) -> list[Rows]:
+    """Return every set of rows that can be had here, the demo's first."""
+    recorded = [load_rows(path, k) for path in sorted(RECORDED.glob("rows-*.npz"))]
+    return [demo_rows(k), *(rows for one in recorded for rows in (one, sharpened(one)))]

@@ -1,0 +1,120 @@
+"""Student files, runs and the naive losses that the tests of stage two compare with.
+
+Students are as tiny as the teachers of ``tiny.py`` and untrained: a test here compares two
+computations, or two runs, that must agree; none asks whether the student became any good.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import tiny
+from trainer.config import StudentConfig
+from trainer.progress import StepProgress
+from trainer.train import run_training
+
+LLAMA: dict[str, Any] = {"model_type": "llama", **tiny.SHAPE, "bos_token_id": None, "eos_token_id": 0}
+BERT: dict[str, Any] = {"model_type": "bert", **tiny.SHAPE, "hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
+
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+class StoppedError(Exception):
+    """Stands for whatever ends a process in the middle of a run."""
+
+
+def student_values(cache: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    """Return the student file, as a dictionary, of a short run on the CPU.
+
+    Args:
+        cache: Folder of the cache.
+        output: Run folder.
+        changes: Keys of the student file, or else of its training block.
+    """
+    training: dict[str, Any] = {"output_dir": str(output), "use_cpu": True, "logging_steps": 1, "save_steps": 100}
+    training |= {"max_steps": 3, "per_device_train_batch_size": 8, "learning_rate": 0.01}
+    values: dict[str, Any] = {"cache": str(cache), "student": {"config": LLAMA}, "training": training}
+    for key, value in changes.items():
+        (values if key in StudentConfig.model_fields else training)[key] = value
+    return values
+
+
+def train(cache: Path, output: Path, **changes: Any) -> Path:
+    """Train a student and return its folder; arguments as for ``student_values``."""
+    return run_training(StudentConfig.model_validate(student_values(cache, output, **changes)))
+
+
+def train_and_stop(step: int, cache: Path, output: Path, **changes: Any) -> None:
+    """Train until the optimizer has made ``step`` steps, then fail before that step is logged or saved."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.train.StepProgress", type("Stopping", (StoppingProgress,), {"last_step": step}))
+        with pytest.raises(StoppedError):
+            train(cache, output, **changes)
+
+
+class StoppingProgress(StepProgress):
+    """A progress bar that ends the run."""
+
+    last_step = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        super().on_step_end(args, state, control, **named)
+        if state.global_step == self.last_step:
+            self.on_train_end(args, state, control)
+            raise StoppedError
+
+
+def curve(output: Path) -> list[dict[str, float]]:
+    """Return what a run logged, without what depends on the clock."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in line.items() if "runtime" not in name and "per_second" not in name}
+        for line in lines
+        if "loss" in line
+    ]
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of a model folder."""
+    return load_file(folder / "model.safetensors")
+
+
+def largest_difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    """Return the largest absolute difference between two sets of weights."""
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+def python(script, *arguments, **environment):
+    """Start a Python process that finds the packages and the tests' helpers."""
+    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    environment = {**os.environ, "PYTHONPATH": path, **environment}
+    command = [sys.executable, "-W", "error", "-c", script, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def naive_kl_nats(logits_PV: Tensor, ids_Pk: Tensor, log_probs_Pk: Tensor, log_left_out_P: Tensor, tail: str) -> Tensor:
+    """Return KL(teacher || student) per position in float64, one entry after the other; differentiable."""
+    rows = []
+    for logits, ids, log_probs, log_left_out in zip(logits_PV, ids_Pk, log_probs_Pk, log_left_out_P, strict=True):
+        log_q = logits.double().log_softmax(dim=0)
+        kept = {i: math.exp(x) for i, x in zip(ids.tolist(), log_probs.tolist(), strict=True) if x > -math.inf}
+        left_out, total = math.exp(log_left_out), 0 * log_q[0]
+        scale = sum(kept.values()) if tail == "renormalise" else 1
+        for token, p in kept.items():
+            total = total + p / scale * (math.log(p / scale) - log_q[token])
+        if tail == "ghost" and left_out > 0:
+            others = [token for token in range(len(logits)) if token not in kept]
+            total = total + left_out * (math.log(left_out) - log_q[others].logsumexp(dim=0))
+        rows.append(total)
+    return torch.stack(rows)

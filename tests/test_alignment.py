@@ -1,0 +1,117 @@
+"""Targets meet the tokens they were made for: the teacher as its own student has nothing to learn."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+import tiny
+from trainer.config import LossConfig
+from trainer.data import IGNORED, CachedSequences, collate
+from trainer.losses import sparse_forward_kl
+from trainer.student import DistilledStudent
+
+EXACT = {"k": 300, "levels": 65_535}
+"""The whole vocabulary in the finest steps: only the arithmetic of two forward passes differs."""
+
+TARGETS = ("target_ids", "target_log_probs", "target_log_left_out")
+
+
+class Case:
+    """A cache, its teacher and the held-out sequences with what the teacher said about them."""
+
+    def __init__(self, folder, model_type, **changes):
+        masked = model_type == "bert"
+        path = tiny.save_teacher(folder / "teacher", tiny.model(model_type), masked)
+        self.cache = tiny.capture(folder, path, target=EXACT, objective="masked" if masked else "causal", **changes)
+        self.model_type, self.cached = model_type, self.cache.encoding().teacher()
+        self.dataset = CachedSequences(self.cached, "held_out", 300)
+        self.teacher = (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_pretrained(path).eval()
+
+    def batch(self, indices=None):
+        return collate([self.dataset[i] for i in (range(len(self.dataset)) if indices is None else indices)])
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2", "bert"])
+def case(request, tmp_path_factory):
+    return Case(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@torch.inference_mode()
+def kept_logits(model, batch, **inputs):
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **inputs).logits
+    return logits[batch["labels"] != IGNORED]
+
+
+def kl_nats(model, batch):
+    return sparse_forward_kl(kept_logits(model, batch), *(batch[name] for name in TARGETS), "ghost")
+
+
+@torch.inference_mode()
+def mean_loss(model, batches, weight):
+    """Return the loss per position over batches, as the Trainer would add it up."""
+    distilled = DistilledStudent(model, LossConfig(kd_weight=weight))
+    positions = sum(len(batch["target_ids"]) for batch in batches)
+    return float(sum(distilled(**batch, num_items_in_batch=positions)["loss"] for batch in batches))
+
+
+def test_the_teacher_as_student_has_nothing_to_learn_at_any_position(case):
+    kl = kl_nats(case.teacher, case.batch())
+    assert len(kl) == sum(len(case.dataset[i].positions) for i in range(len(case.dataset))) > 100
+    assert kl.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("shift", [1, -1])
+def test_targets_that_are_one_position_off_are_noticed(case, shift):
+    batch = case.batch()
+    kl = kl_nats(case.teacher, batch | {name: batch[name].roll(shift, dims=0) for name in TARGETS})
+    assert kl.mean() > 0.1
+
+
+def test_gold_tokens_are_those_whose_log_probability_the_teacher_stored(case):
+    batch = case.batch()
+    gold = batch["labels"][batch["labels"] != IGNORED]
+    log_prob = kept_logits(case.teacher, batch).log_softmax(1).gather(1, gold[:, None])[:, 0]
+    shards = case.cached.encoding.split_shards("held_out")
+    stored = [torch.from_numpy(case.cached.scalar("gold_logprob", *case.cached.shard_rows(s))) for s in shards]
+    torch.testing.assert_close(log_prob, torch.cat(stored), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("weight", [0, 0.5, 1])
+def test_batch_size_order_and_padding_do_not_change_the_loss(case, weight):
+    student = tiny.model(case.model_type, seed=1)
+    order = torch.randperm(len(case.dataset), generator=torch.Generator().manual_seed(0)).tolist()
+    one_by_one = mean_loss(student, [case.batch([i]) for i in range(len(case.dataset))], weight)
+    assert one_by_one > 0.1
+    for size in (2, 5, len(order)):
+        batches = [case.batch(order[start : start + size]) for start in range(0, len(order), size)]
+        assert mean_loss(student, batches, weight) == pytest.approx(one_by_one, abs=1e-5)
+
+
+class LeftPadded(nn.Module):
+    """Reads a batch that is padded on the left, each sequence from position 0."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def forward(self, input_ids, attention_mask):
+        position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
+
+
+def padded_on_the_left(batch):
+    lengths, moved = batch["attention_mask"].sum(dim=1), dict(batch)
+    for name in ("input_ids", "attention_mask", "labels"):
+        rows = [row.roll(batch[name].shape[1] - int(n)) for row, n in zip(batch[name], lengths, strict=True)]
+        moved[name] = torch.stack(rows)
+    return moved
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2"], indirect=True)
+def test_left_padding_with_true_position_ids_gives_the_same_loss(case):
+    student, batch = tiny.model(case.model_type, seed=1), case.batch()
+    left = padded_on_the_left(batch)
+    assert not torch.equal(left["input_ids"], batch["input_ids"])
+    torch.testing.assert_close(kl_nats(LeftPadded(student), left), kl_nats(student, batch), rtol=0, atol=1e-4)
+    assert mean_loss(LeftPadded(student), [left], 0.5) == pytest.approx(mean_loss(student, [batch], 0.5), abs=1e-5)

@@ -1,0 +1,282 @@
+"""What the cache holds must be what the teacher says: one unpadded sequence at a time, by transformers alone."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny
+from cache_tools import layout
+from cache_tools.errors import IdentityError, ModelError
+from cache_tools.predictions import from_bfloat16, to_bfloat16
+from cache_tools.reader import Cache
+from cache_tools.verify import verify
+from pipeline.config import CaptureConfig
+from pipeline.run import Worker, run_capture
+from store_fixtures import snapshot
+
+LEVELS, EXPONENT = 65_535, 0.3
+FLOAT_NOISE = 1e-4
+"""Sums in another order: padding, batches and chunks of the head change the last bits of float32."""
+FINE = {"k": 300, "levels": LEVELS, "exponent": EXPONENT}
+SCALAR_TOLERANCE = 2.0**-11 + FLOAT_NOISE
+
+
+def build(model_type, **changes):
+    """Return a tiny model in which no bias is zero, so none can be forgotten."""
+    made = tiny.model(model_type, **{**tiny.ARCHITECTURES[model_type], **changes})
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) / 10)
+    return made
+
+
+def captured(folder, model, texts=tiny.TEXTS[:8], **changes):
+    """Capture ``model`` over ``texts`` and return it with the opened encoding and teacher."""
+    masked = "MaskedLM" in type(model).__name__
+    folder.mkdir(exist_ok=True)
+    tiny.write_corpus(folder / "corpus.jsonl", texts)
+    teacher = tiny.save_teacher(folder / "teacher", model, masked=masked)
+    changes |= {"objective": "masked"} if masked else {}
+    encoding = tiny.capture(folder, teacher, **changes).encoding()
+    return SimpleNamespace(model=model, encoding=encoding, teacher=encoding.teacher())
+
+
+@pytest.fixture(scope="module", params=tiny.ARCHITECTURES)
+def whole(request, tmp_path_factory):
+    """Each architecture, captured with its whole vocabulary in fine steps and with float32 hidden states."""
+    changes = {"target": FINE, "hidden_layers": [0, 1, "last"], "hidden_codec": "float32", "batch_tokens": 150}
+    changes |= {"positions_per_shard": 128, "chunk_positions": 32}
+    return captured(tmp_path_factory.mktemp(request.param), build(request.param), **changes)
+
+
+def sequences(encoding):
+    return [sequence for shard in range(len(encoding.shards)) for sequence in encoding.sequences(shard)]
+
+
+@torch.inference_mode()
+def said(model, sequence):
+    """Return what transformers says about the kept positions of one unpadded sequence.
+
+    ``logits`` and ``log_probs`` are (P, V), ``hidden`` maps a layer to (P, D), ``gold`` is (P,).
+    """
+    into_matrix = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: into_matrix.append(inputs[0]))
+    ids = torch.from_numpy(sequence.input_ids.astype(np.int64))[None]
+    output = model(input_ids=ids, output_hidden_states=True)
+    hook.remove()
+    kept = sequence.positions()
+    states = {str(layer): states for layer, states in enumerate(output.hidden_states)} | {"last": into_matrix[0]}
+    logits = output.logits[0, kept].double()
+    following = "causal" if sequence.original_ids is None else "masked"
+    return SimpleNamespace(
+        logits=logits.numpy(),
+        log_probs=logits.log_softmax(1).numpy(),
+        hidden={layer: values[0, kept].numpy() for layer, values in states.items()},
+        gold=sequence.gold_ids(following),
+    )
+
+
+def half_step(log_probs):
+    """Return how far a log-probability may be from the nearest one that the codec has."""
+    return 0.5 / (EXPONENT * LEVELS * np.exp(EXPONENT * log_probs))
+
+
+def test_the_corpus_makes_several_batches_of_different_lengths(whole):
+    lengths = {len(sequence.input_ids) for sequence in sequences(whole.encoding)}
+    assert len(lengths) > 3
+    assert len(whole.encoding.shards) > 1
+
+
+def test_every_kept_position_holds_what_the_model_says(whole):
+    for sequence in sequences(whole.encoding):
+        targets, truth = whole.teacher.targets(*sequence.rows), said(whole.model, sequence).log_probs
+        assert np.array_equal(targets.ids, np.broadcast_to(np.arange(300), truth.shape))
+        assert (np.abs(targets.log_probs - truth) <= half_step(truth) + 2 * FLOAT_NOISE).all()
+        assert np.isneginf(targets.log_left_out).all()
+
+
+def test_every_kept_position_holds_the_scalars_of_the_whole_distribution(whole):
+    for sequence in sequences(whole.encoding):
+        truth = said(whole.model, sequence)
+        expected = {
+            "logsumexp": np.log(np.exp(truth.logits).sum(axis=1)),
+            "entropy": -(np.exp(truth.log_probs) * truth.log_probs).sum(axis=1),
+            "gold_logprob": np.take_along_axis(truth.log_probs, truth.gold[:, None].astype(int), axis=1)[:, 0],
+        }
+        for name, values in expected.items():
+            stored = whole.teacher.scalar(name, *sequence.rows)
+            np.testing.assert_allclose(stored, values, rtol=0, atol=SCALAR_TOLERANCE, err_msg=name)
+
+
+@pytest.mark.parametrize("layer", ["0", "1", "last"])
+def test_hidden_states_are_those_of_the_model(whole, layer):
+    for sequence in sequences(whole.encoding):
+        truth = said(whole.model, sequence).hidden[layer]
+        stored = whole.teacher.hidden(layer, *sequence.rows)
+        np.testing.assert_allclose(stored, truth, rtol=0, atol=FLOAT_NOISE * np.abs(truth).max())
+
+
+def test_the_kept_head_turns_last_hidden_states_into_the_logits(whole):
+    path = layout.head_file(whole.teacher.path)
+    kept, content = load_file(path), path.read_bytes()
+    scaling = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+    weight, bias = kept["weight"].numpy(), kept["bias"].numpy() if "bias" in kept else 0
+    scale, softcap = float(scaling["logit_scale"] or 1), float(scaling["softcap"] or 0)
+    for sequence in sequences(whole.encoding):
+        z = scale * (whole.teacher.hidden("last", *sequence.rows) @ weight.T + bias)
+        logits = softcap * np.tanh(z / softcap) if softcap else z
+        np.testing.assert_allclose(logits, said(whole.model, sequence).logits, rtol=0, atol=FLOAT_NOISE * 10)
+
+
+def test_the_whole_cache_is_sound(whole):
+    assert verify(whole.encoding.path.parents[1], deep=True) == []
+
+
+@pytest.mark.parametrize("model_type", ["llama", "bert"])
+@pytest.mark.parametrize("codec", ["float32", "bfloat16"])
+def test_hidden_states_of_unpadded_batches_are_exact_up_to_their_codec(tmp_path, model_type, codec):
+    changes = {"batch_tokens": 1, "hidden_layers": [1, 2], "hidden_codec": codec}
+    one = captured(tmp_path, build(model_type), tiny.TEXTS[:3], **changes)
+    for sequence in sequences(one.encoding):
+        truth = said(one.model, sequence)
+        for layer in ("1", "2"):
+            kept = truth.hidden[layer] if codec == "float32" else from_bfloat16(to_bfloat16(truth.hidden[layer]))
+            assert np.array_equal(one.teacher.hidden(layer, *sequence.rows), kept)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "bert"])
+def test_the_batch_size_changes_nothing(tmp_path, model_type):
+    model = build(model_type)
+    few, many = (captured(tmp_path / str(tokens), model, batch_tokens=tokens).teacher for tokens in (1, 4096))
+    for shard in range(len(few.encoding.shards)):
+        rows = few.shard_rows(shard)
+        assert np.array_equal(few.targets(*rows).ids, many.targets(*rows).ids)
+        for name in few.manifest.scalars:
+            np.testing.assert_allclose(few.scalar(name, *rows), many.scalar(name, *rows), atol=2 * SCALAR_TOLERANCE)
+
+
+@pytest.mark.parametrize("vocabulary", [131_071, 131_072, 151_936, 262_144])
+def test_ids_of_a_large_vocabulary_survive(tmp_path, vocabulary):
+    """The teacher's logits are wider than the tokenizer; ids at 16- and 17-bit borders and the ends are made likely."""
+    likely = sorted({0, 65_535, 65_536, 131_070, 131_072 % vocabulary, vocabulary - 1})
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = tiny.model("llama", vocab_size=vocabulary, num_key_value_heads=1, **shape)
+    with torch.no_grad():
+        model.lm_head.weight[likely] *= 20
+    one = captured(tmp_path, model, tiny.TEXTS[:2], target={"k": 4})
+    assert (one.teacher.manifest.vocabulary_size, one.encoding.manifest.vocabulary_size) == (vocabulary, 300)
+    seen = set()
+    for sequence in sequences(one.encoding):
+        targets, truth = one.teacher.targets(*sequence.rows), said(one.model, sequence).log_probs
+        assert np.array_equal(targets.ids, np.sort(np.argpartition(-truth, 4, axis=1)[:, :4], axis=1))
+        kept = np.take_along_axis(truth, targets.ids.astype(int), axis=1)
+        likeliest = kept > -3  # steps are coarse below
+        np.testing.assert_allclose(targets.log_probs[likeliest], kept[likeliest], atol=0.05)
+        seen.update(targets.ids.ravel().tolist())
+    assert seen >= set(likely)
+
+
+def test_receipts_hold_the_means_of_their_shard(tmp_path):
+    one = captured(tmp_path, build("llama"), target={"k": 16})
+    for shard, entry in enumerate(one.encoding.shards):
+        truths = [said(one.model, sequence) for sequence in one.encoding.sequences(shard)]
+        log_probs, gold = (np.concatenate([getattr(t, name) for t in truths]) for name in ("log_probs", "gold"))
+        expected = {
+            "cross_entropy_nats": -log_probs[np.arange(len(gold)), gold].mean(),
+            "entropy_nats": -(np.exp(log_probs) * log_probs).sum(axis=1).mean(),
+            "kept_mass": np.sort(np.exp(log_probs), axis=1)[:, -16:].sum(axis=1).mean(),
+        }
+        receipt = one.teacher.receipt(shard)
+        assert (receipt.positions, receipt.tokens) == (len(gold), entry.tokens)
+        assert {name: receipt.statistics[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+        assert 0 < receipt.statistics["codec_kl_nats"] < receipt.statistics["codec_kl_nats_max"] < 1e-2
+        assert receipt.provenance["seconds"] >= 0
+
+
+def run(values):
+    run_capture(CaptureConfig.model_validate(values), Worker(), tiny.SilentReporter())
+    return Cache(values["cache"]).encoding()
+
+
+def two_teachers(folder):
+    """Return a capture file's values with two teachers of one tokenizer."""
+    values = tiny.capture_values(folder, tiny.save_teacher(folder / "first", tiny.model(seed=1)))
+    second = tiny.save_teacher(folder / "second", tiny.model("gpt2", seed=2))
+    values["teachers"] += [values["teachers"][0] | {"name": "other", "model": str(second)}]
+    return values
+
+
+def test_teachers_of_one_cache_do_not_know_of_each_other(tmp_path):
+    together = two_teachers(tmp_path)
+    encoding = run(together)
+    assert encoding.teachers == ["other", "toy"]
+    for teacher in together["teachers"]:
+        alone = run(together | {"cache": str(tmp_path / teacher["name"]), "teachers": [teacher]})
+        assert objects(alone.teacher()) == objects(encoding.teacher(teacher["name"]))
+
+
+def objects(teacher):
+    """Return the bytes of every file of a teacher but the receipts."""
+    return {key: content for key, content in snapshot(teacher.path).items() if "receipts" not in key}
+
+
+def test_a_teacher_added_later_changes_nothing_that_was_there(tmp_path):
+    together = two_teachers(tmp_path)
+    run(together | {"teachers": together["teachers"][:1]})
+    before = snapshot(tmp_path / "cache")
+    run(together | {"teachers": together["teachers"][1:]})
+    after = snapshot(tmp_path / "cache")
+    assert len(after) > len(before)
+    assert {key: after[key] for key in before} == before
+
+
+def test_refuses_a_teacher_of_another_tokenizer_before_anything_is_written(tmp_path):
+    together = two_teachers(tmp_path)
+    tiny.tokenizer(290).save_pretrained(tmp_path / "second")
+    with pytest.raises(IdentityError, match="teacher 'other' has another tokenizer than the encoding"):
+        run(together)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_refuses_a_teacher_with_fewer_logits_than_the_tokenizer_has_ids(tmp_path):
+    with pytest.raises(IdentityError, match=r"fewer logits than the tokenizer has ids \(expected at least 300, "):
+        captured(tmp_path, tiny.model(vocab_size=90))
+    assert Cache(tmp_path / "cache").encoding().teachers == []
+
+
+@pytest.mark.parametrize("layer", [-1, 3])
+def test_refuses_a_layer_that_does_not_exist(tmp_path, layer):
+    with pytest.raises(ModelError, match=rf"has no layer {layer} \(expected 0 \(embeddings\) to 2, or last"):
+        captured(tmp_path, tiny.model(), hidden_layers=[layer])
+    assert Cache(tmp_path / "cache").encoding().teachers == []
+
+
+TEXTS_WITH_ONE_Z = ["nothing here", "nor here", "but Z is here", "and no more"]
+
+
+def spoil_everything(model):
+    model.lm_head.weight.fill_(torch.nan)
+
+
+def spoil_one_token(model):
+    model.model.embed_tokens.weight[tiny.tokenizer().convert_tokens_to_ids("Z")] = torch.nan
+
+
+@pytest.mark.parametrize("hidden_layers", [[], ["last", 1]])
+@pytest.mark.parametrize(
+    ("spoil", "sequence"),
+    [(spoil_everything, "sequence 0, document 'doc0'"), (spoil_one_token, "sequence 2, document 'doc2'")],
+)
+def test_refuses_a_teacher_that_says_nan_and_names_the_document(tmp_path, spoil, sequence, hidden_layers):
+    model = tiny.model()
+    with torch.no_grad():
+        spoil(model)
+    with pytest.raises(ModelError, match=f"{sequence}: the teacher's logits are not numbers"):
+        captured(tmp_path, model, TEXTS_WITH_ONE_Z, hidden_layers=hidden_layers, held_out_fraction=0)
+    teacher = Cache(tmp_path / "cache").encoding().teacher()
+    assert teacher.missing_shards() == list(range(len(teacher.encoding.shards)))

@@ -1,0 +1,165 @@
+import json
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+import tiny
+from cache_tools.errors import IdentityError, IncompleteError, ModelError
+from cache_tools.reader import Cache
+from logitcask import cli
+from student_fixtures import naive_kl_nats
+from trainer.evaluate import evaluate, evaluate_folder
+
+KEYS = {"positions", "cross_entropy_nats", "kl_to_teacher_nats", "top1_agreement", "teacher_cross_entropy_nats"}
+
+
+@pytest.fixture(scope="module", params=["causal", "masked"])
+def folder(request, tmp_path_factory):
+    """A folder with a cache of the whole vocabulary, its teacher, and a student that is none."""
+    folder, masked = tmp_path_factory.mktemp(request.param), request.param == "masked"
+    teacher = tiny.save_teacher(folder / "teacher", masked=masked)
+    tiny.save_teacher(folder / "student", tiny.model("bert" if masked else "llama", seed=1), masked)
+    tiny.capture(folder, teacher, objective=request.param, target={"k": 300, "levels": 65_535})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """A cache of only a few tokens per position, and a student."""
+    folder = tmp_path_factory.mktemp("few")
+    tiny.save_teacher(folder / "student", tiny.model(seed=1))
+    tiny.capture(folder, target={"k": 5, "levels": 65_535})
+    return folder
+
+
+def open_teacher(folder):
+    return Cache(folder / "cache").encoding().teacher()
+
+
+def load(path, cached):
+    auto = AutoModelForCausalLM if cached.encoding.manifest.objective == "causal" else AutoModelForMaskedLM
+    return auto.from_pretrained(path).eval()
+
+
+@torch.inference_mode()
+def naive_measures(student, teacher, cached, split):
+    """Return the four measures from sequences read one at a time by both models, without batches or padding."""
+    k, parts = cached.manifest.target.k, []
+    for shard in cached.encoding.split_shards(split):
+        for sequence in cached.encoding.sequences(shard):
+            ids, where = torch.from_numpy(sequence.input_ids.astype("int64"))[None], sequence.positions()
+            logits, said = (model(input_ids=ids).logits[0, where].double() for model in (student, teacher))
+            gold = torch.from_numpy(sequence.gold_ids(cached.encoding.manifest.objective).astype("int64"))
+            log_p = said.log_softmax(1)
+            log_probs, kept = log_p.topk(k)
+            left_out = log_p.scatter(1, kept, -torch.inf).logsumexp(1)
+            parts.append(
+                torch.stack(
+                    [
+                        F.cross_entropy(logits, gold, reduction="none"),
+                        naive_kl_nats(logits, kept, log_probs, left_out, "ghost"),
+                        (logits.argmax(1) == said.argmax(1)).double(),
+                        F.cross_entropy(said, gold, reduction="none"),
+                    ]
+                )
+            )
+    return torch.cat(parts, dim=1)
+
+
+def assert_measured(result, expected):
+    cross_entropy, kl, agreement, teacher_cross_entropy = expected.mean(dim=1).tolist()
+    assert result["positions"] == expected.shape[1]
+    assert result["cross_entropy_nats"] == pytest.approx(cross_entropy, abs=1e-5)
+    assert result["kl_to_teacher_nats"] == pytest.approx(kl, abs=1e-4)
+    assert result["top1_agreement"] == pytest.approx(agreement, abs=1e-9)
+    assert result["teacher_cross_entropy_nats"] == pytest.approx(teacher_cross_entropy, abs=5e-4)
+
+
+def test_measures_are_those_of_naive_computation_with_the_live_teacher(folder):
+    cached = open_teacher(folder)
+    expected = naive_measures(*(load(folder / name, cached) for name in ("student", "teacher")), cached, "held_out")
+    assert_measured(evaluate_folder(folder / "student", cached, "held_out"), expected)
+
+
+@pytest.mark.parametrize("split", ["held_out", "train"])
+def test_kl_counts_the_left_out_mass_as_one_more_outcome(few, split):
+    cached = open_teacher(few)
+    expected = naive_measures(*(load(few / name, cached) for name in ("student", "teacher")), cached, split)
+    assert_measured(evaluate_folder(few / "student", cached, split), expected)
+
+
+def test_the_teacher_as_student_agrees_with_itself(folder):
+    result = evaluate_folder(folder / "teacher", open_teacher(folder), "held_out")
+    assert abs(result["kl_to_teacher_nats"]) < 1e-4
+    assert result["top1_agreement"] == 1
+    assert result["cross_entropy_nats"] == pytest.approx(result["teacher_cross_entropy_nats"], abs=5e-4)
+
+
+def test_batch_size_does_not_matter_and_every_token_is_reported(few):
+    cached, tokens = open_teacher(few), []
+    model = load(few / "student", cached)
+    one_by_one = evaluate(model, cached, "held_out", 1, tokens.append)
+    assert evaluate(model, cached, "held_out", 7) == pytest.approx(one_by_one, abs=1e-5)
+    assert sum(tokens) == cached.encoding.manifest.splits["held_out"].tokens
+
+
+def test_evaluating_leaves_no_gradients_and_switches_dropout_off(few):
+    cached = open_teacher(few)
+    model = tiny.model(seed=1, attention_dropout=0.5).train()
+    assert evaluate(model, cached, "held_out") == evaluate(model, cached, "held_out")
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("made", ["missing", "empty", "no model", "half a model"])
+def test_a_folder_without_a_model_is_refused_and_not_looked_up_elsewhere(few, tmp_path, monkeypatch, made):
+    def refuse(*_, **__):
+        raise AssertionError("looked up on the network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.chdir(tmp_path)
+    if made != "missing":
+        (tmp_path / "runs").mkdir()
+    if made in ("no model", "half a model"):
+        tiny.tokenizer().save_pretrained(tmp_path / "runs")
+    if made == "half a model":
+        tiny.model().config.save_pretrained(tmp_path / "runs")
+        (tmp_path / "runs" / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(ModelError, match="runs: no student can be loaded from here"):
+        evaluate_folder(Path("runs"), open_teacher(few), "held_out")
+
+
+def test_a_student_with_another_tokenizer_is_refused(few, tmp_path):
+    tiny.save_teacher(tmp_path)
+    tiny.tokenizer(vocabulary_size=290).save_pretrained(tmp_path)
+    with pytest.raises(IdentityError, match="the student has another tokenizer than the cache"):
+        evaluate_folder(tmp_path, open_teacher(few), "held_out")
+
+
+def test_an_empty_split_is_refused(few, tmp_path):
+    cached = tiny.capture(tmp_path, few / "teacher", held_out_fraction=0).encoding().teacher()
+    with pytest.raises(IncompleteError, match="the held_out split is empty"):
+        evaluate_folder(few / "student", cached, "held_out")
+
+
+@pytest.mark.parametrize("options", [[], ["--split", "train", "--batch-size", "3", "--encoding", "main"]])
+def test_the_command_prints_one_json_object_and_nothing_else(few, options):
+    arguments = ["evaluate", str(few / "student"), str(few / "cache"), "--device", "cpu", "--json", *options]
+    result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    printed = json.loads(result.stdout)
+    assert printed.keys() - {"split"} == KEYS
+    expected = evaluate_folder(few / "student", open_teacher(few), printed["split"])
+    assert printed == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_command_prints_a_table_with_every_measure(few):
+    arguments = ["evaluate", str(few / "student"), str(few / "cache"), "--device", "cpu"]
+    table = CliRunner(env={"COLUMNS": "120"}).invoke(cli, arguments, catch_exceptions=False).stdout
+    expected = evaluate_folder(few / "student", open_teacher(few), "held_out")
+    for value in ("cross_entropy_nats", "kl_to_teacher_nats", "teacher_cross_entropy_nats"):
+        assert f"{expected[value]:.4f} nats" in table
+    assert f"{expected['top1_agreement']:.1%}" in table

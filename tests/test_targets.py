@@ -1,0 +1,133 @@
+"""Sparse targets against their definition, written out naively in float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.targets import sparse_targets
+
+ROWS, VOCABULARY = 7, 123
+
+
+def normal(scale=3.0, offset=0.0):
+    return np.random.default_rng(0).normal(offset, scale, (ROWS, VOCABULARY)).astype(np.float32)
+
+
+def dominated(by):
+    logits = normal(1.0)
+    logits[np.arange(ROWS), np.arange(ROWS) * 11] = by
+    return logits
+
+
+def one_hopeless():
+    logits = normal()
+    logits[:, 7] = -60.0
+    return logits
+
+
+def partly_impossible(share):
+    logits = normal()
+    logits[np.random.default_rng(1).random(logits.shape) < share] = -np.inf
+    logits[:, 50] = 0.5  # one possible token at least
+    return logits
+
+
+LOGITS = {
+    "ordinary": normal(),
+    "flat": normal(1e-3),
+    "equal": np.zeros((ROWS, VOCABULARY), np.float32),
+    "tied": np.round(normal()),
+    "far apart": normal(1e4),
+    "far from zero": normal(3.0, 1e5),
+    "far below zero": normal(3.0, -1e5),
+    "one dominant": dominated(60.0),
+    "one overwhelming": dominated(1e4),
+    "one hopeless": one_hopeless(),
+    "half impossible": partly_impossible(0.5),
+    "almost all impossible": partly_impossible(0.98),
+    "one possible": partly_impossible(1.0),
+}
+GOLD = np.arange(ROWS) * 17
+
+
+def kept(name, k):
+    """Return the targets of LOGITS[name] as numpy arrays: ids, log_probs, log_left_out, scalars."""
+    targets = sparse_targets(torch.from_numpy(LOGITS[name].copy()), torch.from_numpy(GOLD), k)
+    return targets.ids.numpy(), targets.log_probs.numpy(), targets.log_left_out.numpy(), targets.scalars
+
+
+def true_log_probs(name):
+    """Return log-softmax by definition: (ROWS, VOCABULARY) float64."""
+    logits = LOGITS[name].astype(np.float64)
+    highest = logits.max(axis=1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        return logits - highest - np.log(np.exp(logits - highest).sum(axis=1, keepdims=True))
+
+
+def assert_close(found, truth):
+    np.testing.assert_allclose(found, truth, rtol=1e-6, atol=2e-6)
+
+
+@pytest.fixture(params=LOGITS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(params=[1, 5, VOCABULARY - 1, VOCABULARY, VOCABULARY + 10])
+def k(request):
+    return request.param
+
+
+def test_keeps_the_most_likely_tokens_with_their_log_probabilities(name, k):
+    ids, log_probs, _, _ = kept(name, k)
+    truth = true_log_probs(name)
+    assert ids.shape == log_probs.shape == (ROWS, min(k, VOCABULARY))
+    assert all(len(set(row)) == len(row) for row in ids.tolist())
+    assert_close(log_probs, np.take_along_axis(truth, ids, axis=1))
+    assert_close(log_probs, -np.sort(-truth, axis=1)[:, :k])
+
+
+def test_what_is_left_out_is_the_mass_of_all_other_tokens(name, k):
+    ids, log_probs, log_left_out, _ = kept(name, k)
+    others = np.exp(true_log_probs(name))
+    np.put_along_axis(others, ids, 0, axis=1)
+    assert_close(np.exp(log_left_out), others.sum(axis=1))
+    assert_close(np.exp(log_probs.astype(np.float64)).sum(axis=1) + np.exp(log_left_out), 1)
+
+
+@pytest.mark.parametrize("k", [VOCABULARY, VOCABULARY + 10])
+def test_the_whole_vocabulary_leaves_nothing_out(name, k):
+    assert np.isneginf(kept(name, k)[2]).all()
+
+
+@pytest.mark.parametrize("name", ["one dominant", "one overwhelming", "one possible"])
+def test_one_token_with_all_the_mass_leaves_nothing_out(name):
+    _, log_probs, log_left_out, scalars = kept(name, 1)
+    assert (log_probs == 0).all()
+    assert np.isneginf(log_left_out).all()
+    assert (scalars["entropy"] < 1e-6).all()
+
+
+def test_scalars_describe_the_whole_distribution(name, k):
+    scalars, truth = kept(name, k)[3], true_log_probs(name)
+    logits = LOGITS[name].astype(np.float64)
+    highest = logits.max(axis=1)
+    surprise = np.where(np.isneginf(truth), 0, -truth)
+    assert set(scalars) == {"logsumexp", "entropy", "gold_logprob"}
+    assert_close(scalars["logsumexp"], highest + np.log(np.exp(logits - highest[:, None]).sum(axis=1)))
+    assert_close(scalars["entropy"], (np.exp(truth) * surprise).sum(axis=1))
+    assert_close(scalars["gold_logprob"], truth[np.arange(ROWS), GOLD])
+
+
+def test_leaves_the_logits_alone(name):
+    logits = torch.from_numpy(LOGITS[name].copy())
+    sparse_targets(logits, torch.from_numpy(GOLD), 5)
+    assert np.array_equal(logits.numpy(), LOGITS[name])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_logit_that_is_no_number_spoils_the_logsumexp_of_its_row_only(bad):
+    logits = torch.from_numpy(normal())
+    logits[3, 4] = bad
+    finite = torch.isfinite(sparse_targets(logits, torch.from_numpy(GOLD), 5).scalars["logsumexp"])
+    assert finite.tolist() == [row != 3 for row in range(ROWS)]

@@ -1,0 +1,148 @@
+"""Runs that stop, are killed, or are shared by several processes end as the straight run does."""
+
+import json
+import shutil
+import signal
+import socket
+
+import pytest
+
+import tiny
+from student_fixtures import (
+    LLAMA,
+    curve,
+    largest_difference,
+    python,
+    student_values,
+    train,
+    train_and_stop,
+    weights,
+)
+
+LONG = {"max_steps": 14, "save_steps": 2}
+"""A run into its second epoch: the cache's 70 training sequences make 9 steps."""
+
+MIXTURE = {**LLAMA, "model_type": "mixtral", "num_local_experts": 4}
+"""A student whose files name its experts otherwise than the module does."""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tiny.capture(tmp_path_factory.mktemp("cache")).path
+
+
+@pytest.fixture(scope="module")
+def straight(cache, tmp_path_factory):
+    """A long run that nothing stopped."""
+    output = tmp_path_factory.mktemp("straight")
+    train(cache, output, **LONG)
+    return output
+
+
+@pytest.mark.parametrize("step", [1, 5, 9, 12], ids=["before any checkpoint", "epoch 0", "epoch end", "epoch 1"])
+def test_a_stopped_run_continues_to_the_same_curve_and_weights(cache, straight, tmp_path, step):
+    train_and_stop(step, cache, tmp_path, **LONG)
+    assert not (tmp_path / "final").exists()
+    final = train(cache, tmp_path, **LONG)
+    assert curve(tmp_path) == curve(straight)
+    assert largest_difference(weights(final), weights(straight / "final")) == 0
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "gpt_neox"])
+def test_weights_that_files_name_otherwise_are_continued_too(cache, tmp_path, model_type):
+    changes = {"student": {"config": MIXTURE | {"model_type": model_type}}, "save_steps": 2, "max_steps": 4}
+    final = train(cache, tmp_path / "straight", **changes)
+    train_and_stop(3, cache, tmp_path / "stopped", **changes)
+    continued = train(cache, tmp_path / "stopped", **changes)
+    assert largest_difference(weights(final), weights(continued)) == 0
+
+
+def test_a_process_that_is_killed_continues_to_the_same_weights(cache, straight, tmp_path):
+    script = """if True:
+        import json, os, signal, sys
+        import trainer.train
+        from trainer.config import StudentConfig
+        class Killed(trainer.train.StepProgress):
+            def on_step_end(self, args, state, control, **named):
+                if state.global_step == 5:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        trainer.train.StepProgress = Killed
+        trainer.train.run_training(StudentConfig.model_validate(json.loads(sys.argv[1])))
+        """
+    process = python(script, json.dumps(student_values(cache, tmp_path, **LONG)))
+    assert process.communicate()[0] == ""
+    assert process.returncode == -signal.SIGKILL
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    final = train(cache, tmp_path, **LONG)
+    assert curve(tmp_path) == curve(straight)
+    assert largest_difference(weights(final), weights(straight / "final")) == 0
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_ignored(cache, straight, tmp_path):
+    train_and_stop(5, cache, tmp_path, **LONG)
+    (tmp_path / "checkpoint-4" / "trainer_state.json").unlink()
+    (tmp_path / "checkpoint-4" / "model.safetensors").write_bytes(b"half")
+    final = train(cache, tmp_path, **LONG)
+    assert largest_difference(weights(final), weights(straight / "final")) == 0
+
+
+def test_what_does_not_change_the_weights_may_change_between_a_run_and_its_continuation(cache, straight, tmp_path):
+    train_and_stop(5, cache, tmp_path, **LONG)
+    final = train(cache, tmp_path, **LONG | {"save_steps": 3, "logging_steps": 5, "dataloader_num_workers": 1})
+    assert largest_difference(weights(final), weights(straight / "final")) == 0
+
+
+def test_a_training_process_never_touches_the_teacher(tmp_path):
+    teacher = tmp_path / "teacher"
+    cache = tiny.capture(tmp_path).path
+    shutil.rmtree(teacher)
+    script = """if True:
+        import json, os, sys
+        def refuse(event, arguments):
+            if event == "open" and not isinstance(arguments[0], int):
+                assert not os.path.abspath(os.fsdecode(arguments[0])).startswith(sys.argv[2]), arguments
+        sys.addaudithook(refuse)
+        from trainer.config import StudentConfig
+        from trainer.train import run_training
+        run_training(StudentConfig.model_validate(json.loads(sys.argv[1])))
+        assert not [name for name in sys.modules if name.split(".")[0] == "pipeline"]
+        try:
+            open(sys.argv[2] + "/config.json")
+        except AssertionError:
+            print("refused")
+        """
+    values = student_values(cache, tmp_path / "run", save_steps=2)
+    process = python(script, json.dumps(values), teacher)
+    output, errors = process.communicate()
+    assert (process.returncode, output) == (0, "refused\n"), errors
+    assert (tmp_path / "run" / "final" / "model.safetensors").exists()
+
+
+def test_two_ranks_end_as_one_process_does_even_when_stopped_in_their_second_epoch(cache, tmp_path):
+    script = """if True:
+        import json, os, sys
+        from safetensors.torch import save_file
+        import trainer.train
+        from student_fixtures import train, train_and_stop
+        cache, output, changes = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+        save_final = trainer.train._save_final
+        def save_rank(trainer, output):
+            os.makedirs(f"{output}-rank{os.environ['RANK']}")
+            save_file(trainer.model.student.state_dict(), f"{output}-rank{os.environ['RANK']}/model.safetensors")
+            save_final(trainer, output)
+        trainer.train._save_final = save_rank
+        train_and_stop(6, cache, output, **changes)
+        train(cache, output, **changes)
+        """
+    changes = {"max_steps": 7, "save_steps": 5, "optim": "sgd", "dataloader_drop_last": True}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    values = json.dumps(changes | {"per_device_train_batch_size": 8})
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    ranks = [python(script, cache, tmp_path / "two", values, **shared, RANK=r, LOCAL_RANK=r) for r in ("0", "1")]
+    errors = [rank.communicate()[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
+    one = weights(train(cache, tmp_path / "one", **changes, per_device_train_batch_size=16))
+    first, second, final = (weights(tmp_path / name) for name in ("two-rank0", "two-rank1", "two/final"))
+    assert largest_difference(first, second) == largest_difference(first, final) == 0
+    assert largest_difference(first, one) < 1e-5
