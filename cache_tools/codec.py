@@ -24,7 +24,7 @@ Arrays of n rows (all plain unsigned integers, so every Zarr reader can read the
 With M <= 255 the last three are uint8, else uint16. A probability above zero has level 1
 or more, so it never decodes to zero. Empty slots stand at the end of a row.
 
-On 131,072-token rows with k = 64, a = 0.3 and M = 255 this costs about 88 bytes a position
+On 131,072-token rows with k = 64, a = 0.3 and M = 255 this costs about 86 bytes a position
 after compression, at a mean KL of 4.6e-5 nats.
 """
 
@@ -121,7 +121,7 @@ class DeltaPower:
             ValueError: a row breaks a rule: NaN, mass other than 1, an id twice or out of range.
         """
         self._check(targets)
-        ids, log_probs = _sorted_by_id(targets)
+        ids, log_probs = _sorted(targets.ids, targets.log_probs)
         used = log_probs > -np.inf
         level_type = self.array_types()["levels"][1]
         levels = self._levels(log_probs)
@@ -170,7 +170,9 @@ class DeltaPower:
 
     def _check(self, targets: Targets) -> None:
         """Refuse rows that are not distributions over the vocabulary, naming the first one."""
-        mass = np.exp(targets.log_probs).sum(axis=1, dtype=np.float64) + np.exp(targets.log_left_out)
+        mass: NDArray[np.float64] = np.exp(targets.log_probs).sum(axis=1, dtype=np.float64) + np.exp(
+            targets.log_left_out
+        )
         beyond = (targets.ids >= self.vocabulary_size) & (targets.log_probs > -np.inf)
         _refuse_rows(np.isnan(mass), "a value is NaN")
         _refuse_rows(
@@ -179,7 +181,8 @@ class DeltaPower:
         _refuse_rows(beyond.any(axis=1), f"an id is not below the vocabulary size {self.vocabulary_size}")
 
 
-def _refuse_rows(broken: NDArray[np.bool_], rule: str) -> None:
+def _refuse_rows(broken: Any, rule: str) -> None:
+    """Raise ValueError if any entry of ``broken`` (n,) is true, naming the first."""
     if broken.any():
         raise ValueError(f"row {int(np.flatnonzero(broken)[0])} cannot be stored: {rule}")
 
@@ -215,13 +218,14 @@ def _decode_log_probs(
 def kl_nats(true: Targets, decoded: Targets) -> NDArray[np.float64]:
     """Return KL(true || decoded) over the k kept tokens and the rest, per row: (n,) float64, nats.
 
-    Both sides must hold the same ids; each is renormalised over its k + 1 outcomes.
+    Both sides must hold the same ids, in any order; each is renormalised over its k + 1 outcomes.
     """
-    ids, log_probs = _sorted_by_id(true)
-    assert np.array_equal(np.where(log_probs > -np.inf, ids, EMPTY_ID), decoded.ids)
+    ids, log_probs = _sorted(true.ids, true.log_probs)
+    decoded_ids, decoded_log_probs = _sorted(decoded.ids, decoded.log_probs)
+    assert np.array_equal(ids, decoded_ids)
     total: NDArray[np.float64] = np.zeros(len(ids))
     p_sum, q_sum = np.zeros(len(ids)), np.zeros(len(ids))
-    for log_p, log_q in ((log_probs, decoded.log_probs), (true.log_left_out[:, None], decoded.log_left_out[:, None])):
+    for log_p, log_q in ((log_probs, decoded_log_probs), (true.log_left_out[:, None], decoded.log_left_out[:, None])):
         p, q = np.exp(log_p, dtype=np.float64), np.exp(log_q, dtype=np.float64)
         ratio = np.subtract(log_p, log_q, where=log_p > -np.inf, out=np.zeros(log_p.shape), dtype=np.float64)
         total += np.einsum("nk,nk->n", p, ratio)
@@ -230,14 +234,14 @@ def kl_nats(true: Targets, decoded: Targets) -> NDArray[np.float64]:
     return total / p_sum - np.log(p_sum) + np.log(q_sum)
 
 
-def _sorted_by_id(targets: Targets) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
-    """Return (ids, log_probs) with each row ascending by id and its empty slots at the end.
+def _sorted(keys: NDArray[np.uint32], log_probs: NDArray[np.float32]) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
+    """Return (keys, log_probs) with each row ascending by key and its empty slots, as EMPTY_ID, at the end.
 
-    Id and value are sorted as one 64-bit number, id in front, several times faster than an
+    Key and value are sorted as one 64-bit number, key in front, several times faster than an
     argsort and two gathers.
     """
-    keys = np.where(targets.log_probs > -np.inf, targets.ids, EMPTY_ID).astype(np.uint64)
-    keys <<= np.uint64(32)
-    keys |= np.ascontiguousarray(targets.log_probs, dtype=np.float32).view(np.uint32)
-    keys.sort(axis=1)
-    return (keys >> np.uint64(32)).astype(np.uint32), keys.astype(np.uint32).view(np.float32)
+    pairs = np.where(log_probs > -np.inf, keys, EMPTY_ID).astype(np.uint64)
+    pairs <<= np.uint64(32)
+    pairs |= np.ascontiguousarray(log_probs, dtype=np.float32).view(np.uint32)
+    pairs.sort(axis=1)
+    return (pairs >> np.uint64(32)).astype(np.uint32), pairs.astype(np.uint32).view(np.float32)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools import layout
-from cache_tools.codec import Arrays, Targets
+from cache_tools.codec import Arrays, DeltaPower, Targets
 from cache_tools.direct import read_rows
 from cache_tools.errors import FormatError, IdentityError, IncompleteError
 from cache_tools.manifest import CacheManifest, EncodingManifest, Split, TeacherManifest, read_manifest
@@ -73,10 +73,10 @@ class Encoding:
         """Names of the teachers that have been declared, finished or not."""
         return _groups(self.path / "teachers")
 
-    def teacher(self, name: str | None = None) -> "Teacher":
+    def teacher(self, name: str | None = None) -> "CachedTeacher":
         """Open a teacher; without a name, the only one."""
         chosen = _choose("teacher", name, self.teachers, self.path)
-        return Teacher(self, layout.teacher_folder(self.path, chosen), chosen)
+        return CachedTeacher(self, layout.teacher_folder(self.path, chosen), chosen)
 
     @cached_property
     def shards(self) -> list[ShardEntry]:
@@ -114,7 +114,7 @@ class Encoding:
         return read_sequences(layout.sequences_file(self.path, shard), self.shards[shard].sha256)
 
 
-class Teacher:
+class CachedTeacher:
     """One teacher's predictions over an encoding's positions.
 
     Raises:
@@ -124,7 +124,6 @@ class Teacher:
     def __init__(self, encoding: Encoding, path: Path, name: str) -> None:
         self.encoding, self.path, self.name = encoding, path, name
         self.manifest = read_manifest(path, TeacherManifest)
-        self._codec = codec_of(self.manifest)
         self._committed: set[int] = set()
         if self.manifest.identity.get("encoding") != encoding.manifest.fingerprint:
             raise IdentityError(
@@ -135,6 +134,11 @@ class Teacher:
                 why="its rows would be joined to other tokens",
                 fix="Restore the encoding this teacher was captured with, or capture it again",
             )
+
+    @cached_property
+    def codec(self) -> DeltaPower:
+        """The codec of the sparse targets."""
+        return codec_of(self.manifest)
 
     def receipt(self, shard: int) -> Receipt | None:
         """Return the receipt of a shard, or None if the shard is not committed.
@@ -179,11 +183,11 @@ class Teacher:
 
     def stored_targets(self, start: int, stop: int) -> Arrays:
         """Return the stored integers behind the targets, four times smaller; errors as for ``targets``."""
-        return {name: self._rows(name, start, stop) for name in self._codec.array_types()}
+        return {name: self._rows(name, start, stop) for name in self.codec.array_types()}
 
     def decode(self, stored: Arrays) -> Targets:
         """Return the targets that stored integers, or any run of their rows, stand for."""
-        return self._codec.decode(stored)
+        return self.codec.decode(stored)
 
     def scalar(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Return a per-position scalar, in nats: (stop - start,) float32; errors as for ``targets``."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from cache_tools import layout
 from cache_tools.predictions import mean_statistics
-from cache_tools.reader import Cache, Encoding, Teacher
+from cache_tools.reader import Cache, CachedTeacher, Encoding
 from cache_tools.receipts import Receipt
 
 LARGEST_EXPONENT = 700.0
@@ -41,7 +41,7 @@ def _encoding(encoding: Encoding) -> dict[str, Any]:
     }
 
 
-def _teacher(teacher: Teacher) -> dict[str, Any]:
+def _teacher(teacher: CachedTeacher) -> dict[str, Any]:
     manifest = teacher.manifest
     receipts = [r for shard in range(len(teacher.encoding.shards)) if (r := teacher.receipt(shard))]
     positions = sum(receipt.positions for receipt in receipts)
@@ -74,7 +74,7 @@ def _bytes_by_array(receipts: list[Receipt]) -> dict[str, int]:
     return dict(sorted(sizes.items()))
 
 
-def _statistics(teacher: Teacher, receipts: list[Receipt]) -> dict[str, dict[str, float | None]]:
+def _statistics(teacher: CachedTeacher, receipts: list[Receipt]) -> dict[str, dict[str, float | None]]:
     """Return means over positions per split, with the perplexity of the cross-entropy."""
     result: dict[str, dict[str, float | None]] = {}
     for split in teacher.encoding.manifest.splits:

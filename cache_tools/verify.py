@@ -17,7 +17,7 @@ from cache_tools.codec import EMPTY_ID, MASS_TOLERANCE
 from cache_tools.errors import LogitcaskError
 from cache_tools.files import file_sha256
 from cache_tools.predictions import array_types
-from cache_tools.reader import Cache, Encoding, Teacher
+from cache_tools.reader import Cache, CachedTeacher, Encoding
 from cache_tools.receipts import Receipt
 
 
@@ -103,7 +103,7 @@ def _teacher(encoding: Encoding, name: str, deep: bool, progress: Callable[[str]
         yield from _guarded(teacher.path, partial(_shard, teacher, shard, deep))
 
 
-def _shard(teacher: Teacher, shard: int, deep: bool) -> Iterator[Problem]:
+def _shard(teacher: CachedTeacher, shard: int, deep: bool) -> Iterator[Problem]:
     receipt = teacher.receipt(shard)
     if receipt is None:
         where = str(layout.receipt_file(teacher.path, shard))
@@ -131,7 +131,7 @@ def _objects(teacher: Path, receipt: Receipt, deep: bool) -> Iterator[Problem]:
             yield Problem("damage", str(path), f"the bytes are not those that were written; {fix}")
 
 
-def _values(teacher: Teacher, shard: int) -> Iterator[Problem]:
+def _values(teacher: CachedTeacher, shard: int) -> Iterator[Problem]:
     """Decode every row of a shard and check the rules that FORMAT.md states."""
     start, stop = teacher.shard_rows(shard)
     targets = teacher.targets(start, stop)

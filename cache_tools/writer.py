@@ -16,15 +16,14 @@ from cache_tools.files import PARTIAL_SUFFIX, file_sha256
 from cache_tools.fingerprint import differences
 from cache_tools.manifest import (
     CacheManifest,
-    EncodingManifest,
     TeacherManifest,
     read_manifest,
     write_group,
     write_manifest,
 )
-from cache_tools.predictions import Predictions, array_types, codec_of, statistics, to_arrays
+from cache_tools.predictions import Predictions, array_types, statistics, to_arrays
+from cache_tools.reader import CachedTeacher, Encoding
 from cache_tools.receipts import ObjectRecord, Receipt, write_receipt
-from cache_tools.shards import ShardEntry
 
 
 def create_cache(cache: Path) -> None:
@@ -54,75 +53,69 @@ def _foreign(path: Path) -> bool:
     return path.name != layout.encodings_folder(Path()).name and path.suffix != PARTIAL_SUFFIX
 
 
-def declare_teacher(encoding: Path, name: str, manifest: TeacherManifest, num_shards: int) -> Path:
+def declare_teacher(encoding: Encoding, name: str, manifest: TeacherManifest) -> CachedTeacher:
     """Create a teacher's folder and arrays, or check that the same teacher is already there.
 
     Args:
-        encoding: The encoding's folder.
+        encoding: The committed encoding that the teacher reads.
         name: The teacher's name in the cache.
         manifest: What is to be captured.
-        num_shards: Shards of the encoding.
-
-    Returns:
-        The teacher's folder.
 
     Raises:
         IdentityError: another teacher, or other capture parameters, under the same name.
     """
-    folder = layout.teacher_folder(encoding, name)
+    folder = layout.teacher_folder(encoding.path, name)
     if (folder / layout.MANIFEST).exists():
         _check_same(name, folder, read_manifest(folder, TeacherManifest), manifest)
-    else:  # before the arrays: their shapes belong to whoever is declared here
+    else:  # before the arrays, so that other parameters never meet arrays made for these
+        write_group(folder.parent)
         write_manifest(folder, manifest)
-    shard_rows = read_manifest(encoding, EncodingManifest).positions_per_shard
-    create_arrays(folder, array_types(manifest), num_shards, shard_rows, manifest.chunk_positions)
     if manifest.hidden:
         write_group(folder / "hidden")
-    write_group(folder.parent)
-    return folder
+    create_arrays(
+        folder,
+        array_types(manifest),
+        len(encoding.shards),
+        encoding.manifest.positions_per_shard,
+        manifest.chunk_positions,
+    )
+    return encoding.teacher(name)
 
 
-def commit_shard(
-    teacher: Path,
-    manifest: TeacherManifest,
-    shard: int,
-    entry: ShardEntry,
-    predictions: Predictions,
-    provenance: dict[str, Any],
-) -> Receipt:
+def commit_shard(teacher: CachedTeacher, shard: int, predictions: Predictions, provenance: dict[str, Any]) -> Receipt:
     """Write one shard: every array, then the receipt.
 
     Args:
-        teacher: The teacher's folder, declared before.
-        manifest: The teacher's manifest.
+        teacher: The declared teacher.
         shard: Shard index.
-        entry: The shard's row of the shard table.
-        predictions: Exactly ``entry.positions`` rows, in position order.
+        predictions: As many rows as the shard has positions, in position order.
         provenance: Software, device and time, for the receipt.
 
     Raises:
         ValueError: a row cannot be stored.
         StorageError: the disk is full or refuses.
     """
-    arrays = to_arrays(manifest, predictions)
+    entry = teacher.encoding.shards[shard]
+    arrays = to_arrays(teacher.manifest, predictions)
     assert all(len(rows) == entry.positions for rows in arrays.values())
     objects = {}
     for name, rows in arrays.items():
-        key = write_shard(teacher, name, shard, rows)
-        if (teacher / key).exists():  # zarr stores no object for a shard of fill values
-            objects[key] = ObjectRecord(bytes=(teacher / key).stat().st_size, sha256=file_sha256(teacher / key))
-    codec_kl = kl_nats(predictions.targets, codec_of(manifest).decode(arrays))
+        key = write_shard(teacher.path, name, shard, rows)
+        path = teacher.path / key
+        if path.exists():  # zarr stores no object for a shard of fill values
+            objects[key] = ObjectRecord(bytes=path.stat().st_size, sha256=file_sha256(path))
+    codec_kl = kl_nats(predictions.targets, teacher.codec.decode(arrays))
     receipt = Receipt(
         shard=shard,
         positions=entry.positions,
         tokens=entry.tokens,
-        teacher_fingerprint=manifest.fingerprint,
+        teacher_fingerprint=teacher.manifest.fingerprint,
         sequences_sha256=entry.sha256,
         objects=objects,
         statistics=statistics(predictions, codec_kl),
         provenance=provenance,
     )
-    write_receipt(teacher, receipt)
+    write_receipt(teacher.path, receipt)
     return receipt
 
 

@@ -8,6 +8,7 @@ Memory: the model, one batch through its body, one head chunk of HEAD_CHUNK_BYTE
 kept predictions of one shard.
 """
 
+import json
 import platform
 import time
 from collections.abc import Callable
@@ -27,7 +28,6 @@ from cache_tools.files import write_atomically
 from cache_tools.manifest import SOFTWARE, TeacherManifest
 from cache_tools.predictions import SCALAR_STEP_NATS, SCALARS, Predictions
 from cache_tools.reader import Encoding
-from cache_tools.receipts import read_receipt
 from cache_tools.sequences import Sequence
 from cache_tools.writer import commit_shard, declare_teacher
 from pipeline.batches import Batch, pad, token_budget_batches
@@ -78,15 +78,15 @@ def capture_teacher(
     with torch.inference_mode():
         check_head(teacher.model, probe)
         manifest, head = _describe(encoding, teacher, config, chunk_positions, probe)
-    folder = declare_teacher(encoding.path, config.name, manifest, len(encoding.shards))
-    if head is not None and not layout.head_file(folder).exists():
-        write_atomically(layout.head_file(folder), head)
+    cached = declare_teacher(encoding, config.name, manifest)
+    if head is not None and not layout.head_file(cached.path).exists():
+        write_atomically(layout.head_file(cached.path), head)
     done = 0
     for shard in range(rank, len(encoding.shards), world_size):
-        if read_receipt(folder, shard) is None:
+        if cached.receipt(shard) is None:
             started = time.monotonic()
             predictions = predict(encoding, shard, teacher, config, manifest, progress)
-            commit_shard(folder, manifest, shard, encoding.shards[shard], predictions, _provenance(teacher, started))
+            commit_shard(cached, shard, predictions, _provenance(teacher, started))
             done += 1
     return done
 
@@ -220,12 +220,15 @@ def _describe(
 
 
 def _head_bytes(teacher: Teacher, scaling: dict[str, float]) -> bytes:
-    """Return the output matrix as a safetensors file, with the scaling in its metadata."""
+    """Return the output matrix as a safetensors file, with the scaling in its metadata; the same bytes every time."""
     matrix = teacher.model.get_output_embeddings()
     tensors = {"weight": matrix.weight.detach().cpu().contiguous().clone()}
     if getattr(matrix, "bias", None) is not None:
         tensors["bias"] = matrix.bias.detach().cpu().contiguous().clone()
-    return save(tensors, metadata={name: repr(value) if value else "" for name, value in scaling.items()})
+    content = save(tensors, metadata={name: repr(value) if value else "" for name, value in scaling.items()})
+    start, stop = 8, 8 + int.from_bytes(content[:8], "little")  # of the header, whose keys come in random order
+    header = json.dumps(json.loads(content[start:stop]), sort_keys=True, separators=(",", ":")).encode()
+    return content[:start] + header.ljust(stop - start) + content[stop:]
 
 
 def _refuse_nan(rows: _Rows, shard_start: int, sequences: list[Sequence]) -> None:

@@ -25,7 +25,7 @@ from cache_tools.manifest import (
     write_manifest,
 )
 from cache_tools.predictions import SCALAR_STEP_NATS, SCALARS, Predictions
-from cache_tools.reader import Cache, Teacher
+from cache_tools.reader import Cache, CachedTeacher, Encoding
 from cache_tools.receipts import ObjectRecord, Receipt, read_receipt, write_receipt
 from cache_tools.sequences import Sequence, write_sequences
 from cache_tools.shards import ShardEntry, totals, write_shard_table
@@ -61,16 +61,14 @@ class TinyCache:
     sequences: list[list[Sequence]]
     predictions: list[Predictions]
 
-    def open(self) -> Teacher:
+    def open(self) -> CachedTeacher:
         """Open the teacher as a new reader, which remembers nothing."""
         return Cache(self.path).encoding().teacher()
 
     def commit(self, shard: int) -> Receipt:
         """Commit a shard."""
         provenance = {"device": "none"}
-        return commit_shard(
-            self.teacher, self.manifest, shard, self.entries[shard], self.predictions[shard], provenance
-        )
+        return commit_shard(self.open(), shard, self.predictions[shard], provenance)
 
     def receipt_file(self, shard: int) -> Path:
         """Return the path of a shard's receipt."""
@@ -115,7 +113,7 @@ def make_cache(
     sequences = [random_sequences(rng, shard, vocabulary) for shard in range(shards)]
     entries = write_encoding(encoding, sequences, vocabulary)
     manifest = teacher_manifest({"corpus": "random"}, vocabulary, k)
-    teacher = declare_teacher(encoding, "toy", manifest, shards)
+    teacher = declare_teacher(Encoding(encoding, "tiny"), "toy", manifest).path
     predictions = [random_predictions(rng, entry.positions, k, vocabulary) for entry in entries]
     tiny = TinyCache(path, encoding, teacher, manifest, entries, sequences, predictions)
     for shard in range(shards if committed is None else committed):

@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -51,7 +52,8 @@ def whole(request, tmp_path_factory):
     """Each architecture, captured with its whole vocabulary in fine steps and with float32 hidden states."""
     changes = {"target": FINE, "hidden_layers": [0, 1, "last"], "hidden_codec": "float32", "batch_tokens": 150}
     changes |= {"positions_per_shard": 128, "chunk_positions": 32}
-    return captured(tmp_path_factory.mktemp(request.param), build(request.param), **changes)
+    with patch.dict("pipeline.capture.HEAD_CHUNK_BYTES", cpu=7 * 4 * 300):  # seven positions
+        return captured(tmp_path_factory.mktemp(request.param), build(request.param), **changes)
 
 
 def sequences(encoding):
@@ -95,8 +97,9 @@ def test_the_corpus_makes_several_batches_of_different_lengths(whole):
 def test_every_kept_position_holds_what_the_model_says(whole):
     for sequence in sequences(whole.encoding):
         targets, truth = whole.teacher.targets(*sequence.rows), said(whole.model, sequence).log_probs
-        assert np.array_equal(targets.ids, np.broadcast_to(np.arange(300), truth.shape))
-        assert (np.abs(targets.log_probs - truth) <= half_step(truth) + 2 * FLOAT_NOISE).all()
+        stored = np.full_like(truth, np.nan)
+        np.put_along_axis(stored, targets.ids.astype(int), targets.log_probs, axis=1)
+        assert (np.abs(stored - truth) <= half_step(truth) + 2 * FLOAT_NOISE).all()
         assert np.isneginf(targets.log_left_out).all()
 
 
@@ -173,7 +176,8 @@ def test_ids_of_a_large_vocabulary_survive(tmp_path, vocabulary):
     seen = set()
     for sequence in sequences(one.encoding):
         targets, truth = one.teacher.targets(*sequence.rows), said(one.model, sequence).log_probs
-        assert np.array_equal(targets.ids, np.sort(np.argpartition(-truth, 4, axis=1)[:, :4], axis=1))
+        top = np.argpartition(-truth, 4, axis=1)[:, :4]
+        assert np.array_equal(np.sort(targets.ids, axis=1), np.sort(top, axis=1))
         kept = np.take_along_axis(truth, targets.ids.astype(int), axis=1)
         likeliest = kept > -3  # steps are coarse below
         np.testing.assert_allclose(targets.log_probs[likeliest], kept[likeliest], atol=0.05)
@@ -198,9 +202,33 @@ def test_receipts_hold_the_means_of_their_shard(tmp_path):
         assert receipt.provenance["seconds"] >= 0
 
 
-def run(values):
-    run_capture(CaptureConfig.model_validate(values), Worker(), tiny.SilentReporter())
+class Counting:
+    """Counts the tokens of each stage."""
+
+    def __init__(self):
+        self.expected, self.counted = {}, {}
+
+    def stage(self, name, total_tokens):
+        self.name, self.expected[name], self.counted[name] = name, total_tokens, 0
+
+    def advance(self, num_tokens):
+        self.counted[self.name] += num_tokens
+
+
+def run(values, reporter=None):
+    run_capture(CaptureConfig.model_validate(values), Worker(), reporter or tiny.SilentReporter())
     return Cache(values["cache"]).encoding()
+
+
+def test_progress_counts_every_token_once(tmp_path):
+    values, reporter = tiny.capture_values(tmp_path), Counting()
+    encoding = run(values, reporter)
+    tokens = sum(entry.tokens for entry in encoding.shards)
+    assert reporter.expected == {"encode": None, "teacher toy": tokens}
+    assert reporter.counted == {"encode": tokens, "teacher toy": tokens}
+    layout.receipt_file(encoding.teacher().path, 1).unlink()
+    run(values, reporter)
+    assert reporter.expected["teacher toy"] == reporter.counted["teacher toy"] == encoding.shards[1].tokens
 
 
 def two_teachers(folder):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_fixtures import by_id, close, random_targets
 
 from cache_tools.codec import EMPTY_ID, DeltaPower, Targets, kl_nats
 from cache_tools.errors import FormatError
+from store_fixtures import by_id, close, random_targets
 
 VOCABULARIES = (3, 65_536, 65_537, 131_071, 131_072, 151_936, 262_144, 2**32 - 1)
 NO_MASS = -math.inf

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_fixtures import close, random_predictions, teacher_manifest
 
 from cache_tools.manifest import HiddenSpec
 from cache_tools.predictions import (
@@ -22,6 +21,7 @@ from cache_tools.predictions import (
     to_arrays,
     to_bfloat16,
 )
+from store_fixtures import close, random_predictions, teacher_manifest
 
 LARGEST_STEPS = 2**31 - 128  # float32 holds no larger number below 2**31
 

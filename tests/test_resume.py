@@ -11,17 +11,17 @@ import threading
 from unittest.mock import patch
 
 import pytest
-import tiny
-from store_fixtures import snapshot
 
 import pipeline.capture
 import pipeline.run
+import tiny
 from cache_tools.verify import verify
 from pipeline.config import CaptureConfig
 from pipeline.run import Worker, run_capture
+from store_fixtures import snapshot
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tiny"])
+PROCESSES.set_forkserver_preload(["pipeline.run", "transformers.models.llama.modeling_llama"])
 TIMEOUT_SECONDS = 60
 
 
@@ -68,6 +68,7 @@ def start(target, *arguments):
 
 def finish(process):
     process.join(TIMEOUT_SECONDS)
+    process.kill()
     return process.exitcode
 
 

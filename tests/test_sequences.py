@@ -4,11 +4,11 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from store_fixtures import flip_bit
 
 from cache_tools.errors import DamageError
 from cache_tools.sequences import Sequence, read_sequences, write_sequences
 from cache_tools.shards import ShardEntry, read_shard_table, totals, write_shard_table
+from store_fixtures import flip_bit
 
 CAUSAL = Sequence(
     sequence_id=41,

@@ -96,6 +96,11 @@ def test_the_kept_head_leads_from_the_last_state_to_the_logits(model, tmp_path):
     assert_close(softcap * torch.tanh(z / softcap) if softcap else z, head.logits)
 
 
+def test_the_kept_head_has_the_same_bytes_every_time():
+    model = tiny.model("bert")
+    assert len({_head_bytes(Teacher(model, {}, {}, model.device), {"a": 1.0, "b": 2.0}) for _ in range(20)}) == 1
+
+
 def test_refuses_a_last_state_that_does_not_lead_to_the_logits(model):
     head = run_head(model, run_body(model, one_sequence(), torch.ones(1, 9), hidden=False)[0][0])
     with pytest.raises(ModelError, match="does not lead back to this model's logits"):

@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import zarr
-from store_fixtures import HIDDEN, POSITIONS_PER_SHARD, flip_bit, make_cache, write_encoding
 
 from cache_tools import layout
 from cache_tools.arrays import write_shard
@@ -15,6 +14,7 @@ from cache_tools.manifest import EncodingManifest, read_manifest, write_manifest
 from cache_tools.predictions import SCALARS
 from cache_tools.shards import write_shard_table
 from cache_tools.verify import verify
+from store_fixtures import HIDDEN, POSITIONS_PER_SHARD, flip_bit, make_cache, write_encoding
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 
 from cache_tools.codec import EMPTY_ID, Arrays, Targets
 from cache_tools.manifest import Split
-from cache_tools.reader import Teacher
+from cache_tools.reader import CachedTeacher
 from cache_tools.sequences import Sequence
 
 IGNORED = -100
@@ -61,7 +61,9 @@ class CachedSequences(Dataset[Example]):
         IncompleteError: a shard of the split has not been captured.
     """
 
-    def __init__(self, teacher: Teacher, split: Split, student_vocabulary_size: int, shards_in_memory: int = 4) -> None:
+    def __init__(
+        self, teacher: CachedTeacher, split: Split, student_vocabulary_size: int, shards_in_memory: int = 4
+    ) -> None:
         teacher.require_complete(split)
         self.teacher, self.encoding = teacher, teacher.encoding
         self.student_vocabulary_size = student_vocabulary_size

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedM
 
 from cache_tools.errors import IncompleteError, ModelError
 from cache_tools.manifest import Split
-from cache_tools.reader import Teacher
+from cache_tools.reader import CachedTeacher
 from trainer.data import IGNORED, CachedSequences, collate
 from trainer.losses import sparse_forward_kl
 from trainer.student import LOADING_ERRORS, check_tokenizer, check_vocabulary_size, vocabulary_size
@@ -30,7 +30,7 @@ from trainer.student import LOADING_ERRORS, check_tokenizer, check_vocabulary_si
 
 def evaluate_folder(
     folder: Path,
-    teacher: Teacher,
+    teacher: CachedTeacher,
     split: Split,
     batch_size: int = 8,
     device: str = "cpu",
@@ -76,7 +76,7 @@ def evaluate_folder(
 @torch.inference_mode()
 def evaluate(
     model: PreTrainedModel,
-    teacher: Teacher,
+    teacher: CachedTeacher,
     split: Split,
     batch_size: int = 8,
     progress: Callable[[int], None] = lambda _: None,
@@ -122,7 +122,7 @@ def _batch_sums(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
     return torch.stack([part.double().sum() for part in (cross_entropy, kl, agreement)])
 
 
-def _teacher_cross_entropy(teacher: Teacher, split: Split) -> float:
+def _teacher_cross_entropy(teacher: CachedTeacher, split: Split) -> float:
     total, positions = 0.0, 0
     for shard in teacher.encoding.split_shards(split):
         values = teacher.scalar("gold_logprob", *teacher.shard_rows(shard))

@@ -30,7 +30,7 @@ from cache_tools.errors import ConfigError, IdentityError
 from cache_tools.files import write_atomically
 from cache_tools.fingerprint import differences
 from cache_tools.manifest import SOFTWARE
-from cache_tools.reader import Cache, Teacher
+from cache_tools.reader import Cache, CachedTeacher
 from trainer.config import StudentConfig
 from trainer.data import CachedSequences, collate
 from trainer.progress import StepProgress
@@ -196,7 +196,7 @@ class MetricsFile(TrainerCallback):
             write_atomically(self.path, "".join(lines).encode())
 
 
-def _record_run(output: Path, config: StudentConfig, teacher: Teacher) -> None:
+def _record_run(output: Path, config: StudentConfig, teacher: CachedTeacher) -> None:
     """Write run.json, or refuse to continue a different run."""
     path = output / "run.json"
     resolved = config.model_dump(mode="json", exclude={"cache"})
