@@ -26,6 +26,12 @@ Types = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 """Array name to (shape of one row, dtype)."""
 
 
+def _blosc(dtype: np.dtype[Any]) -> BloscCodec:
+    """Return the compressor: on real rows level 1 is smallest for single bytes, level 6 the knee for wider types."""
+    level = 1 if dtype.itemsize == 1 else 6
+    return BloscCodec(cname="zstd", clevel=level, shuffle="shuffle", typesize=dtype.itemsize)
+
+
 def create_arrays(teacher: Path, types: Types, num_shards: int, shard_rows: int, chunk_rows: int) -> None:
     """Write the metadata of every array that does not exist yet; any worker may call this.
 
@@ -46,12 +52,7 @@ def create_arrays(teacher: Path, types: Types, num_shards: int, shard_rows: int,
                 dtype=dtype,
                 fill_value=0,
                 filters=None,
-                compressors=[
-                    BloscCodec(
-                        cname="zstd", clevel=1 if dtype.itemsize == 1 else 5, shuffle="shuffle", typesize=dtype.itemsize
-                    ),
-                    Crc32cCodec(),
-                ],
+                compressors=[_blosc(dtype), Crc32cCodec()],
             )
 
 

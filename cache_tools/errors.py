@@ -47,10 +47,8 @@ class LogitcaskError(Exception):
         if sides:
             text += f" ({', '.join(sides)})"
         text += "."
-        if why:
-            text += f" {why}."
-        if fix:
-            text += f" {fix}."
+        for sentence in filter(None, (why, fix)):
+            text += f" {sentence[0].upper()}{sentence[1:]}."
         self.message = text
         super().__init__(f"{where}: {text}" if self.where else text)
 

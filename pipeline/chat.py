@@ -10,9 +10,9 @@ context and costs no storage. Two ways to find the assistant's characters:
 """
 
 import re
+from textwrap import shorten
 from typing import Any
 
-import jinja2
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -47,8 +47,8 @@ def render_chat(messages: Messages, tokenizer: PreTrainedTokenizerFast, place: s
         return _by_prefixes(messages, tokenizer, place)
     except LogitcaskError:
         raise
-    except (ValueError, TypeError, KeyError, jinja2.TemplateError) as error:
-        raise CorpusError("the chat template refuses this chat", where=place, found=error) from error
+    except Exception as error:  # a template is a program and may fail in any way
+        raise CorpusError("the chat template refuses this chat", where=place, found=shorten(str(error), 300)) from error
 
 
 def _by_prefixes(messages: Messages, tokenizer: PreTrainedTokenizerFast, place: str) -> tuple[str, Spans]:
@@ -56,7 +56,7 @@ def _by_prefixes(messages: Messages, tokenizer: PreTrainedTokenizerFast, place: 
     spans = []
     for turn, message in enumerate(messages):
         if message["role"] == "assistant":
-            before = _render(messages[:turn], tokenizer, add_generation_prompt=True) if turn else ""
+            before = _before(turn, messages, text, tokenizer)
             after = _render(messages[: turn + 1], tokenizer)
             if not (text.startswith(before) and text.startswith(after)):
                 raise CorpusError(
@@ -67,6 +67,18 @@ def _by_prefixes(messages: Messages, tokenizer: PreTrainedTokenizerFast, place: 
                 )
             spans.append((len(before), len(after)))
     return text, spans
+
+
+def _before(turn: int, messages: Messages, text: str, tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return what stands before an assistant's words.
+
+    No template renders an empty chat, so the header of an assistant who speaks first is learnt from a question.
+    """
+    if turn:
+        return _render(messages[:turn], tokenizer, add_generation_prompt=True)
+    question = [{"role": "user", "content": "?"}]
+    header = _render(question, tokenizer, add_generation_prompt=True).removeprefix(_render(question, tokenizer))
+    return text[: text.index(header)] + header if header in text else header
 
 
 def _render(messages: Messages, tokenizer: PreTrainedTokenizerFast, add_generation_prompt: bool = False) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
 
 @click.command("capture")
@@ -54,13 +54,15 @@ class _ProgressReporter:
 
     def __init__(self, progress: "Progress") -> None:
         self._progress = progress
-        self._task = progress.add_task("starting", total=None, speed="")
+        self._task: TaskID | None = None
 
     def stage(self, name: str, total_tokens: int | None) -> None:
-        self._progress.stop_task(self._task)
+        if self._task is not None:
+            self._progress.stop_task(self._task)
         self._task = self._progress.add_task(name, total=total_tokens, speed="")
 
     def advance(self, num_tokens: int) -> None:
+        assert self._task is not None
         self._progress.advance(self._task, num_tokens)
         task = self._progress.tasks[self._task]
         if task.elapsed:

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from cache_tools.errors import CorpusError
@@ -117,36 +118,45 @@ def _reader(path: Path) -> str | None:
 
 
 def _records(file: Path, text_field: str) -> Iterator[Record]:
-    if file.is_dir():
-        return _dataset_records(file)
-    kind = _reader(file)
-    if kind == "text":
-        return _text_record(file, text_field)
-    return _jsonl_records(file) if kind == "jsonl" else _parquet_records(file)
-
-
-def _text_record(file: Path, text_field: str) -> Iterator[Record]:
+    kind = "dataset" if file.is_dir() else _reader(file)
     try:
-        yield str(file), {text_field: file.read_text(encoding="utf-8")}
+        if kind == "text":
+            yield _text_record(file, text_field)
+        elif kind == "jsonl":
+            yield from _jsonl_records(file)
+        else:
+            yield from _dataset_records(file) if kind == "dataset" else _parquet_records(file)
+    except CorpusError:
+        raise
+    except Exception as error:  # gzip, Arrow and datasets raise many kinds for damaged bytes
+        raise CorpusError(
+            "this cannot be read to its end",
+            where=file,
+            expected=f"whole and valid {kind}",
+            found=f"{type(error).__name__}: {shorten(str(error), 300)}",
+            fix="Replace it by an undamaged copy",
+        ) from error
+
+
+def _text_record(file: Path, text_field: str) -> Record:
+    try:
+        return str(file), {text_field: file.read_bytes().decode()}  # read_text would change line ends
     except UnicodeDecodeError as error:
         raise CorpusError("this is not UTF-8", where=file, found=error) from error
 
 
 def _jsonl_records(file: Path) -> Iterator[Record]:
     opener = gzip.open if file.name.endswith(".gz") else open
-    try:
-        with opener(file, "rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield f"{file}:{number}", _parse(line, f"{file}:{number}")
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise CorpusError("the compressed file is damaged", where=file, found=error) from error
+    with opener(file, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield f"{file}:{number}", _parse(line, f"{file}:{number}")
 
 
 def _parse(line: bytes, place: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorpusError("this line is not JSON", where=place, found=error, fix="Repair or remove the line") from error
     if not isinstance(record, dict):
         raise CorpusError("this line is not a JSON object", where=place, found=type(record).__name__)
@@ -157,14 +167,10 @@ def _parquet_records(file: Path) -> Iterator[Record]:
     import pyarrow as pa
     import pyarrow.parquet
 
-    row = 0
-    try:
-        for batch in pa.parquet.ParquetFile(file).iter_batches():
-            for record in batch.to_pylist():
-                yield f"{file}, row {row}", record
-                row += 1
-    except pa.ArrowInvalid as error:
-        raise CorpusError("this is not a Parquet file", where=file, found=error) from error
+    batches = pa.parquet.ParquetFile(file).iter_batches()
+    records = (record for batch in batches for record in batch.to_pylist())
+    for row, record in enumerate(records):
+        yield f"{file}, row {row}", record
 
 
 def _dataset_records(folder: Path) -> Iterator[Record]:
@@ -187,13 +193,19 @@ def _document(place: str, record: dict[str, Any], config: CorpusConfig) -> Docum
         messages = _field(place, record, config.messages_field, list)
         if not all(isinstance(message, dict) and "role" in message for message in messages):
             raise CorpusError("a message is not an object with a role", where=place)
+        _check_unicode(place, identity, group, json.dumps(messages, ensure_ascii=False, default=str))
         return Document(identity, group, None, messages, place)
     text = _field(place, record, config.text_field, str)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise CorpusError("the text is not valid Unicode (a lone surrogate)", where=place, found=error) from error
+    _check_unicode(place, identity, group, text)
     return Document(identity, group, text, None, place)
+
+
+def _check_unicode(place: str, *values: str) -> None:
+    try:
+        for value in values:
+            value.encode()
+    except UnicodeEncodeError as error:
+        raise CorpusError("this is not valid Unicode (a lone surrogate)", where=place, found=error) from error
 
 
 def _field(place: str, record: dict[str, Any], name: str, kind: type) -> Any:

@@ -8,6 +8,7 @@ The two splits fill their own shards side by side, so no shard mixes them. Seque
 follow the order in which shards are written.
 """
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cache_tools import layout
 from cache_tools.errors import IdentityError
-from cache_tools.files import PARTIAL_SUFFIX
+from cache_tools.files import PARTIAL_SUFFIX, storage_errors
 from cache_tools.fingerprint import differences, fingerprint
 from cache_tools.manifest import EncodingManifest, Split, SplitTotals, read_manifest, write_manifest
 from cache_tools.sequences import Sequence, write_sequences
@@ -56,8 +57,7 @@ def encode(config: CaptureConfig, tokenizer: PreTrainedTokenizerFast, progress: 
     if (folder / layout.MANIFEST).exists():
         _check_same(folder, identity)
         return folder
-    for leftover in folder.rglob(f"*{PARTIAL_SUFFIX}"):  # of a killed run; one process at a time encodes
-        leftover.unlink()
+    _clear(folder)
     _save_tokenizer(tokenizer, layout.tokenizer_folder(folder))
     writer = _ShardWriter(folder, config.encoding.positions_per_shard)
     frame = frame_of(tokenizer, config.encoding)
@@ -136,13 +136,15 @@ class _ShardWriter:
     folder: Path
     shard_rows: int
     open: dict[Split, list[Sequence]] = field(default_factory=lambda: {"train": [], "held_out": []})
+    rows: dict[Split, int] = field(default_factory=lambda: {"train": 0, "held_out": 0})
     entries: list[ShardEntry] = field(default_factory=list)
     last_document: dict[Split, str] = field(default_factory=dict)
 
     def add(self, split: Split, sequence: Sequence) -> None:
-        if sum(s.num_positions for s in self.open[split]) + sequence.num_positions > self.shard_rows:
+        if self.rows[split] + sequence.num_positions > self.shard_rows:
             self._write(split)
         self.open[split].append(sequence)
+        self.rows[split] += sequence.num_positions
 
     def finish(self) -> list[ShardEntry]:
         for split, sequences in self.open.items():
@@ -169,7 +171,7 @@ class _ShardWriter:
                 sha256=sha256,
             )
         )
-        self.open[split] = []
+        self.open[split], self.rows[split] = [], 0
 
     def _new_documents(self, split: Split, sequences: list[Sequence]) -> int:
         """Count the documents that begin in this shard; one may have begun in the shard before."""
@@ -207,10 +209,19 @@ def _check_same(folder: Path, identity: dict[str, Any]) -> None:
         )
 
 
+def _clear(folder: Path) -> None:
+    """Remove what a killed run left, perhaps with other settings; one process at a time encodes."""
+    for part in (layout.sequences_file(folder, 0).parent, layout.tokenizer_folder(folder)):
+        shutil.rmtree(part, ignore_errors=True)
+    for leftover in folder.rglob(f"*{PARTIAL_SUFFIX}"):
+        leftover.unlink()
+
+
 def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Keep the tokenizer's own files in the cache, so that readers and students need no other copy."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(str(folder))
+    with storage_errors(folder):
+        folder.mkdir(parents=True)
+        tokenizer.save_pretrained(str(folder))
 
 
 def _ordinary_ids(tokenizer: PreTrainedTokenizerFast) -> NDArray[np.uint32]:

@@ -45,8 +45,8 @@ class Frame:
 
     Attributes:
         prefix: Ids before the text.
-        suffix: Ids after the text.
-        end: Ids that end a document, before the suffix.
+        suffix: Ids after the text; masked only, since nothing that a causal teacher reads comes after them.
+        end: Ids that end a document, in its last piece; causal only.
     """
 
     prefix: list[int]
@@ -66,9 +66,11 @@ def frame_of(tokenizer: PreTrainedTokenizerFast, config: EncodingConfig) -> Fram
         return Frame([], [], [])
     first, last = special.index(0), len(special) - 1 - special[::-1].index(0)
     prefix, suffix = ids[:first], ids[last + 1 :]
+    if config.objective == "masked":
+        return Frame(prefix, suffix, [])
     eos = tokenizer.eos_token_id
-    wanted = config.objective == "causal" and config.append_eos and eos is not None and eos not in suffix
-    return Frame(prefix, suffix, [eos] if wanted else [])
+    end = suffix or ([] if eos is None else [eos])
+    return Frame(prefix, [], end if config.append_eos else [])
 
 
 def split_document(
@@ -89,6 +91,8 @@ def split_document(
     starts = np.array([start for start, _ in encoded["offset_mapping"]] + [len(text)] * len(frame.end), dtype=np.int64)
     ids = np.array(encoded["input_ids"] + frame.end, dtype=np.uint32)
     trainable = np.ones(len(ids), dtype=bool) if spans is None else _inside(starts, spans)
+    if config.objective == "masked":  # special tokens that stand in the text itself
+        trainable &= ~np.isin(ids, tokenizer.all_special_ids)
     found = False
     for piece in _windows(text, ids, starts, trainable, frame, config):
         found = True

@@ -9,17 +9,22 @@ pickled ones can run code.
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
 from cache_tools.errors import ModelError
 from cache_tools.files import file_sha256
 from cache_tools.manifest import Objective
 from pipeline.config import TeacherConfig
+
+LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, StrictDataclassError, SafetensorError)
+"""What transformers raises when a model folder is no good."""
 
 SNAPSHOT_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 
@@ -57,7 +62,7 @@ def resolve_model(config: TeacherConfig) -> Path:
             f"teacher {config.name!r} cannot be found",
             where=config.model,
             expected="a folder with config.json and safetensors, or a hub id that can be reached",
-            found=str(error).splitlines()[0],
+            found=shorten(str(error), 300),
             fix="Check the name, the network and, for a gated model, your access token",
         ) from error
 
@@ -79,15 +84,15 @@ def load_teacher(config: TeacherConfig, folder: Path, objective: Objective) -> T
         raise ModelError(
             "no safetensors weights here", where=folder, why="pickled weights can run code and are not read"
         )
+    device = _device(config.device)
     try:
         model = auto.from_pretrained(
             str(folder), dtype=config.dtype, trust_remote_code=config.trust_remote_code, use_safetensors=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except LOADING_ERRORS as error:
         raise ModelError(
-            f"teacher {config.name!r} cannot be loaded", where=folder, found=str(error).splitlines()[0]
+            f"teacher {config.name!r} cannot be loaded", where=folder, found=shorten(str(error), 300)
         ) from error
-    device = torch.device(config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     torch.nn.Module.to(model, device).eval().requires_grad_(False)
     model.config.use_cache = False  # no generation here, and a key-value cache costs memory
     architecture, dtype = type(model).__name__, str(model.dtype).removeprefix("torch.")
@@ -101,9 +106,30 @@ def load_teacher(config: TeacherConfig, folder: Path, objective: Objective) -> T
     return Teacher(model, {"weights": _weights_sha256(folder, weights), "dtype": dtype}, about, device)
 
 
+def _device(name: str) -> torch.device:
+    """Return a device that this machine has; ``auto`` prefers a GPU."""
+    try:
+        chosen = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        raise ModelError(
+            "this device cannot be used", where=f"device {name}", found=shorten(str(error), 300)
+        ) from error
+    return chosen
+
+
 def max_positions(folder: Path, trust_remote_code: bool) -> int | None:
-    """Return the longest input that a model's configuration allows, if it says."""
-    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code).get_text_config()
+    """Return the longest input that a model's configuration allows, if it says.
+
+    Raises:
+        ModelError: there is no configuration that transformers knows.
+    """
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code).get_text_config()
+    except LOADING_ERRORS as error:
+        raise ModelError(
+            "no model configuration could be loaded", where=folder, found=shorten(str(error), 300)
+        ) from error
     for name in ("max_position_embeddings", "n_positions"):
         if isinstance(getattr(config, name, None), int):
             return int(getattr(config, name))

@@ -8,6 +8,7 @@ sequences that were encoded by somebody else.
 
 import json
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -29,11 +30,11 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(
             str(source), revision=revision, trust_remote_code=trust_remote_code, use_fast=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers and its Rust part raise many kinds for damaged files
         raise ModelError(
             "no tokenizer could be loaded",
             where=source,
-            found=str(error).splitlines()[0],
+            found=shorten(str(error), 300),
             fix="Check the path or hub id",
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):

@@ -99,6 +99,18 @@ def test_ids_in_empty_slots_have_no_influence(tail):
 
 
 @tails
+def test_a_logit_of_minus_infinity_outside_the_target_does_no_harm(tail):
+    ids, log_probs, left_out = ragged(*top_k(random_logits(8, 40), 6))
+    ruled_out = next(token for token in range(40) if token not in ids)
+    student = random_logits(8, 40, seed=1)
+    student[:, ruled_out] = -math.inf
+    ids = torch.where(log_probs > -math.inf, ids, ruled_out)
+    values, gradient = with_gradient(sparse_forward_kl, student, ids, log_probs, left_out, tail)
+    assert values.isfinite().all()
+    assert gradient.isfinite().all()
+
+
+@tails
 @pytest.mark.parametrize("log_left_out", [-math.inf, math.log(1e-7), math.log(0.1)])
 @pytest.mark.parametrize("gap", [20, 22, 40, 1000])
 def test_a_student_with_almost_no_mass_outside_the_kept_tokens_stays_finite(gap, log_left_out, tail):

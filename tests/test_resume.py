@@ -15,6 +15,7 @@ import pytest
 import pipeline.capture
 import pipeline.run
 import tiny
+from cache_tools.errors import IdentityError
 from cache_tools.verify import verify
 from pipeline.config import CaptureConfig
 from pipeline.run import Worker, run_capture
@@ -159,6 +160,15 @@ def test_a_finished_capture_has_nothing_left_to_do(tmp_path, teacher):
     assert snapshot(tmp_path / "cache") == before
 
 
+def test_refuses_to_continue_with_other_weights(tmp_path):
+    teacher = tiny.save_teacher(tmp_path / "teacher", tiny.model(seed=1))
+    before = snapshot(capture(tmp_path, teacher))
+    tiny.save_teacher(teacher, tiny.model(seed=2))
+    with pytest.raises(IdentityError, match=r"already holds another teacher under the name 'toy'.*weights: "):
+        capture(tmp_path, teacher)
+    assert snapshot(tmp_path / "cache") == before
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_workers_together_write_what_one_process_writes(tmp_path, teacher, straight, world_size):
     settings(tmp_path, teacher)  # writes the corpus
@@ -190,6 +200,8 @@ def test_a_worker_that_starts_first_waits_for_the_encoding(tmp_path, teacher, st
     second = threading.Thread(target=capture, args=(tmp_path, teacher, Worker(1, 2), reporter), daemon=True)
     second.start()
     assert reporter.event.wait(TIMEOUT_SECONDS)
+    second.join(0.5)
+    assert second.is_alive()
     assert not (tmp_path / "cache").exists()
     capture(tmp_path, teacher, Worker(0, 2))
     second.join(TIMEOUT_SECONDS)

@@ -1,0 +1,273 @@
+"""Reading a corpus: the same documents from every kind of file, and a place in every refusal."""
+
+import gzip
+import json
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from cache_tools.errors import CorpusError
+from pipeline.config import CorpusConfig
+from pipeline.documents import corpus_files, corpus_identity, read_documents
+
+RECORDS = [
+    {"id": "a", "group": "first", "text": "Größe: 10 µm\r\nzweite Zeile"},
+    {"id": "b", "group": "first", "text": "日本語 🎉 \u0000 \u2028 \ufeff"},
+    {"id": "c", "group": None, "text": "\n"},
+]
+
+
+def write_jsonl(path):
+    path.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+
+
+def write_spaced_jsonl(path):
+    path.write_text("\ufeff" + "\n\n".join(json.dumps(record, ensure_ascii=False) for record in RECORDS), "utf-8")
+
+
+def write_gzip(path):
+    path.write_bytes(gzip.compress("".join(json.dumps(record) + "\n" for record in RECORDS).encode()))
+
+
+def write_parquet(path):
+    pa.parquet.write_table(pa.Table.from_pylist(RECORDS), path, row_group_size=2)
+
+
+def write_dataset(path):
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_list(RECORDS).save_to_disk(path)
+
+
+WRITERS = {
+    "corpus.jsonl": write_jsonl,
+    "spaced.jsonl": write_spaced_jsonl,
+    "corpus.jsonl.gz": write_gzip,
+    "corpus.parquet": write_parquet,
+    "saved": write_dataset,
+}
+
+
+def read(*paths, **settings):
+    config = CorpusConfig(paths=paths, **settings)
+    return list(read_documents(corpus_files(config), config))
+
+
+def refusal(*paths, **settings):
+    """Return the message with which a corpus is refused."""
+    with pytest.raises(CorpusError) as error:
+        read(*paths, **settings)
+    return str(error.value)
+
+
+def jsonl(folder, *lines):
+    """Write lines, each given as JSON text or as an object, and return the file."""
+    path = folder / "corpus.jsonl"
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def identity(*paths):
+    return corpus_identity(corpus_files(CorpusConfig(paths=paths)))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_gives_the_same_documents(tmp_path, name):
+    WRITERS[name](tmp_path / name)
+    found = read(tmp_path / name)
+    assert [(d.id, d.group, d.text, d.messages) for d in found] == [
+        (record["id"], record["group"] or record["id"], record["text"], None) for record in RECORDS
+    ]
+
+
+def test_a_text_file_is_one_document_and_its_line_ends_are_kept(tmp_path):
+    (tmp_path / "a.txt").write_bytes("ä\r\nb\rc\n".encode())
+    (document,) = read(tmp_path / "a.txt")
+    assert document.text == "ä\r\nb\rc\n"
+    assert document.id == document.group == document.place == str(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        ("corpus.jsonl", [":1", ":2", ":3"]),
+        ("spaced.jsonl", [":1", ":3", ":5"]),
+        ("corpus.parquet", [", row 0", ", row 1", ", row 2"]),
+        ("saved", [", row 0", ", row 1", ", row 2"]),
+    ],
+)
+def test_every_document_knows_its_place_and_is_named_after_it_if_need_be(tmp_path, name, places):
+    WRITERS[name](tmp_path / name)
+    found = read(tmp_path / name, id_field="no such field")
+    assert [d.place for d in found] == [f"{tmp_path / name}{place}" for place in places]
+    assert [d.id for d in found] == [d.place for d in found]
+
+
+def test_fields_may_have_other_names(tmp_path):
+    path = jsonl(tmp_path, {"key": 7, "topic": 8, "body": "x"})
+    (document,) = read(path, text_field="body", id_field="key", group_field="topic")
+    assert (document.id, document.group, document.text) == ("7", "8", "x")
+
+
+def test_messages_replace_text_when_their_field_is_named(tmp_path):
+    messages = [{"role": "user", "content": "x"}]
+    (document,) = read(jsonl(tmp_path, {"chat": messages, "text": "ignored"}), messages_field="chat")
+    assert (document.text, document.messages) == (None, messages)
+
+
+def test_folders_are_read_in_name_order_and_without_files_of_other_kinds(tmp_path):
+    for name in ("b.txt", "a/2.txt", "a/10.txt", "c/deep/er.txt", "README.md", "a/.hidden"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    write_dataset(tmp_path / "b.saved")
+    texts = [d.text for d in read(tmp_path)]
+    assert texts == ["a/10.txt", "a/2.txt", *(record["text"] for record in RECORDS), "b.txt", "c/deep/er.txt"]
+
+
+def test_paths_are_read_in_the_given_order(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(name)
+    assert [d.text for d in read(tmp_path / "b.txt", tmp_path / "a.txt")] == ["b", "a"]
+
+
+def test_splits_of_a_saved_dataset_are_read_one_after_another(tmp_path):
+    datasets.disable_progress_bars()
+    parts = {name: datasets.Dataset.from_list([{"text": name}]) for name in ("train", "test")}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    assert [d.text for d in read(tmp_path / "saved")] == ["test", "train"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "x"', "this line is not JSON (found Expecting ',' delimiter"),
+        ("[" * 100_000, "this line is not JSON"),
+        ('["x"]', "this line is not a JSON object (found list)"),
+        ({"body": "x", "title": "y"}, "the field 'text' is missing (expected a str, found fields body, title)"),
+        ({"text": 3}, "the field 'text' is not a str (expected a str, found int)"),
+        ({"text": None}, "the field 'text' is not a str (expected a str, found NoneType)"),
+        ({"text": "\ud800"}, "this is not valid Unicode (a lone surrogate)"),
+        ({"text": "x", "id": "\ud800"}, "this is not valid Unicode (a lone surrogate)"),
+        ({"text": "x", "group": "\udfff"}, "this is not valid Unicode (a lone surrogate)"),
+        ({"text": "x", "id": "a"}, "the id 'a' occurs a second time"),
+    ],
+)
+def test_refuses_a_bad_line_and_names_file_and_line(tmp_path, line, message):
+    path = jsonl(tmp_path, {"text": "good", "id": "a"}, "", line, {"text": "good"})
+    assert refusal(path).startswith(f"{path}:3: {message}")
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"text": "x"}, "the field 'chat' is missing (expected a list, found fields text)"),
+        ({"chat": "x"}, "the field 'chat' is not a list (expected a list, found str)"),
+        ({"chat": ["x"]}, "a message is not an object with a role"),
+        ({"chat": [{"content": "x"}]}, "a message is not an object with a role"),
+        ({"chat": [{"role": "user", "content": "\ud800"}]}, "this is not valid Unicode"),
+    ],
+)
+def test_refuses_bad_messages_and_names_file_and_line(tmp_path, record, message):
+    path = jsonl(tmp_path, record)
+    assert refusal(path, messages_field="chat").startswith(f"{path}:1: {message}")
+
+
+@pytest.mark.parametrize(
+    ("name", "place"), [("corpus.parquet", ", row 1"), ("saved", ", row 1"), ("corpus.jsonl.gz", ":2")]
+)
+def test_refuses_a_bad_record_of_any_format_and_names_its_place(tmp_path, name, place):
+    WRITERS[name](tmp_path / name)
+    assert refusal(tmp_path / name, id_field="group").startswith(f"{tmp_path / name}{place}: the id 'first'")
+
+
+def test_an_id_is_unique_over_all_files(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl")
+    write_gzip(tmp_path / "b.jsonl.gz")
+    assert refusal(tmp_path).startswith(f"{tmp_path / 'b.jsonl.gz'}:1: the id 'a' occurs a second time")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_refuses_bytes_that_are_not_utf8(tmp_path, name):
+    (tmp_path / name).write_bytes(b'{"text": "\xff"}\n')
+    message = refusal(tmp_path / name)
+    assert message.startswith(str(tmp_path / name))
+    assert "'utf-8' codec can't decode byte 0xff" in message
+
+
+def cut(content):
+    return content[: len(content) // 2]
+
+
+def empty(_):
+    return b""
+
+
+def scramble(content):
+    return content[:20] + bytes(byte ^ 0x5A for byte in content[20:60]) + content[60:]
+
+
+@pytest.mark.parametrize("damage", [cut, empty, scramble])
+@pytest.mark.parametrize("name", ["corpus.jsonl.gz", "corpus.parquet", "saved"])
+def test_refuses_damaged_files_and_names_them(tmp_path, name, damage):
+    path = tmp_path / name
+    WRITERS[name](path)
+    file = next(path.glob("*.arrow")) if path.is_dir() else path
+    file.write_bytes(damage(file.read_bytes()))
+    assert refusal(path).startswith(str(path))
+
+
+def test_refuses_a_parquet_file_whose_text_is_not_utf8(tmp_path):
+    offsets, text = (pa.py_buffer(content) for content in (b"\0\0\0\0\1\0\0\0", b"\xff"))
+    table = pa.table({"text": pa.StringArray.from_buffers(1, offsets, text)})
+    pa.parquet.write_table(table, tmp_path / "a.parquet")
+    assert "UnicodeDecodeError" in refusal(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("name", ["corpus.csv", "corpus.json", "corpus.gz", "corpus.txt.bak"])
+def test_refuses_a_file_of_unknown_kind(tmp_path, name):
+    (tmp_path / name).write_text("x")
+    assert refusal(tmp_path / name) == (
+        f"{tmp_path / name}: unknown kind of file (expected .txt, .jsonl, .jsonl.gz or .parquet, "
+        f"found {Path(name).suffix})."
+    )
+
+
+def test_refuses_a_path_that_does_not_exist(tmp_path):
+    assert refusal(tmp_path / "no.jsonl").startswith(f"{tmp_path / 'no.jsonl'}: no such file or folder.")
+
+
+def test_refuses_a_folder_without_readable_files(tmp_path):
+    (tmp_path / "notes.md").write_text("x")
+    assert refusal(tmp_path).startswith(f"{tmp_path}: no readable file found")
+
+
+@pytest.mark.parametrize("content", ["", "\n", "\n \n"])
+def test_refuses_files_without_documents(tmp_path, content):
+    (tmp_path / "a.jsonl").write_text(content)
+    (tmp_path / "b.jsonl").write_text("")
+    message = refusal(tmp_path)
+    assert message == f"{tmp_path / 'a.jsonl'}, {tmp_path / 'b.jsonl'}: the corpus is empty: no file holds a document."
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_identity_changes_with_any_byte(tmp_path, name):
+    path = tmp_path / name
+    WRITERS[name](path)
+    file = next(path.glob("*.arrow")) if path.is_dir() else path
+    content, seen = file.read_bytes(), {json.dumps(identity(path))}
+    for place in (0, len(content) // 2, len(content) - 1):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        seen.add(json.dumps(identity(path)))
+    assert len(seen) == 4
+
+
+def test_the_identity_changes_with_the_order_and_where_files_end_but_not_with_their_place(tmp_path):
+    for name, text in {"a.txt": "12", "b.txt": "3", "c.txt": "1", "d.txt": "23", "moved/a.txt": "12"}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    a, b, c, d = (tmp_path / f"{name}.txt" for name in "abcd")
+    assert len({identity(*paths)["sha256"] for paths in ([a, b], [b, a], [c, d], [a], [a, b, a])}) == 5
+    assert identity(a, b) == identity(tmp_path / "moved", b)
+    assert identity(a, b)["files"] == 2

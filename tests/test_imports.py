@@ -1,0 +1,113 @@
+"""What each way in imports, seen from a fresh process: looking at a cache must not cost torch."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tiny
+from logitcask import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = {"torch", "transformers", "accelerate", "datasets", "tokenizers"}
+ARRAYS = {"zarr", "pyarrow", "numcodecs", "numpy"}
+RUN_MAIN = """
+from logitcask import main
+try:
+    main()
+except SystemExit as exit:
+    assert not exit.code, exit.code
+"""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tiny.capture(tmp_path_factory.mktemp("cache"), hidden_layers=["last"]).path
+
+
+def python(code, *arguments, path=(), cwd=ROOT):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT]))}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=60)
+
+
+def imported_by(code, *arguments):
+    """Return the top-level packages that a fresh process has imported after ``code``."""
+    result = python(f"{code}\nimport json, sys; print('\\n' + json.dumps(list(sys.modules)))", *arguments)
+    assert result.returncode == 0, result.stderr
+    return {name.split(".")[0] for name in json.loads(result.stdout.splitlines()[-1])}
+
+
+def test_a_program_that_uses_torch_is_seen_to():
+    assert MODELS & imported_by("import pipeline.run") >= {"torch", "transformers"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
+def test_help_imports_nothing_heavy(arguments):
+    imported = imported_by(RUN_MAIN, *arguments)
+    assert "click" in imported
+    assert imported & (MODELS | ARRAYS | {"rich", "pydantic", "yaml"}) == set()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["inspect"], ["inspect", "--json"], ["verify"], ["verify", "--json"], ["verify", "--deep"]]
+)
+def test_looking_at_a_cache_imports_no_model_library(cache, arguments):
+    imported = imported_by(RUN_MAIN, *arguments, cache)
+    assert "cache_tools" in imported
+    assert imported & MODELS == set()
+
+
+READ_EVERYTHING = """
+import sys
+from cache_tools.reader import Cache
+encoding = Cache(sys.argv[1]).encoding()
+teacher = encoding.teacher()
+rows = encoding.sequence(0).rows
+teacher.targets(*rows), teacher.scalar("entropy", *rows), teacher.hidden("last", *rows)
+"""
+
+
+@pytest.mark.parametrize("code", ["import cache_tools.reader", READ_EVERYTHING])
+def test_reading_a_cache_imports_no_model_library(cache, code):
+    assert imported_by(code, cache) & MODELS == set()
+
+
+def test_opening_a_cache_does_not_import_zarr():
+    assert "zarr" not in imported_by("import cache_tools.reader")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "student.yaml"], ["evaluate", "student", "cache"]])
+@pytest.mark.parametrize("name", ["trainer.py", "trainer/__init__.py"])
+def test_somebody_elses_package_of_our_name_is_named_in_one_sentence(tmp_path, name, arguments):
+    """PyPI has another distribution with a top-level package ``trainer``."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("DISTRIBUTION = 'coqui'\n")
+    result = python("from logitcask import main; main()", *arguments, path=[tmp_path], cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == (
+        "Error: another distribution's package 'trainer' was found first; "
+        "install logitcask into a virtual environment of its own.\n"
+    )
+
+
+def test_somebody_elses_package_does_not_keep_us_from_looking_at_a_cache(tmp_path, cache):
+    (tmp_path / "trainer.py").write_text("")
+    result = python("from logitcask import main; main()", "verify", cache, path=[tmp_path], cwd=tmp_path)
+    assert (result.returncode, result.stdout[:11]) == (0, "no problems")
+
+
+def test_the_console_command_imports_no_package_of_ours_at_the_top():
+    tree = ast.parse((ROOT / "logitcask.py").read_text())
+    imports = [ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert imports == ["import importlib", "import sys", "import click"]
+
+
+def test_imports_keep_to_the_contracts():
+    result = python("from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "0 broken" in result.stdout

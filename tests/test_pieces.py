@@ -1,0 +1,204 @@
+"""Documents become pieces: nothing is lost, nothing is read as something else, each token is predicted once."""
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import processors
+
+import tiny
+from cache_tools.errors import CorpusError
+from pipeline.config import EncodingConfig
+from pipeline.documents import Document
+from pipeline.encode import encode_document
+from pipeline.pieces import frame_of, split_document
+
+END = 0  # id of <|end|> in the tiny causal tokenizer; as of [PAD] in the masked one
+TEXT = tiny.TEXTS[3]
+SCRIPTS = "aé\u0301ñ ß\n\t\0\x7f\u200d\u200f\ufeff漢字ひ한שלום مرحبا🎉👩\u200d👩\u200d👧🇩🇪\U0010ffff"
+
+
+def framed(single, masked=False):
+    """Return a tiny tokenizer that puts special tokens around a text, such as "<|end|> $A"."""
+    made = tiny.tokenizer(masked=masked)
+    names = {"[CLS]": 1, "[SEP]": 2} if masked else {"<|end|>": END}
+    specials = [item for item in names.items() if item[0] in single]
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=specials)
+    return made
+
+
+TOKENIZERS = {
+    "bare": tiny.tokenizer(),
+    "begin": framed("<|end|> $A"),
+    "end": framed("$A <|end|>"),
+    "both": framed("<|end|> $A <|end|>"),
+    "bert": tiny.tokenizer(masked=True),
+}
+PREFIX = {"bare": 0, "begin": 1, "end": 0, "both": 1, "bert": 1}
+
+
+def config(length=16, overlap=1, **changes):
+    return EncodingConfig(max_length_tokens=length, overlap_tokens=overlap, **changes)
+
+
+def document(text):
+    return Document("an id", "a group", text, None, "corpus.jsonl:7")
+
+
+def pieces(text, name, settings):
+    tokenizer = TOKENIZERS[name]
+    return list(split_document(document(text), tokenizer, frame_of(tokenizer, settings), settings))
+
+
+def predicted(text, name, settings):
+    """Return the tokens of all pieces whose predictions are kept, in order, from finished sequences."""
+    tokenizer = TOKENIZERS[name]
+    made = encode_document(document(text), tokenizer, frame_of(tokenizer, settings), np.arange(1), settings)
+    return [token for sequence in made for token in sequence.gold_ids(settings.objective).tolist()]
+
+
+def tokens(text, name):
+    return TOKENIZERS[name](text, add_special_tokens=False)["input_ids"]
+
+
+any_text = st.one_of(st.text(), st.text(alphabet=SCRIPTS), st.text(alphabet=SCRIPTS, min_size=40)).filter(bool)
+
+
+@given(any_text, st.sampled_from(["bare", "both", "bert"]), st.integers(5, 9), st.integers(0, 2), st.booleans())
+@example(SCRIPTS * 3, "bare", 5, 1, False)
+@example("👩\u200d👩\u200d👧", "bert", 5, 2, True)
+@settings(max_examples=100, deadline=None)
+def test_pieces_cover_a_text_of_any_script_byte_by_byte(text, name, length, overlap, masked):
+    """Emoji fall apart into several tokens, so borders of pieces fall inside characters too."""
+    objective = "masked" if masked and name == "bert" else "causal"
+    rebuilt = b""
+    for number, piece in enumerate(pieces(text, name, config(length, overlap, objective=objective))):
+        content = piece.text.encode()
+        assert len(piece.input_ids) == len(piece.trainable) == len(piece.byte_lengths) <= length
+        assert piece.byte_lengths.sum() == len(content)
+        repeated = PREFIX[name] + overlap if number else 0
+        rebuilt += content[piece.byte_lengths[:repeated].sum() :]
+    assert rebuilt == text.encode()
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("length", [4, 5, 16, 17, 1000])
+def test_byte_lengths_cut_the_text_into_the_tokens_surface_forms(name, length):
+    for piece in pieces(TEXT, name, config(length)):
+        ends = np.cumsum(piece.byte_lengths)
+        surfaces = [piece.text.encode()[end - size : end].decode() for end, size in zip(ends, piece.byte_lengths)]
+        special = set(TOKENIZERS[name].all_special_ids)
+        expected = ["" if token in special else TOKENIZERS[name].decode([token]) for token in piece.input_ids.tolist()]
+        assert surfaces == expected
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("overlap", [1, 2, 3])
+@pytest.mark.parametrize("length", [5, 8, 33, 1000])
+def test_every_token_but_the_first_is_predicted_exactly_once(name, length, overlap):
+    first = 0 if PREFIX[name] else 1
+    end = {"bert": [2]}.get(name, [END])
+    assert predicted(TEXT, name, config(length, overlap)) == tokens(TEXT, name)[first:] + end
+
+
+@pytest.mark.parametrize("length", [5, 8, 33, 1000])
+def test_without_overlap_the_first_token_of_each_piece_is_not_predicted(length):
+    ids = tokens(TEXT, "bare")
+    kept = [token for place, token in enumerate(ids) if place % length]
+    assert predicted(TEXT, "bare", config(length, 0, append_eos=False)) == kept
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize(("length", "overlap"), [(4, 1), (8, 0), (8, 5), (33, 1), (1000, 1)])
+def test_pieces_are_windows_of_the_tokens_and_full_but_for_the_last(name, length, overlap):
+    made = pieces(TEXT, name, config(length, overlap, append_eos=False))
+    prefix, room = PREFIX[name], length - PREFIX[name]
+    ids, step = tokens(TEXT, name), length - PREFIX[name] - overlap
+    begin = TOKENIZERS[name]("x")["input_ids"][:prefix]
+    assert [piece.input_ids.tolist() for piece in made] == [
+        begin + ids[start : start + room] for start in range(0, max(len(ids) - overlap, 1), step)
+    ]
+
+
+@pytest.mark.parametrize(("length", "overlap"), [(5, 1), (8, 0), (1000, 1)])
+def test_every_piece_of_a_masked_encoding_has_the_tokenizers_frame(length, overlap):
+    made = pieces(TEXT, "bert", config(length, overlap, objective="masked"))
+    assert all(piece.input_ids[0] == 1 and piece.input_ids[-1] == 2 for piece in made)
+    assert not any(piece.trainable[0] or piece.trainable[-1] for piece in made)
+    kept = [token for piece in made for token in piece.input_ids[piece.trainable].tolist()]
+    assert kept == tokens(TEXT, "bert")
+
+
+@pytest.mark.parametrize("name", ["bare", "begin", "end", "both", "bert"])
+@pytest.mark.parametrize("length", [5, 8, 1000])
+def test_the_end_of_text_token_ends_the_document_once(name, length):
+    end = 2 if name == "bert" else END
+    text_tokens = [piece.input_ids[PREFIX[name] :].tolist() for piece in pieces(TEXT, name, config(length))]
+    assert text_tokens[-1][-1] == end
+    assert not any(end in window for window in [*text_tokens[:-1], text_tokens[-1][:-1]])
+    without = [piece.input_ids.tolist() for piece in pieces(TEXT, name, config(length, append_eos=False))]
+    assert not any(end in window[PREFIX[name] :] for window in without)
+
+
+def test_a_masked_encoding_has_no_end_of_text_token():
+    with_end = tiny.tokenizer(masked=True)
+    with_end.eos_token = "[PAD]"
+    assert frame_of(with_end, config(objective="masked")).end == []
+
+
+def test_special_tokens_inside_a_text_are_never_masked():
+    (piece,) = pieces("a [MASK] b [SEP] c", "bert", config(100, objective="masked"))
+    special = np.isin(piece.input_ids, TOKENIZERS["bert"].all_special_ids)
+    assert special.sum() == 4
+    assert np.array_equal(piece.trainable, ~special)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "changes", "found"),
+    [
+        ("", "bare", {}, 0),
+        ("a", "bare", {"append_eos": False}, 1),
+        ("", "begin", {"append_eos": False}, 0),
+        ("", "bert", {"objective": "masked"}, 0),
+        ("[SEP][MASK]", "bert", {"objective": "masked"}, 2),
+    ],
+)
+def test_refuses_a_document_without_a_predictable_token(text, name, changes, found):
+    with pytest.raises(CorpusError) as error:
+        pieces(text, name, config(**changes))
+    assert str(error.value) == (
+        "corpus.jsonl:7 (id 'an id'): this document has no token that a teacher could predict "
+        f"(found {found} tokens). Remove the document."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "changes"),
+    [
+        ("a", "bare", {}),
+        ("a", "begin", {"append_eos": False}),
+        ("a", "bert", {"objective": "masked"}),
+    ],
+)
+def test_one_predictable_token_is_enough(text, name, changes):
+    (piece,) = pieces(text, name, config(**changes))
+    assert piece.text == text
+
+
+@pytest.mark.parametrize(
+    ("name", "objective", "overlap", "needed"),
+    [("begin", "causal", 0, 2), ("begin", "causal", 3, 5), ("bert", "masked", 0, 3), ("bert", "masked", 1, 4)],
+)
+def test_refuses_a_length_without_room_between_the_special_tokens(name, objective, overlap, needed):
+    assert pieces(TEXT, name, config(needed, overlap, objective=objective))
+    with pytest.raises(CorpusError) as error:
+        pieces(TEXT, name, config(needed - 1, overlap, objective=objective))
+    assert str(error.value) == (
+        "encoding.max_length_tokens: no room for text between the special tokens "
+        f"(expected more than {needed - 1}, found {needed - 1})."
+    )
+
+
+def test_refuses_a_masked_objective_without_a_mask_token():
+    with pytest.raises(CorpusError, match="the tokenizer has no mask token"):
+        pieces(TEXT, "bare", config(objective="masked"))
