@@ -52,7 +52,8 @@ def load_config(path: Path, model: type[C], overrides: tuple[str, ...] = ()) -> 
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = [_problem(model, e) for e in error.errors()]
+        found = error.errors()
+        problems = [_problem(model, e) for e in found if not _is_echo(e, found)]
         raise ConfigError(
             f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:\n  " + "\n  ".join(problems),
             where=path,
@@ -98,6 +99,13 @@ def _problem(model: type[BaseModel], error: Any) -> str:
     close = difflib.get_close_matches(str(location[-1]), known, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     return f"{key}: unknown key; {hint}known here: {', '.join(known)}"
+
+
+def _is_echo(error: Any, found: list[Any]) -> bool:
+    """Say whether an error only follows from others: pydantic calls a list too short when its items are wrong."""
+    depth = len(error["loc"])
+    inside = [other for other in found if len(other["loc"]) > depth and other["loc"][:depth] == error["loc"]]
+    return error["type"] == "too_short" and bool(inside)
 
 
 def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

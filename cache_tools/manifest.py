@@ -159,7 +159,9 @@ def write_manifest(folder: Path, manifest: _Manifest) -> None:
 
 def write_group(folder: Path) -> None:
     """Write a bare Zarr v3 group, so that ``zarr.open_group`` can walk down to the arrays."""
-    write_atomically(folder / layout.MANIFEST, b'{"zarr_format": 3, "node_type": "group", "attributes": {}}\n')
+    path = folder / layout.MANIFEST
+    if not path.exists():
+        write_atomically(path, b'{"zarr_format": 3, "node_type": "group", "attributes": {}}\n')
 
 
 def read_manifest(folder: Path, model: type[M]) -> M:

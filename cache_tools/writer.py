@@ -127,5 +127,5 @@ def _check_same(name: str, folder: Path, stored: TeacherManifest, wanted: Teache
             found="; ".join(differences(stored.identity, wanted.identity)),
             expected="the same weights and capture parameters",
             why="half of its shards would come from one teacher and half from the other",
-            fix="Give the new teacher another name, or restore the old settings",
+            fix="Restore the old settings, give the new teacher another name, or delete this folder to start over",
         )

@@ -8,6 +8,8 @@ The two splits fill their own shards side by side, so no shard mixes them. Seque
 follow the order in which shards are written.
 """
 
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -221,7 +223,13 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Keep the tokenizer's own files in the cache, so that readers and students need no other copy."""
     with storage_errors(folder):
         folder.mkdir(parents=True)
-        tokenizer.save_pretrained(str(folder))
+        try:
+            tokenizer.save_pretrained(str(folder))
+        except Exception as error:  # the Rust part raises plain exceptions, with the error number in their text
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def _ordinary_ids(tokenizer: PreTrainedTokenizerFast) -> NDArray[np.uint32]:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from itertools import pairwise
 
 import pytest
 
@@ -89,7 +90,7 @@ def test_shards_are_full_but_for_the_last_of_each_split(tmp_path):
     for split in ("train", "held_out"):
         mine = [shard for shard, entry in enumerate(encoding.shards) if entry.split == split]
         assert len(mine) > 2
-        for shard, following in zip(mine, mine[1:], strict=False):
+        for shard, following in pairwise(mine):
             assert encoding.shards[shard].positions + shards[following][0].num_positions > 128
 
 
@@ -135,9 +136,9 @@ def test_groups_are_held_out_whole(tmp_path):
     write_corpus(tmp_path, TEXTS, groups)
     found = splits_of(run(tmp_path, held_out_fraction=0.4))
     by_group = {group: {split for name in TEXTS if groups[name] == group for split in found[name]} for group in groups}
-    assert all(
-        found[name] == {"held_out" if is_held_out(group, 0.4) else "train"} for name, group in groups.items()
-    ), by_group
+    assert all(found[name] == {"held_out" if is_held_out(group, 0.4) else "train"} for name, group in groups.items()), (
+        by_group
+    )
     assert len({next(iter(splits)) for splits in found.values()}) == 2
 
 
@@ -152,7 +153,7 @@ def test_a_larger_fraction_only_adds_to_the_held_out_groups():
     groups = [f"group{number}" for number in range(2000)]
     held_out = [{group for group in groups if is_held_out(group, fraction)} for fraction in (0, 0.01, 0.1, 0.5)]
     assert held_out == sorted(held_out, key=len)
-    assert all(small <= large for small, large in zip(held_out, held_out[1:], strict=False))
+    assert all(small <= large for small, large in pairwise(held_out))
     assert not held_out[0]
     assert 150 < len(held_out[2]) < 250
 
@@ -234,8 +235,8 @@ def test_refuses_sequences_that_a_teacher_cannot_read_before_anything_is_loaded_
     with pytest.raises(ModelError) as error:
         run_capture(CaptureConfig.model_validate(values), Worker(), tiny.SilentReporter())
     assert str(error.value) == (
-        "encoding.max_length_tokens: sequences are longer than teacher 'toy' can read (expected at most 128, found 129)."
-        " Set encoding.max_length_tokens to 128 or less; longer documents are split."
+        "encoding.max_length_tokens: sequences are longer than teacher 'toy' can read "
+        "(expected at most 128, found 129). Set encoding.max_length_tokens to 128 or less; longer documents are split."
     )
     assert not (tmp_path / "cache").exists()
 

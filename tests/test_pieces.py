@@ -1,5 +1,7 @@
 """Documents become pieces: nothing is lost, nothing is read as something else, each token is predicted once."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -86,7 +88,7 @@ def test_pieces_cover_a_text_of_any_script_byte_by_byte(text, name, length, over
 def test_byte_lengths_cut_the_text_into_the_tokens_surface_forms(name, length):
     for piece in pieces(TEXT, name, config(length)):
         ends = np.cumsum(piece.byte_lengths)
-        surfaces = [piece.text.encode()[end - size : end].decode() for end, size in zip(ends, piece.byte_lengths)]
+        surfaces = [piece.text.encode()[start:end].decode() for start, end in pairwise([0, *ends])]
         special = set(TOKENIZERS[name].all_special_ids)
         expected = ["" if token in special else TOKENIZERS[name].decode([token]) for token in piece.input_ids.tolist()]
         assert surfaces == expected

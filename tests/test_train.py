@@ -180,6 +180,18 @@ def test_the_command_prints_where_the_finished_student_lies(cache, tmp_path):
     assert curve(tmp_path / "run")[0]["learning_rate"] == 1e-4
 
 
+def test_evaluating_while_training_is_refused_before_anything_is_loaded(cache, tmp_path):
+    values = student_values(cache, tmp_path, eval_strategy="steps", eval_steps=1)
+    with pytest.raises(ConfigError, match="does not evaluate while it trains"):
+        training_arguments(StudentConfig.model_validate(values))
+
+
+@pytest.mark.parametrize("changes", [{"label_smoothing_factor": 0.1}, {"save_only_model": True}])
+def test_an_argument_that_would_break_a_promise_is_refused(cache, tmp_path, changes):
+    with pytest.raises(ConfigError, match=rf"training.{next(iter(changes))}: this argument has no place here"):
+        train(cache, tmp_path, **changes)
+
+
 def test_an_unknown_training_argument_is_refused_by_its_name(cache, tmp_path):
     with pytest.raises(ConfigError, match=r"training: .*learning_rat'"):
         train(cache, tmp_path, learning_rat=0.1)

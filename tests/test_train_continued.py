@@ -18,6 +18,8 @@ from student_fixtures import (
     train_and_stop,
     weights,
 )
+from trainer.progress import StepProgress
+from trainer.train import last_checkpoint
 
 LONG = {"max_steps": 14, "save_steps": 2}
 """A run into its second epoch: the cache's 70 training sequences make 9 steps."""
@@ -39,11 +41,31 @@ def straight(cache, tmp_path_factory):
     return output
 
 
-@pytest.mark.parametrize("step", [1, 5, 9, 12], ids=["before any checkpoint", "epoch 0", "epoch end", "epoch 1"])
-def test_a_stopped_run_continues_to_the_same_curve_and_weights(cache, straight, tmp_path, step):
+@pytest.fixture
+def steps_made(monkeypatch):
+    """The steps that runs make from here on."""
+    made = []
+
+    class Counting(StepProgress):
+        def on_step_end(self, args, state, control, **named):
+            made.append(state.global_step)
+            super().on_step_end(args, state, control, **named)
+
+    monkeypatch.setattr("trainer.train.StepProgress", Counting)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("step", "checkpoint"),
+    [(1, 0), (5, 4), (9, 8), (12, 10)],
+    ids=["before any checkpoint", "epoch 0", "epoch end", "epoch 1"],
+)
+def test_a_stopped_run_continues_to_the_same_curve_and_weights(cache, straight, tmp_path, steps_made, step, checkpoint):
     train_and_stop(step, cache, tmp_path, **LONG)
     assert not (tmp_path / "final").exists()
     final = train(cache, tmp_path, **LONG)
+    assert steps_made == list(range(checkpoint + 1, 15))
+    assert [line["step"] for line in curve(tmp_path)] == list(range(1, 15))
     assert curve(tmp_path) == curve(straight)
     assert largest_difference(weights(final), weights(straight / "final")) == 0
 
@@ -76,6 +98,15 @@ def test_a_process_that_is_killed_continues_to_the_same_weights(cache, straight,
     final = train(cache, tmp_path, **LONG)
     assert curve(tmp_path) == curve(straight)
     assert largest_difference(weights(final), weights(straight / "final")) == 0
+
+
+def test_checkpoints_are_ordered_by_number(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    for step in (2, 10, 9, 11):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if step != 11:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
 def test_a_checkpoint_that_was_not_written_to_its_end_is_ignored(cache, straight, tmp_path):

@@ -48,6 +48,12 @@ NOT_COMPARED = (
 )
 """Training arguments that may change between a run and its continuation."""
 
+NOT_SUPPORTED = {
+    "label_smoothing_factor": "the teacher's distribution takes the place of smoothed labels",
+    "save_only_model": "a stopped run could not go on as if it had never stopped",
+}
+"""Training arguments that must keep their defaults, and why."""
+
 
 def run_training(config: StudentConfig) -> Path:
     """Train a student from a cache, or continue, and return the folder of the finished student.
@@ -106,8 +112,29 @@ def training_arguments(config: StudentConfig) -> TrainingArguments:
             where="training",
             found=str(error).splitlines()[0],
         ) from error
+    _refuse_unsupported(arguments)
     arguments._n_gpu = min(arguments.n_gpu, 1)  # nn.DataParallel would cut predictions apart from their sequences
     return arguments
+
+
+def _refuse_unsupported(arguments: TrainingArguments) -> None:
+    if arguments.do_eval or arguments.load_best_model_at_end:
+        raise ConfigError(
+            "a run does not evaluate while it trains",
+            where="training.eval_strategy",
+            expected="no",
+            found=arguments.eval_strategy,
+            fix="Leave it out, and run 'logitcask evaluate' on the finished student",
+        )
+    for name, reason in NOT_SUPPORTED.items():
+        if getattr(arguments, name):
+            raise ConfigError(
+                "this argument has no place here",
+                where=f"training.{name}",
+                found=getattr(arguments, name),
+                why=reason,
+                fix="Leave it out",
+            )
 
 
 def last_checkpoint(output: Path) -> str | None:
