@@ -45,10 +45,11 @@ def test_slots_and_what_they_show_come_in_the_stated_shares(probability, mask_sh
     assert is_share((shown[slots] == ids[slots]).sum(), slots.sum(), 1 - mask_share - random_share)
 
 
-def test_random_tokens_are_drawn_evenly():
-    shown, _ = draw(many_ids(), probability=1, mask_share=0, random_share=1)
-    counts = np.bincount(shown, minlength=300)
-    assert all(is_share(count, NUM_TOKENS, 1 / len(VOCABULARY)) for count in counts[VOCABULARY])
+@pytest.mark.parametrize("mask_share", [0.0, 0.5])
+def test_random_tokens_are_drawn_evenly(mask_share):
+    shown, _ = draw(many_ids(), probability=1, mask_share=mask_share, random_share=1 - mask_share)
+    counts = np.bincount(shown, minlength=300)[VOCABULARY]
+    assert all(is_share(count, counts.sum(), 1 / len(VOCABULARY)) for count in counts)
 
 
 def test_only_maskable_tokens_become_slots():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 import tiny
 from cache_tools.errors import CorpusError
@@ -17,7 +18,10 @@ from pipeline.pieces import frame_of, split_document
 
 END = 0  # id of <|end|> in the tiny causal tokenizer; as of [PAD] in the masked one
 TEXT = tiny.TEXTS[3]
-SCRIPTS = "aé\u0301ñ ß\n\t\0\x7f\u200d\u200f\ufeff漢字ひ한שלום مرحبا🎉👩\u200d👩\u200d👧🇩🇪\U0010ffff"
+SCRIPTS = (
+    "a\x80\u07ff\u0800\uffff\U00010000"
+    "é\u0301ñ ß\n\t\0\x7f\u200d\u200f\ufeff漢字ひ한שלום مرحبا🎉👩\u200d👩\u200d👧🇩🇪\U0010ffff"
+)
 
 
 def framed(single, masked=False):
@@ -29,6 +33,20 @@ def framed(single, masked=False):
     return made
 
 
+def by_words():
+    """Return a tokenizer that drops white space, accents and control characters, and knows few words."""
+    words = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "##a": 2, "the": 3, "シ": 4, "漢": 5}, unk_token="[UNK]"))
+    words.normalizer, words.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", eos_token="[UNK]")
+
+
+def rewriting(normalizer):
+    """Return a tokenizer that reads another spelling than the one that is written."""
+    made = tiny.tokenizer()
+    made.backend_tokenizer.normalizer = normalizer
+    return made
+
+
 TOKENIZERS = {
     "bare": tiny.tokenizer(),
     "begin": framed("<|end|> $A"),
@@ -37,6 +55,13 @@ TOKENIZERS = {
     "bert": tiny.tokenizer(masked=True),
 }
 PREFIX = {"bare": 0, "begin": 1, "end": 0, "both": 1, "bert": 1}
+UNFAITHFUL = {
+    "words": by_words(),
+    "composing": rewriting(normalizers.NFKC()),
+    "decomposing": rewriting(normalizers.NFKD()),
+    "stripping": rewriting(normalizers.Sequence([normalizers.Strip(), normalizers.Lowercase()])),
+}
+"""Tokenizers that do not give back the text they read."""
 
 
 def config(length=16, overlap=1, **changes):
@@ -48,7 +73,7 @@ def document(text):
 
 
 def pieces(text, name, settings):
-    tokenizer = TOKENIZERS[name]
+    tokenizer = (TOKENIZERS | UNFAITHFUL)[name]
     return list(split_document(document(text), tokenizer, frame_of(tokenizer, settings), settings))
 
 
@@ -57,6 +82,16 @@ def predicted(text, name, settings):
     tokenizer = TOKENIZERS[name]
     made = encode_document(document(text), tokenizer, frame_of(tokenizer, settings), np.arange(1), settings)
     return [token for sequence in made for token in sequence.gold_ids(settings.objective).tolist()]
+
+
+def rebuilt(made, length, repeated):
+    """Check each piece and return the bytes of all, those of the repeated tokens once."""
+    content = b""
+    for number, piece in enumerate(made):
+        assert len(piece.input_ids) == len(piece.trainable) == len(piece.byte_lengths) <= length
+        assert piece.byte_lengths.sum() == len(piece.text.encode())
+        content += piece.text.encode()[piece.byte_lengths[: repeated if number else 0].sum() :]
+    return content
 
 
 def tokens(text, name):
@@ -73,14 +108,23 @@ any_text = st.one_of(st.text(), st.text(alphabet=SCRIPTS), st.text(alphabet=SCRI
 def test_pieces_cover_a_text_of_any_script_byte_by_byte(text, name, length, overlap, masked):
     """Emoji fall apart into several tokens, so borders of pieces fall inside characters too."""
     objective = "masked" if masked and name == "bert" else "causal"
-    rebuilt = b""
-    for number, piece in enumerate(pieces(text, name, config(length, overlap, objective=objective))):
-        content = piece.text.encode()
-        assert len(piece.input_ids) == len(piece.trainable) == len(piece.byte_lengths) <= length
-        assert piece.byte_lengths.sum() == len(content)
-        repeated = PREFIX[name] + overlap if number else 0
-        rebuilt += content[piece.byte_lengths[:repeated].sum() :]
-    assert rebuilt == text.encode()
+    made = pieces(text, name, config(length, overlap, objective=objective))
+    assert rebuilt(made, length, PREFIX[name] + overlap) == text.encode()
+
+
+@given(any_text, st.sampled_from(sorted(UNFAITHFUL)), st.integers(5, 9), st.integers(0, 2))
+@example(" \n a  the a\u0301a \0 ", "words", 5, 1)
+@example("e\u0323\u0301\u1100\u1161\u11a8 ﬁ㍿ " * 3, "composing", 5, 1)
+@example("ṩ\u0323\u0301 ﬁ㍿ " * 3, "decomposing", 5, 0)
+@example("  A  ", "stripping", 5, 0)
+@settings(max_examples=200, deadline=None)
+def test_pieces_cover_a_text_that_its_tokenizer_rewrites(text, name, length, overlap):
+    try:
+        made = pieces(text, name, config(length, overlap))
+    except CorpusError:
+        assert len(UNFAITHFUL[name](text)["input_ids"]) == 0
+    else:
+        assert rebuilt(made, length, overlap) == text.encode()
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

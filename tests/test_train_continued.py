@@ -8,6 +8,7 @@ import socket
 import pytest
 
 import tiny
+from cache_tools.errors import IdentityError
 from student_fixtures import (
     LLAMA,
     curve,
@@ -19,7 +20,7 @@ from student_fixtures import (
     weights,
 )
 from trainer.progress import StepProgress
-from trainer.train import last_checkpoint
+from trainer.run_folder import last_checkpoint
 
 LONG = {"max_steps": 14, "save_steps": 2}
 """A run into its second epoch: the cache's 70 training sequences make 9 steps."""
@@ -98,6 +99,18 @@ def test_a_process_that_is_killed_continues_to_the_same_weights(cache, straight,
     final = train(cache, tmp_path, **LONG)
     assert curve(tmp_path) == curve(straight)
     assert largest_difference(weights(final), weights(straight / "final")) == 0
+
+
+def test_a_run_continues_with_its_batches_cut_otherwise(cache, straight, tmp_path):
+    train_and_stop(5, cache, tmp_path, **LONG)
+    final = train(cache, tmp_path, **LONG | {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2})
+    assert largest_difference(weights(final), weights(straight / "final")) < 1e-5
+
+
+def test_a_run_does_not_continue_with_batches_of_another_size(cache, tmp_path):
+    train_and_stop(2, cache, tmp_path, **LONG)
+    with pytest.raises(IdentityError, match="batch_sequences: 8 -> 4"):
+        train(cache, tmp_path, **LONG | {"per_device_train_batch_size": 4})
 
 
 def test_checkpoints_are_ordered_by_number(tmp_path):

@@ -2,18 +2,12 @@
 
 The Trainer does what it does well (devices, distribution, precision, accumulation,
 schedules, checkpoints); this module gives it a dataset, a sampler, a module with the loss
-inside, and a run folder:
-
-    <output_dir>/run.json        resolved configuration, fingerprints, versions: before the first step
-    <output_dir>/metrics.jsonl   one JSON object per logging step
-    <output_dir>/checkpoint-N/   the Trainer's own, for continuing
-    <output_dir>/final/          the student as an ordinary model folder; there when the run is done
+inside, and a run folder (see ``run_folder.py``).
 
 Run the same command again after a stop: it continues from the last whole checkpoint, in
 the middle of an epoch, with the same batches and the same result.
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -26,27 +20,14 @@ from torch.utils.data import Sampler
 from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from cache_tools import layout
-from cache_tools.errors import ConfigError, IdentityError
-from cache_tools.files import write_atomically
-from cache_tools.fingerprint import differences
-from cache_tools.manifest import SOFTWARE
-from cache_tools.reader import Cache, CachedTeacher
+from cache_tools.errors import ConfigError
+from cache_tools.reader import Cache
 from trainer.config import StudentConfig
 from trainer.data import CachedSequences, collate
 from trainer.progress import StepProgress
+from trainer.run_folder import FINAL, MetricsFile, last_checkpoint, record_run
 from trainer.sampler import ShardWindowSampler
 from trainer.student import DistilledStudent, build_student, vocabulary_size
-
-FINAL = "final"
-NOT_COMPARED = (
-    "output_dir",
-    "save_steps",
-    "save_strategy",
-    "save_total_limit",
-    "logging_steps",
-    "dataloader_num_workers",
-)
-"""Training arguments that may change between a run and its continuation."""
 
 NOT_SUPPORTED = {
     "label_smoothing_factor": "the teacher's distribution takes the place of smoothed labels",
@@ -64,7 +45,8 @@ def run_training(config: StudentConfig) -> Path:
     arguments = training_arguments(config)
     output = Path(str(arguments.output_dir))
     teacher = Cache(config.cache).encoding(config.encoding).teacher(config.teacher)
-    _record_run(output, config, teacher)
+    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    record_run(output, config, teacher, batch)
     if (output / FINAL).exists():
         return output / FINAL
     set_seed(arguments.seed)
@@ -137,12 +119,6 @@ def _refuse_unsupported(arguments: TrainingArguments) -> None:
             )
 
 
-def last_checkpoint(output: Path) -> str | None:
-    """Return the newest checkpoint that was written to its end; its trainer_state.json is written last."""
-    whole = [path.parent for path in output.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
-
-
 class DistillationTrainer(Trainer):
     """Trainer with the cache's sampler, per-part losses in its log, and checkpoints of the bare student."""
 
@@ -175,6 +151,8 @@ class DistillationTrainer(Trainer):
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:
+            return
         folder = output_dir or str(self.args.output_dir)
         self._bare_student().save_pretrained(folder)
         if self.processing_class is not None:
@@ -204,52 +182,6 @@ class EpochOrder(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Set the epoch in which a new or continued run stands."""
         self._sampler.set_epoch(int(state.epoch))
-
-
-class MetricsFile(TrainerCallback):
-    """Writes the log as JSON lines; rewritten whole, so a continued run never repeats a step.
-
-    Args:
-        output: The run folder.
-    """
-
-    def __init__(self, output: Path) -> None:
-        self.path = output / "metrics.jsonl"
-
-    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write everything logged so far."""
-        if state.is_world_process_zero:
-            lines = (json.dumps(entry) + "\n" for entry in state.log_history)
-            write_atomically(self.path, "".join(lines).encode())
-
-
-def _record_run(output: Path, config: StudentConfig, teacher: CachedTeacher) -> None:
-    """Write run.json, or refuse to continue a different run."""
-    path = output / "run.json"
-    resolved = config.model_dump(mode="json", exclude={"cache"})
-    identity = {
-        "config": resolved | {"training": {k: v for k, v in resolved["training"].items() if k not in NOT_COMPARED}},
-        "encoding": teacher.encoding.manifest.fingerprint,
-        "teacher": teacher.manifest.fingerprint,
-    }
-    if path.exists():
-        stored = json.loads(path.read_text())["identity"]
-        if stored != identity:
-            raise IdentityError(
-                "another run lies in this folder",
-                where=output,
-                expected="the same student file and cache",
-                found="; ".join(differences(stored, identity)),
-                why="continuing it would mix two runs",
-                fix="Choose another training.output_dir, or delete this one",
-            )
-        return
-    record = {
-        "identity": identity,
-        "config": config.model_dump(mode="json"),
-        "versions": {"software": SOFTWARE, "torch": torch.__version__, "transformers": transformers.__version__},
-    }
-    write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def _share_special_tokens(

@@ -1,0 +1,103 @@
+"""The folder of a training run: what it is, how it went, where it stands.
+
+::
+
+    <output_dir>/run.json        resolved configuration, fingerprints, versions: before the first step
+    <output_dir>/metrics.jsonl   one JSON object per logging step
+    <output_dir>/checkpoint-N/   the Trainer's own, for continuing
+    <output_dir>/final/          the student as an ordinary model folder; there when the run is done
+
+A run is continued only by the same student file on the same cache and teacher.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import TrainerCallback
+
+from cache_tools.errors import IdentityError
+from cache_tools.files import write_atomically
+from cache_tools.fingerprint import differences
+from cache_tools.manifest import SOFTWARE
+from cache_tools.reader import CachedTeacher
+from trainer.config import StudentConfig
+
+FINAL = "final"
+NOT_COMPARED = (
+    "output_dir",
+    "save_steps",
+    "save_strategy",
+    "save_total_limit",
+    "logging_steps",
+    "dataloader_num_workers",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+)
+"""Training arguments that may change between a run and its continuation; how a step's batch
+is cut into ranks and micro-batches may too, as long as the whole batch stays the same size."""
+
+
+def record_run(output: Path, config: StudentConfig, teacher: CachedTeacher, batch_sequences: int) -> None:
+    """Write run.json, or refuse to continue a different run.
+
+    Args:
+        output: The run folder.
+        config: The student file.
+        teacher: The cached teacher it names.
+        batch_sequences: Sequences per optimizer step, over all ranks and micro-batches.
+
+    Raises:
+        IdentityError: the folder holds a run of another configuration, cache or teacher.
+    """
+    path = output / "run.json"
+    resolved = config.model_dump(mode="json", exclude={"cache", "encoding", "teacher"})
+    training = {key: value for key, value in resolved["training"].items() if key not in NOT_COMPARED}
+    identity = {
+        "config": resolved | {"training": training | {"batch_sequences": batch_sequences}},
+        "encoding": teacher.encoding.manifest.fingerprint,
+        "teacher": teacher.manifest.fingerprint,
+    }
+    if path.exists():
+        stored = json.loads(path.read_text())["identity"]
+        if stored != identity:
+            raise IdentityError(
+                "another run lies in this folder",
+                where=output,
+                expected="the same student file and cache",
+                found="; ".join(differences(stored, identity)),
+                why="continuing it would mix two runs",
+                fix="Choose another training.output_dir, or delete this one",
+            )
+        return
+    record = {
+        "identity": identity,
+        "config": config.model_dump(mode="json"),
+        "versions": {"software": SOFTWARE, "torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def last_checkpoint(output: Path) -> str | None:
+    """Return the newest checkpoint that was written to its end; its trainer_state.json is written last."""
+    whole = [path.parent for path in output.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+
+
+class MetricsFile(TrainerCallback):
+    """Writes the log as JSON lines; rewritten whole, so a continued run never repeats a step.
+
+    Args:
+        output: The run folder.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.path = output / "metrics.jsonl"
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write everything logged so far."""
+        if state.is_world_process_zero:
+            lines = (json.dumps(entry) + "\n" for entry in state.log_history)
+            write_atomically(self.path, "".join(lines).encode())
