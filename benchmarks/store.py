@@ -104,7 +104,7 @@ def _print_table(results: list[dict[str, Any]]) -> None:
 
     table = Table()
     for heading in ("rows", "k", "layout", "bytes", "KL mean", "KL 99.9 %", "write/s", "read/s", "window ms"):
-        table.add_column(heading, justify="left" if heading in ("rows", "layout") else "right")
+        table.add_column(heading, justify="left" if heading in ("rows", "layout") else "right", no_wrap=True)
     for r in results:
         table.add_row(
             r["rows"],
@@ -117,7 +117,7 @@ def _print_table(results: list[dict[str, Any]]) -> None:
             f"{r['read_positions_per_s'] / 1e3:,.0f} k",
             f"{r['window_ms']:.1f}",
         )
-    Console(width=110).print(table)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":

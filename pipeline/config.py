@@ -23,7 +23,7 @@ class CorpusConfig(Config):
             with ``datasets``' ``save_to_disk``; read in this order, folders by name.
         text_field: Field that holds plain text.
         messages_field: Field that holds a list of chat messages, used instead of text when given.
-        id_field: Field with a unique document id; absent fields get ``<file>:<number>``.
+        id_field: Field with a unique document id; a record without one is named after its file and line.
         group_field: Field that keeps documents together when some are held out; default the id.
         held_out_fraction: Expected share of groups encoded as the held-out split.
     """

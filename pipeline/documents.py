@@ -3,7 +3,7 @@
 Reading is a stream of :class:`Document`; nothing is held but the ids, which must be unique.
 Every error names file and line (or row), because a corpus has millions of them.
 
-The corpus' fingerprint is a hash over the bytes of its files in reading order. It is cheap
+The corpus' fingerprint is a hash over the names and bytes of its files in reading order. It is cheap
 beside a teacher, and it sees every change, including one inside a file of the same size.
 """
 
@@ -60,11 +60,14 @@ def corpus_files(config: CorpusConfig) -> list[Path]:
     return files
 
 
-def corpus_identity(files: list[Path]) -> dict[str, Any]:
-    """Return what an encoding records of its corpus: number of files and a hash over their bytes."""
+def corpus_identity(files: list[Path], config: CorpusConfig) -> dict[str, Any]:
+    """Return what an encoding records of its corpus: number of files and a hash over their names and bytes.
+
+    Names count, because documents without an id are named after their file; where the corpus lies does not.
+    """
     contents = [inner for file in files for inner in ([file] if file.is_file() else sorted(file.rglob("*.arrow")))]
-    joined = "".join(file_sha256(path) for path in contents)
-    return {"files": len(contents), "sha256": hashlib.sha256(joined.encode()).hexdigest()}
+    lines = [f"{_name(path, config)}\0{file_sha256(path)}\n" for path in contents]
+    return {"files": len(contents), "sha256": hashlib.sha256("".join(lines).encode()).hexdigest()}
 
 
 def read_documents(files: list[Path], config: CorpusConfig) -> Iterator[Document]:
@@ -76,7 +79,7 @@ def read_documents(files: list[Path], config: CorpusConfig) -> Iterator[Document
     seen: set[str] = set()
     for file in files:
         for place, record in _records(file, config.text_field):
-            document = _document(place, record, config)
+            document = _document(place, _name(file, config) + place.removeprefix(str(file)), record, config)
             if document.id in seen:
                 raise CorpusError(
                     f"the id {document.id!r} occurs a second time",
@@ -88,6 +91,12 @@ def read_documents(files: list[Path], config: CorpusConfig) -> Iterator[Document
             yield document
     if not seen:
         raise CorpusError("the corpus is empty: no file holds a document", where=", ".join(map(str, files)))
+
+
+def _name(file: Path, config: CorpusConfig) -> str:
+    """Return a file's path below the configured folder that holds it, or its bare name."""
+    root = next((path for path in config.paths if path in file.parents), file.parent)
+    return file.relative_to(root).as_posix()
 
 
 def _expand(path: Path) -> Iterator[Path]:
@@ -186,8 +195,9 @@ def _dataset_records(folder: Path) -> Iterator[Record]:
         yield f"{folder}, row {row}", record
 
 
-def _document(place: str, record: dict[str, Any], config: CorpusConfig) -> Document:
-    identity = str(record[config.id_field]) if record.get(config.id_field) is not None else place
+def _document(place: str, name: str, record: dict[str, Any], config: CorpusConfig) -> Document:
+    """Check a record; ``name`` is its id if it has none of its own."""
+    identity = str(record[config.id_field]) if record.get(config.id_field) is not None else name
     group = str(record[config.group_field]) if record.get(config.group_field) is not None else identity
     if config.messages_field:
         messages = _field(place, record, config.messages_field, list)

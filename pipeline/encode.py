@@ -81,7 +81,11 @@ def encoding_identity(config: CaptureConfig, files: list[Path], tokenizer: PreTr
         encoding["masking"] = config.encoding.masking.model_dump(mode="json")
     if config.corpus.messages_field:
         encoding["chat_template"] = fingerprint({"template": tokenizer.chat_template})
-    return {"corpus": corpus_identity(files) | corpus, "encoding": encoding, "tokenizer": tokenizer_identity(tokenizer)}
+    return {
+        "corpus": corpus_identity(files, config.corpus) | corpus,
+        "encoding": encoding,
+        "tokenizer": tokenizer_identity(tokenizer),
+    }
 
 
 def encode_document(

@@ -70,7 +70,8 @@ def jsonl(folder, *lines):
 
 
 def identity(*paths):
-    return corpus_identity(corpus_files(CorpusConfig(paths=paths)))
+    config = CorpusConfig(paths=paths)
+    return corpus_identity(corpus_files(config), config)
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -86,7 +87,7 @@ def test_a_text_file_is_one_document_and_its_line_ends_are_kept(tmp_path):
     (tmp_path / "a.txt").write_bytes("ä\r\nb\rc\n".encode())
     (document,) = read(tmp_path / "a.txt")
     assert document.text == "ä\r\nb\rc\n"
-    assert document.id == document.group == document.place == str(tmp_path / "a.txt")
+    assert (document.id, document.group, document.place) == ("a.txt", "a.txt", str(tmp_path / "a.txt"))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_every_document_knows_its_place_and_is_named_after_it_if_need_be(tmp_pat
     WRITERS[name](tmp_path / name)
     found = read(tmp_path / name, id_field="no such field")
     assert [d.place for d in found] == [f"{tmp_path / name}{place}" for place in places]
-    assert [d.id for d in found] == [d.place for d in found]
+    assert [d.id for d in found] == [f"{name}{place}" for place in places]
 
 
 def test_fields_may_have_other_names(tmp_path):
@@ -271,3 +272,22 @@ def test_the_identity_changes_with_the_order_and_where_files_end_but_not_with_th
     assert len({identity(*paths)["sha256"] for paths in ([a, b], [b, a], [c, d], [a], [a, b, a])}) == 5
     assert identity(a, b) == identity(tmp_path / "moved", b)
     assert identity(a, b)["files"] == 2
+
+
+def test_documents_without_ids_are_named_alike_wherever_the_corpus_lies(tmp_path):
+    for place in ("here", "there"):
+        (tmp_path / place / "part").mkdir(parents=True)
+        (tmp_path / place / "part" / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+        (tmp_path / place / "b.txt").write_text("three")
+    here, there = (CorpusConfig(paths=(tmp_path / place,)) for place in ("here", "there"))
+    ids = [document.id for document in read_documents(corpus_files(here), here)]
+    assert ids == [document.id for document in read_documents(corpus_files(there), there)]
+    assert ids == ["b.txt", "part/a.jsonl:1", "part/a.jsonl:2"]
+    assert corpus_identity(corpus_files(here), here) == corpus_identity(corpus_files(there), there)
+
+
+def test_a_renamed_file_is_another_corpus_because_its_documents_are_named_after_it(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    before = identity(tmp_path)
+    (tmp_path / "a.txt").rename(tmp_path / "b.txt")
+    assert identity(tmp_path) != before

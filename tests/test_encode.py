@@ -209,8 +209,10 @@ def test_refuses_other_masking_for_a_masked_encoding_and_ignores_it_for_a_causal
 def test_a_moved_corpus_and_the_size_of_chunks_do_not_matter(tmp_path):
     run(tmp_path)
     before = snapshot(tmp_path / "cache")
-    shutil.move(tmp_path / "corpus.jsonl", tmp_path / "moved.jsonl")
-    run(tmp_path, paths=[str(tmp_path / "moved.jsonl")], chunk_positions=64)
+    moved = tmp_path / "elsewhere" / "corpus.jsonl"
+    moved.parent.mkdir()
+    shutil.move(tmp_path / "corpus.jsonl", moved)
+    run(tmp_path, paths=[str(moved)], chunk_positions=64)
     assert snapshot(tmp_path / "cache") == before
 
 

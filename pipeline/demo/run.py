@@ -43,8 +43,8 @@ def run_demo(output: Path, own_teacher: bool, say: Say) -> dict[str, Any]:
     if not FILES.is_dir():
         raise ModelError("the demo needs a clone of the repository", where=FILES, expected="the demo's files")
     seconds: dict[str, float] = {}
-    cache, teacher = output / "cache", output / "teacher" if own_teacher else FILES / "teacher"
-    if own_teacher and not (teacher / "model.safetensors").exists():
+    cache, teacher = output / "cache", output / "teacher" if own_teacher else None
+    if teacher and not (teacher / "model.safetensors").exists():
         say("Training the toy teacher itself (about half an hour on two cores).")
         _timed(seconds, "teacher", partial(_python, "-m", "pipeline.demo.teacher", str(teacher)))
     say("Corpus: the Python interpreter's own documentation, on every machine already.")
@@ -72,13 +72,13 @@ def _write_corpus_once(path: Path) -> None:
         write_corpus(path)
 
 
-def _capture(output: Path, cache: Path, teacher: Path) -> None:
+def _capture(output: Path, cache: Path, own_teacher: Path | None) -> None:
     _logitcask(
         "capture",
         str(FILES / "capture.yaml"),
         *("--set", f"cache={cache}"),
         *("--set", f"corpus.paths.0={output / 'corpus.jsonl'}"),
-        *("--set", f"teachers.0.model={teacher}"),
+        *(("--set", f"teachers.0.model={own_teacher}") if own_teacher else ()),
     )
 
 
