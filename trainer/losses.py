@@ -9,6 +9,9 @@ what cross-entropy costs:
 Tail policies: ``ghost`` treats the rest as one outcome (a lower bound of the full KL, exact
 when the rest is distributed alike on both sides); ``renormalise`` scales t to sum to 1,
 which is biased: its minimum gives the tail no probability at all.
+
+Limit of ``ghost`` in float32: the student's rest, 1 - sum_i q_i, is exact to about 1e-7. Where a
+student gives the rest less than that, its gradient towards the tail vanishes.
 """
 
 import torch

@@ -65,7 +65,7 @@ def run_training(config: StudentConfig) -> Path:
     )
     trainer.remove_callback(transformers.ProgressCallback)
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.add_callback(StepProgress(trainer))
+    trainer.add_callback(StepProgress())
     trainer.train(resume_from_checkpoint=last_checkpoint(output))
     _save_final(trainer, output)
     return output / FINAL
