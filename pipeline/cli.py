@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
 
@@ -69,8 +70,8 @@ class _ProgressReporter:
             self._progress.update(self._task, speed=f"{task.completed / task.elapsed:,.0f} tokens/s")
 
 
-def _progress(console: object) -> "Progress":
+def _progress(console: "Console") -> "Progress":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
-    return Progress(*columns, TimeRemainingColumn(), console=console)  # type: ignore[arg-type]
+    return Progress(*columns, TimeRemainingColumn(), console=console)

@@ -130,7 +130,7 @@ class TeacherConfig(Config):
         target: The sparse target.
         hidden_layers: Layers whose hidden states are kept: indices into transformers'
             ``hidden_states``, or ``last``: the input of the output matrix, from which,
-            with the ``head.safetensors`` kept beside it, the full distribution follows exactly.
+            with the ``head.safetensors`` kept beside it, the full distribution follows up to rounding.
         hidden_codec: How hidden states are kept.
         device: ``auto`` takes a GPU when there is one.
         batch_tokens: Tokens per forward pass, padding included.

@@ -19,7 +19,7 @@ from cache_tools.writer import create_cache
 from pipeline.capture import capture_teacher
 from pipeline.config import CaptureConfig, TeacherConfig
 from pipeline.encode import encode
-from pipeline.teacher import load_teacher, max_positions, resolve_model
+from pipeline.teacher import chosen_device, load_teacher, max_positions, resolve_model, weight_files
 from pipeline.tokenizers import load_tokenizer, tokenizer_identity
 
 POLL_SECONDS = 1.0
@@ -92,7 +92,9 @@ def _run_teacher(
 def _check_teacher(
     teacher: TeacherConfig, folder: Path, tokenizer: PreTrainedTokenizerFast, config: CaptureConfig
 ) -> None:
-    """Refuse a teacher with another vocabulary or too short a context, before it is loaded."""
+    """Refuse a teacher that could not be used, before anything is encoded or loaded."""
+    weight_files(folder)
+    chosen_device(teacher.device)
     limit, wanted = max_positions(folder, teacher.trust_remote_code), config.encoding.max_length_tokens
     if limit is not None and wanted > limit:
         raise ModelError(

@@ -79,12 +79,7 @@ def load_teacher(config: TeacherConfig, folder: Path, objective: Objective) -> T
         ModelError: it cannot be loaded, or its weights are not safetensors.
     """
     auto = AutoModelForCausalLM if objective == "causal" else AutoModelForMaskedLM
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise ModelError(
-            "no safetensors weights here", where=folder, why="pickled weights can run code and are not read"
-        )
-    device = _device(config.device)
+    weights, device = weight_files(folder), chosen_device(config.device)
     try:
         model = auto.from_pretrained(
             str(folder), dtype=config.dtype, trust_remote_code=config.trust_remote_code, use_safetensors=True
@@ -106,7 +101,21 @@ def load_teacher(config: TeacherConfig, folder: Path, objective: Objective) -> T
     return Teacher(model, {"weights": _weights_sha256(folder, weights), "dtype": dtype}, about, device)
 
 
-def _device(name: str) -> torch.device:
+def weight_files(folder: Path) -> list[Path]:
+    """Return a model folder's weight files.
+
+    Raises:
+        ModelError: there are none that can be read safely.
+    """
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise ModelError(
+            "no safetensors weights here", where=folder, why="pickled weights can run code and are not read"
+        )
+    return weights
+
+
+def chosen_device(name: str) -> torch.device:
     """Return a device that this machine has; ``auto`` prefers a GPU."""
     try:
         chosen = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")

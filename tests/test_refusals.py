@@ -293,6 +293,12 @@ def test_refuses_a_device_that_is_not_there(good, tmp_path, refused, device):
     assert f"Error: device {device}: this device cannot be used" in message
 
 
+def test_a_teacher_that_cannot_run_is_refused_before_anything_is_encoded(good, tmp_path, refused):
+    config = changed(good, tmp_path, teacher={"device": "banana"})
+    refused("capture", config, "--set", f"cache={tmp_path / 'new'}")
+    assert not (tmp_path / "new").exists()
+
+
 def test_refuses_sequences_longer_than_the_teacher_can_read(good, tmp_path, refused):
     config = changed(good, tmp_path, encoding={"max_length_tokens": 129})
     message = refused("capture", config, "--set", f"cache={tmp_path / 'new'}")

@@ -186,10 +186,26 @@ def test_evaluating_while_training_is_refused_before_anything_is_loaded(cache, t
         training_arguments(StudentConfig.model_validate(values))
 
 
-@pytest.mark.parametrize("changes", [{"label_smoothing_factor": 0.1}, {"save_only_model": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"label_smoothing_factor": 0.1}, {"save_only_model": True}, {"train_sampling_strategy": "group_by_length"}],
+)
 def test_an_argument_that_would_break_a_promise_is_refused(cache, tmp_path, changes):
     with pytest.raises(ConfigError, match=rf"training.{next(iter(changes))}: this argument has no place here"):
         train(cache, tmp_path, **changes)
+
+
+@pytest.mark.parametrize("engine", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+def test_engines_whose_checkpoints_would_be_partial_are_refused(cache, tmp_path, monkeypatch, engine):
+    prepare = transformers.Trainer.create_accelerator_and_postprocess
+
+    def prepared(trainer):
+        prepare(trainer)
+        setattr(trainer, engine, True)
+
+    monkeypatch.setattr(transformers.Trainer, "create_accelerator_and_postprocess", prepared)
+    with pytest.raises(ConfigError, match="FSDP and DeepSpeed are not supported yet"):
+        train(cache, tmp_path)
 
 
 def test_an_unknown_training_argument_is_refused_by_its_name(cache, tmp_path):

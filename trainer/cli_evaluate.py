@@ -2,8 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from cache_tools.manifest import Split
 
 
 @click.command("evaluate")
@@ -22,7 +26,7 @@ def evaluate_command(
     cache: Path,
     encoding: str | None,
     teacher: str | None,
-    split: str,
+    split: "Split",
     batch_size: int,
     device: str,
     as_json: bool,
@@ -46,7 +50,7 @@ def evaluate_command(
     disable_progress_bar()
     chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     with Console(stderr=True).status("evaluating"):
-        result = evaluate_folder(student, cached, split, batch_size, chosen)  # type: ignore[arg-type]
+        result = evaluate_folder(student, cached, split, batch_size, chosen)
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return

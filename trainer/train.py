@@ -31,6 +31,7 @@ from trainer.student import DistilledStudent, build_student, vocabulary_size
 
 NOT_SUPPORTED = {
     "label_smoothing_factor": "the teacher's distribution takes the place of smoothed labels",
+    "train_sampling_strategy": "the order of training comes from the cache's own sampler",
     "save_only_model": "a stopped run could not go on as if it had never stopped",
 }
 """Training arguments that must keep their defaults, and why."""
@@ -109,7 +110,7 @@ def _refuse_unsupported(arguments: TrainingArguments) -> None:
             fix="Leave it out, and run 'logitcask evaluate' on the finished student",
         )
     for name, reason in NOT_SUPPORTED.items():
-        if getattr(arguments, name):
+        if getattr(arguments, name) != TrainingArguments.__dataclass_fields__[name].default:
             raise ConfigError(
                 "this argument has no place here",
                 where=f"training.{name}",
@@ -124,6 +125,13 @@ class DistillationTrainer(Trainer):
 
     def __init__(self, *arguments: Any, window_shards: int, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ConfigError(
+                "FSDP and DeepSpeed are not supported yet",
+                where="training",
+                why="checkpoints of a sharded student would not hold all of it",
+                fix="Start several GPUs with torchrun alone",
+            )
         assert isinstance(self.train_dataset, CachedSequences)
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         self._sampler = ShardWindowSampler(self.train_dataset.shard_sizes, window_shards, seed)
