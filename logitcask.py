@@ -16,6 +16,10 @@ COMMANDS = {
     "evaluate": "trainer.cli_evaluate:evaluate_command",
     "inspect": "cache_tools.cli_inspect:inspect_command",
     "verify": "cache_tools.cli_verify:verify_command",
+    "repair": "cache_tools.cli_manage:repair_command",
+    "copy": "cache_tools.cli_manage:copy_command",
+    "subset": "cache_tools.cli_manage:subset_command",
+    "drop": "cache_tools.cli_manage:drop_command",
 }
 """Subcommand to ``module:attribute``, in the order of a user's work."""
 

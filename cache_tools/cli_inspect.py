@@ -1,19 +1,20 @@
 """``logitcask inspect``: what is in a cache, as tables or JSON."""
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from cache_tools.storage import CacheType, StorePath
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
 @click.command("inspect")
-@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("cache", type=CacheType())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-def inspect_command(cache: Path, as_json: bool) -> None:
+def inspect_command(cache: StorePath, as_json: bool) -> None:
     """Show what CACHE holds: splits, teachers, sizes, statistics and progress.
 
     Reads manifests and receipts only, so it is quick on a cache of any size and works
@@ -69,7 +70,7 @@ def _teacher_rows(teacher: dict[str, Any]) -> list[tuple[str, str]]:
         ("model", f"{model['name']} · {model['architecture']} · {model['parameters']:,} parameters · {model['dtype']}"),
         (
             "target",
-            f"{target['kind']}, k = {target['k']}, {target['codec']['name']} with {target['codec']['levels']} levels",
+            f"{target['kind']}, k = {target['k']}, {_codec(target['codec'])}",
         ),
         ("captured", f"{teacher['shards_done']} of {teacher['shards']} shards, {teacher['positions']:,} positions"),
     ]
@@ -83,11 +84,37 @@ def _teacher_rows(teacher: dict[str, Any]) -> list[tuple[str, str]]:
             (
                 split,
                 f"cross-entropy {_nats(means['cross_entropy_nats'])} (perplexity {means['perplexity']:.1f}) · "
-                f"entropy {means['entropy_nats']:.3f} nats · kept mass {means['kept_mass']:.1%} · "
-                f"codec error {means['codec_kl_nats']:.1e} nats",
+                f"entropy {means['entropy_nats']:.3f} nats · kept mass {means['kept_mass']:.1%}"
+                + _error("codec error", means.get("codec_kl_nats"), "nats"),
             )
         )
+    rows += [(f"  hidden {layer}", _hidden(layer, spec, teacher)) for layer, spec in teacher["hidden"].items()]
     return rows
+
+
+def _codec(codec: dict[str, Any]) -> str:
+    settings = ", ".join(f"{key} {value:g}" for key, value in codec.items() if key != "name")
+    return f"{codec['name']} ({settings})" if settings else str(codec["name"])
+
+
+def _hidden(layer: str, spec: dict[str, Any], teacher: dict[str, Any]) -> str:
+    text = f"{spec['width']} values, {spec['codec']}"
+    positions = teacher["positions_by_group"].get(f"hidden/{layer}", 0)
+    if positions:
+        text += (
+            f", {teacher['bytes_by_array'].get(f'hidden/{layer}', 0) / positions / spec['width']:.2f} bytes per value"
+        )
+    if positions < teacher["positions"]:
+        text += f", {positions:,} of {teacher['positions']:,} positions"
+    for name, unit in (("kl_nats", "nats of KL"), ("relative_error", "relative error")):
+        errors = [m[f"hidden_{layer}_{name}"] for m in teacher["statistics"].values() if f"hidden_{layer}_{name}" in m]
+        if errors:
+            text += f", {max(errors):.1e} {unit}"
+    return text
+
+
+def _error(name: str, value: float | None, unit: str) -> str:
+    return "" if value is None else f" · {name} {value:.1e} {unit}"
 
 
 def _nats(value: float | None) -> str:

@@ -1,16 +1,17 @@
 """``logitcask verify``: is a cache whole and undamaged?"""
 
 import json
-from pathlib import Path
 
 import click
 
+from cache_tools.storage import CacheType, StorePath
+
 
 @click.command("verify")
-@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("cache", type=CacheType())
 @click.option("--deep", is_flag=True, help="Also hash every object and check every stored value.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-def verify_command(cache: Path, deep: bool, as_json: bool) -> None:
+def verify_command(cache: StorePath, deep: bool, as_json: bool) -> None:
     """Check that CACHE is complete and undamaged; exit 1 if it is not.
 
     \b

@@ -65,6 +65,13 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class Encoded:
+    arrays: Any
+    parameters: Any
+    kl_nats: Any
+
+
+@dataclass(frozen=True)
 class DeltaPower:
     """Parameters of the codec; its ``to_dict`` stands in the teacher's manifest.
 
@@ -77,12 +84,13 @@ class DeltaPower:
 
     k: int
     vocabulary_size: int
-    levels: int = 255
-    exponent: float = 0.3
+    max_kl_nats: float = 5e-5
+    levels: int = 65535
+    exponent: float = 0.35
 
     def to_dict(self) -> dict[str, Any]:
         """Return the codec's entry in the manifest."""
-        return {"name": "delta-power", "levels": self.levels, "exponent": self.exponent}
+        return {"name": "delta-power", "max_kl_nats": self.max_kl_nats}
 
     @classmethod
     def from_dict(cls, codec: Mapping[str, Any], k: int, vocabulary_size: int) -> Self:
@@ -99,7 +107,7 @@ class DeltaPower:
                 fix="Upgrade logitcask; the cache was written by a later version",
             )
         try:
-            return cls(k, vocabulary_size, int(codec["levels"]), float(codec["exponent"]))
+            return cls(k, vocabulary_size, float(codec["max_kl_nats"]))
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(
                 "the codec's parameters are incomplete", expected="levels and exponent", found=error
@@ -114,7 +122,7 @@ class DeltaPower:
             types["ids_high"] = ((self.k,), id_part)
         return {**types, "left_out": ((), level)}
 
-    def encode(self, targets: Targets) -> Arrays:
+    def encode0(self, targets: Targets) -> Arrays:
         """Quantise rows; slots may come in any order, empty ones have log-probability -inf.
 
         Raises:
@@ -141,7 +149,7 @@ class DeltaPower:
             arrays["ids_high"] = (differences >> np.uint32(16)).astype(np.uint16)
         return arrays
 
-    def decode(self, arrays: Mapping[str, NDArray[Any]]) -> Targets:
+    def decode0(self, arrays: Mapping[str, NDArray[Any]]) -> Targets:
         """Return the distributions that stored arrays stand for, renormalised over k + 1 outcomes."""
         num_rows = len(arrays["floor"])
         ids = np.empty((num_rows, self.k), dtype=np.uint32)
@@ -155,6 +163,32 @@ class DeltaPower:
             _decode_ids(block, empty, ids[part])
             _decode_log_probs(block, empty, log_table, log_probs[part], log_left_out[part])
         return Targets(ids, log_probs, log_left_out)
+
+    def encode(self, targets):
+        from dataclasses import replace
+
+        m = 255
+        while True:
+            c = replace(self, levels=m)
+            arrays = c.encode0(targets)
+            for n in ("levels", "floor", "left_out"):
+                arrays[n] = arrays[n].astype(np.uint16)
+            kl = kl_nats(targets, c.decode0(arrays))
+            if len(kl) == 0 or kl.mean() <= self.max_kl_nats:
+                break
+            m = int(m * max(1.05, (kl.mean() / self.max_kl_nats) ** 0.5))
+        return Encoded(arrays, {"levels": m, "exponent": c.exponent}, kl)
+
+    def decode(self, arrays, parameters, out=None):
+        from dataclasses import replace
+
+        t = replace(self, levels=parameters["levels"], exponent=parameters["exponent"]).decode0(arrays)
+        if out is None:
+            return t
+        out.ids[...] = t.ids
+        out.log_probs[...] = t.log_probs
+        out.log_left_out[...] = t.log_left_out
+        return out
 
     def _levels(self, log_probs: NDArray[np.float32]) -> NDArray[np.int32]:
         """Return the level of each probability; 0 only for probability zero itself."""
@@ -245,3 +279,15 @@ def _sorted(keys: NDArray[np.uint32], log_probs: NDArray[np.float32]) -> tuple[N
     pairs |= np.ascontiguousarray(log_probs, dtype=np.float32).view(np.uint32)
     pairs.sort(axis=1)
     return (pairs >> np.uint64(32)).astype(np.uint32), pairs.astype(np.uint32).view(np.float32)
+
+
+Codec = DeltaPower
+DeltaFloat32 = DeltaPower
+
+
+def codec_from_dict(codec, k, v):
+    return DeltaPower.from_dict(codec, k, v)
+
+
+def narrow(codec, arrays, parameters, k):
+    raise ValueError("interim")

@@ -1,193 +1,201 @@
-"""A direct reader of the sharded arrays that ``arrays.py`` writes: the fast path of reading.
+"""The fast path of reading: from a shard's object straight into the caller's arrays.
 
 zarr-python spends about 2.4 ms a chunk on its own machinery; a shuffled student reads many
-small windows. This module knows one chain of codecs, the one of FORMAT.md: it maps the
-shard's object into memory, looks up the inner chunks in the index at its end, checks each
-chunk's crc32c and lets blosc decompress straight into the result.
+small windows. Here a window costs one batch of byte ranges for the indexes (kept from then
+on) and one for the inner chunks, over all arrays together, so that a bucket is asked twice
+at most. Each chunk's crc32c is checked and blosc decompresses it where it belongs.
+
+What lies in an object is known from the receipt: an object that it lists must be there and
+whole, one that it does not list holds fill values only.
 
 An array with any other codecs, order or data type is left to zarr, which is also the
 oracle that this is tested against.
-
-Layout of a shard's object: encoded inner chunks in any order; then one (offset, bytes) pair
-of little-endian uint64 per inner chunk, all ones for a chunk of fill values; then the
-index's crc32c, 4 bytes. An encoded chunk ends with its own crc32c.
 """
 
-import json
-import mmap
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
-from cache_tools.errors import DamageError
+from cache_tools import layout
+from cache_tools.arrays import ABSENT, CHECKSUM_BYTES, ArrayLayout, read_layout, without_checksum
+from cache_tools.errors import DamageError, StorageError
+from cache_tools.manifest import ObjectRecord
+from cache_tools.storage import Span, StorePath, read_object, read_spans
 
-CHECKSUM_BYTES = 4
-ABSENT = 2**64 - 1
-"""Offset and length of an inner chunk that holds nothing but fill values."""
+Index = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
-class ReadPlan:
-    """What must be known of an array to read it directly.
+class StoredArray:
+    """One array of a teacher, as its ``zarr.json`` describes it.
 
     Attributes:
-        folder: The array's folder.
-        row_shape: Shape of one row.
-        dtype: Little-endian type of the values.
-        shard_rows: Rows per object.
-        chunk_rows: Rows per inner chunk.
+        teacher: The teacher's folder.
+        name: Name of the array, its folder below the teacher.
+        layout: How it is cut; None if only zarr can read it.
         num_rows: Length of the first axis.
     """
 
-    folder: Path
-    row_shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    shard_rows: int
-    chunk_rows: int
+    teacher: StorePath
+    name: str
+    layout: ArrayLayout | None
     num_rows: int
 
-    def object_path(self, shard: int) -> Path:
-        """Return the path of a shard's object."""
-        return self.folder.joinpath("c", str(shard), *["0"] * len(self.row_shape))
 
-
-@lru_cache(maxsize=256)
-def _cached_plan(folder: Path, _changed_ns: int) -> ReadPlan | None:
-    metadata = json.loads((folder / "zarr.json").read_bytes())
-    codecs = metadata.get("codecs", [])
-    if len(codecs) != 1 or codecs[0].get("name") != "sharding_indexed" or metadata.get("fill_value") != 0:
-        return None
-    sharding = codecs[0]["configuration"]
-    little = {"name": "bytes", "configuration": {"endian": "little"}}
-    inner = [codec["name"] for codec in sharding["codecs"]]
-    known = (
-        inner == ["bytes", "blosc", "crc32c"]
-        and sharding["codecs"][0].get("configuration") in (None, little["configuration"])
-        and sharding["index_codecs"] == [little, {"name": "crc32c"}]
-        and sharding.get("index_location", "end") == "end"
-        and metadata["chunk_key_encoding"] == {"name": "default", "configuration": {"separator": "/"}}
-        and metadata["data_type"] in ("uint8", "uint16", "int32", "float32")
-    )
-    if not known:
-        return None
-    shard_shape = metadata["chunk_grid"]["configuration"]["chunk_shape"]
-    shape = metadata["shape"]
-    if shard_shape[1:] != shape[1:] or sharding["chunk_shape"][1:] != shape[1:]:
-        return None
-    dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
-    return ReadPlan(folder, tuple(shape[1:]), dtype, shard_shape[0], sharding["chunk_shape"][0], shape[0])
-
-
-def read_rows(teacher: Path, name: str, start: int, stop: int) -> NDArray[Any]:
-    """Read rows ``[start, stop)`` of a teacher's array, directly if possible, else with zarr.
+def open_array(teacher: StorePath, name: str, expected: ArrayLayout) -> StoredArray:
+    """Read an array's metadata and compare it with what the manifests promise.
 
     Raises:
-        DamageError: an object is truncated or fails its checksum.
+        DamageError: the metadata is missing, damaged or of another shape.
     """
+    path = layout.array_metadata_file(teacher, name)
     try:
-        plan = read_plan(teacher / name)
-        if plan is not None:
-            return read_rows_directly(plan, start, stop)
-        from cache_tools.arrays import read_rows_with_zarr
+        found = read_layout(read_object(path))
+    except StorageError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise DamageError(
+            "the array's metadata is missing or damaged",
+            where=path,
+            found=f"{type(error).__name__}: {error}",
+            fix="Run 'logitcask repair' on the cache",
+        ) from error
+    if found is None:
+        return StoredArray(teacher, name, None, 0)
+    if found[0] != expected:
+        raise DamageError("the array has another shape than the manifests say", where=path, expected=expected)
+    return StoredArray(teacher, name, *found)
 
-        return read_rows_with_zarr(teacher / name, start, stop)
+
+def read_shard_rows(
+    arrays: list[StoredArray], shard: int, objects: Mapping[str, ObjectRecord], start: int, stop: int
+) -> dict[str, NDArray[Any]]:
+    """Read rows ``[start, stop)`` of one shard from several arrays.
+
+    Args:
+        arrays: What to read.
+        shard: Index of the shard; its first row is row 0 here.
+        objects: The objects of the shard, by key, as its receipt lists them.
+        start: First row within the shard.
+        stop: Row behind the last.
+
+    Returns:
+        New arrays (stop - start, *row) by name.
+
+    Raises:
+        DamageError: an object is missing, truncated or fails a checksum.
+        StorageError: the disk or bucket refused.
+    """
+    direct = [_Object(array, shard, objects) for array in arrays if array.layout]
+    where = f"{arrays[0].teacher}, shard {shard}, rows {start} to {stop}"
+    try:
+        indexes = _read_indexes(direct)
+        places = [_chunk_spans(one, index, start, stop) for one, index in zip(direct, indexes, strict=True)]
+        contents = iter(read_spans([span for _, spans in places for span in spans]))
+        result = {}
+        for one, (numbers, spans) in zip(direct, places, strict=True):
+            where = str(one.path)
+            result[one.name] = np.empty((stop - start, *one.type.row), one.type.dtype)
+            _decode_chunks(one.layout, numbers, [next(contents) for _ in spans], start, result[one.name])
+        for array in arrays:
+            if array.layout is None:
+                result[array.name] = _read_with_zarr(array, shard, start, stop)
+        return result
+    except StorageError:
+        raise
     except Exception as error:  # damaged bytes make json, zarr and blosc raise many kinds
         raise DamageError(
             "stored bytes cannot be decoded",
-            where=f"{teacher / name}, rows {start} to {stop}",
+            where=where,
             found=f"{type(error).__name__}: {error}",
-            fix="Run 'logitcask verify --deep' on the cache to see which shards are damaged",
+            fix="Run 'logitcask verify --deep' to see which shards are damaged, 'logitcask repair' to have them redone",
         ) from error
 
 
-def read_plan(folder: Path) -> ReadPlan | None:
-    """Return how to read an array directly, or None if only zarr can.
+class _Object:
+    """One array's object of a shard; its record is None if the shard has only fill values there."""
 
-    Raises:
-        OSError: the array has no metadata.
-        ValueError, KeyError: its metadata is damaged.
-    """
-    return _cached_plan(folder, (folder / "zarr.json").stat().st_mtime_ns)
-
-
-def read_rows_directly(plan: ReadPlan, start: int, stop: int) -> NDArray[Any]:
-    """Read rows ``[start, stop)``; those of a shard without an object are the fill value, 0.
-
-    Returns:
-        A new array (stop - start, *row_shape).
-
-    Raises:
-        OSError: an object cannot be read.
-        ValueError: a checksum, size or bound is wrong.
-    """
-    if not 0 <= start <= stop <= plan.num_rows:
-        raise ValueError(f"rows {start} to {stop} of {plan.num_rows}")
-    result = np.empty((stop - start, *plan.row_shape), dtype=plan.dtype)
-    for shard in range(start // plan.shard_rows, -(-stop // plan.shard_rows)):
-        first, path = shard * plan.shard_rows, plan.object_path(shard)
-        begin, end = max(start, first), min(stop, first + plan.shard_rows)
-        if not path.exists():
-            result[begin - start : end - start] = 0
-            continue
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            _read_shard(plan, memoryview(content), first, begin, end, result[begin - start : end - start])
-    return result
+    def __init__(self, array: StoredArray, shard: int, objects: Mapping[str, ObjectRecord]) -> None:
+        assert array.layout is not None
+        self.name, self.layout, self.type = array.name, array.layout, array.layout.type
+        key = layout.shard_key(array.name, shard, 1 + len(self.type.row))
+        self.path, self.record = array.teacher / key, objects.get(key)
 
 
-def _read_shard(plan: ReadPlan, content: memoryview, first: int, start: int, stop: int, result: NDArray[Any]) -> None:
-    """Decode rows [start, stop) of one shard, whose rows begin at ``first``, into ``result``."""
-    with content:
-        index = _index(plan, content)
-        for chunk, begin, end in _overlaps(plan, first, start, stop):
-            target = result[begin - start : end - start]
-            chunk_start = first + chunk * plan.chunk_rows
-            if index[chunk, 0] == ABSENT:
-                target[...] = 0
-            elif end - begin == plan.chunk_rows:
-                _decompress(content, index[chunk], target)
-            else:
-                whole = np.empty((plan.chunk_rows, *plan.row_shape), dtype=plan.dtype)
-                _decompress(content, index[chunk], whole)
-                target[...] = whole[begin - chunk_start : end - chunk_start]
+_indexes: dict[str, Index] = {}
+"""Indexes read so far, by the hash of their object."""
+
+INDEXES_IN_MEMORY = 1024
 
 
-def _overlaps(plan: ReadPlan, first: int, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (chunk, begin, end): the rows of each inner chunk that lie in [start, stop)."""
-    for chunk in range((start - first) // plan.chunk_rows, -(-(stop - first) // plan.chunk_rows)):
-        begin = first + chunk * plan.chunk_rows
-        yield chunk, max(start, begin), min(stop, begin + plan.chunk_rows)
+def _read_indexes(objects: list[_Object]) -> list[Index | None]:
+    """Return the index of each object, (inner chunks, 2) uint64, or None where there is no object."""
+    wanted = {one.record.sha256: one for one in objects if one.record and one.record.sha256 not in _indexes}
+    spans = [Span(one.path, _index_start(one), one.record.bytes) for one in wanted.values() if one.record]
+    fresh = {
+        sha256: np.frombuffer(without_checksum(content), dtype="<u8").reshape(-1, 2)
+        for sha256, content in zip(wanted, read_spans(spans), strict=True)
+    }
+    if len(_indexes) + len(fresh) > INDEXES_IN_MEMORY:
+        _indexes.clear()
+    _indexes.update(fresh)
+    known = {**_indexes, **fresh}
+    return [known[one.record.sha256] if one.record else None for one in objects]
 
 
-def _index(plan: ReadPlan, content: memoryview) -> NDArray[np.uint64]:
-    """Return the checked index of a shard's object: (chunks, 2) uint64."""
-    num_chunks = plan.shard_rows // plan.chunk_rows
-    size = num_chunks * 16
-    if len(content) < size + CHECKSUM_BYTES:
+def _index_start(one: _Object) -> int:
+    assert one.record is not None
+    start = one.record.bytes - one.layout.index_bytes
+    if start < 0:
         raise ValueError("the object is too short for its index")
-    with content[-size - CHECKSUM_BYTES :] as tail:
-        stored = _checked(tail)
-    return np.frombuffer(stored, dtype="<u8").reshape(num_chunks, 2)
+    return start
 
 
-def _decompress(content: memoryview, place: NDArray[np.uint64], target: NDArray[Any]) -> None:
-    """Check and decompress one encoded chunk into a C-contiguous array of exactly its size."""
-    offset, size = (int(value) for value in place)
-    if offset + size > len(content) or size <= CHECKSUM_BYTES:
-        raise ValueError("a chunk lies outside its object")
-    with content[offset : offset + size] as encoded:
-        blosc.decompress(_checked(encoded), dest=target)
+def _chunk_spans(one: _Object, index: Index | None, start: int, stop: int) -> tuple[list[int], list[Span]]:
+    """Return the numbers of the stored inner chunks that hold rows [start, stop), and where their bytes lie."""
+    if index is None or start == stop:
+        return [], []
+    first, last = start // one.layout.chunk_rows, (stop - 1) // one.layout.chunk_rows
+    numbers = range(first * one.layout.column_chunks, (last + 1) * one.layout.column_chunks)
+    stored = [number for number in numbers if index[number, 0] != ABSENT]
+    spans = []
+    for number in stored:
+        offset, size = (int(value) for value in index[number])
+        if size <= CHECKSUM_BYTES or offset + size > _index_start(one):
+            raise ValueError("a chunk lies outside its object")
+        spans.append(Span(one.path, offset, offset + size))
+    return stored, spans
 
 
-def _checked(content: memoryview) -> bytes:
-    """Return the content without its trailing crc32c, which must be right."""
-    stored = bytes(content[:-CHECKSUM_BYTES])
-    if google_crc32c.value(stored) != int.from_bytes(content[-CHECKSUM_BYTES:], "little"):
-        raise ValueError("crc32c does not match")
-    return stored
+def _decode_chunks(cut: ArrayLayout, numbers: list[int], encoded: list[bytes], start: int, rows: NDArray[Any]) -> None:
+    """Check and decompress inner chunks into ``rows``, whose first row is row ``start`` of the shard."""
+    present = -(-(start + len(rows)) // cut.chunk_rows) - start // cut.chunk_rows
+    if len(numbers) < present * cut.column_chunks:
+        rows[...] = 0
+    for number, content in zip(numbers, encoded, strict=True):
+        chunk, column = divmod(number, cut.column_chunks)
+        begin = max(chunk * cut.chunk_rows, start)
+        end = min((chunk + 1) * cut.chunk_rows, start + len(rows))
+        target = rows[(slice(begin - start, end - start), *cut.columns(column))]
+        if target.flags.c_contiguous and target.shape == (cut.chunk_rows, *cut.chunk_row):
+            blosc.decompress(without_checksum(content), dest=target)
+        else:
+            whole = np.empty((cut.chunk_rows, *cut.chunk_row), dtype=cut.type.dtype)
+            blosc.decompress(without_checksum(content), dest=whole)
+            part = whole[begin - chunk * cut.chunk_rows : end - chunk * cut.chunk_rows]
+            target[...] = part[(slice(None), *(slice(0, size) for size in target.shape[1:]))]
+
+
+def _read_with_zarr(array: StoredArray, shard: int, start: int, stop: int) -> NDArray[Any]:
+    """Read rows of an array with any codecs that zarr knows."""
+    import zarr
+
+    opened = zarr.open_array(str(array.teacher / array.name), mode="r")
+    assert opened.shards is not None
+    first = shard * opened.shards[0]
+    rows: NDArray[Any] = np.asarray(opened[first + start : first + stop])
+    return rows

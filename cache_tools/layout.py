@@ -4,19 +4,19 @@
 
     <cache>/zarr.json                                   the cache's manifest
     <cache>/encodings/<encoding>/zarr.json              the encoding's manifest, written last
-    <cache>/encodings/<encoding>/shards.arrow           one row per shard
+    <cache>/encodings/<encoding>/parts/00000/           files.arrow, shards.arrow: one part per run that added documents
     <cache>/encodings/<encoding>/sequences/00000.arrow  the sequences of shard 0
     <cache>/encodings/<encoding>/tokenizer/             tokenizer files, no code
-    <cache>/encodings/<encoding>/teachers/<teacher>/    zarr.json, arrays, receipts/00000.json
+    <cache>/encodings/<encoding>/teachers/<teacher>/    zarr.json, arrays, receipts/00000.json, files
 
 Names come from strangers' files, so they are checked here: letters, digits, dot, dash and
 underscore, never a path.
 """
 
 import re
-from pathlib import Path
 
 from cache_tools.errors import FormatError
+from cache_tools.storage import StorePath
 
 MANIFEST = "zarr.json"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -38,46 +38,64 @@ def checked_name(name: str) -> str:
     return name
 
 
-def encodings_folder(cache: Path) -> Path:
+def encodings_folder(cache: StorePath) -> StorePath:
     """Return the folder of all encodings."""
     return cache / "encodings"
 
 
-def encoding_folder(cache: Path, encoding: str) -> Path:
+def encoding_folder(cache: StorePath, encoding: str) -> StorePath:
     """Return the folder of one encoding."""
     return encodings_folder(cache) / checked_name(encoding)
 
 
-def sequences_file(encoding: Path, shard: int) -> Path:
+def sequences_file(encoding: StorePath, shard: int) -> StorePath:
     """Return the Arrow file that holds the sequences of a shard."""
     return encoding / "sequences" / f"{shard:05d}.arrow"
 
 
-def shard_table_file(encoding: Path) -> Path:
-    """Return the Arrow file that lists the shards of an encoding."""
-    return encoding / "shards.arrow"
+def shard_table_file(encoding: StorePath, part: int) -> StorePath:
+    """Return the Arrow file that lists the shards of one part of an encoding."""
+    return encoding / "parts" / f"{part:05d}" / "shards.arrow"
 
 
-def tokenizer_folder(encoding: Path) -> Path:
-    """Return the folder of an encoding's tokenizer files."""
-    return encoding / "tokenizer"
+def file_table_file(encoding: StorePath, part: int) -> StorePath:
+    """Return the Arrow file that lists the corpus files of one part of an encoding."""
+    return encoding / "parts" / f"{part:05d}" / "files.arrow"
 
 
-def teacher_folder(encoding: Path, teacher: str) -> Path:
+TOKENIZER = "tokenizer"
+"""Folder of the tokenizer's files, relative to the encoding."""
+
+
+def teacher_folder(encoding: StorePath, teacher: str) -> StorePath:
     """Return the folder of one teacher's predictions."""
     return encoding / "teachers" / checked_name(teacher)
 
 
-def receipt_file(teacher: Path, shard: int) -> Path:
+def receipts_folder(teacher: StorePath) -> StorePath:
+    """Return the folder of a teacher's receipts."""
+    return teacher / "receipts"
+
+
+def receipt_file(teacher: StorePath, shard: int) -> StorePath:
     """Return the receipt of one shard; it exists if and only if the shard is committed."""
-    return teacher / "receipts" / f"{shard:05d}.json"
+    return receipts_folder(teacher) / f"{shard:05d}.json"
 
 
-def head_file(teacher: Path) -> Path:
-    """Return the file that holds the teacher's LM head, kept when its last hidden state is."""
-    return teacher / "head.safetensors"
+HEAD = "head.safetensors"
+"""File of the teacher's LM head, kept when its last hidden state is; relative to the teacher."""
 
 
-def shard_object(array: str, shard: int, dimensions: int) -> str:
+def transform_key(layer: str) -> str:
+    """Return the key, relative to the teacher, of the file that a quantised hidden layer is decoded with."""
+    return f"transforms/{checked_name(layer)}.safetensors"
+
+
+def array_metadata_file(teacher: StorePath, array: str) -> StorePath:
+    """Return the ``zarr.json`` of an array."""
+    return teacher / array / MANIFEST
+
+
+def shard_key(array: str, shard: int, dimensions: int) -> str:
     """Return the key, relative to the teacher, of the one object of an array's shard."""
     return "/".join([array, "c", str(shard), *["0"] * (dimensions - 1)])

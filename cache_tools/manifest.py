@@ -2,29 +2,35 @@
 
 Three kinds of group, three models. Each manifest lies beside what it describes instead of
 in one central file, so two machines that add two teachers never write the same object.
-A manifest is written once and never changed; unknown keys are ignored, so that later
-versions of format 1 may say more.
+
+A manifest changes in two ways only, each by one atomic write: an encoding gains a part
+when documents are appended, a teacher gains or loses a layer of hidden states. Identities
+never change. Unknown keys are ignored, so that later versions of format 1 may say more.
 """
 
-import json
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cache_tools import layout
 from cache_tools.errors import FormatError
-from cache_tools.files import write_atomically
 from cache_tools.fingerprint import fingerprint
+from cache_tools.sealed import UNSEALED, read_sealed, sealed_bytes
+from cache_tools.storage import StorePath, object_exists, read_object, sha256, write_object
 
 FORMAT = 1
 SOFTWARE = "logitcask 0.1.0"
-_KEY = "logitcask"
+KEY = "logitcask"
+"""Attribute of a Zarr group or array that is ours."""
 
 Objective = Literal["causal", "masked"]
 Split = Literal["train", "held_out"]
+SPLITS: tuple[Split, ...] = ("train", "held_out")
+Kind = Literal["topk", "topp", "sampled", "hybrid", "dense"]
 Name = Annotated[str, Field(pattern=layout.NAME_PATTERN)]
 """Becomes a folder inside the cache, so a stranger's manifest must not make it a path."""
+Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")]
+"""Path of an object relative to a folder of the cache; never leads out of it."""
 
 
 class _Manifest(BaseModel):
@@ -38,48 +44,97 @@ class CacheManifest(_Manifest):
     software: str = SOFTWARE
 
 
+class ObjectRecord(_Manifest):
+    """Size and hash of one stored object."""
+
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, content: bytes) -> Self:
+        """Describe an object's content."""
+        return cls(bytes=len(content), sha256=sha256(content))
+
+
 class SplitTotals(_Manifest):
     """How much one split of an encoding holds."""
 
-    documents: int
-    sequences: int
-    tokens: int
-    positions: int
-    shards: int
+    documents: int = 0
+    sequences: int = 0
+    tokens: int = 0
+    positions: int = 0
+    shards: int = 0
+
+    def __add__(self, other: "SplitTotals") -> "SplitTotals":
+        mine, its = self.model_dump(), other.model_dump()
+        return SplitTotals(**{name: mine[name] + its[name] for name in mine})
+
+
+class Part(_Manifest):
+    """What one run added to an encoding: some files of the corpus, as some further shards.
+
+    Attributes:
+        splits: Totals per split.
+        files_sha256: Hash of the part's ``files.arrow``: names and hashes of the corpus files.
+        shards_sha256: Hash of the part's ``shards.arrow``, which holds the hashes of the sequence files.
+    """
+
+    splits: dict[Split, SplitTotals]
+    files_sha256: str
+    shards_sha256: str
 
 
 class EncodingManifest(_Manifest):
-    """One way in which the corpus became sequences.
+    """One way in which documents became sequences, and the parts of the corpus that have.
 
     Attributes:
-        identity: Everything that determines the sequences: corpus hashes, tokenizer
+        identity: Everything that determines how a document becomes sequences: tokenizer
             fingerprint, template, objective, lengths, masking, split.
         objective: ``causal``: position t predicts token t + 1. ``masked``: it predicts token t.
         vocabulary_size: Number of ids of the tokenizer, added tokens included.
         positions_per_shard: Rows of every array that one shard owns.
-        splits: Totals per split.
-        shards_sha256: Hash of ``shards.arrow``, which holds the hashes of the sequence files.
+        parts: In the order in which they were added.
+        files: The tokenizer's files, by key relative to the encoding.
     """
 
     identity: dict[str, Any]
     objective: Objective
     vocabulary_size: int
-    positions_per_shard: int
-    splits: dict[Split, SplitTotals]
-    shards_sha256: str
+    positions_per_shard: int = Field(gt=0)
+    parts: tuple[Part, ...]
+    files: dict[Key, ObjectRecord]
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the identity."""
+        """sha256 of the identity; the same before and after documents are appended."""
         return fingerprint(self.identity)
+
+    @property
+    def contents_fingerprint(self) -> str:
+        """sha256 of the identity and of every sequence."""
+        return fingerprint({"identity": self.identity, "parts": [part.shards_sha256 for part in self.parts]})
+
+    @property
+    def splits(self) -> dict[Split, SplitTotals]:
+        """Totals per split over all parts."""
+        zero = SplitTotals()
+        return {split: sum((part.splits.get(split, zero) for part in self.parts), zero) for split in SPLITS}
 
 
 class TargetSpec(_Manifest):
-    """What is kept of a teacher's distribution, and in which codec (see ``codec.py``)."""
+    """What is kept of a teacher's distribution, and in which codec (see ``codec.py``).
 
-    kind: Literal["topk"] = "topk"
-    k: int
+    Attributes:
+        kind: ``topk``, ``topp``, ``sampled``, ``hybrid`` or ``dense``.
+        k: Entries a row can hold.
+        codec: Its name and parameters.
+        settings: What else defines the kind, such as the mass of ``topp`` or the draws of ``sampled``.
+    """
+
+    kind: Kind = "topk"
+    k: int = Field(gt=0)
     codec: dict[str, Any]
+    settings: dict[str, Any] = Field(default_factory=dict)
 
 
 class HiddenSpec(_Manifest):
@@ -87,11 +142,14 @@ class HiddenSpec(_Manifest):
 
     Attributes:
         width: Values per position.
-        codec: ``bfloat16`` (bits in uint16) or ``float32``.
+        codec: ``bfloat16`` (bits in uint16), ``float32``, or ``transform`` (see ``hidden.py``).
+        budget: For ``transform``, the error that each shard may make on average: of the logits'
+            distribution in nats (layer ``last``), or relative to each channel's rms (other layers).
     """
 
-    width: int
-    codec: Literal["bfloat16", "float32"]
+    width: int = Field(gt=0)
+    codec: Literal["bfloat16", "float32", "transform"]
+    budget: float | None = None
 
 
 class TeacherManifest(_Manifest):
@@ -99,24 +157,26 @@ class TeacherManifest(_Manifest):
 
     Attributes:
         identity: Everything that determines the predictions: weights, dtype, encoding
-            fingerprint, target and hidden layers.
+            fingerprint, target and scalars.
         model: For people: id or path, revision, architecture, parameter count.
         vocabulary_size: Width of the teacher's logits; may exceed the tokenizer's.
         target: The sparse target.
-        scalar_step_nats: Resolution of the per-position scalars.
+        scalar_step_nats: Resolution of the per-position scalars; 0 for float32.
         scalars: Names of the per-position scalar arrays.
         hidden: Kept layers by name (``last`` or the index in transformers' ``hidden_states``).
+        files: ``head.safetensors`` and the layers' transforms, by key relative to the teacher.
         chunk_positions: Rows per inner chunk, the smallest piece a reader decodes.
     """
 
     identity: dict[str, Any]
     model: dict[str, Any]
-    vocabulary_size: int
+    vocabulary_size: int = Field(gt=0, lt=2**32)
     target: TargetSpec
-    scalar_step_nats: float
+    scalar_step_nats: float = Field(ge=0)
     scalars: tuple[Name, ...]
     hidden: dict[Name, HiddenSpec] = Field(default_factory=dict)
-    chunk_positions: int
+    files: dict[Key, ObjectRecord] = Field(default_factory=dict)
+    chunk_positions: int = Field(gt=0)
 
     @classmethod
     def describe(cls, identity: dict[str, Any], model: dict[str, Any], chunk_positions: int, **decoding: Any) -> Self:
@@ -126,9 +186,11 @@ class TeacherManifest(_Manifest):
             identity: Weights, dtype and encoding fingerprint.
             model: For people.
             chunk_positions: Rows per inner chunk.
-            decoding: A value for each of DECODING_KEYS, as plain JSON.
+            decoding: A value for each of DECODING_KEYS, and ``hidden`` and ``files`` if any, as plain JSON.
         """
-        return cls(identity=identity | decoding, model=model, chunk_positions=chunk_positions, **decoding)
+        kept = {key: decoding[key] for key in DECODING_KEYS}
+        kept["target"] = TargetSpec.model_validate(kept["target"]).model_dump(mode="json")
+        return cls(identity=identity | kept, model=model, chunk_positions=chunk_positions, **decoding)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -144,39 +206,44 @@ class TeacherManifest(_Manifest):
         return fingerprint(self.identity)
 
 
-DECODING_KEYS = ("vocabulary_size", "target", "scalar_step_nats", "scalars", "hidden")
-"""Keys of a teacher's manifest without which its arrays cannot be decoded; repeated in its
-identity, so that every receipt vouches for them."""
+DECODING_KEYS = ("vocabulary_size", "target", "scalar_step_nats", "scalars")
+"""Keys of a teacher's manifest without which its targets and scalars cannot be decoded; repeated in
+its identity, so that every receipt vouches for them. Layers of hidden states come and go; a receipt
+vouches for those that its shard has."""
 
 M = TypeVar("M", bound=_Manifest)
 
 
-def write_manifest(folder: Path, manifest: _Manifest) -> None:
+def group_bytes(manifest: _Manifest | None = None) -> bytes:
+    """Return the ``zarr.json`` of a Zarr v3 group, with a manifest as its attributes if given."""
+    attributes = {"seal": UNSEALED} | (manifest.model_dump(mode="json") if manifest else {})
+    return sealed_bytes({"zarr_format": 3, "node_type": "group", "attributes": {KEY: attributes}})
+
+
+def write_manifest(folder: StorePath, manifest: _Manifest) -> None:
     """Write ``manifest`` as the attributes of a Zarr v3 group in ``folder``."""
-    group = {"zarr_format": 3, "node_type": "group", "attributes": {_KEY: manifest.model_dump(mode="json")}}
-    write_atomically(folder / layout.MANIFEST, (json.dumps(group, indent=2) + "\n").encode())
+    write_object(folder / layout.MANIFEST, group_bytes(manifest))
 
 
-def write_group(folder: Path) -> None:
+def write_group(folder: StorePath) -> None:
     """Write a bare Zarr v3 group, so that ``zarr.open_group`` can walk down to the arrays."""
-    path = folder / layout.MANIFEST
-    if not path.exists():
-        write_atomically(path, b'{"zarr_format": 3, "node_type": "group", "attributes": {}}\n')
+    if not object_exists(folder / layout.MANIFEST):
+        write_object(folder / layout.MANIFEST, group_bytes())
 
 
-def read_manifest(folder: Path, model: type[M]) -> M:
+def read_manifest(folder: StorePath, model: type[M]) -> M:
     """Read the manifest of the group in ``folder``.
 
     Raises:
-        FormatError: there is none, or it is not one of this version.
+        FormatError: there is none, it is damaged, or it is not one of this version.
     """
     path = folder / layout.MANIFEST
     try:
-        attributes = json.loads(path.read_bytes())["attributes"][_KEY]
+        attributes = read_sealed(read_object(path))["attributes"][KEY]
         if model is CacheManifest:
             _check_format(path, attributes)
         return model.model_validate(attributes)
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise FormatError(
             f"there is no readable {model.__name__.removesuffix('Manifest').lower()} manifest here",
             where=path,
@@ -186,7 +253,7 @@ def read_manifest(folder: Path, model: type[M]) -> M:
         ) from error
 
 
-def _check_format(path: Path, attributes: dict[str, Any]) -> None:
+def _check_format(path: StorePath, attributes: dict[str, Any]) -> None:
     found = attributes["format"]
     if found != FORMAT:
         raise FormatError(
@@ -206,4 +273,6 @@ def _summary(error: Exception) -> str:
         return "; ".join(
             ": ".join([*map(str, e["loc"]), e["msg"].removeprefix("Value error, ")]) for e in error.errors()
         )
-    return f"malformed JSON ({error})" if isinstance(error, json.JSONDecodeError) else f"no {error} entry"
+    if isinstance(error, ValueError):
+        return f"damaged ({error})"
+    return f"no {error} entry"

@@ -1,19 +1,24 @@
 """What a teacher said at a run of positions, and how it becomes plain integer arrays and back.
 
-``to_arrays`` and ``from_arrays`` are each other's inverse up to the stated quantisation:
-sparse targets through the codec, scalars as int32 multiples of a step (a value of -inf is
-the smallest int32), hidden states as bfloat16 bits or float32.
+A teacher's arrays come in groups that are written and committed together: the sparse
+target with its scalars, and each layer of hidden states. Encoding a group gives its arrays,
+what this shard's decoding needs to know beyond the manifest (the codec may choose its steps
+shard by shard), and statistics with the error actually made.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.codec import Arrays, DeltaPower, Targets
+from cache_tools import hidden as transform_code
+from cache_tools.arrays import ArrayLayout, ArrayType
+from cache_tools.codec import Arrays, Codec, Targets, codec_from_dict
+from cache_tools.hidden import Transform
 from cache_tools.manifest import HiddenSpec, TeacherManifest
+from cache_tools.receipts import TARGETS
 
 SCALARS = ("logsumexp", "entropy", "gold_logprob")
 """Kept at every position, in nats: log-normaliser of the logits, entropy of the
@@ -22,63 +27,149 @@ distribution, log-probability of the gold token."""
 SCALAR_STEP_NATS = 2.0**-10
 MINUS_INFINITY = int(np.iinfo(np.int32).min)
 
+ErrorOf = Callable[[NDArray[np.float32], NDArray[np.float32]], float]
+"""Mean error of decoded hidden states (n, width) against true ones, in the unit of the layer's budget."""
+
 
 @dataclass(frozen=True)
 class Predictions:
     """One teacher's predictions at n positions.
 
     Attributes:
-        targets: Sparse targets, ids in any order when written, ascending when read.
+        targets: Sparse targets, ids in any order when written, ascending when read; None if only
+            hidden states are written.
         scalars: (n,) float32 by name, see SCALARS.
         hidden: (n, width) float32 by layer name.
     """
 
-    targets: Targets
+    targets: Targets | None
     scalars: dict[str, NDArray[np.float32]]
     hidden: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
-def codec_of(manifest: TeacherManifest) -> DeltaPower:
+@dataclass(frozen=True)
+class Group:
+    """One group of arrays, ready to be stored.
+
+    Attributes:
+        arrays: Rows by array name.
+        parameters: What decoding needs to know of this shard; plain JSON.
+        statistics: Means over the positions.
+    """
+
+    arrays: Arrays
+    parameters: dict[str, Any]
+    statistics: dict[str, float]
+
+
+def codec_of(manifest: TeacherManifest) -> Codec:
     """Return the sparse codec that a teacher's manifest names."""
-    return DeltaPower.from_dict(manifest.target.codec, manifest.target.k, manifest.vocabulary_size)
-
-
-def array_types(manifest: TeacherManifest) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Return (shape of a row, dtype) of each array of a teacher, by name."""
-    types = codec_of(manifest).array_types()
-    types |= {name: ((), np.dtype(np.int32)) for name in manifest.scalars}
-    types |= {hidden_array(layer): ((spec.width,), _hidden_dtype(spec)) for layer, spec in manifest.hidden.items()}
-    return types
+    return codec_from_dict(manifest.target.codec, manifest.target.k, manifest.vocabulary_size)
 
 
 def hidden_array(layer: str) -> str:
-    """Return the array name of a layer of hidden states."""
+    """Return the array, and the group, of a layer of hidden states."""
     return f"hidden/{layer}"
 
 
-def to_arrays(manifest: TeacherManifest, predictions: Predictions) -> Arrays:
-    """Encode predictions as the arrays named by :func:`array_types`.
+def group_layouts(manifest: TeacherManifest, positions_per_shard: int) -> dict[str, dict[str, ArrayLayout]]:
+    """Return the layout of each array by name, by group."""
+    targets = {name: ArrayType(*stated) for name, stated in codec_of(manifest).array_types().items()}
+    scalar = ArrayType((), np.dtype(np.int32 if manifest.scalar_step_nats else np.float32))
+    groups = {TARGETS: targets | dict.fromkeys(manifest.scalars, scalar)}
+    groups |= {hidden_array(layer): {hidden_array(layer): _hidden_type(s)} for layer, s in manifest.hidden.items()}
+    return {
+        group: {name: ArrayLayout(t, positions_per_shard, manifest.chunk_positions) for name, t in types.items()}
+        for group, types in groups.items()
+    }
+
+
+def encode_targets(manifest: TeacherManifest, predictions: Predictions) -> Group:
+    """Encode sparse targets and scalars.
 
     Raises:
-        ValueError: a row cannot be stored, see ``DeltaPower.encode``.
+        ValueError: a row cannot be stored, see ``codec.py``, or a scalar is NaN.
     """
-    arrays = codec_of(manifest).encode(predictions.targets)
-    step = manifest.scalar_step_nats
-    arrays |= {name: _to_steps(predictions.scalars[name], step) for name in manifest.scalars}
-    for layer, spec in manifest.hidden.items():
-        values = predictions.hidden[layer].astype(np.float32, copy=False)
-        arrays[hidden_array(layer)] = values if spec.codec == "float32" else to_bfloat16(values)
-    return arrays
+    assert predictions.targets is not None
+    encoded = codec_of(manifest).encode(predictions.targets)
+    arrays = dict(encoded.arrays)
+    for name in manifest.scalars:
+        arrays[name] = to_steps(predictions.scalars[name], manifest.scalar_step_nats)
+    kept = np.exp(predictions.targets.log_probs, dtype=np.float64).sum(axis=1)
+    statistics = {
+        "kept_mass": float(kept.mean()),
+        "entropy_nats": float(predictions.scalars["entropy"].mean(dtype=np.float64)),
+        "cross_entropy_nats": -float(predictions.scalars["gold_logprob"].mean(dtype=np.float64)),
+        "codec_kl_nats": float(encoded.kl_nats.mean()),
+        "codec_kl_nats_max": float(encoded.kl_nats.max()),
+    }
+    return Group(arrays, dict(encoded.parameters), statistics)
 
 
-def scalar_from_steps(steps: NDArray[np.int32], step_nats: float) -> NDArray[np.float32]:
-    """Return the scalars, in nats, that stored integers stand for."""
-    return np.where(steps == MINUS_INFINITY, -np.inf, steps * step_nats).astype(np.float32)
+def encode_hidden(
+    layer: str, spec: HiddenSpec, states: NDArray[np.float32], transform: Transform | None, error_of: ErrorOf | None
+) -> Group:
+    """Encode one layer of hidden states.
+
+    Args:
+        layer: Its name.
+        spec: How it is kept.
+        states: (n, width) float32.
+        transform: Basis of the codec ``transform``; None for the others.
+        error_of: Measures the error that the budget is stated in; relative error by default.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    name, states = hidden_array(layer), states.astype(np.float32, copy=False)
+    if not np.isfinite(states).all():
+        raise ValueError(f"a hidden state of layer {layer} is not finite")
+    if spec.codec == "float32":
+        return Group({name: states}, {}, {})
+    if spec.codec == "bfloat16":
+        return Group({name: to_bfloat16(states)}, {}, {})
+    assert transform is not None
+    assert spec.budget is not None
+    step, error = transform_code.choose_step(transform, states, error_of or transform_code.relative_error, spec.budget)
+    unit = "kl_nats" if layer == "last" else "relative_error"
+    return Group(
+        {name: transform_code.encode(transform, states, step)}, {"step": step}, {f"hidden_{layer}_{unit}": error}
+    )
 
 
-def hidden_from_stored(stored: NDArray[Any], spec: HiddenSpec) -> NDArray[np.float32]:
-    """Return hidden states as float32."""
-    return stored if spec.codec == "float32" else from_bfloat16(stored)
+def decode_hidden(
+    spec: HiddenSpec, stored: NDArray[Any], transform: Transform | None, parameters: Mapping[str, Any]
+) -> NDArray[np.float32]:
+    """Return stored hidden states as (n, width) float32."""
+    if spec.codec == "float32":
+        return stored
+    if spec.codec == "bfloat16":
+        return from_bfloat16(stored)
+    assert transform is not None
+    return transform_code.decode(transform, stored, float(parameters["step"]))
+
+
+def to_steps(values: NDArray[np.float32], step_nats: float) -> NDArray[Any]:
+    """Return scalars as int32 multiples of a step, -inf as the smallest int32; as they are for a step of 0.
+
+    Raises:
+        ValueError: a value is NaN, +inf or too large.
+    """
+    if step_nats == 0:
+        if np.isnan(values).any():
+            raise ValueError("a per-position scalar is NaN")
+        return values.astype(np.float32)
+    steps = np.rint(values.astype(np.float64) / step_nats)
+    if not (np.isneginf(steps) | (np.abs(steps) < -MINUS_INFINITY)).all():
+        raise ValueError("a per-position scalar is NaN or too large")
+    return np.where(np.isneginf(steps), MINUS_INFINITY, steps).astype(np.int32)
+
+
+def from_steps(stored: NDArray[Any], step_nats: float) -> NDArray[np.float32]:
+    """Return the scalars, in nats, that stored values stand for."""
+    if step_nats == 0:
+        return stored
+    return np.where(stored == MINUS_INFINITY, -np.inf, stored * step_nats).astype(np.float32)
 
 
 def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -94,37 +185,21 @@ def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def statistics(predictions: Predictions, codec_kl_nats: NDArray[np.float64]) -> dict[str, float]:
-    """Return the means over positions that a receipt records."""
-    kept = np.exp(predictions.targets.log_probs.astype(np.float64)).sum(axis=1)
-    return {
-        "kept_mass": float(kept.mean()),
-        "entropy_nats": float(predictions.scalars["entropy"].mean(dtype=np.float64)),
-        "cross_entropy_nats": -float(predictions.scalars["gold_logprob"].mean(dtype=np.float64)),
-        "codec_kl_nats": float(codec_kl_nats.mean()),
-        "codec_kl_nats_max": float(codec_kl_nats.max()),
-    }
-
-
 def mean_statistics(parts: list[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
-    """Combine per-shard statistics, each with its number of positions; maxima stay maxima."""
-    positions = sum(n for n, _ in parts)
-    if positions == 0:
-        return {}
-    return {
-        name: max(s[name] for _, s in parts)
-        if name.endswith("_max")
-        else sum(n * s[name] for n, s in parts) / positions
-        for name in parts[0][1]
-    }
+    """Combine per-shard statistics, each with its number of positions; maxima stay maxima.
+
+    A name that some shards lack is averaged over those that have it.
+    """
+    result = {}
+    for name in dict.fromkeys(name for _, statistics in parts for name in statistics):
+        having = [(n, statistics[name]) for n, statistics in parts if name in statistics]
+        if name.endswith("_max"):
+            result[name] = max(value for _, value in having)
+        else:
+            result[name] = sum(n * value for n, value in having) / sum(n for n, _ in having)
+    return result
 
 
-def _hidden_dtype(spec: HiddenSpec) -> np.dtype[Any]:
-    return np.dtype(np.float32 if spec.codec == "float32" else np.uint16)
-
-
-def _to_steps(values: NDArray[np.float32], step_nats: float) -> NDArray[np.int32]:
-    steps = np.rint(values.astype(np.float64) / step_nats)
-    if not (np.isneginf(steps) | (np.abs(steps) < -MINUS_INFINITY)).all():
-        raise ValueError("a per-position scalar is NaN or too large")
-    return np.where(np.isneginf(steps), MINUS_INFINITY, steps).astype(np.int32)
+def _hidden_type(spec: HiddenSpec) -> ArrayType:
+    columns = transform_code.CHUNK_COLUMNS if spec.codec == "transform" else None
+    return ArrayType((spec.width,), np.dtype(np.float32 if spec.codec == "float32" else np.uint16), columns)

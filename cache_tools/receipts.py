@@ -1,27 +1,23 @@
 """Receipts: the proof that one teacher's shard is complete. Written last; no receipt, no shard.
 
-A receipt names every object of the shard with its size and hash, repeats the fingerprints
-of what was joined, and carries the statistics that ``inspect`` adds up, so that looking at
-a cache of any size reads no array.
+A receipt names every object of the shard with its size and hash, says which groups of arrays
+the shard has and with which parameters they were quantised, repeats the fingerprints of what was
+joined, and carries the statistics that ``inspect`` adds up, so that looking at a cache of any
+size reads no array. It is sealed: a flipped bit in it is damage, never another number.
 """
 
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cache_tools import layout
 from cache_tools.errors import DamageError
-from cache_tools.files import remove_partial, write_atomically
+from cache_tools.manifest import Key, ObjectRecord
+from cache_tools.sealed import UNSEALED, read_sealed, sealed_bytes
+from cache_tools.storage import StorePath, read_object, remove_partial, write_object
 
-
-class ObjectRecord(BaseModel):
-    """Size and hash of one stored object."""
-
-    model_config = ConfigDict(frozen=True)
-
-    bytes: int
-    sha256: str
+TARGETS = "targets"
+"""Group of arrays that holds the sparse target and the scalars; each hidden layer is another, ``hidden/<layer>``."""
 
 
 class Receipt(BaseModel):
@@ -33,9 +29,10 @@ class Receipt(BaseModel):
         tokens: Tokens that the teacher read for it.
         teacher_fingerprint: Identity of the teacher and its capture parameters.
         sequences_sha256: Hash of the sequence file that the teacher read.
+        groups: Groups of arrays that the shard has, each with what decoding it needs to know of this shard.
         objects: Key relative to the teacher's folder to size and hash.
         statistics: Means over the positions, see ``predictions.statistics``.
-        provenance: Software versions, device and seconds; for people, never compared.
+        provenance: Software versions, device and seconds, by group; for people, never compared.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")  # JSON has no infinity
@@ -45,7 +42,8 @@ class Receipt(BaseModel):
     tokens: int
     teacher_fingerprint: str
     sequences_sha256: str
-    objects: dict[str, ObjectRecord]
+    groups: dict[str, dict[str, Any]]
+    objects: dict[Key, ObjectRecord]
     statistics: dict[str, float]
     provenance: dict[str, Any]
 
@@ -55,14 +53,14 @@ class Receipt(BaseModel):
         return sum(record.bytes for record in self.objects.values())
 
 
-def write_receipt(teacher: Path, receipt: Receipt) -> None:
+def write_receipt(teacher: StorePath, receipt: Receipt) -> None:
     """Commit a shard."""
     path = layout.receipt_file(teacher, receipt.shard)
     remove_partial(path)
-    write_atomically(path, (receipt.model_dump_json(indent=1) + "\n").encode())
+    write_object(path, sealed_bytes(receipt.model_dump(mode="json") | {"seal": UNSEALED}))
 
 
-def read_receipt(teacher: Path, shard: int) -> Receipt | None:
+def read_receipt(teacher: StorePath, shard: int) -> Receipt | None:
     """Return the receipt of a shard, or None if the shard is not committed.
 
     Raises:
@@ -70,35 +68,16 @@ def read_receipt(teacher: Path, shard: int) -> Receipt | None:
     """
     path = layout.receipt_file(teacher, shard)
     try:
-        receipt = Receipt.model_validate_json(path.read_bytes())
+        receipt = Receipt.model_validate(read_sealed(read_object(path)))
     except FileNotFoundError:
         return None
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError, ValidationError) as error:
         raise DamageError(
             "the receipt cannot be read",
             where=path,
-            found=f"{type(error).__name__}",
-            fix="Delete this file and capture again; only this shard is redone",
+            found=type(error).__name__ if isinstance(error, ValidationError) else error,
+            fix="Run 'logitcask repair' on the cache and capture again; only this shard is redone",
         ) from error
     if receipt.shard != shard:
         raise DamageError("the receipt belongs to another shard", where=path, expected=shard, found=receipt.shard)
     return receipt
-
-
-def require_objects(teacher: Path, receipt: Receipt) -> None:
-    """Check that a committed shard's objects have their size; zarr would read zeros for a missing one.
-
-    Raises:
-        DamageError: an object is gone, cut short or longer.
-    """
-    for key, record in receipt.objects.items():
-        path = teacher / key
-        found = path.stat().st_size if path.is_file() else "none"
-        if found != record.bytes:
-            raise DamageError(
-                "an object of a committed shard is missing or not whole",
-                where=path,
-                expected=f"{record.bytes} bytes",
-                found=found,
-                fix=f"Delete {layout.receipt_file(teacher, receipt.shard)} and capture again to redo this shard",
-            )

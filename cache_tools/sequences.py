@@ -11,9 +11,7 @@ The gold token of position t is ``input_ids[t + 1]`` for a causal teacher, and
 the text in UTF-8, so a token's place in the text is a running sum.
 """
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +20,8 @@ import pyarrow.ipc
 from numpy.typing import NDArray
 
 from cache_tools.errors import DamageError
-from cache_tools.files import write_atomically
 from cache_tools.manifest import Objective
+from cache_tools.storage import StorePath, read_object, sha256, write_object
 
 SCHEMA = pa.schema(
     [
@@ -88,7 +86,7 @@ class Sequence:
         return self.original_ids[self.positions()]
 
 
-def write_sequences(path: Path, sequences: list[Sequence]) -> tuple[int, str]:
+def write_sequences(path: StorePath, sequences: list[Sequence]) -> tuple[int, str]:
     """Write one shard's sequences and return (bytes, sha256) of the file.
 
     The same sequences give the same bytes.
@@ -96,21 +94,21 @@ def write_sequences(path: Path, sequences: list[Sequence]) -> tuple[int, str]:
     columns = [[getattr(s, field.name) for s in sequences] for field in SCHEMA]
     arrays = [pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA, strict=True)]
     content = table_bytes(pa.Table.from_arrays(arrays, schema=SCHEMA))
-    write_atomically(path, content)
-    return len(content), hashlib.sha256(content).hexdigest()
+    write_object(path, content)
+    return len(content), sha256(content)
 
 
-def read_sequences(path: Path, sha256: str) -> list[Sequence]:
+def read_sequences(path: StorePath, expected_sha256: str) -> list[Sequence]:
     """Read one shard's sequences.
 
     Args:
         path: The Arrow file.
-        sha256: Hash that the shard table records for it.
+        expected_sha256: Hash that the shard table records for it.
 
     Raises:
         DamageError: the file is missing or not what was written.
     """
-    table = read_table(path, sha256)
+    table = read_table(path, expected_sha256)
     columns = {name: _values(table.column(name).combine_chunks()) for name in table.column_names}
     return [Sequence(*row) for row in zip(*(columns[field.name] for field in SCHEMA), strict=True)]
 
@@ -125,32 +123,41 @@ def table_bytes(table: pa.Table) -> bytes:
     return content
 
 
-def read_table(path: Path, sha256: str) -> pa.Table:
+def read_table(path: StorePath, expected_sha256: str) -> pa.Table:
     """Read an Arrow IPC file whose hash is known.
 
     Raises:
         DamageError: it is missing or not what was written.
     """
+    content = read_recorded(path, expected_sha256)
+    return pa.ipc.open_file(pa.BufferReader(content)).read_all()
+
+
+def read_recorded(path: StorePath, expected_sha256: str) -> bytes:
+    """Read a file of an encoding or teacher whose hash is known.
+
+    Raises:
+        DamageError: it is missing or not what was written.
+    """
     try:
-        content = path.read_bytes()
+        content = read_object(path)
     except OSError as error:
         raise DamageError(
-            "the file is missing or unreadable",
+            "the file is missing",
             where=path,
-            found=error.strerror or "an error",
-            fix="Restore it from a copy, or delete the encoding and capture it again",
+            fix="Restore it from a copy, or delete the folder of this encoding or teacher and capture it again",
         ) from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
+    found = sha256(content)
+    if found != expected_sha256:
         raise DamageError(
             "the file is not the one that was written",
             where=path,
-            expected=f"sha256 {sha256[:12]}…",
+            expected=f"sha256 {expected_sha256[:12]}…",
             found=f"{found[:12]}…",
             why="predictions would be joined to other tokens",
-            fix="Restore it from a copy, or delete the encoding and capture it again",
+            fix="Restore it from a copy, or delete the folder of this encoding or teacher and capture it again",
         )
-    return pa.ipc.open_file(pa.BufferReader(content)).read_all()
+    return content
 
 
 def _values(column: Any) -> list[Any]:

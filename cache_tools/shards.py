@@ -1,22 +1,21 @@
-"""The shard table of an encoding: how many sequences and positions each shard holds, and of which split.
+"""The tables of one part of an encoding: its shards, and the corpus files that they came from.
 
-One Arrow file, written after all sequence files; the encoding's manifest, written after
-it, records its hash. A shard belongs to one split as a whole, so training and held-out
-rows never share an object and appended documents simply become further shards.
+Two Arrow files per part, written after its sequence files; the encoding's manifest,
+written after them, records their hashes. A shard belongs to one split as a whole, so training
+and held-out rows never share an object. Appended documents become another part: further
+shards behind the others, whose files and rows stay what they are.
 """
 
-import hashlib
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 
 import pyarrow as pa
 
 from cache_tools import layout
-from cache_tools.files import write_atomically
-from cache_tools.manifest import Split
+from cache_tools.manifest import SPLITS, Part, Split, SplitTotals
 from cache_tools.sequences import read_table, table_bytes
+from cache_tools.storage import StorePath, sha256, write_object
 
-SCHEMA = pa.schema(
+SHARDS = pa.schema(
     [
         ("split", pa.string()),
         ("documents", pa.int64()),
@@ -28,6 +27,7 @@ SCHEMA = pa.schema(
         ("sha256", pa.string()),
     ]
 )
+FILES = pa.schema([("name", pa.string()), ("sha256", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -55,28 +55,52 @@ class ShardEntry:
     sha256: str
 
 
-def write_shard_table(encoding: Path, entries: list[ShardEntry]) -> str:
-    """Write the table and return the sha256 of its file."""
-    names = [field.name for field in fields(ShardEntry)]
+def write_part(encoding: StorePath, number: int, files: dict[str, str], entries: list[ShardEntry]) -> Part:
+    """Write the tables of a part and return what the encoding's manifest says of it.
+
+    Args:
+        encoding: The encoding's folder.
+        number: Index of the part.
+        files: Hash of each corpus file by its name.
+        entries: The part's shards.
+    """
+    columns = [field.name for field in fields(ShardEntry)]
     rows = [asdict(entry) for entry in entries]
-    table = pa.Table.from_pydict({name: [row[name] for row in rows] for name in names}, schema=SCHEMA)
-    content = table_bytes(table)
-    write_atomically(layout.shard_table_file(encoding), content)
-    return hashlib.sha256(content).hexdigest()
+    shards = pa.Table.from_pydict({name: [row[name] for row in rows] for name in columns}, schema=SHARDS)
+    listed = pa.Table.from_pydict({"name": list(files), "sha256": list(files.values())}, schema=FILES)
+    hashes = []
+    for path, table in (
+        (layout.file_table_file(encoding, number), listed),
+        (layout.shard_table_file(encoding, number), shards),
+    ):
+        content = table_bytes(table)
+        write_object(path, content)
+        hashes.append(sha256(content))
+    return Part(splits={s: totals(entries, s) for s in SPLITS}, files_sha256=hashes[0], shards_sha256=hashes[1])
 
 
-def read_shard_table(encoding: Path, sha256: str) -> list[ShardEntry]:
-    """Read the table whose hash the encoding's manifest records.
+def read_shard_tables(encoding: StorePath, parts: tuple[Part, ...]) -> list[ShardEntry]:
+    """Read the shards of all parts, in order.
 
     Raises:
-        DamageError: it is missing or not what was written.
+        DamageError: a table is missing or not what was written.
     """
-    table = read_table(layout.shard_table_file(encoding), sha256)
-    return [ShardEntry(**row) for row in table.to_pylist()]
+    tables = (read_table(layout.shard_table_file(encoding, i), part.shards_sha256) for i, part in enumerate(parts))
+    return [ShardEntry(**row) for table in tables for row in table.to_pylist()]
 
 
-def totals(entries: list[ShardEntry], split: Split) -> dict[str, int]:
-    """Return the sums over the shards of one split, as ``SplitTotals`` wants them."""
+def read_file_tables(encoding: StorePath, parts: tuple[Part, ...]) -> dict[str, str]:
+    """Read the corpus files of all parts: hash by name.
+
+    Raises:
+        DamageError: a table is missing or not what was written.
+    """
+    tables = (read_table(layout.file_table_file(encoding, i), part.files_sha256) for i, part in enumerate(parts))
+    return {row["name"]: row["sha256"] for table in tables for row in table.to_pylist()}
+
+
+def totals(entries: list[ShardEntry], split: Split) -> SplitTotals:
+    """Return the sums over the shards of one split."""
     chosen = [entry for entry in entries if entry.split == split]
     names = ("documents", "sequences", "tokens", "positions")
-    return {name: sum(getattr(entry, name) for entry in chosen) for name in names} | {"shards": len(chosen)}
+    return SplitTotals(**{name: sum(getattr(entry, name) for entry in chosen) for name in names}, shards=len(chosen))

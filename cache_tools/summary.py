@@ -8,9 +8,9 @@ import math
 from collections import defaultdict
 from typing import Any
 
-from cache_tools import layout
+from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.predictions import mean_statistics
-from cache_tools.reader import Cache, CachedTeacher, Encoding
+from cache_tools.reader import Cache, Encoding
 from cache_tools.receipts import Receipt
 
 LARGEST_EXPONENT = 700.0
@@ -32,6 +32,7 @@ def _encoding(encoding: Encoding) -> dict[str, Any]:
     return {
         "name": encoding.name,
         "fingerprint": manifest.fingerprint,
+        "parts": len(manifest.parts),
         "objective": manifest.objective,
         "vocabulary_size": manifest.vocabulary_size,
         "positions_per_shard": manifest.positions_per_shard,
@@ -45,8 +46,7 @@ def _teacher(teacher: CachedTeacher) -> dict[str, Any]:
     manifest = teacher.manifest
     receipts = [r for shard in range(len(teacher.encoding.shards)) if (r := teacher.receipt(shard))]
     positions = sum(receipt.positions for receipt in receipts)
-    head = layout.head_file(teacher.path)
-    stored = sum(receipt.stored_bytes for receipt in receipts) + (head.stat().st_size if head.exists() else 0)
+    stored = sum(r.stored_bytes for r in receipts) + sum(record.bytes for record in manifest.files.values())
     return {
         "name": teacher.name,
         "fingerprint": manifest.fingerprint,
@@ -61,6 +61,7 @@ def _teacher(teacher: CachedTeacher) -> dict[str, Any]:
         "stored_bytes": stored,
         "bytes_per_position": stored / positions if positions else None,
         "bytes_by_array": _bytes_by_array(receipts),
+        "positions_by_group": {g: sum(r.positions for r in receipts if g in r.groups) for g in teacher.groups},
         "statistics": _statistics(teacher, receipts),
         "provenance": receipts[0].provenance if receipts else {},
     }

@@ -1,24 +1,32 @@
 """Is this cache whole, and are its bytes the ones that were written?
 
-The quick check reads manifests, the shard table, receipts and file sizes. ``deep`` also
-hashes every object and decodes every row under the value rules of FORMAT.md, so its cost
-is reading and decoding everything once. Both go on after a problem: one run lists all.
+The quick check reads manifests, tables, receipts, sequence files and object sizes.
+``deep`` also hashes every object and decodes every row under the value rules of FORMAT.md, so its
+cost is reading and decoding everything once. Both go on after a problem: one run lists all.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from cache_tools import layout
+from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.codec import EMPTY_ID, MASS_TOLERANCE
+from cache_tools.direct import open_array
 from cache_tools.errors import LogitcaskError
-from cache_tools.files import file_sha256
-from cache_tools.predictions import array_types
-from cache_tools.reader import Cache, CachedTeacher, Encoding
-from cache_tools.receipts import Receipt
+from cache_tools.manifest import ObjectRecord
+from cache_tools.predictions import group_layouts, hidden_array
+from cache_tools.reader import Cache, Encoding
+from cache_tools.receipts import TARGETS, Receipt
+from cache_tools.sealed import read_sealed
+from cache_tools.shards import read_file_tables
+from cache_tools.storage import StorePath, object_size, read_object, sha256
+
+Remedy = Literal["capture", "redo", "metadata", "restore"]
+"""What helps: run the capture; redo one shard; rewrite metadata that follows from the manifests; a copy."""
 
 
 @dataclass(frozen=True)
@@ -26,17 +34,28 @@ class Problem:
     """One finding.
 
     Attributes:
-        kind: ``missing`` (a shard nobody has captured yet) or ``damage``.
+        kind: ``missing`` (something nobody has captured yet) or ``damage``.
         where: Path of the object.
         message: What is wrong with it.
+        remedy: What helps.
+        encoding: Encoding it belongs to.
+        teacher: Teacher it belongs to, if any.
+        shard: Shard it belongs to, if one.
     """
 
-    kind: str
+    kind: Literal["missing", "damage"]
     where: str
     message: str
+    remedy: Remedy = "restore"
+    encoding: str | None = None
+    teacher: str | None = None
+    shard: int | None = None
 
 
-def verify(path: Path, deep: bool = False, progress: Callable[[str], None] = lambda _: None) -> list[Problem]:
+Progress = Callable[[str], None]
+
+
+def verify(path: StorePath, deep: bool = False, progress: Progress = lambda _: None) -> list[Problem]:
     """Check a cache and return every problem found; an empty list means it is whole.
 
     Args:
@@ -48,108 +67,151 @@ def verify(path: Path, deep: bool = False, progress: Callable[[str], None] = lam
         FormatError: the path is not a cache of this format version.
     """
     cache = Cache(path)
-    problems = []
+    folder = layout.encodings_folder(cache.path)
+    problems = list(_group(folder, Problem("damage", str(folder / layout.MANIFEST), "", "metadata")))
     if not cache.encodings:
-        problems.append(Problem("missing", str(path), "no encoding has been committed"))
+        problems.append(Problem("missing", str(path), "no encoding has been committed", "capture"))
     for name in cache.encodings:
-        problems += _guarded(path / "encodings" / name, partial(_encoding, cache, name, deep, progress))
+        blank = Problem("damage", str(folder / name), "", encoding=name)
+        problems += _guarded(blank, partial(_encoding, cache, blank, deep, progress))
     return problems
 
 
-def _guarded(where: Path, check: Callable[[], Iterator[Problem]]) -> list[Problem]:
+def _guarded(blank: Problem, check: Callable[[], Iterator[Problem]]) -> list[Problem]:
     """Run a check; an error that stops it becomes its last problem."""
     problems: list[Problem] = []
     try:
         for problem in check():
             problems.append(problem)
     except LogitcaskError as error:
-        problems.append(Problem("damage", error.where or str(where), error.message))
+        problems.append(_found(blank, error.message, error.where or blank.where))
     return problems
 
 
-def _encoding(cache: Cache, name: str, deep: bool, progress: Callable[[str], None]) -> Iterator[Problem]:
-    encoding = cache.encoding(name)
+def _found(blank: Problem, message: str, where: object = None) -> Problem:
+    return Problem(**{**vars(blank), "message": message, "where": str(where or blank.where)})
+
+
+def _group(folder: StorePath, blank: Problem) -> Iterator[Problem]:
+    """Check the ``zarr.json`` of a group without a manifest."""
+    try:
+        read_sealed(read_object(folder / layout.MANIFEST))
+    except (OSError, ValueError) as error:
+        yield _found(blank, f"the group's metadata is missing or damaged: {error}", folder / layout.MANIFEST)
+
+
+def _encoding(cache: Cache, blank: Problem, deep: bool, progress: Progress) -> Iterator[Problem]:
+    encoding = cache.encoding(blank.encoding)
+    yield from _files(encoding.path, encoding.manifest.files, blank, deep=True)
+    read_file_tables(encoding.path, encoding.manifest.parts)
     for shard in range(len(encoding.shards)):
         progress(f"{encoding.name}: sequences {shard}")
-        yield from _guarded(encoding.path, partial(_sequences, encoding, shard))
+        yield from _guarded(blank, partial(_sequences, encoding, shard, blank))
     if not encoding.teachers:
-        yield Problem("missing", str(encoding.path), "no teacher has been captured")
-    for teacher in encoding.teachers:
-        yield from _guarded(encoding.path / "teachers" / teacher, partial(_teacher, encoding, teacher, deep, progress))
+        yield Problem("missing", str(encoding.path), "no teacher has been captured", "capture")
+        return
+    metadata = Problem(**{**vars(blank), "remedy": "metadata"})
+    yield from _group(encoding.path / "teachers", metadata)
+    for name in encoding.teachers:
+        of_teacher = Problem(
+            "damage", str(layout.teacher_folder(encoding.path, name)), "", "restore", encoding.name, name
+        )
+        yield from _guarded(of_teacher, partial(_teacher, encoding, of_teacher, deep, progress))
 
 
-def _sequences(encoding: Encoding, shard: int) -> Iterator[Problem]:
+def _sequences(encoding: Encoding, shard: int, blank: Problem) -> Iterator[Problem]:
     """Hash and read one sequence file (reading checks the hash) and compare it with the shard table."""
     entry, sequences = encoding.shards[shard], encoding.sequences(shard)
-    where = str(layout.sequences_file(encoding.path, shard))
+    where = layout.sequences_file(encoding.path, shard)
     row = shard * encoding.manifest.positions_per_shard
     for sequence in sequences:
         if sequence.first_position != row:
-            yield Problem("damage", where, f"sequence {sequence.sequence_id} does not start at row {row}")
+            yield _found(blank, f"sequence {sequence.sequence_id} does not start at row {row}", where)
         if int(sequence.byte_lengths.sum()) != len(sequence.text.encode()):
-            yield Problem("damage", where, f"sequence {sequence.sequence_id}: byte lengths do not add up to its text")
+            yield _found(blank, f"sequence {sequence.sequence_id}: byte lengths do not add up to its text", where)
         row += sequence.num_positions
     if row - shard * encoding.manifest.positions_per_shard != entry.positions:
-        yield Problem("damage", where, f"the shard table promises {entry.positions} positions")
+        yield _found(blank, f"the shard table promises {entry.positions} positions", where)
 
 
-def _teacher(encoding: Encoding, name: str, deep: bool, progress: Callable[[str], None]) -> Iterator[Problem]:
-    teacher = encoding.teacher(name)
-    for array in array_types(teacher.manifest):
-        if not (teacher.path / array / layout.MANIFEST).is_file():
-            yield Problem("damage", str(teacher.path / array), "the array's zarr.json is missing")
-    for shard in range(len(teacher.encoding.shards)):
+def _teacher(encoding: Encoding, blank: Problem, deep: bool, progress: Progress) -> Iterator[Problem]:
+    teacher = encoding.teacher(blank.teacher)
+    yield from _files(teacher.path, teacher.manifest.files, blank, deep)
+    metadata = Problem(**{**vars(blank), "remedy": "metadata"})
+    if teacher.manifest.hidden:
+        yield from _group(teacher.path / "hidden", metadata)
+    for group in group_layouts(teacher.manifest, encoding.manifest.positions_per_shard).values():
+        for name, cut in group.items():
+            yield from _guarded(metadata, lambda n=name, c=cut: _array(teacher, n, c, metadata))  # type: ignore[misc]
+    for shard in range(len(encoding.shards)):
         progress(f"{teacher.name}: shard {shard}")
-        yield from _guarded(teacher.path, partial(_shard, teacher, shard, deep))
+        redo = Problem("damage", str(teacher.path), "", "redo", encoding.name, teacher.name, shard)
+        yield from _guarded(redo, partial(_shard, teacher, redo, deep))
 
 
-def _shard(teacher: CachedTeacher, shard: int, deep: bool) -> Iterator[Problem]:
-    receipt = teacher.receipt(shard)
+def _array(teacher: CachedTeacher, name: str, cut: object, blank: Problem) -> Iterator[Problem]:
+    """Check an array's metadata; one whose axis is too short awaits the next capture."""
+    array = open_array(teacher.path, name, cut)  # type: ignore[arg-type]
+    rows = teacher.encoding.manifest.positions_per_shard * len(teacher.encoding.shards)
+    if array.layout and array.num_rows < rows:
+        yield _found(blank, f"the array ends at row {array.num_rows} of {rows}", teacher.path / name)
+
+
+def _shard(teacher: CachedTeacher, blank: Problem, deep: bool) -> Iterator[Problem]:
+    assert blank.shard is not None
+    receipt, where = teacher.receipt(blank.shard), layout.receipt_file(teacher.path, blank.shard)
+    absent = teacher.groups if receipt is None else [g for g in teacher.groups if g not in receipt.groups]
+    if absent:
+        lacking = f" of {', '.join(absent)}" if receipt else ""
+        message = f"shard {blank.shard} has not been captured{lacking}; run 'logitcask capture' again"
+        yield Problem("missing", str(where), message, "capture", blank.encoding, blank.teacher, blank.shard)
     if receipt is None:
-        where = str(layout.receipt_file(teacher.path, shard))
-        yield Problem("missing", where, f"shard {shard} has not been captured; run 'logitcask capture' again")
         return
+    entry = teacher.encoding.shards[blank.shard]
+    if (receipt.positions, receipt.tokens) != (entry.positions, entry.tokens):
+        yield _found(
+            blank, f"the receipt counts other positions or tokens than the shard table: {receipt.positions}", where
+        )
     sound = True
-    for problem in _objects(teacher.path, receipt, deep):
+    for problem in _files(teacher.path, receipt.objects, blank, deep):
         sound = False
         yield problem
     if deep and sound:
-        yield from _values(teacher, shard)
+        yield from _values(teacher, receipt, blank)
 
 
-def _objects(teacher: Path, receipt: Receipt, deep: bool) -> Iterator[Problem]:
-    for key, record in receipt.objects.items():
-        path = teacher / key
-        fix = f"delete {layout.receipt_file(teacher, receipt.shard)} and capture again to redo this shard"
-        if ".." in Path(key).parts or Path(key).is_absolute():
-            yield Problem("damage", str(teacher), f"the receipt names a path outside the cache: {key!r}")
-        elif not path.is_file():
-            yield Problem("damage", str(path), f"the object is missing; {fix}")
-        elif path.stat().st_size != record.bytes:
-            yield Problem("damage", str(path), f"{path.stat().st_size} bytes instead of {record.bytes}; {fix}")
-        elif deep and file_sha256(path) != record.sha256:
-            yield Problem("damage", str(path), f"the bytes are not those that were written; {fix}")
+def _files(folder: StorePath, objects: dict[str, ObjectRecord], blank: Problem, deep: bool) -> Iterator[Problem]:
+    """Compare objects with their recorded sizes, and when deep with their hashes."""
+    for key, record in objects.items():
+        size = object_size(folder / key)
+        if size is None:
+            yield _found(blank, "the object is missing", folder / key)
+        elif size != record.bytes:
+            yield _found(blank, f"{size} bytes instead of {record.bytes}", folder / key)
+        elif deep and sha256(read_object(folder / key)) != record.sha256:
+            yield _found(blank, "the bytes are not those that were written", folder / key)
 
 
-def _values(teacher: CachedTeacher, shard: int) -> Iterator[Problem]:
+def _values(teacher: CachedTeacher, receipt: Receipt, blank: Problem) -> Iterator[Problem]:
     """Decode every row of a shard and check the rules that FORMAT.md states."""
-    start, stop = teacher.shard_rows(shard)
-    targets = teacher.targets(start, stop)
-    used = targets.ids != EMPTY_ID
-    mass = np.exp(targets.log_probs).sum(axis=1) + np.exp(targets.log_left_out)
-    ascending = (targets.ids[:, 1:] > targets.ids[:, :-1]) | ~used[:, 1:]
-    rules = {
-        "an id is not below the vocabulary size": (used & (targets.ids >= teacher.manifest.vocabulary_size)).any(
-            axis=1
-        ),
-        "ids do not ascend": ~ascending.all(axis=1),
-        "the probabilities do not sum to 1": np.abs(mass - 1) > MASS_TOLERANCE,
-    }
-    for name in teacher.manifest.scalars:
-        teacher.scalar(name, start, stop)  # any integer is a legal value, but it must decode
+    start, stop = teacher.shard_rows(receipt.shard)
+    rules = {}
+    if TARGETS in receipt.groups:
+        targets = teacher.targets(start, stop)
+        used = targets.ids != EMPTY_ID
+        mass = np.exp(targets.log_probs).sum(axis=1) + np.exp(targets.log_left_out)
+        ascending = (targets.ids[:, 1:] > targets.ids[:, :-1]) | ~used[:, 1:]
+        beyond = used & (targets.ids >= teacher.manifest.vocabulary_size)
+        rules["an id is not below the vocabulary size"] = beyond.any(axis=1)
+        rules["ids do not ascend"] = ~ascending.all(axis=1)
+        rules["the probabilities do not sum to 1"] = ~(np.abs(mass - 1) <= MASS_TOLERANCE)
+        for name in teacher.manifest.scalars:
+            rules[f"{name} is not a number"] = np.isnan(teacher.scalar(name, start, stop))
     for layer in teacher.manifest.hidden:
-        rules[f"hidden state {layer} is not finite"] = ~np.isfinite(teacher.hidden(layer, start, stop)).all(axis=1)
+        if hidden_array(layer) in receipt.groups:
+            finite = np.isfinite(teacher.hidden(layer, start, stop)).all(axis=1)
+            rules[f"hidden state {layer} is not finite"] = ~finite
     for rule, broken in rules.items():
         if broken.any():
             row = start + int(np.flatnonzero(broken)[0])
-            yield Problem("damage", str(teacher.path), f"shard {shard}, row {row}: {rule}")
+            yield _found(blank, f"shard {receipt.shard}, row {row}: {rule}")

@@ -1,41 +1,62 @@
 """Writing a teacher into a cache: declare it once, then commit its shards in any order.
 
-``declare_teacher`` is idempotent and refuses another teacher under the same name.
-``commit_shard`` writes the arrays of one shard, each atomically, and the receipt last; a
-process killed anywhere leaves either a committed shard or one that does not exist.
+``declare_teacher`` is idempotent and refuses another teacher under the same name; it may add
+layers of hidden states to one that is there. ``commit_shard`` writes the objects of one shard
+and the receipt last; a process killed anywhere leaves either a committed shard or one that
+does not exist. A group of arrays can be added to a committed shard: the receipt is replaced
+by one that also lists the new objects, and until then the old one holds.
 """
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from cache_tools import layout
-from cache_tools.arrays import create_arrays, write_shard
-from cache_tools.codec import kl_nats
+from cache_tools.arrays import read_layout
+from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import FormatError, IdentityError
-from cache_tools.files import PARTIAL_SUFFIX, file_sha256
 from cache_tools.fingerprint import differences
 from cache_tools.manifest import (
     CacheManifest,
+    ObjectRecord,
     TeacherManifest,
     read_manifest,
     write_group,
     write_manifest,
 )
-from cache_tools.predictions import Predictions, array_types, statistics, to_arrays
-from cache_tools.reader import CachedTeacher, Encoding
-from cache_tools.receipts import ObjectRecord, Receipt, write_receipt
+from cache_tools.predictions import (
+    ErrorOf,
+    Group,
+    Predictions,
+    encode_hidden,
+    encode_targets,
+    group_layouts,
+    hidden_array,
+)
+from cache_tools.reader import Encoding
+from cache_tools.receipts import TARGETS, Receipt, write_receipt
+from cache_tools.storage import (
+    PARTIAL_SUFFIX,
+    StorePath,
+    names,
+    object_exists,
+    read_object,
+    remove_object,
+    remove_partial,
+    write_object,
+    write_objects,
+)
 
 
-def create_cache(cache: Path) -> None:
+def create_cache(cache: StorePath) -> None:
     """Create an empty cache, or check that what lies there is one.
 
     Raises:
         FormatError: the folder holds something else, or another format version.
     """
-    if (cache / layout.MANIFEST).exists():
+    if object_exists(cache / layout.MANIFEST):
         read_manifest(cache, CacheManifest)
         return
-    if cache.exists() and (not cache.is_dir() or any(_foreign(path) for path in cache.iterdir())):
+    if any(_foreign(name) for name in names(cache)) or (object_exists(cache) and not cache.is_dir()):
         raise FormatError(
             "this path holds something that is not a cache",
             where=cache,
@@ -48,84 +69,145 @@ def create_cache(cache: Path) -> None:
     write_manifest(cache, CacheManifest())
 
 
-def _foreign(path: Path) -> bool:
+def _foreign(name: str) -> bool:
     """Say whether a file is none that a creation killed half-way could have left."""
-    return path.name != layout.encodings_folder(Path()).name and path.suffix != PARTIAL_SUFFIX
+    return name != "encodings" and not name.endswith(PARTIAL_SUFFIX)
 
 
-def declare_teacher(encoding: Encoding, name: str, manifest: TeacherManifest) -> CachedTeacher:
+def declare_teacher(
+    encoding: Encoding, name: str, manifest: TeacherManifest, files: Mapping[str, bytes] | None = None
+) -> CachedTeacher:
     """Create a teacher's folder and arrays, or check that the same teacher is already there.
+
+    Layers of hidden states that the stored teacher lacks are added to it.
 
     Args:
         encoding: The committed encoding that the teacher reads.
         name: The teacher's name in the cache.
         manifest: What is to be captured.
+        files: Contents of the files that the manifest lists.
 
     Raises:
         IdentityError: another teacher, or other capture parameters, under the same name.
     """
     folder = layout.teacher_folder(encoding.path, name)
-    if (folder / layout.MANIFEST).exists():
-        _check_same(name, folder, read_manifest(folder, TeacherManifest), manifest)
-    else:  # before the arrays, so that other parameters never meet arrays made for these
+    stored = read_manifest(folder, TeacherManifest) if object_exists(folder / layout.MANIFEST) else None
+    if stored:
+        _check_same(name, folder, stored, manifest)
+    else:
         write_group(folder.parent)
+    if stored is None or set(manifest.hidden) - set(stored.hidden):
+        write_objects(folder, files or {})
         write_manifest(folder, manifest)
     if manifest.hidden:
         write_group(folder / "hidden")
-    create_arrays(
-        folder,
-        array_types(manifest),
-        len(encoding.shards),
-        encoding.manifest.positions_per_shard,
-        manifest.chunk_positions,
-    )
+    write_array_metadata(encoding, folder, manifest)
     return encoding.teacher(name)
 
 
-def commit_shard(teacher: CachedTeacher, shard: int, predictions: Predictions, provenance: dict[str, Any]) -> Receipt:
-    """Write one shard: every array, then the receipt.
+def write_array_metadata(encoding: Encoding, folder: StorePath, manifest: TeacherManifest) -> None:
+    """Write the ``zarr.json`` of every array that has none, or a shorter first axis than the encoding now has."""
+    rows_per_shard = encoding.manifest.positions_per_shard
+    num_rows = rows_per_shard * len(encoding.shards)
+    for group in group_layouts(manifest, rows_per_shard).values():
+        for name, cut in group.items():
+            path = layout.array_metadata_file(folder, name)
+            if _stored_rows(path) < num_rows:
+                write_object(path, cut.metadata(num_rows))
+
+
+def _stored_rows(metadata: StorePath) -> int:
+    """Return the length of an array's first axis; 0 if it has no readable metadata."""
+    try:
+        found = read_layout(read_object(metadata))
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return 0
+    return found[1] if found else 0
+
+
+def commit_shard(
+    teacher: CachedTeacher,
+    shard: int,
+    predictions: Predictions,
+    provenance: dict[str, Any],
+    errors: Mapping[str, ErrorOf] | None = None,
+) -> Receipt:
+    """Write one shard, or add groups of arrays to a committed one: every object, then the receipt.
 
     Args:
         teacher: The declared teacher.
         shard: Shard index.
-        predictions: As many rows as the shard has positions, in position order.
+        predictions: As many rows as the shard has positions, in position order; what is missing
+            of them (the targets, or layers) is not written.
         provenance: Software, device and time, for the receipt.
+        errors: How to measure the error of a layer of hidden states, by layer, if not relative.
 
     Raises:
         ValueError: a row cannot be stored.
-        StorageError: the disk is full or refuses.
+        StorageError: the disk is full, or disk or bucket refuse.
     """
-    entry = teacher.encoding.shards[shard]
-    arrays = to_arrays(teacher.manifest, predictions)
-    assert all(len(rows) == entry.positions for rows in arrays.values())
-    objects = {}
-    for name, rows in arrays.items():
-        key = write_shard(teacher.path, name, shard, rows)
-        path = teacher.path / key
-        if path.exists():  # zarr stores no object for a shard of fill values
-            objects[key] = ObjectRecord(bytes=path.stat().st_size, sha256=file_sha256(path))
-    codec_kl = kl_nats(predictions.targets, teacher.codec.decode(arrays))
+    return commit_groups(teacher, shard, _encode_groups(teacher, predictions, errors or {}), provenance)
+
+
+def commit_groups(
+    teacher: CachedTeacher, shard: int, groups: Mapping[str, Group], provenance: dict[str, Any]
+) -> Receipt:
+    """Write encoded groups of arrays of one shard; arguments and errors as for ``commit_shard``."""
+    entry, known = teacher.encoding.shards[shard], teacher.receipt(shard)
+    assert all(len(rows) == entry.positions for group in groups.values() for rows in group.arrays.values())
+    objects = _encode_objects(teacher, shard, groups)
+    for key, content in objects.items():
+        remove_partial(teacher.path / key)
+        if not content:  # whatever a killed run left there is not this shard's
+            remove_object(teacher.path / key)
+    write_objects(teacher.path, {key: content for key, content in objects.items() if content})
     receipt = Receipt(
         shard=shard,
         positions=entry.positions,
         tokens=entry.tokens,
         teacher_fingerprint=teacher.manifest.fingerprint,
         sequences_sha256=entry.sha256,
-        objects=objects,
-        statistics=statistics(predictions, codec_kl),
-        provenance=provenance,
+        groups=(known.groups if known else {}) | {name: group.parameters for name, group in groups.items()},
+        objects=(known.objects if known else {}) | {key: ObjectRecord.of(c) for key, c in objects.items() if c},
+        statistics=(known.statistics if known else {})
+        | {name: value for group in groups.values() for name, value in group.statistics.items()},
+        provenance=(known.provenance if known else {}) | dict.fromkeys(groups, provenance),
     )
     write_receipt(teacher.path, receipt)
     return receipt
 
 
-def _check_same(name: str, folder: Path, stored: TeacherManifest, wanted: TeacherManifest) -> None:
-    if stored.fingerprint != wanted.fingerprint:
+def _encode_groups(teacher: CachedTeacher, predictions: Predictions, errors: Mapping[str, ErrorOf]) -> dict[str, Group]:
+    groups = {} if predictions.targets is None else {TARGETS: encode_targets(teacher.manifest, predictions)}
+    for layer, states in predictions.hidden.items():
+        spec = teacher.manifest.hidden[layer]
+        group = encode_hidden(layer, spec, states, teacher.transform(layer), errors.get(layer))
+        groups[hidden_array(layer)] = group
+    return groups
+
+
+def _encode_objects(teacher: CachedTeacher, shard: int, groups: Mapping[str, Group]) -> dict[str, bytes]:
+    """Return the object of each array by key; empty for one of fill values, which is not stored."""
+    layouts = group_layouts(teacher.manifest, teacher.encoding.manifest.positions_per_shard)
+    return {
+        layout.shard_key(name, shard, rows.ndim): layouts[group_name][name].encode(rows)
+        for group_name, group in groups.items()
+        for name, rows in group.arrays.items()
+    }
+
+
+def _check_same(name: str, folder: StorePath, stored: TeacherManifest, wanted: TeacherManifest) -> None:
+    """Refuse to go on with another teacher, or without a layer that its shards have so far."""
+    layers = {layer: spec.model_dump() for layer, spec in stored.hidden.items()}
+    asked = {layer: spec.model_dump() for layer, spec in wanted.hidden.items()}
+    kept = {layer: asked.get(layer) for layer in layers}
+    if stored.fingerprint != wanted.fingerprint or kept != layers:
+        found = differences(stored.identity, wanted.identity) + differences(layers, kept, "hidden.")
         raise IdentityError(
             f"the cache already holds another teacher under the name {name!r}",
             where=folder,
-            found="; ".join(differences(stored.identity, wanted.identity)),
+            found="; ".join(found),
             expected="the same weights and capture parameters",
             why="half of its shards would come from one teacher and half from the other",
-            fix="Restore the old settings, give the new teacher another name, or delete this folder to start over",
+            fix="Restore the old settings, give the new teacher another name, or remove it with 'logitcask drop'",
         )

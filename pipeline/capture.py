@@ -1,38 +1,37 @@
 """Run teachers over an encoding and commit their predictions, shard by shard.
 
-For each shard without a receipt: batch, run the body, run the head at kept positions in
-chunks, keep what was asked for, write, commit. Kill it anywhere and run it again: committed
-shards are skipped, the others are done from their beginning, and the bytes are the same.
+For each shard that lacks something: batch, run the body, run the head at kept positions in
+chunks, keep what was asked for, write, commit. Kill it anywhere and run it again: what is
+committed is skipped, the rest is done from its shard's beginning, and the bytes are the same.
+A layer of hidden states that is asked for later is captured alone.
 
 Memory: the model, one batch through its body, one head chunk of HEAD_CHUNK_BYTES, and the
 kept predictions of one shard.
 """
 
-import json
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
-from safetensors.torch import save
 from torch import Tensor
 
-from cache_tools import layout
-from cache_tools.codec import DeltaPower, Targets
-from cache_tools.errors import IdentityError, ModelError
-from cache_tools.files import write_atomically
-from cache_tools.manifest import SOFTWARE, TeacherManifest
-from cache_tools.predictions import SCALAR_STEP_NATS, SCALARS, Predictions
-from cache_tools.reader import Encoding
+from cache_tools.cached_teacher import CachedTeacher
+from cache_tools.codec import Targets
+from cache_tools.errors import ModelError
+from cache_tools.manifest import SOFTWARE, Objective, TeacherManifest
+from cache_tools.predictions import Predictions, hidden_array
+from cache_tools.receipts import TARGETS
 from cache_tools.sequences import Sequence
-from cache_tools.writer import commit_shard, declare_teacher
+from cache_tools.writer import commit_shard
 from pipeline.batches import Batch, pad, token_budget_batches
-from pipeline.config import TeacherConfig
-from pipeline.split_model import body_of, check_head, output_scaling, run_body, run_head
+from pipeline.hidden_budget import error_measures
+from pipeline.split_model import run_body, run_head
 from pipeline.targets import SparseTargets, sparse_targets
 from pipeline.teacher import Teacher
 
@@ -44,99 +43,130 @@ Progress = Callable[[int], None]
 """Called with the number of tokens read since the last call."""
 
 
-def capture_teacher(
-    encoding: Encoding,
+def capture_shards(
+    cached: CachedTeacher,
+    shards: list[int],
     teacher: Teacher,
-    config: TeacherConfig,
-    chunk_positions: int,
-    rank: int = 0,
-    world_size: int = 1,
+    batch_tokens: int,
     progress: Progress = lambda _: None,
-) -> int:
-    """Capture every missing shard of one teacher, or this rank's share of them.
+) -> None:
+    """Capture what these shards lack of a declared teacher.
 
     Args:
-        encoding: The committed encoding.
+        cached: The teacher as declared in the cache.
+        shards: Shards to do.
         teacher: The loaded teacher.
-        config: Its block of the capture file.
-        chunk_positions: Rows per inner chunk of the arrays.
-        rank: This worker's number, in [0, world_size).
-        world_size: Number of workers; worker r does shards r, r + world_size, …
+        batch_tokens: Tokens per forward pass, padding included.
         progress: Told how many tokens were read.
 
-    Returns:
-        Number of shards that this call committed.
-
     Raises:
-        IdentityError: the cache holds another teacher under this name.
-        ModelError: the model's logits cannot be reproduced, or are NaN.
-        StorageError: the disk is full or refuses.
+        ModelError: a prediction is not a number, or cannot be stored.
+        StorageError: the disk is full, or disk or bucket refuse.
     """
-    _check_vocabulary(encoding, teacher, config)
-    first = encoding.sequences(0)[0]
-    probe = torch.from_numpy(first.input_ids.astype(np.int64))[None].to(teacher.device)
-    with torch.inference_mode():
-        check_head(teacher.model, probe)
-        manifest, head = _describe(encoding, teacher, config, chunk_positions, probe)
-    cached = declare_teacher(encoding, config.name, manifest)
-    if head is not None and not layout.head_file(cached.path).exists():
-        write_atomically(layout.head_file(cached.path), head)
-    done = 0
-    for shard in range(rank, len(encoding.shards), world_size):
-        if cached.receipt(shard) is None:
-            started = time.monotonic()
-            predictions = predict(encoding, shard, teacher, config, manifest, progress)
-            commit_shard(cached, shard, predictions, _provenance(teacher, started))
-            done += 1
-    return done
+    encoding = cached.encoding
+    for shard in shards:
+        started, groups = time.monotonic(), cached.missing_groups(shard)
+        wanted = Wanted(cached.manifest, groups)
+        predictions = predict(
+            encoding.sequences(shard), encoding.manifest.objective, teacher, wanted, batch_tokens, progress
+        )
+        errors = error_measures(teacher.model) if hidden_array("last") in groups else {}
+        try:
+            commit_shard(cached, shard, predictions, _provenance(teacher, started), errors)
+        except ValueError as error:
+            raise ModelError(
+                "the predictions of a shard cannot be stored",
+                where=f"teacher {cached.name!r}, shard {shard}",
+                found=error,
+                why="a student would learn something that the teacher did not say",
+            ) from error
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which predictions to keep.
+
+    Attributes:
+        manifest: The teacher's.
+        groups: ``targets`` and ``hidden/<layer>``.
+    """
+
+    manifest: TeacherManifest
+    groups: list[str]
+
+    @property
+    def targets(self) -> bool:
+        """Whether sparse targets and scalars are kept."""
+        return TARGETS in self.groups
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the hidden layers that are kept."""
+        return [layer for layer in self.manifest.hidden if hidden_array(layer) in self.groups]
 
 
 def predict(
-    encoding: Encoding,
-    shard: int,
+    sequences: list[Sequence],
+    objective: Objective,
     teacher: Teacher,
-    config: TeacherConfig,
-    manifest: TeacherManifest,
+    wanted: Wanted,
+    batch_tokens: int,
     progress: Progress = lambda _: None,
 ) -> Predictions:
-    """Run the teacher over one shard and return its predictions in position order."""
-    sequences = encoding.sequences(shard)
-    gold = [sequence.gold_ids(encoding.manifest.objective) for sequence in sequences]
-    rows = _Rows(encoding.shards[shard].positions, manifest)
-    starts = [sequence.first_position - sequences[0].first_position for sequence in sequences]
-    for indices in token_budget_batches([len(s.input_ids) for s in sequences], config.batch_tokens):
+    """Run the teacher over sequences that follow each other and return its predictions in position order."""
+    gold = [sequence.gold_ids(objective) for sequence in sequences]
+    first = sequences[0].first_position
+    rows = _Rows(sum(len(ids) for ids in gold), wanted)
+    starts = [sequence.first_position - first for sequence in sequences]
+    for indices in token_budget_batches([len(s.input_ids) for s in sequences], batch_tokens):
         batch = pad(sequences, indices)
         where = np.concatenate([np.arange(starts[i], starts[i] + len(gold[i])) for i in indices])
-        _predict_batch(batch, np.concatenate([gold[i] for i in indices]), where, teacher, config, rows)
-        _refuse_nan(rows, sequences[0].first_position, [sequences[i] for i in indices])
+        _predict_batch(batch, np.concatenate([gold[i] for i in indices]), where, teacher, wanted, rows)
+        rows.refuse_nan(first, [sequences[i] for i in indices])
         progress(sum(len(sequences[i].input_ids) for i in indices))
     return rows.predictions()
 
 
 class _Rows:
-    """Preallocated host arrays of one shard's predictions, filled in any order."""
+    """Preallocated host arrays of predictions, filled in any order."""
 
-    def __init__(self, num_positions: int, manifest: TeacherManifest) -> None:
-        k = manifest.target.k
-        self.ids = np.zeros((num_positions, k), dtype=np.uint32)
-        self.log_probs = np.full((num_positions, k), -np.inf, dtype=np.float32)
-        self.log_left_out = np.empty(num_positions, dtype=np.float32)
-        self.scalars = {name: np.empty(num_positions, dtype=np.float32) for name in manifest.scalars}
+    def __init__(self, num_positions: int, wanted: Wanted) -> None:
+        kept, k = num_positions if wanted.targets else 0, wanted.manifest.target.k
+        self.has_targets = wanted.targets
+        self.ids = np.zeros((kept, k), dtype=np.uint32)
+        self.log_probs = np.full((kept, k), -np.inf, dtype=np.float32)
+        self.log_left_out = np.empty(kept, dtype=np.float32)
+        self.scalars = {name: np.empty(kept, dtype=np.float32) for name in wanted.manifest.scalars}
         self.hidden = {
-            layer: np.empty((num_positions, spec.width), dtype=np.float32) for layer, spec in manifest.hidden.items()
+            layer: np.empty((num_positions, wanted.manifest.hidden[layer].width), dtype=np.float32)
+            for layer in wanted.layers
         }
 
-    def put(self, where: NDArray[np.int64], targets: SparseTargets, hidden: dict[str, Tensor]) -> None:
+    def put_targets(self, where: NDArray[np.int64], targets: SparseTargets) -> None:
         self.ids[where] = targets.ids.cpu().numpy()
         self.log_probs[where] = targets.log_probs.cpu().numpy()
         self.log_left_out[where] = targets.log_left_out.cpu().numpy()
         for name, values in targets.scalars.items():
             self.scalars[name][where] = values.cpu().numpy()
-        for layer, states in hidden.items():
-            self.hidden[layer][where] = states.float().cpu().numpy()
+
+    def put_hidden(self, where: NDArray[np.int64], layer: str, states: Tensor) -> None:
+        self.hidden[layer][where] = states.float().cpu().numpy()
+
+    def refuse_nan(self, first: int, sequences: list[Sequence]) -> None:
+        checked = [self.scalars["logsumexp"]] if self.has_targets else list(self.hidden.values())
+        for sequence in sequences:
+            start, stop = sequence.rows
+            if not all(np.isfinite(values[start - first : stop - first]).all() for values in checked):
+                raise ModelError(
+                    "the teacher's logits are not numbers",
+                    where=f"sequence {sequence.sequence_id}, document {sequence.document_id!r}",
+                    why="such a row would poison every student",
+                    fix="Try dtype: float32 or bfloat16 instead of float16",
+                )
 
     def predictions(self) -> Predictions:
-        return Predictions(Targets(self.ids, self.log_probs, self.log_left_out), self.scalars, self.hidden)
+        targets = Targets(self.ids, self.log_probs, self.log_left_out) if self.has_targets else None
+        return Predictions(targets, self.scalars if self.has_targets else {}, self.hidden)
 
 
 @torch.inference_mode()
@@ -145,102 +175,35 @@ def _predict_batch(
     gold: NDArray[np.uint32],
     where: NDArray[np.int64],
     teacher: Teacher,
-    config: TeacherConfig,
+    wanted: Wanted,
     rows: _Rows,
 ) -> None:
     """Run one batch and put its rows; ``gold`` and ``where`` follow the batch's kept positions, row by row."""
-    device, layers = teacher.device, [layer for layer in config.hidden_layers if layer != "last"]
+    device, layers = teacher.device, [layer for layer in wanted.layers if layer != "last"]
     last_BLD, all_hidden = run_body(
         teacher.model, batch.input_ids.to(device), batch.attention_mask.to(device), hidden=bool(layers)
     )
     kept = batch.position_mask.to(device)
+    for layer in layers:
+        rows.put_hidden(where, layer, all_hidden[int(layer)][kept])
+    if not wanted.targets and "last" not in wanted.layers:
+        return
     last_PD = last_BLD[kept]  # (positions of the batch, D)
-    hidden_PD = {str(layer): all_hidden[layer][kept] for layer in layers}
     gold_P = torch.from_numpy(gold.astype(np.int64)).to(device)
-    chunk = max(
-        1,
-        HEAD_CHUNK_BYTES.get(device.type, HEAD_CHUNK_BYTES["cuda"])
-        // (4 * teacher.model.get_output_embeddings().weight.shape[0]),
-    )
+    chunk = _chunk_positions(teacher)
     for start in range(0, len(last_PD), chunk):
         part = slice(start, start + chunk)
         head = run_head(teacher.model, last_PD[part])
-        hidden = {name: states[part] for name, states in hidden_PD.items()}
-        if "last" in config.hidden_layers:
-            hidden["last"] = head.last
-        rows.put(where[part], sparse_targets(head.logits, gold_P[part], rows.ids.shape[1]), hidden)
+        if wanted.targets:
+            rows.put_targets(where[part], sparse_targets(head.logits, gold_P[part], rows.ids.shape[1]))
+        if "last" in wanted.layers:
+            rows.put_hidden(where[part], "last", head.last)
 
 
-def _check_vocabulary(encoding: Encoding, teacher: Teacher, config: TeacherConfig) -> None:
-    """Refuse a teacher for which some ids of the encoding do not exist, before it reads one."""
-    body_of(teacher.model)  # refuses a model without output matrix
-    vocabulary = teacher.model.get_output_embeddings().weight.shape[0]
-    if vocabulary < encoding.manifest.vocabulary_size:
-        raise IdentityError(
-            f"teacher {config.name!r} has fewer logits than the tokenizer has ids",
-            where=config.model,
-            expected=f"at least {encoding.manifest.vocabulary_size}",
-            found=vocabulary,
-            fix="Use the teacher's own tokenizer, in an encoding of its own",
-        )
-
-
-def _describe(
-    encoding: Encoding, teacher: Teacher, config: TeacherConfig, chunk_positions: int, probe: Tensor
-) -> tuple[TeacherManifest, bytes | None]:
-    """Return the teacher's manifest and, if its last hidden state is kept, the bytes of head.safetensors."""
-    last_1LD, all_hidden = run_body(teacher.model, probe, torch.ones_like(probe), hidden=True)
-    head = run_head(teacher.model, last_1LD[0])
-    vocabulary = head.logits.shape[1]
-    hidden: dict[str, dict[str, Any]] = {}
-    for layer in config.hidden_layers:
-        if layer != "last" and not 0 <= layer < len(all_hidden):
-            raise ModelError(
-                f"teacher {config.name!r} has no layer {layer}",
-                where="hidden_layers",
-                expected=f"0 (embeddings) to {len(all_hidden) - 1}, or last",
-                found=layer,
-            )
-        states = head.last if layer == "last" else all_hidden[layer]
-        hidden[str(layer)] = {"width": states.shape[-1], "codec": config.hidden_codec}
-    k = min(config.target.k, vocabulary)
-    codec = DeltaPower(k, vocabulary, config.target.levels, config.target.exponent).to_dict()
-    manifest = TeacherManifest.describe(
-        teacher.identity | {"encoding": encoding.manifest.fingerprint},
-        teacher.about,
-        chunk_positions,
-        vocabulary_size=vocabulary,
-        target={"kind": "topk", "k": k, "codec": codec},
-        scalar_step_nats=SCALAR_STEP_NATS,
-        scalars=list(SCALARS),
-        hidden=hidden,
-    )
-    keep_head = "last" in config.hidden_layers
-    return manifest, _head_bytes(teacher, output_scaling(teacher.model, head)) if keep_head else None
-
-
-def _head_bytes(teacher: Teacher, scaling: dict[str, float]) -> bytes:
-    """Return the output matrix as a safetensors file, with the scaling in its metadata; the same bytes every time."""
-    matrix = teacher.model.get_output_embeddings()
-    tensors = {"weight": matrix.weight.detach().cpu().contiguous().clone()}
-    if getattr(matrix, "bias", None) is not None:
-        tensors["bias"] = matrix.bias.detach().cpu().contiguous().clone()
-    content = save(tensors, metadata={name: repr(value) if value else "" for name, value in scaling.items()})
-    start, stop = 8, 8 + int.from_bytes(content[:8], "little")  # of the header, whose keys come in random order
-    header = json.dumps(json.loads(content[start:stop]), sort_keys=True, separators=(",", ":")).encode()
-    return content[:start] + header.ljust(stop - start) + content[stop:]
-
-
-def _refuse_nan(rows: _Rows, shard_start: int, sequences: list[Sequence]) -> None:
-    for sequence in sequences:
-        start, stop = sequence.rows
-        if not np.isfinite(rows.scalars["logsumexp"][start - shard_start : stop - shard_start]).all():
-            raise ModelError(
-                "the teacher's logits are not numbers",
-                where=f"sequence {sequence.sequence_id}, document {sequence.document_id!r}",
-                why="such a row would poison every student",
-                fix="Try dtype: float32 or bfloat16 instead of float16",
-            )
+def _chunk_positions(teacher: Teacher) -> int:
+    """Return how many positions go through the head at once."""
+    chunk_bytes = HEAD_CHUNK_BYTES.get(teacher.device.type, HEAD_CHUNK_BYTES["cuda"])
+    return max(1, chunk_bytes // (4 * teacher.model.get_output_embeddings().weight.shape[0]))
 
 
 def _provenance(teacher: Teacher, started: float) -> dict[str, Any]:

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 @click.option(
     "--world-size", type=click.IntRange(1), default=1, show_default=True, help="How many workers share the capture."
 )
-def capture_command(config: Path, overrides: tuple[str, ...], rank: int, world_size: int) -> None:
+@click.option("--append", is_flag=True, help="Add files of the corpus that the cache does not hold yet.")
+def capture_command(config: Path, overrides: tuple[str, ...], rank: int, world_size: int, append: bool) -> None:
     """Run the teachers of CONFIG over its corpus and store what they predict.
 
     Stop it anywhere and run the same command again: it continues. With several workers,
-    start one per GPU with the same CONFIG and its own --rank.
+    start one per GPU with the same CONFIG and its own --rank. A teacher or a layer of hidden
+    states that is added to CONFIG later is captured without redoing the rest.
 
     \b
     Example:
@@ -42,7 +44,7 @@ def capture_command(config: Path, overrides: tuple[str, ...], rank: int, world_s
     disable_progress_bar()  # transformers' own bars would break up ours
     console = Console(stderr=True)
     with _progress(console) as progress:
-        committed = run_capture(settings, Worker(rank, world_size), _ProgressReporter(progress))
+        committed = run_capture(settings, Worker(rank, world_size), _ProgressReporter(progress), append)
     for teacher, shards in committed.items():
         console.print(
             f"teacher {teacher}: {shards} shards captured now" if shards else f"teacher {teacher}: nothing left to do"

@@ -13,6 +13,7 @@ from cache_tools.configuration import Config
 from cache_tools.errors import FormatError
 from cache_tools.layout import checked_name
 from cache_tools.manifest import Objective
+from cache_tools.storage import CachePath
 
 
 class CorpusConfig(Config):
@@ -108,14 +109,48 @@ class TargetConfig(Config):
 
     Attributes:
         k: Most likely tokens kept; more than the vocabulary means all of it.
-        levels: Quantisation level of probability 1. 255 costs about 5e-5 nats of KL on real
-            rows and one byte per value before compression; up to 65,535 for finer steps.
-        exponent: Levels follow ``p ** exponent``; smaller spends more on rare tokens.
+        max_kl_nats: What storing may cost: the mean over a shard of the KL divergence, over the k
+            tokens and the rest, of what is read back from what the teacher said. Each shard
+            is quantised as coarsely as that allows.
+        exact: Keep float32 instead, three times the bytes.
     """
 
     k: PositiveInt = 64
-    levels: int = Field(default=DeltaPower.levels, ge=15, le=65_535)
-    exponent: float = Field(default=DeltaPower.exponent, gt=0, le=1)
+    max_kl_nats: float = Field(default=DeltaPower.max_kl_nats, ge=1e-9, le=0.1)
+    exact: bool = False
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "TargetConfig":
+        if self.exact and "max_kl_nats" in self.model_fields_set:
+            raise ValueError("exact: true loses nothing, so max_kl_nats has no meaning beside it")
+        return self
+
+
+class HiddenConfig(Config):
+    """Which hidden states are kept, and how.
+
+    Attributes:
+        layers: Indices into transformers' ``hidden_states``, or ``last``: the input of the output
+            matrix, from which, with the ``head.safetensors`` kept beside it, the full
+            distribution follows. Layers added later are captured without redoing the rest.
+        codec: ``bfloat16`` and ``float32`` as they are; ``budget`` quantises to an error.
+        max_kl_nats: Budget of layer ``last``: mean KL divergence of the logits' distribution.
+        max_relative_error: Budget of other layers: rms error of each channel over its rms.
+    """
+
+    layers: tuple[int | Literal["last"], ...] = ()
+    codec: Literal["bfloat16", "float32", "budget"] = "bfloat16"
+    max_kl_nats: float = Field(default=1e-4, ge=1e-9, le=1)
+    max_relative_error: float = Field(default=0.02, ge=1e-5, le=1)
+
+    @model_validator(mode="after")
+    def _budgets(self) -> "HiddenConfig":
+        budgets = {"max_kl_nats", "max_relative_error"} & self.model_fields_set
+        if budgets and self.codec != "budget":
+            raise ValueError(f"{' and '.join(sorted(budgets))} need codec: budget")
+        if len(set(self.layers)) < len(self.layers):
+            raise ValueError("a layer is named twice")
+        return self
 
 
 class TeacherConfig(Config):
@@ -128,10 +163,7 @@ class TeacherConfig(Config):
         dtype: Arithmetic of the forward pass; ``auto`` is the checkpoint's own.
         trust_remote_code: Run Python code that comes with the model. Only for models you trust.
         target: The sparse target.
-        hidden_layers: Layers whose hidden states are kept: indices into transformers'
-            ``hidden_states``, or ``last``: the input of the output matrix, from which,
-            with the ``head.safetensors`` kept beside it, the full distribution follows up to rounding.
-        hidden_codec: How hidden states are kept.
+        hidden: Hidden states that are kept.
         device: ``auto`` takes a GPU when there is one.
         batch_tokens: Tokens per forward pass, padding included.
     """
@@ -142,8 +174,7 @@ class TeacherConfig(Config):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     trust_remote_code: bool = False
     target: TargetConfig = TargetConfig()
-    hidden_layers: tuple[int | Literal["last"], ...] = ()
-    hidden_codec: Literal["bfloat16", "float32"] = "bfloat16"
+    hidden: HiddenConfig = HiddenConfig()
     device: str = "auto"
     batch_tokens: PositiveInt = 16_384
 
@@ -157,13 +188,13 @@ class CaptureConfig(Config):
     """The whole capture file.
 
     Attributes:
-        cache: Folder of the cache; created if absent, continued if present.
+        cache: Folder or URL (``s3://…``) of the cache; created if absent, continued if present.
         corpus: Documents to read.
         encoding: How they become sequences.
         teachers: Teachers to run, one after another, under different names.
     """
 
-    cache: Path
+    cache: CachePath
     corpus: CorpusConfig
     encoding: EncodingConfig = EncodingConfig()
     teachers: tuple[TeacherConfig, ...] = Field(min_length=1)

@@ -3,13 +3,14 @@
 Reading is a stream of :class:`Document`; nothing is held but the ids, which must be unique.
 Every error names file and line (or row), because a corpus has millions of them.
 
-The corpus' fingerprint is a hash over the names and bytes of its files in reading order. It is cheap
-beside a teacher, and it sees every change, including one inside a file of the same size.
+Each file is known by its name and the hash of its bytes. Hashing is cheap beside a teacher, and
+sees every change, including one inside a file of the same size.
 """
 
 import gzip
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from textwrap import shorten
 from typing import Any
 
 from cache_tools.errors import CorpusError
-from cache_tools.files import file_sha256
+from cache_tools.storage import file_sha256
 from pipeline.config import CorpusConfig
 
 Record = tuple[str, dict[str, Any]]
@@ -60,23 +61,41 @@ def corpus_files(config: CorpusConfig) -> list[Path]:
     return files
 
 
-def corpus_identity(files: list[Path], config: CorpusConfig) -> dict[str, Any]:
-    """Return what an encoding records of its corpus: number of files and a hash over their names and bytes.
+def file_names(files: list[Path], config: CorpusConfig) -> list[str]:
+    """Return the name under which an encoding records each file: its path below the configured folder.
 
-    Names count, because documents without an id are named after their file; where the corpus lies does not.
+    Names count, because documents without an id are named after their file; where the corpus
+    lies does not. A name that occurs again gets a number.
     """
-    contents = [inner for file in files for inner in ([file] if file.is_file() else sorted(file.rglob("*.arrow")))]
-    lines = [f"{_name(path, config)}\0{file_sha256(path)}\n" for path in contents]
-    return {"files": len(contents), "sha256": hashlib.sha256("".join(lines).encode()).hexdigest()}
+    counts: Counter[str] = Counter()
+    names = []
+    for file in files:
+        name = _name(file, config)
+        counts[name] += 1
+        names.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
+    return names
 
 
-def read_documents(files: list[Path], config: CorpusConfig) -> Iterator[Document]:
+def file_hash(file: Path) -> str:
+    """Return the hash of a file, or of a dataset's files."""
+    if file.is_file():
+        return file_sha256(file)
+    lines = [f"{path.name}\0{file_sha256(path)}\n" for path in sorted(file.rglob("*.arrow"))]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def read_documents(files: list[Path], config: CorpusConfig, seen: set[str]) -> Iterator[Document]:
     """Yield the documents of all files in order.
+
+    Args:
+        files: What to read.
+        config: How.
+        seen: Ids that are taken; those that are read join them.
 
     Raises:
         CorpusError: a broken line, a missing or mistyped field, a repeated id, or no document at all.
     """
-    seen: set[str] = set()
+    taken = len(seen)
     for file in files:
         for place, record in _records(file, config.text_field):
             document = _document(place, _name(file, config) + place.removeprefix(str(file)), record, config)
@@ -89,7 +108,7 @@ def read_documents(files: list[Path], config: CorpusConfig) -> Iterator[Document
                 )
             seen.add(document.id)
             yield document
-    if not seen:
+    if len(seen) == taken:
         raise CorpusError("the corpus is empty: no file holds a document", where=", ".join(map(str, files)))
 
 

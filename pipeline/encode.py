@@ -1,16 +1,15 @@
 """Documents become sequences, sequences fill shards, shards are written: the start of stage one.
 
 Deterministic: the same documents, tokenizer and settings give the same bytes. The
-encoding's manifest is written last, so an encoding exists whole or not at all; a killed
-one is simply done again (it costs a tokeniser pass, nothing beside a teacher).
+encoding's manifest is written last, so a part of the corpus is encoded whole or not at all; a
+killed one is simply done again (it costs a tokeniser pass, nothing beside a teacher).
 
-The two splits fill their own shards side by side, so no shard mixes them. Sequence ids
-follow the order in which shards are written.
+Files that are appended to the corpus become a further part: new shards behind the old
+ones, which stay what they are. The two splits fill their own shards side by side, so no
+shard mixes them. Sequence ids follow the order in which shards are written.
 """
 
-import os
-import re
-import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,14 +20,14 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from cache_tools import layout
-from cache_tools.errors import IdentityError
-from cache_tools.files import PARTIAL_SUFFIX, storage_errors
+from cache_tools.errors import FormatError, IdentityError
 from cache_tools.fingerprint import differences, fingerprint
-from cache_tools.manifest import EncodingManifest, Split, SplitTotals, read_manifest, write_manifest
-from cache_tools.sequences import Sequence, write_sequences
-from cache_tools.shards import ShardEntry, totals, write_shard_table
+from cache_tools.manifest import EncodingManifest, ObjectRecord, Split, read_manifest, write_group, write_manifest
+from cache_tools.sequences import Sequence, read_table, write_sequences
+from cache_tools.shards import ShardEntry, read_file_tables, read_shard_tables, write_part
+from cache_tools.storage import StorePath, names, object_exists, remove_partial, remove_tree, write_objects
 from pipeline.config import CaptureConfig, EncodingConfig
-from pipeline.documents import Document, corpus_files, corpus_identity, read_documents
+from pipeline.documents import Document, corpus_files, file_hash, file_names, read_documents
 from pipeline.masking import draw_mask
 from pipeline.pieces import Frame, Piece, frame_of, split_document
 from pipeline.split import is_held_out
@@ -38,12 +37,18 @@ Progress = Callable[[int], None]
 """Called with the number of tokens encoded since the last call."""
 
 
-def encode(config: CaptureConfig, tokenizer: PreTrainedTokenizerFast, progress: Progress = lambda _: None) -> Path:
+def encode(
+    config: CaptureConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    append: bool = False,
+    progress: Progress = lambda _: None,
+) -> StorePath:
     """Encode the corpus into the cache, or check that it already is.
 
     Args:
         config: The capture file.
         tokenizer: The encoding's tokenizer.
+        append: Encode files that the encoding lacks as a further part of it.
         progress: Told how many tokens were encoded.
 
     Returns:
@@ -54,35 +59,73 @@ def encode(config: CaptureConfig, tokenizer: PreTrainedTokenizerFast, progress: 
         IdentityError: the cache holds an encoding of this name from another corpus or other settings.
     """
     files = corpus_files(config.corpus)
+    known_as = file_names(files, config.corpus)
     folder = layout.encoding_folder(config.cache, config.encoding.name)
-    identity = encoding_identity(config, files, tokenizer)
-    if (folder / layout.MANIFEST).exists():
-        _check_same(folder, identity)
+    identity = encoding_identity(config, tokenizer)
+    stored = read_manifest(folder, EncodingManifest) if object_exists(folder / layout.MANIFEST) else None
+    hashes = {name: file_hash(file) for name, file in zip(known_as, files, strict=True)}
+    known = read_file_tables(folder, stored.parts) if stored else {}
+    if stored:
+        _check_same(folder, stored.identity, identity)
+        _check_files(folder, known, hashes, append)
+    added = [file for name, file in zip(known_as, files, strict=True) if name not in known]
+    if stored and not added:
         return folder
-    _clear(folder)
-    _save_tokenizer(tokenizer, layout.tokenizer_folder(folder))
-    writer = _ShardWriter(folder, config.encoding.positions_per_shard)
-    frame = frame_of(tokenizer, config.encoding)
-    random_ids = _ordinary_ids(tokenizer)
-    for document in read_documents(files, config.corpus):
+    if stored is None:
+        _clear(folder)
+    part, tokenizer_files = len(stored.parts) if stored else 0, _save_tokenizer(tokenizer, folder)
+    entries = read_shard_tables(folder, stored.parts) if stored else []
+    writer = _ShardWriter(folder, config.encoding.positions_per_shard, entries)
+    seen = _document_ids(folder, entries)
+    _encode_documents(read_documents(added, config.corpus, seen), config, tokenizer, writer, progress)
+    new = {name: value for name, value in hashes.items() if name not in known}
+    written = write_part(folder, part, new, writer.finish())
+    write_group(folder / "teachers")
+    manifest = EncodingManifest(
+        identity=identity,
+        objective=config.encoding.objective,
+        vocabulary_size=len(tokenizer),
+        positions_per_shard=config.encoding.positions_per_shard,
+        parts=(*(stored.parts if stored else ()), written),
+        files=tokenizer_files,
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+def is_encoded(config: CaptureConfig) -> bool:
+    """Say whether every file of the corpus is part of the encoding; looks at names only."""
+    folder = layout.encoding_folder(config.cache, config.encoding.name)
+    if not object_exists(folder / layout.MANIFEST):
+        return False
+    known = read_file_tables(folder, read_manifest(folder, EncodingManifest).parts)
+    return set(file_names(corpus_files(config.corpus), config.corpus)) <= set(known)
+
+
+def _encode_documents(
+    documents: Iterator[Document],
+    config: CaptureConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    writer: "_ShardWriter",
+    progress: Progress,
+) -> None:
+    frame, random_ids = frame_of(tokenizer, config.encoding), _ordinary_ids(tokenizer)
+    for document in documents:
         split: Split = "held_out" if is_held_out(document.group, config.corpus.held_out_fraction) else "train"
         for sequence in encode_document(document, tokenizer, frame, random_ids, config.encoding):
             writer.add(split, sequence)
             progress(len(sequence.input_ids))
-    _commit(folder, writer.finish(), identity, len(tokenizer), config.encoding)
-    return folder
 
 
-def encoding_identity(config: CaptureConfig, files: list[Path], tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """Return everything that determines the sequences; its hash is the encoding's fingerprint."""
-    corpus = config.corpus.model_dump(mode="json", exclude={"paths"})
+def encoding_identity(config: CaptureConfig, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """Return everything that determines how a document becomes sequences; its hash is the encoding's fingerprint."""
     encoding = config.encoding.model_dump(mode="json", exclude={"name", "tokenizer", "chunk_positions", "masking"})
     if config.encoding.objective == "masked":
         encoding["masking"] = config.encoding.masking.model_dump(mode="json")
     if config.corpus.messages_field:
         encoding["chat_template"] = fingerprint({"template": tokenizer.chat_template})
     return {
-        "corpus": corpus_identity(files, config.corpus) | corpus,
+        "corpus": config.corpus.model_dump(mode="json", exclude={"paths"}),
         "encoding": encoding,
         "tokenizer": tokenizer_identity(tokenizer),
     }
@@ -137,10 +180,17 @@ def _sequence(
 
 @dataclass
 class _ShardWriter:
-    """Fills one open shard per split and writes it when the next sequence would not fit."""
+    """Fills one open shard per split and writes it when the next sequence would not fit.
 
-    folder: Path
+    Attributes:
+        folder: The encoding's folder.
+        shard_rows: Positions that a shard can hold.
+        before: Shards of earlier parts.
+    """
+
+    folder: StorePath
     shard_rows: int
+    before: list[ShardEntry]
     open: dict[Split, list[Sequence]] = field(default_factory=lambda: {"train": [], "held_out": []})
     rows: dict[Split, int] = field(default_factory=lambda: {"train": 0, "held_out": 0})
     entries: list[ShardEntry] = field(default_factory=list)
@@ -159,12 +209,13 @@ class _ShardWriter:
         return self.entries
 
     def _write(self, split: Split) -> None:
-        sequences, row = [], len(self.entries) * self.shard_rows
-        first = sum(entry.sequences for entry in self.entries)
+        earlier = [*self.before, *self.entries]
+        sequences, row = [], len(earlier) * self.shard_rows
+        first = earlier[-1].first_sequence + earlier[-1].sequences if earlier else 0
         for number, sequence in enumerate(self.open[split], first):
             sequences.append(replace(sequence, sequence_id=number, first_position=row))
             row += sequence.num_positions
-        size, sha256 = write_sequences(layout.sequences_file(self.folder, len(self.entries)), sequences)
+        size, sha256 = write_sequences(layout.sequences_file(self.folder, len(earlier)), sequences)
         self.entries.append(
             ShardEntry(
                 split=split,
@@ -186,54 +237,64 @@ class _ShardWriter:
         return len(ids)
 
 
-def _commit(
-    folder: Path, entries: list[ShardEntry], identity: dict[str, Any], vocabulary_size: int, config: EncodingConfig
-) -> None:
-    """Write the shard table, then the manifest that makes the encoding exist."""
-    splits: tuple[Split, ...] = ("train", "held_out")
-    manifest = EncodingManifest(
-        identity=identity,
-        objective=config.objective,
-        vocabulary_size=vocabulary_size,
-        positions_per_shard=config.positions_per_shard,
-        splits={split: SplitTotals(**totals(entries, split)) for split in splits},
-        shards_sha256=write_shard_table(folder, entries),
-    )
-    write_manifest(folder, manifest)
-
-
-def _check_same(folder: Path, identity: dict[str, Any]) -> None:
-    stored = read_manifest(folder, EncodingManifest).identity
+def _check_same(folder: StorePath, stored: dict[str, Any], identity: dict[str, Any]) -> None:
     if fingerprint(stored) != fingerprint(identity):
         raise IdentityError(
-            "the cache holds this encoding from another corpus, tokenizer or settings",
+            "the cache holds this encoding with another tokenizer or other settings",
             where=folder,
-            expected="the corpus and settings it was made with",
+            expected="the settings it was made with",
             found="; ".join(differences(stored, identity)),
             why="old and new predictions would belong to different tokens",
-            fix="Restore the corpus and settings, or choose another encoding.name or cache",
+            fix="Restore the settings, or choose another encoding.name or cache",
         )
 
 
-def _clear(folder: Path) -> None:
+def _check_files(folder: StorePath, known: dict[str, str], found: dict[str, str], append: bool) -> None:
+    """Refuse a corpus that lacks or changed a file, or, unless it is to be appended to, has a new one."""
+    changed = {name: value for name, value in known.items() if found.get(name) != value}
+    new = [] if append else [name for name in found if name not in known]
+    if changed or new:
+        lines = [f"{name} is {'changed' if name in found else 'gone'}" for name in changed]
+        lines += [f"{name} is new" for name in new]
+        raise IdentityError(
+            "the cache holds this encoding from another corpus",
+            where=folder,
+            expected=f"the {len(known)} files it was made from",
+            found="; ".join(lines[:5]) + (f" and {len(lines) - 5} more" if len(lines) > 5 else ""),
+            why="" if not changed else "old and new predictions would belong to different tokens",
+            fix="Restore the corpus, or choose another encoding.name or cache"
+            if changed
+            else "Run the capture with --append to add the new files, or take them out of corpus.paths",
+        )
+
+
+def _clear(folder: StorePath) -> None:
     """Remove what a killed run left, perhaps with other settings; one process at a time encodes."""
-    for part in (layout.sequences_file(folder, 0).parent, layout.tokenizer_folder(folder)):
-        shutil.rmtree(part, ignore_errors=True)
-    for leftover in folder.rglob(f"*{PARTIAL_SUFFIX}"):
-        leftover.unlink()
+    if names(folder / "teachers"):
+        raise FormatError(
+            "the encoding's manifest is gone, but teachers' predictions are there",
+            where=folder,
+            why="encoding again would throw them away",
+            fix=f"Restore {layout.MANIFEST} from a copy, or delete this folder to start over",
+        )
+    for part in ("sequences", "parts", layout.TOKENIZER):
+        remove_tree(folder / part)
+    remove_partial(folder / layout.MANIFEST)
 
 
-def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def _document_ids(folder: StorePath, entries: list[ShardEntry]) -> set[str]:
+    """Return the ids of all documents in these shards."""
+    tables = (read_table(layout.sequences_file(folder, i), entry.sha256) for i, entry in enumerate(entries))
+    return {name for table in tables for name in table.column("document_id").to_pylist()}
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: StorePath) -> dict[str, ObjectRecord]:
     """Keep the tokenizer's own files in the cache, so that readers and students need no other copy."""
-    with storage_errors(folder):
-        folder.mkdir(parents=True)
-        try:
-            tokenizer.save_pretrained(str(folder))
-        except Exception as error:  # the Rust part raises plain exceptions, with the error number in their text
-            number = re.search(r"\(os error (\d+)\)", str(error))
-            if number is None:
-                raise
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+    with tempfile.TemporaryDirectory() as name:
+        tokenizer.save_pretrained(name)
+        contents = {f"{layout.TOKENIZER}/{path.name}": path.read_bytes() for path in sorted(Path(name).iterdir())}
+    write_objects(folder, contents)
+    return {key: ObjectRecord.of(content) for key, content in contents.items()}
 
 
 def _ordinary_ids(tokenizer: PreTrainedTokenizerFast) -> NDArray[np.uint32]:

@@ -1,11 +1,12 @@
 """Stage one from one capture file: encode the corpus once, then run each teacher over it.
 
 Everything that can be refused is refused before a teacher is loaded, let alone run. With
-several workers, rank 0 encodes and the others wait for its manifest; after that no worker
-needs another.
+several workers, rank 0 encodes and declares each teacher, and the others wait for its
+manifests; after that no worker needs another.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,10 +16,12 @@ from transformers import PreTrainedTokenizerFast
 from cache_tools import layout
 from cache_tools.errors import IdentityError, ModelError
 from cache_tools.reader import Cache, Encoding
+from cache_tools.storage import object_exists
 from cache_tools.writer import create_cache
-from pipeline.capture import capture_teacher
+from pipeline.capture import capture_shards
 from pipeline.config import CaptureConfig, TeacherConfig
-from pipeline.encode import encode
+from pipeline.declare import declare, is_declared
+from pipeline.encode import encode, is_encoded
 from pipeline.teacher import chosen_device, load_teacher, max_positions, resolve_model, weight_files
 from pipeline.tokenizers import load_tokenizer, tokenizer_identity
 
@@ -48,8 +51,14 @@ class Worker:
     world_size: int = 1
 
 
-def run_capture(config: CaptureConfig, worker: Worker, reporter: Reporter) -> dict[str, int]:
+def run_capture(config: CaptureConfig, worker: Worker, reporter: Reporter, append: bool = False) -> dict[str, int]:
     """Encode the corpus and capture all teachers, continuing whatever is already there.
+
+    Args:
+        config: The capture file.
+        worker: Which share of the work is this process'.
+        reporter: Shown what happens.
+        append: Add files of the corpus that the encoding lacks.
 
     Returns:
         Shards committed by this call, per teacher.
@@ -64,10 +73,10 @@ def run_capture(config: CaptureConfig, worker: Worker, reporter: Reporter) -> di
     if worker.rank == 0:
         create_cache(config.cache)
         reporter.stage("encode", None)
-        encode(config, tokenizer, reporter.advance)
+        encode(config, tokenizer, append, reporter.advance)
     else:
         reporter.stage("waiting for rank 0 to encode", None)
-        _wait_for(layout.encoding_folder(config.cache, config.encoding.name) / layout.MANIFEST)
+        _wait_until(lambda: is_encoded(config) or (not append and _has_encoding(config)))
         encode(config, tokenizer)  # only compares: the encoding exists
     encoding = Cache(config.cache).encoding(config.encoding.name)
     return {
@@ -79,14 +88,16 @@ def run_capture(config: CaptureConfig, worker: Worker, reporter: Reporter) -> di
 def _run_teacher(
     encoding: Encoding, config: TeacherConfig, folder: Path, capture: CaptureConfig, worker: Worker, reporter: Reporter
 ) -> int:
-    mine = range(worker.rank, len(encoding.shards), worker.world_size)
-    receipts = layout.teacher_folder(encoding.path, config.name)
-    missing = [shard for shard in mine if not layout.receipt_file(receipts, shard).exists()]
-    reporter.stage(f"teacher {config.name}", sum(encoding.shards[shard].tokens for shard in missing))
     teacher = load_teacher(config, folder, encoding.manifest.objective)
-    return capture_teacher(
-        encoding, teacher, config, capture.encoding.chunk_positions, worker.rank, worker.world_size, reporter.advance
-    )
+    if worker.rank > 0:
+        reporter.stage(f"waiting for rank 0 to declare {config.name}", None)
+        _wait_until(lambda: is_declared(encoding, config))
+    cached = declare(encoding, teacher, config, capture.encoding.chunk_positions)
+    mine = range(worker.rank, len(encoding.shards), worker.world_size)
+    missing = [shard for shard in mine if cached.missing_groups(shard)]
+    reporter.stage(f"teacher {config.name}", sum(encoding.shards[shard].tokens for shard in missing))
+    capture_shards(cached, missing, teacher, config.batch_tokens, reporter.advance)
+    return len(missing)
 
 
 def _check_teacher(
@@ -117,6 +128,10 @@ def _check_teacher(
         )
 
 
-def _wait_for(path: Path) -> None:
-    while not path.exists():
+def _has_encoding(config: CaptureConfig) -> bool:
+    return object_exists(layout.encoding_folder(config.cache, config.encoding.name) / layout.MANIFEST)
+
+
+def _wait_until(done: Callable[[], bool]) -> None:
+    while not done():
         time.sleep(POLL_SECONDS)

@@ -154,7 +154,7 @@ def output_scaling(model: PreTrainedModel, head: HeadOutput) -> dict[str, float]
             "the last hidden state does not lead back to this model's logits",
             where=type(model).__name__,
             why="a student could not rebuild the teacher's distribution from it",
-            fix="Leave 'last' out of hidden_layers",
+            fix="Leave 'last' out of hidden.layers",
         )
     return {"logit_scale": scale, "softcap": softcap}
 

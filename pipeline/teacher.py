@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
 from cache_tools.errors import ModelError
-from cache_tools.files import file_sha256
 from cache_tools.manifest import Objective
+from cache_tools.storage import file_sha256
 from pipeline.config import TeacherConfig
 
 LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, StrictDataclassError, SafetensorError)

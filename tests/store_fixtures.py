@@ -13,22 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools import layout
+from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.codec import DeltaPower, Targets
-from cache_tools.files import file_sha256
 from cache_tools.fingerprint import fingerprint
 from cache_tools.manifest import (
     EncodingManifest,
     HiddenSpec,
-    SplitTotals,
+    ObjectRecord,
     TeacherManifest,
     write_group,
     write_manifest,
 )
 from cache_tools.predictions import SCALAR_STEP_NATS, SCALARS, Predictions
-from cache_tools.reader import Cache, CachedTeacher, Encoding
-from cache_tools.receipts import ObjectRecord, Receipt, read_receipt, write_receipt
+from cache_tools.reader import Cache, Encoding
+from cache_tools.receipts import Receipt, read_receipt, write_receipt
 from cache_tools.sequences import Sequence, write_sequences
-from cache_tools.shards import ShardEntry, totals, write_shard_table
+from cache_tools.shards import ShardEntry, write_part
+from cache_tools.storage import write_object
 from cache_tools.writer import commit_shard, create_cache, declare_teacher
 
 POSITIONS_PER_SHARD = 16
@@ -90,8 +91,7 @@ class TinyCache:
         """Make a receipt vouch for the bytes at ``path`` under ``key``."""
         receipt = read_receipt(self.teacher, shard)
         assert receipt is not None
-        record = ObjectRecord(bytes=path.stat().st_size, sha256=file_sha256(path))
-        self.edit_receipt(shard, objects={**receipt.objects, key: record})
+        self.edit_receipt(shard, objects={**receipt.objects, key: ObjectRecord.of(path.read_bytes())})
 
 
 def make_cache(
@@ -157,13 +157,16 @@ def write_encoding(encoding: Path, shards: list[list[Sequence]], vocabulary: int
             sha256=sha256,
         )
         entries.append(entry)
+    tokenizer = {f"{layout.TOKENIZER}/tokenizer.json": b"not a real one"}
+    for key, content in tokenizer.items():
+        write_object(encoding / key, content)
     manifest = EncodingManifest(
         identity={"corpus": "random"},
         objective="causal",
         vocabulary_size=vocabulary,
         positions_per_shard=POSITIONS_PER_SHARD,
-        splits={split: SplitTotals(**totals(entries, split)) for split in ("train", "held_out")},
-        shards_sha256=write_shard_table(encoding, entries),
+        parts=(write_part(encoding, 0, {"random.txt": "0" * 64}, entries),),
+        files={key: ObjectRecord.of(content) for key, content in tokenizer.items()},
     )
     write_group(encoding / "teachers")
     write_manifest(encoding, manifest)

@@ -50,7 +50,7 @@ def captured(folder, model, texts=tiny.TEXTS[:8], **changes):
 @pytest.fixture(scope="module", params=tiny.ARCHITECTURES)
 def whole(request, tmp_path_factory):
     """Each architecture, captured with its whole vocabulary in fine steps and with float32 hidden states."""
-    changes = {"target": FINE, "hidden_layers": [0, 1, "last"], "hidden_codec": "float32", "batch_tokens": 150}
+    changes = {"target": FINE, "hidden": {"layers": [0, 1, "last"], "codec": "float32"}, "batch_tokens": 150}
     changes |= {"positions_per_shard": 128, "chunk_positions": 32}
     with patch.dict("pipeline.capture.HEAD_CHUNK_BYTES", cpu=7 * 4 * 300):  # seven positions
         return captured(tmp_path_factory.mktemp(request.param), build(request.param), **changes)
@@ -143,7 +143,7 @@ def test_the_whole_cache_is_sound(whole):
 @pytest.mark.parametrize("model_type", ["llama", "bert"])
 @pytest.mark.parametrize("codec", ["float32", "bfloat16"])
 def test_hidden_states_of_unpadded_batches_are_exact_up_to_their_codec(tmp_path, model_type, codec):
-    changes = {"batch_tokens": 1, "hidden_layers": [1, 2], "hidden_codec": codec}
+    changes = {"batch_tokens": 1, "hidden": {"layers": [1, 2], "codec": codec}}
     one = captured(tmp_path, build(model_type), tiny.TEXTS[:3], **changes)
     for sequence in sequences(one.encoding):
         truth = said(one.model, sequence)
@@ -280,7 +280,7 @@ def test_refuses_a_teacher_with_fewer_logits_than_the_tokenizer_has_ids(tmp_path
 @pytest.mark.parametrize("layer", [-1, 3])
 def test_refuses_a_layer_that_does_not_exist(tmp_path, layer):
     with pytest.raises(ModelError, match=rf"has no layer {layer} \(expected 0 \(embeddings\) to 2, or last"):
-        captured(tmp_path, tiny.model(), hidden_layers=[layer])
+        captured(tmp_path, tiny.model(), hidden={"layers": [layer]})
     assert Cache(tmp_path / "cache").encoding().teachers == []
 
 
@@ -305,6 +305,6 @@ def test_refuses_a_teacher_that_says_nan_and_names_the_document(tmp_path, spoil,
     with torch.no_grad():
         spoil(model)
     with pytest.raises(ModelError, match=f"{sequence}: the teacher's logits are not numbers"):
-        captured(tmp_path, model, TEXTS_WITH_ONE_Z, hidden_layers=hidden_layers, held_out_fraction=0)
+        captured(tmp_path, model, TEXTS_WITH_ONE_Z, hidden={"layers": hidden_layers}, held_out_fraction=0)
     teacher = Cache(tmp_path / "cache").encoding().teacher()
     assert teacher.missing_shards() == list(range(len(teacher.encoding.shards)))

@@ -18,7 +18,7 @@ PARSED = click.Context(cli)
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    return tiny.capture(tmp_path_factory.mktemp("cache"), hidden_layers=["last"]).path
+    return tiny.capture(tmp_path_factory.mktemp("cache"), hidden={"layers": ["last"]}).path
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ except SystemExit as exit:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    return tiny.capture(tmp_path_factory.mktemp("cache"), hidden_layers=["last"]).path
+    return tiny.capture(tmp_path_factory.mktemp("cache"), hidden={"layers": ["last"]}).path
 
 
 def python(code, *arguments, path=(), cwd=ROOT):

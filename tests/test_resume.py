@@ -41,7 +41,7 @@ def settings(folder, teacher):
     """Return a capture of three shards, two of them training, with a kept head."""
     if not (folder / "corpus.jsonl").exists():
         tiny.write_corpus(folder / "corpus.jsonl", tiny.TEXTS[:9])
-    changes = {"hidden_layers": ["last"], "batch_tokens": 200, "held_out_fraction": 0.3}
+    changes = {"hidden": {"layers": ["last"]}, "batch_tokens": 200, "held_out_fraction": 0.3}
     return CaptureConfig.model_validate(tiny.capture_values(folder, teacher, **changes))
 
 

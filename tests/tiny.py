@@ -123,7 +123,7 @@ def capture_values(folder: Path, teacher: Path | None = None, **changes: Any) ->
     Args:
         folder: Receives ``corpus.jsonl`` and ``cache``.
         teacher: Model folder; default: a new tiny Llama in ``folder/teacher``.
-        changes: Keys of the encoding block, or ``target``, ``hidden_layers``, ``batch_tokens``
+        changes: Keys of the encoding block, or ``target``, ``hidden``, ``batch_tokens``
             and other keys of the teacher's block, or ``held_out_fraction``.
     """
     if not (folder / "corpus.jsonl").exists():
@@ -133,7 +133,7 @@ def capture_values(folder: Path, teacher: Path | None = None, **changes: Any) ->
     one |= {"target": {"k": 16}, "batch_tokens": 512}
     corpus = {"paths": [str(folder / "corpus.jsonl")], "held_out_fraction": 0.2}
     for key, value in changes.items():
-        known = one if key in ("name", "target", "hidden_layers", "hidden_codec", "batch_tokens", "dtype") else encoding
+        known = one if key in ("name", "target", "hidden", "batch_tokens", "dtype") else encoding
         (corpus if key in ("held_out_fraction", "messages_field", "paths") else known)[key] = value
     return {"cache": str(folder / "cache"), "corpus": corpus, "encoding": encoding, "teachers": [one]}
 

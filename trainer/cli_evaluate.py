@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cache_tools.storage import CacheType, StorePath
+
 if TYPE_CHECKING:
     from cache_tools.manifest import Split
 
 
 @click.command("evaluate")
 @click.argument("student", type=click.Path(path_type=Path))
-@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("cache", type=CacheType())
 @click.option("--encoding", help="Name of the encoding, if the cache has several.")
 @click.option("--teacher", help="Name of the teacher, if the encoding has several.")
 @click.option(
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def evaluate_command(
     student: Path,
-    cache: Path,
+    cache: StorePath,
     encoding: str | None,
     teacher: str | None,
     split: "Split",

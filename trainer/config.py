@@ -1,11 +1,11 @@
 """The student file: which cache, which student, which loss, and how to train."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
 from cache_tools.configuration import Config
+from cache_tools.storage import CachePath
 
 TailPolicy = Literal["renormalise", "ghost"]
 
@@ -65,7 +65,7 @@ class StudentConfig(Config):
         training: Arguments of transformers' ``TrainingArguments``, by their own names.
     """
 
-    cache: Path
+    cache: CachePath
     encoding: str | None = None
     teacher: str | None = None
     student: StudentModelConfig

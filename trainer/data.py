@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cache_tools.codec import EMPTY_ID, Arrays, Targets
+from cache_tools.cached_teacher import CachedTeacher, StoredTargets
+from cache_tools.codec import EMPTY_ID, Targets
 from cache_tools.manifest import Split
-from cache_tools.reader import CachedTeacher
 from cache_tools.sequences import Sequence
 
 IGNORED = -100
@@ -79,12 +79,11 @@ class CachedSequences(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         number = bisect_right(self._ends, index)
         shard = self.shards[number]
-        sequences, rows = self._shard(shard)
+        sequences, stored = self._shard(shard)
         sequence = sequences[index - (self._ends[number - 1] if number else 0)]
         first_row, _ = self.teacher.shard_rows(shard)
         start, stop = sequence.first_position - first_row, sequence.first_position - first_row + sequence.num_positions
-        stored = {name: values[start:stop] for name, values in rows.items()}
-        targets = fit_vocabulary(self.teacher.decode(stored), self.student_vocabulary_size)
+        targets = fit_vocabulary(stored.decode(start, stop), self.student_vocabulary_size)
         gold = sequence.gold_ids(self.encoding.manifest.objective)
         return Example(sequence.input_ids, sequence.positions(), gold, targets)
 
@@ -96,8 +95,10 @@ class CachedSequences(Dataset[Example]):
         self.__dict__.update(state)
         self._shard = lru_cache(self._shards_in_memory)(self._read_shard)
 
-    def _read_shard(self, shard: int) -> tuple[list[Sequence], Arrays]:
-        return self.encoding.sequences(shard), self.teacher.stored_targets(*self.teacher.shard_rows(shard))
+    def _read_shard(self, shard: int) -> tuple[list[Sequence], StoredTargets]:
+        return self.encoding.sequences(shard), self.teacher.stored_targets(
+            shard, 0, self.encoding.shards[shard].positions
+        )
 
 
 def fit_vocabulary(targets: Targets, vocabulary_size: int) -> Targets:

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
+from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import IncompleteError, ModelError
 from cache_tools.manifest import Split
-from cache_tools.reader import CachedTeacher
 from trainer.data import IGNORED, CachedSequences, collate
 from trainer.losses import sparse_forward_kl
 from trainer.student import LOADING_ERRORS, check_tokenizer, check_vocabulary_size, vocabulary_size

@@ -18,11 +18,11 @@ import torch
 import transformers
 from transformers import TrainerCallback
 
+from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import IdentityError
-from cache_tools.files import write_atomically
 from cache_tools.fingerprint import differences
 from cache_tools.manifest import SOFTWARE
-from cache_tools.reader import CachedTeacher
+from cache_tools.storage import write_object
 from trainer.config import StudentConfig
 
 FINAL = "final"
@@ -57,7 +57,7 @@ def record_run(output: Path, config: StudentConfig, teacher: CachedTeacher, batc
     training = {key: value for key, value in resolved["training"].items() if key not in NOT_COMPARED}
     identity = {
         "config": resolved | {"training": training | {"batch_sequences": batch_sequences}},
-        "encoding": teacher.encoding.manifest.fingerprint,
+        "encoding": teacher.encoding.manifest.contents_fingerprint,
         "teacher": teacher.manifest.fingerprint,
     }
     if path.exists():
@@ -77,7 +77,7 @@ def record_run(output: Path, config: StudentConfig, teacher: CachedTeacher, batc
         "config": config.model_dump(mode="json"),
         "versions": {"software": SOFTWARE, "torch": torch.__version__, "transformers": transformers.__version__},
     }
-    write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
+    write_object(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def last_checkpoint(output: Path) -> str | None:
@@ -100,4 +100,4 @@ class MetricsFile(TrainerCallback):
         """Write everything logged so far."""
         if state.is_world_process_zero:
             lines = (json.dumps(entry) + "\n" for entry in state.log_history)
-            write_atomically(self.path, "".join(lines).encode())
+            write_object(self.path, "".join(lines).encode())

@@ -11,6 +11,7 @@ the middle of an epoch, with the same batches and the same result.
 import os
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from cache_tools import layout
 from cache_tools.errors import ConfigError
 from cache_tools.reader import Cache
 from trainer.config import StudentConfig
@@ -52,7 +52,9 @@ def run_training(config: StudentConfig) -> Path:
         return output / FINAL
     set_seed(arguments.seed)
     student = build_student(config.student, teacher.encoding)
-    tokenizer = AutoTokenizer.from_pretrained(str(layout.tokenizer_folder(teacher.encoding.path)))
+    with TemporaryDirectory() as folder:  # the cache may lie in a bucket
+        teacher.encoding.save_tokenizer(Path(folder))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     _share_special_tokens(student, tokenizer)
     dataset = CachedSequences(teacher, "train", vocabulary_size(student), config.window_shards)
     trainer = DistillationTrainer(

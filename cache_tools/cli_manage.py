@@ -1,0 +1,145 @@
+"""``logitcask copy``, ``subset``, ``drop`` and ``repair``: a cache's life after its capture."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cache_tools.storage import CacheType, StorePath
+
+
+@click.command("copy")
+@click.argument("source", type=CacheType())
+@click.argument("target", type=CacheType())
+def copy_command(source: StorePath, target: StorePath) -> None:
+    """Copy the cache SOURCE to TARGET, from any store to any other.
+
+    Every object is checked against its hash on the way. Stopped, the same command
+    continues; a SOURCE that has grown since costs only what is new.
+
+    \b
+    Example:
+        logitcask copy runs/demo/cache s3://bucket/demo-cache
+    """
+    from cache_tools.copying import copy_cache, stored_bytes
+    from cache_tools.reader import Cache
+
+    cache = Cache(source)
+    with _bar("copying", stored_bytes(cache), "bytes") as advance:
+        copy_cache(cache, target, advance)
+    click.echo(str(target))
+
+
+@click.command("subset")
+@click.argument("source", type=CacheType())
+@click.argument("target", type=CacheType())
+@click.option("--teacher", "teachers", multiple=True, help="Keep this teacher only; repeatable.")
+@click.option("--document", "documents", multiple=True, metavar="ID", help="Keep this document only; repeatable.")
+@click.option(
+    "--documents",
+    "listed",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with one document id per line.",
+)
+@click.option("--split", type=click.Choice(["train", "held_out"]), help="Keep this split only.")
+@click.option("--k", type=click.IntRange(1), help="Keep the K most likely entries of each row; the rest is left out.")
+def subset_command(
+    source: StorePath,
+    target: StorePath,
+    teachers: tuple[str, ...],
+    documents: tuple[str, ...],
+    listed: Path | None,
+    split: Any,
+    k: int | None,
+) -> None:
+    """Write a smaller cache TARGET from SOURCE, without any teacher.
+
+    \b
+    Example:
+        logitcask subset runs/demo/cache runs/small --k 16 --split train
+    """
+    from cache_tools.reader import Cache
+    from cache_tools.subset import Choice, subset_cache
+
+    ids = {*documents, *(listed.read_text(encoding="utf-8").splitlines() if listed else ())} - {""}
+    choice = Choice(teachers or None, frozenset(ids) if documents or listed else None, split, k)
+    with _bar("teacher shards", None, "shards") as advance:
+        subset_cache(Cache(source), target, choice, advance)
+    click.echo(str(target))
+
+
+@click.command("drop")
+@click.argument("cache", type=CacheType())
+@click.argument("teacher")
+@click.option("--encoding", help="Encoding that the teacher reads, if there are several.")
+@click.option("--hidden", metavar="LAYER", help="Drop only this layer of hidden states.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def drop_command(cache: StorePath, teacher: str, encoding: str | None, hidden: str | None, yes: bool) -> None:
+    """Delete a TEACHER, or one of its layers of hidden states, from CACHE.
+
+    \b
+    Example:
+        logitcask drop runs/demo/cache toy --hidden last
+    """
+    from cache_tools.drop import drop_hidden, drop_teacher
+    from cache_tools.reader import Cache
+
+    chosen = Cache(cache).encoding(encoding)
+    what = f"layer {hidden} of teacher {teacher}" if hidden else f"teacher {teacher}"
+    if not yes:
+        click.confirm(f"Delete {what} from {cache}?", abort=True)
+    if hidden:
+        drop_hidden(chosen.teacher(teacher), hidden)
+    else:
+        drop_teacher(chosen, teacher)
+    click.echo(f"{what} is gone")
+
+
+@click.command("repair")
+@click.argument("cache", type=CacheType())
+@click.option("--quick", is_flag=True, help="Look at structure and sizes only, not at every byte.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def repair_command(cache: StorePath, quick: bool, as_json: bool) -> None:
+    """Forget the damaged shards of CACHE, so that the next capture redoes only those.
+
+    Exits 1 if something is left that only a copy can mend.
+
+    \b
+    Example:
+        logitcask repair runs/demo/cache
+    """
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from cache_tools.repair import repair
+
+    with Console(stderr=True).status("checking") as status:
+        mended, left = repair(cache, not quick, progress=lambda part: status.update(f"checking {part}"))
+    if as_json:
+        found = {"mended": [asdict(p) for p in mended], "left": [asdict(p) for p in left]}
+        click.echo(json.dumps({"path": str(cache)} | found, indent=2))
+    else:
+        for verb, problems in (("forgotten", mended), ("left", left)):
+            for problem in problems:
+                click.echo(f"{verb}: {problem.where}: {problem.message}")
+        again = "; run 'logitcask capture' again to redo what was forgotten" if mended else ""
+        click.echo(f"{len(mended)} mended, {len(left)} left{again}")
+    if left:
+        raise SystemExit(1)
+
+
+@contextmanager
+def _bar(title: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar with speed and time left while the block runs."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda count: progress.advance(task, count)

@@ -1,0 +1,165 @@
+"""What a teacher is, before it says anything: its manifest, its head, the bases of its hidden states.
+
+One worker declares a teacher and the others wait for it, because what is calibrated on a
+sample (the basis in which a layer's hidden states are quantised) must be the same for all.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from cache_tools import layout
+from cache_tools.cached_teacher import CachedTeacher
+from cache_tools.codec import DeltaFloat32, DeltaPower
+from cache_tools.errors import IdentityError, ModelError
+from cache_tools.hidden import calibrate_relative, transform_bytes
+from cache_tools.manifest import ObjectRecord, TeacherManifest, read_manifest
+from cache_tools.predictions import SCALAR_STEP_NATS, SCALARS, hidden_array
+from cache_tools.reader import Encoding
+from cache_tools.storage import object_exists
+from cache_tools.writer import declare_teacher
+from pipeline.capture import Wanted, predict
+from pipeline.config import HiddenConfig, TeacherConfig
+from pipeline.hidden_budget import calibrate_last
+from pipeline.split_model import HeadOutput, body_of, check_head, output_scaling, run_body, run_head
+from pipeline.teacher import Teacher
+
+CALIBRATION_POSITIONS = 4096
+"""Positions, from the first shard on, whose hidden states the bases are made from."""
+
+
+def declare(encoding: Encoding, teacher: Teacher, config: TeacherConfig, chunk_positions: int) -> CachedTeacher:
+    """Declare a loaded teacher, or check that the cache holds the same one; add layers that it lacks.
+
+    Args:
+        encoding: The committed encoding.
+        teacher: The loaded teacher.
+        config: Its block of the capture file.
+        chunk_positions: Rows per inner chunk of the arrays.
+
+    Raises:
+        IdentityError: the cache holds another teacher under this name.
+        ModelError: the model's logits cannot be reproduced.
+    """
+    _check_vocabulary(encoding, teacher, config)
+    probe = torch.from_numpy(encoding.sequences(0)[0].input_ids.astype(np.int64))[None].to(teacher.device)
+    with torch.inference_mode():
+        check_head(teacher.model, probe)
+        manifest, head = _describe(encoding, teacher, config, chunk_positions, probe)
+        files = _new_files(encoding, teacher, config, manifest, head)
+    folder = layout.teacher_folder(encoding.path, config.name)
+    known = read_manifest(folder, TeacherManifest).files if object_exists(folder / layout.MANIFEST) else {}
+    records = known | {key: ObjectRecord.of(content) for key, content in files.items()}
+    return declare_teacher(encoding, config.name, manifest.model_copy(update={"files": records}), files)
+
+
+def is_declared(encoding: Encoding, config: TeacherConfig) -> bool:
+    """Say whether the cache has a teacher of this name with these layers; nothing more is compared."""
+    folder = layout.teacher_folder(encoding.path, config.name)
+    if not object_exists(folder / layout.MANIFEST):
+        return False
+    return {str(layer) for layer in config.hidden.layers} <= set(read_manifest(folder, TeacherManifest).hidden)
+
+
+def _check_vocabulary(encoding: Encoding, teacher: Teacher, config: TeacherConfig) -> None:
+    """Refuse a teacher for which some ids of the encoding do not exist, before it reads one."""
+    body_of(teacher.model)  # refuses a model without output matrix
+    vocabulary = teacher.model.get_output_embeddings().weight.shape[0]
+    if vocabulary < encoding.manifest.vocabulary_size:
+        raise IdentityError(
+            f"teacher {config.name!r} has fewer logits than the tokenizer has ids",
+            where=config.model,
+            expected=f"at least {encoding.manifest.vocabulary_size}",
+            found=vocabulary,
+            fix="Use the teacher's own tokenizer, in an encoding of its own",
+        )
+
+
+def _describe(
+    encoding: Encoding, teacher: Teacher, config: TeacherConfig, chunk_positions: int, probe: Tensor
+) -> tuple[TeacherManifest, HeadOutput]:
+    """Return the teacher's manifest, its files aside, and what its head gives on the probe (1, L)."""
+    last_1LD, all_hidden = run_body(teacher.model, probe, torch.ones_like(probe), hidden=True)
+    head = run_head(teacher.model, last_1LD[0])
+    vocabulary = head.logits.shape[1]
+    k, exact = min(config.target.k, vocabulary), config.target.exact
+    codec = DeltaFloat32(k, vocabulary) if exact else DeltaPower(k, vocabulary, config.target.max_kl_nats)
+    hidden = {}
+    for layer in config.hidden.layers:
+        if layer != "last" and not 0 <= layer < len(all_hidden):
+            raise ModelError(
+                f"teacher {config.name!r} has no layer {layer}",
+                where="hidden.layers",
+                expected=f"0 (embeddings) to {len(all_hidden) - 1}, or last",
+                found=layer,
+            )
+        states = head.last if layer == "last" else all_hidden[layer]
+        hidden[str(layer)] = {"width": states.shape[-1]} | _hidden_codec(config.hidden, layer)
+    manifest = TeacherManifest.describe(
+        teacher.identity | {"encoding": encoding.manifest.fingerprint},
+        teacher.about,
+        chunk_positions,
+        vocabulary_size=vocabulary,
+        target={"kind": "topk", "k": k, "codec": codec.to_dict()},
+        scalar_step_nats=0.0 if exact else SCALAR_STEP_NATS,
+        scalars=list(SCALARS),
+        hidden=hidden,
+    )
+    return manifest, head
+
+
+def _hidden_codec(config: HiddenConfig, layer: int | str) -> dict[str, Any]:
+    if config.codec != "budget":
+        return {"codec": config.codec}
+    budget = config.max_kl_nats if layer == "last" else config.max_relative_error
+    return {"codec": "transform", "budget": budget}
+
+
+def _new_files(
+    encoding: Encoding, teacher: Teacher, config: TeacherConfig, manifest: TeacherManifest, head: HeadOutput
+) -> dict[str, bytes]:
+    """Return the head and the bases that the cache does not hold yet, by key."""
+    folder = layout.teacher_folder(encoding.path, config.name)
+    known = read_manifest(folder, TeacherManifest).hidden if object_exists(folder / layout.MANIFEST) else {}
+    new = {layer: spec for layer, spec in manifest.hidden.items() if layer not in known}
+    files = {}
+    if "last" in new:
+        files[layout.HEAD] = _head_bytes(teacher, output_scaling(teacher.model, head))
+    quantised = [layer for layer, spec in new.items() if spec.codec == "transform"]
+    if quantised:
+        states = _sample(encoding, teacher, manifest, quantised, config.batch_tokens)
+        for layer in quantised:
+            transform = (
+                calibrate_last(teacher.model, states[layer]) if layer == "last" else calibrate_relative(states[layer])
+            )
+            files[layout.transform_key(layer)] = transform_bytes(transform)
+    return files
+
+
+def _sample(
+    encoding: Encoding, teacher: Teacher, manifest: TeacherManifest, layers: list[str], batch_tokens: int
+) -> dict[str, Any]:
+    """Return hidden states (n, width) of the encoding's first positions, n about CALIBRATION_POSITIONS, by layer."""
+    sequences, positions = [], 0
+    for sequence in encoding.sequences(0):
+        if positions < CALIBRATION_POSITIONS:
+            sequences.append(sequence)
+            positions += sequence.num_positions
+    wanted = Wanted(manifest, [hidden_array(layer) for layer in layers])
+    return predict(sequences, encoding.manifest.objective, teacher, wanted, batch_tokens).hidden
+
+
+def _head_bytes(teacher: Teacher, scaling: dict[str, float]) -> bytes:
+    """Return the output matrix as a safetensors file, with the scaling in its metadata; the same bytes every time."""
+    matrix = teacher.model.get_output_embeddings()
+    tensors = {"weight": matrix.weight.detach().cpu().contiguous().clone()}
+    if getattr(matrix, "bias", None) is not None:
+        tensors["bias"] = matrix.bias.detach().cpu().contiguous().clone()
+    content = save(tensors, metadata={name: repr(value) if value else "" for name, value in scaling.items()})
+    start, stop = 8, 8 + int.from_bytes(content[:8], "little")  # of the header, whose keys come in random order
+    header = json.dumps(json.loads(content[start:stop]), sort_keys=True, separators=(",", ":")).encode()
+    return content[:start] + header.ljust(stop - start) + content[stop:]
