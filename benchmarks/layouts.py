@@ -14,10 +14,13 @@ import pyarrow.parquet as pq
 from numcodecs import Zstd
 from numpy.typing import NDArray
 
-from cache_tools.arrays import create_arrays, write_shard
-from cache_tools.codec import DeltaPower, Targets
-from cache_tools.direct import read_rows
+from cache_tools.arrays import ArrayLayout, ArrayType
+from cache_tools.codec import Codec, DeltaCount, DeltaFloat32, DeltaPower, Targets
+from cache_tools.direct import open_array, read_shard_rows
+from cache_tools.layout import array_metadata_file, shard_key
+from cache_tools.manifest import ObjectRecord
 from cache_tools.predictions import from_bfloat16, to_bfloat16
+from cache_tools.storage import write_object, write_objects
 
 CHUNK = 4096
 
@@ -43,16 +46,51 @@ class Logitcask(Layout):
     """This project's store, through its own functions."""
 
     name = "logitcask"
+    out: Targets | None = None
+
+    def codec(self) -> Codec:
+        """Return the codec; its budget is the default for 64 entries, in proportion for more."""
+        return DeltaPower(self.k, self.vocabulary_size, 5e-5 if self.k <= 64 else 7.5e-5)
 
     def write(self, targets: Targets) -> None:
-        self.codec = DeltaPower(self.k, self.vocabulary_size)
-        rows = -(-len(targets.ids) // CHUNK) * CHUNK
-        create_arrays(self.folder, self.codec.array_types(), 1, rows, CHUNK)
-        for name, values in self.codec.encode(targets).items():
-            write_shard(self.folder, name, 0, values)
+        codec, rows = self.codec(), -(-len(targets.ids) // CHUNK) * CHUNK
+        encoded = codec.encode(targets)
+        types = codec.array_types()
+        layouts = {n: ArrayLayout(ArrayType(*types[n], codec.compression_level(n)), rows, CHUNK) for n in types}
+        contents = {shard_key(n, 0, v.ndim): layouts[n].encode(v) for n, v in encoded.arrays.items()}
+        self.objects = {key: ObjectRecord.of(content) for key, content in contents.items() if content}
+        write_objects(self.folder, {key: contents[key] for key in self.objects})
+        for name, layout in layouts.items():
+            write_object(array_metadata_file(self.folder, name), layout.metadata(rows))
+        self.arrays = [open_array(self.folder, name, layout) for name, layout in layouts.items()]
+        self.parameters = encoded.parameters
 
     def read(self, start: int, stop: int) -> Targets:
-        return self.codec.decode({name: read_rows(self.folder, name, start, stop) for name in self.codec.array_types()})
+        n = stop - start
+        if self.out is None or len(self.out.ids) != n:  # as a reader that goes through a cache would, once
+            self.out = Targets(
+                np.empty((n, self.k), np.uint32), np.empty((n, self.k), np.float32), np.empty(n, np.float32)
+            )
+        stored = read_shard_rows(self.arrays, 0, self.objects, start, stop)
+        return self.codec().decode(stored, self.parameters, self.out)
+
+
+class LogitcaskExact(Logitcask):
+    """The same with ``exact: true``: float32, bit for bit."""
+
+    name = "logitcask exact"
+
+    def codec(self) -> Codec:
+        return DeltaFloat32(self.k, self.vocabulary_size)
+
+
+class LogitcaskSampled(Logitcask):
+    """The same for ``sampled`` rows: the draws themselves."""
+
+    name = "logitcask sampled"
+
+    def codec(self) -> Codec:
+        return DeltaCount(self.k, self.vocabulary_size, self.k)
 
 
 class RawArrays(Layout):
@@ -153,7 +191,15 @@ class PackedBits(Layout):
         return _implied(ids, from_bfloat16(values))
 
 
-LAYOUTS: tuple[type[Layout], ...] = (Logitcask, RawArrays, ArrowLists, ParquetZstd, Bits17HalfZstd, PackedBits)
+LAYOUTS: tuple[type[Layout], ...] = (
+    Logitcask,
+    LogitcaskExact,
+    RawArrays,
+    ArrowLists,
+    ParquetZstd,
+    Bits17HalfZstd,
+    PackedBits,
+)
 
 
 def _implied(ids: NDArray[np.uint32], log_probs: NDArray[np.float32]) -> Targets:

@@ -50,6 +50,29 @@ def sharpened(rows: Rows) -> Rows:
     return Rows(rows.name + " sharp", rows.vocabulary_size, Targets(rows.targets.ids, logs32[:, :-1], logs32[:, -1]))
 
 
+def sampled(rows: Rows, draws: int, seed: int = 0) -> Rows:
+    """Return rows of draws with replacement: each drawn token with the weight count / draws, nothing left out.
+
+    The tokens outside a row are not known, so the kept ones, renormalised, are drawn from.
+    """
+    rng, shape = np.random.default_rng(seed), (len(rows.targets.ids), draws)
+    cumulative = np.cumsum(np.exp(rows.targets.log_probs, dtype=np.float64), axis=1)
+    uniform = rng.random(shape) * cumulative[:, -1:]
+    columns = (uniform[:, :, None] > cumulative[:, None, :]).sum(axis=2)
+    drawn = np.sort(np.take_along_axis(rows.targets.ids, columns, axis=1), axis=1)
+    first = np.concatenate([np.ones((len(drawn), 1), bool), drawn[:, 1:] != drawn[:, :-1]], axis=1)
+    runs = np.cumsum(first, axis=1) - 1
+    counts = np.zeros(shape)
+    np.add.at(counts, (np.arange(len(drawn))[:, None], runs), 1)
+    ids = np.zeros(shape, np.uint32)
+    np.put_along_axis(ids, runs, drawn, axis=1)
+    with np.errstate(divide="ignore"):
+        log_probs = np.log(counts / draws).astype(np.float32)
+    return Rows(
+        f"{rows.name} drawn", rows.vocabulary_size, Targets(ids, log_probs, np.full(len(ids), -np.inf, np.float32))
+    )
+
+
 def demo_rows(k: int, num_positions: int = 12_288) -> Rows:
     """Run the demo's teacher over the start of this interpreter's documentation."""
     import torch

@@ -16,15 +16,17 @@ from typing import Any
 
 import click
 import numpy as np
-import zarr
 from numcodecs import blosc
 
-from benchmarks.layouts import LAYOUTS, Layout
-from benchmarks.rows import Rows, available_rows
+from benchmarks.layouts import LAYOUTS, Layout, LogitcaskSampled
+from benchmarks.rows import Rows, available_rows, sampled
+from cache_tools import arrays
 from cache_tools.codec import Targets, kl_nats
 
 WINDOW = 2048
 PASSES = 5
+DRAWS = 50
+"""Draws of a sampled row, as in the paper that proposes them (RS-KD)."""
 
 
 def measure(layout_type: type[Layout], rows: Rows, k: int) -> dict[str, Any]:
@@ -84,13 +86,13 @@ def _peak_bytes(work: Callable[[], object]) -> int:
 def main(ks: tuple[int, ...], as_json: bool) -> None:
     """Measure every layout on every set of rows."""
     blosc.set_nthreads(1)
-    zarr.config.set({"async.concurrency": 1, "threading.max_workers": 1})
+    arrays.THREADS = 1
+    work = [(layout, rows, k) for k in ks for rows in available_rows(k) for layout in LAYOUTS]
+    work += [(LogitcaskSampled, sampled(rows, DRAWS), DRAWS) for rows in available_rows(128)]
     results = []
-    for k in ks:
-        for rows in available_rows(k):
-            for layout in LAYOUTS:
-                print(f"{rows.name}, k = {k}: {layout.name}", file=sys.stderr)
-                results.append(measure(layout, rows, k))
+    for layout, rows, k in work:
+        print(f"{rows.name}, k = {k}: {layout.name}", file=sys.stderr)
+        results.append(measure(layout, rows, k))
     if as_json:
         for result in results:
             click.echo(json.dumps(result))

@@ -5,9 +5,10 @@ worker, so no two writers ever touch one object and none needs a lock. Rows that
 does not use hold the fill value 0, and a chunk of nothing else is not stored.
 
 Core codecs only (blosc with zstd, crc32c, sharding): any Zarr v3 reader opens them. The
-objects are put together here rather than by zarr-python, to the same bytes, because one
-shard is then one buffer: hashed, written and uploaded without being read again, on any
-store, at twice the speed. zarr-python is the oracle in the tests.
+objects are put together here rather than by zarr-python, to the same bytes (but chunks of
+columns lie in the order of the index, not in Morton order), because one shard is then one
+buffer: hashed, written and uploaded without being read again, on any store, at twice the
+speed. zarr-python is the oracle in the tests.
 
 Layout of a shard's object: encoded inner chunks; then one (offset, bytes) pair of
 little-endian uint64 per inner chunk, all ones for a chunk of fill values; then the
@@ -18,7 +19,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -46,11 +47,13 @@ class ArrayType:
     Attributes:
         row: Shape of one row: () or (width,).
         dtype: Type of its values.
+        level: Level of zstd inside blosc; a choice of the writer that no reader needs.
         chunk_columns: Columns per inner chunk; None for whole rows.
     """
 
     row: tuple[int, ...]
     dtype: np.dtype[Any]
+    level: int = field(default=6, compare=False)
     chunk_columns: int | None = None
 
 
@@ -78,6 +81,13 @@ class ArrayLayout:
         """Inner chunks side by side."""
         return prod(-(-width // part) for width, part in zip(self.type.row, self.chunk_row, strict=True))
 
+    @cached_property
+    def _blosc(self) -> dict[str, Any]:
+        """Parameters of the compressor; a chunk of columns is one block, which is 1 % smaller than blosc's choice."""
+        size = self.type.dtype.itemsize
+        block = self.chunk_rows * prod(self.chunk_row) * size if self.type.chunk_columns else 0
+        return {"typesize": size, "cname": "zstd", "clevel": self.type.level, "shuffle": "shuffle", "blocksize": block}
+
     @property
     def num_chunks(self) -> int:
         """Inner chunks of an object."""
@@ -96,7 +106,7 @@ class ArrayLayout:
         """Return the array's ``zarr.json`` for a first axis of ``num_rows``."""
         little = {"name": "bytes", "configuration": {"endian": "little"}}
         single = {"name": "bytes"} if self.type.dtype.itemsize == 1 else little
-        codecs = [single, {"name": "blosc", "configuration": _blosc(self.type.dtype)}, {"name": "crc32c"}]
+        codecs = [single, {"name": "blosc", "configuration": self._blosc}, {"name": "crc32c"}]
         sharding = {
             "chunk_shape": [self.chunk_rows, *self.chunk_row],
             "codecs": codecs,
@@ -156,15 +166,9 @@ class ArrayLayout:
         if not chunk.any():
             return b""
         content = np.ascontiguousarray(chunk, dtype=self.type.dtype.newbyteorder("<"))
-        parameters = _blosc(self.type.dtype)
+        parameters = self._blosc
         blosc = Blosc(parameters["cname"], parameters["clevel"], Blosc.SHUFFLE, parameters["blocksize"])
         return _with_checksum(bytes(blosc.encode(content)))
-
-
-def _blosc(dtype: np.dtype[Any]) -> dict[str, Any]:
-    """Return the compressor: on real rows level 1 is smallest for single bytes, level 6 the knee for wider types."""
-    level = 1 if dtype.itemsize == 1 else 6
-    return {"typesize": dtype.itemsize, "cname": "zstd", "clevel": level, "shuffle": "shuffle", "blocksize": 0}
 
 
 def read_layout(metadata: bytes) -> tuple[ArrayLayout, int] | None:
@@ -179,9 +183,8 @@ def read_layout(metadata: bytes) -> tuple[ArrayLayout, int] | None:
     inner = sharding.get("chunk_shape", [0])
     row = tuple(shape[1:])
     columns = inner[1] if row and inner[1] < row[0] else None
-    layout = ArrayLayout(
-        ArrayType(row, dtype, columns), stated["chunk_grid"]["configuration"]["chunk_shape"][0], inner[0]
-    )
+    kind = ArrayType(row, dtype, chunk_columns=columns)
+    layout = ArrayLayout(kind, stated["chunk_grid"]["configuration"]["chunk_shape"][0], inner[0])
     ours = json.loads(layout.metadata(shape[0])) if layout.chunk_rows else {}
     for document in (stated, ours):  # parameters of blosc stand in each chunk, too, and may vary
         document.pop("attributes", None)

@@ -133,10 +133,12 @@ class CachedTeacher:
             out: Arrays of the right shapes and dtypes to decode into; new ones by default.
 
         Raises:
+            IndexError: there are no such rows.
             IncompleteError: a row belongs to a shard that is not committed.
             DamageError: stored bytes are missing or damaged.
             StorageError: the disk or bucket refused.
         """
+        blocks = list(self._blocks(start, stop, TARGETS))
         n, k = stop - start, self.codec.k
         if out is None:
             out = Targets(np.empty((n, k), np.uint32), np.empty((n, k), np.float32), np.empty(n, np.float32))
@@ -149,7 +151,6 @@ class CachedTeacher:
             part = Targets(whole.ids[place], whole.log_probs[place], whole.log_left_out[place])
             self.stored_targets(shard, begin, end).decode(0, end - begin, part)
 
-        blocks = list(self._blocks(start, stop, TARGETS))
         if len(blocks) == 1:
             decode(blocks[0])
         else:

@@ -24,7 +24,7 @@ from cache_tools import layout
 from cache_tools.arrays import ABSENT, CHECKSUM_BYTES, ArrayLayout, read_layout, without_checksum
 from cache_tools.errors import DamageError, StorageError
 from cache_tools.manifest import ObjectRecord
-from cache_tools.storage import Span, StorePath, read_object, read_spans
+from cache_tools.storage import Span, StorePath, object_size, read_object, read_spans
 
 Index = NDArray[np.uint64]
 
@@ -103,7 +103,7 @@ def read_shard_rows(
             _decode_chunks(one.layout, numbers, [next(contents) for _ in spans], start, result[one.name])
         for array in arrays:
             if array.layout is None:
-                result[array.name] = _read_with_zarr(array, shard, start, stop)
+                result[array.name] = _read_with_zarr(array, shard, objects, start, stop)
         return result
     except StorageError:
         raise
@@ -134,7 +134,9 @@ INDEXES_IN_MEMORY = 1024
 
 def _read_indexes(objects: list[_Object]) -> list[Index | None]:
     """Return the index of each object, (inner chunks, 2) uint64, or None where there is no object."""
-    wanted = {one.record.sha256: one for one in objects if one.record and one.record.sha256 not in _indexes}
+    stored = {one.record.sha256: one for one in objects if one.record}
+    known = {sha256: index for sha256 in stored if (index := _indexes.get(sha256)) is not None}
+    wanted = {sha256: one for sha256, one in stored.items() if sha256 not in known}
     spans = [Span(one.path, _index_start(one), one.record.bytes) for one in wanted.values() if one.record]
     fresh = {
         sha256: np.frombuffer(without_checksum(content), dtype="<u8").reshape(-1, 2)
@@ -143,7 +145,7 @@ def _read_indexes(objects: list[_Object]) -> list[Index | None]:
     if len(_indexes) + len(fresh) > INDEXES_IN_MEMORY:
         _indexes.clear()
     _indexes.update(fresh)
-    known = {**_indexes, **fresh}
+    known |= fresh
     return [known[one.record.sha256] if one.record else None for one in objects]
 
 
@@ -190,12 +192,19 @@ def _decode_chunks(cut: ArrayLayout, numbers: list[int], encoded: list[bytes], s
             target[...] = part[(slice(None), *(slice(0, size) for size in target.shape[1:]))]
 
 
-def _read_with_zarr(array: StoredArray, shard: int, start: int, stop: int) -> NDArray[Any]:
-    """Read rows of an array with any codecs that zarr knows."""
+def _read_with_zarr(
+    array: StoredArray, shard: int, objects: Mapping[str, ObjectRecord], start: int, stop: int
+) -> NDArray[Any]:
+    """Read rows of an array with any codecs that zarr knows; it would take a missing object for fill values."""
     import zarr
 
     opened = zarr.open_array(str(array.teacher / array.name), mode="r")
     assert opened.shards is not None
+    key = layout.shard_key(array.name, shard, opened.ndim)
+    if key not in objects:
+        return np.full((stop - start, *opened.shape[1:]), opened.fill_value, opened.dtype)
+    if object_size(array.teacher / key) != objects[key].bytes:
+        raise ValueError(f"the object {key} is missing or not whole")
     first = shard * opened.shards[0]
     rows: NDArray[Any] = np.asarray(opened[first + start : first + stop])
     return rows

@@ -6,8 +6,9 @@ what this shard's decoding needs to know beyond the manifest (the codec may choo
 shard by shard), and statistics with the error actually made.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from cache_tools import hidden as transform_code
 from cache_tools.arrays import ArrayLayout, ArrayType
 from cache_tools.codec import Arrays, Codec, Targets, codec_from_dict
-from cache_tools.hidden import Transform
+from cache_tools.hidden import ErrorOf, Transform
+from cache_tools.hidden_metric import channel_scales
 from cache_tools.manifest import HiddenSpec, TeacherManifest
 from cache_tools.receipts import TARGETS
 
@@ -26,9 +28,6 @@ distribution, log-probability of the gold token."""
 
 SCALAR_STEP_NATS = 2.0**-10
 MINUS_INFINITY = int(np.iinfo(np.int32).min)
-
-ErrorOf = Callable[[NDArray[np.float32], NDArray[np.float32]], float]
-"""Mean error of decoded hidden states (n, width) against true ones, in the unit of the layer's budget."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,8 @@ def hidden_array(layer: str) -> str:
 
 def group_layouts(manifest: TeacherManifest, positions_per_shard: int) -> dict[str, dict[str, ArrayLayout]]:
     """Return the layout of each array by name, by group."""
-    targets = {name: ArrayType(*stated) for name, stated in codec_of(manifest).array_types().items()}
+    codec = codec_of(manifest)
+    targets = {name: ArrayType(*t, codec.compression_level(name)) for name, t in codec.array_types().items()}
     scalar = ArrayType((), np.dtype(np.int32 if manifest.scalar_step_nats else np.float32))
     groups = {TARGETS: targets | dict.fromkeys(manifest.scalars, scalar)}
     groups |= {hidden_array(layer): {hidden_array(layer): _hidden_type(s)} for layer, s in manifest.hidden.items()}
@@ -130,7 +130,9 @@ def encode_hidden(
         return Group({name: to_bfloat16(states)}, {}, {})
     assert transform is not None
     assert spec.budget is not None
-    step, error = transform_code.choose_step(transform, states, error_of or transform_code.relative_error, spec.budget)
+    if error_of is None:  # the spread of a channel with rare huge values cannot be told from a few rows
+        error_of = partial(transform_code.relative_error, scales=channel_scales(states))
+    step, error = transform_code.choose_step(transform, states, error_of, spec.budget)
     unit = "kl_nats" if layer == "last" else "relative_error"
     return Group(
         {name: transform_code.encode(transform, states, step)}, {"step": step}, {f"hidden_{layer}_{unit}": error}
@@ -201,5 +203,7 @@ def mean_statistics(parts: list[tuple[int, Mapping[str, float]]]) -> dict[str, f
 
 
 def _hidden_type(spec: HiddenSpec) -> ArrayType:
-    columns = transform_code.CHUNK_COLUMNS if spec.codec == "transform" else None
-    return ArrayType((spec.width,), np.dtype(np.float32 if spec.codec == "float32" else np.uint16), columns)
+    split = spec.codec == "transform" and spec.width > transform_code.CHUNK_COLUMNS
+    columns = transform_code.CHUNK_COLUMNS if split else None
+    dtype = np.dtype(np.float32 if spec.codec == "float32" else np.uint16)
+    return ArrayType((spec.width,), dtype, 1 if spec.codec == "transform" else 6, columns)

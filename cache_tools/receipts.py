@@ -6,6 +6,7 @@ joined, and carries the statistics that ``inspect`` adds up, so that looking at 
 size reads no array. It is sealed: a flipped bit in it is damage, never another number.
 """
 
+import json
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -57,7 +58,8 @@ def write_receipt(teacher: StorePath, receipt: Receipt) -> None:
     """Commit a shard."""
     path = layout.receipt_file(teacher, receipt.shard)
     remove_partial(path)
-    write_object(path, sealed_bytes(receipt.model_dump(mode="json") | {"seal": UNSEALED}))
+    document = json.loads(receipt.model_dump_json())  # unlike model_dump, writes infinity as a string
+    write_object(path, sealed_bytes(document | {"seal": UNSEALED}))
 
 
 def read_receipt(teacher: StorePath, shard: int) -> Receipt | None:

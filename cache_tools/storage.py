@@ -18,10 +18,11 @@ import os
 import shutil
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import click
 from pydantic import PlainSerializer, PlainValidator
@@ -33,7 +34,14 @@ PARTIAL_SUFFIX = ".partial"
 BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs")
 """Protocols that obstore serves."""
 
+RETRIES = {"max_retries": 10, "retry_timeout": timedelta(seconds=60)}
+"""How long obstore itself insists on a request that is throttled or dropped."""
+
+ATTEMPTS = 3
+"""How often a request is made whose answer breaks off in the middle, which obstore does not retry."""
+
 StorePath = Path | UPath
+T = TypeVar("T")
 
 
 class Span(NamedTuple):
@@ -59,7 +67,7 @@ def store_path(place: str | StorePath) -> StorePath:
             from obstore.fsspec import register
 
             register(protocol)
-        path = UPath(text)
+        path = UPath(text, **({"retry_config": RETRIES} if protocol in BUCKETS else {}))
         path.fs  # noqa: B018 - builds the file system, so that a missing driver shows here
     except (ImportError, ValueError) as error:
         raise ConfigError(
@@ -93,8 +101,7 @@ def read_object(path: StorePath) -> bytes:
         StorageError: the disk or bucket refused.
     """
     with _reading(path):
-        content: bytes = path.read_bytes() if isinstance(path, Path) else path.fs.cat_file(path.path)
-        return content
+        return path.read_bytes() if isinstance(path, Path) else bytes(_asked(lambda: path.fs.cat_file(path.path)))
 
 
 def read_spans(spans: Sequence[Span]) -> list[bytes]:
@@ -113,15 +120,15 @@ def read_spans(spans: Sequence[Span]) -> list[bytes]:
         if isinstance(first, Path):
             return _read_local(spans)
         paths, starts, stops = zip(*((s.path.path, s.start, s.stop) for s in spans), strict=True)  # type: ignore[union-attr]
-        found = first.fs.cat_ranges(list(paths), list(starts), list(stops), on_error="raise")
-        return [bytes(part) for part in found]
+        ranges = [list(paths), list(starts), list(stops)]
+        return [bytes(part) for part in _asked(lambda: first.fs.cat_ranges(*ranges, on_error="raise"))]
 
 
 def object_size(path: StorePath) -> int | None:
     """Return the size of an object in bytes, or None if there is none."""
     try:
         with _reading(path):
-            return int(path.stat().st_size)
+            return int(path.stat().st_size if isinstance(path, Path) else _asked(lambda: path.stat().st_size))
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -135,7 +142,10 @@ def names(folder: StorePath) -> list[str]:
     """Return the names directly inside a folder, sorted; none if it does not exist."""
     try:
         with _reading(folder):
-            return sorted(path.name for path in folder.iterdir())
+            found = (
+                os.listdir(folder) if isinstance(folder, Path) else _asked(lambda: [p.name for p in folder.iterdir()])
+            )
+            return sorted(found)
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -150,7 +160,7 @@ def write_object(path: StorePath, content: bytes) -> None:
         if isinstance(path, Path):
             _write_local(path, content)
         else:
-            path.fs.pipe_file(path.path, content)
+            _asked(lambda: path.fs.pipe_file(path.path, content))
 
 
 def write_objects(folder: StorePath, contents: Mapping[str, bytes]) -> None:
@@ -164,7 +174,8 @@ def write_objects(folder: StorePath, contents: Mapping[str, bytes]) -> None:
             write_object(folder / key, content)
     elif contents:
         with storage_errors(folder):
-            folder.fs.pipe({(folder / key).path: content for key, content in contents.items()})
+            paths = {(folder / key).path: content for key, content in contents.items()}
+            _asked(lambda: folder.fs.pipe(paths))
 
 
 def remove_partial(path: StorePath) -> None:
@@ -222,6 +233,18 @@ def storage_errors(path: StorePath) -> Iterator[None]:
         if isinstance(path, Path):
             raise
         raise _bucket_error(path, "cannot write", error) from error
+
+
+def _asked(request: Callable[[], T]) -> T:
+    """Make a request of a bucket; again if its answer broke off."""
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return request()
+        except (FileNotFoundError, NotADirectoryError):
+            raise
+        except Exception:
+            continue
+    return request()
 
 
 @contextmanager

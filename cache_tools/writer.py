@@ -23,8 +23,8 @@ from cache_tools.manifest import (
     write_group,
     write_manifest,
 )
+from cache_tools.hidden import ErrorOf
 from cache_tools.predictions import (
-    ErrorOf,
     Group,
     Predictions,
     encode_hidden,

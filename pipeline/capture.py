@@ -13,6 +13,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -24,14 +25,16 @@ from torch import Tensor
 from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.codec import Targets
 from cache_tools.errors import ModelError
+from cache_tools.hidden import ErrorOf
 from cache_tools.manifest import SOFTWARE, Objective, TeacherManifest
 from cache_tools.predictions import Predictions, hidden_array
+from cache_tools.reader import Encoding
 from cache_tools.receipts import TARGETS
 from cache_tools.sequences import Sequence
 from cache_tools.writer import commit_shard
 from pipeline.batches import Batch, pad, token_budget_batches
-from pipeline.hidden_budget import error_measures
-from pipeline.split_model import run_body, run_head
+from pipeline.hidden_budget import OutputHead, kl_error
+from pipeline.split_model import HeadOutput, run_body, run_head
 from pipeline.targets import SparseTargets, sparse_targets
 from pipeline.teacher import Teacher
 
@@ -63,14 +66,13 @@ def capture_shards(
         ModelError: a prediction is not a number, or cannot be stored.
         StorageError: the disk is full, or disk or bucket refuse.
     """
-    encoding = cached.encoding
+    encoding, errors = cached.encoding, _error_measures(cached, teacher) if shards else {}
     for shard in shards:
         started, groups = time.monotonic(), cached.missing_groups(shard)
         wanted = Wanted(cached.manifest, groups)
         predictions = predict(
             encoding.sequences(shard), encoding.manifest.objective, teacher, wanted, batch_tokens, progress
         )
-        errors = error_measures(teacher.model) if hidden_array("last") in groups else {}
         try:
             commit_shard(cached, shard, predictions, _provenance(teacher, started), errors)
         except ValueError as error:
@@ -80,6 +82,21 @@ def capture_shards(
                 found=error,
                 why="a student would learn something that the teacher did not say",
             ) from error
+
+
+@torch.inference_mode()
+def _error_measures(cached: CachedTeacher, teacher: Teacher) -> dict[str, ErrorOf]:
+    """Return how to measure the error of the last hidden state, if it has a budget: in KL of the logits."""
+    last = cached.manifest.hidden.get("last")
+    if last is None or last.codec != "transform":
+        return {}
+    return {"last": kl_error(OutputHead.of(teacher.model, probe_head(cached.encoding, teacher)))}
+
+
+def probe_head(encoding: Encoding, teacher: Teacher) -> HeadOutput:
+    """Run body and head over the encoding's first sequence."""
+    probe = torch.from_numpy(encoding.sequences(0)[0].input_ids.astype(np.int64))[None].to(teacher.device)
+    return run_head(teacher.model, run_body(teacher.model, probe, torch.ones_like(probe), hidden=False)[0][0])
 
 
 @dataclass(frozen=True)
@@ -113,16 +130,16 @@ def predict(
     batch_tokens: int,
     progress: Progress = lambda _: None,
 ) -> Predictions:
-    """Run the teacher over sequences that follow each other and return its predictions in position order."""
+    """Run the teacher over sequences and return its predictions, position by position, in their order."""
     gold = [sequence.gold_ids(objective) for sequence in sequences]
-    first = sequences[0].first_position
-    rows = _Rows(sum(len(ids) for ids in gold), wanted)
-    starts = [sequence.first_position - first for sequence in sequences]
+    ends = list(accumulate(len(ids) for ids in gold))
+    rows, starts = _Rows(ends[-1], wanted), [0, *ends[:-1]]
     for indices in token_budget_batches([len(s.input_ids) for s in sequences], batch_tokens):
         batch = pad(sequences, indices)
         where = np.concatenate([np.arange(starts[i], starts[i] + len(gold[i])) for i in indices])
         _predict_batch(batch, np.concatenate([gold[i] for i in indices]), where, teacher, wanted, rows)
-        rows.refuse_nan(first, [sequences[i] for i in indices])
+        for i in indices:
+            rows.refuse_nan(starts[i], ends[i], sequences[i])
         progress(sum(len(sequences[i].input_ids) for i in indices))
     return rows.predictions()
 
@@ -152,17 +169,16 @@ class _Rows:
     def put_hidden(self, where: NDArray[np.int64], layer: str, states: Tensor) -> None:
         self.hidden[layer][where] = states.float().cpu().numpy()
 
-    def refuse_nan(self, first: int, sequences: list[Sequence]) -> None:
+    def refuse_nan(self, start: int, stop: int, sequence: Sequence) -> None:
+        """Refuse rows [start, stop), which are a sequence's, if one is not a number."""
         checked = [self.scalars["logsumexp"]] if self.has_targets else list(self.hidden.values())
-        for sequence in sequences:
-            start, stop = sequence.rows
-            if not all(np.isfinite(values[start - first : stop - first]).all() for values in checked):
-                raise ModelError(
-                    "the teacher's logits are not numbers",
-                    where=f"sequence {sequence.sequence_id}, document {sequence.document_id!r}",
-                    why="such a row would poison every student",
-                    fix="Try dtype: float32 or bfloat16 instead of float16",
-                )
+        if not all(np.isfinite(values[start:stop]).all() for values in checked):
+            raise ModelError(
+                "the teacher's logits are not numbers",
+                where=f"sequence {sequence.sequence_id}, document {sequence.document_id!r}",
+                why="such a row would poison every student",
+                fix="Try dtype: float32 or bfloat16 instead of float16",
+            )
 
     def predictions(self) -> Predictions:
         targets = Targets(self.ids, self.log_probs, self.log_left_out) if self.has_targets else None

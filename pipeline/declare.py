@@ -16,7 +16,7 @@ from cache_tools import layout
 from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.codec import DeltaFloat32, DeltaPower
 from cache_tools.errors import IdentityError, ModelError
-from cache_tools.hidden import calibrate_relative, transform_bytes
+from cache_tools.hidden import calibrate_last, calibrate_relative, transform_bytes
 from cache_tools.manifest import ObjectRecord, TeacherManifest, read_manifest
 from cache_tools.predictions import SCALAR_STEP_NATS, SCALARS, hidden_array
 from cache_tools.reader import Encoding
@@ -24,12 +24,16 @@ from cache_tools.storage import object_exists
 from cache_tools.writer import declare_teacher
 from pipeline.capture import Wanted, predict
 from pipeline.config import HiddenConfig, TeacherConfig
-from pipeline.hidden_budget import calibrate_last
+from pipeline.hidden_budget import OutputHead, fisher_metric
 from pipeline.split_model import HeadOutput, body_of, check_head, output_scaling, run_body, run_head
 from pipeline.teacher import Teacher
 
 CALIBRATION_POSITIONS = 4096
-"""Positions, from the first shard on, whose hidden states the bases are made from."""
+"""Positions, spread over the corpus, whose hidden states the bases are made from."""
+
+
+CALIBRATION_SHARDS = 32
+"""Shards that the sample is taken from, at most."""
 
 
 def declare(encoding: Encoding, teacher: Teacher, config: TeacherConfig, chunk_positions: int) -> CachedTeacher:
@@ -133,9 +137,11 @@ def _new_files(
     if quantised:
         states = _sample(encoding, teacher, manifest, quantised, config.batch_tokens)
         for layer in quantised:
-            transform = (
-                calibrate_last(teacher.model, states[layer]) if layer == "last" else calibrate_relative(states[layer])
-            )
+            if layer == "last":
+                metric = fisher_metric(OutputHead.of(teacher.model, head), states[layer])
+                transform = calibrate_last(states[layer], metric)
+            else:
+                transform = calibrate_relative(states[layer])
             files[layout.transform_key(layer)] = transform_bytes(transform)
     return files
 
@@ -143,12 +149,13 @@ def _new_files(
 def _sample(
     encoding: Encoding, teacher: Teacher, manifest: TeacherManifest, layers: list[str], batch_tokens: int
 ) -> dict[str, Any]:
-    """Return hidden states (n, width) of the encoding's first positions, n about CALIBRATION_POSITIONS, by layer."""
-    sequences, positions = [], 0
-    for sequence in encoding.sequences(0):
-        if positions < CALIBRATION_POSITIONS:
-            sequences.append(sequence)
-            positions += sequence.num_positions
+    """Return hidden states (n, width), n about CALIBRATION_POSITIONS, of sequences spread over all shards, by layer."""
+    per_shard = -(-CALIBRATION_POSITIONS // min(len(encoding.shards), CALIBRATION_SHARDS))
+    sequences = []
+    for shard in np.unique(np.linspace(0, len(encoding.shards) - 1, CALIBRATION_SHARDS).astype(int)).tolist():
+        found, entry = encoding.sequences(shard), encoding.shards[shard]
+        every = max(1, entry.positions // per_shard)
+        sequences += found[::every]
     wanted = Wanted(manifest, [hidden_array(layer) for layer in layers])
     return predict(sequences, encoding.manifest.objective, teacher, wanted, batch_tokens).hidden
 

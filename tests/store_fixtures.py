@@ -5,6 +5,8 @@ made up. Token ids, texts and predictions are random, which suffices because the
 never looks at what a token means: it must give back what it was given.
 """
 
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,10 @@ from cache_tools.manifest import (
     write_group,
     write_manifest,
 )
-from cache_tools.predictions import SCALAR_STEP_NATS, SCALARS, Predictions
+from cache_tools.predictions import SCALAR_STEP_NATS, SCALARS, Predictions, codec_of
 from cache_tools.reader import Cache, Encoding
 from cache_tools.receipts import Receipt, read_receipt, write_receipt
+from cache_tools.sealed import UNSEALED, sealed_bytes
 from cache_tools.sequences import Sequence, write_sequences
 from cache_tools.shards import ShardEntry, write_part
 from cache_tools.storage import write_object
@@ -227,3 +230,42 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 def close(left: NDArray[Any], right: NDArray[Any], tolerance: float) -> bool:
     """Tell whether two arrays agree within an absolute tolerance, infinities included."""
     return np.allclose(left, right, rtol=0, atol=tolerance)
+
+
+def assert_rows(tiny: TinyCache, shard: int, start: int, stop: int, reader: CachedTeacher | None = None) -> None:
+    """Check that rows [start, stop) of a shard are what was written there, by every way of reading."""
+    teacher, written = reader or tiny.open(), tiny.predictions[shard]
+    first = shard * POSITIONS_PER_SHARD
+    inside, rows = slice(start, stop), (first + start, first + stop)
+    codec = codec_of(tiny.manifest)
+    encoded = codec.encode(written.targets)
+    expected, found = codec.decode(encoded.arrays, encoded.parameters), teacher.targets(*rows)
+    assert np.array_equal(found.ids, expected.ids[inside])
+    assert np.array_equal(found.log_probs, expected.log_probs[inside])
+    assert np.array_equal(found.log_left_out, expected.log_left_out[inside])
+    for name in SCALARS:
+        assert close(teacher.scalar(name, *rows), written.scalars[name][inside], SCALAR_STEP_NATS * 0.501)
+    for layer in HIDDEN:
+        assert np.array_equal(teacher.hidden(layer, *rows), written.hidden[layer][inside])
+
+
+def read_everything(teacher: CachedTeacher, start: int = 0, stop: int = 12) -> None:
+    """Read rows [start, stop) of every array."""
+    teacher.targets(start, stop)
+    for name in SCALARS:
+        teacher.scalar(name, start, stop)
+    for layer in HIDDEN:
+        teacher.hidden(layer, start, stop)
+
+
+def sealed(document: dict[str, Any]) -> bytes:
+    """Return a document as the sealed JSON text that a writer of the store would have made of it."""
+    return sealed_bytes(document | {"seal": UNSEALED})
+
+
+def edit_json(path: Path, old: str, new: str) -> None:
+    """Replace text in a sealed file and seal it again, as somebody would who means to."""
+    text = path.read_text()
+    assert old in text
+    edited = re.sub('"seal": "[0-9a-f]{64}"', f'"seal": "{UNSEALED}"', text.replace(old, new))
+    path.write_bytes(sealed_bytes(json.loads(edited)))

@@ -1,13 +1,15 @@
-"""Sequence files and the shard table: what is written comes back, and damage is never read."""
+"""Sequence files and the tables of an encoding's parts: what is written comes back, and damage is never read."""
 
 from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
+from cache_tools import layout
 from cache_tools.errors import DamageError
+from cache_tools.manifest import SplitTotals
 from cache_tools.sequences import Sequence, read_sequences, write_sequences
-from cache_tools.shards import ShardEntry, read_shard_table, totals, write_shard_table
+from cache_tools.shards import ShardEntry, read_file_tables, read_shard_tables, totals, write_part
 from store_fixtures import flip_bit
 
 CAUSAL = Sequence(
@@ -83,13 +85,24 @@ def test_rows_count_kept_positions_only():
     assert sequence.positions().tolist() == [0, 2]
 
 
-def test_the_shard_table_comes_back_as_written(tmp_path):
-    sha256 = write_shard_table(tmp_path, ENTRIES)
-    assert read_shard_table(tmp_path, sha256) == ENTRIES
+FILES = {"a.jsonl": "d" * 64, "naïve/b.txt": "e" * 64}
+
+
+def test_the_tables_of_all_parts_come_back_in_order(tmp_path):
+    first = write_part(tmp_path, 0, dict(list(FILES.items())[:1]), ENTRIES[:1])
+    second = write_part(tmp_path, 1, dict(list(FILES.items())[1:]), ENTRIES[1:])
+    assert read_shard_tables(tmp_path, (first, second)) == ENTRIES
+    assert list(read_file_tables(tmp_path, (first, second)).items()) == list(FILES.items())
+    assert read_shard_tables(tmp_path, (first,)) == ENTRIES[:1]
+
+
+def test_a_part_records_the_totals_of_both_splits(tmp_path):
+    part = write_part(tmp_path, 0, FILES, ENTRIES)
+    assert part.splits == {split: totals(ENTRIES, split) for split in ("train", "held_out")}
 
 
 def test_totals_add_up_one_split():
-    assert totals(ENTRIES, "train") == {"documents": 3, "sequences": 8, "tokens": 150, "positions": 130, "shards": 2}
+    assert totals(ENTRIES, "train") == SplitTotals(documents=3, sequences=8, tokens=150, positions=130, shards=2)
 
 
 DAMAGE = {
@@ -99,13 +112,31 @@ DAMAGE = {
 }
 
 
+def sequence_file(folder):
+    """Write a sequence file; return its path and how to read it."""
+    path = folder / "00000.arrow"
+    _, sha256 = write_sequences(path, [CAUSAL])
+    return path, lambda: read_sequences(path, sha256)
+
+
+def shard_table(folder):
+    """Write the tables of a part; return the path of its shard table and how to read it."""
+    part = write_part(folder, 0, FILES, ENTRIES)
+    return layout.shard_table_file(folder, 0), lambda: read_shard_tables(folder, (part,))
+
+
+def file_table(folder):
+    """Write the tables of a part; return the path of its file table and how to read it."""
+    part = write_part(folder, 0, FILES, ENTRIES)
+    return layout.file_table_file(folder, 0), lambda: read_file_tables(folder, (part,))
+
+
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-@pytest.mark.parametrize("name", ["00000.arrow", "shards.arrow"])
-def test_refuses_a_damaged_file_by_its_path(tmp_path, name, damage):
-    sha256 = write_sequences(tmp_path / name, [CAUSAL])[1] if name == "00000.arrow" else None
-    sha256 = sha256 or write_shard_table(tmp_path, ENTRIES)
-    damage(tmp_path / name)
+@pytest.mark.parametrize("write", [sequence_file, shard_table, file_table])
+def test_refuses_a_damaged_file_by_its_path(tmp_path, write, damage):
+    path, read = write(tmp_path)
+    damage(path)
     with pytest.raises(DamageError) as refusal:
-        read_sequences(tmp_path / name, sha256) if name == "00000.arrow" else read_shard_table(tmp_path, sha256)
-    assert str(refusal.value).startswith(f"{tmp_path / name}: ")
+        read()
+    assert str(refusal.value).startswith(f"{path}: ")
     assert "capture it again" in str(refusal.value)

@@ -140,6 +140,11 @@ def capture_values(folder: Path, teacher: Path | None = None, **changes: Any) ->
 
 def capture(folder: Path, teacher: Path | None = None, **changes: Any) -> Cache:
     """Run a whole capture in this process and open the cache; arguments as for ``capture_values``."""
-    config = CaptureConfig.model_validate(capture_values(folder, teacher, **changes))
-    run_capture(config, Worker(), SilentReporter())
-    return Cache(config.cache)
+    values = capture_values(folder, teacher, **changes)
+    run(values)
+    return Cache(values["cache"])
+
+
+def run(values: dict[str, Any], append: bool = False) -> dict[str, int]:
+    """Run the capture that a dictionary describes; return the shards captured by teacher."""
+    return run_capture(CaptureConfig.model_validate(values), Worker(), SilentReporter(), append)

@@ -56,6 +56,8 @@ def run_training(config: StudentConfig) -> Path:
         teacher.encoding.save_tokenizer(Path(folder))
         tokenizer = AutoTokenizer.from_pretrained(folder)
     _share_special_tokens(student, tokenizer)
+    if arguments.dataloader_num_workers and not isinstance(teacher.path, Path):
+        torch.multiprocessing.set_start_method("forkserver", force=True)  # a bucket's client does not survive a fork
     dataset = CachedSequences(teacher, "train", vocabulary_size(student), config.window_shards)
     trainer = DistillationTrainer(
         model=DistilledStudent(student, config.loss),

@@ -1,0 +1,219 @@
+"""A cache in a bucket: the same bytes and numbers as on a disk, through throttling, broken connections and kills.
+
+The bucket is moto's S3 server behind a proxy that misbehaves on demand (see ``bucket.py``); ``memory://``
+stands for every other protocol of fsspec.
+"""
+
+import multiprocessing
+import os
+import signal
+from itertools import count
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+import tiny
+from bucket import environment, first, serve
+from cache_tools.copying import copy_cache
+from cache_tools.drop import drop_teacher
+from cache_tools.errors import DamageError, FormatError, StorageError
+from cache_tools.reader import Cache
+from cache_tools.storage import (
+    Span,
+    names,
+    object_exists,
+    object_size,
+    read_object,
+    read_spans,
+    remove_object,
+    remove_tree,
+    store_path,
+    write_object,
+)
+from cache_tools.verify import verify
+from cache_tools.writer import create_cache
+from store_fixtures import make_cache, snapshot
+
+TIMEOUT_SECONDS = 60
+NUMBERS = count()
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    with serve() as running, patch.dict(os.environ, environment(running)):
+        yield running
+
+
+@pytest.fixture(params=["s3", "memory", "disk"])
+def place(request, tmp_path):
+    """An empty place in each kind of store."""
+    if request.param == "disk":
+        return tmp_path / "place"
+    if request.param == "memory":
+        return store_path(f"memory://tests/{next(NUMBERS)}")
+    return store_path(f"{request.getfixturevalue('bucket').url}/{next(NUMBERS)}")
+
+
+@pytest.fixture
+def remote(bucket):
+    """An empty place in the bucket."""
+    return store_path(f"{bucket.url}/{next(NUMBERS)}")
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    return make_cache(tmp_path_factory.mktemp("local"))
+
+
+def contents(place):
+    """Return the bytes of every object below a place, by name."""
+    if not names(place):
+        return {}
+    found = {}
+    for name in names(place):
+        below = contents(place / name)
+        found |= {f"{name}/{key}": value for key, value in below.items()} or {name: read_object(place / name)}
+    return found
+
+
+# One set of functions for every store
+
+
+def test_an_object_reads_back_whole_and_in_spans(place):
+    content = bytes(range(256)) * 100
+    write_object(place / "a" / "b", content)
+    assert read_object(place / "a" / "b") == content
+    assert object_size(place / "a" / "b") == len(content)
+    spans = [Span(place / "a" / "b", start, start + size) for start, size in ((0, 1), (25_000, 600), (3, 7), (3, 7))]
+    assert read_spans(spans) == [content[span.start : span.stop] for span in spans]
+
+
+def test_what_does_not_exist_is_not_there(place):
+    assert not object_exists(place / "nothing")
+    assert names(place / "nothing") == []
+    with pytest.raises(FileNotFoundError):
+        read_object(place / "nothing")
+    with pytest.raises(FileNotFoundError):
+        read_spans([Span(place / "nothing", 0, 1)])
+    remove_object(place / "nothing")
+    remove_tree(place / "nothing")
+
+
+def test_names_are_those_directly_inside(place):
+    for key in ("b", "a/x", "a/y/z"):
+        write_object(place.joinpath(*key.split("/")), b"!")
+    assert names(place) == ["a", "b"]
+    assert names(place / "a") == ["x", "y"]
+    remove_object(place / "b")
+    assert names(place) == ["a"]
+    remove_tree(place / "a")
+    assert names(place) == []
+
+
+def test_an_object_is_replaced_as_a_whole(place):
+    write_object(place / "one", b"long " * 1000)
+    write_object(place / "one", b"short")
+    assert read_object(place / "one") == b"short"
+
+
+def test_refuses_a_place_of_an_unknown_kind():
+    with pytest.raises(Exception, match="this kind of place is not known"):
+        store_path("gopher://old/cache")
+
+
+# A cache in it
+
+
+def test_a_copy_has_the_same_bytes_in_every_store_and_back(local, place, tmp_path):
+    copy_cache(Cache(local.path), place)
+    assert contents(place) == snapshot(local.path)
+    assert verify(place, deep=True) == []
+    copy_cache(Cache(place), tmp_path / "back")
+    assert snapshot(tmp_path / "back") == snapshot(local.path)
+
+
+def test_a_window_in_a_bucket_equals_the_one_on_disk_and_takes_one_batch_of_requests(bucket, local, remote):
+    copy_cache(Cache(local.path), remote)
+    ours, theirs = Cache(str(remote)).encoding().teacher(), local.open()
+    for start, stop in ((0, 5), (3, 9), (16, 28)):
+        for left, right in zip(vars(ours.targets(start, stop)).values(), vars(theirs.targets(start, stop)).values()):
+            assert np.array_equal(left, right)
+    before = len(bucket.requests)
+    ours.targets(2, 4)  # metadata, receipt and indexes are known by now
+    assert 0 < len(bucket.requests) - before <= len(ours.codec.array_types())
+
+
+def test_a_capture_into_a_bucket_writes_what_one_onto_a_disk_writes(remote, tmp_path):
+    teacher = tiny.save_teacher(tmp_path / "teacher")
+    on_disk = tiny.capture(tmp_path, teacher, hidden={"layers": ["last"]}).path
+    values = tiny.capture_values(tmp_path, teacher, hidden={"layers": ["last"]})
+    tiny.run(values | {"cache": str(remote)})
+    ours, theirs = contents(remote), snapshot(on_disk)
+    assert set(ours) == set(theirs)
+    assert all(ours[key] == theirs[key] for key in ours if "receipts" not in key)
+    assert tiny.run(values | {"cache": str(remote)}) == {"toy": 0}
+    assert verify(remote, deep=True) == []
+
+
+def test_a_teacher_dropped_from_a_bucket_is_gone(local, remote):
+    copy_cache(Cache(local.path), remote)
+    drop_teacher(Cache(remote).encoding(), "toy")
+    assert Cache(remote).encoding().teachers == []
+    assert not any("toy" in key for key in contents(remote))
+
+
+def test_refuses_to_create_a_cache_among_other_objects(remote):
+    write_object(remote / "thesis.tex", b"years of work")
+    with pytest.raises(FormatError, match="holds something that is not a cache"):
+        create_cache(remote)
+
+
+# When it misbehaves
+
+
+@pytest.mark.parametrize("fault", ["throttle", "drop", "cut"])
+def test_a_cache_is_copied_and_read_through_faults_of_every_object(bucket, local, remote, fault):
+    with bucket.failing(first(1, fault)):
+        copy_cache(Cache(local.path), remote)
+        found = Cache(remote).encoding().teacher().targets(0, 12)
+    assert contents(remote) == snapshot(local.path)
+    assert np.array_equal(found.log_probs, local.open().targets(0, 12).log_probs)
+
+
+def test_a_bucket_that_stays_broken_ends_in_one_sentence(bucket, local, remote):
+    copy_cache(Cache(local.path), remote)
+    teacher = Cache(remote).encoding().teacher()
+    with bucket.failing(lambda method, path, count: "cut"), pytest.raises(StorageError, match="cannot read .found"):
+        teacher.targets(0, 5)
+
+
+def test_an_object_that_vanished_is_damage_and_never_zeros(bucket, local, remote):
+    copy_cache(Cache(local.path), remote)
+    remove_object(remote / "encodings/tiny/teachers/toy/levels/c/1/0")
+    with pytest.raises(DamageError, match="stored bytes cannot be decoded"):
+        Cache(remote).encoding().teacher().targets(16, 18)
+
+
+def copy(source, target):
+    copy_cache(Cache(source), store_path(target))
+
+
+@pytest.mark.parametrize("key", ["levels/c/1/0", "receipts/00001.json", "main/zarr.json"])
+def test_a_writer_killed_while_uploading_leaves_whole_shards_and_continues(bucket, local, remote, key):
+    key = key.replace("main", "tiny")
+    bucket.stalled.clear()
+    with bucket.failing(lambda method, path, count: "stall" if method in ("PUT", "POST") and key in path else None):
+        process = multiprocessing.get_context("spawn").Process(target=copy, args=(str(local.path), str(remote)))
+        process.start()
+        assert bucket.stalled.wait(TIMEOUT_SECONDS)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    assert not any(name.endswith(key) for name in contents(remote))
+    cache = Cache(remote)
+    if cache.encodings:
+        teacher = cache.encoding().teacher()
+        assert teacher.missing_shards() == [1, 2]
+        assert {problem.kind for problem in verify(remote, deep=True)} == {"missing"}
+    copy_cache(Cache(local.path), remote)
+    assert contents(remote) == snapshot(local.path)
