@@ -5,16 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cache_tools.storage import CacheType, StorePath
+from cache_tools.cli_places import CacheType
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from cache_tools.storage import StorePath
 
 
 @click.command("inspect")
 @click.argument("cache", type=CacheType())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-def inspect_command(cache: StorePath, as_json: bool) -> None:
+def inspect_command(cache: "StorePath", as_json: bool) -> None:
     """Show what CACHE holds: splits, teachers, sizes, statistics and progress.
 
     Reads manifests and receipts only, so it is quick on a cache of any size and works

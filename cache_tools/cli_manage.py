@@ -4,17 +4,20 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cache_tools.storage import CacheType, StorePath
+from cache_tools.cli_places import CacheType
+
+if TYPE_CHECKING:
+    from cache_tools.storage import StorePath
 
 
 @click.command("copy")
 @click.argument("source", type=CacheType())
 @click.argument("target", type=CacheType())
-def copy_command(source: StorePath, target: StorePath) -> None:
+def copy_command(source: "StorePath", target: "StorePath") -> None:
     """Copy the cache SOURCE to TARGET, from any store to any other.
 
     Every object is checked against its hash on the way. Stopped, the same command
@@ -47,8 +50,8 @@ def copy_command(source: StorePath, target: StorePath) -> None:
 @click.option("--split", type=click.Choice(["train", "held_out"]), help="Keep this split only.")
 @click.option("--k", type=click.IntRange(1), help="Keep the K most likely entries of each row; the rest is left out.")
 def subset_command(
-    source: StorePath,
-    target: StorePath,
+    source: "StorePath",
+    target: "StorePath",
     teachers: tuple[str, ...],
     documents: tuple[str, ...],
     listed: Path | None,
@@ -77,7 +80,7 @@ def subset_command(
 @click.option("--encoding", help="Encoding that the teacher reads, if there are several.")
 @click.option("--hidden", metavar="LAYER", help="Drop only this layer of hidden states.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def drop_command(cache: StorePath, teacher: str, encoding: str | None, hidden: str | None, yes: bool) -> None:
+def drop_command(cache: "StorePath", teacher: str, encoding: str | None, hidden: str | None, yes: bool) -> None:
     """Delete a TEACHER, or one of its layers of hidden states, from CACHE.
 
     \b
@@ -102,7 +105,7 @@ def drop_command(cache: StorePath, teacher: str, encoding: str | None, hidden: s
 @click.argument("cache", type=CacheType())
 @click.option("--quick", is_flag=True, help="Look at structure and sizes only, not at every byte.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-def repair_command(cache: StorePath, quick: bool, as_json: bool) -> None:
+def repair_command(cache: "StorePath", quick: bool, as_json: bool) -> None:
     """Forget the damaged shards of CACHE, so that the next capture redoes only those.
 
     Exits 1 if something is left that only a copy can mend.

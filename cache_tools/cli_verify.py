@@ -1,17 +1,21 @@
 """``logitcask verify``: is a cache whole and undamaged?"""
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
-from cache_tools.storage import CacheType, StorePath
+from cache_tools.cli_places import CacheType
+
+if TYPE_CHECKING:
+    from cache_tools.storage import StorePath
 
 
 @click.command("verify")
 @click.argument("cache", type=CacheType())
 @click.option("--deep", is_flag=True, help="Also hash every object and check every stored value.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-def verify_command(cache: StorePath, deep: bool, as_json: bool) -> None:
+def verify_command(cache: "StorePath", deep: bool, as_json: bool) -> None:
     """Check that CACHE is complete and undamaged; exit 1 if it is not.
 
     \b

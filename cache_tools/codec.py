@@ -38,6 +38,7 @@ __all__ = [
     "Encoded",
     "Parameters",
     "Targets",
+    "can_narrow",
     "codec_from_dict",
     "kl_nats",
     "narrow",
@@ -72,6 +73,11 @@ def codec_from_dict(codec: Mapping[str, Any], k: int, vocabulary_size: int) -> C
         found=repr(codec.get("name")),
         fix="Upgrade logitcask; the cache was written by a later version",
     )
+
+
+def can_narrow(codec: Codec) -> bool:
+    """Say whether rows of this codec have a place for the mass that fewer entries would leave out."""
+    return isinstance(codec, DeltaPower | DeltaFloat32)
 
 
 def narrow(

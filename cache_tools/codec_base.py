@@ -85,6 +85,20 @@ class Codec(ABC):
             out: Where to put them; new arrays if None.
         """
 
+    def broken_rows(
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int]
+    ) -> dict[str, NDArray[np.bool_]]:
+        """Tell which stored rows break a rule that their decoded values do not show.
+
+        Args:
+            arrays: Any run of n rows of one shard.
+            parameters: What ``encode`` chose for that shard.
+
+        Returns:
+            The text of each rule mapped to (n,) bool, true for the rows that break it.
+        """
+        return {}
+
 
 def prepared(out: Targets | None, n: int, k: int) -> Targets:
     """Return ``out``, which must have n rows of k slots, or new Targets of that shape.

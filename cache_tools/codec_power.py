@@ -39,7 +39,6 @@ from cache_tools.codec_levels import (
     Curve,
     Scratch,
     likeliest,
-    nearest_levels,
     normalise,
     pack_levels,
     quantise,
@@ -119,12 +118,25 @@ class DeltaPower(Codec):
             out.log_left_out[rows] = normalise(log_probs, rest, scratch.floats[:size])
         return out
 
+    def broken_rows(
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int]
+    ) -> dict[str, NDArray[np.bool_]]:
+        """Tell which rows hold a level above M, of an entry or of what is left out; it decodes as M would."""
+        highest, n = _curve(parameters).levels, len(arrays["floor"])
+        broken, scratch = arrays["left_out"] > highest, Scratch(n, self.k)
+        for rows in blocks(n):
+            levels = scratch.levels[: rows.stop - rows.start]
+            unpack_levels(arrays, rows, levels)
+            broken[rows] |= (levels > highest).any(axis=1)
+        return {"a level is above the highest": broken}
+
     def narrow(
         self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int], k: int
     ) -> tuple[Self, Arrays, Parameters]:
         """Keep the k most likely entries of each stored row (of equals: the lower id); the rest is left out.
 
-        Kept entries keep their levels; only the left-out mass is quantised again.
+        Kept entries keep their levels; only the left-out mass is quantised again. Stored weights
+        need not sum to 1, so its level may come out above M; M grows to it, which changes no ratio.
         """
         curve, shape = _curve(parameters), (len(arrays["floor"]), self.k)
         ids, levels, everything = np.empty(shape, np.uint32), np.empty(shape, np.intp), slice(0, shape[0])
@@ -135,10 +147,11 @@ class DeltaPower(Codec):
         coded = encode_ids(np.take_along_axis(ids, columns, axis=1), kept > 0, self.vocabulary_size)
         np.put_along_axis(levels, columns, 0, axis=1)
         left_out = _joined(arrays["left_out"], levels, curve)
+        highest = max(curve.levels, int(left_out.max(initial=0)))
         return (
             replace(self, k=k),
             {**coded, **pack_levels(kept.astype(np.uint16)), "left_out": left_out},
-            dict(parameters),
+            {**parameters, "levels": highest},
         )
 
     def _estimate(self, rows: SortedRows) -> int:
@@ -160,9 +173,8 @@ def _curve(parameters: Mapping[str, float | int]) -> Curve:
 
 
 def _joined(left_out: NDArray[np.uint16], dropped: NDArray[np.intp], curve: Curve) -> NDArray[np.uint16]:
-    """Return the level (n,) of the left-out mass and all dropped entries (n, k) together."""
+    """Return the level (n,) of the left-out mass and all dropped entries (n, k) together; it may exceed M."""
     weights = np.exp(curve.log_weights())
-    with np.errstate(divide="ignore"):
-        total = np.log(weights[left_out] + weights[dropped].sum(axis=1)).astype(np.float32)
-    joined = nearest_levels(total, curve)
+    total = weights[left_out] + weights[dropped].sum(axis=1)
+    joined = np.rint(curve.levels * total**curve.exponent).clip(1, MAX_LEVELS)
     return np.where(dropped.any(axis=1), joined, left_out).astype(np.uint16)

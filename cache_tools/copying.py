@@ -9,12 +9,29 @@ from collections.abc import Callable
 
 from cache_tools import layout
 from cache_tools.cached_teacher import CachedTeacher
-from cache_tools.errors import IdentityError
-from cache_tools.manifest import EncodingManifest, TeacherManifest, read_manifest, write_group, write_manifest
+from cache_tools.drop import drop_hidden
+from cache_tools.errors import DamageError, IdentityError
+from cache_tools.manifest import (
+    EncodingManifest,
+    ObjectRecord,
+    TeacherManifest,
+    read_manifest,
+    write_group,
+    write_manifest,
+)
 from cache_tools.reader import Cache, Encoding
+from cache_tools.receipts import read_receipt
 from cache_tools.sequences import read_recorded
-from cache_tools.storage import StorePath, names, object_exists, read_object, write_object, write_objects
-from cache_tools.writer import create_cache, write_array_metadata
+from cache_tools.storage import (
+    StorePath,
+    names,
+    object_exists,
+    read_object,
+    remove_object,
+    write_object,
+    write_objects,
+)
+from cache_tools.writer import clear_remains, create_cache, refuse_remains, write_array_metadata
 
 Progress = Callable[[int], None]
 """Called with the number of bytes copied since the last call."""
@@ -103,6 +120,11 @@ def copy_teacher(source: CachedTeacher, encoding: Encoding, progress: Progress) 
                 found=f"{found.fingerprint[:12]}…",
                 fix="Choose another target, or remove it there with 'logitcask drop'",
             )
+        for layer in _changed_layers(found, source.manifest):
+            drop_hidden(encoding.teacher(source.name), layer)
+        clear_remains(encoding.teacher(source.name), source.manifest)
+    else:
+        refuse_remains(source.name, folder)
     write_objects(folder, {key: source.file(key) for key in source.manifest.files})
     write_manifest(folder, source.manifest)
     if source.manifest.hidden:
@@ -113,13 +135,35 @@ def copy_teacher(source: CachedTeacher, encoding: Encoding, progress: Progress) 
         _copy_shard(source, folder, shard, done, progress)
 
 
+def _changed_layers(found: TeacherManifest, wanted: TeacherManifest) -> list[str]:
+    """Return the layers of an earlier copy that the source has dropped since, or keeps in another way."""
+
+    def described(manifest: TeacherManifest, layer: str) -> tuple[object, object]:
+        return manifest.hidden.get(layer), manifest.files.get(layout.transform_key(layer))
+
+    return [layer for layer in found.hidden if described(found, layer) != described(wanted, layer)]
+
+
 def _copy_shard(source: CachedTeacher, folder: StorePath, shard: int, done: set[str], progress: Progress) -> None:
+    """Copy the objects that an earlier copy lacks, then the receipt; one that would vouch for others goes first."""
     receipt, path = source.receipt(shard), layout.receipt_file(folder, shard)
     if receipt is None:
         return
     content = read_object(layout.receipt_file(source.path, shard))
     if path.name not in done or read_object(path) != content:
-        objects = {key: read_recorded(source.path / key, record.sha256) for key, record in receipt.objects.items()}
-        write_objects(folder, objects)
+        known = _known_objects(folder, shard)
+        new = {key: record for key, record in receipt.objects.items() if known.get(key) != record}
+        if new.keys() & known.keys():
+            remove_object(path)
+        write_objects(folder, {key: read_recorded(source.path / key, record.sha256) for key, record in new.items()})
         write_object(path, content)
     progress(receipt.stored_bytes)
+
+
+def _known_objects(folder: StorePath, shard: int) -> dict[str, ObjectRecord]:
+    """Return the objects that an earlier copy of a shard has; none if its receipt is damaged."""
+    try:
+        receipt = read_receipt(folder, shard)
+    except DamageError:
+        return {}
+    return receipt.objects if receipt else {}

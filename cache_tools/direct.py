@@ -24,7 +24,7 @@ from cache_tools import layout
 from cache_tools.arrays import ABSENT, CHECKSUM_BYTES, ArrayLayout, read_layout, without_checksum
 from cache_tools.errors import DamageError, StorageError
 from cache_tools.manifest import ObjectRecord
-from cache_tools.storage import Span, StorePath, object_size, read_object, read_spans
+from cache_tools.storage import Span, StorePath, read_object, read_spans
 
 Index = NDArray[np.uint64]
 
@@ -95,7 +95,7 @@ def read_shard_rows(
     try:
         indexes = _read_indexes(direct)
         places = [_chunk_spans(one, index, start, stop) for one, index in zip(direct, indexes, strict=True)]
-        contents = iter(read_spans([span for _, spans in places for span in spans]))
+        contents = iter(_read_whole([span for _, spans in places for span in spans]))
         result = {}
         for one, (numbers, spans) in zip(direct, places, strict=True):
             where = str(one.path)
@@ -140,13 +140,21 @@ def _read_indexes(objects: list[_Object]) -> list[Index | None]:
     spans = [Span(one.path, _index_start(one), one.record.bytes) for one in wanted.values() if one.record]
     fresh = {
         sha256: np.frombuffer(without_checksum(content), dtype="<u8").reshape(-1, 2)
-        for sha256, content in zip(wanted, read_spans(spans), strict=True)
+        for sha256, content in zip(wanted, _read_whole(spans), strict=True)
     }
     if len(_indexes) + len(fresh) > INDEXES_IN_MEMORY:
         _indexes.clear()
     _indexes.update(fresh)
     known |= fresh
     return [known[one.record.sha256] if one.record else None for one in objects]
+
+
+def _read_whole(spans: list[Span]) -> list[bytes]:
+    """Read spans of which every byte must be there; the checksum of no bytes at all would hold."""
+    contents = read_spans(spans)
+    if any(len(content) != span.stop - span.start for content, span in zip(contents, spans, strict=True)):
+        raise ValueError("the object is shorter than its receipt says")
+    return contents
 
 
 def _index_start(one: _Object) -> int:
@@ -195,16 +203,19 @@ def _decode_chunks(cut: ArrayLayout, numbers: list[int], encoded: list[bytes], s
 def _read_with_zarr(
     array: StoredArray, shard: int, objects: Mapping[str, ObjectRecord], start: int, stop: int
 ) -> NDArray[Any]:
-    """Read rows of an array with any codecs that zarr knows; it would take a missing object for fill values."""
+    """Read rows of an array with any codecs that zarr knows, from its metadata and the shard's one object."""
     import zarr
+    from zarr.buffer.cpu import Buffer
 
-    opened = zarr.open_array(str(array.teacher / array.name), mode="r")
-    assert opened.shards is not None
-    key = layout.shard_key(array.name, shard, opened.ndim)
-    if key not in objects:
-        return np.full((stop - start, *opened.shape[1:]), opened.fill_value, opened.dtype)
-    if object_size(array.teacher / key) != objects[key].bytes:
-        raise ValueError(f"the object {key} is missing or not whole")
-    first = shard * opened.shards[0]
+    folder = array.teacher / array.name
+    keys = [key for key in objects if key.startswith(f"{array.name}/c/{shard}")]
+    contents = {layout.MANIFEST: read_object(folder / layout.MANIFEST)}
+    contents |= {key.removeprefix(f"{array.name}/"): read_object(array.teacher / key) for key in keys}
+    if any(len(contents[key.removeprefix(f"{array.name}/")]) != objects[key].bytes for key in keys):
+        raise ValueError("an object is not whole")
+    memory = zarr.storage.MemoryStore({key: Buffer.from_bytes(content) for key, content in contents.items()})
+    opened = zarr.open_array(store=memory, mode="r")
+    assert isinstance(opened, zarr.Array)
+    first = shard * (opened.shards or opened.chunks)[0]
     rows: NDArray[Any] = np.asarray(opened[first + start : first + stop])
     return rows

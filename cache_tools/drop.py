@@ -1,7 +1,8 @@
 """Removing a teacher, or one of its layers of hidden states, from a cache.
 
 What says that something exists goes first: a process killed in the middle leaves remains
-that no reader sees, and the same command removes them.
+that no reader sees, and the same command removes them, as does a capture that adds the
+layer again, perhaps with another codec.
 """
 
 from cache_tools import layout
@@ -42,9 +43,15 @@ def drop_hidden(teacher: CachedTeacher, layer: str) -> None:
             found=layer,
         )
     hidden = {name: spec for name, spec in teacher.manifest.hidden.items() if name != layer}
-    own_files = {layout.transform_key(layer)} | ({layout.HEAD} if layer == "last" else set())
+    own_files = _own_files(layer)
     files = {key: record for key, record in teacher.manifest.files.items() if key not in own_files}
     write_manifest(teacher.path, teacher.manifest.model_copy(update={"hidden": hidden, "files": files}))
+    clear_hidden(teacher, layer)
+
+
+def clear_hidden(teacher: CachedTeacher, layer: str) -> None:
+    """Delete what there is of a layer that the teacher's manifest does not name: in receipts first, then the files."""
+    group = hidden_array(layer)
     for shard in range(len(teacher.encoding.shards)):
         receipt = teacher.receipt(shard)
         if receipt and group in receipt.groups:
@@ -55,6 +62,11 @@ def drop_hidden(teacher: CachedTeacher, layer: str) -> None:
                 "provenance": {name: value for name, value in receipt.provenance.items() if name != group},
             }
             write_receipt(teacher.path, receipt.model_copy(update=kept))
-    remove_tree(teacher.path / group)
-    for key in own_files:
+    for key in _own_files(layer):
         remove_object(teacher.path / key)
+    remove_tree(teacher.path / group)
+
+
+def _own_files(layer: str) -> set[str]:
+    """Return the keys of the files that only this layer needs."""
+    return {layout.transform_key(layer)} | ({layout.HEAD} if layer == "last" else set())

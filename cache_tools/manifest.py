@@ -8,6 +8,7 @@ when documents are appended, a teacher gains or loses a layer of hidden states. 
 never change. Unknown keys are ignored, so that later versions of format 1 may say more.
 """
 
+import builtins
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -51,7 +52,7 @@ class ObjectRecord(_Manifest):
     sha256: str
 
     @classmethod
-    def of(cls, content: bytes) -> Self:
+    def of(cls, content: "builtins.bytes") -> Self:
         """Describe an object's content."""
         return cls(bytes=len(content), sha256=sha256(content))
 

@@ -21,10 +21,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
-import click
 from pydantic import PlainSerializer, PlainValidator
 from upath import UPath
 
@@ -62,13 +62,12 @@ def store_path(place: str | StorePath) -> StorePath:
     if "://" not in text:
         return Path(text).expanduser()
     protocol = text.split("://")[0]
+    options: dict[str, Any] = {}
     try:
         if protocol in BUCKETS:
-            from obstore.fsspec import register
-
-            register(protocol)
-        path = UPath(text, **({"retry_config": RETRIES} if protocol in BUCKETS else {}))
-        path.fs  # noqa: B018 - builds the file system, so that a missing driver shows here
+            options = {"retry_config": RETRIES}
+        path: UPath = UPath(text, **options)
+        _driver(path)  # so that a missing one shows here
     except (ImportError, ValueError) as error:
         raise ConfigError(
             "this kind of place is not known",
@@ -79,18 +78,22 @@ def store_path(place: str | StorePath) -> StorePath:
     return path
 
 
+def _driver(path: UPath) -> Any:
+    """Return the fsspec file system of a path; one that came from another process finds obstore here, too."""
+    if path.protocol in BUCKETS:
+        _register(path.protocol)
+    return path.fs
+
+
+@cache
+def _register(protocol: str) -> None:
+    from obstore.fsspec import register
+
+    register(protocol)
+
+
 CachePath = Annotated[Any, PlainValidator(store_path), PlainSerializer(str)]
 """A cache's place in a configuration file."""
-
-
-class CacheType(click.ParamType):
-    """A cache's place on the command line."""
-
-    name = "path or URL"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> StorePath:
-        """Turn text into a path."""
-        return store_path(value)
 
 
 def read_object(path: StorePath) -> bytes:
@@ -101,7 +104,7 @@ def read_object(path: StorePath) -> bytes:
         StorageError: the disk or bucket refused.
     """
     with _reading(path):
-        return path.read_bytes() if isinstance(path, Path) else bytes(_asked(lambda: path.fs.cat_file(path.path)))
+        return path.read_bytes() if isinstance(path, Path) else bytes(_asked(lambda: _driver(path).cat_file(path.path)))
 
 
 def read_spans(spans: Sequence[Span]) -> list[bytes]:
@@ -121,14 +124,16 @@ def read_spans(spans: Sequence[Span]) -> list[bytes]:
             return _read_local(spans)
         paths, starts, stops = zip(*((s.path.path, s.start, s.stop) for s in spans), strict=True)  # type: ignore[union-attr]
         ranges = [list(paths), list(starts), list(stops)]
-        return [bytes(part) for part in _asked(lambda: first.fs.cat_ranges(*ranges, on_error="raise"))]
+        return [bytes(part) for part in _asked(lambda: _driver(first).cat_ranges(*ranges, on_error="raise"))]
 
 
 def object_size(path: StorePath) -> int | None:
     """Return the size of an object in bytes, or None if there is none."""
     try:
         with _reading(path):
-            return int(path.stat().st_size if isinstance(path, Path) else _asked(lambda: path.stat().st_size))
+            if isinstance(path, Path):
+                return path.stat().st_size
+            return int(_asked(lambda: _driver(path).info(path.path)["size"]))
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -142,10 +147,11 @@ def names(folder: StorePath) -> list[str]:
     """Return the names directly inside a folder, sorted; none if it does not exist."""
     try:
         with _reading(folder):
-            found = (
-                os.listdir(folder) if isinstance(folder, Path) else _asked(lambda: [p.name for p in folder.iterdir()])
-            )
-            return sorted(found)
+            if isinstance(folder, Path):
+                return sorted(os.listdir(folder))
+            found = _asked(lambda: _driver(folder).ls(folder.path, detail=False))
+            inside = {name.strip("/") for name in found} - {folder.path.strip("/")}  # an object lists itself
+            return sorted(name.rpartition("/")[2] for name in inside)
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -160,7 +166,7 @@ def write_object(path: StorePath, content: bytes) -> None:
         if isinstance(path, Path):
             _write_local(path, content)
         else:
-            _asked(lambda: path.fs.pipe_file(path.path, content))
+            _asked(lambda: _driver(path).pipe_file(path.path, content))
 
 
 def write_objects(folder: StorePath, contents: Mapping[str, bytes]) -> None:
@@ -175,7 +181,7 @@ def write_objects(folder: StorePath, contents: Mapping[str, bytes]) -> None:
     elif contents:
         with storage_errors(folder):
             paths = {(folder / key).path: content for key, content in contents.items()}
-            _asked(lambda: folder.fs.pipe(paths))
+            _asked(lambda: _driver(folder).pipe(paths))
 
 
 def remove_partial(path: StorePath) -> None:
@@ -191,7 +197,7 @@ def remove_object(path: StorePath) -> None:
         if isinstance(path, Path):
             path.unlink(missing_ok=True)
         elif object_exists(path):
-            path.fs.rm_file(path.path)
+            _driver(path).rm_file(path.path)
 
 
 def remove_tree(folder: StorePath) -> None:
@@ -200,7 +206,7 @@ def remove_tree(folder: StorePath) -> None:
         if isinstance(folder, Path):
             shutil.rmtree(folder, ignore_errors=True)
         elif names(folder):
-            folder.fs.rm(folder.path, recursive=True)
+            _driver(folder).rm(folder.path, recursive=True)
 
 
 def sha256(content: bytes) -> str:

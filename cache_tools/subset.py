@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cache_tools import layout
 from cache_tools.cached_teacher import CachedTeacher
-from cache_tools.codec import narrow
+from cache_tools.codec import can_narrow, narrow
 from cache_tools.errors import ConfigError, IdentityError
 from cache_tools.fingerprint import fingerprint
 from cache_tools.manifest import EncodingManifest, Split, TeacherManifest, read_manifest, write_group, write_manifest
@@ -71,20 +71,40 @@ def subset_cache(source: Cache, target: StorePath, choice: Choice, progress: Pro
         IdentityError: the target holds something else.
         IncompleteError: a shard has not been captured.
     """
+    for encoding in map(source.encoding, source.encodings):
+        for teacher in _chosen(encoding, choice):
+            _check_k(teacher, choice.k)
     create_cache(target)
     for name in source.encodings:
         encoding = source.encoding(name)
         folder = layout.encoding_folder(target, name)
         kept = _write_sequences(encoding, folder, choice)
         chosen = Encoding(folder, name)
-        for teacher in choice.teachers if choice.teachers is not None else encoding.teachers:
-            _write_teacher(encoding.teacher(teacher), chosen, kept, choice.k, progress)
+        for teacher in _chosen(encoding, choice):
+            _write_teacher(teacher, chosen, kept, choice.k, progress)
+
+
+def _chosen(encoding: Encoding, choice: Choice) -> list[CachedTeacher]:
+    names = choice.teachers if choice.teachers is not None else encoding.teachers
+    return [encoding.teacher(name) for name in names]
+
+
+def _check_k(teacher: CachedTeacher, k: int | None) -> None:
+    """Refuse, before anything is written, to drop entries of rows that cannot say what they left out."""
+    if k is not None and k < teacher.codec.k and not can_narrow(teacher.codec):
+        raise ConfigError(
+            f"rows of teacher {teacher.name!r} cannot be made smaller",
+            where=teacher.path,
+            found=f"{teacher.manifest.target.kind} targets, which have no place for the mass they would leave out",
+            fix="Leave out --k, or choose other teachers with --teacher",
+        )
 
 
 def _write_sequences(source: Encoding, folder: StorePath, choice: Choice) -> list[_Kept]:
     """Write the chosen sequences as an encoding of one part; return where its rows come from."""
-    size, kept, entries = source.manifest.positions_per_shard, [], []
-    first_sequence, unseen = 0, set(choice.documents or ())
+    size, entries = source.manifest.positions_per_shard, list[ShardEntry]()
+    kept: list[_Kept] = []
+    first_sequence, unseen, begun = 0, set(choice.documents or ()), set[str]()
     exists = object_exists(folder / layout.MANIFEST)
     for shard, entry in enumerate(source.shards):
         if choice.split not in (None, entry.split):
@@ -97,7 +117,7 @@ def _write_sequences(source: Encoding, folder: StorePath, choice: Choice) -> lis
         rows = np.concatenate([np.arange(*s.rows) for s in chosen]) - shard * size
         moved = list(_renumbered(chosen, first_sequence, len(kept) * size))
         if not exists:
-            entries.append(_entry(folder, len(kept), moved, entry))
+            entries.append(_entry(folder, len(kept), moved, entry, begun))
         first_sequence += len(chosen)
         kept.append(_Kept(shard, rows, len(chosen) == len(sequences)))
     if unseen or not kept:
@@ -122,11 +142,14 @@ def _renumbered(sequences: list[Sequence], first_sequence: int, row: int) -> Any
         row += sequence.num_positions
 
 
-def _entry(folder: StorePath, shard: int, sequences: list[Sequence], source: ShardEntry) -> ShardEntry:
+def _entry(folder: StorePath, shard: int, sequences: list[Sequence], source: ShardEntry, begun: set[str]) -> ShardEntry:
+    """Write one shard's sequences; ``begun`` are the documents of earlier shards, which these join."""
     size, sha256 = write_sequences(layout.sequences_file(folder, shard), sequences)
+    documents = {sequence.document_id for sequence in sequences} - begun
+    begun |= documents
     return ShardEntry(
         split=source.split,
-        documents=len({sequence.document_id for sequence in sequences}),
+        documents=len(documents),
         sequences=len(sequences),
         first_sequence=sequences[0].sequence_id,
         tokens=sum(len(sequence.input_ids) for sequence in sequences),
@@ -191,10 +214,7 @@ def _groups(source: CachedTeacher, receipt: Receipt, one: _Kept, k: int | None) 
     codec, parameters = stored.codec, stored.parameters
     if smaller:
         assert k is not None
-        try:
-            codec, arrays, parameters = narrow(stored.codec, arrays, parameters, k)
-        except ValueError as error:
-            raise ConfigError("rows of this teacher cannot be made smaller", where=source.path, found=error) from error
+        codec, arrays, parameters = narrow(stored.codec, arrays, parameters, k)
     scalars = source.stored_rows(list(source.manifest.scalars), one.shard, 0, stop)
     scalars = {name: values[one.rows] for name, values in scalars.items()}
     kept_mass = np.exp(codec.decode(arrays, parameters).log_probs, dtype=np.float64).sum(axis=1)

@@ -88,7 +88,7 @@ def sorted_rows(targets: Targets, k: int, vocabulary_size: int) -> SortedRows:
     out = SortedRows(np.empty((n, k), np.uint32), np.empty((n, k), np.float32), targets.log_left_out, np.empty(n))
     for rows in blocks(n):
         ids, log_probs = by_id(targets.ids[rows], targets.log_probs[rows])
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             out.mass[rows] = _masses(log_probs, targets.log_left_out[rows])
         _refuse_mass(out.mass[rows], rows.start)
         used = log_probs > -np.inf

@@ -13,8 +13,10 @@ from typing import Any
 from cache_tools import layout
 from cache_tools.arrays import read_layout
 from cache_tools.cached_teacher import CachedTeacher
+from cache_tools.drop import clear_hidden
 from cache_tools.errors import FormatError, IdentityError
 from cache_tools.fingerprint import differences
+from cache_tools.hidden import ErrorOf
 from cache_tools.manifest import (
     CacheManifest,
     ObjectRecord,
@@ -23,7 +25,6 @@ from cache_tools.manifest import (
     write_group,
     write_manifest,
 )
-from cache_tools.hidden import ErrorOf
 from cache_tools.predictions import (
     Group,
     Predictions,
@@ -89,12 +90,15 @@ def declare_teacher(
 
     Raises:
         IdentityError: another teacher, or other capture parameters, under the same name.
+        FormatError: predictions without a manifest lie there.
     """
     folder = layout.teacher_folder(encoding.path, name)
     stored = read_manifest(folder, TeacherManifest) if object_exists(folder / layout.MANIFEST) else None
     if stored:
         _check_same(name, folder, stored, manifest)
+        clear_remains(encoding.teacher(name), manifest)
     else:
+        refuse_remains(name, folder)
         write_group(folder.parent)
     if stored is None or set(manifest.hidden) - set(stored.hidden):
         write_objects(folder, files or {})
@@ -103,6 +107,24 @@ def declare_teacher(
         write_group(folder / "hidden")
     write_array_metadata(encoding, folder, manifest)
     return encoding.teacher(name)
+
+
+def clear_remains(teacher: CachedTeacher, wanted: TeacherManifest) -> None:
+    """Delete what a killed drop left of layers that are wanted again."""
+    for layer in wanted.hidden:
+        if layer not in teacher.manifest.hidden and names(teacher.path / hidden_array(layer)):
+            clear_hidden(teacher, layer)
+
+
+def refuse_remains(name: str, folder: StorePath) -> None:
+    """Refuse a folder whose receipts nothing vouches for: its manifest was lost, or a drop was killed."""
+    if names(layout.receipts_folder(folder)):
+        raise FormatError(
+            f"the manifest of teacher {name!r} is gone, but predictions are there",
+            where=folder,
+            why="they may be another teacher's",
+            fix=f"Restore {layout.MANIFEST} from a copy, or remove them with 'logitcask drop'",
+        )
 
 
 def write_array_metadata(encoding: Encoding, folder: StorePath, manifest: TeacherManifest) -> None:

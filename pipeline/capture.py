@@ -219,7 +219,8 @@ def _predict_batch(
 def _chunk_positions(teacher: Teacher) -> int:
     """Return how many positions go through the head at once."""
     chunk_bytes = HEAD_CHUNK_BYTES.get(teacher.device.type, HEAD_CHUNK_BYTES["cuda"])
-    return max(1, chunk_bytes // (4 * teacher.model.get_output_embeddings().weight.shape[0]))
+    vocabulary: int = teacher.model.get_output_embeddings().weight.shape[0]
+    return max(1, chunk_bytes // (4 * vocabulary))
 
 
 def _provenance(teacher: Teacher, started: float) -> dict[str, Any]:

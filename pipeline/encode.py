@@ -9,10 +9,8 @@ ones, which stay what they are. The two splits fill their own shards side by sid
 shard mixes them. Sequence ids follow the order in which shards are written.
 """
 
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,18 +18,26 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from cache_tools import layout
-from cache_tools.errors import FormatError, IdentityError
+from cache_tools.errors import FormatError, IdentityError, LogitcaskError
 from cache_tools.fingerprint import differences, fingerprint
 from cache_tools.manifest import EncodingManifest, ObjectRecord, Split, read_manifest, write_group, write_manifest
 from cache_tools.sequences import Sequence, read_table, write_sequences
 from cache_tools.shards import ShardEntry, read_file_tables, read_shard_tables, write_part
-from cache_tools.storage import StorePath, names, object_exists, remove_partial, remove_tree, write_objects
+from cache_tools.storage import (
+    StorePath,
+    names,
+    object_exists,
+    remove_object,
+    remove_partial,
+    remove_tree,
+    write_objects,
+)
 from pipeline.config import CaptureConfig, EncodingConfig
 from pipeline.documents import Document, corpus_files, file_hash, file_names, read_documents
 from pipeline.masking import draw_mask
 from pipeline.pieces import Frame, Piece, frame_of, split_document
 from pipeline.split import is_held_out
-from pipeline.tokenizers import tokenizer_identity
+from pipeline.tokenizers import tokenizer_files, tokenizer_identity
 
 Progress = Callable[[int], None]
 """Called with the number of tokens encoded since the last call."""
@@ -73,11 +79,18 @@ def encode(
         return folder
     if stored is None:
         _clear(folder)
-    part, tokenizer_files = len(stored.parts) if stored else 0, _save_tokenizer(tokenizer, folder)
-    entries = read_shard_tables(folder, stored.parts) if stored else []
+    part, entries = len(stored.parts) if stored else 0, read_shard_tables(folder, stored.parts) if stored else []
+    if stored:
+        _clear_part(folder, len(entries), part)
+    saved = stored.files if stored else _save_tokenizer(tokenizer, folder)
     writer = _ShardWriter(folder, config.encoding.positions_per_shard, entries)
     seen = _document_ids(folder, entries)
-    _encode_documents(read_documents(added, config.corpus, seen), config, tokenizer, writer, progress)
+    try:
+        _encode_documents(read_documents(added, config.corpus, seen), config, tokenizer, writer, progress)
+    except LogitcaskError:
+        if stored:
+            _clear_part(folder, len(entries), part)
+        raise
     new = {name: value for name, value in hashes.items() if name not in known}
     written = write_part(folder, part, new, writer.finish())
     write_group(folder / "teachers")
@@ -87,7 +100,7 @@ def encode(
         vocabulary_size=len(tokenizer),
         positions_per_shard=config.encoding.positions_per_shard,
         parts=(*(stored.parts if stored else ()), written),
-        files=tokenizer_files,
+        files=saved,
     )
     write_manifest(folder, manifest)
     return folder
@@ -270,7 +283,7 @@ def _check_files(folder: StorePath, known: dict[str, str], found: dict[str, str]
 
 def _clear(folder: StorePath) -> None:
     """Remove what a killed run left, perhaps with other settings; one process at a time encodes."""
-    if names(folder / "teachers"):
+    if any(not name.startswith(layout.MANIFEST) for name in names(folder / "teachers")):
         raise FormatError(
             "the encoding's manifest is gone, but teachers' predictions are there",
             where=folder,
@@ -279,6 +292,17 @@ def _clear(folder: StorePath) -> None:
         )
     for part in ("sequences", "parts", layout.TOKENIZER):
         remove_tree(folder / part)
+    for group in (folder, folder / "teachers"):
+        remove_partial(group / layout.MANIFEST)
+
+
+def _clear_part(folder: StorePath, shards: int, part: int) -> None:
+    """Remove what a killed run left of a part that it was adding behind ``shards`` shards."""
+    known = {layout.sequences_file(folder, shard).name for shard in range(shards)}
+    for name in names(folder / "sequences"):
+        if name not in known:
+            remove_object(folder / "sequences" / name)
+    remove_tree(layout.shard_table_file(folder, part).parent)
     remove_partial(folder / layout.MANIFEST)
 
 
@@ -290,9 +314,7 @@ def _document_ids(folder: StorePath, entries: list[ShardEntry]) -> set[str]:
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: StorePath) -> dict[str, ObjectRecord]:
     """Keep the tokenizer's own files in the cache, so that readers and students need no other copy."""
-    with tempfile.TemporaryDirectory() as name:
-        tokenizer.save_pretrained(name)
-        contents = {f"{layout.TOKENIZER}/{path.name}": path.read_bytes() for path in sorted(Path(name).iterdir())}
+    contents = {f"{layout.TOKENIZER}/{name}": content for name, content in tokenizer_files(tokenizer).items()}
     write_objects(folder, contents)
     return {key: ObjectRecord.of(content) for key, content in contents.items()}
 

@@ -1,4 +1,4 @@
-"""Load a tokenizer and say what it is.
+"""Load a tokenizer, say what it is, and save it.
 
 Two hashes, for two questions. ``behaviour`` covers the whole fast tokenizer (normaliser,
 merges, vocabulary, special tokens): the same text gives the same ids. ``vocabulary``
@@ -7,6 +7,9 @@ sequences that were encoded by somebody else.
 """
 
 import json
+import os
+import re
+import tempfile
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -15,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cache_tools.errors import ModelError
 from cache_tools.fingerprint import fingerprint
+from cache_tools.storage import storage_errors
 from cache_tools.vocabulary import vocabulary_fingerprint
 
 
@@ -57,6 +61,23 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
         "behaviour": fingerprint({"tokenizer": behaviour, "special": _special_ids(tokenizer)}),
         "vocabulary": vocabulary_fingerprint(tokenizer.get_vocab()),
     }
+
+
+def tokenizer_files(tokenizer: PreTrainedTokenizerFast) -> dict[str, bytes]:
+    """Return the contents of the files in which a tokenizer is saved, by name.
+
+    Raises:
+        StorageError: the disk with the temporary files is full or refuses.
+    """
+    with tempfile.TemporaryDirectory() as name, storage_errors(Path(name)):
+        try:
+            tokenizer.save_pretrained(name)
+        except Exception as error:  # the Rust part raises plain exceptions, with the error number in their text
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        return {path.name: path.read_bytes() for path in sorted(Path(name).iterdir())}
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """A tiny real cache, made without a model: what the tests of the store read, verify and damage.
 
-The files are written by the store's own public functions; only what goes into them is
-made up. Token ids, texts and predictions are random, which suffices because the store
-never looks at what a token means: it must give back what it was given.
+The files are written by the store's own public functions; only what goes into them is made up.
+Token ids, texts and predictions are random: the store must give back whatever it was given.
 """
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cache_tools import layout
 from cache_tools.cached_teacher import CachedTeacher
-from cache_tools.codec import DeltaPower, Targets
+from cache_tools.codec import Codec, DeltaPower, Targets
 from cache_tools.fingerprint import fingerprint
 from cache_tools.manifest import (
     EncodingManifest,
@@ -41,6 +41,7 @@ SEQUENCE_TOKENS = (5, 6, 4)
 """Lengths of a shard's sequences: 12 positions, so that each shard leaves 4 of its 16 rows unused."""
 
 HIDDEN = {"last": HiddenSpec(width=3, codec="bfloat16"), "1": HiddenSpec(width=2, codec="float32")}
+Draw = Callable[[np.random.Generator, int], Targets]  # makes n random targets
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,7 @@ class TinyCache:
 
     def commit(self, shard: int) -> Receipt:
         """Commit a shard."""
-        provenance = {"device": "none"}
-        return commit_shard(self.open(), shard, self.predictions[shard], provenance)
+        return commit_shard(self.open(), shard, self.predictions[shard], {"device": "none"})
 
     def receipt_file(self, shard: int) -> Path:
         """Return the path of a shard's receipt."""
@@ -93,21 +93,32 @@ class TinyCache:
     def record_object(self, shard: int, key: str, path: Path) -> None:
         """Make a receipt vouch for the bytes at ``path`` under ``key``."""
         receipt = read_receipt(self.teacher, shard)
-        assert receipt is not None
         self.edit_receipt(shard, objects={**receipt.objects, key: ObjectRecord.of(path.read_bytes())})
 
 
 def make_cache(
-    folder: Path, *, vocabulary: int = 1000, k: int = 4, shards: int = 3, committed: int | None = None
+    folder: Path,
+    *,
+    vocabulary: int = 1000,
+    k: int = 4,
+    shards: int = 3,
+    committed: int | None = None,
+    target: tuple[str, Codec] | None = None,
+    draw: Draw | None = None,
+    hidden: dict[str, HiddenSpec] = HIDDEN,
+    files: dict[str, bytes] | None = None,
 ) -> TinyCache:
     """Write a cache of one encoding (the last shard is held out) and one teacher.
 
     Args:
-        folder: Where to put it; the cache becomes ``folder / "cache"``.
+        folder: Receives the cache as ``cache``.
         vocabulary: Ids are below this.
         k: Entries a row can hold.
         shards: Number of shards.
         committed: How many shards, from the first, to commit; all of them by default.
+        target: Kind and codec of the targets; by default ``topk`` and ``delta-power``.
+        draw: Makes n random targets; by default ``random_targets``.
+        hidden: Layers of hidden states; ``files`` are the teacher's files.
     """
     rng = np.random.default_rng(7)
     path = folder / "cache"
@@ -115,9 +126,9 @@ def make_cache(
     encoding = layout.encoding_folder(path, "tiny")
     sequences = [random_sequences(rng, shard, vocabulary) for shard in range(shards)]
     entries = write_encoding(encoding, sequences, vocabulary)
-    manifest = teacher_manifest({"corpus": "random"}, vocabulary, k)
-    teacher = declare_teacher(Encoding(encoding, "tiny"), "toy", manifest).path
-    predictions = [random_predictions(rng, entry.positions, k, vocabulary) for entry in entries]
+    manifest = teacher_manifest({"corpus": "random"}, vocabulary, k, target, hidden, files)
+    teacher = declare_teacher(Encoding(encoding, "tiny"), "toy", manifest, files).path
+    predictions = [random_predictions(rng, entry.positions, k, vocabulary, draw, hidden) for entry in entries]
     tiny = TinyCache(path, encoding, teacher, manifest, entries, sequences, predictions)
     for shard in range(shards if committed is None else committed):
         tiny.commit(shard)
@@ -176,26 +187,43 @@ def write_encoding(encoding: Path, shards: list[list[Sequence]], vocabulary: int
     return entries
 
 
-def teacher_manifest(encoding_identity: dict[str, Any], vocabulary: int, k: int) -> TeacherManifest:
+def teacher_manifest(
+    encoding_identity: dict[str, Any],
+    vocabulary: int,
+    k: int,
+    target: tuple[str, Codec] | None = None,
+    hidden: dict[str, HiddenSpec] = HIDDEN,
+    files: dict[str, bytes] | None = None,
+) -> TeacherManifest:
     """Return the manifest of a made-up teacher over the encoding with this identity."""
+    kind, codec = target or ("topk", DeltaPower(k, vocabulary))
+    records = {key: ObjectRecord.of(content).model_dump() for key, content in (files or {}).items()}
     return TeacherManifest.describe(
         {"encoding": fingerprint(encoding_identity), "weights": "none"},
         {"name": "toy", "architecture": "dice", "parameters": 0, "dtype": "float32"},
         CHUNK_POSITIONS,
         vocabulary_size=vocabulary,
-        target={"kind": "topk", "k": k, "codec": DeltaPower(k, vocabulary).to_dict()},
+        target={"kind": kind, "k": k, "codec": codec.to_dict()},
         scalar_step_nats=SCALAR_STEP_NATS,
         scalars=list(SCALARS),
-        hidden={name: spec.model_dump() for name, spec in HIDDEN.items()},
+        hidden={name: spec.model_dump() for name, spec in hidden.items()},
+        files=records,
     )
 
 
-def random_predictions(rng: np.random.Generator, n: int, k: int, vocabulary: int) -> Predictions:
+def random_predictions(
+    rng: np.random.Generator,
+    n: int,
+    k: int,
+    vocabulary: int,
+    draw: Draw | None = None,
+    hidden: dict[str, HiddenSpec] = HIDDEN,
+) -> Predictions:
     """Return n random predictions, with hidden states that bfloat16 holds exactly."""
     return Predictions(
-        targets=random_targets(rng, n, k, vocabulary),
+        targets=draw(rng, n) if draw else random_targets(rng, n, k, vocabulary),
         scalars={name: rng.normal(0, 5, n).astype(np.float32) for name in SCALARS},
-        hidden={name: rng.integers(-9, 9, (n, spec.width)).astype(np.float32) for name, spec in HIDDEN.items()},
+        hidden={name: rng.integers(-9, 9, (n, spec.width)).astype(np.float32) for name, spec in hidden.items()},
     )
 
 
@@ -235,8 +263,8 @@ def close(left: NDArray[Any], right: NDArray[Any], tolerance: float) -> bool:
 def assert_rows(tiny: TinyCache, shard: int, start: int, stop: int, reader: CachedTeacher | None = None) -> None:
     """Check that rows [start, stop) of a shard are what was written there, by every way of reading."""
     teacher, written = reader or tiny.open(), tiny.predictions[shard]
-    first = shard * POSITIONS_PER_SHARD
-    inside, rows = slice(start, stop), (first + start, first + stop)
+    first, inside = shard * POSITIONS_PER_SHARD, slice(start, stop)
+    rows = (first + start, first + stop)
     codec = codec_of(tiny.manifest)
     encoded = codec.encode(written.targets)
     expected, found = codec.decode(encoded.arrays, encoded.parameters), teacher.targets(*rows)

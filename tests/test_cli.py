@@ -93,7 +93,9 @@ def test_the_short_help_of_a_command_is_one_sentence_and_not_cut_off(name):
 
 def test_commands_are_listed_in_the_order_of_work():
     listed = run("--help").stdout.split("Commands:\n")[1].splitlines()
-    assert [line.split()[0] for line in listed] == ["demo", "capture", "train", "evaluate", "inspect", "verify"]
+    assert [line.split()[0] for line in listed] == [
+        "demo", "capture", "train", "evaluate", "inspect", "verify", "repair", "copy", "subset", "drop",
+    ]  # fmt: skip
 
 
 def test_a_misspelt_command_is_answered_with_the_one_that_is_meant():
@@ -143,12 +145,13 @@ def test_inspect_json_has_these_keys(cache):
     (teacher,) = encoding["teachers"]
     assert set(summary) == {"path", "format", "software", "encodings"}
     assert set(encoding) == {
-        "name", "fingerprint", "objective", "vocabulary_size", "positions_per_shard", "splits", "sequence_bytes",
-        "teachers",
+        "name", "fingerprint", "parts", "objective", "vocabulary_size", "positions_per_shard", "splits",
+        "sequence_bytes", "teachers",
     }  # fmt: skip
     assert set(teacher) == {
         "name", "fingerprint", "model", "vocabulary_size", "target", "scalars", "hidden", "shards_done", "shards",
-        "positions", "stored_bytes", "bytes_per_position", "bytes_by_array", "statistics", "provenance",
+        "positions", "stored_bytes", "bytes_per_position", "bytes_by_array", "positions_by_group", "statistics",
+        "provenance",
     }  # fmt: skip
     for split in ("train", "held_out"):
         assert set(encoding["splits"][split]) == {"documents", "sequences", "tokens", "positions", "shards"}
@@ -158,7 +161,7 @@ def test_inspect_json_has_these_keys(cache):
     assert (
         teacher["stored_bytes"]
         == sum(teacher["bytes_by_array"].values())
-        + layout.head_file(Cache(cache).encoding().teacher().path).stat().st_size
+        + (Cache(cache).encoding().teacher().path / layout.HEAD).stat().st_size
     )
 
 

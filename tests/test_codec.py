@@ -1,63 +1,279 @@
-"""The target codecs: budgets that hold, lossless kinds bit for bit, refusals by rule."""
+"""The codec within a budget of KL: the budget, the stated formula, every way of decoding, narrowing."""
+
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cache_tools.codec import DeltaCount, DeltaFloat32, DeltaPower, DenseFloat32, Targets, kl_nats, narrow
-from store_fixtures import by_id, random_targets
+from cache_tools.targets import empty_targets
+from codec_fixtures import (
+    EMPTY,
+    assert_canonical,
+    coded,
+    naive_kl,
+    naive_row,
+    naive_weights,
+    same,
+    shards,
+    take,
+    targets_of,
+)
+
+V = 50_000
+BUDGETS = [1e-3, 5e-5, 1e-6]
+SHARDS = list(shards(1))
 
 
-@pytest.mark.parametrize("vocabulary", [131_071, 131_072, 151_936, 262_144])
-@pytest.mark.parametrize("budget", [1e-3, 5e-5, 1e-7])
-def test_the_budget_holds_and_ids_survive(vocabulary, budget):
-    targets = random_targets(np.random.default_rng(0), 300, 8, vocabulary)
-    codec = DeltaPower(8, vocabulary, budget)
-    encoded = codec.encode(targets)
-    decoded = codec.decode(encoded.arrays, encoded.parameters)
-    assert encoded.kl_nats.mean() <= budget
-    assert np.allclose(kl_nats(targets, decoded), encoded.kl_nats, rtol=0, atol=1e-7)
-    assert [sorted(row) for row in by_id(targets)] == [list(row) for row in by_id(decoded)]
+def shard(name, n=300, k=8):
+    return targets_of(shards(n, k)[name], V)
 
 
-def test_float32_keeps_every_bit():
-    targets = random_targets(np.random.default_rng(1), 100, 8, 1000)
-    codec = DeltaFloat32(8, 1000)
-    encoded = codec.encode(targets)
-    decoded = codec.decode(encoded.arrays, encoded.parameters)
-    assert by_id(decoded) == [dict(sorted(row.items())) for row in by_id(targets)]
-    assert decoded.log_left_out.tobytes() == targets.log_left_out.tobytes()
+def power(targets, budget=5e-5):
+    return DeltaPower(targets.ids.shape[1], V, budget)
 
 
-def test_counts_come_back_exactly():
-    with np.errstate(divide="ignore"):
-        log_probs = np.log(np.array([[3, 1, 0, 1], [5, 0, 0, 0]]) / 5).astype(np.float32)
-    targets = Targets(np.array([[9, 0, 0, 4], [0, 0, 0, 0]], np.uint32), log_probs, np.full(2, -np.inf, np.float32))
-    codec = DeltaCount(4, 10, 5)
-    encoded = codec.encode(targets)
-    assert by_id(codec.decode(encoded.arrays, {})) == [dict(sorted(row.items())) for row in by_id(targets)]
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", SHARDS)
+def test_the_mean_error_of_a_shard_stays_within_the_budget(name, budget):
+    targets = shard(name)
+    encoded, decoded = coded(power(targets, budget), targets)
+    assert_canonical(decoded)
+    assert encoded.kl_nats.shape == (len(targets.ids),)
+    assert encoded.kl_nats.dtype == np.float64
+    assert encoded.kl_nats.sum() <= budget * len(targets.ids)
+    assert (encoded.kl_nats >= -1e-12).all()
+    naive = naive_kl(targets, decoded)
+    np.testing.assert_allclose(encoded.kl_nats, naive, rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(encoded.kl_nats.sum(), naive.sum(), rtol=1e-4, atol=1e-9 * len(naive))
+    np.testing.assert_allclose(encoded.kl_nats, kl_nats(targets, decoded), rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(kl_nats(targets, decoded), naive, rtol=1e-9, atol=1e-13)
 
 
-def test_dense_rows_return_to_the_order_of_their_classes():
-    probs = np.log(np.array([[0.5, 0.25, 0.25]], np.float32))
-    codec = DenseFloat32(3, 3)
-    none = np.full(1, -np.inf, np.float32)
-    decoded = codec.decode(codec.encode(Targets(np.array([[2, 0, 1]], np.uint32), probs, none)).arrays, {})
-    assert decoded.ids.tolist() == [[0, 1, 2]]
-    assert decoded.log_probs.tolist() == probs[:, [1, 2, 0]].tolist()
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", ["random", "ragged", "peaked", "nothing left out"])
+def test_the_budget_is_spent(name, budget):
+    targets = shard(name, 2000, 16)
+    assert power(targets, budget).encode(targets).kl_nats.mean() > 0.7 * budget
 
 
-@pytest.mark.parametrize("codec", [DeltaPower(8, 1000), DeltaFloat32(8, 1000)])
-def test_narrowing_keeps_the_likeliest(codec):
-    encoded = codec.encode(random_targets(np.random.default_rng(2), 50, 8, 1000))
-    whole = by_id(codec.decode(encoded.arrays, encoded.parameters))
-    small, arrays, parameters = narrow(codec, encoded.arrays, encoded.parameters, 3)
-    for kept, row in zip(by_id(small.decode(arrays, parameters)), whole, strict=True):
-        assert set(kept) == set(sorted(row, key=lambda token: (-row[token], token))[:3])
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", SHARDS)
+def test_decoded_rows_are_those_of_the_stated_formula(name, budget):
+    targets = shard(name)
+    encoded, decoded = coded(power(targets, budget), targets)
+    for row in range(len(targets.ids)):
+        weights, rest = naive_weights(encoded.arrays, encoded.parameters, row)
+        total = math.fsum([*weights.values(), rest])
+        used = decoded.log_probs[row] > EMPTY
+        assert decoded.ids[row, used].tolist() == list(weights) == sorted(naive_row(targets, row)[0])
+        expected = [math.log(weight / total) for weight in weights.values()]
+        np.testing.assert_allclose(decoded.log_probs[row, used], expected, rtol=3e-7, atol=1e-6)
+        assert decoded.log_left_out[row] == pytest.approx(math.log(rest / total) if rest else EMPTY, rel=3e-7, abs=1e-6)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_refuses_values_that_are_no_logs(value):
-    targets = random_targets(np.random.default_rng(3), 5, 4, 100)
-    targets.log_probs[2, 0] = value
-    with pytest.raises(ValueError, match="row 2 cannot be stored"):
-        DeltaPower(4, 100).encode(targets)
+@pytest.mark.parametrize("name", SHARDS)
+def test_each_probability_is_stored_as_its_nearest_level_and_none_as_zero(name):
+    targets = shard(name)
+    encoded = power(targets).encode(targets)
+    most, exponent = encoded.parameters["levels"], encoded.parameters["exponent"]
+    for row in range(len(targets.ids)):
+        weights, rest = naive_weights(encoded.arrays, encoded.parameters, row)
+        true, true_rest = naive_row(targets, row)
+        for p, weight in [*((true[i], weights[i]) for i in true), (true_rest, rest)]:
+            assert (p > 0) == (weight > 0)
+            level = most * weight**exponent
+            assert abs(level - most * p**exponent) < 0.51 or (level == pytest.approx(1) and p > 0)
+
+
+def test_decoded_rows_are_distributions():
+    targets = shard("ragged", 500, 40)
+    _, decoded = coded(power(targets), targets)
+    mass = np.exp(decoded.log_probs, dtype=np.float64).sum(axis=1) + np.exp(decoded.log_left_out, dtype=np.float64)
+    np.testing.assert_allclose(mass, 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 8, 300])
+@pytest.mark.parametrize("kept", ["one", "all", "none"])
+def test_rows_without_anything_to_round_take_the_fewest_levels_at_once(kept, k):
+    weights = np.zeros((3000, k + 1))
+    if kept == "all":
+        weights[...] = 1
+    else:
+        weights[:, 0 if kept == "one" else k] = 1
+    targets, start = targets_of(weights, V), time.perf_counter()
+    encoded, decoded = coded(power(targets, 1e-6), targets)
+    assert time.perf_counter() - start < 2
+    assert encoded.kl_nats.max() < 1e-6
+    assert encoded.parameters["levels"] == 15
+    assert np.allclose(naive_kl(targets, decoded)[:50], 0, atol=1e-9)
+
+
+def test_a_budget_out_of_reach_is_refused_with_what_to_change():
+    targets = shard("random")
+    with pytest.raises(ValueError, match=r"max_kl_nats = 1\.0e-12.*'exact: true'"):
+        power(targets, 1e-12).encode(targets)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_large_shard_whose_sample_misleads_still_holds_the_budget(budget):
+    weights = shards(20_000, 16)["random"]
+    weights[::5, 1:] = 0  # every row that the estimate of the levels looks at
+    targets = targets_of(weights, V)
+    encoded, decoded = coded(power(targets, budget), targets)
+    assert 0.5 * budget < encoded.kl_nats.mean() <= budget
+    assert np.allclose(encoded.kl_nats, kl_nats(targets, decoded), rtol=1e-4, atol=1e-8)
+    some = slice(7001, 7050)
+    true, found = (Targets(*(values[some] for values in vars(rows).values())) for rows in (targets, decoded))
+    assert np.allclose(encoded.kl_nats[some], naive_kl(true, found), rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 64, 129])
+def test_any_run_of_rows_decodes_like_the_whole_into_any_arrays(k):
+    targets = shard("ragged", 5000, k)
+    codec = power(targets)
+    encoded, whole = coded(codec, targets)
+    out = empty_targets(5000, k)
+    for values in vars(out).values():
+        values[...] = 77
+    assert codec.decode(encoded.arrays, encoded.parameters, out) is out
+    assert same(out, whole)
+    for rows in [slice(0, 1), slice(1, 4), slice(2047, 2050), slice(3, 4999), slice(9, 9), slice(4999, 5000)]:
+        expected = Targets(*(values[rows] for values in vars(whole).values()))
+        assert same(codec.decode(take(encoded.arrays, rows), encoded.parameters), expected)
+        part = Targets(*(values[rows] for values in vars(out).values()))
+        codec.decode(take(encoded.arrays, rows), encoded.parameters, part)
+    assert same(out, whole)
+
+
+def test_out_of_another_shape_is_refused():
+    targets = shard("random")
+    encoded = power(targets).encode(targets)
+    with pytest.raises(ValueError, match="300 rows of 8 slots do not fit"):
+        power(targets).decode(encoded.arrays, encoded.parameters, empty_targets(300, 7))
+
+
+def test_threads_may_decode_slices_of_one_shard_at_the_same_time():
+    targets = shard("ragged", 12_000, 32)
+    codec = power(targets)
+    encoded, whole = coded(codec, targets)
+    out = empty_targets(12_000, 32)
+
+    def decode(start):
+        rows = slice(start, start + 500)
+        part = Targets(*(values[rows] for values in vars(out).values()))
+        codec.decode(take(encoded.arrays, rows), encoded.parameters, part)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(decode, range(0, 12_000, 500)))
+    assert same(out, whole)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_neither_the_order_of_slots_nor_the_ids_of_empty_ones_matter(exact):
+    targets = shard("ragged", 400, 20)
+    codec = DeltaFloat32(20, V) if exact else power(targets)
+    order = np.random.default_rng(5).permuted(np.tile(np.arange(20), (400, 1)), axis=1)
+    mixed = Targets(
+        np.take_along_axis(targets.ids, order, axis=1),
+        np.take_along_axis(targets.log_probs, order, axis=1),
+        targets.log_left_out,
+    )
+    mixed.ids[mixed.log_probs == EMPTY] = 3
+    before = mixed.ids.copy()
+    left, right = codec.encode(targets), codec.encode(mixed)
+    assert np.array_equal(mixed.ids, before)
+    assert left.parameters == right.parameters
+    assert all(left.arrays[name].tobytes() == right.arrays[name].tobytes() for name in codec.array_types())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 12), st.integers(0, 6), st.floats(0, 12), st.sampled_from(BUDGETS), st.integers(0, 2**32 - 1))
+def test_any_shard_is_within_the_budget_in_arrays_of_the_stated_types(k, n, scale, budget, seed):
+    rng = np.random.default_rng(seed)
+    weights = np.exp(rng.normal(0, scale, (n, k + 1))) * (rng.random((n, k + 1)) < 0.8)
+    weights[:, rng.integers(k + 1)] += 1e-3
+    targets = targets_of(weights, V, seed)
+    codec = power(targets, budget)
+    encoded, decoded = coded(codec, targets)
+    types = {name: (values.shape[1:], values.dtype) for name, values in encoded.arrays.items()}
+    assert types == codec.array_types()
+    assert encoded.kl_nats.sum() <= budget * n
+    assert naive_kl(targets, decoded).sum() <= (budget + 1e-9) * n
+
+
+def likeliest(row, k):
+    """Return the k most likely tokens of a row, of equals the lower id, ascending."""
+    return sorted(sorted(row, key=lambda token: (-row[token], token))[:k])
+
+
+@pytest.mark.parametrize("small", [1, 3, 7, 8])
+@pytest.mark.parametrize("name", SHARDS[:-1])
+def test_narrowed_power_rows_keep_the_likeliest_and_leave_the_rest_out(name, small):
+    targets = shard(name)
+    codec = power(targets)
+    encoded, whole = coded(codec, targets)
+    narrowed, arrays, parameters = narrow(codec, encoded.arrays, encoded.parameters, small)
+    decoded = narrowed.decode(arrays, parameters)
+    assert_canonical(decoded)
+    assert narrowed == DeltaPower(small, V, 5e-5)
+    assert not narrowed.broken_rows(arrays, parameters)["a level is above the highest"].any()
+    for row in range(len(targets.ids)):
+        before, rest = naive_weights(encoded.arrays, encoded.parameters, row)
+        after, left_out = naive_weights(arrays, encoded.parameters, row)
+        assert list(after) == likeliest(before, small)
+        assert all(after[token] == before[token] for token in after)
+        dropped = rest + math.fsum(before[token] for token in before.keys() - after.keys())
+        step = encoded.parameters["levels"] * abs(left_out**0.4 - dropped**0.4)
+        assert step < (0.51 if len(after) < len(before) else 1e-9)
+        used = decoded.log_probs[row] > EMPTY
+        kept = np.isin(whole.ids[row], decoded.ids[row, used])
+        change = whole.log_probs[row, kept] - decoded.log_probs[row, used]
+        assert len(change) == 0 or np.ptp(change) < 1e-5
+    if small == 8:
+        assert same(decoded, whole)
+
+
+def test_the_left_out_mass_may_outgrow_the_highest_level_when_rows_narrow():
+    targets = targets_of(np.ones((4, 87)), V)  # 15 levels; each 1 / 87 is rounded up by a fifth
+    codec = power(targets)
+    encoded, _ = coded(codec, targets)
+    narrowed, arrays, parameters = narrow(codec, encoded.arrays, encoded.parameters, 1)
+    step = 2.5 / encoded.parameters["levels"]
+    odds = narrowed.decode(arrays, parameters)
+    np.testing.assert_allclose(odds.log_left_out - odds.log_probs[:, 0], math.log(86), atol=0.5 * step)
+    assert not narrowed.broken_rows(arrays, parameters)["a level is above the highest"].any()
+
+
+@pytest.mark.parametrize("small", [1, 3, 7, 8])
+@pytest.mark.parametrize("name", SHARDS[:-1])
+def test_narrowed_float32_rows_keep_the_bits_of_the_likeliest(name, small):
+    targets = shard(name)
+    targets.log_probs[:20] = targets.log_probs[:20].round(0) - np.float32(8)  # ties
+    targets.log_left_out[:20] = np.log1p(-np.exp(targets.log_probs[:20], dtype=np.float64).sum(axis=1))
+    codec = DeltaFloat32(8, V)
+    encoded, whole = coded(codec, targets)
+    narrowed, arrays, parameters = narrow(codec, encoded.arrays, encoded.parameters, small)
+    decoded = narrowed.decode(arrays, parameters)
+    assert_canonical(decoded)
+    for row in range(len(targets.ids)):
+        (before, rest), (after, _) = naive_row(whole, row), naive_row(decoded, row)
+        assert list(after) == likeliest(before, small)
+        assert all(after[token] == before[token] for token in after)
+        dropped = rest + math.fsum(before[token] for token in before.keys() - after.keys())
+        assert decoded.log_left_out[row] == pytest.approx(math.log(dropped) if dropped else EMPTY, rel=1e-7, abs=1e-6)
+    if small == 8:
+        assert same(decoded, whole)
+
+
+def test_what_cannot_be_narrowed_is_refused():
+    for codec in (DeltaCount(4, V, 50), DenseFloat32(4, 4)):
+        with pytest.raises(ValueError, match=f"rows of {codec.name} cannot be narrowed"):
+            narrow(codec, {}, {}, 2)
+    for small in (-1, 0, 9):
+        with pytest.raises(ValueError, match=f"8 entries cannot be narrowed to {small}"):
+            narrow(DeltaPower(8, V), {}, {}, small)

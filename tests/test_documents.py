@@ -11,7 +11,7 @@ import pytest
 
 from cache_tools.errors import CorpusError
 from pipeline.config import CorpusConfig
-from pipeline.documents import corpus_files, corpus_identity, read_documents
+from pipeline.documents import corpus_files, file_hash, file_names, read_documents
 
 RECORDS = [
     {"id": "a", "group": "first", "text": "Größe: 10 µm\r\nzweite Zeile"},
@@ -52,7 +52,7 @@ WRITERS = {
 
 def read(*paths, **settings):
     config = CorpusConfig(paths=paths, **settings)
-    return list(read_documents(corpus_files(config), config))
+    return list(read_documents(corpus_files(config), config, set()))
 
 
 def refusal(*paths, **settings):
@@ -70,8 +70,10 @@ def jsonl(folder, *lines):
 
 
 def identity(*paths):
+    """Return what an encoding records of its corpus: the hash of each file by its name."""
     config = CorpusConfig(paths=paths)
-    return corpus_identity(corpus_files(config), config)
+    files = corpus_files(config)
+    return dict(zip(file_names(files, config), map(file_hash, files), strict=True))
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -264,14 +266,23 @@ def test_the_identity_changes_with_any_byte(tmp_path, name):
     assert len(seen) == 4
 
 
-def test_the_identity_changes_with_the_order_and_where_files_end_but_not_with_their_place(tmp_path):
+def test_the_identity_changes_with_where_files_end_but_not_with_their_place_or_order(tmp_path):
     for name, text in {"a.txt": "12", "b.txt": "3", "c.txt": "1", "d.txt": "23", "moved/a.txt": "12"}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     a, b, c, d = (tmp_path / f"{name}.txt" for name in "abcd")
-    assert len({identity(*paths)["sha256"] for paths in ([a, b], [b, a], [c, d], [a], [a, b, a])}) == 5
-    assert identity(a, b) == identity(tmp_path / "moved", b)
-    assert identity(a, b)["files"] == 2
+    assert len({json.dumps(identity(*paths)) for paths in ([a, b], [c, d], [a], [a, b, a])}) == 4
+    assert len({*identity(a, b).values(), *identity(c, d).values()}) == 4
+    assert identity(a, b) == identity(tmp_path / "moved", b) == identity(b, a)
+
+
+def test_files_of_the_same_name_are_told_apart(tmp_path):
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "a.txt").write_text(place)
+    found = identity(tmp_path / "one", tmp_path / "two")
+    assert list(found) == ["a.txt", "a.txt (2)"]
+    assert found != identity(tmp_path / "two", tmp_path / "one")
 
 
 def test_documents_without_ids_are_named_alike_wherever_the_corpus_lies(tmp_path):
@@ -280,10 +291,10 @@ def test_documents_without_ids_are_named_alike_wherever_the_corpus_lies(tmp_path
         (tmp_path / place / "part" / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
         (tmp_path / place / "b.txt").write_text("three")
     here, there = (CorpusConfig(paths=(tmp_path / place,)) for place in ("here", "there"))
-    ids = [document.id for document in read_documents(corpus_files(here), here)]
-    assert ids == [document.id for document in read_documents(corpus_files(there), there)]
+    ids = [document.id for document in read_documents(corpus_files(here), here, set())]
+    assert ids == [document.id for document in read_documents(corpus_files(there), there, set())]
     assert ids == ["b.txt", "part/a.jsonl:1", "part/a.jsonl:2"]
-    assert corpus_identity(corpus_files(here), here) == corpus_identity(corpus_files(there), there)
+    assert identity(tmp_path / "here") == identity(tmp_path / "there")
 
 
 def test_a_renamed_file_is_another_corpus_because_its_documents_are_named_after_it(tmp_path):
@@ -291,3 +302,16 @@ def test_a_renamed_file_is_another_corpus_because_its_documents_are_named_after_
     before = identity(tmp_path)
     (tmp_path / "a.txt").rename(tmp_path / "b.txt")
     assert identity(tmp_path) != before
+
+
+def test_an_id_of_documents_that_were_read_before_is_refused(tmp_path):
+    path = jsonl(tmp_path, {"id": "new", "text": "x"}, {"id": "old", "text": "y"})
+    config = CorpusConfig(paths=(path,))
+    with pytest.raises(CorpusError, match=f"{path}:2: the id 'old' occurs a second time"):
+        list(read_documents([path], config, {"old"}))
+
+
+def test_files_read_later_need_documents_of_their_own(tmp_path):
+    path = jsonl(tmp_path)
+    with pytest.raises(CorpusError, match="the corpus is empty"):
+        list(read_documents([path], CorpusConfig(paths=(path,)), {"old"}))

@@ -9,7 +9,7 @@ import pytest
 
 import pipeline.run
 import tiny
-from cache_tools.errors import IdentityError, ModelError
+from cache_tools.errors import FormatError, IdentityError, ModelError
 from cache_tools.reader import Encoding
 from pipeline.config import CaptureConfig
 from pipeline.encode import encode
@@ -28,11 +28,11 @@ def write_corpus(folder, texts, groups=None):
     (folder / "corpus.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-def run(folder, tokenizer=CAUSAL, **changes):
+def run(folder, tokenizer=CAUSAL, append=False, **changes):
     """Encode ``folder/corpus.jsonl`` (by default TEXTS) into ``folder/cache`` and return the encoding's folder."""
     if not (folder / "corpus.jsonl").exists():
         write_corpus(folder, TEXTS)
-    return encode(CaptureConfig.model_validate(tiny.capture_values(folder, folder, **changes)), tokenizer)
+    return encode(CaptureConfig.model_validate(tiny.capture_values(folder, folder, **changes)), tokenizer, append)
 
 
 def opened(path):
@@ -168,9 +168,14 @@ def other_bytes(folder):
     path.write_text(path.read_text().replace("shard", "shred", 1))
 
 
+def renamed(folder):
+    (folder / "corpus.jsonl").rename(folder / "renamed.jsonl")
+
+
 CHANGES = {
-    "more text": (more_text, CAUSAL, {}, "corpus.sha256"),
-    "other bytes": (other_bytes, CAUSAL, {}, "corpus.sha256"),
+    "more text": (more_text, CAUSAL, {}, "corpus.jsonl is changed"),
+    "other bytes": (other_bytes, CAUSAL, {}, "corpus.jsonl is changed"),
+    "renamed": (renamed, CAUSAL, {}, "corpus.jsonl is gone"),
     "tokenizer": (None, tiny.tokenizer(280), {}, "tokenizer.behaviour"),
     "vocabulary": (None, tiny.tokenizer(280), {}, "tokenizer.vocabulary"),
     "length": (None, CAUSAL, {"max_length_tokens": 47}, "encoding.max_length_tokens: 48 -> 47"),
@@ -183,15 +188,19 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_refuses_another_corpus_tokenizer_or_setting_and_names_the_difference(tmp_path, change):
+@pytest.mark.parametrize("append", [False, True])
+def test_refuses_another_corpus_tokenizer_or_setting_and_names_the_difference(tmp_path, change, append):
+    """A changed file or setting is refused even where files may be added."""
     edit, tokenizer, changes, key = CHANGES[change]
-    folder = run(tmp_path)
+    write_corpus(tmp_path / "corpus", TEXTS)
+    folder = run(tmp_path, paths=[str(tmp_path / "corpus")])
     if edit:
-        edit(tmp_path)
+        edit(tmp_path / "corpus")
     before = snapshot(tmp_path / "cache"), times(tmp_path / "cache")
     with pytest.raises(IdentityError) as error:
-        run(tmp_path, tokenizer, **changes)
-    assert str(error.value).startswith(f"{folder}: the cache holds this encoding from another corpus")
+        run(tmp_path, tokenizer, append, paths=[str(tmp_path / "corpus")], **changes)
+    what = "from another corpus" if edit else "with another tokenizer or other settings"
+    assert str(error.value).startswith(f"{folder}: the cache holds this encoding {what}")
     assert key in str(error.value)
     assert (snapshot(tmp_path / "cache"), times(tmp_path / "cache")) == before
 
@@ -225,10 +234,22 @@ def test_an_encoding_killed_before_its_manifest_is_done_again_to_the_same_bytes(
     folder = run(tmp_path / "killed", tiny.tokenizer(280) if killed_settings else CAUSAL, **killed_settings)
     os.remove(folder / "zarr.json")
     (folder / "sequences" / "00001.arrow.123.partial").write_bytes(b"half")
-    (folder / "shards.arrow.456.partial").write_bytes(b"half")
+    (folder / "parts" / "00000" / "shards.arrow.456.partial").write_bytes(b"half")
+    (folder / "teachers" / "zarr.json.789.partial").write_bytes(b"half")
     (folder / "sequences" / "00000.arrow").write_bytes(b"garbage")
     (folder / "tokenizer" / "chat_template.jinja").write_text("of another tokenizer")
     assert snapshot(run(tmp_path / "killed")) == straight
+
+
+def test_refuses_to_encode_again_where_a_teacher_has_predictions(tmp_path):
+    folder = run(tmp_path)
+    os.remove(folder / "zarr.json")
+    (folder / "teachers" / "toy").mkdir()
+    (folder / "teachers" / "toy" / "zarr.json").write_text("precious")
+    before = snapshot(tmp_path / "cache")
+    with pytest.raises(FormatError, match="Encoding again would throw them away"):
+        run(tmp_path)
+    assert snapshot(tmp_path / "cache") == before
 
 
 def test_refuses_sequences_that_a_teacher_cannot_read_before_anything_is_loaded_or_written(tmp_path, monkeypatch):
@@ -246,7 +267,8 @@ def test_refuses_sequences_that_a_teacher_cannot_read_before_anything_is_loaded_
 def test_progress_counts_every_token_once(tmp_path):
     seen = []
     write_corpus(tmp_path, TEXTS)
-    folder = encode(CaptureConfig.model_validate(tiny.capture_values(tmp_path, tmp_path)), CAUSAL, seen.append)
+    config = CaptureConfig.model_validate(tiny.capture_values(tmp_path, tmp_path))
+    folder = encode(config, CAUSAL, progress=seen.append)
     _, shards = opened(folder)
     assert sum(seen) == sum(len(s.input_ids) for sequences in shards for s in sequences)
 

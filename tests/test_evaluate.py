@@ -24,7 +24,7 @@ def folder(request, tmp_path_factory):
     folder, masked = tmp_path_factory.mktemp(request.param), request.param == "masked"
     teacher = tiny.save_teacher(folder / "teacher", masked=masked)
     tiny.save_teacher(folder / "student", tiny.model("bert" if masked else "llama", seed=1), masked)
-    tiny.capture(folder, teacher, objective=request.param, target={"k": 300, "levels": 65_535})
+    tiny.capture(folder, teacher, objective=request.param, target={"k": 300, "exact": True})
     return folder
 
 
@@ -33,7 +33,7 @@ def few(tmp_path_factory):
     """A cache of only a few tokens per position, and a student."""
     folder = tmp_path_factory.mktemp("few")
     tiny.save_teacher(folder / "student", tiny.model(seed=1))
-    tiny.capture(folder, target={"k": 5, "levels": 65_535})
+    tiny.capture(folder, target={"k": 5, "exact": True})
     return folder
 
 

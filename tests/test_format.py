@@ -13,16 +13,19 @@ import numpy as np
 import pyarrow.ipc
 import pytest
 import zarr
+from safetensors.numpy import load
 
+from cache_tools import hidden
 from cache_tools.codec import EMPTY_ID, DeltaPower
 from cache_tools.fingerprint import fingerprint
-from cache_tools.predictions import SCALARS, array_types
+from cache_tools.predictions import SCALARS, group_layouts
 from store_fixtures import HIDDEN, POSITIONS_PER_SHARD, by_id, close, make_cache
 
+TARGET_ARRAYS = ("ids", "ids_high", "levels", "levels_high", "floor", "left_out")
 FORMAT = (Path(__file__).parent.parent / "FORMAT.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module", params=[1000, 2**32 - 1], ids=["16-bit ids", "32-bit ids"])
+@pytest.fixture(scope="module", params=[1000, 70_000, 2**32 - 1], ids=["16-bit ids", "24-bit ids", "32-bit ids"])
 def tiny(request, tmp_path_factory):
     return make_cache(tmp_path_factory.mktemp("tiny"), vocabulary=request.param)
 
@@ -31,16 +34,18 @@ def manifest_of(folder):
     return json.loads((folder / "zarr.json").read_bytes())["attributes"]["logitcask"]
 
 
-def stranger_decodes(arrays, codec):
+def receipt_of(teacher, shard):
+    return json.loads((teacher / f"receipts/{shard:05d}.json").read_bytes())
+
+
+def stranger_decodes(arrays, parameters):
     """Return [({id: ln p}, ln p_rest)] of stored rows, by the formulas of FORMAT.md."""
-    differences = arrays["ids"].astype(np.uint64)
-    if "ids_high" in arrays:
-        differences += 65536 * arrays["ids_high"].astype(np.uint64)
-    ids = np.cumsum(differences, axis=1)
-    used = arrays["levels"] > 0
-    levels = np.where(used, arrays["levels"].astype(int) - 1 + arrays["floor"].astype(int)[:, None], 0)
-    weights = (levels / codec["levels"]) ** (1 / codec["exponent"])
-    rest = (arrays["left_out"] / codec["levels"]) ** (1 / codec["exponent"])
+    ids = np.cumsum(arrays["ids"].astype(np.uint64) + 256 * arrays["ids_high"].astype(np.uint64), axis=1)
+    stored = arrays["levels"].astype(int) + 256 * arrays["levels_high"].astype(int)
+    used, floor = stored > 0, np.maximum(arrays["floor"].astype(int), 1)[:, None]
+    levels, exponent = parameters["levels"], parameters["exponent"]
+    weights = np.where(used, (stored - 1 + floor) / levels, 0) ** (1 / exponent)
+    rest = (arrays["left_out"] / levels) ** (1 / exponent)
     total = weights.sum(axis=1) + rest
     with np.errstate(divide="ignore"):
         log_p, log_rest = np.log(weights / total[:, None]), np.log(rest / total)
@@ -51,9 +56,7 @@ def stranger_decodes(arrays, codec):
 def stranger_reads(teacher, rows):
     """Return the arrays of a teacher's rows by name, with nothing but zarr."""
     manifest = manifest_of(teacher)
-    names = ["ids", "levels", "floor", "left_out", *manifest["scalars"]]
-    names += ["ids_high"] if manifest["vocabulary_size"] > 65_536 else []
-    names += [f"hidden/{layer}" for layer in manifest["hidden"]]
+    names = [*TARGET_ARRAYS, *manifest["scalars"], *(f"hidden/{layer}" for layer in manifest["hidden"])]
     return {name: zarr.open_array(teacher / name, mode="r")[rows] for name in names}
 
 
@@ -72,10 +75,11 @@ def assert_same_rows(found, expected):
 
 def test_a_stranger_reads_the_same_predictions(tiny):
     for shard in range(3):
-        assert json.loads((tiny.teacher / f"receipts/{shard:05d}.json").read_bytes())["shard"] == shard
+        receipt = receipt_of(tiny.teacher, shard)
+        assert receipt["shard"] == shard
         start, stop = tiny.open().shard_rows(shard)
         arrays = stranger_reads(tiny.teacher, slice(start, stop))
-        found = stranger_decodes(arrays, manifest_of(tiny.teacher)["target"]["codec"])
+        found = stranger_decodes(arrays, receipt["groups"]["targets"])
         assert_same_rows(found, ours_as_rows(tiny.open().targets(start, stop)))
 
 
@@ -88,12 +92,32 @@ def test_a_stranger_reads_the_same_scalars_and_hidden_states(tiny):
     assert np.array_equal(arrays["hidden/1"], tiny.predictions[0].hidden["1"])
 
 
+def test_a_stranger_reads_the_same_quantised_hidden_states():
+    states = np.random.default_rng(0).normal(0, [1, 3, 0.1, 9], (50, 4)).astype(np.float32)
+    transform, step = hidden.calibrate_relative(states), 0.01
+    stored = hidden.encode(transform, states, step)
+    kept, u = load(hidden.transform_bytes(transform)), stored.astype(int)
+    q = np.where(u % 2 == 0, u / 2, -(u + 1) / 2)
+    found = kept["mean"] + (step * q) @ kept["basis"]
+    assert close(found, hidden.decode(transform, stored, step), 1e-4)
+    assert close(found, states, 0.2)
+
+
+def test_every_json_file_is_sealed_as_stated(tiny):
+    files = [path for path in tiny.path.rglob("*.json") if path.parent.name != "tokenizer"]
+    assert len(files) > 10
+    for path in files:
+        content = path.read_text()
+        (seal,) = re.findall(r'"seal": "([0-9a-f]{64})"', content)
+        assert hashlib.sha256(content.replace(seal, "0" * 64).encode()).hexdigest() == seal
+
+
 def test_a_stranger_reads_the_same_sequences(tiny):
-    shards = pyarrow.ipc.open_file(tiny.encoding / "shards.arrow").read_all().to_pylist()
-    assert (
-        hashlib.sha256((tiny.encoding / "shards.arrow").read_bytes()).hexdigest()
-        == (manifest_of(tiny.encoding)["shards_sha256"])
-    )
+    (part,) = manifest_of(tiny.encoding)["parts"]
+    for name in ("files", "shards"):
+        content = (tiny.encoding / f"parts/00000/{name}.arrow").read_bytes()
+        assert hashlib.sha256(content).hexdigest() == part[f"{name}_sha256"]
+    shards = pyarrow.ipc.open_file(tiny.encoding / "parts/00000/shards.arrow").read_all().to_pylist()
     for shard, entry in enumerate(shards):
         path = tiny.encoding / f"sequences/{shard:05d}.arrow"
         assert hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
@@ -111,16 +135,20 @@ def test_zarr_walks_from_the_root_to_every_array(tiny):
     assert root.attrs["logitcask"]["format"] == 1
     members = dict(root.members(max_depth=None))
     arrays = {name for name, member in members.items() if isinstance(member, zarr.Array)}
-    assert arrays == {f"encodings/tiny/teachers/toy/{name}" for name in array_types(tiny.manifest)}
+    assert arrays == {f"encodings/tiny/teachers/toy/{name}" for name in array_names(tiny.manifest)}
     assert root["encodings/tiny/teachers/toy/ids"].shape == (3 * POSITIONS_PER_SHARD, 4)
+
+
+def array_names(manifest):
+    return {name for group in group_layouts(manifest, POSITIONS_PER_SHARD).values() for name in group}
 
 
 def test_the_arrays_are_as_stated(tiny):
     inner = [{"name": "bytes"}, {"name": "blosc", "cname": "zstd", "shuffle": "shuffle"}, {"name": "crc32c"}]
-    wide = tiny.manifest.vocabulary_size > 65_536
-    dtypes = {"ids": "uint16", "levels": "uint8", "floor": "uint8", "left_out": "uint8"}
+    high = {1000: "uint8", 70_000: "uint16", 2**32 - 1: "uint32"}[tiny.manifest.vocabulary_size]
+    dtypes = dict.fromkeys(("ids", "levels", "levels_high", "floor"), "uint8")
+    dtypes |= {"ids_high": high, "left_out": "uint16"}
     dtypes |= dict.fromkeys(SCALARS, "int32") | {"hidden/last": "uint16", "hidden/1": "float32"}
-    dtypes |= {"ids_high": "uint16"} if wide else {}
     assert set(dtypes) == {"/".join(path.parts[:-1]) for path in array_files(tiny)}
     for name, dtype in dtypes.items():
         array = json.loads((tiny.teacher / name / "zarr.json").read_bytes())
@@ -144,16 +172,19 @@ def array_files(tiny):
 def test_every_object_is_where_it_is_stated_to_be(tiny):
     for shard in range(3):
         stated = {f"{name}/c/{shard}" for name in ("floor", "left_out", *SCALARS)}
-        stated |= {f"{name}/c/{shard}/0" for name in ("ids", "levels", *(f"hidden/{layer}" for layer in HIDDEN))}
-        stated |= {f"ids_high/c/{shard}/0"} if tiny.manifest.vocabulary_size > 65_536 else set()
+        rows = ("ids", "ids_high", "levels", *(f"hidden/{layer}" for layer in HIDDEN))
+        stated |= {f"{name}/c/{shard}/0" for name in rows}
+        if zarr.open_array(tiny.teacher / "levels_high", mode="r")[16 * shard : 16 * shard + 16].any():
+            stated |= {f"levels_high/c/{shard}/0"}
         assert {path.relative_to(tiny.teacher).as_posix() for path in tiny.objects(shard)} == stated
 
 
 def test_an_object_of_nothing_but_fill_values_is_absent(tmp_path):
     tiny = make_cache(tmp_path, vocabulary=70_000, committed=0)
-    tiny.predictions[0].targets.ids[:] %= 1000
+    ids = tiny.predictions[0].targets.ids
+    ids[:] = np.arange(ids.shape[1])
     arrays = {key.split("/c/")[0] for key in tiny.commit(0).objects}
-    assert arrays == set(array_types(tiny.manifest)) - {"ids_high"}
+    assert arrays == array_names(tiny.manifest) - {"ids_high", "levels_high"}
     assert not any((tiny.teacher / "ids_high").rglob("c/0/*"))
     assert [set(row) for row in by_id(tiny.predictions[0].targets)] == [
         set(row) for row in by_id(tiny.open().targets(0, 12))
@@ -163,7 +194,8 @@ def test_an_object_of_nothing_but_fill_values_is_absent(tmp_path):
 def test_every_key_of_a_manifest_and_receipt_is_documented(tiny):
     manifests = [manifest_of(folder) for folder in (tiny.path, tiny.encoding, tiny.teacher)]
     receipt = json.loads(tiny.receipt_file(0).read_bytes())
-    blocks = [*manifests, receipt, manifests[1]["splits"]["train"], manifests[2]["target"], manifests[2]["hidden"]["1"]]
+    part = manifests[1]["parts"][0]
+    blocks = [*manifests, receipt, part, part["splits"]["train"], manifests[2]["target"], manifests[2]["hidden"]["1"]]
     keys = {key for block in blocks for key in block}
     assert {key for key in keys if f"`{key}`" not in FORMAT} == set()
 
@@ -175,12 +207,11 @@ def example_rows():
 
 
 def example_arrays():
-    columns = list(zip(*example_rows(), strict=True))[1:6]
-    names = ("ids", "ids_high", "levels", "floor", "left_out")
-    dtypes = (np.uint16, np.uint16, np.uint8, np.uint8, np.uint8)
+    columns = list(zip(*example_rows(), strict=True))[1:7]
+    dtypes = (np.uint8, np.uint16, np.uint8, np.uint8, np.uint8, np.uint16)
     arrays = {
         name: np.array([np.fromstring(cell, dtype=dtype, sep=" ") for cell in column])
-        for name, dtype, column in zip(names, dtypes, columns, strict=True)
+        for name, dtype, column in zip(TARGET_ARRAYS, dtypes, columns, strict=True)
     }
     return arrays | {name: arrays[name][:, 0] for name in ("floor", "left_out")}
 
@@ -191,9 +222,9 @@ def test_the_worked_example_is_true():
         for *_, ids, logs, rest in example_rows()
     ]
     assert len(stated) == 10
-    codec = DeltaPower(3, 70_000, levels=255, exponent=0.3)
-    assert_same_rows(stranger_decodes(example_arrays(), codec.to_dict()), stated)
-    assert_same_rows(ours_as_rows(codec.decode(example_arrays())), stated)
+    parameters = {"levels": 400, "exponent": 0.4}
+    assert_same_rows(stranger_decodes(example_arrays(), parameters), stated)
+    assert_same_rows(ours_as_rows(DeltaPower(3, 70_000).decode(example_arrays(), parameters)), stated)
 
 
 def test_the_fingerprint_example_is_true():

@@ -15,6 +15,7 @@ from logitcask import COMMANDS
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = {"torch", "transformers", "accelerate", "datasets", "tokenizers"}
 ARRAYS = {"zarr", "pyarrow", "numcodecs", "numpy"}
+DRIVERS = {"upath", "fsspec", "obstore"}
 RUN_MAIN = """
 from logitcask import main
 try:
@@ -50,7 +51,7 @@ def test_a_program_that_uses_torch_is_seen_to():
 def test_help_imports_nothing_heavy(arguments):
     imported = imported_by(RUN_MAIN, *arguments)
     assert "click" in imported
-    assert imported & (MODELS | ARRAYS | {"rich", "pydantic", "yaml"}) == set()
+    assert imported & (MODELS | ARRAYS | DRIVERS | {"rich", "pydantic", "yaml"}) == set()
 
 
 @pytest.mark.parametrize(

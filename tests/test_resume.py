@@ -16,9 +16,13 @@ import pipeline.capture
 import pipeline.run
 import tiny
 from cache_tools.errors import IdentityError
+from cache_tools.reader import Cache
 from cache_tools.verify import verify
+from cache_tools.writer import create_cache
 from pipeline.config import CaptureConfig
+from pipeline.encode import encode
 from pipeline.run import Worker, run_capture
+from pipeline.tokenizers import load_tokenizer
 from store_fixtures import snapshot
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -108,7 +112,10 @@ def test_the_straight_capture_has_several_shards_and_batches(straight):
     "suffix",
     [
         "main/sequences/00001.arrow",
-        "main/shards.arrow",
+        "main/parts/00000/files.arrow",
+        "main/parts/00000/shards.arrow",
+        "main/tokenizer/tokenizer.json",
+        "main/teachers/zarr.json",
         "main/zarr.json",
         "toy/ids/c/0/0",
         "toy/logsumexp/c/1",
@@ -183,19 +190,35 @@ def test_each_worker_does_its_own_share(tmp_path, teacher):
 
 
 class Waiting(tiny.SilentReporter):
-    """Says when a capture begins to wait."""
+    """Says when a capture begins to wait for rank 0 to do something."""
 
-    def __init__(self):
-        self.event = threading.Event()
+    def __init__(self, what):
+        self.event, self.name = threading.Event(), f"waiting for rank 0 to {what}"
 
     def stage(self, name, total_tokens):
-        if "waiting" in name:
+        if name.startswith(self.name):
             self.event.set()
+
+
+def test_a_worker_that_starts_first_waits_for_the_teacher_to_be_declared(tmp_path, teacher, straight, monkeypatch):
+    monkeypatch.setattr(pipeline.run, "POLL_SECONDS", 0.01)
+    config, reporter = settings(tmp_path, teacher), Waiting("declare")
+    create_cache(config.cache)
+    encode(config, load_tokenizer(teacher))
+    second = threading.Thread(target=capture, args=(tmp_path, teacher, Worker(1, 2), reporter), daemon=True)
+    second.start()
+    assert reporter.event.wait(TIMEOUT_SECONDS)
+    second.join(0.5)
+    assert second.is_alive()
+    assert Cache(config.cache).encoding().teachers == []
+    capture(tmp_path, teacher, Worker(0, 2))
+    second.join(TIMEOUT_SECONDS)
+    assert tree(tmp_path / "cache") == straight
 
 
 def test_a_worker_that_starts_first_waits_for_the_encoding(tmp_path, teacher, straight, monkeypatch):
     monkeypatch.setattr(pipeline.run, "POLL_SECONDS", 0.01)
-    reporter = Waiting()
+    reporter = Waiting("encode")
     settings(tmp_path, teacher)
     second = threading.Thread(target=capture, args=(tmp_path, teacher, Worker(1, 2), reporter), daemon=True)
     second.start()

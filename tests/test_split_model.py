@@ -8,7 +8,7 @@ from transformers import BertModel, LlamaForCausalLM, LlamaForSequenceClassifica
 
 import tiny
 from cache_tools.errors import ModelError
-from pipeline.capture import _head_bytes
+from pipeline.declare import _head_bytes
 from pipeline.split_model import HeadOutput, body_of, check_head, output_scaling, run_body, run_head
 from pipeline.teacher import Teacher
 

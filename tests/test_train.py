@@ -166,7 +166,7 @@ def test_the_finished_student_is_an_ordinary_model_folder(cache, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(final)
     assert vocabulary_fingerprint(tokenizer.get_vocab()) == encoding.manifest.identity["tokenizer"]["vocabulary"]
     identity = json.loads((final / "logitcask.json").read_text())["identity"]
-    assert identity["encoding"] == encoding.manifest.fingerprint
+    assert identity["encoding"] == encoding.manifest.contents_fingerprint
     assert identity["teacher"] == encoding.teacher().manifest.fingerprint
     assert {path.suffix for path in final.iterdir()} == {".json", ".safetensors"}
     assert not list(tmp_path.glob("*.partial"))

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cache_tools.storage import CacheType, StorePath
+from cache_tools.cli_places import CacheType
 
 if TYPE_CHECKING:
     from cache_tools.manifest import Split
+    from cache_tools.storage import StorePath
 
 
 @click.command("evaluate")
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def evaluate_command(
     student: Path,
-    cache: StorePath,
+    cache: "StorePath",
     encoding: str | None,
     teacher: str | None,
     split: "Split",

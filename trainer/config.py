@@ -61,7 +61,7 @@ class StudentConfig(Config):
         student: The model to train.
         loss: The loss.
         window_shards: Shards whose sequences are shuffled together; each loader worker keeps
-            that many in memory, 200 to 320 bytes a position at k = 64.
+            that many in memory, 260 to 320 bytes a position at k = 64.
         training: Arguments of transformers' ``TrainingArguments``, by their own names.
     """
 
