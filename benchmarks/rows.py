@@ -80,7 +80,7 @@ def demo_rows(k: int, num_positions: int = 12_288) -> Rows:
 
     from pipeline.demo.corpus import topic_documents
     from pipeline.demo.run import FILES
-    from pipeline.targets import sparse_targets
+    from pipeline.targets import Keep, sparse_targets
 
     model = AutoModelForCausalLM.from_pretrained(str(FILES / "teacher"), dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(str(FILES / "teacher"))
@@ -88,7 +88,7 @@ def demo_rows(k: int, num_positions: int = 12_288) -> Rows:
     ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"][0, :num_positions].reshape(-1, 256)
     with torch.inference_mode():
         logits = model(input_ids=ids).logits.float().flatten(0, 1)
-        made = sparse_targets(logits, torch.zeros(len(logits), dtype=torch.long), k)
+        made = sparse_targets(logits, torch.zeros(len(logits), dtype=torch.long), Keep(k=k))
     targets = Targets(made.ids.numpy().astype(np.uint32), made.log_probs.numpy(), made.log_left_out.numpy())
     return Rows("demo teacher", model.config.vocab_size, targets)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -159,7 +160,10 @@ class CachedTeacher:
         return whole
 
     def stored_targets(self, shard: int, start: int, stop: int) -> StoredTargets:
-        """Return the stored integers of rows ``[start, stop)`` of a shard, counted from its first; errors as for ``targets``."""
+        """Return the stored integers of rows ``[start, stop)`` of a shard, counted from its first.
+
+        Errors as for ``targets``.
+        """
         parameters = self._committed(shard, TARGETS).groups[TARGETS]
         return StoredTargets(
             self.codec, parameters, self.stored_rows(list(self.codec.array_types()), shard, start, stop)
@@ -228,7 +232,7 @@ class CachedTeacher:
         for shard in shards:
             begin, end = max(start - shard * size, 0), min(stop - shard * size, size)
             cuts = [begin, *range((begin // step + 1) * step, end, step), end]
-            yield from ((shard, a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True))
+            yield from ((shard, a, b) for a, b in pairwise(cuts))
 
     def _has(self, shard: int, group: str) -> bool:
         known = self._receipts.get(shard)

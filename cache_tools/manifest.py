@@ -9,6 +9,7 @@ never change. Unknown keys are ignored, so that later versions of format 1 may s
 """
 
 import builtins
+import json
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -240,10 +241,10 @@ def read_manifest(folder: StorePath, model: type[M]) -> M:
     """
     path = folder / layout.MANIFEST
     try:
-        attributes = read_sealed(read_object(path))["attributes"][KEY]
-        if model is CacheManifest:
-            _check_format(path, attributes)
-        return model.model_validate(attributes)
+        content = read_object(path)
+        if model is CacheManifest:  # first of all: another format may have other seals
+            _check_format(path, content)
+        return model.model_validate(read_sealed(content)["attributes"][KEY])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FormatError(
             f"there is no readable {model.__name__.removesuffix('Manifest').lower()} manifest here",
@@ -254,14 +255,19 @@ def read_manifest(folder: StorePath, model: type[M]) -> M:
         ) from error
 
 
-def _check_format(path: StorePath, attributes: dict[str, Any]) -> None:
-    found = attributes["format"]
+def _check_format(path: StorePath, content: bytes) -> None:
+    """Refuse another format version; what states none is left to the seal."""
+    try:
+        attributes = json.loads(content)["attributes"][KEY]
+        found, software = attributes["format"], attributes.get("software", "unknown software")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return
     if found != FORMAT:
         raise FormatError(
             "this cache has another format version",
             where=path,
             expected=f"format {FORMAT}",
-            found=f"format {found}, written by {attributes.get('software', 'unknown software')}",
+            found=f"format {found}, written by {software}",
             why="reading it by the wrong rules would give wrong numbers",
             fix="Install the logitcask version that wrote it, or a newer one",
         )

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cache_tools import layout
 from cache_tools.arrays import ArrayLayout
@@ -208,9 +209,11 @@ def _files(folder: StorePath, objects: dict[str, ObjectRecord], blank: Problem, 
 def _values(teacher: CachedTeacher, receipt: Receipt, blank: Problem) -> Iterator[Problem]:
     """Decode every row of a shard and check the rules that FORMAT.md states."""
     start, stop = teacher.shard_rows(receipt.shard)
-    rules = {}
+    rules: dict[str, NDArray[np.bool_]] = {}
     if TARGETS in receipt.groups:
-        targets = teacher.targets(start, stop)
+        stored = teacher.stored_targets(receipt.shard, 0, stop - start)
+        rules |= teacher.codec.broken_rows(stored.arrays, stored.parameters)
+        targets = stored.decode(0, stop - start)
         used = targets.ids != EMPTY_ID
         mass = np.exp(targets.log_probs).sum(axis=1) + np.exp(targets.log_left_out)
         ascending = (targets.ids[:, 1:] > targets.ids[:, :-1]) | ~used[:, 1:]

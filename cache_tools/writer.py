@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cache_tools import layout
-from cache_tools.arrays import read_layout
+from cache_tools.arrays import ArrayLayout, read_layout
 from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.drop import clear_hidden
 from cache_tools.errors import FormatError, IdentityError
@@ -128,23 +128,23 @@ def refuse_remains(name: str, folder: StorePath) -> None:
 
 
 def write_array_metadata(encoding: Encoding, folder: StorePath, manifest: TeacherManifest) -> None:
-    """Write the ``zarr.json`` of every array that has none, or a shorter first axis than the encoding now has."""
+    """Write the ``zarr.json`` of every array that has none, or another one than the encoding now needs."""
     rows_per_shard = encoding.manifest.positions_per_shard
     num_rows = rows_per_shard * len(encoding.shards)
     for group in group_layouts(manifest, rows_per_shard).values():
         for name, cut in group.items():
             path = layout.array_metadata_file(folder, name)
-            if _stored_rows(path) < num_rows:
+            if _stored_rows(path, cut) < num_rows:
                 write_object(path, cut.metadata(num_rows))
 
 
-def _stored_rows(metadata: StorePath) -> int:
-    """Return the length of an array's first axis; 0 if it has no readable metadata."""
+def _stored_rows(metadata: StorePath, expected: ArrayLayout) -> int:
+    """Return the length of an array's first axis; 0 if it has no readable metadata, or that of a dropped array."""
     try:
         found = read_layout(read_object(metadata))
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return 0
-    return found[1] if found else 0
+    return found[1] if found and found[0] == expected else 0
 
 
 def commit_shard(

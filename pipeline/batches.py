@@ -20,12 +20,14 @@ class Batch:
 
     Attributes:
         indices: Which sequences of the shard these are.
+        sequence_ids: (B,) int64.
         input_ids: (B, L) int64; padding is id 0 and never read.
         attention_mask: (B, L) int64, 0 on padding.
         position_mask: (B, L) bool, true where a prediction is kept.
     """
 
     indices: list[int]
+    sequence_ids: Tensor
     input_ids: Tensor
     attention_mask: Tensor
     position_mask: Tensor
@@ -53,4 +55,5 @@ def pad(sequences: list[Sequence], indices: list[int]) -> Batch:
         n = len(sequences[index].input_ids)
         ids[row, :n], attention[row, :n] = sequences[index].input_ids, 1
         kept[row, :n] = sequences[index].position_mask
-    return Batch(indices, torch.from_numpy(ids), torch.from_numpy(attention), torch.from_numpy(kept))
+    numbers = torch.tensor([sequences[i].sequence_id for i in indices])
+    return Batch(indices, numbers, torch.from_numpy(ids), torch.from_numpy(attention), torch.from_numpy(kept))

@@ -33,9 +33,10 @@ from cache_tools.receipts import TARGETS
 from cache_tools.sequences import Sequence
 from cache_tools.writer import commit_shard
 from pipeline.batches import Batch, pad, token_budget_batches
+from pipeline.draws import position_keys
 from pipeline.hidden_budget import OutputHead, kl_error
 from pipeline.split_model import HeadOutput, run_body, run_head
-from pipeline.targets import SparseTargets, sparse_targets
+from pipeline.targets import Keep, SparseTargets, sparse_targets
 from pipeline.teacher import Teacher
 
 HEAD_CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
@@ -50,6 +51,7 @@ def capture_shards(
     cached: CachedTeacher,
     shards: list[int],
     teacher: Teacher,
+    keep: Keep,
     batch_tokens: int,
     progress: Progress = lambda _: None,
 ) -> None:
@@ -59,6 +61,7 @@ def capture_shards(
         cached: The teacher as declared in the cache.
         shards: Shards to do.
         teacher: The loaded teacher.
+        keep: What to keep of each distribution.
         batch_tokens: Tokens per forward pass, padding included.
         progress: Told how many tokens were read.
 
@@ -69,7 +72,7 @@ def capture_shards(
     encoding, errors = cached.encoding, _error_measures(cached, teacher) if shards else {}
     for shard in shards:
         started, groups = time.monotonic(), cached.missing_groups(shard)
-        wanted = Wanted(cached.manifest, groups)
+        wanted = Wanted(cached.manifest, groups, keep)
         predictions = predict(
             encoding.sequences(shard), encoding.manifest.objective, teacher, wanted, batch_tokens, progress
         )
@@ -106,10 +109,12 @@ class Wanted:
     Attributes:
         manifest: The teacher's.
         groups: ``targets`` and ``hidden/<layer>``.
+        keep: What of each distribution, for the group ``targets``.
     """
 
     manifest: TeacherManifest
     groups: list[str]
+    keep: Keep
 
     @property
     def targets(self) -> bool:
@@ -205,15 +210,21 @@ def _predict_batch(
     if not wanted.targets and "last" not in wanted.layers:
         return
     last_PD = last_BLD[kept]  # (positions of the batch, D)
-    gold_P = torch.from_numpy(gold.astype(np.int64)).to(device)
+    gold_P, keys_P = torch.from_numpy(gold.astype(np.int64)).to(device), _keys(batch, wanted.keep.seed).to(device)
     chunk = _chunk_positions(teacher)
     for start in range(0, len(last_PD), chunk):
         part = slice(start, start + chunk)
         head = run_head(teacher.model, last_PD[part])
         if wanted.targets:
-            rows.put_targets(where[part], sparse_targets(head.logits, gold_P[part], rows.ids.shape[1]))
+            rows.put_targets(where[part], sparse_targets(head.logits, gold_P[part], wanted.keep, keys_P[part]))
         if "last" in wanted.layers:
             rows.put_hidden(where[part], "last", head.last)
+
+
+def _keys(batch: Batch, seed: int) -> Tensor:
+    """Return the key of each kept position's draws: (positions of the batch,) int64."""
+    rows, positions = batch.position_mask.nonzero(as_tuple=True)
+    return position_keys(seed, batch.sequence_ids[rows], positions)
 
 
 def _chunk_positions(teacher: Teacher) -> int:

@@ -4,7 +4,7 @@ One YAML file, checked here before anything is loaded; unknown keys are errors.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
@@ -12,7 +12,7 @@ from cache_tools.codec import DeltaPower
 from cache_tools.configuration import Config
 from cache_tools.errors import FormatError
 from cache_tools.layout import checked_name
-from cache_tools.manifest import Objective
+from cache_tools.manifest import Kind, Objective
 from cache_tools.storage import CachePath
 
 
@@ -108,21 +108,52 @@ class TargetConfig(Config):
     """What is kept of each distribution.
 
     Attributes:
-        k: Most likely tokens kept; more than the vocabulary means all of it.
+        kind: ``topk`` keeps the k most likely tokens; ``topp`` the fewest of them that reach the mass p;
+            ``sampled`` draws with replacement, unbiased for losses linear in the target;
+            ``hybrid`` the k most likely and draws from the rest, unbiased with less variance;
+            ``dense`` every logit, for small vocabularies.
+        k: Most likely tokens kept; more than the vocabulary means all of it. Not for ``sampled`` and ``dense``.
+        p: Mass of ``topp``.
+        draws: Of ``sampled`` (the paper: 50) and ``hybrid``.
+        seed: Of the draws; each depends on (seed, sequence, position) alone.
+        temperatures: For each, the log-normaliser of the logits divided by it is kept, by which
+            the kept probabilities can be tempered exactly.
+        scalars: Further numbers per position: ``gold_rank`` (tokens likelier than the gold one), ``tail_mean``,
+            ``tail_variance`` and ``tail_minimum`` of the logits outside the k most likely.
         max_kl_nats: What storing may cost: the mean over a shard of the KL divergence, over the k
             tokens and the rest, of what is read back from what the teacher said. Each shard
             is quantised as coarsely as that allows.
         exact: Keep float32 instead, three times the bytes.
     """
 
+    kind: Kind = "topk"
     k: PositiveInt = 64
+    p: float | None = Field(default=None, gt=0, le=1)
+    draws: PositiveInt | None = Field(default=None, le=65_535)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    temperatures: tuple[Annotated[float, Field(gt=0, le=1000)], ...] = ()
+    scalars: tuple[Literal["gold_rank", "tail_mean", "tail_variance", "tail_minimum"], ...] = ()
     max_kl_nats: float = Field(default=DeltaPower.max_kl_nats, ge=1e-9, le=0.1)
     exact: bool = False
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> "TargetConfig":
-        if self.exact and "max_kl_nats" in self.model_fields_set:
-            raise ValueError("exact: true loses nothing, so max_kl_nats has no meaning beside it")
+    def _fits_the_kind(self) -> "TargetConfig":
+        needed = {"p": self.kind == "topp", "draws": self.kind in ("sampled", "hybrid")}
+        for key, wanted in needed.items():
+            if wanted and getattr(self, key) is None:
+                raise ValueError(f"kind: {self.kind} needs {key}")
+        lossless = self.kind in ("sampled", "dense") or self.exact
+        allowed = {
+            **needed,
+            "seed": needed["draws"],
+            "k": self.kind not in ("sampled", "dense"),
+            "exact": self.kind not in ("sampled", "dense"),
+            "max_kl_nats": not lossless,
+        }
+        without = [key for key, fits in allowed.items() if not fits and key in self.model_fields_set]
+        if without:
+            what = "exact: true" if self.exact else f"kind: {self.kind}"
+            raise ValueError(f"{what} has no use for {', '.join(without)}")
         return self
 
 

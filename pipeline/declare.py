@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cache_tools import layout
 from cache_tools.cached_teacher import CachedTeacher
-from cache_tools.codec import DeltaFloat32, DeltaPower
+from cache_tools.codec import Codec, DeltaCount, DeltaFloat32, DeltaPower, DenseFloat32
 from cache_tools.errors import IdentityError, ModelError
 from cache_tools.hidden import calibrate_last, calibrate_relative, transform_bytes
 from cache_tools.manifest import ObjectRecord, TeacherManifest, read_manifest
@@ -23,9 +23,10 @@ from cache_tools.reader import Encoding
 from cache_tools.storage import object_exists
 from cache_tools.writer import declare_teacher
 from pipeline.capture import Wanted, predict
-from pipeline.config import HiddenConfig, TeacherConfig
+from pipeline.config import HiddenConfig, TargetConfig, TeacherConfig
 from pipeline.hidden_budget import OutputHead, fisher_metric
 from pipeline.split_model import HeadOutput, body_of, check_head, output_scaling, run_body, run_head
+from pipeline.targets import Keep, tempered_name
 from pipeline.teacher import Teacher
 
 CALIBRATION_POSITIONS = 4096
@@ -57,8 +58,14 @@ def declare(encoding: Encoding, teacher: Teacher, config: TeacherConfig, chunk_p
         files = _new_files(encoding, teacher, config, manifest, head)
     folder = layout.teacher_folder(encoding.path, config.name)
     known = read_manifest(folder, TeacherManifest).files if object_exists(folder / layout.MANIFEST) else {}
-    records = known | {key: ObjectRecord.of(content) for key, content in files.items()}
+    records = dict(sorted((known | {key: ObjectRecord.of(content) for key, content in files.items()}).items()))
     return declare_teacher(encoding, config.name, manifest.model_copy(update={"files": records}), files)
+
+
+def keep_of(config: TargetConfig) -> Keep:
+    """Return what the capture keeps of each distribution."""
+    mass = 1.0 if config.p is None else config.p
+    return Keep(config.kind, config.k, mass, config.draws or 0, config.seed, config.temperatures, config.scalars)
 
 
 def is_declared(encoding: Encoding, config: TeacherConfig) -> bool:
@@ -90,8 +97,8 @@ def _describe(
     last_1LD, all_hidden = run_body(teacher.model, probe, torch.ones_like(probe), hidden=True)
     head = run_head(teacher.model, last_1LD[0])
     vocabulary = head.logits.shape[1]
-    k, exact = min(config.target.k, vocabulary), config.target.exact
-    codec = DeltaFloat32(k, vocabulary) if exact else DeltaPower(k, vocabulary, config.target.max_kl_nats)
+    keep = keep_of(config.target)
+    codec = _codec(config.target, keep.slots(vocabulary), vocabulary)
     hidden = {}
     for layer in config.hidden.layers:
         if layer != "last" and not 0 <= layer < len(all_hidden):
@@ -108,12 +115,31 @@ def _describe(
         teacher.about,
         chunk_positions,
         vocabulary_size=vocabulary,
-        target={"kind": "topk", "k": k, "codec": codec.to_dict()},
-        scalar_step_nats=0.0 if exact else SCALAR_STEP_NATS,
-        scalars=list(SCALARS),
+        target={"kind": keep.kind, "k": codec.k, "codec": codec.to_dict(), "settings": _settings(config.target)},
+        scalar_step_nats=0.0 if isinstance(codec, DeltaFloat32 | DenseFloat32) else SCALAR_STEP_NATS,
+        scalars=[*SCALARS, *map(tempered_name, keep.temperatures), *keep.scalars],
         hidden=hidden,
     )
     return manifest, head
+
+
+def _codec(config: TargetConfig, k: int, vocabulary: int) -> Codec:
+    """Return the codec that stores a kind of target: draws and dense rows are lossless by nature."""
+    if config.kind == "sampled":
+        return DeltaCount(k, vocabulary, k)
+    if config.kind == "dense":
+        return DenseFloat32(k, vocabulary)
+    return DeltaFloat32(k, vocabulary) if config.exact else DeltaPower(k, vocabulary, config.max_kl_nats)
+
+
+def _settings(config: TargetConfig) -> dict[str, Any]:
+    """Return what defines a target besides its kind and k."""
+    settings: dict[str, Any] = {"p": config.p} if config.kind == "topp" else {}
+    if config.draws is not None:
+        settings |= {"draws": config.draws, "seed": config.seed}
+    if config.kind == "hybrid" or any(name.startswith("tail_") for name in config.scalars):
+        settings["head"] = config.k
+    return settings
 
 
 def _hidden_codec(config: HiddenConfig, layer: int | str) -> dict[str, Any]:
@@ -156,7 +182,7 @@ def _sample(
         found, entry = encoding.sequences(shard), encoding.shards[shard]
         every = max(1, entry.positions // per_shard)
         sequences += found[::every]
-    wanted = Wanted(manifest, [hidden_array(layer) for layer in layers])
+    wanted = Wanted(manifest, [hidden_array(layer) for layer in layers], keep_of(TargetConfig()))
     return predict(sequences, encoding.manifest.objective, teacher, wanted, batch_tokens).hidden
 
 

@@ -5,12 +5,11 @@ encoding's manifest is written last, so a part of the corpus is encoded whole or
 killed one is simply done again (it costs a tokeniser pass, nothing beside a teacher).
 
 Files that are appended to the corpus become a further part: new shards behind the old
-ones, which stay what they are. The two splits fill their own shards side by side, so no
-shard mixes them. Sequence ids follow the order in which shards are written.
+ones, which stay what they are.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from cache_tools import layout
 from cache_tools.errors import FormatError, IdentityError, LogitcaskError
 from cache_tools.fingerprint import differences, fingerprint
 from cache_tools.manifest import EncodingManifest, ObjectRecord, Split, read_manifest, write_group, write_manifest
-from cache_tools.sequences import Sequence, read_table, write_sequences
+from cache_tools.sequences import Sequence, read_table
 from cache_tools.shards import ShardEntry, read_file_tables, read_shard_tables, write_part
 from cache_tools.storage import (
     StorePath,
@@ -36,6 +35,7 @@ from pipeline.config import CaptureConfig, EncodingConfig
 from pipeline.documents import Document, corpus_files, file_hash, file_names, read_documents
 from pipeline.masking import draw_mask
 from pipeline.pieces import Frame, Piece, frame_of, split_document
+from pipeline.shard_writer import ShardWriter
 from pipeline.split import is_held_out
 from pipeline.tokenizers import tokenizer_files, tokenizer_identity
 
@@ -64,46 +64,55 @@ def encode(
         CorpusError: a document cannot be read or encoded.
         IdentityError: the cache holds an encoding of this name from another corpus or other settings.
     """
-    files = corpus_files(config.corpus)
-    known_as = file_names(files, config.corpus)
+    found = corpus_files(config.corpus)
+    files = dict(zip(file_names(found, config.corpus), found, strict=True))
+    hashes = {name: file_hash(file) for name, file in files.items()}
     folder = layout.encoding_folder(config.cache, config.encoding.name)
     identity = encoding_identity(config, tokenizer)
-    stored = read_manifest(folder, EncodingManifest) if object_exists(folder / layout.MANIFEST) else None
-    hashes = {name: file_hash(file) for name, file in zip(known_as, files, strict=True)}
-    known = read_file_tables(folder, stored.parts) if stored else {}
-    if stored:
-        _check_same(folder, stored.identity, identity)
-        _check_files(folder, known, hashes, append)
-    added = [file for name, file in zip(known_as, files, strict=True) if name not in known]
-    if stored and not added:
-        return folder
-    if stored is None:
+    if not object_exists(folder / layout.MANIFEST):
         _clear(folder)
-    part, entries = len(stored.parts) if stored else 0, read_shard_tables(folder, stored.parts) if stored else []
-    if stored:
-        _clear_part(folder, len(entries), part)
-    saved = stored.files if stored else _save_tokenizer(tokenizer, folder)
-    writer = _ShardWriter(folder, config.encoding.positions_per_shard, entries)
-    seen = _document_ids(folder, entries)
-    try:
-        _encode_documents(read_documents(added, config.corpus, seen), config, tokenizer, writer, progress)
-    except LogitcaskError:
-        if stored:
-            _clear_part(folder, len(entries), part)
-        raise
-    new = {name: value for name, value in hashes.items() if name not in known}
-    written = write_part(folder, part, new, writer.finish())
-    write_group(folder / "teachers")
-    manifest = EncodingManifest(
-        identity=identity,
-        objective=config.encoding.objective,
-        vocabulary_size=len(tokenizer),
-        positions_per_shard=config.encoding.positions_per_shard,
-        parts=(*(stored.parts if stored else ()), written),
-        files=saved,
-    )
-    write_manifest(folder, manifest)
+        manifest = EncodingManifest(
+            identity=identity,
+            objective=config.encoding.objective,
+            vocabulary_size=len(tokenizer),
+            positions_per_shard=config.encoding.positions_per_shard,
+            parts=(),
+            files=_save_tokenizer(tokenizer, folder),
+        )
+        _add_part(folder, manifest, files, hashes, config, tokenizer, progress)
+        return folder
+    stored = read_manifest(folder, EncodingManifest)
+    _check_same(folder, stored.identity, identity)
+    known = read_file_tables(folder, stored.parts)
+    _check_files(folder, known, hashes, append)
+    new = {name: file for name, file in files.items() if name not in known}
+    if new:
+        _add_part(folder, stored, new, hashes, config, tokenizer, progress)
     return folder
+
+
+def _add_part(
+    folder: StorePath,
+    manifest: EncodingManifest,
+    files: dict[str, Path],
+    hashes: dict[str, str],
+    config: CaptureConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    progress: Progress,
+) -> None:
+    """Encode files as a further part; the manifest that counts it is written last."""
+    part, before = len(manifest.parts), read_shard_tables(folder, manifest.parts)
+    _clear_part(folder, len(before), part)
+    writer = ShardWriter(folder, config.encoding.positions_per_shard, before)
+    documents = read_documents(list(files.values()), config.corpus, _document_ids(folder, before))
+    try:
+        _encode_documents(documents, config, tokenizer, writer, progress)
+    except LogitcaskError:
+        _clear_part(folder, len(before), part)
+        raise
+    written = write_part(folder, part, {name: hashes[name] for name in files}, writer.finish())
+    write_group(folder / "teachers")
+    write_manifest(folder, manifest.model_copy(update={"parts": (*manifest.parts, written)}))
 
 
 def is_encoded(config: CaptureConfig) -> bool:
@@ -119,7 +128,7 @@ def _encode_documents(
     documents: Iterator[Document],
     config: CaptureConfig,
     tokenizer: PreTrainedTokenizerFast,
-    writer: "_ShardWriter",
+    writer: ShardWriter,
     progress: Progress,
 ) -> None:
     frame, random_ids = frame_of(tokenizer, config.encoding), _ordinary_ids(tokenizer)
@@ -189,65 +198,6 @@ def _sequence(
         piece.text,
         piece.byte_lengths,
     )
-
-
-@dataclass
-class _ShardWriter:
-    """Fills one open shard per split and writes it when the next sequence would not fit.
-
-    Attributes:
-        folder: The encoding's folder.
-        shard_rows: Positions that a shard can hold.
-        before: Shards of earlier parts.
-    """
-
-    folder: StorePath
-    shard_rows: int
-    before: list[ShardEntry]
-    open: dict[Split, list[Sequence]] = field(default_factory=lambda: {"train": [], "held_out": []})
-    rows: dict[Split, int] = field(default_factory=lambda: {"train": 0, "held_out": 0})
-    entries: list[ShardEntry] = field(default_factory=list)
-    last_document: dict[Split, str] = field(default_factory=dict)
-
-    def add(self, split: Split, sequence: Sequence) -> None:
-        if self.rows[split] + sequence.num_positions > self.shard_rows:
-            self._write(split)
-        self.open[split].append(sequence)
-        self.rows[split] += sequence.num_positions
-
-    def finish(self) -> list[ShardEntry]:
-        for split, sequences in self.open.items():
-            if sequences:
-                self._write(split)
-        return self.entries
-
-    def _write(self, split: Split) -> None:
-        earlier = [*self.before, *self.entries]
-        sequences, row = [], len(earlier) * self.shard_rows
-        first = earlier[-1].first_sequence + earlier[-1].sequences if earlier else 0
-        for number, sequence in enumerate(self.open[split], first):
-            sequences.append(replace(sequence, sequence_id=number, first_position=row))
-            row += sequence.num_positions
-        size, sha256 = write_sequences(layout.sequences_file(self.folder, len(earlier)), sequences)
-        self.entries.append(
-            ShardEntry(
-                split=split,
-                documents=self._new_documents(split, sequences),
-                sequences=len(sequences),
-                first_sequence=first,
-                tokens=sum(len(s.input_ids) for s in sequences),
-                positions=sum(s.num_positions for s in sequences),
-                bytes=size,
-                sha256=sha256,
-            )
-        )
-        self.open[split], self.rows[split] = [], 0
-
-    def _new_documents(self, split: Split, sequences: list[Sequence]) -> int:
-        """Count the documents that begin in this shard; one may have begun in the shard before."""
-        ids = {sequence.document_id for sequence in sequences} - {self.last_document.get(split)}
-        self.last_document[split] = sequences[-1].document_id
-        return len(ids)
 
 
 def _check_same(folder: StorePath, stored: dict[str, Any], identity: dict[str, Any]) -> None:

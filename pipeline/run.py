@@ -20,7 +20,7 @@ from cache_tools.storage import object_exists
 from cache_tools.writer import create_cache
 from pipeline.capture import capture_shards
 from pipeline.config import CaptureConfig, TeacherConfig
-from pipeline.declare import declare, is_declared
+from pipeline.declare import declare, is_declared, keep_of
 from pipeline.encode import encode, is_encoded
 from pipeline.teacher import chosen_device, load_teacher, max_positions, resolve_model, weight_files
 from pipeline.tokenizers import load_tokenizer, tokenizer_identity
@@ -96,7 +96,7 @@ def _run_teacher(
     mine = range(worker.rank, len(encoding.shards), worker.world_size)
     missing = [shard for shard in mine if cached.missing_groups(shard)]
     reporter.stage(f"teacher {config.name}", sum(encoding.shards[shard].tokens for shard in missing))
-    capture_shards(cached, missing, teacher, config.batch_tokens, reporter.advance)
+    capture_shards(cached, missing, teacher, keep_of(config.target), config.batch_tokens, reporter.advance)
     return len(missing)
 
 

@@ -22,7 +22,9 @@ EVERY_HIDDEN = {
 MADE = {
     "topk": lambda folder, **more: make_cache(folder, **more),
     "topk-wide": lambda folder, **more: make_cache(folder, **{"vocabulary": 70_000, **more}),
-    "topp": lambda folder, **more: make_cache(folder, **{"k": 7, "target": ("topp", DeltaPower(7, 1000)), "draw": ragged(7, 1000), **more}),
+    "topp": lambda folder, **more: make_cache(
+        folder, **{"k": 7, "target": ("topp", DeltaPower(7, 1000)), "draw": ragged(7, 1000), **more}
+    ),
     "sampled": lambda folder, **more: make_cache(
         folder, **{"target": ("sampled", DeltaCount(4, 1000, DRAWS)), "draw": sampled(4, 1000), **more}
     ),
@@ -42,7 +44,7 @@ def make(name: str, folder: Path, **more: object) -> TinyCache:
 
 
 def hidden_files() -> dict[str, bytes]:
-    """Return the files of a teacher with EVERY_HIDDEN: a head, whose content no reader of the store looks at, and a basis."""
+    """Return the files of a teacher with EVERY_HIDDEN: a basis, and a head that no reader of the store looks into."""
     rng = np.random.default_rng(3)
     basis = np.eye(5) + rng.normal(0, 0.1, (5, 5))
     transform = Transform(rng.normal(size=5).astype(np.float32), basis.astype(np.float32))

@@ -189,6 +189,9 @@ def test_neither_the_order_of_slots_nor_the_ids_of_empty_ones_matter(exact):
     assert np.array_equal(mixed.ids, before)
     assert left.parameters == right.parameters
     assert all(left.arrays[name].tobytes() == right.arrays[name].tobytes() for name in codec.array_types())
+    empty = codec.decode(left.arrays, left.parameters).log_probs == EMPTY
+    assert empty.any()
+    assert not any(left.arrays[name][empty].any() for name in ("ids", "ids_high"))
 
 
 @settings(max_examples=100, deadline=None)

@@ -156,12 +156,12 @@ def test_refuses_a_newer_format_by_both_versions(tmp_path):
         (b"[]", "damaged .it has no seal"),
         (b"\xff", "damaged"),
         (sealed({"zarr_format": 3, "node_type": "group", "attributes": {}}), "no 'logitcask' entry"),
-        (sealed({"attributes": {"logitcask": 5}}), "no .* entry"),
+        (sealed({"attributes": {"logitcask": 5}}), "Input should be a valid dictionary"),
         (
             sealed({"attributes": {"logitcask": {"format": 1, "software": 5}}}),
             "software: Input should be a valid string",
         ),
-        (sealed({"attributes": {"logitcask": {"format": 1}}}).replace(b": 1", b": 2"), "its seal is broken"),
+        (sealed({"attributes": {"logitcask": {"format": 1}}}).replace(b"\n", b"\n ", 1), "its seal is broken"),
     ],
 )
 def test_refuses_what_is_not_a_cache(tmp_path, content, found):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.targets import sparse_targets
+from pipeline.targets import Keep, sparse_targets
 
 ROWS, VOCABULARY = 7, 123
 
@@ -52,7 +52,7 @@ GOLD = np.arange(ROWS) * 17
 
 def kept(name, k):
     """Return the targets of LOGITS[name] as numpy arrays: ids, log_probs, log_left_out, scalars."""
-    targets = sparse_targets(torch.from_numpy(LOGITS[name].copy()), torch.from_numpy(GOLD), k)
+    targets = sparse_targets(torch.from_numpy(LOGITS[name].copy()), torch.from_numpy(GOLD), Keep(k=k))
     return targets.ids.numpy(), targets.log_probs.numpy(), targets.log_left_out.numpy(), targets.scalars
 
 
@@ -121,7 +121,7 @@ def test_scalars_describe_the_whole_distribution(name, k):
 
 def test_leaves_the_logits_alone(name):
     logits = torch.from_numpy(LOGITS[name].copy())
-    sparse_targets(logits, torch.from_numpy(GOLD), 5)
+    sparse_targets(logits, torch.from_numpy(GOLD), Keep(k=5))
     assert np.array_equal(logits.numpy(), LOGITS[name])
 
 
@@ -129,5 +129,5 @@ def test_leaves_the_logits_alone(name):
 def test_a_logit_that_is_no_number_spoils_the_logsumexp_of_its_row_only(bad):
     logits = torch.from_numpy(normal())
     logits[3, 4] = bad
-    finite = torch.isfinite(sparse_targets(logits, torch.from_numpy(GOLD), 5).scalars["logsumexp"])
+    finite = torch.isfinite(sparse_targets(logits, torch.from_numpy(GOLD), Keep(k=5)).scalars["logsumexp"])
     assert finite.tolist() == [row != 3 for row in range(ROWS)]

@@ -1,0 +1,73 @@
+"""Sequences fill shards: the two splits side by side, each shard of one split.
+
+Sequence ids and rows follow the order in which shards are written, behind those of earlier parts.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from cache_tools import layout
+from cache_tools.manifest import Split
+from cache_tools.sequences import Sequence, write_sequences
+from cache_tools.shards import ShardEntry
+from cache_tools.storage import StorePath
+
+
+@dataclass
+class ShardWriter:
+    """Fills one open shard per split and writes it when the next sequence would not fit.
+
+    Attributes:
+        folder: The encoding's folder.
+        shard_rows: Positions that a shard can hold.
+        before: Shards of earlier parts.
+    """
+
+    folder: StorePath
+    shard_rows: int
+    before: list[ShardEntry]
+    open: dict[Split, list[Sequence]] = field(default_factory=lambda: {"train": [], "held_out": []})
+    rows: dict[Split, int] = field(default_factory=lambda: {"train": 0, "held_out": 0})
+    entries: list[ShardEntry] = field(default_factory=list)
+    last_document: dict[Split, str] = field(default_factory=dict)
+
+    def add(self, split: Split, sequence: Sequence) -> None:
+        """Take the next sequence of a split."""
+        if self.rows[split] + sequence.num_positions > self.shard_rows:
+            self._write(split)
+        self.open[split].append(sequence)
+        self.rows[split] += sequence.num_positions
+
+    def finish(self) -> list[ShardEntry]:
+        """Write the shards that are still open; return all that were written."""
+        for split, sequences in self.open.items():
+            if sequences:
+                self._write(split)
+        return self.entries
+
+    def _write(self, split: Split) -> None:
+        earlier = [*self.before, *self.entries]
+        sequences, row = [], len(earlier) * self.shard_rows
+        first = earlier[-1].first_sequence + earlier[-1].sequences if earlier else 0
+        for number, sequence in enumerate(self.open[split], first):
+            sequences.append(replace(sequence, sequence_id=number, first_position=row))
+            row += sequence.num_positions
+        size, sha256 = write_sequences(layout.sequences_file(self.folder, len(earlier)), sequences)
+        self.entries.append(
+            ShardEntry(
+                split=split,
+                documents=self._new_documents(split, sequences),
+                sequences=len(sequences),
+                first_sequence=first,
+                tokens=sum(len(s.input_ids) for s in sequences),
+                positions=sum(s.num_positions for s in sequences),
+                bytes=size,
+                sha256=sha256,
+            )
+        )
+        self.open[split], self.rows[split] = [], 0
+
+    def _new_documents(self, split: Split, sequences: list[Sequence]) -> int:
+        """Count the documents that begin in this shard; one may have begun in the shard before."""
+        ids = {sequence.document_id for sequence in sequences} - {self.last_document.get(split)}
+        self.last_document[split] = sequences[-1].document_id
+        return len(ids)
