@@ -91,13 +91,18 @@ def _chosen(encoding: Encoding, choice: Choice) -> list[CachedTeacher]:
 
 def _check_k(teacher: CachedTeacher, k: int | None) -> None:
     """Refuse, before anything is written, to drop entries of rows that cannot say what they left out."""
-    if k is not None and k < teacher.codec.k and not can_narrow(teacher.codec):
+    if k is not None and k < teacher.codec.k and not _can_narrow(teacher):
         raise ConfigError(
             f"rows of teacher {teacher.name!r} cannot be made smaller",
             where=teacher.path,
-            found=f"{teacher.manifest.target.kind} targets, which have no place for the mass they would leave out",
+            found=f"{teacher.manifest.target.kind} targets, whose rows mean something only as a whole",
             fix="Leave out --k, or choose other teachers with --teacher",
         )
+
+
+def _can_narrow(teacher: CachedTeacher) -> bool:
+    """Say whether fewer entries of a row are still what they claim to be; draws are not, once some are gone."""
+    return teacher.manifest.target.kind != "hybrid" and can_narrow(teacher.codec)
 
 
 def _write_sequences(source: Encoding, folder: StorePath, choice: Choice) -> list[_Kept]:

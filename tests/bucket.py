@@ -140,6 +140,6 @@ def _handler(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
                 self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
 
-        do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = pass_on  # noqa: N815 - names that the library calls
+        do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = pass_on
 
     return Handler
