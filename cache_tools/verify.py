@@ -227,7 +227,7 @@ def _values(teacher: CachedTeacher, receipt: Receipt, blank: Problem) -> Iterato
     for layer in teacher.manifest.hidden:
         if hidden_array(layer) in receipt.groups:
             finite = np.isfinite(teacher.hidden(layer, start, stop)).all(axis=1)
-            rules[f"hidden state {layer} is not finite"] = ~finite
+            rules[f"hidden state {layer} is not finite"] = np.logical_not(finite)
     for rule, broken in rules.items():
         if broken.any():
             row = start + int(np.flatnonzero(broken)[0])

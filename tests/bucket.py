@@ -97,6 +97,7 @@ def environment(bucket: Bucket) -> dict[str, str]:
 def _handler(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # or each answer would wait 40 ms for an acknowledgement
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""
