@@ -33,6 +33,9 @@ dev: $(VENV)/dev
 
 bench: $(VENV)/dev
 	$(BIN)/python -m benchmarks.store
+	$(BIN)/python -m benchmarks.hidden
+	$(BIN)/python -m benchmarks.bucket
+	$(BIN)/python -m benchmarks.damage
 
 clean:
 	rm -rf $(VENV) runs dist

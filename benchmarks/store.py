@@ -119,7 +119,7 @@ def _print_table(results: list[dict[str, Any]]) -> None:
             f"{r['read_positions_per_s'] / 1e3:,.0f} k",
             f"{r['window_ms']:.1f}",
         )
-    Console(width=120).print(table)
+    Console(width=130).print(table)
 
 
 if __name__ == "__main__":

@@ -222,7 +222,7 @@ def _check_files(folder: StorePath, known: dict[str, str], found: dict[str, str]
         raise IdentityError(
             "the cache holds this encoding from another corpus",
             where=folder,
-            expected=f"the {len(known)} file{chr(115) if len(known) != 1 else str()} it was made from",
+            expected="the files it was made from",
             found="; ".join(lines[:5]) + (f" and {len(lines) - 5} more" if len(lines) > 5 else ""),
             why="" if not changed else "old and new predictions would belong to different tokens",
             fix="Restore the corpus, or choose another encoding.name or cache"

@@ -79,7 +79,7 @@ def test_refuses_a_changed_corpus(good, tmp_path, refused):
     corpus.write_text((good.folder / "corpus.jsonl").read_text().replace("kept", "left", 1))
     message = refused("capture", changed(good, tmp_path, paths=[str(corpus)]))
     assert f"{good.cache}/encodings/main: the cache holds this encoding" in message
-    assert "from another corpus (expected the 1 files it was made from, found corpus.jsonl is changed)" in message
+    assert "from another corpus (expected the files it was made from, found corpus.jsonl is changed)" in message
 
 
 def test_refuses_a_new_file_unless_it_is_to_be_appended(good, tmp_path, refused, monkeypatch):
