@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from numcodecs import blosc
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
 
 from benchmarks.hidden_states import States, load_states
 from benchmarks.rows import RECORDED
@@ -123,7 +125,7 @@ def measure_last(states: States) -> list[dict[str, Any]]:
         schemes += [
             stepped(name, make(states.calibration), states.held_out, kl, budget) for name, make in transforms.items()
         ]
-        schemes.append(stepped("ours", ours, states.held_out, kl, budget))
+        schemes.append(stepped("logitcask", ours, states.held_out, kl, budget))
     results = []
     for scheme in schemes:
         error = kl_nats(states.head, states.held_out[::4], scheme.read()[::4])
@@ -141,7 +143,7 @@ def measure_middle(states: States, outliers: bool) -> list[dict[str, Any]]:
     schemes = plain_schemes(held_out)
     schemes.append(stepped("uniform step", identity(calibration), held_out, _overall_error, 0.01))
     for budget in (0.01, 0.003):
-        schemes.append(stepped("ours", calibrate_relative(calibration), held_out, relative_error, budget))
+        schemes.append(stepped("logitcask", calibrate_relative(calibration), held_out, relative_error, budget))
     name = f"{states.name}, middle{' with outliers' if outliers else ''}"
     return [_result(name, scheme, _relative_errors(held_out, scheme.read())) for scheme in schemes]
 
@@ -161,7 +163,7 @@ def _median_error(true: Floats, decoded: Floats) -> float:
 def _result(layer: str, scheme: Stored, errors: dict[str, float]) -> dict[str, Any]:
     return {
         "layer": layer,
-        "scheme": scheme.name,
+        "name": scheme.name,
         "bytes_whole_width": bytes_per_value(scheme.numbers, scheme.numbers.shape[1]),
         "bytes_narrow": bytes_per_value(scheme.numbers, NARROW),
         "bytes_entropy_bound": None if scheme.name == "float32" else entropy_bytes(scheme.numbers),
@@ -194,16 +196,31 @@ def main(data: Path, as_json: bool) -> None:
     torch.set_num_threads(1)
     states = load_states(data)
     results = [*measure_last(states), *measure_middle(states, outliers=False), *measure_middle(states, outliers=True)]
-    speeds = [{"width": width, "decode_positions_per_s": decode_speed(width)} for width in (256, 1024)]
-    for result in [*results, *speeds]:
-        click.echo(json.dumps(result) if as_json else "  ".join(map(_cell, result.items())))
+    speeds = [{"name": f"logitcask, width {w}", "decode_positions_per_s": decode_speed(w)} for w in (256, 1024)]
+    if as_json:
+        for result in [*results, *speeds]:
+            click.echo(json.dumps(result))
+        return
+    for layer in dict.fromkeys(result["layer"] for result in results):
+        _print_table([result for result in results if result["layer"] == layer])
+    for speed in speeds:
+        click.echo(f"{speed['name']}: {speed['decode_positions_per_s']:,.0f} positions/s decoded")
 
 
-def _cell(item: tuple[str, Any]) -> str:
-    name, value = item
+def _print_table(results: list[dict[str, Any]]) -> None:
+    """Print the schemes of one layer; bytes are per value."""
+    table = Table(title=results[0]["layer"])
+    for heading in list(results[0])[1:]:
+        table.add_column(heading.replace("_", " ").replace("bytes ", "bytes, "), justify="right")
+    for result in results:
+        table.add_row(*(_cell(name, value) for name, value in result.items() if name != "layer"))
+    Console(width=120).print(table)
+
+
+def _cell(name: str, value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:>11,.0f}/s" if name.endswith("per_s") else f"{value:>9.3g}"
-    return f"{'-':>9}" if value is None else f"{value!s:<34}"
+        return f"{value:,.0f}" if name.endswith("per_s") else f"{value:.3g}"
+    return "-" if value is None else str(value)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,17 @@
 For each shard that lacks something: batch, run the body, run the head at kept positions in
 chunks, keep what was asked for, write, commit. Kill it anywhere and run it again: what is
 committed is skipped, the rest is done from its shard's beginning, and the bytes are the same.
-A layer of hidden states that is asked for later is captured alone.
+A layer of hidden states that is asked for later is captured alone. A shard is encoded
+and written by a thread of its own while the teacher reads the next.
 
 Memory: the model, one batch through its body, one head chunk of HEAD_CHUNK_BYTES, and the
-kept predictions of one shard.
+kept predictions of two shards.
 """
 
 import platform
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -70,21 +72,36 @@ def capture_shards(
         StorageError: the disk is full, or disk or bucket refuse.
     """
     encoding, errors = cached.encoding, _error_measures(cached, teacher) if shards else {}
-    for shard in shards:
-        started, groups = time.monotonic(), cached.missing_groups(shard)
-        wanted = Wanted(cached.manifest, groups, keep)
-        predictions = predict(
-            encoding.sequences(shard), encoding.manifest.objective, teacher, wanted, batch_tokens, progress
-        )
-        try:
-            commit_shard(cached, shard, predictions, _provenance(teacher, started), errors)
-        except ValueError as error:
-            raise ModelError(
-                "the predictions of a shard cannot be stored",
-                where=f"teacher {cached.name!r}, shard {shard}",
-                found=error,
-                why="a student would learn something that the teacher did not say",
-            ) from error
+    with ThreadPoolExecutor(1) as writer:
+        writing: Future[None] | None = None
+        for shard in shards:
+            started = time.monotonic()
+            wanted = Wanted(cached.manifest, cached.missing_groups(shard), keep)
+            sequences = encoding.sequences(shard)
+            predictions = predict(sequences, encoding.manifest.objective, teacher, wanted, batch_tokens, progress)
+            if writing:
+                writing.result()
+            writing = writer.submit(_commit, cached, shard, predictions, _provenance(teacher, started), errors)
+        if writing:
+            writing.result()
+
+
+def _commit(
+    cached: CachedTeacher,
+    shard: int,
+    predictions: Predictions,
+    provenance: dict[str, Any],
+    errors: dict[str, ErrorOf],
+) -> None:
+    try:
+        commit_shard(cached, shard, predictions, provenance, errors)
+    except ValueError as error:
+        raise ModelError(
+            "the predictions of a shard cannot be stored",
+            where=f"teacher {cached.name!r}, shard {shard}",
+            found=error,
+            why="a student would learn something that the teacher did not say",
+        ) from error
 
 
 @torch.inference_mode()
