@@ -20,7 +20,7 @@ class CorpusConfig(Config):
     """Which documents to read.
 
     Attributes:
-        paths: Files (.txt, .jsonl, .jsonl.gz, .parquet), folders of them, or datasets saved
+        paths: Files (.txt, .jsonl, also .gz or .zst, .parquet), folders of them, or datasets saved
             with ``datasets``' ``save_to_disk``; read in this order, folders by name.
         text_field: Field that holds plain text.
         messages_field: Field that holds a list of chat messages, used instead of text when given.

@@ -7,8 +7,8 @@ Each file is known by its name and the hash of its bytes. Hashing is cheap besid
 sees every change, including one inside a file of the same size.
 """
 
-import gzip
 import hashlib
+import io
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
 
 from cache_tools.errors import CorpusError
 from cache_tools.storage import file_sha256
@@ -55,7 +58,7 @@ def corpus_files(config: CorpusConfig) -> list[Path]:
         raise CorpusError(
             "no readable file found",
             where=", ".join(map(str, config.paths)),
-            expected=".txt, .jsonl, .jsonl.gz or .parquet files, or a dataset saved to disk",
+            expected=".txt, .jsonl (also .gz or .zst) or .parquet files, or a dataset saved to disk",
             found="none",
         )
     return files
@@ -124,7 +127,10 @@ def _expand(path: Path) -> Iterator[Path]:
     if path.is_file():
         if _reader(path) is None:
             raise CorpusError(
-                "unknown kind of file", where=path, expected=".txt, .jsonl, .jsonl.gz or .parquet", found=path.suffix
+                "unknown kind of file",
+                where=path,
+                expected=".txt, .jsonl (also .gz or .zst) or .parquet",
+                found=path.suffix,
             )
         yield path
     elif _is_dataset(path):
@@ -141,7 +147,7 @@ def _is_dataset(path: Path) -> bool:
 
 def _reader(path: Path) -> str | None:
     """Return the kind of a file by its name, or None if it is not one we read."""
-    kinds = {".txt": "text", ".jsonl": "jsonl", ".jsonl.gz": "jsonl", ".parquet": "parquet"}
+    kinds = {".txt": "text", ".jsonl": "jsonl", ".jsonl.gz": "jsonl", ".jsonl.zst": "jsonl", ".parquet": "parquet"}
     return next((kind for suffix, kind in kinds.items() if path.name.endswith(suffix)), None)
 
 
@@ -174,8 +180,7 @@ def _text_record(file: Path, text_field: str) -> Record:
 
 
 def _jsonl_records(file: Path) -> Iterator[Record]:
-    opener = gzip.open if file.name.endswith(".gz") else open
-    with opener(file, "rb") as lines:
+    with io.BufferedReader(pa.input_stream(file), 2**20) as lines:  # which decompresses by the file's ending
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield f"{file}:{number}", _parse(line, f"{file}:{number}")
@@ -192,9 +197,6 @@ def _parse(line: bytes, place: str) -> dict[str, Any]:
 
 
 def _parquet_records(file: Path) -> Iterator[Record]:
-    import pyarrow as pa
-    import pyarrow.parquet
-
     batches = pa.parquet.ParquetFile(file).iter_batches()
     records = (record for batch in batches for record in batch.to_pylist())
     for row, record in enumerate(records):

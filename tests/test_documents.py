@@ -32,6 +32,11 @@ def write_gzip(path):
     path.write_bytes(gzip.compress("".join(json.dumps(record) + "\n" for record in RECORDS).encode()))
 
 
+def write_zstd(path):
+    with pa.output_stream(path, compression="zstd") as stream:
+        stream.write("".join(json.dumps(record) + "\n" for record in RECORDS).encode())
+
+
 def write_parquet(path):
     pa.parquet.write_table(pa.Table.from_pylist(RECORDS), path, row_group_size=2)
 
@@ -45,6 +50,7 @@ WRITERS = {
     "corpus.jsonl": write_jsonl,
     "spaced.jsonl": write_spaced_jsonl,
     "corpus.jsonl.gz": write_gzip,
+    "corpus.jsonl.zst": write_zstd,
     "corpus.parquet": write_parquet,
     "saved": write_dataset,
 }
@@ -178,7 +184,8 @@ def test_refuses_bad_messages_and_names_file_and_line(tmp_path, record, message)
 
 
 @pytest.mark.parametrize(
-    ("name", "place"), [("corpus.parquet", ", row 1"), ("saved", ", row 1"), ("corpus.jsonl.gz", ":2")]
+    ("name", "place"),
+    [("corpus.parquet", ", row 1"), ("saved", ", row 1"), ("corpus.jsonl.gz", ":2"), ("corpus.jsonl.zst", ":2")],
 )
 def test_refuses_a_bad_record_of_any_format_and_names_its_place(tmp_path, name, place):
     WRITERS[name](tmp_path / name)
@@ -212,7 +219,7 @@ def scramble(content):
 
 
 @pytest.mark.parametrize("damage", [cut, empty, scramble])
-@pytest.mark.parametrize("name", ["corpus.jsonl.gz", "corpus.parquet", "saved"])
+@pytest.mark.parametrize("name", ["corpus.jsonl.gz", "corpus.jsonl.zst", "corpus.parquet", "saved"])
 def test_refuses_damaged_files_and_names_them(tmp_path, name, damage):
     path = tmp_path / name
     WRITERS[name](path)
@@ -232,7 +239,7 @@ def test_refuses_a_parquet_file_whose_text_is_not_utf8(tmp_path):
 def test_refuses_a_file_of_unknown_kind(tmp_path, name):
     (tmp_path / name).write_text("x")
     assert refusal(tmp_path / name) == (
-        f"{tmp_path / name}: unknown kind of file (expected .txt, .jsonl, .jsonl.gz or .parquet, "
+        f"{tmp_path / name}: unknown kind of file (expected .txt, .jsonl (also .gz or .zst) or .parquet, "
         f"found {Path(name).suffix})."
     )
 
