@@ -160,6 +160,9 @@ class TargetConfig(Config):
 class HiddenConfig(Config):
     """Which hidden states are kept, and how.
 
+    Each layer of a shard is held in memory as float32 until it is written: 2 GB for 131,072 positions of
+    width 4,096, so wide teachers want fewer ``positions_per_shard``.
+
     Attributes:
         layers: Indices into transformers' ``hidden_states``, or ``last``: the input of the output
             matrix, from which, with the ``head.safetensors`` kept beside it, the full
