@@ -67,11 +67,20 @@ def subset_command(
     from cache_tools.reader import Cache
     from cache_tools.subset import Choice, subset_cache
 
-    ids = {*documents, *(listed.read_text(encoding="utf-8").splitlines() if listed else ())} - {""}
+    ids = {*documents, *(_lines(listed) if listed else ())} - {""}
     choice = Choice(teachers or None, frozenset(ids) if documents or listed else None, split, k)
     with _bar("teacher shards", None, "shards") as advance:
         subset_cache(Cache(source), target, choice, advance)
     click.echo(str(target))
+
+
+def _lines(path: Path) -> list[str]:
+    from cache_tools.errors import ConfigError
+
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("the list of documents cannot be read", where=path, found=error) from error
 
 
 @click.command("drop")
