@@ -11,6 +11,7 @@ import click
 
 COMMANDS = {
     "demo": "pipeline.demo.cli:demo_command",
+    "plan": "pipeline.cli_plan:plan_command",
     "capture": "pipeline.cli:capture_command",
     "train": "trainer.cli_train:train_command",
     "evaluate": "trainer.cli_evaluate:evaluate_command",

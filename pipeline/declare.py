@@ -98,7 +98,7 @@ def _describe(
     head = run_head(teacher.model, last_1LD[0])
     vocabulary = head.logits.shape[1]
     keep = keep_of(config.target)
-    codec = _codec(config.target, keep.slots(vocabulary), vocabulary)
+    codec = codec_of_target(config.target, vocabulary)
     hidden = {}
     for layer in config.hidden.layers:
         if layer != "last" and not 0 <= layer < len(all_hidden):
@@ -117,14 +117,20 @@ def _describe(
         vocabulary_size=vocabulary,
         target={"kind": keep.kind, "k": codec.k, "codec": codec.to_dict(), "settings": _settings(config.target)},
         scalar_step_nats=0.0 if isinstance(codec, DeltaFloat32 | DenseFloat32) else SCALAR_STEP_NATS,
-        scalars=[*SCALARS, *map(tempered_name, keep.temperatures), *keep.scalars],
+        scalars=scalar_names(keep),
         hidden=hidden,
     )
     return manifest, head
 
 
-def _codec(config: TargetConfig, k: int, vocabulary: int) -> Codec:
+def scalar_names(keep: Keep) -> list[str]:
+    """Return the names of the scalars that are kept per position."""
+    return [*SCALARS, *map(tempered_name, keep.temperatures), *keep.scalars]
+
+
+def codec_of_target(config: TargetConfig, vocabulary: int) -> Codec:
     """Return the codec that stores a kind of target: draws and dense rows are lossless by nature."""
+    k = keep_of(config).slots(vocabulary)
     if config.kind == "sampled":
         return DeltaCount(k, vocabulary, k)
     if config.kind == "dense":

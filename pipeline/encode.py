@@ -131,7 +131,7 @@ def _encode_documents(
     writer: ShardWriter,
     progress: Progress,
 ) -> None:
-    frame, random_ids = frame_of(tokenizer, config.encoding), _ordinary_ids(tokenizer)
+    frame, random_ids = frame_of(tokenizer, config.encoding), ordinary_ids(tokenizer)
     for document in documents:
         split: Split = "held_out" if is_held_out(document.group, config.corpus.held_out_fraction) else "train"
         for sequence in encode_document(document, tokenizer, frame, random_ids, config.encoding):
@@ -269,6 +269,6 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: StorePath) -> di
     return {key: ObjectRecord.of(content) for key, content in contents.items()}
 
 
-def _ordinary_ids(tokenizer: PreTrainedTokenizerFast) -> NDArray[np.uint32]:
+def ordinary_ids(tokenizer: PreTrainedTokenizerFast) -> NDArray[np.uint32]:
     """Return every id that is not a special token: (m,) uint32, ascending."""
     return np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids).astype(np.uint32)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerFast
 
@@ -22,6 +22,8 @@ from pipeline.capture import capture_shards
 from pipeline.config import CaptureConfig, TeacherConfig
 from pipeline.declare import declare, is_declared, keep_of
 from pipeline.encode import encode, is_encoded
+from pipeline.plan import plan_teacher, survey
+from pipeline.plan_measure import measure
 from pipeline.teacher import chosen_device, load_teacher, max_positions, resolve_model, weight_files
 from pipeline.tokenizers import load_tokenizer, tokenizer_identity
 
@@ -82,6 +84,47 @@ def run_capture(config: CaptureConfig, worker: Worker, reporter: Reporter, appen
     return {
         teacher.name: _run_teacher(encoding, teacher, folders[teacher.name], config, worker, reporter)
         for teacher in config.teachers
+    }
+
+
+def plan_capture(
+    config: CaptureConfig,
+    sample_documents: int,
+    measured_sequences: int,
+    tokens_per_s: float | None,
+    report: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Return what a capture will cost; nothing is written.
+
+    Args:
+        config: The capture file.
+        sample_documents: Documents to tokenise.
+        measured_sequences: Sequences that each teacher reads to be measured; 0 for none.
+        tokens_per_s: Speed to plan with; the measured one by default.
+        report: Told what is being done.
+
+    Raises:
+        LogitcaskError: something was refused.
+    """
+    folders = {teacher.name: resolve_model(teacher) for teacher in config.teachers}
+    tokenizer = load_tokenizer(config.encoding.tokenizer or folders[config.teachers[0].name])
+    report("reading the corpus")
+    found, teachers = survey(config, tokenizer, sample_documents), []
+    for teacher in config.teachers:
+        folder = folders[teacher.name]
+        _check_teacher(teacher, folder, tokenizer, config)
+        measured = None
+        if measured_sequences:
+            report(f"measuring {teacher.name}")
+            loaded = load_teacher(teacher, folder, config.encoding.objective)
+            measured = measure(loaded, teacher, config.encoding.objective, found.sequences, measured_sequences)
+        teachers.append(plan_teacher(teacher, folder, found, measured, tokens_per_s))
+    return {
+        "documents": found.documents,
+        "exact": found.exact,
+        "splits": found.totals,
+        "stored_bytes": sum(teacher["stored_bytes"] for teacher in teachers),
+        "teachers": teachers,
     }
 
 

@@ -1,0 +1,167 @@
+"""What a capture will cost, before it is paid for: sequences, bytes, objects, hours, bandwidth.
+
+The whole corpus is read once to count its documents and characters; only a sample, spread evenly
+over it, is tokenised, and the rest follows in proportion. Bytes per position are rules of thumb
+from measured caches until a teacher is measured on part of the sample (see ``plan_measure.py``).
+Nothing is written.
+"""
+
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedTokenizerFast
+
+from cache_tools.codec import DeltaFloat32, DeltaPower
+from cache_tools.errors import StorageError
+from cache_tools.manifest import SPLITS, Split
+from cache_tools.sequences import Sequence
+from cache_tools.storage import StorePath
+from pipeline.config import CaptureConfig, HiddenConfig, TeacherConfig
+from pipeline.declare import codec_of_target, keep_of, scalar_names
+from pipeline.documents import Document, corpus_files, read_documents
+from pipeline.encode import encode_document, ordinary_ids
+from pipeline.pieces import frame_of
+from pipeline.split import is_held_out
+
+SCALAR_BYTES = 1.8
+"""Of one stored scalar, measured."""
+
+HIDDEN_BYTES = {"bfloat16": 1.4, "float32": 3.4, "budget": 0.85}
+"""Per value of a hidden state, measured; a budget's own size depends on the budget."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the corpus becomes.
+
+    Attributes:
+        documents: In the whole corpus.
+        sequences: In the sample, numbered as if they were all.
+        exact: Whether the sample is everything.
+        totals: Tokens, positions and shards of the whole corpus, by split.
+    """
+
+    documents: int
+    sequences: list[Sequence]
+    exact: bool
+    totals: dict[Split, dict[str, int]]
+
+    def total(self, key: str) -> int:
+        """Return ``tokens``, ``positions`` or ``shards`` over both splits."""
+        return sum(totals[key] for totals in self.totals.values())
+
+
+def survey(config: CaptureConfig, tokenizer: PreTrainedTokenizerFast, sample_documents: int) -> Survey:
+    """Read the corpus and tokenise an even sample of it.
+
+    Raises:
+        CorpusError: a document cannot be read or encoded.
+    """
+    sizes = [_characters(document) for document in _documents(config)]
+    step = -(-len(sizes) // sample_documents)
+    chosen = (document for i, document in enumerate(_documents(config)) if i % step == 0)
+    frame, random_ids = frame_of(tokenizer, config.encoding), ordinary_ids(tokenizer)
+    found: dict[Split, list[Sequence]] = {split: [] for split in SPLITS}
+    for document in chosen:
+        split: Split = "held_out" if is_held_out(document.group, config.corpus.held_out_fraction) else "train"
+        found[split] += encode_document(document, tokenizer, frame, random_ids, config.encoding)
+    scale = sum(sizes) / sum(sizes[::step])
+    totals = {}
+    for name, sequences in found.items():
+        positions = round(scale * sum(sequence.num_positions for sequence in sequences))
+        totals[name] = {
+            "tokens": round(scale * sum(len(sequence.input_ids) for sequence in sequences)),
+            "positions": positions,
+            "shards": -(-positions // config.encoding.positions_per_shard),
+        }
+    return Survey(len(sizes), list(_numbered([*found["train"], *found["held_out"]])), step == 1, totals)
+
+
+def plan_teacher(
+    config: TeacherConfig, folder: Path, found: Survey, measured: dict[str, Any] | None, tokens_per_s: float | None
+) -> dict[str, Any]:
+    """Return what one teacher costs.
+
+    Args:
+        config: Its block of the capture file.
+        folder: Its model folder.
+        found: The surveyed corpus.
+        measured: What ``plan_measure.measure`` returned, if it was asked for.
+        tokens_per_s: Speed to plan with; the measured one by default.
+    """
+    model = AutoConfig.from_pretrained(str(folder), trust_remote_code=config.trust_remote_code).get_text_config()
+    targets = measured["bytes_per_position"] if measured else rough_target_bytes(config, model.vocab_size)
+    hidden = _hidden_bytes(config.hidden, model.hidden_size)
+    speed = tokens_per_s or (measured["tokens_per_s"] if measured else None)
+    arrays = len(codec_of_target(config.target, model.vocab_size).array_types()) + _num_scalars(config)
+    return {
+        "name": config.name,
+        "measured": measured is not None,
+        "target_bytes_per_position": targets,
+        "hidden_bytes_per_position": hidden,
+        "stored_bytes": round((targets + hidden) * found.total("positions")),
+        "objects": found.total("shards") * (arrays + len(config.hidden.layers) + 1),
+        "tokens_per_s": speed,
+        "hours": found.total("tokens") / speed / 3600 if speed else None,
+        "choices": measured["choices"] if measured else [],
+    }
+
+
+def rough_target_bytes(config: TeacherConfig, vocabulary_size: int) -> float:
+    """Return about how many bytes a position takes without hidden states, from caches of other teachers."""
+    codec = codec_of_target(config.target, vocabulary_size)
+    scalars = SCALAR_BYTES * _num_scalars(config)
+    if isinstance(codec, DeltaPower):
+        finer = max(0.0, math.log2(5e-5 / config.target.max_kl_nats)) / 16  # half a bit for each factor of two
+        return scalars + codec.k * (1.35 + finer) + 4
+    return scalars + codec.k * (3.9 if isinstance(codec, DeltaFloat32) else 0.6 if config.target.draws else 3.6)
+
+
+def require_space(cache: StorePath, needed_bytes: int) -> int | None:
+    """Return the free bytes where a cache shall lie; None for a bucket.
+
+    Raises:
+        StorageError: they would not suffice.
+    """
+    if not isinstance(cache, Path):
+        return None
+    place = next(path for path in (cache.absolute(), *cache.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if needed_bytes > free:
+        raise StorageError(
+            "the cache would not fit",
+            where=cache,
+            expected=f"{needed_bytes / 1e9:,.1f} GB",
+            found=f"{free / 1e9:,.1f} GB free",
+            fix="Keep less (a smaller target.k, fewer hidden layers), or choose another 'cache:'",
+        )
+    return free
+
+
+def _documents(config: CaptureConfig) -> Iterator[Document]:
+    return read_documents(corpus_files(config.corpus), config.corpus, set())
+
+
+def _characters(document: Document) -> int:
+    if document.text is not None:
+        return len(document.text) + 1
+    return sum(len(str(message)) for message in document.messages or ()) + 1
+
+
+def _numbered(sequences: list[Sequence]) -> Iterator[Sequence]:
+    row = 0
+    for number, sequence in enumerate(sequences):
+        yield replace(sequence, sequence_id=number, first_position=row)
+        row += sequence.num_positions
+
+
+def _num_scalars(config: TeacherConfig) -> int:
+    return len(scalar_names(keep_of(config.target)))
+
+
+def _hidden_bytes(config: HiddenConfig, width: int) -> float:
+    return len(config.layers) * width * HIDDEN_BYTES[config.codec]
