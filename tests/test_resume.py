@@ -4,7 +4,6 @@ Captures run in real processes and die by SIGKILL, so nothing gets to clean up. 
 are forked from one server that has imported torch once; each takes a fraction of a second.
 """
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -23,11 +22,8 @@ from pipeline.config import CaptureConfig
 from pipeline.encode import encode
 from pipeline.run import Worker, run_capture
 from pipeline.tokenizers import load_tokenizer
+from processes import TIMEOUT_SECONDS, finish, start
 from store_fixtures import snapshot
-
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["pipeline.run", "transformers.models.llama.modeling_llama"])
-TIMEOUT_SECONDS = 60
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +59,6 @@ def tree(cache):
 
 def is_partial(key):
     return key.endswith(".partial")
-
-
-def start(target, *arguments):
-    process = PROCESSES.Process(target=target, args=arguments)
-    process.start()
-    return process
-
-
-def finish(process):
-    process.join(TIMEOUT_SECONDS)
-    process.kill()
-    return process.exitcode
 
 
 def killed_before_rename(folder, teacher, suffix):
