@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from cache_tools import layout
 from cache_tools.manifest import SPLITS, Part, Split, SplitTotals
-from cache_tools.sequences import read_table, table_bytes
+from cache_tools.sequences import Sequence, read_table, table_bytes, write_sequences
 from cache_tools.storage import StorePath, sha256, write_object
 
 SHARDS = pa.schema(
@@ -53,6 +53,29 @@ class ShardEntry:
     positions: int
     bytes: int
     sha256: str
+
+
+def write_shard(encoding: StorePath, shard: int, split: Split, documents: int, sequences: list[Sequence]) -> ShardEntry:
+    """Write the sequences of a shard and return its row of the table.
+
+    Args:
+        encoding: The encoding's folder.
+        shard: Index of the shard.
+        split: Which it belongs to.
+        documents: Documents that begin in it.
+        sequences: Numbered, and with their rows.
+    """
+    size, digest = write_sequences(layout.sequences_file(encoding, shard), sequences)
+    return ShardEntry(
+        split=split,
+        documents=documents,
+        sequences=len(sequences),
+        first_sequence=sequences[0].sequence_id,
+        tokens=sum(len(sequence.input_ids) for sequence in sequences),
+        positions=sum(sequence.num_positions for sequence in sequences),
+        bytes=size,
+        sha256=digest,
+    )
 
 
 def write_part(encoding: StorePath, number: int, files: dict[str, str], entries: list[ShardEntry]) -> Part:

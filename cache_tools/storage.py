@@ -19,7 +19,7 @@ import shutil
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -204,7 +204,8 @@ def remove_tree(folder: StorePath) -> None:
     """Delete everything below a folder, and the folder."""
     with storage_errors(folder):
         if isinstance(folder, Path):
-            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                shutil.rmtree(folder)
         elif names(folder):
             _driver(folder).rm(folder.path, recursive=True)
 

@@ -22,8 +22,8 @@ from cache_tools.manifest import EncodingManifest, Split, TeacherManifest, read_
 from cache_tools.predictions import Group, from_steps, hidden_array
 from cache_tools.reader import Cache, Encoding
 from cache_tools.receipts import TARGETS, Receipt
-from cache_tools.sequences import Sequence, read_recorded, write_sequences
-from cache_tools.shards import ShardEntry, read_file_tables, write_part
+from cache_tools.sequences import Sequence, read_recorded
+from cache_tools.shards import ShardEntry, read_file_tables, write_part, write_shard
 from cache_tools.storage import StorePath, object_exists, write_objects
 from cache_tools.writer import commit_groups, create_cache, declare_teacher
 
@@ -149,19 +149,9 @@ def _renumbered(sequences: list[Sequence], first_sequence: int, row: int) -> Any
 
 def _entry(folder: StorePath, shard: int, sequences: list[Sequence], source: ShardEntry, begun: set[str]) -> ShardEntry:
     """Write one shard's sequences; ``begun`` are the documents of earlier shards, which these join."""
-    size, sha256 = write_sequences(layout.sequences_file(folder, shard), sequences)
     documents = {sequence.document_id for sequence in sequences} - begun
     begun |= documents
-    return ShardEntry(
-        split=source.split,
-        documents=len(documents),
-        sequences=len(sequences),
-        first_sequence=sequences[0].sequence_id,
-        tokens=sum(len(sequence.input_ids) for sequence in sequences),
-        positions=sum(sequence.num_positions for sequence in sequences),
-        bytes=size,
-        sha256=sha256,
-    )
+    return write_shard(folder, shard, source.split, len(documents), sequences)
 
 
 def _commit(source: Encoding, folder: StorePath, identity: dict[str, Any], entries: list[ShardEntry]) -> None:

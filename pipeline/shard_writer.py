@@ -5,10 +5,9 @@ Sequence ids and rows follow the order in which shards are written, behind those
 
 from dataclasses import dataclass, field, replace
 
-from cache_tools import layout
 from cache_tools.manifest import Split
-from cache_tools.sequences import Sequence, write_sequences
-from cache_tools.shards import ShardEntry
+from cache_tools.sequences import Sequence
+from cache_tools.shards import ShardEntry, write_shard
 from cache_tools.storage import StorePath
 
 
@@ -51,19 +50,8 @@ class ShardWriter:
         for number, sequence in enumerate(self.open[split], first):
             sequences.append(replace(sequence, sequence_id=number, first_position=row))
             row += sequence.num_positions
-        size, sha256 = write_sequences(layout.sequences_file(self.folder, len(earlier)), sequences)
-        self.entries.append(
-            ShardEntry(
-                split=split,
-                documents=self._new_documents(split, sequences),
-                sequences=len(sequences),
-                first_sequence=first,
-                tokens=sum(len(s.input_ids) for s in sequences),
-                positions=sum(s.num_positions for s in sequences),
-                bytes=size,
-                sha256=sha256,
-            )
-        )
+        documents = self._new_documents(split, sequences)
+        self.entries.append(write_shard(self.folder, len(earlier), split, documents, sequences))
         self.open[split], self.rows[split] = [], 0
 
     def _new_documents(self, split: Split, sequences: list[Sequence]) -> int:

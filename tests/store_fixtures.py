@@ -30,8 +30,8 @@ from cache_tools.predictions import SCALAR_STEP_NATS, SCALARS, Predictions, code
 from cache_tools.reader import Cache, Encoding
 from cache_tools.receipts import Receipt, read_receipt, write_receipt
 from cache_tools.sealed import UNSEALED, sealed_bytes
-from cache_tools.sequences import Sequence, write_sequences
-from cache_tools.shards import ShardEntry, write_part
+from cache_tools.sequences import Sequence
+from cache_tools.shards import ShardEntry, write_part, write_shard
 from cache_tools.storage import write_object
 from cache_tools.writer import commit_shard, create_cache, declare_teacher
 
@@ -159,18 +159,8 @@ def write_encoding(encoding: Path, shards: list[list[Sequence]], vocabulary: int
     """Write sequence files, shard table and manifest, in the order in which stage one does."""
     entries = []
     for shard, sequences in enumerate(shards):
-        size, sha256 = write_sequences(layout.sequences_file(encoding, shard), sequences)
-        entry = ShardEntry(
-            split="held_out" if shard == len(shards) - 1 else "train",
-            documents=1,
-            sequences=len(sequences),
-            first_sequence=sequences[0].sequence_id,
-            tokens=sum(len(sequence.input_ids) for sequence in sequences),
-            positions=sum(sequence.num_positions for sequence in sequences),
-            bytes=size,
-            sha256=sha256,
-        )
-        entries.append(entry)
+        split = "held_out" if shard == len(shards) - 1 else "train"
+        entries.append(write_shard(encoding, shard, split, 1, sequences))
     tokenizer = {f"{layout.TOKENIZER}/tokenizer.json": b"not a real one"}
     for key, content in tokenizer.items():
         write_object(encoding / key, content)
