@@ -87,7 +87,8 @@ def _teacher_rows(teacher: dict[str, Any]) -> list[tuple[str, str]]:
                 split,
                 f"cross-entropy {_nats(means['cross_entropy_nats'])} (perplexity {means['perplexity']:.1f}) · "
                 f"entropy {means['entropy_nats']:.3f} nats · kept mass {means['kept_mass']:.1%}"
-                + _error("codec error", means.get("codec_kl_nats"), "nats"),
+                + _error("codec error", means.get("codec_kl_nats"), "nats")
+                + (f" · {means['skipped_positions']:,.0f} skipped" if "skipped_positions" in means else ""),
             )
         )
     rows += [(f"  hidden {layer}", _hidden(layer, spec, teacher)) for layer, spec in teacher["hidden"].items()]

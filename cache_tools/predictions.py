@@ -96,10 +96,13 @@ def encode_targets(manifest: TeacherManifest, predictions: Predictions) -> Group
     for name in manifest.scalars:
         arrays[name] = to_steps(predictions.scalars[name], manifest.scalar_step_nats)
     kept = np.exp(predictions.targets.log_probs, dtype=np.float64).sum(axis=1)
-    statistics = {
-        "kept_mass": float(kept.mean()),
-        "entropy_nats": float(predictions.scalars["entropy"].mean(dtype=np.float64)),
-        "cross_entropy_nats": -float(predictions.scalars["gold_logprob"].mean(dtype=np.float64)),
+    empty = (predictions.targets.log_probs == -np.inf).all(axis=1)  # skipped: the teacher said nothing
+    said = slice(None) if empty.all() else ~empty
+    statistics = {"skipped_positions": float(empty.sum())} if empty.any() else {}
+    statistics |= {
+        "kept_mass": float(kept[said].mean()),
+        "entropy_nats": float(predictions.scalars["entropy"][said].mean(dtype=np.float64)),
+        "cross_entropy_nats": -float(predictions.scalars["gold_logprob"][said].mean(dtype=np.float64)),
         "codec_kl_nats": float(encoded.kl_nats.mean()),
         "codec_kl_nats_max": float(encoded.kl_nats.max()),
     }
@@ -188,7 +191,7 @@ def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
 
 
 def mean_statistics(parts: list[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
-    """Combine per-shard statistics, each with its number of positions; maxima stay maxima.
+    """Combine per-shard statistics, each with its number of positions; maxima stay maxima, counts add up.
 
     A name that some shards lack is averaged over those that have it.
     """
@@ -197,6 +200,8 @@ def mean_statistics(parts: list[tuple[int, Mapping[str, float]]]) -> dict[str, f
         having = [(n, statistics[name]) for n, statistics in parts if name in statistics]
         if name.endswith("_max"):
             result[name] = max(value for _, value in having)
+        elif name.endswith("_positions"):
+            result[name] = sum(value for _, value in having)
         else:
             result[name] = sum(n * value for n, value in having) / sum(n for n, _ in having)
     return result

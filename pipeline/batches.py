@@ -1,4 +1,9 @@
-"""Sequences of a shard as padded batches under a token budget, similar lengths together.
+"""Sequences of a shard as batches under a token budget: padded, or packed into one row.
+
+Padded batches hold sequences of similar lengths. Packed ones hold any, one after another in one row,
+each with positions from 0; attention that goes by positions keeps them apart, so no token is padding. That pays
+where attention skips the other sequences' squares (flash attention); elsewhere a row's attention
+costs its whole length squared, and sorting by length leaves only a few per cent of padding anyway.
 
 The plan depends on the shard and the budget alone, so a shard that is redone after a crash
 runs the same batches and gives the same bytes on the same device.
@@ -13,47 +18,75 @@ from torch import Tensor
 
 from cache_tools.sequences import Sequence
 
+# B: rows of a batch, L: their length, P: kept positions of a batch
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded sequences, on the right.
+    """Sequences that are read together.
 
     Attributes:
         indices: Which sequences of the shard these are.
-        sequence_ids: (B,) int64.
         input_ids: (B, L) int64; padding is id 0 and never read.
-        attention_mask: (B, L) int64, 0 on padding.
-        position_mask: (B, L) bool, true where a prediction is kept.
+        attention_mask: (B, L) int64, 0 on padding, which is on the right; None if packed.
+        position_ids: (1, L) int64, 0 at the start of each sequence; None if padded.
+        kept: (P,) int64, places of the kept positions in the flattened batch.
+        sequence_ids: (P,) int64, the sequence that each kept position belongs to.
+        positions: (P,) int64, and its token index there.
     """
 
     indices: list[int]
-    sequence_ids: Tensor
     input_ids: Tensor
-    attention_mask: Tensor
-    position_mask: Tensor
+    attention_mask: Tensor | None
+    position_ids: Tensor | None
+    kept: Tensor
+    sequence_ids: Tensor
+    positions: Tensor
 
 
-def token_budget_batches(lengths: list[int], budget_tokens: int) -> Iterator[list[int]]:
-    """Yield indices, longest first, so that (sequences x longest) stays within the budget.
+def token_budget_batches(lengths: list[int], budget_tokens: int, packed: bool = False) -> Iterator[list[int]]:
+    """Yield indices, longest first, so that a batch, padding included, stays within the budget.
 
     A sequence longer than the budget gets a batch of its own.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    start = 0
-    while start < len(order):
-        rows = max(1, budget_tokens // lengths[order[start]])
-        yield order[start : start + rows]
-        start += rows
+    batch: list[int] = []
+    tokens = 0
+    for index in order:
+        tokens += lengths[index] if packed else lengths[batch[0] if batch else index]
+        if batch and tokens > budget_tokens:
+            yield batch
+            batch, tokens = [], lengths[index]
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 def pad(sequences: list[Sequence], indices: list[int]) -> Batch:
     """Return the chosen sequences as one right-padded batch."""
     length = max(len(sequences[i].input_ids) for i in indices)
     ids = np.zeros((len(indices), length), dtype=np.int64)
-    attention, kept = np.zeros_like(ids), np.zeros(ids.shape, dtype=bool)
+    attention = np.zeros_like(ids)
     for row, index in enumerate(indices):
         n = len(sequences[index].input_ids)
         ids[row, :n], attention[row, :n] = sequences[index].input_ids, 1
-        kept[row, :n] = sequences[index].position_mask
-    numbers = torch.tensor([sequences[i].sequence_id for i in indices])
-    return Batch(indices, numbers, torch.from_numpy(ids), torch.from_numpy(attention), torch.from_numpy(kept))
+    starts = [row * length for row in range(len(indices))]
+    kept = _kept(sequences, indices, starts)
+    return Batch(indices, torch.from_numpy(ids), torch.from_numpy(attention), None, *kept)
+
+
+def pack(sequences: list[Sequence], indices: list[int]) -> Batch:
+    """Return the chosen sequences one after another in one row."""
+    lengths = [len(sequences[i].input_ids) for i in indices]
+    ids = np.concatenate([sequences[i].input_ids for i in indices]).astype(np.int64)
+    positions = np.concatenate([np.arange(n) for n in lengths])
+    kept = _kept(sequences, indices, [0, *np.cumsum(lengths)[:-1].tolist()])
+    return Batch(indices, torch.from_numpy(ids)[None], None, torch.from_numpy(positions)[None], *kept)
+
+
+def _kept(sequences: list[Sequence], indices: list[int], starts: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``kept``, ``sequence_ids`` and ``positions`` of sequences that begin at these places."""
+    positions = [sequences[i].positions() for i in indices]
+    places = np.concatenate([start + own for start, own in zip(starts, positions, strict=True)])
+    numbers = np.repeat([sequences[i].sequence_id for i in indices], [len(own) for own in positions])
+    return tuple(torch.from_numpy(a.astype(np.int64)) for a in (places, numbers, np.concatenate(positions)))  # type: ignore[return-value]

@@ -200,6 +200,13 @@ class TeacherConfig(Config):
         hidden: Hidden states that are kept.
         device: ``auto`` takes a GPU when there is one.
         batch_tokens: Tokens per forward pass, padding included.
+        attention: Implementation, by transformers' name (``sdpa``, ``eager``, ``flash_attention_2``, …);
+            default: what transformers chooses.
+        packing: Whether the sequences of a batch stand in one row, kept apart by their positions, instead of
+            being padded; causal only. Default: where attention is flash attention, which then reads no padding.
+        compile: Compile the teacher with ``torch.compile``: minutes at the start, other rounding.
+        nan_rows: A position whose logits are not numbers ends the capture (``fail``), or is kept as an empty
+            row, counted in the receipt, from which a student learns nothing (``skip``).
     """
 
     name: str
@@ -211,11 +218,21 @@ class TeacherConfig(Config):
     hidden: HiddenConfig = HiddenConfig()
     device: str = "auto"
     batch_tokens: PositiveInt = 16_384
+    attention: str | None = None
+    packing: bool | None = None
+    compile: bool = False
+    nan_rows: Literal["fail", "skip"] = "fail"
 
     @field_validator("name")
     @classmethod
     def _legal_name(cls, name: str) -> str:
         return _checked(name)
+
+    @model_validator(mode="after")
+    def _rows_can_be_empty(self) -> "TeacherConfig":
+        if self.nan_rows == "skip" and self.target.kind in ("sampled", "dense"):
+            raise ValueError(f"nan_rows: skip needs rows that can be empty, which kind: {self.target.kind} has not")
+        return self
 
 
 class CaptureConfig(Config):

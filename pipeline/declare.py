@@ -22,10 +22,11 @@ from cache_tools.predictions import SCALAR_STEP_NATS, SCALARS, hidden_array
 from cache_tools.reader import Encoding
 from cache_tools.storage import object_exists
 from cache_tools.writer import declare_teacher
-from pipeline.capture import Wanted, predict
+from pipeline.batches import pack, pad
 from pipeline.config import HiddenConfig, TargetConfig, TeacherConfig
 from pipeline.hidden_budget import OutputHead, fisher_metric
-from pipeline.split_model import HeadOutput, body_of, check_head, output_scaling, run_body, run_head
+from pipeline.predict import Wanted, predict
+from pipeline.split_model import HeadOutput, body_of, check_head, check_packing, output_scaling, run_body, run_head
 from pipeline.targets import Keep, tempered_name
 from pipeline.teacher import Teacher
 
@@ -35,6 +36,10 @@ CALIBRATION_POSITIONS = 4096
 
 CALIBRATION_SHARDS = 32
 """Shards that the sample is taken from, at most."""
+
+
+PACKED_PROBE = 4
+"""Sequences on which packing is compared with padding."""
 
 
 def declare(encoding: Encoding, teacher: Teacher, config: TeacherConfig, chunk_positions: int) -> CachedTeacher:
@@ -54,6 +59,9 @@ def declare(encoding: Encoding, teacher: Teacher, config: TeacherConfig, chunk_p
     probe = torch.from_numpy(encoding.sequences(0)[0].input_ids.astype(np.int64))[None].to(teacher.device)
     with torch.inference_mode():
         check_head(teacher.model, probe)
+        if teacher.packs:
+            first = encoding.sequences(0)[:PACKED_PROBE]
+            check_packing(teacher.model, *(together(first, list(range(len(first)))) for together in (pad, pack)))
         manifest, head = _describe(encoding, teacher, config, chunk_positions, probe)
         files = _new_files(encoding, teacher, config, manifest, head)
     folder = layout.teacher_folder(encoding.path, config.name)

@@ -16,9 +16,9 @@ from cache_tools.manifest import Objective, TeacherManifest
 from cache_tools.predictions import SCALAR_STEP_NATS, Predictions, to_steps
 from cache_tools.receipts import TARGETS
 from cache_tools.sequences import Sequence
-from pipeline.capture import Progress, Wanted, predict
 from pipeline.config import TeacherConfig
 from pipeline.declare import codec_of_target, keep_of, scalar_names
+from pipeline.predict import Progress, Wanted, predict
 from pipeline.targets import Keep
 from pipeline.teacher import Teacher
 

@@ -139,7 +139,8 @@ def _run_teacher(
     mine = range(worker.rank, len(encoding.shards), worker.world_size)
     missing = [shard for shard in mine if cached.missing_groups(shard)]
     reporter.stage(f"teacher {config.name}", sum(encoding.shards[shard].tokens for shard in missing))
-    capture_shards(cached, missing, teacher, keep_of(config.target), config.batch_tokens, reporter.advance)
+    skip_nan = config.nan_rows == "skip"
+    capture_shards(cached, missing, teacher, keep_of(config.target), config.batch_tokens, reporter.advance, skip_nan)
     return len(missing)
 
 

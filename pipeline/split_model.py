@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from cache_tools.errors import ModelError
+from pipeline.batches import Batch
 
 # B: batch, L: length, N: kept positions of a chunk, D: width, V: vocabulary
 
@@ -83,20 +84,28 @@ def body_of(model: PreTrainedModel) -> nn.Module:
     return body
 
 
-def run_body(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, hidden: bool) -> tuple[Tensor, Any]:
+def run_body(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    hidden: bool,
+    position_ids: Tensor | None = None,
+) -> tuple[Tensor, Any]:
     """Run the body.
 
     Args:
         model: The whole model.
         input_ids: (B, L).
-        attention_mask: (B, L), 0 on padding.
+        attention_mask: (B, L), 0 on padding; None for sequences packed into one row.
         hidden: Whether to return every layer's hidden states too.
+        position_ids: (1, L), 0 at the start of each packed sequence.
 
     Returns:
         Last hidden state (B, L, D), and the tuple of all (or None).
     """
+    packing = {} if position_ids is None else {"position_ids": position_ids}
     output = body_of(model)(
-        input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=hidden, return_dict=True
+        input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=hidden, return_dict=True, **packing
     )
     return output.last_hidden_state, output.hidden_states if hidden else None
 
@@ -131,6 +140,34 @@ def check_head(model: PreTrainedModel, input_ids: Tensor) -> None:
             found=f"{error:.2g}",
             why="the cache would hold predictions that the teacher never made",
             fix="Report this architecture; it needs a rule of its own",
+        )
+
+
+@torch.inference_mode()
+def check_packing(model: PreTrainedModel, padded: Batch, packed: Batch) -> None:
+    """Compare what the body makes of the same sequences, padded and packed into one row.
+
+    Raises:
+        ModelError: they differ by more than rounding: the sequences of a row see each other.
+    """
+    found = []
+    for batch in (padded, packed):
+        ids, mask, positions = (
+            None if tensor is None else tensor.to(model.device)
+            for tensor in (batch.input_ids, batch.attention_mask, batch.position_ids)
+        )
+        assert ids is not None
+        last_BLD, _ = run_body(model, ids, mask, hidden=False, position_ids=positions)
+        found.append(last_BLD.flatten(0, 1)[batch.kept.to(model.device)].float())
+    error = _error(found[1], found[0])
+    if not error <= 4 * _tolerance(last_BLD):
+        raise ModelError(
+            "this teacher does not keep packed sequences apart",
+            where=f"{type(model).__name__}, attention {model.config._attn_implementation}",
+            expected="the hidden states of padded sequences",
+            found=f"a relative difference of {error:.2g}",
+            why="it would predict a sequence from the one before",
+            fix="Set packing: false",
         )
 
 

@@ -13,11 +13,9 @@ from torch import Tensor
 
 from cache_tools.manifest import Kind
 from pipeline.draws import draw
+from pipeline.topk import top_k
 
 # N: positions of a chunk, V: vocabulary, k: slots of a row, S: draws per position
-
-LOWEST = -1e4
-"""Logits are compared with the highest; below this the weight is zero in float32 anyway."""
 
 TAIL_SCALARS = ("tail_mean", "tail_variance", "tail_minimum")
 """Of the logits outside the k most likely, for temperatures at which those matter."""
@@ -69,59 +67,71 @@ class SparseTargets:
     log_left_out: Tensor
     scalars: dict[str, Tensor]
 
+    def named(self) -> dict[str, Tensor]:
+        """Return all of it by name, ids in half their width."""
+        return {
+            "ids": self.ids.int(),
+            "log_probs": self.log_probs,
+            "log_left_out": self.log_left_out,
+            **self.scalars,
+        }
+
 
 @dataclass(frozen=True)
 class _Softmax:
     """Logits with their softmax taken apart, so that each piece is computed once.
 
     Attributes:
-        logits_NV: (N, V) float32.
         highest_N1: Highest logit of each row.
-        below_NV: Logits minus the highest, finite, so that 0 * below is 0.
-        weights_NV: exp of it.
-        log_total_N1: Log of its sum.
+        below_NV: Logits minus the highest.
+        probabilities_NV: Their softmax, until ``_scalars`` uses the space for something else.
+        log_total_N1: Log of the sum of exp(below).
     """
 
-    logits_NV: Tensor
     highest_N1: Tensor
     below_NV: Tensor
-    weights_NV: Tensor
+    probabilities_NV: Tensor
     log_total_N1: Tensor
 
     @classmethod
-    def of(cls, logits_NV: Tensor) -> "_Softmax":
+    def of(cls, logits_NV: Tensor, scratch_NV: Tensor) -> "_Softmax":
         highest_N1 = logits_NV.amax(dim=1, keepdim=True)
-        below_NV = (logits_NV - highest_N1).clamp_(min=LOWEST)
-        weights_NV = below_NV.exp()
-        return cls(logits_NV, highest_N1, below_NV, weights_NV, weights_NV.sum(dim=1, keepdim=True).log())
-
-    def log_probs(self, logits_Nm: Tensor) -> Tensor:
-        """Return log-probabilities of some logits of each row; in this order, exact for logits of any size."""
-        return logits_Nm - self.highest_N1 - self.log_total_N1
+        below_NV = logits_NV.sub_(highest_N1)
+        torch.softmax(below_NV, dim=1, out=scratch_NV)  # one fused pass, where exp and sum take three
+        log_total_N1 = -scratch_NV.amax(dim=1, keepdim=True).log()  # the highest has exp(0) / total
+        return cls(highest_N1, below_NV, scratch_NV, log_total_N1)
 
 
-def sparse_targets(logits_NV: Tensor, gold_N: Tensor, keep: Keep, keys_N: Tensor | None = None) -> SparseTargets:
+def sparse_targets(
+    logits_NV: Tensor,
+    gold_N: Tensor,
+    keep: Keep,
+    keys_N: Tensor | None = None,
+    scratch_NV: Tensor | None = None,
+) -> SparseTargets:
     """Keep what was asked for of each row.
 
     Args:
-        logits_NV: (N, V) float32.
+        logits_NV: (N, V) float32; overwritten.
         gold_N: (N,) int64, the token that each position should predict.
         keep: What to keep.
         keys_N: (N,) int64 from ``draws.position_keys``; for kinds that draw.
+        scratch_NV: (N, V) float32 to work in. Fresh memory of this size costs more than the softmax, so a
+            caller with many chunks brings its own.
     """
-    softmax = _Softmax.of(logits_NV)
+    softmax = _Softmax.of(logits_NV, torch.empty_like(logits_NV) if scratch_NV is None else scratch_NV)
     if keep.kind == "sampled":
-        ids_Nk, log_probs_Nk = _drawn(softmax.weights_NV, keep.draws, keys_N)
+        ids_Nk, log_probs_Nk = _drawn(softmax.probabilities_NV, keep.draws, keys_N)
         log_left_out_N = torch.full_like(gold_N, -torch.inf, dtype=torch.float32)
     else:
         k = logits_NV.shape[1] if keep.kind == "dense" else min(keep.k, logits_NV.shape[1])
-        top = logits_NV.topk(k, dim=1)
-        ids_Nk, log_probs_Nk = top.indices, softmax.log_probs(top.values)
+        below_Nk, ids_Nk = top_k(softmax.below_NV, k)
+        log_probs_Nk = below_Nk - softmax.log_total_N1
         if keep.kind == "topp":
             log_probs_Nk = _up_to_mass(log_probs_Nk, keep.p)
         log_left_out_N = _left_out(log_probs_Nk, everything=k == logits_NV.shape[1] and keep.kind != "topp")
     if keep.kind == "hybrid":
-        rest_NV = softmax.weights_NV.scatter(1, ids_Nk, 0)
+        rest_NV = softmax.probabilities_NV.scatter(1, ids_Nk, 0)
         drawn_ids, drawn_logs = _drawn(rest_NV, keep.draws, keys_N)
         drawn_logs = torch.where(rest_NV.any(dim=1)[:, None], drawn_logs + log_left_out_N[:, None], -torch.inf)
         ids_Nk, log_probs_Nk = torch.cat([ids_Nk, drawn_ids], dim=1), torch.cat([log_probs_Nk, drawn_logs], dim=1)
@@ -154,30 +164,33 @@ def _drawn(weights_NV: Tensor, draws: int, keys_N: Tensor | None) -> tuple[Tenso
 
 
 def _scalars(softmax: _Softmax, gold_N: Tensor, keep: Keep) -> dict[str, Tensor]:
-    below_NV, weights_NV, log_total_N1 = softmax.below_NV, softmax.weights_NV, softmax.log_total_N1
-    gold_logits_N1 = softmax.logits_NV.gather(1, gold_N[:, None])
+    """Return the scalars asked for; the probabilities are overwritten."""
+    below_NV, highest_N, log_total_N = softmax.below_NV, softmax.highest_N1[:, 0], softmax.log_total_N1[:, 0]
+    work_NV = softmax.probabilities_NV
+    gold_N1 = below_NV.gather(1, gold_N[:, None])
     scalars = {
-        "logsumexp": (softmax.highest_N1 + log_total_N1)[:, 0],
-        "entropy": log_total_N1[:, 0] - torch.linalg.vecdot(weights_NV, below_NV) / weights_NV.sum(dim=1),
-        "gold_logprob": softmax.log_probs(gold_logits_N1)[:, 0],
+        "logsumexp": highest_N + log_total_N,
+        "entropy": log_total_N - work_NV.mul_(below_NV).nansum(dim=1),  # an impossible token: 0 * -inf
+        "gold_logprob": gold_N1[:, 0] - log_total_N,
     }
     for temperature in keep.temperatures:
-        tempered_N = ((softmax.logits_NV - softmax.highest_N1) / temperature).exp().sum(dim=1).log()
-        scalars[tempered_name(temperature)] = softmax.highest_N1[:, 0] / temperature + tempered_N
+        tempered_N = torch.div(below_NV, temperature, out=work_NV).exp_().sum(dim=1).log()
+        scalars[tempered_name(temperature)] = highest_N / temperature + tempered_N
     if "gold_rank" in keep.scalars:
-        scalars["gold_rank"] = (softmax.logits_NV > gold_logits_N1).sum(dim=1).float()
+        scalars["gold_rank"] = (below_NV > gold_N1).sum(dim=1).float()
     if any(name.startswith("tail_") for name in keep.scalars):
-        scalars |= {name: values for name, values in _tail(softmax.logits_NV, keep.k).items() if name in keep.scalars}
+        tail = _tail(below_NV, highest_N, keep.k)
+        scalars |= {name: values for name, values in tail.items() if name in keep.scalars}
     return scalars
 
 
-def _tail(logits_NV: Tensor, k: int) -> dict[str, Tensor]:
+def _tail(below_NV: Tensor, highest_N: Tensor, k: int) -> dict[str, Tensor]:
     """Return what TAIL_SCALARS names; 0 where no other token is possible."""
-    top_Nk = logits_NV.topk(min(k, logits_NV.shape[1]), dim=1).indices
-    outside_NV = torch.isfinite(logits_NV).scatter_(1, top_Nk, False)
-    count_N = outside_NV.sum(dim=1).clamp(min=1)
-    mean_N = torch.where(outside_NV, logits_NV, 0).sum(dim=1) / count_N
-    squares_NV = torch.where(outside_NV, logits_NV - mean_N[:, None], 0).square()
-    minimum_N = torch.where(outside_NV, logits_NV, torch.inf).amin(dim=1)
-    lowest_N = torch.where(outside_NV.any(dim=1), minimum_N, 0)
-    return dict(zip(TAIL_SCALARS, (mean_N, squares_NV.sum(dim=1) / count_N, lowest_N), strict=True))
+    _, top_Nk = top_k(below_NV, min(k, below_NV.shape[1]))
+    outside_NV = torch.isfinite(below_NV).scatter_(1, top_Nk, False)
+    any_N, count_N = outside_NV.any(dim=1), outside_NV.sum(dim=1).clamp(min=1)
+    mean_N = torch.where(outside_NV, below_NV, 0).sum(dim=1) / count_N
+    squares_NV = torch.where(outside_NV, below_NV - mean_N[:, None], 0).square()
+    minimum_N = torch.where(outside_NV, below_NV, torch.inf).amin(dim=1)
+    mean_N, minimum_N = (torch.where(any_N, values_N + highest_N, 0) for values_N in (mean_N, minimum_N))
+    return dict(zip(TAIL_SCALARS, (mean_N, squares_NV.sum(dim=1) / count_N, minimum_N), strict=True))

@@ -22,8 +22,18 @@ from cache_tools.errors import ModelError
 from cache_tools.manifest import Objective
 from cache_tools.storage import file_sha256
 from pipeline.config import TeacherConfig
+from pipeline.split_model import body_of
 
-LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, StrictDataclassError, SafetensorError)
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    ImportError,
+    StrictDataclassError,
+    SafetensorError,
+)
 """What transformers raises when a model folder is no good."""
 
 SNAPSHOT_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
@@ -38,12 +48,14 @@ class Teacher:
         identity: What makes it this teacher: weights, dtype, architecture.
         about: For people: name, revision, architecture, parameter count, dtype.
         device: Where it runs.
+        packs: Whether it reads the sequences of a batch in one row, kept apart by their positions.
     """
 
     model: PreTrainedModel
     identity: dict[str, Any]
     about: dict[str, Any]
     device: torch.device
+    packs: bool = False
 
 
 def resolve_model(config: TeacherConfig) -> Path:
@@ -82,7 +94,11 @@ def load_teacher(config: TeacherConfig, folder: Path, objective: Objective) -> T
     weights, device = weight_files(folder), chosen_device(config.device)
     try:
         model = auto.from_pretrained(
-            str(folder), dtype=config.dtype, trust_remote_code=config.trust_remote_code, use_safetensors=True
+            str(folder),
+            dtype=config.dtype,
+            trust_remote_code=config.trust_remote_code,
+            attn_implementation=config.attention,
+            use_safetensors=True,
         )
     except LOADING_ERRORS as error:
         raise ModelError(
@@ -98,7 +114,12 @@ def load_teacher(config: TeacherConfig, folder: Path, objective: Objective) -> T
         "dtype": dtype,
         "parameters": model.num_parameters(),
     }
-    return Teacher(model, {"weights": _weights_sha256(folder, weights), "dtype": dtype}, about, device)
+    packs = objective == "causal" and (
+        model.config._attn_implementation.startswith("flash") if config.packing is None else config.packing
+    )
+    if config.compile:
+        body_of(model).compile(dynamic=True)
+    return Teacher(model, {"weights": _weights_sha256(folder, weights), "dtype": dtype}, about, device, packs)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_tools.sequences import Sequence
-from pipeline.batches import pad, token_budget_batches
+from pipeline.batches import pack, pad, token_budget_batches
 
 lengths_and_budget = given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 200))
 
@@ -72,9 +72,9 @@ SEQUENCES = [
 @pytest.mark.parametrize(
     ("indices", "ids", "attention", "kept"),
     [
-        ([0], [[11, 12, 13]], [[1, 1, 1]], [[1, 1, 0]]),
-        ([1, 0], [[21, 0, 0], [11, 12, 13]], [[1, 0, 0], [1, 1, 1]], [[0, 0, 0], [1, 1, 0]]),
-        ([2, 3], [[31, 32, 33, 34], [2**32 - 2, 42, 0, 0]], [[1, 1, 1, 1], [1, 1, 0, 0]], [[0, 1, 0, 1], [1, 0, 0, 0]]),
+        ([0], [[11, 12, 13]], [[1, 1, 1]], [0, 1]),
+        ([1, 0], [[21, 0, 0], [11, 12, 13]], [[1, 0, 0], [1, 1, 1]], [3, 4]),
+        ([2, 3], [[31, 32, 33, 34], [2**32 - 2, 42, 0, 0]], [[1, 1, 1, 1], [1, 1, 0, 0]], [1, 3, 4]),
     ],
 )
 def test_pads_the_chosen_sequences_on_the_right_in_the_given_order(indices, ids, attention, kept):
@@ -82,6 +82,30 @@ def test_pads_the_chosen_sequences_on_the_right_in_the_given_order(indices, ids,
     assert batch.indices == indices
     assert batch.input_ids.tolist() == ids
     assert batch.attention_mask.tolist() == attention
-    assert batch.position_mask.int().tolist() == kept
-    assert (batch.input_ids.dtype, batch.attention_mask.dtype) == (torch.int64, torch.int64)
-    assert batch.position_mask.dtype == torch.bool
+    assert batch.kept.tolist() == kept
+    assert batch.position_ids is None
+    assert {batch.input_ids.dtype, batch.attention_mask.dtype, batch.kept.dtype} == {torch.int64}
+
+
+def test_packs_the_chosen_sequences_into_one_row_each_with_its_own_positions():
+    batch = pack(SEQUENCES, [2, 1, 3])
+    assert batch.input_ids.tolist() == [[31, 32, 33, 34, 21, 2**32 - 2, 42]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 0, 1]]
+    assert batch.attention_mask is None
+    assert batch.kept.tolist() == [1, 3, 5]
+
+
+@pytest.mark.parametrize("together", [pad, pack])
+def test_every_kept_position_knows_its_sequence_and_its_place_there(together):
+    batch = together(SEQUENCES, [3, 0, 2])
+    assert batch.sequence_ids.tolist() == [3, 0, 0, 2, 2]
+    assert batch.positions.tolist() == [0, 0, 1, 1, 3]
+    ids = batch.input_ids.flatten()[batch.kept].tolist()
+    assert ids == [SEQUENCES[s].input_ids[p] for s, p in zip([3, 0, 0, 2, 2], batch.positions.tolist(), strict=True)]
+
+
+@lengths_and_budget
+def test_packed_batches_hold_no_more_tokens_than_the_budget(lengths, budget):
+    found = list(token_budget_batches(lengths, budget, packed=True))
+    assert sorted(index for batch in found for index in batch) == list(range(len(lengths)))
+    assert all(len(batch) == 1 or sum(lengths[i] for i in batch) <= budget for batch in found)

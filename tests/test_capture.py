@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaModel
 
 import tiny
 from cache_tools import layout
@@ -50,7 +51,7 @@ def whole(request, tmp_path_factory):
     """Each architecture, captured with its whole vocabulary, all in float32."""
     changes = {"target": EXACT, "hidden": {"layers": [0, 1, "last"], "codec": "float32"}, "batch_tokens": 150}
     changes |= {"positions_per_shard": 128, "chunk_positions": 32}
-    with patch.dict("pipeline.capture.HEAD_CHUNK_BYTES", cpu=7 * 4 * 300):  # seven positions
+    with patch.dict("pipeline.predict.HEAD_CHUNK_BYTES", cpu=7 * 4 * 300):  # seven positions
         return captured(tmp_path_factory.mktemp(request.param), build(request.param), **changes)
 
 
@@ -274,3 +275,52 @@ def test_refuses_a_teacher_that_says_nan_and_names_the_document(tmp_path, spoil,
         captured(tmp_path, model, TEXTS_WITH_ONE_Z, hidden={"layers": hidden_layers}, held_out_fraction=0)
     teacher = Cache(tmp_path / "cache").encoding().teacher()
     assert teacher.missing_shards() == list(range(len(teacher.encoding.shards)))
+
+
+def test_rows_that_are_not_numbers_are_left_empty_and_counted_if_asked(tmp_path):
+    model = tiny.model()
+    with torch.no_grad():
+        spoil_one_token(model)
+    changes = {"hidden": {"layers": ["last", 1]}, "held_out_fraction": 0, "nan_rows": "skip"}
+    one = captured(tmp_path, model, TEXTS_WITH_ONE_Z, **changes)
+    spoilt = 0
+    for sequence in sequences(one.encoding):
+        targets, truth = one.teacher.targets(*sequence.rows), said(model, sequence).log_probs
+        nan = np.isnan(truth).any(axis=1)
+        spoilt += nan.sum()
+        assert np.isneginf(targets.log_probs[nan]).all()
+        assert (targets.log_left_out[nan] == 0).all()
+        assert np.isfinite(targets.log_probs[~nan, 0]).all()
+        assert (one.teacher.hidden("last", *sequence.rows)[nan] == 0).all()
+    assert spoilt > 0
+    receipts = [one.teacher.receipt(shard) for shard in range(len(one.encoding.shards))]
+    assert sum(receipt.statistics.get("skipped_positions", 0) for receipt in receipts) == spoilt
+    assert all(np.isfinite(receipt.statistics["cross_entropy_nats"]) for receipt in receipts)
+    assert verify(one.encoding.path.parents[1], deep=True) == []
+
+
+@pytest.mark.parametrize("kind", [{"kind": "sampled", "draws": 5}, {"kind": "dense"}])
+def test_kinds_without_empty_rows_cannot_skip(tmp_path, kind):
+    with pytest.raises(ValueError, match="rows that can be empty"):
+        CaptureConfig.model_validate(tiny.capture_values(tmp_path, target=kind, nan_rows="skip"))
+
+
+@pytest.mark.parametrize("model_type", [name for name in tiny.ARCHITECTURES if "bert" not in name])
+def test_packed_sequences_are_read_as_if_alone(tmp_path, model_type):
+    model, target = build(model_type), {"k": 300, "exact": True}
+    padded, packed = (
+        captured(tmp_path / str(packing), model, target=target, packing=packing, hidden={"layers": [1]}).teacher
+        for packing in (False, True)
+    )
+    for shard in range(len(padded.encoding.shards)):
+        rows = padded.shard_rows(shard)
+        theirs, ours = padded.targets(*rows), packed.targets(*rows)
+        np.testing.assert_allclose(ours.log_probs, theirs.log_probs, rtol=0, atol=2 * FLOAT_NOISE)
+        np.testing.assert_allclose(packed.hidden("1", *rows), padded.hidden("1", *rows), rtol=0.02, atol=FLOAT_NOISE)
+
+
+def test_refuses_to_pack_for_a_teacher_that_mixes_the_sequences_of_a_row(tmp_path, monkeypatch):
+    whole_row = LlamaModel.forward  # without positions a row is one sequence, as for a recurrent body
+    monkeypatch.setattr(LlamaModel, "forward", lambda self, position_ids=None, **named: whole_row(self, **named))
+    with pytest.raises(ModelError, match="does not keep packed sequences apart"):
+        captured(tmp_path, build("llama"), packing=True)

@@ -19,7 +19,7 @@ GOLD = torch.arange(ROWS) * 13
 
 def keep(seed=0, **changes):
     keys = position_keys(seed, torch.zeros(ROWS, dtype=torch.long), torch.arange(ROWS))
-    return sparse_targets(LOGITS, GOLD, Keep(**{"k": K, **changes}), keys)
+    return sparse_targets(LOGITS.clone(), GOLD, Keep(**{"k": K, **changes}), keys)
 
 
 def true_probabilities():

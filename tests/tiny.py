@@ -58,6 +58,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 """Model types whose heads differ, each with what makes its head peculiar."""
 
 
+TEACHER_KEYS = {"name", "target", "hidden", "batch_tokens", "dtype", "attention", "packing", "compile", "nan_rows"}
+"""Keys that ``capture_values`` puts into the teacher's block."""
+
+
 class SilentReporter:
     """A reporter for captures whose progress nobody watches."""
 
@@ -133,7 +137,7 @@ def capture_values(folder: Path, teacher: Path | None = None, **changes: Any) ->
     one |= {"target": {"k": 16}, "batch_tokens": 512}
     corpus = {"paths": [str(folder / "corpus.jsonl")], "held_out_fraction": 0.2}
     for key, value in changes.items():
-        known = one if key in ("name", "target", "hidden", "batch_tokens", "dtype") else encoding
+        known = one if key in TEACHER_KEYS else encoding
         (corpus if key in ("held_out_fraction", "messages_field", "paths") else known)[key] = value
     return {"cache": str(folder / "cache"), "corpus": corpus, "encoding": encoding, "teachers": [one]}
 

@@ -1,0 +1,260 @@
+"""What a capture costs beside the teacher's bare forward pass: ``python -m benchmarks.capture``.
+
+Each row runs the same batches of the same text in a process of its own, so that peaks of memory
+are its own; the rows take turns, and the median over the rounds counts. The yardsticks:
+
+- ``base model forward``: hidden states only, no output matrix;
+- ``model forward``: the bare forward pass, as transformers runs it, with all logits;
+- ``forward, chunked log-softmax``: the least that any capture must compute;
+- ``naive``: all logits, log-softmax in float32, top-k, copied to the host.
+
+The peak of memory counts weights and, on a CPU, what the host keeps. Without ``--teacher``, the recorded
+teacher is read if it lies beside the repository, else the demo's; ``--random`` makes one from random weights.
+"""
+
+import gzip
+import json
+import multiprocessing
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from benchmarks import memory
+from benchmarks.rows import RECORDED
+from cache_tools.reader import Cache, Encoding
+from cache_tools.writer import create_cache
+from pipeline.batches import Batch, pad, token_budget_batches
+from pipeline.capture import capture_shards
+from pipeline.config import CaptureConfig
+from pipeline.declare import declare, keep_of
+from pipeline.encode import encode
+from pipeline.predict import chunk_positions
+from pipeline.split_model import run_body, run_head
+from pipeline.teacher import Teacher, load_teacher
+from pipeline.tokenizers import load_tokenizer
+
+K = 64
+YARDSTICKS = ("base model forward", "model forward", "forward, chunked log-softmax", "naive: full logits, top-k")
+OURS = {"logitcask, k = 64": [], "logitcask, k = 64 and last hidden": ["last"]}
+BARE = "model forward"
+DOCUMENT_CHARACTERS = 20_000
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a row's process must know.
+
+    Attributes:
+        config: The capture file; its teacher's folder brings the tokenizer in any case.
+        random: Keys of a configuration, for random weights instead of the folder's.
+        limit_gb: Address space of a row on a CPU, so that the naive way cannot take the machine down.
+    """
+
+    config: CaptureConfig
+    random: dict[str, Any]
+    limit_gb: float
+
+
+def texts() -> tuple[Path, Iterator[str]]:
+    """Return a teacher's folder and the texts that it reads."""
+    from pipeline.demo.corpus import topic_documents
+    from pipeline.demo.run import FILES
+
+    recorded = RECORDED / "docs-heldout.jsonl.gz"
+    if not recorded.exists():
+        return FILES / "teacher", (document["text"] for document in topic_documents())
+    with gzip.open(recorded, "rt", encoding="utf-8") as lines:
+        found = [json.loads(line)["text"] for line in lines]
+    return RECORDED / "teacher-32k", iter(found)
+
+
+def make_encoding(folder: Path, tokens: int, **teacher: Any) -> CaptureConfig:
+    """Encode about this many tokens and return the capture file."""
+    model, found = texts()
+    corpus, characters = folder / "corpus.jsonl", 0
+    with corpus.open("w") as file:
+        for number, text in enumerate(found):
+            if characters < 4 * tokens:
+                file.write(json.dumps({"id": str(number), "text": text[:DOCUMENT_CHARACTERS]}) + "\n")
+                characters += len(text[:DOCUMENT_CHARACTERS])
+    config = CaptureConfig.model_validate(
+        {
+            "cache": str(folder / "cache"),
+            "corpus": {"paths": [corpus], "held_out_fraction": 0},
+            "encoding": {"max_length_tokens": 1024},
+            "teachers": [{"name": "teacher", "model": str(model), "target": {"k": K}, **teacher}],
+        }
+    )
+    create_cache(config.cache)
+    encode(config, load_tokenizer(model))
+    return config
+
+
+def load(job: Job) -> Teacher:
+    """Return the teacher, or one of random weights in its place."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = job.config.teachers[0]
+    if not job.random:
+        return load_teacher(config, Path(config.model), "causal")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
+    torch.manual_seed(0)
+    with device:
+        made = AutoConfig.for_model(**job.random)
+        model = AutoModelForCausalLM.from_config(made, dtype=dtype)
+    model.eval().requires_grad_(False)
+    model.config.use_cache = False
+    return Teacher(model, {"weights": "random"}, {"name": "random"}, device)
+
+
+def batches(encoding: Encoding, budget_tokens: int) -> Iterator[Batch]:
+    """Yield the batches that a capture runs."""
+    for shard in range(len(encoding.shards)):
+        sequences = encoding.sequences(shard)
+        for indices in token_budget_batches([len(s.input_ids) for s in sequences], budget_tokens):
+            yield pad(sequences, indices)
+
+
+@torch.inference_mode()
+def forward(teacher: Teacher, batch: Batch, name: str) -> None:
+    """Run one batch in one of the ways that ours is compared with."""
+    assert batch.attention_mask is not None
+    ids, attention = batch.input_ids.to(teacher.device), batch.attention_mask.to(teacher.device)
+    if name == "model forward":
+        teacher.model(input_ids=ids, attention_mask=attention)
+    elif name.startswith("naive"):
+        logits_BLV = teacher.model(input_ids=ids, attention_mask=attention).logits
+        for found in logits_BLV.float().log_softmax(-1).topk(K):
+            found.cpu()
+    else:
+        last_BLD, _ = run_body(teacher.model, ids, attention, hidden=False)
+        if name != "base model forward":
+            for part_ND in last_BLD.flatten(0, 1)[batch.kept.to(teacher.device)].split(chunk_positions(teacher)):  # type: ignore[no-untyped-call]
+                run_head(teacher.model, part_ND).logits.log_softmax(1)
+
+
+def work_of(name: str, job: Job, teacher: Teacher) -> Callable[[], None]:
+    """Return the work of a row."""
+    encoding, config = Cache(job.config.cache).encoding(), job.config.teachers[0]
+    if name in OURS:
+        hidden = config.hidden.model_copy(update={"layers": tuple(OURS[name])})
+        config = config.model_copy(update={"name": f"run-{time.time_ns()}", "hidden": hidden})
+        cached, shards = declare(encoding, teacher, config, 4096), list(range(len(encoding.shards)))
+        return lambda: capture_shards(cached, shards, teacher, keep_of(config.target), config.batch_tokens)
+    found = list(batches(encoding, config.batch_tokens))
+
+    def run() -> None:
+        for batch in found:
+            forward(teacher, batch, name)
+
+    return run
+
+
+def measure(name: str, job: Job) -> dict[str, Any]:
+    """Do the work of a row and return its seconds and peak; runs in a process of its own."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    before_bytes = memory.resident_bytes()
+    if device.type == "cpu":
+        resource.setrlimit(resource.RLIMIT_AS, (int(job.limit_gb * 2**30),) * 2)
+    try:
+        teacher = load(job)
+        work = work_of(name, job, teacher)
+        forward(teacher, next(batches(Cache(job.config.cache).encoding(), 1024)), "forward, chunked log-softmax")
+        memory.reset(device)
+        started = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return {"seconds": time.perf_counter() - started, "peak_bytes": memory.peak_bytes(device, before_bytes)}
+    except (MemoryError, RuntimeError) as error:
+        return {"failed": "out of memory" if "memory" in str(error) else str(error)}
+
+
+def summarise(found: dict[str, list[dict[str, Any]]], tokens: int) -> list[dict[str, Any]]:
+    """Return the table's rows: medians over the rounds, and the speed beside the bare forward's of the same round."""
+    rows = []
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})"
+    for name, rounds in found.items():
+        row: dict[str, Any] = {"name": name, "device": device}
+        row |= {"tokens_per_s": None, "peak_bytes": None, "ratio_to_bare_forward": None}
+        if any("failed" in result for result in rounds):
+            rows.append(row | {"failed": next(result["failed"] for result in rounds if "failed" in result)})
+            continue
+        row["tokens_per_s"] = tokens / statistics.median(result["seconds"] for result in rounds)
+        row["peak_bytes"] = statistics.median(result["peak_bytes"] for result in rounds)
+        for key, yardstick in (("bare_forward", BARE), ("chunked_log_softmax", YARDSTICKS[2])):
+            pairs = [pair for pair in zip(found[yardstick], rounds, strict=True) if "seconds" in pair[0]]
+            ratios = [theirs["seconds"] / ours["seconds"] for theirs, ours in pairs]
+            row[f"ratio_to_{key}"] = statistics.median(ratios) if ratios else None
+        rows.append(row)
+    return rows
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print the table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"one pass over the same batches, {rows[0]['device']}")
+    headings = ("", "tokens/s", "peak GB", "x bare forward", "x chunked log-softmax")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading else "left")
+    for row in rows:
+        if "failed" in row:
+            table.add_row(row["name"], row["failed"])
+            continue
+        ratios = [row["ratio_to_bare_forward"], row["ratio_to_chunked_log_softmax"]]
+        cells = [f"{row['tokens_per_s']:,.0f}", f"{row['peak_bytes'] / 1e9:.2f}"]
+        table.add_row(row["name"], *cells, *("" if ratio is None else f"{ratio:.3f}" for ratio in ratios))
+    Console(width=110).print(table)
+
+
+@click.command()
+@click.option("--tokens", type=int, default=150_000, show_default=True, help="About how many tokens are read.")
+@click.option("--batch-tokens", type=int, default=16_384, show_default=True, help="Tokens per forward pass.")
+@click.option("--rounds", type=int, default=3, show_default=True, help="Rows take turns this many times.")
+@click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the teacher's body for our rows.")
+@click.option("--random", metavar="JSON", default="{}", help="Configuration keys: a teacher of random weights.")
+@click.option("--limit-gb", type=float, default=16.0, show_default=True, help="Address space of a row on a CPU.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per row.")
+def main(
+    tokens: int,
+    batch_tokens: int,
+    rounds: int,
+    dtype: str,
+    compiled: bool,
+    random: str,
+    limit_gb: float,
+    as_json: bool,
+) -> None:
+    """Measure speed and peak memory of a capture beside the bare forward pass."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in (*YARDSTICKS, *OURS)}
+    with tempfile.TemporaryDirectory() as name:
+        config = make_encoding(Path(name), tokens, dtype=dtype, batch_tokens=batch_tokens)
+        job = Job(config, json.loads(random), limit_gb)
+        read = sum(shard.tokens for shard in Cache(config.cache).encoding().shards)
+        for _ in range(rounds):
+            for title, results in found.items():
+                with multiprocessing.get_context("spawn").Pool(1) as pool:
+                    results.append(pool.apply(measure, (title, job)))
+    rows = summarise(found, read)
+    if as_json:
+        for row in rows:
+            click.echo(json.dumps(row))
+    else:
+        show(rows)
+
+
+if __name__ == "__main__":
+    main()
