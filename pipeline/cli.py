@@ -43,8 +43,8 @@ def capture_command(config: Path, overrides: tuple[str, ...], rank: int, world_s
     settings = load_config(config, CaptureConfig, overrides)
     disable_progress_bar()  # transformers' own bars would break up ours
     console = Console(stderr=True)
-    with _progress(console) as progress:
-        committed = run_capture(settings, Worker(rank, world_size), _ProgressReporter(progress), append)
+    with progress_bars(console) as progress:
+        committed = run_capture(settings, Worker(rank, world_size), ProgressReporter(progress), append)
     for teacher, shards in committed.items():
         console.print(
             f"teacher {teacher}: {shards} shards captured now" if shards else f"teacher {teacher}: nothing left to do"
@@ -52,19 +52,21 @@ def capture_command(config: Path, overrides: tuple[str, ...], rank: int, world_s
     click.echo(str(settings.cache))
 
 
-class _ProgressReporter:
-    """Shows each stage of a capture as one bar."""
+class ProgressReporter:
+    """Shows each stage as one bar with its speed."""
 
     def __init__(self, progress: "Progress") -> None:
         self._progress = progress
         self._task: TaskID | None = None
 
     def stage(self, name: str, total_tokens: int | None) -> None:
+        """Begin a bar."""
         if self._task is not None:
             self._progress.stop_task(self._task)
         self._task = self._progress.add_task(name, total=total_tokens, speed="")
 
     def advance(self, num_tokens: int) -> None:
+        """Move the bar on."""
         assert self._task is not None
         self._progress.advance(self._task, num_tokens)
         task = self._progress.tasks[self._task]
@@ -72,7 +74,8 @@ class _ProgressReporter:
             self._progress.update(self._task, speed=f"{task.completed / task.elapsed:,.0f} tokens/s")
 
 
-def _progress(console: "Console") -> "Progress":
+def progress_bars(console: "Console") -> "Progress":
+    """Return bars of tokens read."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))

@@ -235,6 +235,30 @@ class TeacherConfig(Config):
         return self
 
 
+class AuditConfig(Config):
+    """How much of a capture is asked again of the live teacher, and how far the two may differ.
+
+    Tolerances come on top of what the cache's own manifest allows its codec. Those left out are chosen by the dtype
+    that the cache was captured in, see ``audit_verdict.TOLERANCES``.
+
+    Attributes:
+        shards: Committed shards to sample, at random.
+        sequences_per_shard: Sequences of each, at random: by default 64 in all, some ten thousand positions.
+        seed: Of the sample.
+        max_kl_nats: Mean KL divergence of a shard's sampled rows.
+        max_error_nats: Mean absolute error of log-normaliser, entropy and gold log-probability, and how much
+            too likely or unlikely draws may be on average.
+        max_relative_error: Error of hidden states but the last, relative to each channel's spread.
+    """
+
+    shards: PositiveInt = 8
+    sequences_per_shard: PositiveInt = 8
+    seed: int = Field(default=0, ge=0)
+    max_kl_nats: float | None = Field(default=None, gt=0)
+    max_error_nats: float | None = Field(default=None, gt=0)
+    max_relative_error: float | None = Field(default=None, gt=0)
+
+
 class CaptureConfig(Config):
     """The whole capture file.
 
@@ -243,12 +267,14 @@ class CaptureConfig(Config):
         corpus: Documents to read.
         encoding: How they become sequences.
         teachers: Teachers to run, one after another, under different names.
+        audit: How a finished capture is checked against the live teachers.
     """
 
     cache: CachePath
     corpus: CorpusConfig
     encoding: EncodingConfig = EncodingConfig()
     teachers: tuple[TeacherConfig, ...] = Field(min_length=1)
+    audit: AuditConfig = AuditConfig()
 
     @model_validator(mode="after")
     def _distinct_names(self) -> "CaptureConfig":

@@ -71,7 +71,7 @@ def run_capture(config: CaptureConfig, worker: Worker, reporter: Reporter, appen
     folders = {teacher.name: resolve_model(teacher) for teacher in config.teachers}
     tokenizer = load_tokenizer(config.encoding.tokenizer or folders[config.teachers[0].name])
     for teacher in config.teachers:
-        _check_teacher(teacher, folders[teacher.name], tokenizer, config)
+        check_teacher(teacher, folders[teacher.name], tokenizer, config)
     if worker.rank == 0:
         create_cache(config.cache)
         reporter.stage("encode", None)
@@ -112,7 +112,7 @@ def plan_capture(
     found, teachers = survey(config, tokenizer, sample_documents), []
     for teacher in config.teachers:
         folder = folders[teacher.name]
-        _check_teacher(teacher, folder, tokenizer, config)
+        check_teacher(teacher, folder, tokenizer, config)
         measured = None
         if measured_sequences:
             report(f"measuring {teacher.name}")
@@ -144,10 +144,15 @@ def _run_teacher(
     return len(missing)
 
 
-def _check_teacher(
+def check_teacher(
     teacher: TeacherConfig, folder: Path, tokenizer: PreTrainedTokenizerFast, config: CaptureConfig
 ) -> None:
-    """Refuse a teacher that could not be used, before anything is encoded or loaded."""
+    """Refuse a teacher that could not be used, before anything is encoded or loaded.
+
+    Raises:
+        ModelError: it has no safe weights, its device is not there, or sequences are longer than it can read.
+        IdentityError: it has another tokenizer than the encoding.
+    """
     weight_files(folder)
     chosen_device(teacher.device)
     limit, wanted = max_positions(folder, teacher.trust_remote_code), config.encoding.max_length_tokens

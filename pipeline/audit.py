@@ -1,0 +1,248 @@
+"""Stored rows beside what a live teacher says: the measures of an audit, in float64.
+
+The live teacher is asked for its log-probabilities of exactly the tokens that a row holds, so
+no full distribution is ever kept. What can be compared depends on the kind of target:
+
+- rows of probabilities (``topk``, ``topp``, ``dense``): the KL divergence from the live teacher to
+  the row, over its tokens and the rest;
+- ``hybrid``: the same for its exact head (:func:`exact_part`); draws say nothing row by row;
+- ``sampled`` and ``hybrid``: weights w that are unbiased for the distribution p give
+  ``E[sum w (-ln p)] = H(p)`` exactly, so the mean *excess surprisal* ``sum w (-ln p) - H(p)`` of
+  honest rows is zero within its standard error. Draws from a sharpened or truncated p are too likely,
+  draws from another p too unlikely. Rejected: a chi-square of counts, because fifty draws expect less
+  than one of nearly every token; equality of the draws, because rounding in a CDF moves some of them.
+
+The live teacher stands on the left of the KL, as in the codec's budget, so both count the same thing.
+"""
+
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.manifest import Kind
+from cache_tools.targets import EMPTY_ID, Targets
+
+Floats = NDArray[np.float64]
+
+LOWEST_NATS = -100.0
+"""Log-probabilities are compared down to here: below it a token never occurs, on either side."""
+
+SMALLEST_MASS = 1e-7
+"""A stored mass counts as at least this much in a KL, so that a sum that float32 rounded to 1 is no infinite error."""
+
+BIN_EDGES = (1.0, 0.5, 0.1, 1e-2, 1e-3, 1e-4, 0.0)
+"""Bins of the live probability in which errors are summed up."""
+
+BORDER_NATS = 0.1
+"""Tokens this near to the last of a hybrid head may have changed sides of it: one step of bfloat16 at a logit of 16."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Stored rows and the live teacher's answer to each; n positions of k slots.
+
+    Attributes:
+        stored: As decoded.
+        log_probs: (n, k) float64, live, of the stored tokens; -inf in empty slots.
+        top_log_prob: (n,) live, of the likeliest token.
+        head_log_prob: (n,) live, of the last token of a hybrid's head; -inf for other kinds.
+        surprisal: (n, 3) mean surprisal, under this row's live distribution, of the stored row before, of this one and
+            of the one behind; NaN at a sequence's ends.
+        same_tokens: (n,) bool, whether the live teacher would keep the same tokens.
+        scalars: (stored, live) per position, by name.
+    """
+
+    stored: Targets
+    log_probs: Floats
+    top_log_prob: Floats
+    head_log_prob: Floats
+    surprisal: Floats
+    same_tokens: NDArray[np.bool_]
+    scalars: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
+
+    @property
+    def used(self) -> NDArray[np.bool_]:
+        """Which slots hold a token: (n, k)."""
+        used: NDArray[np.bool_] = self.stored.ids != EMPTY_ID
+        return used
+
+
+def joined(parts: list[Rows]) -> Rows:
+    """Return the rows of several parts, one behind the other."""
+    stored = Targets(*(np.concatenate([vars(part.stored)[name] for part in parts]) for name in vars(parts[0].stored)))
+    arrays = {
+        name: np.concatenate([vars(part)[name] for part in parts])
+        for name in ("log_probs", "top_log_prob", "head_log_prob", "surprisal", "same_tokens")
+    }
+    sides = {
+        name: (np.concatenate([p.scalars[name][0] for p in parts]), np.concatenate([p.scalars[name][1] for p in parts]))
+        for name in parts[0].scalars
+    }
+    return Rows(stored, **arrays, scalars=sides)
+
+
+def exact_part(rows: Rows) -> Rows:
+    """Return rows without the tokens that were drawn, whose mass moves to what is left out.
+
+    Draws of a hybrid come from outside its head, so what is likelier than the head's border by BORDER_NATS was not
+    drawn. Rows of other kinds come back as they are.
+    """
+    if np.isneginf(rows.head_log_prob).all():
+        return rows
+    exact = rows.used & (rows.log_probs > rows.head_log_prob[:, None] + BORDER_NATS)
+    log_probs = np.where(exact, rows.stored.log_probs, np.float32(-np.inf))
+    with np.errstate(divide="ignore"):
+        left_out = np.log(left_out_mass(log_probs.astype(np.float64))).astype(np.float32)
+    ids = np.where(exact, rows.stored.ids, np.uint32(EMPTY_ID))
+    return replace(rows, stored=Targets(ids, log_probs, left_out), log_probs=np.where(exact, rows.log_probs, -np.inf))
+
+
+def left_out_mass(log_probs: Floats) -> Floats:
+    """Return what rows (n, k) of log-probabilities leave of 1: (n,), not below 0."""
+    rest: Floats = np.maximum(1 - np.exp(log_probs).sum(axis=1), 0)
+    return rest
+
+
+def kl_nats(rows: Rows) -> Floats:
+    """Return KL(live || stored) of each row over its tokens and the rest: (n,), nats.
+
+    Written as ``sum p ln(p / q) - p + q``, each of whose terms is positive, so that rounding does not drown small sums.
+    """
+    rest = _kl_terms(left_out_mass(rows.log_probs), np.exp(rows.stored.log_left_out.astype(np.float64)))
+    total: Floats = _token_terms(rows).sum(axis=1) + rest
+    return total
+
+
+def worst_slots(rows: Rows) -> NDArray[np.intp]:
+    """Return, for each row, the slot that its KL owes most to: (n,)."""
+    slots: NDArray[np.intp] = np.where(rows.used, _token_terms(rows), -1).argmax(axis=1)
+    return slots
+
+
+def difference(stored: NDArray[np.floating], live: NDArray[np.floating]) -> Floats:
+    """Return stored minus live in float64, both taken as at least LOWEST_NATS, so that two that never occur agree."""
+    result: Floats = np.maximum(stored.astype(np.float64), LOWEST_NATS) - np.maximum(live, LOWEST_NATS)
+    return result
+
+
+def by_probability(rows: Rows) -> list[dict[str, float]]:
+    """Sum up the error of stored log-probabilities in bins of the live probability.
+
+    Returns:
+        For each bin that holds a token: ``above`` and ``up_to``, its edges; ``entries``; and of stored minus live, in
+        nats, ``mean``, ``mean_absolute`` and ``largest``.
+    """
+    used = rows.used
+    errors = difference(rows.stored.log_probs[used], rows.log_probs[used])
+    probabilities, bins = np.exp(rows.log_probs[used]), []
+    for up_to, above in pairwise(BIN_EDGES):
+        inside = errors[(probabilities > above) & (probabilities <= up_to) | (above == 0) & (probabilities == 0)]
+        if len(inside):
+            bins.append({"above": above, "up_to": up_to, **spread(inside)})
+    return bins
+
+
+def spread(errors: Floats) -> dict[str, float]:
+    """Return how many errors there are, their mean, mean absolute value and largest absolute value."""
+    sizes = np.abs(errors)
+    return {
+        "entries": len(errors),
+        "mean": float(errors.mean()),
+        "mean_absolute": float(sizes.mean()),
+        "largest": float(sizes.max()),
+    }
+
+
+def top1_agreement(rows: Rows) -> float:
+    """Return the share of rows whose likeliest token is one that the live teacher finds likeliest, ties included."""
+    best = rows.stored.log_probs.argmax(axis=1)
+    live = np.take_along_axis(rows.log_probs, best[:, None], axis=1)[:, 0]
+    return float((live >= rows.top_log_prob - 1e-6).mean())
+
+
+def excess_surprisal(rows: Rows) -> tuple[float, float]:
+    """Return the mean of ``sum w (-ln p) - H(p)`` and its standard error, nats; the mean is 0 for unbiased weights.
+
+    Positions are drawn independently, so the rows' own spread gives the standard error. Infinite for one row.
+    """
+    weights = np.exp(rows.stored.log_probs.astype(np.float64))
+    surprisal = -np.where(rows.used, weights * np.maximum(rows.log_probs, LOWEST_NATS), 0).sum(axis=1)
+    excess = surprisal - rows.scalars["entropy"][1]
+    error = float(excess.std(ddof=1) / np.sqrt(len(excess))) if len(excess) > 1 else np.inf
+    return float(excess.mean()), error
+
+
+def best_shift(rows: Rows) -> int:
+    """Return which stored row, -1 before, 0 its own, 1 behind, the live distribution of a position fits best.
+
+    The fit is the surprisal of the stored weights; only positions that have both neighbours in their sequence count.
+    """
+    inner = rows.surprisal[np.isfinite(rows.surprisal).all(axis=1)]
+    return int(inner.mean(axis=0).argmin()) - 1 if len(inner) else 0
+
+
+def fitted_temperature(rows: Rows) -> tuple[float, float]:
+    """Fit ``ln q = ln p / T + a constant per row`` to stored q and live p; tokens weigh as much as p says.
+
+    Returns:
+        T, and the share of the difference between q and p that it leaves unexplained: near 0 if q is p tempered,
+        near 1 if not. (1, 1) if there is nothing to fit.
+    """
+    used = rows.used & (rows.log_probs > LOWEST_NATS)
+    weights = np.where(used, np.exp(rows.log_probs), 0)
+    live = _centred(np.where(used, rows.log_probs, 0), weights)
+    stored = _centred(np.where(used, rows.stored.log_probs, 0).astype(np.float64), weights)
+    variance, difference_ = float((weights * live**2).sum()), float((weights * (stored - live) ** 2).sum())
+    slope = float((weights * live * stored).sum()) / variance if variance else 0.0
+    if slope <= 0 or not difference_:
+        return 1.0, 1.0
+    return 1 / slope, float((weights * (stored - slope * live) ** 2).sum()) / difference_
+
+
+def summary(rows: Rows, kind: Kind) -> dict[str, Any]:
+    """Return the measures that are shown besides the checks, as plain JSON; nats unless named otherwise.
+
+    Returns:
+        ``kl`` with ``mean``, ``p99`` and ``largest``, ``probability_bins``, ``left_out`` (of masses) and
+        ``top1_agreement``, all None for ``sampled``; ``same_tokens``; ``excess_surprisal`` with its
+        ``standard_error``, None for kinds that do not draw; ``scalars`` by name.
+    """
+    measures: dict[str, Any] = dict.fromkeys(("kl", "probability_bins", "left_out", "top1_agreement"))
+    if kind != "sampled":
+        exact = exact_part(rows)
+        kl, left_out = kl_nats(exact), np.exp(exact.stored.log_left_out.astype(np.float64))
+        measures = {
+            "kl": {"mean": float(kl.mean()), "p99": float(np.quantile(kl, 0.99)), "largest": float(kl.max())},
+            "probability_bins": by_probability(exact),
+            "left_out": spread(left_out - left_out_mass(exact.log_probs)),
+            "top1_agreement": top1_agreement(exact),
+        }
+    excess = dict(zip(("mean", "standard_error"), excess_surprisal(rows), strict=True))
+    return measures | {
+        "same_tokens": float(rows.same_tokens.mean()),
+        "excess_surprisal": excess if kind in ("sampled", "hybrid") else None,
+        "scalars": {name: spread(difference(*sides)) for name, sides in rows.scalars.items()},
+    }
+
+
+def _token_terms(rows: Rows) -> Floats:
+    """Return what each stored token adds to its row's KL: (n, k)."""
+    return _kl_terms(np.exp(rows.log_probs), np.exp(rows.stored.log_probs.astype(np.float64)))
+
+
+def _kl_terms(p: Floats, q: Floats) -> Floats:
+    """Return ``p ln(p / q) - p + q`` for masses of any shape, with q as SMALLEST_MASS where it is less than p."""
+    q = np.maximum(q, np.minimum(p, SMALLEST_MASS))
+    ratio = np.divide(p, q, out=np.ones_like(p), where=p > 0)
+    terms: Floats = p * np.log(ratio) - p + q
+    return terms
+
+
+def _centred(values: Floats, weights: Floats) -> Floats:
+    """Return values (n, k) minus each row's weighted mean."""
+    totals = np.maximum(weights.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    centred: Floats = values - (weights * values).sum(axis=1, keepdims=True) / totals
+    return centred

@@ -1,0 +1,206 @@
+"""Ask a live teacher about stored rows: one pass over some sequences, nothing kept but answers.
+
+The pass is that of a capture (padded batches, body, head in chunks), but each row of logits is
+also read at the tokens that the cache holds there and at its neighbours. Memory: the model, a batch,
+one head chunk, and for each position its k answers.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cache_tools.cached_teacher import CachedTeacher
+from cache_tools.errors import ModelError
+from cache_tools.manifest import TeacherManifest
+from cache_tools.predictions import SCALARS
+from cache_tools.sequences import Sequence
+from cache_tools.targets import EMPTY_ID, Targets, by_id
+from pipeline.audit import LOWEST_NATS, Rows
+from pipeline.batches import Batch, pad, token_budget_batches
+from pipeline.capture import HEAD_CHUNK_BYTES, Progress
+from pipeline.draws import position_keys
+from pipeline.split_model import HeadOutput, run_body, run_head
+from pipeline.targets import Keep, sparse_targets
+from pipeline.teacher import Teacher
+
+# B: batch, L: length, N: positions of a chunk, P: of a batch, V: vocabulary, k: slots, D: width
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Some sequences' rows and hidden states, stored and live.
+
+    Attributes:
+        rows: In the order of the sequences.
+        hidden: (stored, live), both (n, width) float32, by layer.
+    """
+
+    rows: Rows
+    hidden: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
+
+
+def compare(
+    cached: CachedTeacher,
+    sequences: list[Sequence],
+    layers: list[str],
+    teacher: Teacher,
+    batch_tokens: int,
+    progress: Progress = lambda _: None,
+) -> Compared:
+    """Read what the cache holds of some sequences, run the teacher over them, and return both sides.
+
+    Args:
+        cached: The teacher in the cache; only these sequences' rows are read.
+        sequences: Of committed shards.
+        layers: Hidden layers that those shards have.
+        teacher: The loaded teacher, with logits as wide as the cached one's.
+        batch_tokens: Tokens per forward pass, padding included.
+        progress: Told how many tokens were read.
+
+    Raises:
+        ModelError: the live teacher's logits are not numbers.
+    """
+    windows = [cached.targets(*sequence.rows) for sequence in sequences]
+    stored = Targets(*(np.concatenate([vars(window)[name] for window in windows]) for name in vars(windows[0])))
+    starts = np.cumsum([0, *(sequence.num_positions for sequence in sequences)])
+    keep, objective = keep_of_manifest(cached.manifest), cached.encoding.manifest.objective
+    answers, order = [], []
+    for indices in token_budget_batches([len(s.input_ids) for s in sequences], batch_tokens):
+        where = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
+        gold = np.concatenate([sequences[i].gold_ids(objective) for i in indices])
+        asked = _Question(pad(sequences, indices), gold, stored.ids[where], stored.log_probs[where], keep, layers)
+        answers.append(_ask(asked, teacher))
+        order.append(where)
+        progress(sum(len(sequences[i].input_ids) for i in indices))
+    back = np.argsort(np.concatenate(order))
+    live = {name: np.concatenate([answer[name] for answer in answers])[back] for name in answers[0]}
+    if not np.isfinite(live["logsumexp"]).all():
+        raise ModelError("the live teacher's logits are not numbers", where=f"teacher {cached.name!r}")
+    return _both_sides(cached, sequences, stored, live, layers)
+
+
+def keep_of_manifest(manifest: TeacherManifest) -> Keep:
+    """Return what a capture with this manifest kept of each distribution; of the scalars, SCALARS."""
+    target, settings = manifest.target, manifest.target.settings
+    return Keep(
+        target.kind,
+        settings.get("head", target.k),
+        settings.get("p", 1.0),
+        settings.get("draws", 0),
+        settings.get("seed", 0),
+    )
+
+
+@dataclass(frozen=True)
+class _Question:
+    """One batch and what is stored of its kept positions, row by row.
+
+    Attributes:
+        batch: The padded sequences.
+        gold: (P,) token that each position should predict.
+        ids: (P, k) stored ids.
+        log_probs: (P, k) stored.
+        keep: What the capture kept.
+        layers: Hidden layers to answer with.
+    """
+
+    batch: Batch
+    gold: NDArray[np.uint32]
+    ids: NDArray[np.uint32]
+    log_probs: NDArray[np.float32]
+    keep: Keep
+    layers: list[str]
+
+
+@torch.inference_mode()
+def _ask(asked: _Question, teacher: Teacher) -> Arrays:
+    """Run one batch; return (P, …) answers by name."""
+    batch, device = asked.batch, teacher.device
+    middle = [layer for layer in asked.layers if layer != "last"]
+    last_BLD, all_hidden = run_body(
+        teacher.model, batch.input_ids.to(device), batch.attention_mask.to(device), hidden=bool(middle)
+    )
+    kept = batch.position_mask.to(device)
+    last_PD = last_BLD[kept]
+    width: int = teacher.model.get_output_embeddings().weight.shape[0]
+    size = max(1, HEAD_CHUNK_BYTES.get(device.type, HEAD_CHUNK_BYTES["cuda"]) // (4 * width))
+    parts = [
+        _ask_head(asked, run_head(teacher.model, last_PD[start : start + size]), start)
+        for start in range(0, len(last_PD), size)
+    ]
+    answers = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    answers |= {f"hidden/{layer}": all_hidden[int(layer)][kept].float() for layer in middle}
+    return {name: values.cpu().numpy() for name, values in answers.items()}
+
+
+def _ask_head(asked: _Question, head: HeadOutput, start: int) -> dict[str, Tensor]:
+    """Judge the batch's stored rows from ``start`` on by the logits of as many positions; return (N, …) answers."""
+    logits_NV, keep, device = head.logits, asked.keep, head.logits.device
+    part = slice(start, start + len(logits_NV))
+    rows, positions = asked.batch.position_mask.nonzero(as_tuple=True)
+    keys_N = position_keys(keep.seed, asked.batch.sequence_ids[rows], positions)[part]
+    gold_N = torch.from_numpy(asked.gold[part].astype(np.int64))
+    live = sparse_targets(logits_NV, gold_N.to(device), keep, keys_N.to(device))
+    logsumexp_N = live.scalars["logsumexp"]
+    border_N = torch.full_like(logsumexp_N, -torch.inf)
+    if keep.kind == "hybrid":
+        border_N = live.log_probs[:, min(keep.k, logits_NV.shape[1]) - 1]
+    beside = [_at_stored(asked, logits_NV, logsumexp_N, start + shift) for shift in (-1, 0, 1)]
+    answers = {
+        "log_probs": beside[1][0],
+        "surprisal": torch.stack([surprisal_N for _, surprisal_N in beside], dim=1),
+        "top_log_prob": logits_NV.amax(dim=1) - logsumexp_N,
+        "head_log_prob": border_N,
+        "kept_ids": live.ids,
+        "kept_log_probs": live.log_probs,
+        **{name: live.scalars[name] for name in SCALARS},
+    }
+    return answers | ({"hidden/last": head.last.float()} if "last" in asked.layers else {})
+
+
+def _at_stored(asked: _Question, logits_NV: Tensor, logsumexp_N: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    """Read logits at the tokens of the stored rows from ``start`` on; rows beyond the batch's ends are its end rows.
+
+    Returns:
+        Log-probabilities (N, k), without meaning in empty slots, and the rows' mean surprisal (N,).
+    """
+    rows = np.clip(np.arange(start, start + len(logits_NV)), 0, len(asked.ids) - 1)
+    used = asked.ids[rows] != EMPTY_ID
+    ids_Nk = torch.from_numpy(np.where(used, asked.ids[rows], 0).astype(np.int64)).to(logits_NV.device)
+    weights_Nk = torch.from_numpy(np.where(used, np.exp(asked.log_probs[rows]), 0)).to(logits_NV.device)
+    log_probs_Nk = logits_NV.gather(1, ids_Nk) - logsumexp_N[:, None]
+    return log_probs_Nk, -(weights_Nk * log_probs_Nk.clamp(min=LOWEST_NATS)).sum(dim=1)
+
+
+def _both_sides(
+    cached: CachedTeacher, sequences: list[Sequence], stored: Targets, live: Arrays, layers: list[str]
+) -> Compared:
+    scalars = {}
+    for name in SCALARS:
+        held = np.concatenate([cached.scalar(name, *sequence.rows) for sequence in sequences])
+        scalars[name] = (held.astype(np.float64), live[name].astype(np.float64))
+    hidden = {
+        layer: (np.concatenate([cached.hidden(layer, *s.rows) for s in sequences]), live[f"hidden/{layer}"])
+        for layer in layers
+    }
+    ends = np.cumsum([sequence.num_positions for sequence in sequences])
+    edges = np.concatenate([ends - 1, [0], ends[:-1]])
+    surprisal = live["surprisal"].astype(np.float64)
+    surprisal[edges] = np.nan
+    kept_ids, _ = by_id(live["kept_ids"].astype(np.uint32), live["kept_log_probs"])
+    rows = Rows(
+        stored=stored,
+        log_probs=np.where(stored.ids == EMPTY_ID, -np.inf, live["log_probs"].astype(np.float64)),
+        top_log_prob=live["top_log_prob"].astype(np.float64),
+        head_log_prob=live["head_log_prob"].astype(np.float64),
+        surprisal=surprisal,
+        same_tokens=(kept_ids == np.sort(stored.ids, axis=1)).all(axis=1),
+        scalars=scalars,
+    )
+    return Compared(rows, hidden)

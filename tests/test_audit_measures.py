@@ -1,0 +1,214 @@
+"""The measures of an audit against a naive float64 reference, and what each of them must not be fooled by."""
+
+import math
+
+import numpy as np
+import pytest
+
+from cache_tools.codec import DeltaCount
+from cache_tools.targets import EMPTY_ID, Targets
+from pipeline.audit import (
+    LOWEST_NATS,
+    Rows,
+    best_shift,
+    by_probability,
+    difference,
+    exact_part,
+    excess_surprisal,
+    fitted_temperature,
+    joined,
+    kl_nats,
+    left_out_mass,
+    top1_agreement,
+)
+from pipeline.audit_verdict import TOLERANCES, checks_of_sample
+from store_fixtures import teacher_manifest
+
+VOCABULARY, K, N = 50, 6, 40
+
+
+def distributions(seed=0, n=N):
+    logits = np.random.default_rng(seed).normal(0, 2, (n, VOCABULARY))
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def rows_of(live, stored, ids, left_out=None, **changes):
+    """Rows of the tokens ``ids`` (n, k), stored as one distribution says and live as another; -1 is an empty slot."""
+    used, safe = ids >= 0, np.maximum(ids, 0)
+    held = np.where(used, np.take_along_axis(stored, safe, axis=1), -np.inf)
+    if left_out is None:
+        left_out = np.log(1 - np.exp(held).sum(axis=1))
+    nothing = np.full(len(ids), -np.inf)
+    values = {
+        "log_probs": np.where(used, np.take_along_axis(live, safe, axis=1), -np.inf),
+        "top_log_prob": live.max(axis=1),
+        "head_log_prob": nothing,
+        "surprisal": np.zeros((len(ids), 3)),
+        "same_tokens": np.ones(len(ids), dtype=bool),
+        "scalars": {"entropy": (nothing, -(np.exp(live) * live).sum(axis=1))},
+    }
+    packed = np.where(used, ids, EMPTY_ID).astype(np.uint32)
+    return Rows(Targets(packed, held.astype(np.float32), left_out.astype(np.float32)), **values | changes)
+
+
+def top_ids(log_probs, k=K):
+    return np.sort(np.argsort(-log_probs, axis=1)[:, :k], axis=1)
+
+
+def ragged_ids(log_probs):
+    """The most likely tokens, of which row i lacks i % K."""
+    ids = np.argsort(-log_probs, axis=1)[:, :K]
+    return np.where(np.arange(K) < K - np.arange(len(ids))[:, None] % K, ids, -1)
+
+
+def test_kl_equals_its_definition():
+    live, stored = distributions(0), distributions(0) + 0.1 * distributions(1)
+    stored -= np.log(np.exp(stored).sum(axis=1, keepdims=True))
+    ids = ragged_ids(live)
+    rows = rows_of(live, stored, ids)
+    for row, found in enumerate(kl_nats(rows)):
+        kept = [i for i in ids[row] if i >= 0]
+        p, q = ([math.exp(side[row, i]) for i in kept] for side in (live, stored))
+        p, q = [*p, 1 - sum(p)], [*q, 1 - sum(q)]
+        assert found == pytest.approx(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)), rel=1e-4)
+
+
+def test_kl_is_finite_where_a_row_leaves_out_what_is_there_and_zero_where_nothing_is():
+    live = distributions()
+    ids = top_ids(live)
+    closed = kl_nats(rows_of(live, live, ids, left_out=np.full(N, -np.inf)))
+    assert np.isfinite(closed).all()
+    assert (closed > 0.1).all()
+    everything = np.tile(np.arange(VOCABULARY), (N, 1))
+    whole = rows_of(live, live, everything, left_out=np.full(N, -np.inf))
+    assert kl_nats(whole).max() < 1e-6
+    assert left_out_mass(whole.log_probs).max() < 1e-12
+
+
+def test_every_entry_is_in_one_bin_with_the_errors_of_its_bin():
+    live = distributions(0) * 3
+    live -= np.log(np.exp(live).sum(axis=1, keepdims=True))
+    ids, stored = ragged_ids(live), live + 0.01 * distributions(2)
+    rows = rows_of(live, stored, ids)
+    bins = by_probability(rows)
+    used = ids >= 0
+    p = np.exp(np.take_along_axis(live, np.maximum(ids, 0), axis=1))[used]
+    errors = rows.stored.log_probs[used].astype(np.float64) - rows.log_probs[used]
+    assert sum(part["entries"] for part in bins) == used.sum()
+    assert len(bins) > 3
+    for part in bins:
+        inside = errors[(p > part["above"]) & (p <= part["up_to"])]
+        expected = (len(inside), inside.mean(), abs(inside).mean(), abs(inside).max())
+        assert tuple(part[name] for name in ("entries", "mean", "mean_absolute", "largest")) == pytest.approx(expected)
+
+
+def test_two_sides_that_never_occur_agree():
+    never = np.array([-np.inf, -np.inf, -1.0], dtype=np.float32)
+    assert difference(never, np.array([-np.inf, -2.0, -1.0])).tolist() == [0, LOWEST_NATS + 2, 0]
+
+
+def drawn(log_probs, draws, seed, start=0):
+    """Rows of ``draws`` draws, (ids, log weights), ids -1 in unused slots."""
+    rng = np.random.default_rng(seed)
+    ids, logs = np.full((len(log_probs), draws), -1), np.full((len(log_probs), VOCABULARY), -np.inf)
+    for row, values in enumerate(log_probs):
+        found, counts = np.unique(rng.choice(VOCABULARY, draws, p=np.exp(values)), return_counts=True)
+        ids[row, : len(found)] = found
+        logs[row, found] = np.log(counts / draws)
+    return ids, logs
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 1.3])
+def test_draws_have_the_entropy_as_their_surprisal_only_if_they_are_honest(temperature):
+    live = distributions(n=400)
+    policy = live / temperature
+    policy -= np.log(np.exp(policy).sum(axis=1, keepdims=True))
+    ids, weights = drawn(policy, 20, seed=1)
+    mean, error = excess_surprisal(rows_of(live, weights, ids, left_out=np.full(400, -np.inf)))
+    expected = -(np.exp(policy) * live).sum(axis=1) + (np.exp(live) * live).sum(axis=1)
+    assert abs(mean - expected.mean()) < 5 * error
+    assert (abs(mean) < 5 * error) == (temperature == 1)
+
+
+def test_the_standard_error_of_the_draws_is_their_spread_over_seeds():
+    live = distributions(n=100)
+    found = [excess_surprisal(rows_of(live, *drawn(live, 20, seed)[::-1], np.full(100, -np.inf))) for seed in range(60)]
+    means, errors = np.array(found).T
+    assert means.std() == pytest.approx(errors.mean(), rel=0.3)
+
+
+def test_few_honest_draws_pass_and_few_tempered_ones_do_not():
+    live = distributions(n=60)
+    cold = live / 0.5
+    cold -= np.log(np.exp(cold).sum(axis=1, keepdims=True))
+    manifest = teacher_manifest({}, VOCABULARY, 20, ("sampled", DeltaCount(20, VOCABULARY, 20)))
+
+    def passes(policy, seed):
+        ids, weights = drawn(policy, 20, seed)
+        rows = rows_of(live, weights, ids, left_out=np.full(60, -np.inf))
+        (check,) = checks_of_sample(rows, manifest, TOLERANCES["float32"])
+        return check.passed
+
+    assert all(passes(live, seed) for seed in range(30))
+    assert not any(passes(cold, seed) for seed in range(30))
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.5])
+def test_a_temperature_is_found_also_in_truncated_rows(temperature):
+    live = distributions()
+    ids = ragged_ids(live)
+    policy = live / temperature
+    policy -= np.log(np.exp(policy).sum(axis=1, keepdims=True)) + 0.3  # any constant per row
+    found, unexplained = fitted_temperature(rows_of(live, policy, ids))
+    assert found == pytest.approx(temperature, rel=1e-3)
+    assert unexplained < 1e-3
+
+
+def test_no_temperature_explains_another_distribution():
+    live = distributions()
+    assert fitted_temperature(rows_of(live, distributions(5), top_ids(live)))[1] > 0.5
+
+
+def test_a_hybrids_head_is_told_from_its_draws():
+    live = distributions()
+    head = np.sort(live, axis=1)[:, -4]
+    ids = top_ids(live, 12)
+    wrong = np.where(live < head[:, None], np.log(0.05), live)  # draws say little about their token
+    rows = rows_of(live, wrong, ids, left_out=np.full(N, -np.inf), head_log_prob=head)
+    exact = exact_part(rows)
+    assert ((exact.stored.ids != EMPTY_ID).sum(axis=1) <= 3).all()
+    assert kl_nats(exact).max() < 1e-6
+    assert kl_nats(rows).min() > 1e-3
+
+
+@pytest.mark.parametrize("shift", [-1, 0, 1])
+def test_the_best_shift_is_that_of_least_surprisal_and_ends_do_not_count(shift):
+    surprisal = np.full((N, 3), 4.0)
+    surprisal[:, shift + 1] = 3.0
+    surprisal[::7] = np.nan
+    live = distributions()
+    assert best_shift(rows_of(live, live, top_ids(live), surprisal=surprisal)) == shift
+    assert best_shift(rows_of(live, live, top_ids(live), surprisal=np.full((N, 3), np.nan))) == 0
+
+
+def test_ties_agree_on_the_likeliest_token():
+    live = distributions()
+    ids = top_ids(live)
+    assert top1_agreement(rows_of(live, live, ids)) == 1
+    first = np.argsort(-live, axis=1)[:, :2]
+    tied, swapped = live.copy(), live.copy()
+    for row, (best, second) in enumerate(first):
+        tied[row, second] = tied[row, best]
+        swapped[row, [best, second]] = live[row, [second, best]]
+    assert top1_agreement(rows_of(tied, swapped, ids)) == 1
+    assert top1_agreement(rows_of(live, swapped, ids)) == 0
+
+
+def test_joined_rows_stand_behind_each_other():
+    live = distributions()
+    whole = rows_of(live, live, top_ids(live))
+    parts = [rows_of(live[part], live[part], top_ids(live)[part]) for part in (slice(0, 7), slice(7, N))]
+    found = joined(parts)
+    assert np.array_equal(found.stored.ids, whole.stored.ids)
+    assert np.array_equal(kl_nats(found), kl_nats(whole))
+    assert np.array_equal(found.scalars["entropy"][1], whole.scalars["entropy"][1])
