@@ -28,7 +28,7 @@ from typing import Any
 import click
 import torch
 
-from benchmarks import memory
+from benchmarks import peak
 from benchmarks.rows import RECORDED
 from cache_tools.reader import Cache, Encoding
 from cache_tools.writer import create_cache
@@ -163,19 +163,19 @@ def work_of(name: str, job: Job, teacher: Teacher) -> Callable[[], None]:
 def measure(name: str, job: Job) -> dict[str, Any]:
     """Do the work of a row and return its seconds and peak; runs in a process of its own."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    before_bytes = memory.resident_bytes()
+    before_bytes = peak.resident_bytes()
     if device.type == "cpu":
         resource.setrlimit(resource.RLIMIT_AS, (int(job.limit_gb * 2**30),) * 2)
     try:
         teacher = load(job)
         work = work_of(name, job, teacher)
         forward(teacher, next(batches(Cache(job.config.cache).encoding(), 1024)), "forward, chunked log-softmax")
-        memory.reset(device)
+        peak.reset(device)
         started = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return {"seconds": time.perf_counter() - started, "peak_bytes": memory.peak_bytes(device, before_bytes)}
+        return {"seconds": time.perf_counter() - started, "peak_bytes": peak.peak_bytes(device, before_bytes)}
     except (MemoryError, RuntimeError) as error:
         return {"failed": "out of memory" if "memory" in str(error) else str(error)}
 

@@ -1,38 +1,127 @@
-"""Peak memory of a piece of work, on a GPU or in this process.
+"""Peak memory of a capture beside what ``plan`` says of it: ``python -m benchmarks.memory``.
 
-On a GPU it is what torch allocated at most. On a CPU it is the largest resident set since
-``reset``, less what was resident before (Linux; elsewhere the peak cannot be reset, so each
-piece of work needs a process of its own).
+Two teachers: the demo's, and a random one with a vocabulary of 151,936. Each captures part of the
+demo's corpus in a process of its own. Printed, in megabytes: weights, body, head, kept predictions; on
+the device the predicted peak and the measured one (tensors alive at once); on the host the predicted peak
+and the measured one (Linux: resident memory, above what it was before the teacher was loaded, so
+what the allocator holds back and what torch sets up in its first pass is in it). On a CPU both are the same memory.
 """
 
-import resource
+import json
+import shutil
+import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
+import click
 import torch
+from torch.profiler import ProfilerActivity, profile
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+from cache_tools.receipts import TARGETS
+from pipeline.demo.corpus import topic_documents
+from pipeline.demo.run import FILES
 
-
-def resident_bytes(key: str = "VmRSS") -> int:
-    """Return the resident set of this process, or with ``VmHWM`` its peak."""
-    if STATUS.exists():
-        line = next(line for line in STATUS.read_text().splitlines() if line.startswith(key))
-        return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+DOCUMENTS = 4
+WIDE_VOCABULARY = 151_936
 
 
-def reset(device: torch.device) -> None:
-    """Begin a new peak."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif CLEAR.exists():
-        CLEAR.write_text("5")
+def capture_values(folder: Path, teacher: Path) -> dict[str, Any]:
+    """Write a corpus and return the capture file of several shards."""
+    documents = [json.dumps(document) for document, _ in zip(topic_documents(), range(DOCUMENTS), strict=False)]
+    (folder / "corpus.jsonl").write_text("\n".join(documents) + "\n")
+    return {
+        "cache": str(folder / "cache"),
+        "corpus": {"paths": [str(folder / "corpus.jsonl")], "held_out_fraction": 0},
+        "encoding": {"max_length_tokens": 256, "positions_per_shard": 4096},
+        "teachers": [{"name": "one", "model": str(teacher), "dtype": "float32", "batch_tokens": 2048}],
+    }
 
 
-def peak_bytes(device: torch.device, before_bytes: int) -> int:
-    """Return the peak since ``reset``; on a CPU less what was resident before."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resident_bytes("VmHWM") - before_bytes
+def wide_teacher(folder: Path) -> Path:
+    """Save a random teacher with the demo's tokenizer and many more logits than it has ids."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(str(FILES / "teacher"))
+    config.update({"vocab_size": WIDE_VOCABULARY, "tie_word_embeddings": False})
+    AutoModelForCausalLM.from_config(config, dtype="float32").save_pretrained(folder)
+    for path in (FILES / "teacher").glob("token*"):
+        shutil.copy(path, folder)
+    return folder
+
+
+def measure(values: dict[str, Any]) -> dict[str, Any]:
+    """Plan, capture, and return predicted and measured peaks; runs in a process of its own."""
+    from cache_tools.reader import Cache
+    from cache_tools.writer import create_cache
+    from pipeline.capture import capture_shards
+    from pipeline.config import CaptureConfig
+    from pipeline.declare import declare, keep_of
+    from pipeline.encode import encode
+    from pipeline.plan_memory import plan_memory
+    from pipeline.predict import Wanted, predict
+    from pipeline.teacher import load_teacher
+    from pipeline.tokenizers import load_tokenizer
+
+    config = CaptureConfig.model_validate(values)
+    one, folder = config.teachers[0], Path(config.teachers[0].model)
+    planned = plan_memory(one, config.encoding, folder)
+    create_cache(config.cache)
+    encode(config, load_tokenizer(folder))
+    encoding = Cache(config.cache).encoding()
+    before = _status_bytes("VmRSS")
+    teacher = load_teacher(one, folder, "causal")
+    cached = declare(encoding, teacher, one, config.encoding.chunk_positions)
+    capture_shards(cached, list(range(len(encoding.shards))), teacher, keep_of(one.target), one.batch_tokens)
+    resident = _status_bytes("VmHWM") - before
+    wanted = Wanted(cached.manifest, [TARGETS], keep_of(one.target))
+    live = _live_bytes(lambda: predict(encoding.sequences(0), "causal", teacher, wanted, one.batch_tokens))
+    return planned | {"measured_device_bytes": planned["weights_bytes"] + live, "measured_host_bytes": resident}
+
+
+def _live_bytes(work: Callable[[], object]) -> int:
+    """Return the most bytes of tensors that are alive at once, besides those that were before."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return int(torch.cuda.max_memory_allocated()) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return int(max(accumulate(changes)))
+
+
+def _status_bytes(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(f"{key}:")).split()[1])
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per row.")
+@click.option("--values", hidden=True, help="A capture file as JSON: measure it in this process.")
+def main(as_json: bool, values: str | None) -> None:
+    """Measure both teachers."""
+    if values:
+        click.echo(json.dumps(measure(json.loads(values))))
+        return
+    for name in ("demo", "wide"):
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            teacher = FILES / "teacher" if name == "demo" else wide_teacher(folder / "teacher")
+            command = [sys.executable, "-m", "benchmarks.memory", "--values"]
+            answer = subprocess.check_output([*command, json.dumps(capture_values(folder, teacher))], text=True)
+        row = json.loads(answer.splitlines()[-1])
+        if as_json:
+            click.echo(json.dumps({"teacher": name} | row))
+            continue
+        keys = ("weights", "body", "head", "kept", "device", "measured_device", "host", "measured_host")
+        click.echo(f"{name}: " + ", ".join(f"{key} {row[f'{key}_bytes'] / 1e6:,.0f}" for key in keys))
+
+
+if __name__ == "__main__":
+    main()

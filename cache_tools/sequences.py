@@ -91,11 +91,16 @@ def write_sequences(path: StorePath, sequences: list[Sequence]) -> tuple[int, st
 
     The same sequences give the same bytes.
     """
-    columns = [[getattr(s, field.name) for s in sequences] for field in SCHEMA]
-    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA, strict=True)]
-    content = table_bytes(pa.Table.from_arrays(arrays, schema=SCHEMA))
+    content = sequences_bytes(sequences)
     write_object(path, content)
     return len(content), sha256(content)
+
+
+def sequences_bytes(sequences: list[Sequence]) -> bytes:
+    """Return the file that ``write_sequences`` writes."""
+    columns = [[getattr(s, field.name) for s in sequences] for field in SCHEMA]
+    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+    return table_bytes(pa.Table.from_arrays(arrays, schema=SCHEMA))
 
 
 def read_sequences(path: StorePath, expected_sha256: str) -> list[Sequence]:

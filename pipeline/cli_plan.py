@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
+
 
 @click.command("plan")
 @click.argument("config", type=click.Path(path_type=Path))
@@ -13,16 +15,46 @@ import click
 @click.option(
     "--measure", is_flag=True, help="Run each teacher over part of the sample: speed, bytes, and a table of k."
 )
-@click.option("--tokens-per-s", type=click.FloatRange(min=0, min_open=True), help="Speed of a teacher, if you know it.")
+@click.option("--tokens-per-s", type=ABOVE_ZERO, help="Speed of a teacher, if you know it.")
+@click.option(
+    "--tokens", type=ABOVE_ZERO, help="Plan for a corpus of this size, like the one given; free space is not checked."
+)
 @click.option(
     "--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the capture."
+)
+@click.option(
+    "--simulate",
+    is_flag=True,
+    help="Simulate the workers with their failures: hours, work read twice, load, shard sizes.",
+)
+@click.option("--hours-between-failures", type=ABOVE_ZERO, help="Mean up-time of one worker.  [default: no failures]")
+@click.option(
+    "--restart-seconds",
+    type=click.FloatRange(min=0),
+    default=300,
+    show_default=True,
+    help="From a failure until the replaced worker has loaded the teacher.",
+)
+@click.option(
+    "--speed-spread",
+    type=click.FloatRange(min=0, max=1),
+    default=0,
+    show_default=True,
+    help="How unequal workers are: 0.05 for about 5%.",
 )
 @click.option(
     "--student-positions-per-s",
     type=click.FloatRange(min=0),
     default=65_000,
     show_default=True,
-    help="What a student reads.",
+    help="What a student trains on, over all its ranks.",
+)
+@click.option(
+    "--student-readers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processes that load its data: ranks times loader workers. Each reads every shard.",
 )
 @click.option(
     "--sample-documents", type=click.IntRange(1), default=500, show_default=True, help="Documents to tokenise."
@@ -36,94 +68,70 @@ def plan_command(
     overrides: tuple[str, ...],
     measure: bool,
     tokens_per_s: float | None,
-    workers: int,
-    student_positions_per_s: float,
+    tokens: float | None,
     sample_documents: int,
     sample_sequences: int,
     as_json: bool,
+    **scale: Any,
 ) -> None:
-    """Say what the capture CONFIG will cost: sequences, bytes, objects, hours, bandwidth.
+    """Say what the capture CONFIG will cost: sequences, bytes, objects, hours, memory, bandwidth.
 
-    The corpus is read once and an even sample of it tokenised; nothing is written. Exits 1
-    if the cache would not fit on the disk.
+    The corpus is read once and an even sample of it tokenised; nothing is written. What the cache
+    already holds is subtracted. Exits 1 if the rest would not fit on the disk.
 
     \b
     Example:
         logitcask plan configs/demo/capture.yaml --measure
+        logitcask plan configs/demo/capture.yaml --tokens 1e12 --tokens-per-s 20000 \\
+            --workers 512 --simulate --hours-between-failures 200
     """
+    if scale["simulate"] and not (measure or tokens_per_s):
+        raise click.UsageError("--simulate needs a speed: give --tokens-per-s, or --measure")
     from rich.console import Console
     from transformers.utils.logging import disable_progress_bar
 
     from cache_tools.configuration import load_config
     from pipeline.config import CaptureConfig
     from pipeline.plan import require_space
+    from pipeline.print_plan import print_plan
     from pipeline.run import plan_capture
 
     settings = load_config(config, CaptureConfig, overrides)
     disable_progress_bar()
+    sample_sequences *= measure
     with Console(stderr=True).status("planning") as status:
-        plan = plan_capture(settings, sample_documents, sample_sequences if measure else 0, tokens_per_s, status.update)
+        plan = plan_capture(settings, sample_documents, sample_sequences, tokens_per_s, status.update, tokens)
     for teacher in plan["teachers"]:
-        teacher["hours"] = teacher["hours"] and teacher["hours"] / workers
-        teacher["student_bytes_per_s"] = student_positions_per_s * teacher["target_bytes_per_position"]
+        _scale(teacher, plan["encoding"]["sequence_bytes_per_position"], settings.encoding.positions_per_shard, **scale)
     if as_json:
         click.echo(json.dumps(plan, indent=2))
     else:
-        _print(plan)
-    require_space(settings.cache, plan["stored_bytes"])
+        print_plan(plan)
+    if tokens is None:
+        require_space(settings.cache, plan["remaining_bytes"])
 
 
-def _print(plan: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _scale(
+    teacher: dict[str, Any],
+    sequence_bytes_per_position: float,
+    positions_per_shard: int,
+    workers: int,
+    simulate: bool,
+    hours_between_failures: float | None,
+    restart_seconds: float,
+    speed_spread: float,
+    student_positions_per_s: float,
+    student_readers: int,
+) -> None:
+    """Add to a planned teacher what depends on the number of machines."""
+    from pipeline.plan_scale import share, simulation, student_bytes_per_s
+    from pipeline.simulate import Cluster
 
-    console, about = Console(), "" if plan["exact"] else "about "
-    splits = Table(
-        title=f"{about}{plan['documents']:,} documents"
-        if plan["exact"]
-        else f"{plan['documents']:,} documents, sampled"
+    share(teacher, workers)
+    teacher["student_bytes_per_s"] = student_bytes_per_s(
+        teacher, sequence_bytes_per_position, student_positions_per_s, student_readers
     )
-    for heading in ("split", "tokens", "positions", "shards"):
-        splits.add_column(heading, justify="left" if heading == "split" else "right")
-    for split, totals in plan["splits"].items():
-        splits.add_row(split, *(f"{value:,}" for value in totals.values()))
-    console.print(splits)
-    for teacher in plan["teachers"]:
-        table = Table(
-            title=f"teacher {teacher['name']}"
-            + ("" if teacher["measured"] else " (rules of thumb; --measure measures)"),
-            show_header=False,
-        )
-        for row in _teacher_rows(teacher):
-            table.add_row(*row)
-        console.print(table)
-        if teacher["choices"]:
-            console.print(_choices_table(teacher["choices"]))
-
-
-def _teacher_rows(teacher: dict[str, Any]) -> list[tuple[str, str]]:
-    hours = (
-        f"{teacher['hours']:,.2f} hours at {teacher['tokens_per_s']:,.0f} tokens/s a worker"
-        if teacher["hours"]
-        else "unknown: give --tokens-per-s, or --measure"
-    )
-    return [
-        ("stored", f"{teacher['stored_bytes'] / 1e9:,.3f} GB in {teacher['objects']:,} objects"),
-        ("targets and scalars", f"{teacher['target_bytes_per_position']:.1f} bytes per position"),
-        ("hidden states", f"{teacher['hidden_bytes_per_position']:,.0f} bytes per position"),
-        ("teacher", hours),
-        ("a student reads", f"{teacher['student_bytes_per_s'] / 1e6:,.1f} MB/s"),
-    ]
-
-
-def _choices_table(choices: list[dict[str, Any]]) -> Any:
-    from rich.table import Table
-
-    table = Table(title="what k keeps and costs")
-    for heading in ("k", "kept mass", "KL floor (nats)", "bytes per position"):
-        table.add_column(heading, justify="right")
-    for row in choices:
-        table.add_row(
-            str(row["k"]), f"{row['kept_mass']:.1%}", f"{row['kl_floor_nats']:.3g}", f"{row['bytes_per_position']:.1f}"
-        )
-    return table
+    if simulate and teacher["remaining"]["shards"]:
+        up_seconds = 3600 * (hours_between_failures or float("inf"))
+        cluster = Cluster(workers, up_seconds, restart_seconds, speed_spread)
+        teacher["simulation"] = simulation(teacher, positions_per_shard, cluster)

@@ -123,7 +123,7 @@ def _describe(
         teacher.about,
         chunk_positions,
         vocabulary_size=vocabulary,
-        target={"kind": keep.kind, "k": codec.k, "codec": codec.to_dict(), "settings": _settings(config.target)},
+        target=target_spec(config.target, vocabulary),
         scalar_step_nats=0.0 if isinstance(codec, DeltaFloat32 | DenseFloat32) else SCALAR_STEP_NATS,
         scalars=scalar_names(keep),
         hidden=hidden,
@@ -144,6 +144,12 @@ def codec_of_target(config: TargetConfig, vocabulary: int) -> Codec:
     if config.kind == "dense":
         return DenseFloat32(k, vocabulary)
     return DeltaFloat32(k, vocabulary) if config.exact else DeltaPower(k, vocabulary, config.max_kl_nats)
+
+
+def target_spec(config: TargetConfig, vocabulary: int) -> dict[str, Any]:
+    """Return what a manifest says of a kind of target, as plain JSON."""
+    codec = codec_of_target(config, vocabulary)
+    return {"kind": config.kind, "k": codec.k, "codec": codec.to_dict(), "settings": _settings(config)}
 
 
 def _settings(config: TargetConfig) -> dict[str, Any]:

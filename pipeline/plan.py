@@ -3,7 +3,7 @@
 The whole corpus is read once to count its documents and characters; only a sample, spread evenly
 over it, is tokenised, and the rest follows in proportion. Bytes per position are rules of thumb
 from measured caches until a teacher is measured on part of the sample (see ``plan_measure.py``).
-Nothing is written.
+What the cache already holds is subtracted (``plan_held.py``). Nothing is written.
 """
 
 import math
@@ -18,13 +18,15 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 from cache_tools.codec import DeltaFloat32, DeltaPower
 from cache_tools.errors import StorageError
 from cache_tools.manifest import SPLITS, Split
-from cache_tools.sequences import Sequence
+from cache_tools.reader import Encoding
+from cache_tools.sequences import Sequence, sequences_bytes
 from cache_tools.storage import StorePath
 from pipeline.config import CaptureConfig, HiddenConfig, TeacherConfig
 from pipeline.declare import codec_of_target, keep_of, scalar_names
 from pipeline.documents import Document, corpus_files, read_documents
 from pipeline.encode import encode_document, ordinary_ids
 from pipeline.pieces import frame_of
+from pipeline.plan_held import held_teacher
 from pipeline.split import is_held_out
 
 SCALAR_BYTES = 1.8
@@ -43,16 +45,26 @@ class Survey:
         sequences: In the sample, numbered as if they were all.
         exact: Whether the sample is everything.
         totals: Tokens, positions and shards of the whole corpus, by split.
+        sequence_bytes: Of the encoding's own files, per position.
     """
 
     documents: int
     sequences: list[Sequence]
     exact: bool
     totals: dict[Split, dict[str, int]]
+    sequence_bytes: float
 
     def total(self, key: str) -> int:
         """Return ``tokens``, ``positions`` or ``shards`` over both splits."""
         return sum(totals[key] for totals in self.totals.values())
+
+    def of_size(self, tokens: float, positions_per_shard: int) -> "Survey":
+        """Return the survey of a corpus like this one with so many tokens."""
+        scale, totals = tokens / self.total("tokens"), {}
+        for split, found in self.totals.items():
+            scaled = {key: round(scale * found[key]) for key in ("tokens", "positions")}
+            totals[split] = scaled | {"shards": -(-scaled["positions"] // positions_per_shard)}
+        return replace(self, documents=round(scale * self.documents), exact=False, totals=totals)
 
 
 def survey(config: CaptureConfig, tokenizer: PreTrainedTokenizerFast, sample_documents: int) -> Survey:
@@ -78,13 +90,42 @@ def survey(config: CaptureConfig, tokenizer: PreTrainedTokenizerFast, sample_doc
             "positions": positions,
             "shards": -(-positions // config.encoding.positions_per_shard),
         }
-    return Survey(len(sizes), list(_numbered([*found["train"], *found["held_out"]])), step == 1, totals)
+    sequences = list(_numbered([*found["train"], *found["held_out"]]))
+    stored = len(sequences_bytes(sequences)) / sum(sequence.num_positions for sequence in sequences)
+    return Survey(len(sizes), sequences, step == 1, totals, stored)
+
+
+def plan_encoding(found: Survey, encoding: Encoding | None) -> dict[str, Any]:
+    """Return what the sequences take: ``stored_bytes`` and ``objects``, and of both what the cache lacks."""
+    held = encoding.shards if encoding else []
+    stored, objects = round(found.sequence_bytes * found.total("positions")), found.total("shards")
+    return {
+        "sequence_bytes_per_position": found.sequence_bytes,
+        "stored_bytes": stored,
+        "objects": objects,
+        "remaining": {
+            "stored_bytes": max(0, stored - sum(entry.bytes for entry in held)),
+            "objects": max(0, objects - len(held)),
+        },
+    }
+
+
+def known_totals(found: Survey, encoding: Encoding) -> Survey:
+    """Return the survey with the exact totals of an encoding that holds the whole corpus."""
+    splits = encoding.manifest.splits
+    totals = {split: splits[split].model_dump(include={"tokens", "positions", "shards"}) for split in SPLITS}
+    return replace(found, exact=True, totals=totals)
 
 
 def plan_teacher(
-    config: TeacherConfig, folder: Path, found: Survey, measured: dict[str, Any] | None, tokens_per_s: float | None
+    config: TeacherConfig,
+    folder: Path,
+    found: Survey,
+    measured: dict[str, Any] | None,
+    tokens_per_s: float | None,
+    encoding: Encoding | None = None,
 ) -> dict[str, Any]:
-    """Return what one teacher costs.
+    """Return what one teacher costs one worker.
 
     Args:
         config: Its block of the capture file.
@@ -92,21 +133,37 @@ def plan_teacher(
         found: The surveyed corpus.
         measured: What ``plan_measure.measure`` returned, if it was asked for.
         tokens_per_s: Speed to plan with; the measured one by default.
+        encoding: What the cache already holds of the corpus.
+
+    Returns:
+        Sizes and times in all, and under ``remaining`` those of what the cache lacks.
     """
     model = AutoConfig.from_pretrained(str(folder), trust_remote_code=config.trust_remote_code).get_text_config()
     targets = measured["bytes_per_position"] if measured else rough_target_bytes(config, model.vocab_size)
+    scalars = measured["scalar_bytes_per_position"] if measured else SCALAR_BYTES * _num_scalars(config)
     hidden = _hidden_bytes(config.hidden, model.hidden_size)
     speed = tokens_per_s or (measured["tokens_per_s"] if measured else None)
     arrays = len(codec_of_target(config.target, model.vocab_size).array_types()) + _num_scalars(config)
+    held = held_teacher(encoding, config, model.vocab_size)
+
+    def cost(tokens: int, positions: int, shards: int) -> dict[str, Any]:
+        return {
+            "stored_bytes": round((targets + hidden) * positions),
+            "objects": shards * (arrays + len(config.hidden.layers) + 1),
+            "hours": tokens / speed / 3600 if speed else None,
+        }
+
+    whole = {key: found.total(key) for key in ("tokens", "positions", "shards")}
+    left = {key: max(0, value - getattr(held, key)) for key, value in whole.items()}
     return {
         "name": config.name,
         "measured": measured is not None,
         "target_bytes_per_position": targets,
+        "scalar_bytes_per_position": scalars,
         "hidden_bytes_per_position": hidden,
-        "stored_bytes": round((targets + hidden) * found.total("positions")),
-        "objects": found.total("shards") * (arrays + len(config.hidden.layers) + 1),
+        **cost(**whole),
         "tokens_per_s": speed,
-        "hours": found.total("tokens") / speed / 3600 if speed else None,
+        "remaining": left | cost(**left),
         "choices": measured["choices"] if measured else [],
     }
 

@@ -47,8 +47,9 @@ def measure(
         progress: Told how many tokens were read.
 
     Returns:
-        ``tokens_per_s``, ``bytes_per_position`` of the target and scalars asked for, and ``choices``: for kinds
-        that keep the most likely tokens, ``k``, ``kept_mass``, ``kl_floor_nats`` and ``bytes_per_position``.
+        ``tokens_per_s``, ``bytes_per_position`` of the target and scalars asked for, and of these
+        ``scalar_bytes_per_position``; and ``choices``: for kinds that keep the most likely tokens, ``k``,
+        ``kept_mass``, ``kl_floor_nats`` and ``bytes_per_position``.
     """
     chosen = sequences[:: -(-len(sequences) // max_sequences)]
     vocabulary = teacher.model.get_output_embeddings().weight.shape[0]
@@ -58,9 +59,11 @@ def measure(
         chosen, objective, teacher, _wanted(config, keep_of(config.target), vocabulary), config.batch_tokens, progress
     )
     seconds = time.perf_counter() - started
+    codec = codec_of_target(config.target, vocabulary)
     return {
         "tokens_per_s": sum(len(sequence.input_ids) for sequence in chosen) / seconds,
-        "bytes_per_position": _stored_bytes(codec_of_target(config.target, vocabulary), found),
+        "bytes_per_position": _target_bytes(codec, found) + _scalar_bytes(found),
+        "scalar_bytes_per_position": _scalar_bytes(found),
         "choices": _choices(teacher, config, objective, chosen, vocabulary),
     }
 
@@ -101,7 +104,7 @@ def _choices(
                 "k": k,
                 "kept_mass": float(np.exp(smaller.targets.log_probs, dtype=np.float64).sum(axis=1).mean()),
                 "kl_floor_nats": kl_floor(smaller.targets, smaller.scalars["entropy"], vocabulary),
-                "bytes_per_position": _stored_bytes(codec, smaller),
+                "bytes_per_position": _target_bytes(codec, smaller) + _scalar_bytes(smaller),
             }
         )
     return rows
@@ -132,16 +135,23 @@ def _first(found: Predictions, k: int) -> Predictions:
     return Predictions(Targets(found.targets.ids[:, :k], logs[:, :k], left_out), found.scalars)
 
 
-def _stored_bytes(codec: Codec, found: Predictions) -> float:
-    """Return the bytes per position of a target and its scalars, compressed as a cache compresses them."""
+def _target_bytes(codec: Codec, found: Predictions) -> float:
+    """Return the bytes per position of a target, compressed as a cache compresses it."""
     assert found.targets is not None
-    rows = len(found.targets.ids)
-    shard_rows = -(-rows // CHUNK_ROWS) * CHUNK_ROWS
     encoded, types = codec.encode(found.targets), codec.array_types()
-    size = 0
+    size, rows = 0, len(found.targets.ids)
     for name, values in encoded.arrays.items():
-        layout = ArrayLayout(ArrayType(*types[name], codec.compression_level(name)), shard_rows, CHUNK_ROWS)
-        size += len(layout.encode(values))
-    scalar = ArrayLayout(ArrayType((), np.dtype(np.int32)), shard_rows, CHUNK_ROWS)
-    size += sum(len(scalar.encode(to_steps(values, SCALAR_STEP_NATS))) for values in found.scalars.values())
+        array_type = ArrayType(*types[name], codec.compression_level(name))
+        size += len(ArrayLayout(array_type, _whole_chunks(rows), CHUNK_ROWS).encode(values))
     return size / rows
+
+
+def _scalar_bytes(found: Predictions) -> float:
+    """Return the same of the scalars."""
+    rows = len(found.scalars["entropy"])
+    layout = ArrayLayout(ArrayType((), np.dtype(np.int32)), _whole_chunks(rows), CHUNK_ROWS)
+    return sum(len(layout.encode(to_steps(values, SCALAR_STEP_NATS))) for values in found.scalars.values()) / rows
+
+
+def _whole_chunks(rows: int) -> int:
+    return -(-rows // CHUNK_ROWS) * CHUNK_ROWS

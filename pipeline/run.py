@@ -22,8 +22,10 @@ from pipeline.capture import capture_shards
 from pipeline.config import CaptureConfig, TeacherConfig
 from pipeline.declare import declare, is_declared, keep_of
 from pipeline.encode import encode, is_encoded
-from pipeline.plan import plan_teacher, survey
+from pipeline.plan import known_totals, plan_encoding, plan_teacher, survey
+from pipeline.plan_held import held_encoding
 from pipeline.plan_measure import measure
+from pipeline.plan_memory import plan_memory
 from pipeline.teacher import chosen_device, load_teacher, max_positions, resolve_model, weight_files
 from pipeline.tokenizers import load_tokenizer, tokenizer_identity
 
@@ -93,8 +95,9 @@ def plan_capture(
     measured_sequences: int,
     tokens_per_s: float | None,
     report: Callable[[str], None] = lambda _: None,
+    tokens: float | None = None,
 ) -> dict[str, Any]:
-    """Return what a capture will cost; nothing is written.
+    """Return what a capture will cost one worker; nothing is written.
 
     Args:
         config: The capture file.
@@ -102,6 +105,7 @@ def plan_capture(
         measured_sequences: Sequences that each teacher reads to be measured; 0 for none.
         tokens_per_s: Speed to plan with; the measured one by default.
         report: Told what is being done.
+        tokens: Size of a corpus like this one to plan for instead of its own.
 
     Raises:
         LogitcaskError: something was refused.
@@ -110,6 +114,11 @@ def plan_capture(
     tokenizer = load_tokenizer(config.encoding.tokenizer or folders[config.teachers[0].name])
     report("reading the corpus")
     found, teachers = survey(config, tokenizer, sample_documents), []
+    encoding = held_encoding(config, tokenizer)
+    if encoding and is_encoded(config):
+        found = known_totals(found, encoding)
+    if tokens:
+        found = found.of_size(tokens, config.encoding.positions_per_shard)
     for teacher in config.teachers:
         folder = folders[teacher.name]
         check_teacher(teacher, folder, tokenizer, config)
@@ -118,12 +127,16 @@ def plan_capture(
             report(f"measuring {teacher.name}")
             loaded = load_teacher(teacher, folder, config.encoding.objective)
             measured = measure(loaded, teacher, config.encoding.objective, found.sequences, measured_sequences)
-        teachers.append(plan_teacher(teacher, folder, found, measured, tokens_per_s))
+        planned = plan_teacher(teacher, folder, found, measured, tokens_per_s, encoding)
+        teachers.append(planned | {"memory": plan_memory(teacher, config.encoding, folder)})
+    sequences = plan_encoding(found, encoding)
     return {
         "documents": found.documents,
         "exact": found.exact,
         "splits": found.totals,
-        "stored_bytes": sum(teacher["stored_bytes"] for teacher in teachers),
+        "stored_bytes": sum(part["stored_bytes"] for part in (sequences, *teachers)),
+        "remaining_bytes": sum(part["remaining"]["stored_bytes"] for part in (sequences, *teachers)),
+        "encoding": sequences,
         "teachers": teachers,
     }
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import namedtuple
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,12 +13,15 @@ from click.testing import CliRunner
 import tiny
 from cache_tools.codec import Targets
 from cache_tools.errors import StorageError
+from cache_tools.layout import receipt_file
 from cache_tools.storage import store_path
 from cache_tools.summary import summarise
 from pipeline.config import CaptureConfig
 from pipeline.plan import require_space
 from pipeline.plan_measure import kl_floor
+from pipeline.plan_scale import shard_sizes, student_bytes_per_s
 from pipeline.run import plan_capture
+from pipeline.simulate import Cluster
 from pipeline.targets import Keep, sparse_targets
 from refusal_fixtures import write_yaml
 from test_target_kinds import KINDS
@@ -25,8 +29,9 @@ from test_target_kinds import KINDS
 MANY = 10_000
 
 
-def plan(values, sample_documents=MANY, sequences=0, tokens_per_s=None):
-    return plan_capture(CaptureConfig.model_validate(values), sample_documents, sequences, tokens_per_s)
+def plan(values, sample_documents=MANY, sequences=0, tokens_per_s=None, tokens=None):
+    config = CaptureConfig.model_validate(values)
+    return plan_capture(config, sample_documents, sequences, tokens_per_s, tokens=tokens)
 
 
 def test_a_plan_over_every_document_counts_what_the_capture_will_hold(tmp_path):
@@ -102,6 +107,77 @@ def test_a_given_speed_is_used(tmp_path):
     assert planned["teachers"][0]["hours"] == pytest.approx(tokens / 100 / 3600)
 
 
+def test_a_corpus_of_another_size_costs_in_proportion(tmp_path):
+    values = tiny.capture_values(tmp_path)
+    own, larger = plan(values, tokens_per_s=100.0), plan(values, tokens_per_s=100.0, tokens=1e12)
+    scale = 1e12 / sum(totals["tokens"] for totals in own["splits"].values())
+    assert sum(totals["tokens"] for totals in larger["splits"].values()) == pytest.approx(1e12)
+    for key in ("stored_bytes", "hours"):
+        assert larger["teachers"][0][key] == pytest.approx(scale * own["teachers"][0][key], rel=1e-6)
+    positions = larger["splits"]["train"]["positions"]
+    assert larger["splits"]["train"]["shards"] == -(-positions // values["encoding"].get("positions_per_shard"))
+
+
+def test_what_the_cache_holds_is_subtracted(tmp_path):
+    values = tiny.capture_values(tmp_path)
+    whole = plan(values, tokens_per_s=100.0)
+    left = whole["teachers"][0]["remaining"]
+    assert {key: left[key] for key in ("stored_bytes", "objects", "hours")}.items() <= whole["teachers"][0].items()
+    tiny.run(values)
+    teacher = tiny.Cache(values["cache"]).encoding().teacher("toy")
+    lost = [0, 3]
+    for shard in lost:
+        receipt_file(teacher.path, shard).unlink()
+    found = plan(values, sample_documents=5, tokens_per_s=100.0)
+    left, entries = found["teachers"][0]["remaining"], [teacher.encoding.shards[shard] for shard in lost]
+    assert found["exact"]  # of the whole corpus, the encoding knows better than a sample
+    assert (left["shards"], left["objects"]) == (2, 2 * found["teachers"][0]["objects"] // len(teacher.encoding.shards))
+    assert left["tokens"] == sum(entry.tokens for entry in entries)
+    assert left["positions"] == sum(entry.positions for entry in entries)
+    assert left["hours"] == left["tokens"] / 100 / 3600
+    assert found["encoding"]["remaining"]["objects"] == 0
+    tiny.run(values)
+    done = plan(values, tokens_per_s=100.0)
+    assert done["teachers"][0]["remaining"] == dict.fromkeys(left, 0)
+
+
+@pytest.mark.parametrize("change", [{"target": {"k": 5}}, {"hidden": {"layers": [1]}}, {"max_length_tokens": 40}])
+def test_what_another_capture_left_counts_as_nothing(tmp_path, change):
+    tiny.run(tiny.capture_values(tmp_path))
+    changed = tiny.capture_values(tmp_path, teacher=tmp_path / "teacher", **change)
+    planned = plan(changed)["teachers"][0]
+    assert planned["remaining"]["objects"] == planned["objects"] > 0
+
+
+def test_a_student_reads_targets_and_sequences_once_for_each_reader(tmp_path):
+    tiny.write_corpus(tmp_path / "corpus.jsonl", tiny.TEXTS * 8)
+    shape = {"positions_per_shard": 2**15, "chunk_positions": 2**12, "held_out_fraction": 0}
+    values = tiny.capture_values(tmp_path, **shape)
+    planned = plan(values, sequences=MANY)
+    tiny.run(values)
+    encoding = tiny.Cache(values["cache"]).encoding()
+    teacher, entry = encoding.teacher("toy"), encoding.shards[0]
+    names = {f"{name}/c" for name in teacher.codec.array_types()}
+    read = sum(o.bytes for key, o in teacher.receipt(0).objects.items() if key.rsplit("/c", 1)[0] + "/c" in names)
+    per_position = (read + entry.bytes) / entry.positions
+    found = student_bytes_per_s(planned["teachers"][0], planned["encoding"]["sequence_bytes_per_position"], 1000, 3)
+    assert found == pytest.approx(3 * 1000 * per_position, rel=0.03)
+
+
+def test_of_shard_sizes_the_best_is_the_largest_that_costs_no_time(tmp_path):
+    planned = plan(tiny.capture_values(tmp_path), tokens_per_s=1000.0, tokens=1e10)["teachers"][0]
+    rows = shard_sizes(planned, 512, Cluster(10, 5000.0, 60.0))
+    assert [row["positions_per_shard"] for row in rows if row["planned"]] == [512]
+    best = next(row for row in rows if row["best"])
+    fastest = min(row["hours"] for row in rows)
+    assert best["hours"] <= 1.01 * fastest
+    assert all(row["hours"] > 1.01 * fastest for row in rows if row["shards"] < best["shards"])
+    for smaller, larger in pairwise(rows):
+        assert smaller["objects"] > larger["objects"]
+        assert smaller["redone_share"] < larger["redone_share"]
+    assert rows[0]["redone_share"] == pytest.approx(rows[0]["shard_seconds"] / 5000 / 2, rel=0.01)
+
+
 def test_refuses_a_cache_that_would_not_fit(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 90, 10))
@@ -122,3 +198,27 @@ def test_the_command_prints_tables_or_json(tmp_path):
     planned = json.loads(found.stdout)
     tokens = sum(totals["tokens"] for totals in planned["splits"].values())
     assert planned["teachers"][0]["hours"] == pytest.approx(tokens / 50 / 3600 / 2)
+
+
+def test_the_command_simulates_workers(tmp_path):
+    from pipeline.cli_plan import plan_command
+
+    config = write_yaml(tmp_path, tiny.capture_values(tmp_path))
+    asked = [str(config), "--simulate", "--tokens", "1e9", "--workers", "8", "--hours-between-failures", "5"]
+    without = CliRunner().invoke(plan_command, asked)
+    assert without.exit_code == 2
+    assert "--tokens-per-s" in without.stderr
+    asked += ["--tokens-per-s", "1000"]
+    text = CliRunner().invoke(plan_command, asked)
+    assert text.exit_code == 0
+    assert "handed out" in text.stdout
+    planned = json.loads(CliRunner().invoke(plan_command, [*asked, "--json"]).stdout)["teachers"][0]
+    found = planned["simulation"]
+    assert planned["hours"] == pytest.approx(1e9 / 1000 / 3600 / 8) == found["ideal_hours"]
+    for run in (found["fixed"], found["handed_out"]):
+        assert run["hours"] > found["ideal_hours"]
+        assert run["failures"] > 0
+    assert found["store"]["receipts"] == planned["remaining"]["shards"]
+    mean = found["store"]["mean_bytes_per_s"]
+    assert mean * found["handed_out"]["hours"] * 3600 == pytest.approx(planned["stored_bytes"], rel=1e-6)
+    assert mean <= found["store"]["peak_minute_bytes_per_s"]

@@ -1,0 +1,126 @@
+"""How much memory a capture needs, from the capture file and the model's configuration alone.
+
+The model is built on torch's ``meta`` device, where parameters have shapes and no storage, so the
+weights are counted and not estimated. What a batch needs is a formula for decoder and encoder layers as
+transformers writes them (below); ``python -m benchmarks.memory`` holds it against measured peaks.
+Not counted: Python, torch and the tokenizer (about half a gigabyte), what an allocator holds back, and
+the driver's context on a GPU.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+
+from cache_tools.manifest import Objective
+from pipeline.capture import HEAD_CHUNK_BYTES
+from pipeline.config import EncodingConfig, TeacherConfig
+from pipeline.declare import keep_of, scalar_names
+from pipeline.teacher import chosen_device
+
+HEAD_TENSORS = 4
+"""Chunks of float32 logits that live at once, measured: the logits, what is below the highest, its exponential, and
+one passing result."""
+
+SHARDS_IN_MEMORY = 2
+"""One is being read while the one before is written."""
+
+
+def plan_memory(config: TeacherConfig, encoding: EncodingConfig, folder: Path) -> dict[str, Any]:
+    """Return the bytes that one worker needs at its peak.
+
+    On a GPU the host holds the weights once too, while they are loaded; on a CPU, host and device are the same memory.
+
+    Args:
+        config: The teacher's block of the capture file.
+        encoding: How long sequences and shards are.
+        folder: The model's folder.
+
+    Returns:
+        ``weights_bytes``, ``body_bytes`` and ``head_bytes`` on the device, of which the latter two follow each
+        other, ``kept_bytes`` of predictions on the host, ``device_bytes`` and ``host_bytes`` in all, ``device`` by
+        name, and ``device_total_bytes`` of a GPU that is here, otherwise None.
+    """
+    model, device = meta_model(config, encoding.objective, folder), chosen_device(config.device)
+    chunk_bytes = HEAD_CHUNK_BYTES.get(device.type, HEAD_CHUNK_BYTES["cuda"])
+    tokens = max(config.batch_tokens, encoding.max_length_tokens)  # a longer sequence is a batch of its own
+    weights = weight_bytes(model)
+    body = body_bytes(model.config.get_text_config(), tokens, encoding.max_length_tokens, config, model.dtype.itemsize)
+    head = head_bytes(model, tokens, chunk_bytes)
+    kept = SHARDS_IN_MEMORY * encoding.positions_per_shard * kept_bytes_per_position(config, model)
+    on_device = weights + max(body, head)
+    return {
+        "device": device.type,
+        "weights_bytes": weights,
+        "body_bytes": body,
+        "head_bytes": head,
+        "kept_bytes": kept,
+        "device_bytes": on_device,
+        "host_bytes": on_device + kept if device.type == "cpu" else max(weights, kept),
+        "device_total_bytes": torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None,
+    }
+
+
+def meta_model(config: TeacherConfig, objective: Objective, folder: Path) -> PreTrainedModel:
+    """Build a teacher without weights."""
+    auto = AutoModelForCausalLM if objective == "causal" else AutoModelForMaskedLM
+    trusted = config.trust_remote_code
+    described = AutoConfig.from_pretrained(str(folder), trust_remote_code=trusted)
+    dtype = {} if config.dtype == "auto" else {"dtype": config.dtype}
+    with torch.device("meta"):
+        model: PreTrainedModel = auto.from_config(described, trust_remote_code=trusted, **dtype)  # type: ignore[no-untyped-call]
+    return model
+
+
+def weight_bytes(model: PreTrainedModel) -> int:
+    """Return the bytes of parameters and buffers; tied ones count once."""
+    return sum(int(tensor.nbytes) for tensor in [*model.parameters(), *model.buffers()])
+
+
+def body_bytes(model: PreTrainedConfig, tokens: int, length_tokens: int, config: TeacherConfig, itemsize: int) -> int:
+    """Return the activations of one batch in its largest layer, without gradients.
+
+    Of T tokens in sequences of length L, width D, inner width I, H query and G key heads of width d, there live at
+    once the embeddings, the layer's input, the residual and its normed copy, and then the larger of the two blocks::
+
+        T (4 D + max(3 I, (4 H + 2 G) d + L))
+
+    3 I: the gate, the other half, and their product. (4 H + 2 G) d: the queries, keys and values, and three
+    intermediate results of rotating the queries; L: the attention mask as numbers. On top come the mask as
+    truth values, T L bytes, and the states of every layer, if one of the middle is kept.
+    """
+    width, heads = model.hidden_size, model.num_attention_heads
+    key_heads = getattr(model, "num_key_value_heads", None) or heads
+    head_width = getattr(model, "head_dim", None) or width // heads
+    attention = (4 * heads + 2 * key_heads) * head_width + length_tokens
+    layer = 4 * width + max(3 * _inner_width(model), attention)
+    middle = any(name != "last" for name in config.hidden.layers)
+    states = (model.num_hidden_layers + 1) * width if middle else 0
+    return int(tokens * ((layer + states) * itemsize + length_tokens))
+
+
+def head_bytes(model: PreTrainedModel, tokens: int, chunk_bytes: int) -> int:
+    """Return what the head needs: HEAD_TENSORS chunks of logits, and a batch's last states, all and kept."""
+    vocabulary, width = vocabulary_of(model), model.config.get_text_config().hidden_size
+    rows = min(tokens, max(1, chunk_bytes // (4 * vocabulary)))
+    return HEAD_TENSORS * rows * 4 * vocabulary + int(2 * tokens * width * model.dtype.itemsize)
+
+
+def kept_bytes_per_position(config: TeacherConfig, model: PreTrainedModel) -> int:
+    """Return the host's bytes for one position until its shard is written: ids, logs, scalars, float32 states."""
+    keep, width = keep_of(config.target), model.config.get_text_config().hidden_size
+    numbers = 2 * keep.slots(vocabulary_of(model)) + 1 + len(scalar_names(keep)) + width * len(config.hidden.layers)
+    return int(4 * numbers)
+
+
+def vocabulary_of(model: PreTrainedModel) -> int:
+    """Return the width of a model's logits."""
+    return int(model.get_output_embeddings().weight.shape[0])
+
+
+def _inner_width(model: PreTrainedConfig) -> int:
+    """Return I; a mixture's is that of the experts that one token visits."""
+    dense = getattr(model, "intermediate_size", None) or getattr(model, "n_inner", None) or 4 * model.hidden_size
+    expert, visited = getattr(model, "moe_intermediate_size", None), getattr(model, "num_experts_per_tok", None)
+    return int(max(dense, (expert or dense) * (visited or 1)))

@@ -1,0 +1,74 @@
+"""Planned memory: weights and kept rows are exact, and the formulas are those of the documentation."""
+
+import pytest
+
+import tiny
+from pipeline import plan_memory as planned
+from pipeline.capture import Wanted, predict
+from pipeline.config import CaptureConfig
+from pipeline.declare import keep_of
+from pipeline.print_plan import print_plan
+from pipeline.run import plan_capture
+from pipeline.teacher import load_teacher
+from test_target_kinds import KINDS
+
+
+def one_teacher(tmp_path, model_type="llama", **changes):
+    folder = tiny.save_teacher(
+        tmp_path / model_type, tiny.model(model_type), masked=model_type in ("bert", "modernbert")
+    )
+    objective = {"objective": "masked"} if model_type in ("bert", "modernbert") else {}
+    values = tiny.capture_values(tmp_path, folder, **objective, **changes)
+    config = CaptureConfig.model_validate(values)
+    return config, config.teachers[0], folder
+
+
+@pytest.mark.parametrize("model_type", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_are_those_of_the_loaded_teacher(tmp_path, model_type, dtype):
+    config, teacher, folder = one_teacher(tmp_path, model_type, dtype=dtype)
+    model = load_teacher(teacher, folder, config.encoding.objective).model
+    found = planned.plan_memory(teacher, config.encoding, folder)
+    assert found["weights_bytes"] == planned.weight_bytes(model) > 10_000
+    assert found["weights_bytes"] >= model.num_parameters() * model.dtype.itemsize
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kept_rows_are_as_large_as_the_predictions(tmp_path, kind):
+    values = tiny.capture_values(tmp_path, target=KINDS[kind], hidden={"layers": ["last", 1]})
+    tiny.run(values)
+    config = CaptureConfig.model_validate(values)
+    teacher, encoding = config.teachers[0], tiny.Cache(values["cache"]).encoding()
+    cached, loaded = encoding.teacher("toy"), load_teacher(teacher, tmp_path / "teacher", "causal")
+    wanted = Wanted(cached.manifest, cached.groups, keep_of(teacher.target))
+    rows = predict(encoding.sequences(0), "causal", loaded, wanted, 512)
+    arrays = [*vars(rows.targets).values(), *rows.scalars.values(), *rows.hidden.values()]
+    size = sum(array.nbytes for array in arrays)
+    assert planned.kept_bytes_per_position(teacher, loaded.model) == size / encoding.shards[0].positions
+
+
+def test_activations_follow_the_formula(tmp_path):
+    config, teacher, folder = one_teacher(tmp_path, hidden={"layers": [1]})
+    found = planned.plan_memory(teacher, config.encoding, folder)
+    width, inner, length, tokens = 32, 48, 48, 512
+    attention = (4 + 2) * width + length  # as many key heads as query heads
+    states = 3 * width  # embeddings and two layers
+    assert found["body_bytes"] == tokens * (4 * (4 * width + max(3 * inner, attention) + states) + length)
+    assert found["head_bytes"] == 4 * 4 * tokens * 300 + 2 * 4 * tokens * width
+    assert found["device_bytes"] == found["weights_bytes"] + max(found["body_bytes"], found["head_bytes"])
+    assert found["host_bytes"] == found["device_bytes"] + found["kept_bytes"]
+
+
+def test_a_chunk_of_logits_bounds_the_head(tmp_path):
+    _, teacher, folder = one_teacher(tmp_path)
+    model = planned.meta_model(teacher, "causal", folder)
+    assert planned.head_bytes(model, 512, 7 * 4 * 300) == 4 * 7 * 4 * 300 + 2 * 4 * 512 * 32
+
+
+@pytest.mark.parametrize(("there", "words"), [(10**12, False), (10**4, True), (None, False)])
+def test_a_plan_says_when_a_gpu_is_too_small(tmp_path, capsys, there, words):
+    plan = plan_capture(CaptureConfig.model_validate(tiny.capture_values(tmp_path)), 5, 0, None)
+    teacher = plan["teachers"][0]
+    teacher["memory"] |= {"device": "cuda", "device_total_bytes": there}
+    print_plan(plan | {"teachers": [teacher | {"student_bytes_per_s": 0.0}]})
+    assert ("NOT FIT" in " ".join(capsys.readouterr().out.split())) == words
