@@ -21,8 +21,8 @@ from cache_tools.sequences import Sequence
 from cache_tools.targets import EMPTY_ID, Targets, by_id
 from pipeline.audit import LOWEST_NATS, Rows
 from pipeline.batches import Batch, pad, token_budget_batches
-from pipeline.capture import HEAD_CHUNK_BYTES, Progress
 from pipeline.draws import position_keys
+from pipeline.predict import Progress, chunk_positions
 from pipeline.split_model import HeadOutput, run_body, run_head
 from pipeline.targets import Keep, sparse_targets
 from pipeline.teacher import Teacher
@@ -123,19 +123,18 @@ def _ask(asked: _Question, teacher: Teacher) -> Arrays:
     """Run one batch; return (P, …) answers by name."""
     batch, device = asked.batch, teacher.device
     middle = [layer for layer in asked.layers if layer != "last"]
+    assert batch.attention_mask is not None
     last_BLD, all_hidden = run_body(
         teacher.model, batch.input_ids.to(device), batch.attention_mask.to(device), hidden=bool(middle)
     )
-    kept = batch.position_mask.to(device)
-    last_PD = last_BLD[kept]
-    width: int = teacher.model.get_output_embeddings().weight.shape[0]
-    size = max(1, HEAD_CHUNK_BYTES.get(device.type, HEAD_CHUNK_BYTES["cuda"]) // (4 * width))
+    kept_P = batch.kept.to(device)
+    last_PD, size = last_BLD.flatten(0, 1)[kept_P], chunk_positions(teacher)
     parts = [
         _ask_head(asked, run_head(teacher.model, last_PD[start : start + size]), start)
         for start in range(0, len(last_PD), size)
     ]
     answers = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    answers |= {f"hidden/{layer}": all_hidden[int(layer)][kept].float() for layer in middle}
+    answers |= {f"hidden/{layer}": all_hidden[int(layer)].flatten(0, 1)[kept_P].float() for layer in middle}
     return {name: values.cpu().numpy() for name, values in answers.items()}
 
 
@@ -143,10 +142,9 @@ def _ask_head(asked: _Question, head: HeadOutput, start: int) -> dict[str, Tenso
     """Judge the batch's stored rows from ``start`` on by the logits of as many positions; return (N, …) answers."""
     logits_NV, keep, device = head.logits, asked.keep, head.logits.device
     part = slice(start, start + len(logits_NV))
-    rows, positions = asked.batch.position_mask.nonzero(as_tuple=True)
-    keys_N = position_keys(keep.seed, asked.batch.sequence_ids[rows], positions)[part]
+    keys_N = position_keys(keep.seed, asked.batch.sequence_ids[part], asked.batch.positions[part])
     gold_N = torch.from_numpy(asked.gold[part].astype(np.int64))
-    live = sparse_targets(logits_NV, gold_N.to(device), keep, keys_N.to(device))
+    live = sparse_targets(logits_NV.clone(), gold_N.to(device), keep, keys_N.to(device))
     logsumexp_N = live.scalars["logsumexp"]
     border_N = torch.full_like(logsumexp_N, -torch.inf)
     if keep.kind == "hybrid":

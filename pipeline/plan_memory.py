@@ -14,14 +14,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
 from cache_tools.manifest import Objective
-from pipeline.capture import HEAD_CHUNK_BYTES
 from pipeline.config import EncodingConfig, TeacherConfig
 from pipeline.declare import keep_of, scalar_names
+from pipeline.predict import HEAD_CHUNK_BYTES
 from pipeline.teacher import chosen_device
 
-HEAD_TENSORS = 4
-"""Chunks of float32 logits that live at once, measured: the logits, what is below the highest, its exponential, and
-one passing result."""
+HEAD_TENSORS = 3
+"""Chunks of float32 logits that live at once: the model's own, in float32, and the softmax."""
 
 SHARDS_IN_MEMORY = 2
 """One is being read while the one before is written."""

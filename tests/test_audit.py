@@ -18,8 +18,8 @@ from cache_tools.errors import ConfigError, IdentityError, IncompleteError
 from cache_tools.verify import verify
 from pipeline.audit_live import compare
 from pipeline.audit_run import run_audit, sample
-from pipeline.capture import HEAD_CHUNK_BYTES, predict
 from pipeline.config import AuditConfig, CaptureConfig
+from pipeline.predict import HEAD_CHUNK_BYTES, predict
 from pipeline.targets import sparse_targets
 from pipeline.teacher import load_teacher
 from refusal_fixtures import command_line, write_yaml
@@ -107,7 +107,7 @@ SPOILT = {
 
 @pytest.mark.parametrize(("spoil", "sentence"), SPOILT.values(), ids=SPOILT)
 def test_rows_that_are_not_the_teachers_fail_though_the_cache_is_sound(tmp_path, teacher, monkeypatch, spoil, sentence):
-    monkeypatch.setattr("pipeline.capture.sparse_targets", spoil)
+    monkeypatch.setattr("pipeline.predict.sparse_targets", spoil)
     values = captured(tmp_path, teacher, **WIDE)
     assert verify(tmp_path / "cache", deep=True) == []
     report = audit(values)
@@ -144,7 +144,7 @@ def test_shifted_rows_fail(tmp_path, teacher, monkeypatch, kind, by, side):
 
 @pytest.mark.parametrize("kind", ["sampled", "hybrid"])
 def test_draws_from_a_tempered_distribution_fail(tmp_path, teacher, monkeypatch, kind):
-    monkeypatch.setattr("pipeline.capture.sparse_targets", tempered)
+    monkeypatch.setattr("pipeline.predict.sparse_targets", tempered)
     report = audit(captured(tmp_path, teacher, target=KINDS[kind]))
     assert not check(report, "surprisal")["passed"]
     assert report["excess_surprisal"]["mean"] < 0
@@ -203,7 +203,7 @@ def test_one_bad_shard_is_named(tmp_path, teacher, monkeypatch):
     values = captured(tmp_path, teacher)
     cached = tiny.Cache(values["cache"]).encoding().teacher()
     layout.receipt_file(cached.path, 1).unlink()
-    monkeypatch.setattr("pipeline.capture.sparse_targets", tempered)
+    monkeypatch.setattr("pipeline.predict.sparse_targets", tempered)
     tiny.run(values)
     report = audit(values)
     assert (check(report, "KL")["passed"], check(report, "KL")["shard"]) == (False, 1)

@@ -4,9 +4,9 @@ import pytest
 
 import tiny
 from pipeline import plan_memory as planned
-from pipeline.capture import Wanted, predict
 from pipeline.config import CaptureConfig
 from pipeline.declare import keep_of
+from pipeline.predict import Wanted, predict
 from pipeline.print_plan import print_plan
 from pipeline.run import plan_capture
 from pipeline.teacher import load_teacher
