@@ -1,43 +1,38 @@
-"""Documents from files: plain text, JSON lines, Parquet, or a dataset saved to disk.
+"""Documents: the checked records of all sources, as one stream.
 
-Reading is a stream of :class:`Document`; nothing is held but the ids, which must be unique.
-Every error names file and line (or row), because a corpus has millions of them.
-
-Each file is known by its name and the hash of its bytes. Hashing is cheap beside a teacher, and
-sees every change, including one inside a file of the same size.
+A document is a text, a chat, or token ids. Nothing is held but the documents' ids, which must be unique: about
+100 bytes each. Every error names file and line (or row), because a corpus has millions of them.
 """
 
-import hashlib
-import io
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet
-
 from cache_tools.errors import CorpusError
-from cache_tools.storage import file_sha256
 from pipeline.config import CorpusConfig
+from pipeline.source_datasets import DatasetSource, Record, open_dataset
+from pipeline.source_files import FileSource, file_sources
 
-Record = tuple[str, dict[str, Any]]
-"""(place for error messages, fields)."""
+Source = FileSource | DatasetSource
 
 
 @dataclass(frozen=True)
 class Document:
-    """One input record.
+    """One input record; exactly one of ``text``, ``messages`` and ``ids`` is there.
 
     Attributes:
         id: Unique over the corpus.
         group: Held out as a whole.
-        text: Plain text; None for a chat.
-        messages: Chat messages, each with ``role`` and ``content``; None for plain text.
+        text: Plain text.
+        messages: Chat messages, each with ``role`` and, mostly, ``content``.
         place: File and line it came from, for error messages.
+        tools: JSON schemas of the tools that a chat may call.
+        ids: Token ids, at least one.
+        mask: For each id 1 if it is trained on, else 0; None for all.
     """
 
     id: str
@@ -45,190 +40,157 @@ class Document:
     text: str | None
     messages: list[dict[str, Any]] | None
     place: str
+    tools: list[Any] | None = None
+    ids: list[int] | None = None
+    mask: list[int] | None = None
 
 
-def corpus_files(config: CorpusConfig) -> list[Path]:
-    """Return the corpus' files and dataset folders in reading order.
+def corpus_sources(config: CorpusConfig) -> dict[str, Source]:
+    """Return the corpus' files and datasets in reading order, by the name under which an encoding records each.
+
+    A name that occurs again gets a number.
 
     Raises:
-        CorpusError: a path does not exist or holds nothing readable.
+        CorpusError: a path or dataset does not exist or holds nothing readable.
     """
-    files = [file for path in config.paths for file in _expand(path)]
-    if not files:
+    found: list[Source] = [file for path in config.paths for file in file_sources(path, config.text_field)]
+    if config.paths and not found:
         raise CorpusError(
             "no readable file found",
             where=", ".join(map(str, config.paths)),
             expected=".txt, .jsonl (also .gz or .zst) or .parquet files, or a dataset saved to disk",
             found="none",
         )
-    return files
-
-
-def file_names(files: list[Path], config: CorpusConfig) -> list[str]:
-    """Return the name under which an encoding records each file: its path below the configured folder.
-
-    Names count, because documents without an id are named after their file; where the corpus
-    lies does not. A name that occurs again gets a number.
-    """
     counts: Counter[str] = Counter()
-    names = []
-    for file in files:
-        name = _name(file, config)
-        counts[name] += 1
-        names.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
-    return names
+    sources = {}
+    for source in [*found, *map(open_dataset, config.datasets)]:
+        counts[source.name] += 1
+        sources[source.name if counts[source.name] == 1 else f"{source.name} ({counts[source.name]})"] = source
+    return sources
 
 
-def file_hash(file: Path) -> str:
-    """Return the hash of a file, or of a dataset's files."""
-    if file.is_file():
-        return file_sha256(file)
-    lines = [f"{path.name}\0{file_sha256(path)}\n" for path in sorted(file.rglob("*.arrow"))]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def read_documents(files: list[Path], config: CorpusConfig, seen: set[str]) -> Iterator[Document]:
-    """Yield the documents of all files in order.
+def read_documents(sources: Iterable[Source], config: CorpusConfig, seen: set[str]) -> Iterator[Document]:
+    """Yield the documents of all sources in order.
 
     Args:
-        files: What to read.
+        sources: What to read.
         config: How.
         seen: Ids that are taken; those that are read join them.
 
     Raises:
         CorpusError: a broken line, a missing or mistyped field, a repeated id, or no document at all.
     """
-    taken = len(seen)
-    for file in files:
-        for place, record in _records(file, config.text_field):
-            document = _document(place, _name(file, config) + place.removeprefix(str(file)), record, config)
+    taken, sources = len(seen), list(sources)
+    for source in sources:
+        for place, record in _records(source):
+            document = _document(f"{source.where}{place}", f"{source.prefix}{place}", record, config, source.arrow)
             if document.id in seen:
                 raise CorpusError(
                     f"the id {document.id!r} occurs a second time",
-                    where=place,
+                    where=document.place,
                     why="predictions are joined to documents by id",
                     fix="Make the ids unique, or point corpus.id_field at a field that is",
                 )
             seen.add(document.id)
             yield document
     if len(seen) == taken:
-        raise CorpusError("the corpus is empty: no file holds a document", where=", ".join(map(str, files)))
+        raise CorpusError(
+            "the corpus is empty: no file holds a document", where=", ".join(source.where for source in sources)
+        )
 
 
-def _name(file: Path, config: CorpusConfig) -> str:
-    """Return a file's path below the configured folder that holds it, or its bare name."""
-    root = next((path for path in config.paths if path in file.parents), file.parent)
-    return file.relative_to(root).as_posix()
-
-
-def _expand(path: Path) -> Iterator[Path]:
-    if not path.exists():
-        raise CorpusError("no such file or folder", where=path, fix="Check corpus.paths")
-    if path.is_file():
-        if _reader(path) is None:
-            raise CorpusError(
-                "unknown kind of file",
-                where=path,
-                expected=".txt, .jsonl (also .gz or .zst) or .parquet",
-                found=path.suffix,
-            )
-        yield path
-    elif _is_dataset(path):
-        yield path
-    else:
-        for inner in sorted(path.iterdir()):
-            if inner.is_dir() or _reader(inner):
-                yield from _expand(inner)
-
-
-def _is_dataset(path: Path) -> bool:
-    return path.is_dir() and (path / "dataset_info.json").exists() and (path / "state.json").exists()
-
-
-def _reader(path: Path) -> str | None:
-    """Return the kind of a file by its name, or None if it is not one we read."""
-    kinds = {".txt": "text", ".jsonl": "jsonl", ".jsonl.gz": "jsonl", ".jsonl.zst": "jsonl", ".parquet": "parquet"}
-    return next((kind for suffix, kind in kinds.items() if path.name.endswith(suffix)), None)
-
-
-def _records(file: Path, text_field: str) -> Iterator[Record]:
-    kind = "dataset" if file.is_dir() else _reader(file)
+def _records(source: Source) -> Iterator[Record]:
     try:
-        if kind == "text":
-            yield _text_record(file, text_field)
-        elif kind == "jsonl":
-            yield from _jsonl_records(file)
-        else:
-            yield from _dataset_records(file) if kind == "dataset" else _parquet_records(file)
+        yield from source.records()
     except CorpusError:
         raise
-    except Exception as error:  # gzip, Arrow and datasets raise many kinds for damaged bytes
+    except Exception as error:  # gzip, Arrow, datasets and the network raise many kinds for damaged or missing bytes
+        cause = error.__cause__ or error  # datasets wraps what happened in an error that says nothing
         raise CorpusError(
             "this cannot be read to its end",
-            where=file,
-            expected=f"whole and valid {kind}",
-            found=f"{type(error).__name__}: {shorten(str(error), 300)}",
-            fix="Replace it by an undamaged copy",
+            where=source.where,
+            expected=f"whole and valid {source.kind}",
+            found=f"{type(cause).__name__}: {shorten(str(cause), 300)}",
+            fix="Replace it by an undamaged copy, or run the command again if a connection broke",
         ) from error
 
 
-def _text_record(file: Path, text_field: str) -> Record:
-    try:
-        return str(file), {text_field: file.read_bytes().decode()}  # read_text would change line ends
-    except UnicodeDecodeError as error:
-        raise CorpusError("this is not UTF-8", where=file, found=error) from error
-
-
-def _jsonl_records(file: Path) -> Iterator[Record]:
-    with io.BufferedReader(pa.input_stream(file), 2**20) as lines:  # which decompresses by the file's ending
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield f"{file}:{number}", _parse(line, f"{file}:{number}")
-
-
-def _parse(line: bytes, place: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise CorpusError("this line is not JSON", where=place, found=error, fix="Repair or remove the line") from error
-    if not isinstance(record, dict):
-        raise CorpusError("this line is not a JSON object", where=place, found=type(record).__name__)
-    return record
-
-
-def _parquet_records(file: Path) -> Iterator[Record]:
-    batches = pa.parquet.ParquetFile(file).iter_batches()
-    records = (record for batch in batches for record in batch.to_pylist())
-    for row, record in enumerate(records):
-        yield f"{file}, row {row}", record
-
-
-def _dataset_records(folder: Path) -> Iterator[Record]:
-    try:
-        from datasets import load_from_disk
-    except ImportError as error:
-        raise CorpusError(
-            "reading a saved dataset needs the datasets library",
-            where=folder,
-            fix="Install it: pip install 'logitcask[datasets]'",
-        ) from error
-    for row, record in enumerate(load_from_disk(str(folder))):
-        yield f"{folder}, row {row}", record
-
-
-def _document(place: str, name: str, record: dict[str, Any], config: CorpusConfig) -> Document:
+def _document(place: str, name: str, record: dict[str, Any], config: CorpusConfig, arrow: bool) -> Document:
     """Check a record; ``name`` is its id if it has none of its own."""
     identity = str(record[config.id_field]) if record.get(config.id_field) is not None else name
     group = str(record[config.group_field]) if record.get(config.group_field) is not None else identity
+    _check_unicode(place, identity, group)
     if config.messages_field:
-        messages = _field(place, record, config.messages_field, list)
-        if not all(isinstance(message, dict) and "role" in message for message in messages):
-            raise CorpusError("a message is not an object with a role", where=place)
-        _check_unicode(place, identity, group, json.dumps(messages, ensure_ascii=False, default=str))
-        return Document(identity, group, None, messages, place)
-    text = _field(place, record, config.text_field, str)
-    _check_unicode(place, identity, group, text)
+        messages, tools = _chat(place, record, config, arrow)
+        return Document(identity, group, None, messages, place, tools)
+    if config.ids_field:
+        ids, mask = _ids(place, record, config)
+        return Document(identity, group, None, None, place, None, ids, mask)
+    text = _field(place, record, "text_field", config.text_field, str)
+    _check_unicode(place, text)
     return Document(identity, group, text, None, place)
+
+
+def _chat(
+    place: str, record: dict[str, Any], config: CorpusConfig, arrow: bool
+) -> tuple[list[dict[str, Any]], list[Any] | None]:
+    """Return messages and tools.
+
+    Either may be a list or that list as JSON text, as Parquet corpora often have it: an Arrow column gives every
+    message and every call all keys that occur anywhere. For that reason, nulls in
+    Arrow columns are keys that were not written, and are dropped; ``content`` stays.
+    """
+    assert config.messages_field
+    messages = _objects(place, record, "messages_field", config.messages_field, arrow)
+    if not all("role" in message for message in messages):
+        raise CorpusError("a message is not an object with a role", where=place)
+    if not config.tools_field:
+        return messages, None
+    if config.tools_field in record and record[config.tools_field] is None:
+        return messages, None
+    return messages, _objects(place, record, "tools_field", config.tools_field, arrow) or None
+
+
+def _objects(place: str, record: dict[str, Any], key: str, name: str, arrow: bool) -> list[dict[str, Any]]:
+    """Return a field that is a list of objects, or JSON text of one."""
+    value = record.get(name)
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):  # what is no JSON is refused below as the text that it is
+            record = {name: json.loads(value)}
+    elif arrow:
+        record = {**record, name: _without_nulls(value)}
+    objects: list[dict[str, Any]] = _field(place, record, key, name, list)
+    if not all(isinstance(one, dict) for one in objects):
+        what = "a message is not an object with a role" if key == "messages_field" else "a tool is not an object"
+        raise CorpusError(what, where=place)
+    _check_unicode(place, json.dumps(objects, ensure_ascii=False, default=str))
+    return objects
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None or k == "content"}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _ids(place: str, record: dict[str, Any], config: CorpusConfig) -> tuple[list[int], list[int] | None]:
+    """Return token ids and their mask; whether the ids are tokens is for the tokenizer to say."""
+    assert config.ids_field
+    ids = _field(place, record, "ids_field", config.ids_field, list)
+    if not ids:
+        raise CorpusError("this document has no token ids", where=place, fix="Remove the document")
+    if not all(type(token) is int for token in ids):
+        raise CorpusError(f"the field {config.ids_field!r} is not a list of whole numbers", where=place)
+    if not config.mask_field:
+        return ids, None
+    mask = _field(place, record, "mask_field", config.mask_field, list)
+    if len(mask) != len(ids):
+        raise CorpusError(
+            "ids and mask differ in length", where=place, expected=f"{len(ids)} in the mask", found=f"{len(mask)}"
+        )
+    if not all(type(flag) in (int, bool) and flag in (0, 1) for flag in mask):
+        raise CorpusError(f"the field {config.mask_field!r} is not a list of 0 and 1", where=place)
+    return ids, mask
 
 
 def _check_unicode(place: str, *values: str) -> None:
@@ -239,7 +201,8 @@ def _check_unicode(place: str, *values: str) -> None:
         raise CorpusError("this is not valid Unicode (a lone surrogate)", where=place, found=error) from error
 
 
-def _field(place: str, record: dict[str, Any], name: str, kind: type) -> Any:
+def _field(place: str, record: dict[str, Any], key: str, name: str, kind: type) -> Any:
+    """Return a field of a record; ``key`` is the setting that names it."""
     value = record.get(name)
     if not isinstance(value, kind):
         raise CorpusError(
@@ -247,6 +210,6 @@ def _field(place: str, record: dict[str, Any], name: str, kind: type) -> Any:
             where=place,
             expected=f"a {kind.__name__}",
             found=f"fields {', '.join(record)}" if name not in record else type(value).__name__,
-            fix="Name the right field in corpus.text_field or corpus.messages_field",
+            fix=f"Name the right field in corpus.{key}",
         )
     return value

@@ -4,23 +4,20 @@ Deterministic: the same documents, tokenizer and settings give the same bytes. T
 encoding's manifest is written last, so a part of the corpus is encoded whole or not at all; a
 killed one is simply done again (it costs a tokeniser pass, nothing beside a teacher).
 
-Files that are appended to the corpus become a further part: new shards behind the old
+Files and datasets that are appended to the corpus become a further part: new shards behind the old
 ones, which stay what they are.
 """
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from cache_tools import layout
 from cache_tools.errors import FormatError, IdentityError, LogitcaskError
 from cache_tools.fingerprint import differences, fingerprint
-from cache_tools.manifest import EncodingManifest, ObjectRecord, Split, read_manifest, write_group, write_manifest
-from cache_tools.sequences import Sequence, read_table
+from cache_tools.manifest import EncodingManifest, ObjectRecord, read_manifest, write_group, write_manifest
+from cache_tools.sequences import read_table
 from cache_tools.shards import ShardEntry, read_file_tables, read_shard_tables, write_part
 from cache_tools.storage import (
     StorePath,
@@ -31,10 +28,9 @@ from cache_tools.storage import (
     remove_tree,
     write_objects,
 )
-from pipeline.config import CaptureConfig, EncodingConfig
-from pipeline.documents import Document, corpus_files, file_hash, file_names, read_documents
-from pipeline.masking import draw_mask
-from pipeline.pieces import Frame, Piece, frame_of, split_document
+from pipeline.config import CaptureConfig
+from pipeline.documents import Source, corpus_sources, read_documents
+from pipeline.encode_documents import encode_documents
 from pipeline.shard_writer import ShardWriter
 from pipeline.split import is_held_out
 from pipeline.tokenizers import tokenizer_files, tokenizer_identity
@@ -54,7 +50,7 @@ def encode(
     Args:
         config: The capture file.
         tokenizer: The encoding's tokenizer.
-        append: Encode files that the encoding lacks as a further part of it.
+        append: Encode files and datasets that the encoding lacks as a further part of it.
         progress: Told how many tokens were encoded.
 
     Returns:
@@ -64,9 +60,8 @@ def encode(
         CorpusError: a document cannot be read or encoded.
         IdentityError: the cache holds an encoding of this name from another corpus or other settings.
     """
-    found = corpus_files(config.corpus)
-    files = dict(zip(file_names(found, config.corpus), found, strict=True))
-    hashes = {name: file_hash(file) for name, file in files.items()}
+    sources = corpus_sources(config.corpus)
+    hashes = {name: source.sha256() for name, source in sources.items()}
     folder = layout.encoding_folder(config.cache, config.encoding.name)
     identity = encoding_identity(config, tokenizer)
     if not object_exists(folder / layout.MANIFEST):
@@ -79,13 +74,13 @@ def encode(
             parts=(),
             files=_save_tokenizer(tokenizer, folder),
         )
-        _add_part(folder, manifest, files, hashes, config, tokenizer, progress)
+        _add_part(folder, manifest, sources, hashes, config, tokenizer, progress)
         return folder
     stored = read_manifest(folder, EncodingManifest)
     _check_same(folder, stored.identity, identity)
     known = read_file_tables(folder, stored.parts)
     _check_files(folder, known, hashes, append)
-    new = {name: file for name, file in files.items() if name not in known}
+    new = {name: source for name, source in sources.items() if name not in known}
     if new:
         _add_part(folder, stored, new, hashes, config, tokenizer, progress)
     return folder
@@ -94,49 +89,37 @@ def encode(
 def _add_part(
     folder: StorePath,
     manifest: EncodingManifest,
-    files: dict[str, Path],
+    sources: dict[str, Source],
     hashes: dict[str, str],
     config: CaptureConfig,
     tokenizer: PreTrainedTokenizerFast,
     progress: Progress,
 ) -> None:
-    """Encode files as a further part; the manifest that counts it is written last."""
+    """Encode sources as a further part; the manifest that counts it is written last."""
     part, before = len(manifest.parts), read_shard_tables(folder, manifest.parts)
     _clear_part(folder, len(before), part)
     writer = ShardWriter(folder, config.encoding.positions_per_shard, before)
-    documents = read_documents(list(files.values()), config.corpus, _document_ids(folder, before))
+    documents = read_documents(sources.values(), config.corpus, _document_ids(folder, before))
     try:
-        _encode_documents(documents, config, tokenizer, writer, progress)
+        for document, sequence in encode_documents(documents, tokenizer, config.encoding):
+            held_out = is_held_out(document.group, config.corpus.held_out_fraction)
+            writer.add("held_out" if held_out else "train", sequence)
+            progress(len(sequence.input_ids))
     except LogitcaskError:
         _clear_part(folder, len(before), part)
         raise
-    written = write_part(folder, part, {name: hashes[name] for name in files}, writer.finish())
+    written = write_part(folder, part, {name: hashes[name] for name in sources}, writer.finish())
     write_group(folder / "teachers")
     write_manifest(folder, manifest.model_copy(update={"parts": (*manifest.parts, written)}))
 
 
-def is_encoded(config: CaptureConfig) -> bool:
-    """Say whether every file of the corpus is part of the encoding; looks at names only."""
+def is_encoded(config: CaptureConfig, sources: Iterable[str]) -> bool:
+    """Say whether all sources of the corpus, given by name, are part of the encoding."""
     folder = layout.encoding_folder(config.cache, config.encoding.name)
     if not object_exists(folder / layout.MANIFEST):
         return False
     known = read_file_tables(folder, read_manifest(folder, EncodingManifest).parts)
-    return set(file_names(corpus_files(config.corpus), config.corpus)) <= set(known)
-
-
-def _encode_documents(
-    documents: Iterator[Document],
-    config: CaptureConfig,
-    tokenizer: PreTrainedTokenizerFast,
-    writer: ShardWriter,
-    progress: Progress,
-) -> None:
-    frame, random_ids = frame_of(tokenizer, config.encoding), ordinary_ids(tokenizer)
-    for document in documents:
-        split: Split = "held_out" if is_held_out(document.group, config.corpus.held_out_fraction) else "train"
-        for sequence in encode_document(document, tokenizer, frame, random_ids, config.encoding):
-            writer.add(split, sequence)
-            progress(len(sequence.input_ids))
+    return set(sources) <= set(known)
 
 
 def encoding_identity(config: CaptureConfig, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
@@ -147,57 +130,10 @@ def encoding_identity(config: CaptureConfig, tokenizer: PreTrainedTokenizerFast)
     if config.corpus.messages_field:
         encoding["chat_template"] = fingerprint({"template": tokenizer.chat_template})
     return {
-        "corpus": config.corpus.model_dump(mode="json", exclude={"paths"}),
+        "corpus": config.corpus.identity(),
         "encoding": encoding,
         "tokenizer": tokenizer_identity(tokenizer),
     }
-
-
-def encode_document(
-    document: Document,
-    tokenizer: PreTrainedTokenizerFast,
-    frame: Frame,
-    random_ids: NDArray[np.uint32],
-    config: EncodingConfig,
-) -> Iterator[Sequence]:
-    """Yield the sequences of one document; ids and rows are assigned when a shard is written.
-
-    Raises:
-        CorpusError: the document has no token that a teacher could predict.
-    """
-    for number, piece in enumerate(split_document(document, tokenizer, frame, config)):
-        if config.objective == "causal":
-            mask = np.append(piece.trainable[1:], False)
-            yield _sequence(document, piece, piece.input_ids, mask, None)
-            continue
-        for copy in range(config.masking.copies):
-            key = f"{document.id}\0{number}\0{copy}"
-            assert tokenizer.mask_token_id is not None
-            shown, slots = draw_mask(
-                piece.input_ids, piece.trainable, tokenizer.mask_token_id, random_ids, config.masking, key
-            )
-            yield _sequence(document, piece, shown, slots, piece.input_ids)
-
-
-def _sequence(
-    document: Document,
-    piece: Piece,
-    input_ids: NDArray[np.uint32],
-    position_mask: NDArray[np.bool_],
-    original_ids: NDArray[np.uint32] | None,
-) -> Sequence:
-    unassigned = -1
-    return Sequence(
-        unassigned,
-        document.id,
-        document.group,
-        unassigned,
-        input_ids,
-        position_mask,
-        original_ids,
-        piece.text,
-        piece.byte_lengths,
-    )
 
 
 def _check_same(folder: StorePath, stored: dict[str, Any], identity: dict[str, Any]) -> None:
@@ -225,9 +161,9 @@ def _check_files(folder: StorePath, known: dict[str, str], found: dict[str, str]
             expected="the files it was made from",
             found="; ".join(lines[:5]) + (f" and {len(lines) - 5} more" if len(lines) > 5 else ""),
             why="" if not changed else "old and new predictions would belong to different tokens",
-            fix="Restore the corpus, or choose another encoding.name or cache"
+            fix="Restore the corpus (the revision of a dataset), or choose another encoding.name or cache"
             if changed
-            else "Run the capture with --append to add the new files, or take them out of corpus.paths",
+            else "Run the capture with --append to add what is new, or take it out of the corpus",
         )
 
 
@@ -267,8 +203,3 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: StorePath) -> di
     contents = {f"{layout.TOKENIZER}/{name}": content for name, content in tokenizer_files(tokenizer).items()}
     write_objects(folder, contents)
     return {key: ObjectRecord.of(content) for key, content in contents.items()}
-
-
-def ordinary_ids(tokenizer: PreTrainedTokenizerFast) -> NDArray[np.uint32]:
-    """Return every id that is not a special token: (m,) uint32, ascending."""
-    return np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids).astype(np.uint32)

@@ -1,12 +1,17 @@
 """One document becomes pieces: token ids with byte lengths, cut to length, never cut off.
 
-The document is tokenised once, without special tokens; windows of the result get the
+A document is tokenised once, without special tokens; windows of the result get the
 tokenizer's own prefix (BOS, [CLS]) and suffix ([SEP]) back. A window repeats the last
 ``overlap`` tokens of the one before as context: they are read again but not kept again.
+
+Chats have their template's special tokens and get no others; token ids are read as they are given. Ids come
+without a text, and none is made up for them: the bytes of a token are not always
+those of its decoded form. Their pieces have an empty text and byte lengths of zero.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import TypeVar
 
 import numpy as np
@@ -14,7 +19,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from cache_tools.errors import CorpusError
-from pipeline.chat import render_chat
+from pipeline.chat import Spans, render_chat
 from pipeline.config import EncodingConfig
 from pipeline.documents import Document
 
@@ -73,48 +78,122 @@ def frame_of(tokenizer: PreTrainedTokenizerFast, config: EncodingConfig) -> Fram
     return Frame(prefix, [], end if config.append_eos else [])
 
 
-def split_document(
-    document: Document, tokenizer: PreTrainedTokenizerFast, frame: Frame, config: EncodingConfig
-) -> Iterator[Piece]:
-    """Yield the pieces of a document that keep at least one position.
+@dataclass(frozen=True)
+class Readable:
+    """A document as a tokenizer takes it.
+
+    Attributes:
+        document: The document.
+        text: Its text, or its chat as rendered; empty for token ids.
+        spans: Character spans that an assistant wrote; None where all is trained on.
+    """
+
+    document: Document
+    text: str
+    spans: Spans | None = None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of a whole document.
+
+    Attributes:
+        ids: (n,) uint32.
+        starts: (n,) int64, each token's first character in the text.
+        trainable: (n,) bool, as in a piece.
+    """
+
+    ids: NDArray[np.uint32]
+    starts: NDArray[np.int64]
+    trainable: NDArray[np.bool_]
+
+
+def readable(document: Document, tokenizer: PreTrainedTokenizerFast) -> Readable:
+    """Render a chat; leave other documents as they are.
 
     Raises:
-        CorpusError: the document has no token that a teacher could predict.
+        CorpusError: the chat template refuses the chat.
     """
     if document.messages is None:
-        assert document.text is not None
-        text, spans = document.text, None
-    else:
-        text, spans = render_chat(document.messages, tokenizer, document.place)
-        frame = Frame([], [], [])
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    starts = np.array([start for start, _ in encoded["offset_mapping"]] + [len(text)] * len(frame.end), dtype=np.int64)
-    ids = np.array(encoded["input_ids"] + frame.end, dtype=np.uint32)
-    trainable = np.ones(len(ids), dtype=bool) if spans is None else _inside(starts, spans)
-    if config.objective == "masked":  # special tokens that stand in the text itself
-        trainable &= ~np.isin(ids, tokenizer.all_special_ids)
+        return Readable(document, document.text or "")
+    return Readable(document, *render_chat(document.messages, tokenizer, document.place, document.tools))
+
+
+def split_documents(
+    batch: Sequence[Readable], tokenizer: PreTrainedTokenizerFast, frame: Frame, config: EncodingConfig
+) -> Iterator[tuple[Document, Iterator[Piece]]]:
+    """Yield each document with its pieces that keep at least one position; texts are tokenised together, on all cores.
+
+    Raises:
+        CorpusError: a document has no token that a teacher could predict, or ids that are no tokens.
+    """
+    tokenised = iter(_tokenise([one.text for one in batch if one.document.ids is None], tokenizer))
+    special_ids = tokenizer.all_special_ids
+    for one in batch:
+        own_frame = frame if one.document.text is not None else Frame([], [], [])
+        if one.document.ids is None:
+            tokens = _text_tokens(one, *next(tokenised), own_frame)
+        else:
+            tokens = _given_tokens(one.document, len(tokenizer))
+        if config.objective == "masked":  # special tokens that stand in the text itself
+            tokens = replace(tokens, trainable=tokens.trainable & ~np.isin(tokens.ids, special_ids))
+        yield one.document, _pieces(one, tokens, own_frame, config)
+
+
+def _tokenise(
+    texts: list[str], tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.int64]]]:
+    """Yield the ids of each text, (n,) uint32, and their first characters, (n,) int64."""
+    if not texts:
+        return
+    encoded = tokenizer(
+        texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+    )
+    for one in encoded.encodings or ():  # whose lists are made on demand, one text's at a time
+        ids = np.array(one.ids, dtype=np.uint32)
+        yield ids, np.fromiter(map(itemgetter(0), one.offsets), dtype=np.int64, count=len(ids))
+
+
+def _text_tokens(one: Readable, ids: NDArray[np.uint32], starts: NDArray[np.int64], frame: Frame) -> Tokens:
+    end = len(frame.end)
+    ids = np.append(ids, np.array(frame.end, dtype=np.uint32))
+    starts = np.append(starts, np.full(end, len(one.text)))
+    return Tokens(ids, starts, np.ones(len(ids), dtype=bool) if one.spans is None else _inside(starts, one.spans))
+
+
+def _given_tokens(document: Document, vocabulary_size: int) -> Tokens:
+    assert document.ids
+    for extreme in (min(document.ids), max(document.ids)):
+        if not 0 <= extreme < vocabulary_size:
+            raise CorpusError(
+                "a token id is not in the tokenizer's vocabulary",
+                where=f"{document.place} (id {document.id!r})",
+                expected=f"0 to {vocabulary_size - 1}",
+                found=extreme,
+                fix="Use the tokenizer that made the ids as encoding.tokenizer",
+            )
+    trained = np.ones(len(document.ids)) if document.mask is None else np.array(document.mask)
+    starts = np.zeros(len(document.ids), dtype=np.int64)
+    return Tokens(np.array(document.ids, dtype=np.uint32), starts, trained.astype(bool))
+
+
+def _pieces(one: Readable, tokens: Tokens, frame: Frame, config: EncodingConfig) -> Iterator[Piece]:
     found = False
-    for piece in _windows(text, ids, starts, trainable, frame, config):
+    for piece in _windows(one.text, tokens, frame, config):
         found = True
         yield piece
     if not found:
+        masked_out = ", none in an assistant's turn" if one.spans is not None else ""
         raise CorpusError(
             "this document has no token that a teacher could predict",
-            where=f"{document.place} (id {document.id!r})",
-            found=f"{len(encoded['input_ids'])} tokens"
-            + (", none in an assistant's turn" if spans is not None else ""),
+            where=f"{one.document.place} (id {one.document.id!r})",
+            found=f"{len(tokens.ids) - len(frame.end)} tokens"
+            + (", none of which the mask allows" if one.document.mask is not None else masked_out),
             fix="Remove the document",
         )
 
 
-def _windows(
-    text: str,
-    ids: NDArray[np.uint32],
-    starts: NDArray[np.int64],
-    trainable: NDArray[np.bool_],
-    frame: Frame,
-    config: EncodingConfig,
-) -> Iterator[Piece]:
+def _windows(text: str, tokens: Tokens, frame: Frame, config: EncodingConfig) -> Iterator[Piece]:
     room = config.max_length_tokens - len(frame.prefix) - len(frame.suffix)
     if room <= config.overlap_tokens:
         raise CorpusError(
@@ -123,13 +202,13 @@ def _windows(
             expected=f"more than {config.overlap_tokens + len(frame.prefix) + len(frame.suffix)}",
             found=config.max_length_tokens,
         )
-    bytes_before = _bytes_before(text)
+    ids, starts, bytes_before = tokens.ids, tokens.starts, _bytes_before(text)
     bounds = np.append(np.maximum.accumulate(starts) if len(starts) else starts, len(text))
     first = 0
     while first < len(ids):
         last = min(first + room, len(ids))
         repeated = config.overlap_tokens if first else 0
-        kept = trainable[first:last].copy()
+        kept = tokens.trainable[first:last].copy()
         kept[:repeated] = False
         if _keeps_any(kept, frame, config):
             chars = bounds[first : last + 1].copy()
@@ -165,6 +244,8 @@ def _inside(starts: NDArray[np.int64], spans: list[tuple[int, int]]) -> NDArray[
 
 def _bytes_before(text: str) -> NDArray[np.int64]:
     """Return, for each character index 0..len(text), the UTF-8 bytes before it."""
+    if text.isascii():
+        return np.arange(len(text) + 1)
     codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     lengths = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

@@ -23,9 +23,8 @@ from cache_tools.sequences import Sequence, sequences_bytes
 from cache_tools.storage import StorePath
 from pipeline.config import CaptureConfig, HiddenConfig, TeacherConfig
 from pipeline.declare import codec_of_target, keep_of, scalar_names
-from pipeline.documents import Document, corpus_files, read_documents
-from pipeline.encode import encode_document, ordinary_ids
-from pipeline.pieces import frame_of
+from pipeline.documents import Document, corpus_sources, read_documents
+from pipeline.encode_documents import encode_documents
 from pipeline.plan_held import held_teacher
 from pipeline.split import is_held_out
 
@@ -76,11 +75,10 @@ def survey(config: CaptureConfig, tokenizer: PreTrainedTokenizerFast, sample_doc
     sizes = [_characters(document) for document in _documents(config)]
     step = -(-len(sizes) // sample_documents)
     chosen = (document for i, document in enumerate(_documents(config)) if i % step == 0)
-    frame, random_ids = frame_of(tokenizer, config.encoding), ordinary_ids(tokenizer)
     found: dict[Split, list[Sequence]] = {split: [] for split in SPLITS}
-    for document in chosen:
-        split: Split = "held_out" if is_held_out(document.group, config.corpus.held_out_fraction) else "train"
-        found[split] += encode_document(document, tokenizer, frame, random_ids, config.encoding)
+    for document, sequence in encode_documents(chosen, tokenizer, config.encoding):
+        held_out = is_held_out(document.group, config.corpus.held_out_fraction)
+        found["held_out" if held_out else "train"].append(sequence)
     scale = sum(sizes) / sum(sizes[::step])
     totals = {}
     for name, sequences in found.items():
@@ -200,13 +198,13 @@ def require_space(cache: StorePath, needed_bytes: int) -> int | None:
 
 
 def _documents(config: CaptureConfig) -> Iterator[Document]:
-    return read_documents(corpus_files(config.corpus), config.corpus, set())
+    return read_documents(corpus_sources(config.corpus).values(), config.corpus, set())
 
 
 def _characters(document: Document) -> int:
     if document.text is not None:
         return len(document.text) + 1
-    return sum(len(str(message)) for message in document.messages or ()) + 1
+    return sum(len(str(message)) for message in document.messages or ()) + len(document.ids or ()) + 1
 
 
 def _numbered(sequences: list[Sequence]) -> Iterator[Sequence]:

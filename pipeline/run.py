@@ -21,6 +21,7 @@ from cache_tools.writer import create_cache
 from pipeline.capture import capture_shards
 from pipeline.config import CaptureConfig, TeacherConfig
 from pipeline.declare import declare, is_declared, keep_of
+from pipeline.documents import corpus_sources
 from pipeline.encode import encode, is_encoded
 from pipeline.plan import known_totals, plan_encoding, plan_teacher, survey
 from pipeline.plan_held import held_encoding
@@ -80,7 +81,8 @@ def run_capture(config: CaptureConfig, worker: Worker, reporter: Reporter, appen
         encode(config, tokenizer, append, reporter.advance)
     else:
         reporter.stage("waiting for rank 0 to encode", None)
-        _wait_until(lambda: is_encoded(config) or (not append and _has_encoding(config)))
+        names = corpus_sources(config.corpus)
+        _wait_until(lambda: is_encoded(config, names) or (not append and _has_encoding(config)))
         encode(config, tokenizer)  # only compares: the encoding exists
     encoding = Cache(config.cache).encoding(config.encoding.name)
     return {

@@ -86,12 +86,12 @@ def test_appending_nothing_changes_nothing(tmp_path, before):
 
 def test_a_new_file_is_refused_unless_it_is_to_be_appended(tmp_path, before):
     old = snapshot(tmp_path / "cache")
-    assert not is_encoded(settings(tmp_path))
+    assert not is_encoded(settings(tmp_path), ["a.jsonl", "b.jsonl"])
     with pytest.raises(IdentityError, match=r"a\.jsonl is new.*--append"):
         run(tmp_path)
     assert snapshot(tmp_path / "cache") == old
     run(tmp_path, append=True)
-    assert is_encoded(settings(tmp_path))
+    assert is_encoded(settings(tmp_path), ["a.jsonl", "b.jsonl"])
 
 
 @pytest.mark.parametrize("lines", [[], range(5, 6)])

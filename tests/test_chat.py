@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 import tiny
@@ -155,3 +157,120 @@ def test_refuses_a_chat_in_which_no_assistant_speaks(tmp_path):
         encoded(tmp_path, CHATML, [{"id": "mute", "chat": chat("one turn")[:1]}])
     assert str(error.value).startswith(f"{tmp_path / 'chats.jsonl'}:1 (id 'mute'): this document has no token")
     assert "none in an assistant's turn" in str(error.value)
+
+
+QWEN_LIKE = (
+    "{% if tools %}<|im_start|>system\n{% if messages[0].role == 'system' %}{{ messages[0].content }}\n\n{% endif %}"
+    "# Tools\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n"
+    "{% elif messages[0].role == 'system' %}<|im_start|>system\n{{ messages[0].content }}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}{% if m.role == 'tool' %}"
+    "{% if loop.first or messages[loop.index0 - 1].role != 'tool' %}<|im_start|>user{% endif %}"
+    "{{ '\n' }}<tool_response>\n{{ m.content }}\n</tool_response>"
+    "{% if loop.last or messages[loop.index0 + 1].role != 'tool' %}<|im_end|>\n{% endif %}"
+    "{% elif m.role == 'assistant' %}<|im_start|>assistant\n{{ BEGIN }}{% if m.content %}{{ m.content }}{% endif %}"
+    "{% for call in m.tool_calls or [] %}<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
+    "{% endfor %}<|im_end|>\n{{ END }}"
+    "{% elif m.role != 'system' or not loop.first %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Tools stand in the system prompt, and replies that follow each other share one turn, as in Qwen's templates."""
+
+WITH_TOOLS = {
+    "by prefixes": QWEN_LIKE.replace("{{ BEGIN }}", "").replace("{{ END }}", ""),
+    "marked": QWEN_LIKE.replace("{{ BEGIN }}", "{% generation %}").replace("{{ END }}", "{% endgeneration %}"),
+}
+
+
+def tool(name, parameter):
+    parameters = {"type": "object", "properties": {parameter: {"type": "string"}}, "required": [parameter]}
+    return {
+        "type": "function",
+        "function": {"name": name, "description": f"Tells the {name}.", "parameters": parameters},
+    }
+
+
+def call(name, **arguments):
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+TOOLS = [tool("weather", "city"), tool("time", "zone")]
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Weather in Łódź, and what time is it?"},
+    {"role": "assistant", "content": None, "tool_calls": [call("weather", city="Łódź"), call("time", zone="CET")]},
+    {"role": "tool", "content": "rain"},
+    {"role": "tool", "content": "12:00"},
+    {"role": "assistant", "content": "Rain at noon."},
+    {"role": "user", "content": "And in Rome?"},
+    {"role": "assistant", "content": "I look.", "tool_calls": [call("weather", city="Rome")]},
+    {"role": "tool", "content": "sun"},
+    {"role": "assistant", "content": "Sun."},
+]
+SAID = [
+    '<tool_call>\n{"name": "weather", "arguments": {"city": "Łódź"}}\n</tool_call>'
+    '<tool_call>\n{"name": "time", "arguments": {"zone": "CET"}}\n</tool_call><|im_end|>\n',
+    "Rain at noon.<|im_end|>\n",
+    'I look.<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call><|im_end|>\n',
+    "Sun.<|im_end|>\n",
+]
+
+
+@pytest.mark.parametrize("template", WITH_TOOLS)
+@pytest.mark.parametrize("tools", [TOOLS, None])
+def test_calls_of_tools_are_the_assistants_and_their_replies_are_not(template, tools):
+    text, spans = render_chat(TALK, tokenizer(WITH_TOOLS[template]), PLACE, tools)
+    assert [text[start:end] for start, end in spans] == SAID
+    assert text.startswith("<|im_start|>system\nBe brief.")
+    assert ('"name": "weather", "description": "Tells the weather."' in text) == bool(tools)
+    assert "<|im_start|>user\n<tool_response>\nrain\n</tool_response>\n<tool_response>\n12:00\n" in text
+
+
+def test_both_ways_to_find_the_assistants_words_agree_where_tools_are_listed():
+    for messages in (TALK, TALK[1:], TALK[:6], TALK[2:], TALK[:3]):
+        found = [render_chat(messages, tokenizer(template), PLACE, TOOLS) for template in WITH_TOOLS.values()]
+        assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("messages", "tools", "word"), [(TALK, None, "tool_calls"), (TALK[:2], TOOLS, "tools"), (TALK, TOOLS, "tools")]
+)
+@pytest.mark.parametrize("template", [CHATML, MARKED])
+def test_refuses_a_template_that_would_leave_tools_out(template, messages, tools, word):
+    with pytest.raises(CorpusError) as error:
+        render_chat(messages, tokenizer(template), PLACE, tools)
+    assert str(error.value).startswith(f"{PLACE}: the chat template has no place for {word}.")
+
+
+def test_a_tokenizers_own_template_for_tools_is_the_one_that_is_used():
+    made = tokenizer({"default": CHATML, "tool_use": WITH_TOOLS["by prefixes"]})
+    assert "# Tools" in render_chat(TALK, made, PLACE, TOOLS)[0]
+    assert "# Tools" not in render_chat(chat("one turn"), made, PLACE)[0]
+
+
+def write_lists(path):
+    path.write_text(json.dumps({"id": "a", "chat": TALK, "tools": TOOLS}) + "\n")
+
+
+def write_json_text(path):
+    path.write_text(json.dumps({"id": "a", "chat": json.dumps(TALK), "tools": json.dumps(TOOLS)}) + "\n")
+
+
+def write_structs(path):
+    """In Arrow, all calls of tools get all arguments, and all messages all keys, null where they had none."""
+    pa.parquet.write_table(pa.Table.from_pylist([{"id": "a", "chat": TALK, "tools": TOOLS}]), path)
+
+
+@pytest.mark.parametrize("template", WITH_TOOLS)
+@pytest.mark.parametrize(
+    ("write", "name"), [(write_lists, "a.jsonl"), (write_json_text, "a.jsonl"), (write_structs, "a.parquet")]
+)
+def test_a_chat_with_tools_is_the_same_from_lists_json_text_and_arrow(tmp_path, template, write, name):
+    write(tmp_path / name)
+    values = tiny.capture_values(tmp_path, tmp_path, max_length_tokens=64, held_out_fraction=0)
+    values["corpus"] |= {"paths": [str(tmp_path / name)], "messages_field": "chat", "tools_field": "tools"}
+    made = tokenizer(WITH_TOOLS[template])
+    encoding = Encoding(encode(CaptureConfig.model_validate(values), made), "main")
+    sequences = [s for shard in range(len(encoding.shards)) for s in encoding.sequences(shard)]
+    gold = np.concatenate([s.gold_ids("causal") for s in sequences])
+    assert made.decode(gold) == "".join(SAID)

@@ -11,7 +11,7 @@ import pytest
 
 from cache_tools.errors import CorpusError
 from pipeline.config import CorpusConfig
-from pipeline.documents import corpus_files, file_hash, file_names, read_documents
+from pipeline.documents import corpus_sources, read_documents
 
 RECORDS = [
     {"id": "a", "group": "first", "text": "Größe: 10 µm\r\nzweite Zeile"},
@@ -58,7 +58,7 @@ WRITERS = {
 
 def read(*paths, **settings):
     config = CorpusConfig(paths=paths, **settings)
-    return list(read_documents(corpus_files(config), config, set()))
+    return list(read_documents(corpus_sources(config).values(), config, set()))
 
 
 def refusal(*paths, **settings):
@@ -77,9 +77,7 @@ def jsonl(folder, *lines):
 
 def identity(*paths):
     """Return what an encoding records of its corpus: the hash of each file by its name."""
-    config = CorpusConfig(paths=paths)
-    files = corpus_files(config)
-    return dict(zip(file_names(files, config), map(file_hash, files), strict=True))
+    return {name: source.sha256() for name, source in corpus_sources(CorpusConfig(paths=paths)).items()}
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -240,7 +238,8 @@ def test_refuses_a_file_of_unknown_kind(tmp_path, name):
     (tmp_path / name).write_text("x")
     assert refusal(tmp_path / name) == (
         f"{tmp_path / name}: unknown kind of file (expected .txt, .jsonl (also .gz or .zst) or .parquet, "
-        f"found {Path(name).suffix})."
+        f"found {Path(name).suffix}). "
+        "Files of other kinds (.json, .csv) are read by corpus.datasets: {path: json, data_files: […]}."
     )
 
 
@@ -298,8 +297,8 @@ def test_documents_without_ids_are_named_alike_wherever_the_corpus_lies(tmp_path
         (tmp_path / place / "part" / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
         (tmp_path / place / "b.txt").write_text("three")
     here, there = (CorpusConfig(paths=(tmp_path / place,)) for place in ("here", "there"))
-    ids = [document.id for document in read_documents(corpus_files(here), here, set())]
-    assert ids == [document.id for document in read_documents(corpus_files(there), there, set())]
+    ids = [document.id for document in read_documents(corpus_sources(here).values(), here, set())]
+    assert ids == [document.id for document in read_documents(corpus_sources(there).values(), there, set())]
     assert ids == ["b.txt", "part/a.jsonl:1", "part/a.jsonl:2"]
     assert identity(tmp_path / "here") == identity(tmp_path / "there")
 
@@ -315,10 +314,96 @@ def test_an_id_of_documents_that_were_read_before_is_refused(tmp_path):
     path = jsonl(tmp_path, {"id": "new", "text": "x"}, {"id": "old", "text": "y"})
     config = CorpusConfig(paths=(path,))
     with pytest.raises(CorpusError, match=f"{path}:2: the id 'old' occurs a second time"):
-        list(read_documents([path], config, {"old"}))
+        list(read_documents(corpus_sources(config).values(), config, {"old"}))
 
 
 def test_files_read_later_need_documents_of_their_own(tmp_path):
-    path = jsonl(tmp_path)
+    config = CorpusConfig(paths=(jsonl(tmp_path),))
     with pytest.raises(CorpusError, match="the corpus is empty"):
-        list(read_documents([path], CorpusConfig(paths=(path,)), {"old"}))
+        list(read_documents(corpus_sources(config).values(), config, {"old"}))
+
+
+def test_token_ids_replace_text_when_their_field_is_named(tmp_path):
+    records = [{"text": "ignored", "tokens": [3, 1, 2], "loss": [0, 1, 1]}, {"tokens": [7], "loss": [True]}]
+    write_lines, write_table = jsonl(tmp_path, *records), tmp_path / "a.parquet"
+    pa.parquet.write_table(
+        pa.Table.from_pylist([{**r, "loss": list(map(int, r["loss"]))} for r in records]), write_table
+    )
+    for path in (write_lines, write_table):
+        found = read(path, ids_field="tokens", mask_field="loss")
+        assert [(d.text, d.ids, d.mask) for d in found] == [(None, [3, 1, 2], [0, 1, 1]), (None, [7], [1])]
+        assert [d.mask for d in read(path, ids_field="tokens")] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"text": "x"}, "the field 'ids' is missing"),
+        ({"ids": "1 2"}, "the field 'ids' is not a list"),
+        ({"ids": []}, "this document has no token ids"),
+        ({"ids": [1, 2.0]}, "the field 'ids' is not a list of whole numbers"),
+        ({"ids": [True, 2]}, "the field 'ids' is not a list of whole numbers"),
+        ({"ids": [1, None]}, "the field 'ids' is not a list of whole numbers"),
+        ({"ids": [1, 2]}, "the field 'mask' is missing"),
+        ({"ids": [1, 2], "mask": [1]}, "ids and mask differ in length (expected 2 in the mask, found 1)"),
+        ({"ids": [1, 2], "mask": [1, 2]}, "the field 'mask' is not a list of 0 and 1"),
+        ({"ids": [1, 2], "mask": [1, None]}, "the field 'mask' is not a list of 0 and 1"),
+        ({"ids": [1], "mask": [1], "id": "\ud800"}, "this is not valid Unicode (a lone surrogate)"),
+    ],
+)
+def test_refuses_bad_token_ids_and_names_file_and_line(tmp_path, record, message):
+    path = jsonl(tmp_path, record)
+    assert refusal(path, ids_field="ids", mask_field="mask").startswith(f"{path}:1: {message}")
+
+
+def test_tools_are_a_list_of_objects_json_text_of_one_or_null(tmp_path):
+    tool = {"name": "x"}
+    given = [[tool], json.dumps([tool]), None, []]
+    path = jsonl(tmp_path, *({"chat": [{"role": "user"}], "tools": tools} for tools in given))
+    found = read(path, messages_field="chat", tools_field="tools")
+    assert [document.tools for document in found] == [[tool], [tool], None, None]
+
+
+@pytest.mark.parametrize(
+    ("tools", "message"),
+    [
+        ({}, "the field 'tools' is missing"),
+        ({"tools": "get_weather"}, "the field 'tools' is not a list (expected a list, found str)"),
+        ({"tools": '{"name": "x"}'}, "the field 'tools' is not a list (expected a list, found dict)"),
+        ({"tools": ["get_weather"]}, "a tool is not an object"),
+    ],
+)
+def test_refuses_bad_tools_and_names_file_and_line(tmp_path, tools, message):
+    path = jsonl(tmp_path, {"chat": [{"role": "user"}], **tools})
+    assert refusal(path, messages_field="chat", tools_field="tools").startswith(f"{path}:1: {message}")
+
+
+def test_nulls_that_arrow_put_into_messages_are_gone_and_a_written_null_stays(tmp_path):
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "call": {"a": 1}}]
+    pa.parquet.write_table(pa.Table.from_pylist([{"chat": messages}]), tmp_path / "a.parquet")
+    (document,) = read(tmp_path / "a.parquet", messages_field="chat")
+    assert document.messages == messages
+    written = [{"role": "assistant", "content": "x", "call": {"a": None}}]
+    (document,) = read(jsonl(tmp_path, {"chat": written}), messages_field="chat")
+    assert document.messages == written
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"paths": []}, "needs paths or datasets"),
+        ({"paths": ["a.txt"], "messages_field": "a", "ids_field": "b"}, "exclude each other"),
+        ({"paths": ["a.txt"], "tools_field": "a"}, "tools_field needs messages_field"),
+        ({"paths": ["a.txt"], "mask_field": "a"}, "mask_field needs ids_field"),
+    ],
+)
+def test_refuses_settings_that_do_not_go_together(settings, message):
+    with pytest.raises(ValueError, match=message):
+        CorpusConfig(**settings)
+
+
+def test_fields_of_later_versions_leave_the_identity_of_older_corpora_alone():
+    older = {"text_field": "text", "messages_field": None, "id_field": "id", "group_field": "group"}
+    assert CorpusConfig(paths=["a.txt"]).identity() == older | {"held_out_fraction": 0.01}
+    new = CorpusConfig(paths=["a.txt"], ids_field="ids")
+    assert new.identity() == CorpusConfig(paths=["a.txt"]).identity() | {"ids_field": "ids"}

@@ -11,6 +11,9 @@ import pipeline.run
 import tiny
 from cache_tools.errors import FormatError, IdentityError, ModelError
 from cache_tools.reader import Encoding
+from cache_tools.verify import verify
+from cache_tools.writer import create_cache
+from pipeline import encode_documents
 from pipeline.config import CaptureConfig
 from pipeline.encode import encode
 from pipeline.run import Worker, run_capture
@@ -276,3 +279,40 @@ def test_progress_counts_every_token_once(tmp_path):
 def test_the_tokenizer_in_the_cache_is_the_one_that_encoded(tmp_path):
     folder = run(tmp_path)
     assert tokenizer_identity(load_tokenizer(folder / "tokenizer")) == tokenizer_identity(CAUSAL)
+
+
+@pytest.mark.parametrize("objective", ["causal", "masked"])
+def test_a_corpus_of_token_ids_makes_a_sound_encoding_without_texts(tmp_path, objective):
+    tokenizer = MASKED if objective == "masked" else CAUSAL
+    ids = {name: tokenizer(text, add_special_tokens=False)["input_ids"] for name, text in TEXTS.items()}
+    lines = [json.dumps({"id": name, "tokens": given}) for name, given in ids.items()]
+    (tmp_path / "ids.jsonl").write_text("\n".join(lines))
+    values = tiny.capture_values(tmp_path, tmp_path, objective=objective, paths=[str(tmp_path / "ids.jsonl")])
+    values["corpus"]["ids_field"] = "tokens"
+    create_cache(tmp_path / "cache")
+    _, shards = opened(encode(CaptureConfig.model_validate(values), tokenizer))
+    sequences = [s for sequences in shards for s in sequences]
+    assert {s.document_id for s in sequences} == set(TEXTS)
+    assert all(s.text == "" and s.byte_lengths.sum() == 0 for s in sequences)
+    problems = verify(tmp_path / "cache", deep=True)
+    assert [problem.message for problem in problems] == ["no teacher has been captured"]
+
+
+@pytest.mark.parametrize("characters", [1, 1000, 2**18])
+def test_how_many_documents_are_tokenised_together_changes_no_byte(tmp_path, monkeypatch, characters):
+    write_corpus(tmp_path / "usual", TEXTS)
+    usual = snapshot(run(tmp_path / "usual"))
+    monkeypatch.setattr(encode_documents, "BATCH_CHARACTERS", characters)
+    write_corpus(tmp_path / "other", TEXTS)
+    assert snapshot(run(tmp_path / "other")) == usual
+
+
+@pytest.mark.parametrize("size", [0, 1, 50, 10_000])
+def test_a_batch_is_bounded_by_characters_and_by_documents(monkeypatch, size):
+    monkeypatch.setattr(encode_documents, "BATCH_CHARACTERS", 2000)
+    read = []
+    texts = (read.append(1) or "x" * size for _ in range(40))
+    batches = encode_documents.batches_of(texts, len)
+    first = next(batches)
+    assert len(read) == len(first) == -(-2000 // (size + encode_documents.DOCUMENT_CHARACTERS))
+    assert len(first) + sum(map(len, batches)) == 40

@@ -13,8 +13,8 @@ import tiny
 from cache_tools.errors import CorpusError
 from pipeline.config import EncodingConfig
 from pipeline.documents import Document
-from pipeline.encode import encode_document
-from pipeline.pieces import frame_of, split_document
+from pipeline.encode_documents import encode_documents
+from pipeline.pieces import frame_of, readable, split_documents
 
 END = 0  # id of <|end|> in the tiny causal tokenizer; as of [PAD] in the masked one
 TEXT = tiny.TEXTS[3]
@@ -72,16 +72,21 @@ def document(text):
     return Document("an id", "a group", text, None, "corpus.jsonl:7")
 
 
+def split(document, tokenizer, settings):
+    """Return the pieces of one document."""
+    ((_, made),) = split_documents([readable(document, tokenizer)], tokenizer, frame_of(tokenizer, settings), settings)
+    return list(made)
+
+
 def pieces(text, name, settings):
     tokenizer = (TOKENIZERS | UNFAITHFUL)[name]
-    return list(split_document(document(text), tokenizer, frame_of(tokenizer, settings), settings))
+    return split(document(text), tokenizer, settings)
 
 
 def predicted(text, name, settings):
     """Return the tokens of all pieces whose predictions are kept, in order, from finished sequences."""
-    tokenizer = TOKENIZERS[name]
-    made = encode_document(document(text), tokenizer, frame_of(tokenizer, settings), np.arange(1), settings)
-    return [token for sequence in made for token in sequence.gold_ids(settings.objective).tolist()]
+    made = encode_documents([document(text)], TOKENIZERS[name], settings)
+    return [token for _, sequence in made for token in sequence.gold_ids(settings.objective).tolist()]
 
 
 def rebuilt(made, length, repeated):
@@ -248,3 +253,65 @@ def test_refuses_a_length_without_room_between_the_special_tokens(name, objectiv
 def test_refuses_a_masked_objective_without_a_mask_token():
     with pytest.raises(CorpusError, match="the tokenizer has no mask token"):
         pieces(TEXT, "bare", config(objective="masked"))
+
+
+def given_ids(ids, mask=None):
+    return Document("an id", "a group", None, None, "corpus.jsonl:7", ids=ids, mask=mask)
+
+
+@pytest.mark.parametrize(("name", "objective"), [("both", "causal"), ("bare", "causal"), ("bert", "masked")])
+@pytest.mark.parametrize(("length", "overlap"), [(5, 0), (8, 1), (8, 3), (1000, 1)])
+def test_given_ids_are_cut_into_windows_and_nothing_is_added(name, objective, length, overlap):
+    ids = tokens(TEXT, name)
+    made = split(given_ids(ids), TOKENIZERS[name], config(length, overlap, objective=objective))
+    starts = range(0, max(len(ids) - overlap, 1), length - overlap)
+    assert [piece.input_ids.tolist() for piece in made] == [ids[start : start + length] for start in starts]
+    fresh = [piece.input_ids[overlap if number else 0 :] for number, piece in enumerate(made)]
+    assert np.concatenate(fresh).tolist() == ids
+    assert all(piece.text == "" and not piece.byte_lengths.any() for piece in made)
+
+
+@pytest.mark.parametrize("objective", ["causal", "masked"])
+@pytest.mark.parametrize(("length", "overlap"), [(5, 1), (8, 3), (1000, 1)])
+def test_only_ids_under_the_mask_are_trained_on_and_each_once(objective, length, overlap):
+    ids = tokens(TEXT, "bert")
+    mask = [int(place % 3 != 0) for place in range(len(ids))]
+    settings = config(length, overlap, objective=objective)
+    kept = [token for token, flag in zip(ids, mask, strict=True) if flag]
+    made = split(given_ids(ids, mask), TOKENIZERS["bert"], settings)
+    assert [token for piece in made for token in piece.input_ids[piece.trainable].tolist()] == kept
+    if objective == "causal":
+        sequences = encode_documents([given_ids(ids, mask)], TOKENIZERS["bert"], settings)
+        assert [token for _, s in sequences for token in s.gold_ids("causal").tolist()] == kept
+
+
+def test_given_special_tokens_are_never_masked():
+    (piece,) = split(given_ids([1, 5, 2], [1, 1, 1]), TOKENIZERS["bert"], config(objective="masked"))
+    assert piece.trainable.tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("wrong", [-1, 300, 2**70])
+def test_refuses_given_ids_outside_the_vocabulary(wrong):
+    with pytest.raises(CorpusError) as error:
+        split(given_ids([5, wrong, 6]), TOKENIZERS["bare"], config())
+    assert str(error.value).startswith(
+        "corpus.jsonl:7 (id 'an id'): a token id is not in the tokenizer's vocabulary "
+        f"(expected 0 to 299, found {wrong})"
+    )
+    assert split(given_ids([0, 299]), TOKENIZERS["bare"], config())
+
+
+def test_refuses_given_ids_of_which_nothing_is_trained_on():
+    with pytest.raises(CorpusError, match=r"no token that a teacher could predict \(found 3 tokens, none of which the"):
+        split(given_ids([5, 6, 7], [1, 0, 0]), TOKENIZERS["bare"], config())
+
+
+def test_documents_of_all_kinds_in_one_batch_are_those_one_by_one():
+    settings, tokenizer = config(8), TOKENIZERS["both"]
+    batch = [document(TEXT), given_ids([5, 6, 7]), document("é"), given_ids([9] * 20, [0, 1] * 10), document(SCRIPTS)]
+    frame = frame_of(tokenizer, settings)
+    together = split_documents([readable(one, tokenizer) for one in batch], tokenizer, frame, settings)
+    for (one, made), alone in zip(together, batch, strict=True):
+        assert one is alone
+        for left, right in zip(made, split(alone, tokenizer, settings), strict=True):
+            assert all(np.array_equal(getattr(left, key), getattr(right, key)) for key in vars(left))

@@ -1,0 +1,106 @@
+"""Documents become sequences, a batch at a time.
+
+The tokenizer takes many texts at once and spreads them over all cores, so documents are read ahead
+until :data:`BATCH_CHARACTERS` are together. Order and bytes are those of one document after
+another; memory is bounded by a batch, or by the longest document.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerFast
+
+from cache_tools.sequences import Sequence
+from pipeline.config import EncodingConfig
+from pipeline.documents import Document
+from pipeline.masking import draw_mask
+from pipeline.pieces import Piece, frame_of, readable, split_documents
+
+T = TypeVar("T")
+
+BATCH_CHARACTERS = 2**18
+"""Enough for many cores. Larger ones cost more: at 2**20 a core spends a third more time per token than at
+2**17, because what the tokenizer returns no longer fits its cache."""
+
+DOCUMENT_CHARACTERS = 256
+"""What a document counts for beside its text, so that a batch of tiny ones is bounded too."""
+
+
+def encode_documents(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast, config: EncodingConfig
+) -> Iterator[tuple[Document, Sequence]]:
+    """Yield the sequences of all documents, each with its document; ids and rows are assigned when a shard is written.
+
+    Raises:
+        CorpusError: a document has no token that a teacher could predict.
+    """
+    frame, random_ids = frame_of(tokenizer, config), ordinary_ids(tokenizer)
+    texts = (readable(document, tokenizer) for document in documents)
+    for batch in batches_of(texts, lambda one: len(one.text) + len(one.document.ids or ())):
+        for document, pieces in split_documents(batch, tokenizer, frame, config):
+            for number, piece in enumerate(pieces):
+                for sequence in _sequences(document, number, piece, tokenizer, random_ids, config):
+                    yield document, sequence
+
+
+def batches_of(items: Iterable[T], characters: Callable[[T], int]) -> Iterator[list[T]]:
+    """Yield lists of consecutive items that reach ``BATCH_CHARACTERS``, and one with the rest."""
+    batch: list[T] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += characters(item) + DOCUMENT_CHARACTERS
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _sequences(
+    document: Document,
+    number: int,
+    piece: Piece,
+    tokenizer: PreTrainedTokenizerFast,
+    random_ids: NDArray[np.uint32],
+    config: EncodingConfig,
+) -> Iterator[Sequence]:
+    """Yield a piece as the teacher reads it: once, or as differently masked copies."""
+    if config.objective == "causal":
+        yield _sequence(document, piece, piece.input_ids, np.append(piece.trainable[1:], False), None)
+        return
+    assert tokenizer.mask_token_id is not None
+    for copy in range(config.masking.copies):
+        key = f"{document.id}\0{number}\0{copy}"
+        shown, slots = draw_mask(
+            piece.input_ids, piece.trainable, tokenizer.mask_token_id, random_ids, config.masking, key
+        )
+        yield _sequence(document, piece, shown, slots, piece.input_ids)
+
+
+def _sequence(
+    document: Document,
+    piece: Piece,
+    input_ids: NDArray[np.uint32],
+    position_mask: NDArray[np.bool_],
+    original_ids: NDArray[np.uint32] | None,
+) -> Sequence:
+    unassigned = -1
+    return Sequence(
+        unassigned,
+        document.id,
+        document.group,
+        unassigned,
+        input_ids,
+        position_mask,
+        original_ids,
+        piece.text,
+        piece.byte_lengths,
+    )
+
+
+def ordinary_ids(tokenizer: PreTrainedTokenizerFast) -> NDArray[np.uint32]:
+    """Return every id that is not a special token: (m,) uint32, ascending."""
+    return np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids).astype(np.uint32)
