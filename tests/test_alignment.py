@@ -8,8 +8,9 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 import tiny
 from trainer.config import LossConfig
 from trainer.data import IGNORED, CachedSequences, collate
-from trainer.losses import sparse_forward_kl
+from trainer.losses import divergence
 from trainer.student import DistilledStudent
+from trainer.tails import SparseTargets
 
 EXACT = {"k": 300, "exact": True}
 """The whole vocabulary in float32: only the arithmetic of two forward passes differs."""
@@ -44,7 +45,8 @@ def kept_logits(model, batch, **inputs):
 
 
 def kl_nats(model, batch):
-    return sparse_forward_kl(kept_logits(model, batch), *(batch[name] for name in TARGETS), "ghost")
+    targets, gold = SparseTargets(*(batch[name] for name in TARGETS)), batch["labels"][batch["labels"] != IGNORED]
+    return divergence(kept_logits(model, batch), targets, gold, LossConfig())
 
 
 @torch.inference_mode()

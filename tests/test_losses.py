@@ -1,136 +1,175 @@
+"""The loss on sparse targets against a naive float64 sum over outcomes."""
+
 import math
 
 import pytest
 import torch
 
-from student_fixtures import naive_kl_nats
-from trainer.losses import sparse_forward_kl
+from loss_fixtures import PAIRS, loss, naive_divergence, ragged, random_logits, top_k, with_gradient
+from trainer.config import LossConfig
+from trainer.losses import divergence
+from trainer.masses import log_masses
+from trainer.tails import SparseTargets
 
 SHAPES = [(7, 507, 12), (5, 123, 1), (4, 31, 31)]
 """(positions, vocabulary, k): an odd vocabulary, a single entry, and a vocabulary kept whole."""
 
-tails = pytest.mark.parametrize("tail", ["ghost", "renormalise"])
+pairs = pytest.mark.parametrize(("tail", "kind"), PAIRS)
 shapes = pytest.mark.parametrize(("positions", "vocabulary", "k"), SHAPES)
 
 
-def random_logits(positions, vocabulary, seed=0, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    return (3 * torch.randn(positions, vocabulary, generator=generator)).to(dtype)
+def golds(targets, vocabulary):
+    """Return gold tokens of which every other one is kept, the first slot's, and the rest is any."""
+    anything = torch.arange(len(targets.ids)) * 17 % vocabulary
+    return torch.where(torch.arange(len(targets.ids)) % 2 == 0, targets.ids[:, 0], anything)
 
 
-def top_k(logits, k):
-    """Return (ids, log-probabilities, log left-out mass) of the k most likely tokens; nothing is left out at k = V."""
-    log_p = logits.double().log_softmax(dim=1)
-    log_probs, ids = log_p.topk(k, dim=1)
-    left_out = log_p.scatter(1, ids, -math.inf).logsumexp(dim=1)
-    return ids, log_probs.float(), left_out.float()
-
-
-def ragged(ids, log_probs, log_left_out):
-    """Empty the last i % k slots of row i, their mass left out; what stands in an empty slot is any legal id."""
-    ids, k = ids.clone(), ids.shape[1]
-    empty = torch.arange(k) >= k - torch.arange(len(ids))[:, None] % k
-    moved = torch.where(empty, log_probs.exp(), 0).sum(dim=1)
-    ids[empty] = 0
-    return ids, log_probs.masked_fill(empty, -math.inf), (log_left_out.exp() + moved).log()
-
-
-def with_gradient(function, logits, *target):
-    leaf = logits.clone().requires_grad_()
-    values = function(leaf, *target)
-    (gradient,) = torch.autograd.grad(values.sum(), leaf)
-    return values.detach(), gradient
-
-
-@tails
+@pairs
 @shapes
-@pytest.mark.parametrize("prepare", [lambda *target: target, ragged], ids=["whole", "ragged"])
-@pytest.mark.parametrize(("dtype", "gradient_tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 4e-3)])
+@pytest.mark.parametrize("prepare", [lambda targets: targets, ragged], ids=["whole", "ragged"])
+@pytest.mark.parametrize(("dtype", "gradient_tolerance"), [(torch.float32, 3e-6), (torch.bfloat16, 4e-3)])
 def test_value_and_gradient_are_those_of_the_naive_sum(
-    positions, vocabulary, k, tail, prepare, dtype, gradient_tolerance
+    positions, vocabulary, k, tail, kind, prepare, dtype, gradient_tolerance
 ):
-    target = prepare(*top_k(random_logits(positions, vocabulary), k))
+    targets = prepare(top_k(random_logits(positions, vocabulary), k))
     student = random_logits(positions, vocabulary, seed=1, dtype=dtype)
-    values, gradient = with_gradient(sparse_forward_kl, student, *target, tail)
-    expected, expected_gradient = with_gradient(naive_kl_nats, student.double(), *target, tail)
+    arguments = targets, golds(targets, vocabulary), loss(kind, tail)
+    values, gradient = with_gradient(divergence, student, *arguments)
+    expected, expected_gradient = with_gradient(naive_divergence, student.double(), *arguments)
     assert values.dtype == torch.float32
     assert gradient.dtype == dtype
     torch.testing.assert_close(values.double(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradient.double(), expected_gradient, rtol=0, atol=gradient_tolerance)
 
 
+@pytest.mark.parametrize("settings", [{"beta": 0.1}, {"beta": 0.9}, {"temperature": 3.0}, {"temperature": 0.5}])
+def test_settings_of_the_divergence_are_those_of_the_naive_sum(settings):
+    targets, student = ragged(top_k(random_logits(6, 90), 8)), random_logits(6, 90, seed=1)
+    for tail, kind in [("ghost", "jensen_shannon")] if "beta" in settings else PAIRS:
+        arguments = targets, golds(targets, 90), loss(kind, tail, **settings)
+        found = with_gradient(divergence, student, *arguments)
+        expected = with_gradient(naive_divergence, student.double(), *arguments)
+        for mine, its in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine.double(), its, rtol=2e-5, atol=2e-5)
+
+
 @shapes
-def test_a_student_that_equals_the_teacher_has_no_ghost_loss(positions, vocabulary, k):
+def test_masses_are_those_of_the_softmax_and_their_gradients_too(positions, vocabulary, k):
+    targets = ragged(top_k(random_logits(positions, vocabulary), k))
+    student = random_logits(positions, vocabulary, seed=1)
+    weights, weight_of_rest = random_logits(positions, k, seed=2), random_logits(positions, 1, seed=3)[:, 0]
+
+    def weighted(log_q, log_rest):
+        kept = torch.where(targets.used, log_q, 0) * weights
+        return kept.sum(1) + torch.where(log_rest > -math.inf, log_rest, 0) * weight_of_rest
+
+    def naive(logits):
+        log_q = logits.log_softmax(1)
+        inside = torch.zeros(logits.shape, dtype=torch.bool)
+        for row, (ids, used) in enumerate(zip(targets.ids, targets.used, strict=True)):
+            inside[row, ids[used]] = True
+        rest = torch.where(inside, 0, log_q.exp()).sum(1)
+        return weighted(log_q.gather(1, targets.ids), torch.where(rest > 0, rest, 1).log())
+
+    found = with_gradient(lambda logits: weighted(*log_masses(logits, targets.ids, targets.used)), student)
+    expected = with_gradient(naive, student.double())
+    for mine, its in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine.double(), its, rtol=1e-5, atol=3e-5)
+
+
+@pytest.mark.parametrize("gap", [10, 20, 40, 80])
+def test_a_tail_far_below_float32_s_step_at_1_is_still_pulled_up_exactly(gap):
+    """1 - sum(q) would be 0 from a gap of 20 on."""
+    targets, student = top_k(random_logits(3, 60), 5), random_logits(3, 60, seed=1)
+    student.scatter_add_(1, targets.ids, torch.full(targets.ids.shape, float(gap)))
+    gold, settings = targets.ids[:, 0], loss()
+    _, gradient = with_gradient(divergence, student, targets, gold, settings)
+    _, expected = with_gradient(naive_divergence, student.double(), targets, gold, settings)
+    others = torch.ones_like(student).scatter(1, targets.ids, 0).bool()
+    assert (expected[others] < 0).all()
+    torch.testing.assert_close(gradient[others].double(), expected[others], rtol=1e-4, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jensen_shannon", "total_variation"])
+@shapes
+def test_a_student_that_equals_the_teacher_has_no_ghost_loss(positions, vocabulary, k, kind):
     logits = random_logits(positions, vocabulary)
-    values, gradient = with_gradient(sparse_forward_kl, logits + 5, *top_k(logits, k), "ghost")
+    targets = top_k(logits, k)
+    values, gradient = with_gradient(divergence, logits + 5, targets, targets.ids[:, 0], loss(kind))
     assert values.abs().max() < 1e-5
-    assert gradient.abs().max() < 1e-5
+    if kind != "total_variation":  # whose slope is not continuous there
+        assert gradient.abs().max() < 1e-5
 
 
-@shapes
-def test_ghost_is_a_lower_bound_of_the_full_divergence_and_exact_for_the_whole_vocabulary(positions, vocabulary, k):
-    teacher, student = random_logits(positions, vocabulary), random_logits(positions, vocabulary, seed=1)
-    log_p, log_q = teacher.double().log_softmax(1), student.double().log_softmax(1)
-    full = (log_p.exp() * (log_p - log_q)).sum(1)
-    ghost = sparse_forward_kl(student, *top_k(teacher, k), "ghost").double()
-    assert (ghost <= full + 1e-5).all()
-    assert torch.allclose(ghost, full, rtol=1e-5, atol=1e-5) == (k == vocabulary)
-
-
-def test_renormalising_wants_no_mass_outside_the_kept_tokens_and_ghost_wants_the_teacher_s():
-    teacher = random_logits(1, 50)
-    target, pushed_tail = top_k(teacher, 5), {}
-    for tail in ("ghost", "renormalise"):
-        _, gradient = with_gradient(sparse_forward_kl, teacher, *target, tail)
-        pushed_tail[tail] = float(gradient.scatter(1, target[0], 0).sum())
-    assert abs(pushed_tail["ghost"]) < 1e-6
-    assert pushed_tail["renormalise"] == pytest.approx(float(target[2].exp()), rel=1e-4)
-
-
-@tails
-def test_ids_in_empty_slots_have_no_influence(tail):
-    ids, log_probs, left_out = ragged(*top_k(random_logits(8, 40), 6))
-    student = random_logits(8, 40, seed=1)
-    expected = with_gradient(sparse_forward_kl, student, ids, log_probs, left_out, tail)
-    for anything in (ids[:, :1], ids.new_full((8, 1), 39), student.argmax(dim=1, keepdim=True)):
-        other = torch.where(log_probs > -math.inf, ids, anything)
-        found = with_gradient(sparse_forward_kl, student, other, log_probs, left_out, tail)
+@pairs
+def test_ids_in_empty_slots_have_no_influence(tail, kind):
+    targets, student = ragged(top_k(random_logits(8, 40), 6)), random_logits(8, 40, seed=1)
+    gold, settings = golds(targets, 40), loss(kind, tail)
+    expected = with_gradient(divergence, student, targets, gold, settings)
+    for anything in (targets.ids[:, :1], torch.full((8, 1), 39), student.argmax(dim=1, keepdim=True)):
+        ids = torch.where(targets.used, targets.ids, anything)
+        found = with_gradient(
+            divergence, student, SparseTargets(ids, targets.log_probs, targets.log_left_out), gold, settings
+        )
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
-@tails
-def test_a_logit_of_minus_infinity_outside_the_target_does_no_harm(tail):
-    ids, log_probs, left_out = ragged(*top_k(random_logits(8, 40), 6))
-    ruled_out = next(token for token in range(40) if token not in ids)
-    student = random_logits(8, 40, seed=1)
+@pytest.mark.parametrize(("tail", "kind"), [pair for pair in PAIRS if pair[0] != "uniform"])
+def test_a_logit_of_minus_infinity_outside_the_target_does_no_harm(tail, kind):
+    targets, student = ragged(top_k(random_logits(8, 40), 6)), random_logits(8, 40, seed=1)
+    ruled_out = next(token for token in range(40) if token not in targets.ids)
     student[:, ruled_out] = -math.inf
-    ids = torch.where(log_probs > -math.inf, ids, ruled_out)
-    values, gradient = with_gradient(sparse_forward_kl, student, ids, log_probs, left_out, tail)
+    ids = torch.where(targets.used, targets.ids, ruled_out)
+    targets = SparseTargets(ids, targets.log_probs, targets.log_left_out)
+    values, gradient = with_gradient(divergence, student, targets, ids[:, 0], loss(kind, tail))
     assert values.isfinite().all()
     assert gradient.isfinite().all()
 
 
-@tails
+@pairs
 @pytest.mark.parametrize("log_left_out", [-math.inf, math.log(1e-7), math.log(0.1)])
-@pytest.mark.parametrize("gap", [20, 22, 40, 1000])
-def test_a_student_with_almost_no_mass_outside_the_kept_tokens_stays_finite(gap, log_left_out, tail):
-    ids, log_probs, _ = top_k(random_logits(16, 500), 8)
-    log_probs = log_probs.log_softmax(dim=1) + math.log1p(-math.exp(log_left_out))
+@pytest.mark.parametrize("gap", [20, 40, 1000])
+def test_a_student_with_almost_no_mass_outside_the_kept_tokens_stays_finite(gap, log_left_out, tail, kind):
+    targets = top_k(random_logits(16, 500), 8)
+    log_probs = targets.log_probs.log_softmax(dim=1) + math.log1p(-math.exp(log_left_out))
+    targets = SparseTargets(targets.ids, log_probs, torch.full((16,), float(log_left_out)))
     student = random_logits(16, 500, seed=1) / 3
-    student.scatter_add_(1, ids, torch.full(ids.shape, float(gap)))
-    rest = student.double().softmax(1).scatter(1, ids, 0).sum(1)
-    assert rest.max() < 1e-6
-    values, gradient = with_gradient(
-        sparse_forward_kl, student, ids, log_probs, torch.full((16,), float(log_left_out)), tail
-    )
+    student.scatter_add_(1, targets.ids, torch.full(targets.ids.shape, float(gap)))
+    values, gradient = with_gradient(divergence, student, targets, targets.ids[:, 0], loss(kind, tail))
     assert values.isfinite().all()
-    assert gradient.abs().max() <= 1  # as of any KL in its logits
+    assert gradient.abs().max() < (10 if kind == "reverse_kl" else 1)
 
 
-@tails
-def test_a_row_without_entries_costs_nothing(tail):
+@pytest.mark.parametrize(("tail", "kind"), [pair for pair in PAIRS if pair[0] != "gold"])
+def test_a_student_without_other_tokens_is_not_asked_for_the_rest(tail, kind):
+    """As after padding ids that the student lacks were moved into the left-out mass."""
+    targets, student = top_k(random_logits(3, 9), 9), random_logits(3, 9, seed=1)
+    moved = SparseTargets(targets.ids, targets.log_probs, torch.full((3,), -3.0))
+    arguments = targets.ids[:, 0], loss(kind, tail)
+    found, expected = (with_gradient(divergence, student, some, *arguments) for some in (moved, targets))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("tail", "kind"), [pair for pair in PAIRS if pair[0] not in ("gold", "uniform")])
+def test_a_row_without_entries_costs_nothing(tail, kind):
     student = random_logits(2, 9)
-    nothing = (torch.zeros(2, 3, dtype=torch.int64), torch.full((2, 3), -math.inf), torch.zeros(2), tail)
-    values, gradient = with_gradient(sparse_forward_kl, student, *nothing)
-    assert not values.any()
-    assert not gradient.any()
+    nothing = SparseTargets(torch.zeros(2, 3, dtype=torch.int64), torch.full((2, 3), -math.inf), torch.zeros(2))
+    values, gradient = with_gradient(divergence, student, nothing, torch.zeros(2, dtype=torch.int64), loss(kind, tail))
+    torch.testing.assert_close(values, torch.zeros(2), rtol=0, atol=1e-6)
+    torch.testing.assert_close(gradient, torch.zeros(2, 9), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jensen_shannon"])
+def test_gradients_keep_their_size_at_a_high_temperature(kind):
+    """Of the whole vocabulary and small logits, where Hinton's argument is exact in the limit."""
+    teacher, student = random_logits(4, 30) / 30, random_logits(4, 30, seed=1) / 30
+    sizes = []
+    for temperature in (20.0, 80.0):
+        targets = top_k(teacher / temperature, 30)
+        arguments = targets, targets.ids[:, 0], loss(kind, temperature=temperature)
+        sizes.append(float(with_gradient(divergence, student, *arguments)[1].norm()))
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.02)
+
+
+def test_the_default_is_forward_kl_with_ghost_at_temperature_1():
+    assert LossConfig() == loss("forward_kl", "ghost", temperature=1.0)

@@ -10,11 +10,13 @@ import click
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key: training.learning_rate=1e-4."
 )
-def train_command(config: Path, overrides: tuple[str, ...]) -> None:
+@click.option("--explain", is_flag=True, help="Print which losses are exact on the cache, and what CONFIG's is worth.")
+def train_command(config: Path, overrides: tuple[str, ...], explain: bool) -> None:
     """Train the student of CONFIG from its cache and print the folder of the result.
 
     Stop it anywhere and run the same command again: it continues from its last checkpoint.
     No teacher is loaded. Several GPUs: start it with torchrun or accelerate launch.
+    With --explain nothing is trained: it needs only the cache's manifests.
 
     \b
     Example:
@@ -24,6 +26,11 @@ def train_command(config: Path, overrides: tuple[str, ...]) -> None:
     from trainer.config import StudentConfig
 
     settings = load_config(config, StudentConfig, overrides)
+    if explain:
+        from trainer.explanation import print_explanation
+
+        print_explanation(settings)
+        return
     from transformers.utils.logging import disable_progress_bar
 
     from trainer.train import run_training

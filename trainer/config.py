@@ -7,7 +7,8 @@ from pydantic import Field, PositiveInt, model_validator
 from cache_tools.configuration import Config
 from cache_tools.storage import CachePath
 
-TailPolicy = Literal["renormalise", "ghost"]
+Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "total_variation"]
+TailPolicy = Literal["ghost", "renormalise", "gold", "uniform", "none"]
 
 
 class StudentModelConfig(Config):
@@ -37,18 +38,65 @@ class StudentModelConfig(Config):
         return self
 
 
+class HiddenPair(Config):
+    """A layer of the student that is to resemble a layer of the teacher, through a learned projection.
+
+    Attributes:
+        student_layer: Index into the student's hidden states; 0 is the embeddings.
+        teacher_layer: The same of the teacher, or ``last``; the cache must hold it.
+        kind: ``mse``, the mean square over channels, or ``cosine``, 1 - cos.
+        weight: Factor of this term; the loss adds it to everything else.
+    """
+
+    student_layer: int = Field(ge=0)
+    teacher_layer: int | Literal["last"]
+    kind: Literal["mse", "cosine"] = "mse"
+    weight: float = Field(default=1.0, gt=0)
+
+    @property
+    def layer(self) -> str:
+        """Name of the teacher's layer in the cache."""
+        return str(self.teacher_layer)
+
+
 class LossConfig(Config):
-    """What the student minimises: ``kd_weight * KL(teacher || student) + (1 - kd_weight) * cross-entropy``.
+    """What the student minimises: ``kd_weight * divergence + (1 - kd_weight) * cross-entropy + hidden terms``.
+
+    Not every combination is honest on every cache; ``logitcask train --explain`` shows which are.
 
     Attributes:
         kd_weight: Share of the distillation loss; 0 trains on the text alone.
+        source: ``targets``: the sparse targets. ``hidden``: the whole distribution, rebuilt from the
+            kept layer ``last``; exact, for the price of the teacher's output matrix.
+        divergence: ``forward_kl``, ``reverse_kl``, ``jensen_shannon`` or ``total_variation``.
+        beta: Of ``jensen_shannon``: the teacher's share of the mixture; 0.5 is the usual one.
         tail: What becomes of the mass outside the kept tokens. ``ghost``: one more outcome,
             matched by whatever the student gives to all other tokens. ``renormalise``: the
-            kept probabilities are scaled to sum to 1, which pushes the student's tail to zero.
+            kept probabilities are scaled to sum to 1, which pushes the student's tail to zero. ``gold``: it is
+            added to the gold token. ``uniform``: it is spread evenly over the other tokens.
+            ``none``: only the kept tokens are compared.
+        temperature: Both sides' logits are divided by it. The loss is multiplied by its square (by
+            itself for ``total_variation``), so that ``kd_weight`` keeps its meaning.
+        hidden: Layers that are to resemble the teacher's.
+        allow_biased: Accept a combination whose minimum is not the teacher.
     """
 
     kd_weight: float = Field(default=1.0, ge=0, le=1)
+    source: Literal["targets", "hidden"] = "targets"
+    divergence: Divergence = "forward_kl"
+    beta: float = Field(default=0.5, gt=0, lt=1)
     tail: TailPolicy = "ghost"
+    temperature: float = Field(default=1.0, gt=0, le=1000)
+    hidden: tuple[HiddenPair, ...] = ()
+    allow_biased: bool = False
+
+    @model_validator(mode="after")
+    def _used_keys(self) -> "LossConfig":
+        if "beta" in self.model_fields_set and self.divergence != "jensen_shannon":
+            raise ValueError(f"beta belongs to jensen_shannon; divergence is {self.divergence}")
+        if "tail" in self.model_fields_set and self.source == "hidden":
+            raise ValueError("source: hidden leaves no mass out, so it has no use for tail")
+        return self
 
 
 class StudentConfig(Config):

@@ -23,9 +23,11 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedM
 from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import IncompleteError, ModelError
 from cache_tools.manifest import Split
+from trainer.config import LossConfig
 from trainer.data import IGNORED, CachedSequences, collate
-from trainer.losses import sparse_forward_kl
+from trainer.losses import divergence
 from trainer.student import LOADING_ERRORS, check_tokenizer, check_vocabulary_size, vocabulary_size
+from trainer.tails import SparseTargets
 
 
 def evaluate_folder(
@@ -114,9 +116,8 @@ def _batch_sums(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
     kept = batch["labels"] != IGNORED
     logits_PV = logits_BLV[kept].float()
     cross_entropy = F.cross_entropy(logits_PV, batch["labels"][kept], reduction="none")
-    kl = sparse_forward_kl(
-        logits_PV, batch["target_ids"], batch["target_log_probs"], batch["target_log_left_out"], "ghost"
-    )
+    targets = SparseTargets(batch["target_ids"], batch["target_log_probs"], batch["target_log_left_out"])
+    kl = divergence(logits_PV, targets, batch["labels"][kept], LossConfig())
     best = batch["target_log_probs"].argmax(dim=1, keepdim=True)
     agreement = logits_PV.argmax(dim=1) == batch["target_ids"].gather(1, best)[:, 0]
     return torch.stack([part.double().sum() for part in (cross_entropy, kl, agreement)])

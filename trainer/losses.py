@@ -1,57 +1,68 @@
-"""Distillation losses on sparse targets, in float32, in nats per position.
+"""The distillation loss on sparse targets: one pure function, in float32, per position.
 
-A sparse target holds k tokens with their log-probabilities and the mass m of all others.
-Forward KL needs of the student only its log-normaliser and k gathered logits, so it costs
-what cross-entropy costs:
+A sparse target holds k tokens with their log-probabilities and the mass of all others. The
+student enters through its mass on those tokens and on the rest alone (``masses.py``), so this
+costs what cross-entropy costs. A tail policy says what the rest means (``tails.py``), a divergence
+compares outcome by outcome (``divergences.py``), and ``compatibility.py`` says which combinations are
+exact. For another temperature, temper the targets first (``tempering.py``).
 
-    KL(t || q) = sum_i t_i (log t_i - log q_i)  [+ m (log m - log(1 - sum_i q_i)) with ghost]
-
-Tail policies: ``ghost`` treats the rest as one outcome (a lower bound of the full KL, exact
-when the rest is distributed alike on both sides); ``renormalise`` scales t to sum to 1,
-which is biased: its minimum gives the tail no probability at all.
-
-Limit of ``ghost`` in float32: the student's rest, 1 - sum_i q_i, is exact to about 1e-7. Where a
-student gives the rest less than that, its gradient towards the tail vanishes.
+What is not here: the loss against a whole distribution (``full_losses.py``) and on hidden
+states (``hidden_losses.py``).
 """
 
 import torch
 from torch import Tensor
 
-from trainer.config import TailPolicy
+from trainer.config import LossConfig
+from trainer.divergences import gradient_scale, summands
+from trainer.masses import log_masses
+from trainer.tails import SparseTargets, completed
 
-# P: positions, V: vocabulary, k: kept tokens
+# N: positions of a chunk, V: vocabulary, k: kept tokens
 
 
-def sparse_forward_kl(
-    logits_PV: Tensor, ids_Pk: Tensor, log_probs_Pk: Tensor, log_left_out_P: Tensor, tail: TailPolicy
-) -> Tensor:
-    """Return KL(teacher || student) per position.
+def divergence(logits_NV: Tensor, targets: SparseTargets, gold_N: Tensor, settings: LossConfig) -> Tensor:
+    """Return the divergence between teacher and student per position.
+
+    With ghost and forward KL this is, on ``q = (logits / T).softmax(1)`` and targets at temperature T,
+    ``T² * (p_kept * log(p_kept / q_kept)).sum(1) + T² * rest * log(rest / (1 - q_kept.sum(1)))``.
 
     Args:
-        logits_PV: (P, V), the student's, any floating type.
-        ids_Pk: (P, k) int64; what stands in empty slots is ignored but must be a legal index.
-        log_probs_Pk: (P, k) float32, the teacher's; -inf in empty slots.
-        log_left_out_P: (P,) float32, log of the teacher's mass outside the k tokens; -inf for none.
-        tail: Tail policy.
+        logits_NV: (N, V), the student's, any floating type.
+        targets: The teacher's, already at ``settings.temperature``; ids below V.
+        gold_N: (N,) int64, the token that each position should predict; used by tail ``gold``.
+        settings: Of a combination that ``compatibility.check_loss`` accepts.
 
     Returns:
-        (P,) float32, nats; differentiable in the logits.
+        (N,) float32, nats times T² (a mass times T for total variation); differentiable in the logits.
     """
-    logits_PV = logits_PV.float()
-    log_q_Pk = logits_PV.gather(1, ids_Pk) - logits_PV.logsumexp(dim=1, keepdim=True)
-    if tail == "renormalise":
-        lowest = torch.finfo(torch.float32).min  # a row without entries stays empty instead of NaN
-        log_probs_Pk = log_probs_Pk - log_probs_Pk.logsumexp(dim=1, keepdim=True).clamp(min=lowest)
-        return _kl_terms(log_probs_Pk, log_q_Pk).sum(dim=1)
-    used_Pk = log_probs_Pk > -torch.inf
-    kept_P = torch.where(used_Pk, log_q_Pk.exp(), 0.0).sum(dim=1)
-    smallest = torch.finfo(torch.float32).eps
-    log_rest_P = torch.log((1 - kept_P).clamp(min=smallest))
-    return _kl_terms(log_probs_Pk, log_q_Pk).sum(dim=1) + _kl_terms(log_left_out_P, log_rest_P)
+    if settings.temperature != 1:
+        logits_NV = logits_NV.float() / settings.temperature
+    if settings.tail == "uniform":
+        return _uniform_forward_kl(logits_NV.float(), targets) * gradient_scale(settings)
+    targets = completed(targets, gold_N, settings.tail)
+    log_q_Nk, log_rest_N = log_masses(logits_NV, targets.ids, targets.used)
+    value_N = summands(targets.log_probs, log_q_Nk, settings).sum(dim=1)
+    if settings.tail != "none":
+        # a student without other tokens cannot give the rest anything: there is nothing to compare
+        log_left_out_N = torch.where(log_rest_N == -torch.inf, -torch.inf, targets.log_left_out)
+        value_N = value_N + summands(log_left_out_N, log_rest_N, settings)
+    return value_N * gradient_scale(settings)
 
 
-def _kl_terms(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Return p (log p - log q), and 0 where p is 0."""
-    used = log_p > -torch.inf
-    difference = torch.where(used, log_p, 0.0) - torch.where(used, log_q, 0.0)
-    return log_p.exp() * difference
+def _uniform_forward_kl(logits_NV: Tensor, targets: SparseTargets) -> Tensor:
+    """Return KL with the left-out mass m spread over the n unkept tokens, each of which gets m / n.
+
+    Their part, sum m/n (log m/n - log q_v), needs of the student the sum of its logits only.
+    """
+    log_p_Nk, used_Nk = targets.log_probs, targets.used
+    kept_Nk = torch.where(used_Nk, logits_NV.gather(1, targets.ids), 0.0)
+    normaliser_N1 = logits_NV.logsumexp(dim=1, keepdim=True)
+    others_N = logits_NV.shape[1] - used_Nk.sum(dim=1)
+    log_left_out_N = torch.where(others_N == 0, -torch.inf, targets.log_left_out)
+    others_N = others_N.clamp(min=1)
+    mean_other_N = (logits_NV.sum(dim=1) - kept_Nk.sum(dim=1)) / others_N
+    log_each_N = torch.where(log_left_out_N > -torch.inf, log_left_out_N - others_N.log(), 0.0)
+    kept_part_Nk = log_p_Nk.exp() * (torch.where(used_Nk, log_p_Nk, 0.0) - (kept_Nk - normaliser_N1))
+    other_part_N = log_left_out_N.exp() * (log_each_N - (mean_other_N - normaliser_N1[:, 0]))
+    return kept_part_Nk.sum(dim=1) + other_part_N

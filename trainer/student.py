@@ -20,7 +20,8 @@ from cache_tools.reader import Encoding
 from cache_tools.vocabulary import vocabulary_fingerprint
 from trainer.config import LossConfig, StudentModelConfig
 from trainer.data import IGNORED
-from trainer.losses import sparse_forward_kl
+from trainer.losses import divergence
+from trainer.tails import SparseTargets
 
 LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, StrictDataclassError, SafetensorError)
 """What transformers raises when a configuration or a model folder is no good."""
@@ -73,7 +74,8 @@ class DistilledStudent(nn.Module):
         zero = logits_PV.new_zeros((), dtype=torch.float32)
         kl = cross_entropy = zero
         if weight > 0:
-            kl = sparse_forward_kl(logits_PV, target_ids, target_log_probs, target_log_left_out, self.loss.tail).sum()
+            targets = SparseTargets(target_ids, target_log_probs, target_log_left_out)
+            kl = divergence(logits_PV, targets, labels[kept], self.loss).sum()
         if weight < 1:
             cross_entropy = F.cross_entropy(logits_PV.float(), labels[kept], reduction="sum")
         total = weight * kl + (1 - weight) * cross_entropy
