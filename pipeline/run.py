@@ -117,7 +117,7 @@ def plan_capture(
     report("reading the corpus")
     found, teachers = survey(config, tokenizer, sample_documents), []
     encoding = held_encoding(config, tokenizer)
-    if encoding and is_encoded(config):
+    if encoding and is_encoded(config, corpus_sources(config.corpus)):
         found = known_totals(found, encoding)
     if tokens:
         found = found.of_size(tokens, config.encoding.positions_per_shard)

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from loss_fixtures import PAIRS, loss, naive_divergence, ragged, random_logits, top_k, with_gradient
 from trainer.config import LossConfig
-from trainer.losses import divergence
+from trainer.losses import divergence, loss_terms
 from trainer.masses import log_masses
 from trainer.tails import SparseTargets
 
@@ -57,11 +58,13 @@ def test_settings_of_the_divergence_are_those_of_the_naive_sum(settings):
 def test_masses_are_those_of_the_softmax_and_their_gradients_too(positions, vocabulary, k):
     targets = ragged(top_k(random_logits(positions, vocabulary), k))
     student = random_logits(positions, vocabulary, seed=1)
-    weights, weight_of_rest = random_logits(positions, k, seed=2), random_logits(positions, 1, seed=3)[:, 0]
+    gold, weights = golds(targets, vocabulary), random_logits(positions, k, seed=2)
+    weight_of_rest, weight_of_gold = random_logits(positions, 2, seed=3).unbind(1)
 
-    def weighted(log_q, log_rest):
+    def weighted(log_q, log_rest, log_gold):
         kept = torch.where(targets.used, log_q, 0) * weights
-        return kept.sum(1) + torch.where(log_rest > -math.inf, log_rest, 0) * weight_of_rest
+        rest = torch.where(log_rest > -math.inf, log_rest, 0) * weight_of_rest
+        return kept.sum(1) + rest + log_gold * weight_of_gold
 
     def naive(logits):
         log_q = logits.log_softmax(1)
@@ -69,12 +72,25 @@ def test_masses_are_those_of_the_softmax_and_their_gradients_too(positions, voca
         for row, (ids, used) in enumerate(zip(targets.ids, targets.used, strict=True)):
             inside[row, ids[used]] = True
         rest = torch.where(inside, 0, log_q.exp()).sum(1)
-        return weighted(log_q.gather(1, targets.ids), torch.where(rest > 0, rest, 1).log())
+        gold_log_q = log_q.gather(1, gold[:, None])[:, 0]
+        return weighted(log_q.gather(1, targets.ids), torch.where(rest > 0, rest, 1).log(), gold_log_q)
 
-    found = with_gradient(lambda logits: weighted(*log_masses(logits, targets.ids, targets.used)), student)
+    found = with_gradient(lambda logits: weighted(*log_masses(logits, targets.ids, targets.used, gold)), student)
     expected = with_gradient(naive, student.double())
     for mine, its in zip(found, expected, strict=True):
         torch.testing.assert_close(mine.double(), its, rtol=1e-5, atol=3e-5)
+
+
+@pairs
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_cross_entropy_comes_along_whatever_the_divergence(tail, kind, temperature):
+    targets, student = ragged(top_k(random_logits(9, 70), 6)), random_logits(9, 70, seed=1)
+    gold = golds(targets, 70)
+    settings = loss(kind, tail, temperature=temperature)
+    found = with_gradient(lambda logits: loss_terms(logits, targets, gold, settings)[1], student)
+    expected = with_gradient(lambda logits: F.cross_entropy(logits, gold, reduction="none"), student.double())
+    for mine, its in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine.double(), its, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("gap", [10, 20, 40, 80])

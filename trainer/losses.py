@@ -15,39 +15,59 @@ from torch import Tensor
 
 from trainer.config import LossConfig
 from trainer.divergences import gradient_scale, summands
+from trainer.log_probs import log_probs_at
 from trainer.masses import log_masses
 from trainer.tails import SparseTargets, completed
 
 # N: positions of a chunk, V: vocabulary, k: kept tokens
 
 
-def divergence(logits_NV: Tensor, targets: SparseTargets, gold_N: Tensor, settings: LossConfig) -> Tensor:
-    """Return the divergence between teacher and student per position.
+def loss_terms(
+    logits_NV: Tensor, targets: SparseTargets, gold_N: Tensor, settings: LossConfig
+) -> tuple[Tensor, Tensor]:
+    """Return the divergence between teacher and student, and the student's cross-entropy, per position.
 
-    With ghost and forward KL this is, on ``q = (logits / T).softmax(1)`` and targets at temperature T,
+    With ghost and forward KL the divergence is, on ``q = (logits / T).softmax(1)`` and targets at temperature T,
     ``T² * (p_kept * log(p_kept / q_kept)).sum(1) + T² * rest * log(rest / (1 - q_kept.sum(1)))``.
+    At temperature 1 one pass over the vocabulary gives both.
 
     Args:
         logits_NV: (N, V), the student's, any floating type.
         targets: The teacher's, already at ``settings.temperature``; ids below V.
-        gold_N: (N,) int64, the token that each position should predict; used by tail ``gold``.
+        gold_N: (N,) int64, the token that each position should predict.
         settings: Of a combination that ``compatibility.check_loss`` accepts.
 
     Returns:
-        (N,) float32, nats times T² (a mass times T for total variation); differentiable in the logits.
+        (N,) float32 each, differentiable in the logits, once: nats times T² (a mass times T for total
+        variation), and nats.
     """
-    if settings.temperature != 1:
-        logits_NV = logits_NV.float() / settings.temperature
     if settings.tail == "uniform":
-        return _uniform_forward_kl(logits_NV.float(), targets) * gradient_scale(settings)
+        scaled_NV = logits_NV.float() / settings.temperature
+        return _uniform_forward_kl(scaled_NV, targets) * gradient_scale(settings), cross_entropy(logits_NV, gold_N)
     targets = completed(targets, gold_N, settings.tail)
-    log_q_Nk, log_rest_N = log_masses(logits_NV, targets.ids, targets.used)
+    if settings.temperature == 1:
+        log_q_Nk, log_rest_N, log_gold_N = log_masses(logits_NV, targets.ids, targets.used, gold_N)
+        cross_entropy_N = -log_gold_N
+    else:
+        scaled_NV = logits_NV.float() / settings.temperature
+        log_q_Nk, log_rest_N, _ = log_masses(scaled_NV, targets.ids, targets.used, gold_N)
+        cross_entropy_N = cross_entropy(logits_NV, gold_N)
     value_N = summands(targets.log_probs, log_q_Nk, settings).sum(dim=1)
     if settings.tail != "none":
         # a student without other tokens cannot give the rest anything: there is nothing to compare
         log_left_out_N = torch.where(log_rest_N == -torch.inf, -torch.inf, targets.log_left_out)
         value_N = value_N + summands(log_left_out_N, log_rest_N, settings)
-    return value_N * gradient_scale(settings)
+    return value_N * gradient_scale(settings), cross_entropy_N
+
+
+def divergence(logits_NV: Tensor, targets: SparseTargets, gold_N: Tensor, settings: LossConfig) -> Tensor:
+    """Return the divergence alone, see ``loss_terms``: (N,) float32."""
+    return loss_terms(logits_NV, targets, gold_N, settings)[0]
+
+
+def cross_entropy(logits_NV: Tensor, gold_N: Tensor) -> Tensor:
+    """Return -log q(gold) per position: (N,) float32, nats."""
+    return -log_probs_at(logits_NV.float(), gold_N[:, None])[:, 0]
 
 
 def _uniform_forward_kl(logits_NV: Tensor, targets: SparseTargets) -> Tensor:

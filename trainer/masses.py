@@ -33,26 +33,30 @@ from torch.autograd.function import once_differentiable
 # N: positions of a chunk, V: vocabulary, k: kept tokens
 
 
-def log_masses(logits_NV: Tensor, ids_Nk: Tensor, used_Nk: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the student's log-probabilities of the used ids, and the log of the mass of all other tokens.
+def log_masses(logits_NV: Tensor, ids_Nk: Tensor, used_Nk: Tensor, gold_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the student's log-probabilities of the used ids, of all other tokens together, and of the gold one.
 
-    The same as ``logits.log_softmax(1)``, gathered at the ids, and its ``logsumexp`` over the others.
+    The same as ``logits.log_softmax(1)``, gathered at the ids, its ``logsumexp`` over the others, and
+    gathered at the gold token, which may be among either.
 
     Args:
         logits_NV: (N, V), any floating type; differentiable, once.
         ids_Nk: (N, k) int64; used ids of a row are distinct.
         used_Nk: (N, k) bool, false in empty slots.
+        gold_N: (N,) int64.
 
     Returns:
-        (N, k) float32, -inf in empty slots, and (N,) float32, -inf where there are no other tokens.
+        (N, k) float32, -inf in empty slots; (N,) float32, -inf where there are no other tokens; (N,) float32.
     """
-    log_q_Nk, log_rest_N = _LogMasses.apply(logits_NV, ids_Nk, used_Nk)  # type: ignore[no-untyped-call]
-    return log_q_Nk, log_rest_N
+    masses: tuple[Tensor, Tensor, Tensor] = _LogMasses.apply(logits_NV, ids_Nk, used_Nk, gold_N)  # type: ignore[no-untyped-call]
+    return masses
 
 
 class _LogMasses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, ids_Nk: Tensor, used_Nk: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, logits_NV: Tensor, ids_Nk: Tensor, used_Nk: Tensor, gold_N: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         kept_Nk = torch.where(used_Nk, logits_NV.gather(1, ids_Nk).float(), -torch.inf)
         others_NV = logits_NV.to(torch.float32, copy=True)
         # the smaller of both, so that an empty slot does not bring back the id that stands in it
@@ -64,18 +68,25 @@ class _LogMasses(torch.autograd.Function):
         rest_N = highest_N1[:, 0] + total_N.log()
         normaliser_N = torch.logaddexp(rest_N, kept_Nk.logsumexp(dim=1))
         log_q_Nk, log_rest_N = kept_Nk - normaliser_N[:, None], rest_N - normaliser_N
-        ctx.save_for_backward(weights_NV, total_N, ids_Nk, used_Nk, log_q_Nk, log_rest_N)
+        log_gold_N = logits_NV.gather(1, gold_N[:, None])[:, 0].float() - normaliser_N
+        ctx.save_for_backward(weights_NV, total_N, ids_Nk, used_Nk, gold_N, log_q_Nk, log_rest_N)
         ctx.dtype = logits_NV.dtype
-        return log_q_Nk, log_rest_N
+        return log_q_Nk, log_rest_N, log_gold_N
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_Nk: Tensor, grad_rest_N: Tensor) -> tuple[Tensor, None, None]:
-        """With G the sum of all gradients: kept i gets g_i - G q_i, another v gets q_v (g_rest / rest - G)."""
-        weights_NV, total_N, ids_Nk, used_Nk, log_q_Nk, log_rest_N = ctx.saved_tensors
+    def backward(
+        ctx: Any, grad_Nk: Tensor, grad_rest_N: Tensor, grad_gold_N: Tensor
+    ) -> tuple[Tensor, None, None, None]:
+        """With G the sum of all gradients: kept i gets g_i - G q_i, another v gets q_v (g_rest / rest - G).
+
+        The gold token, wherever it is, gets its own on top.
+        """
+        weights_NV, total_N, ids_Nk, used_Nk, gold_N, log_q_Nk, log_rest_N = ctx.saved_tensors
         grad_Nk = torch.where(used_Nk, grad_Nk, 0.0)
-        all_N = grad_Nk.sum(dim=1) + grad_rest_N
+        all_N = grad_Nk.sum(dim=1) + grad_rest_N + grad_gold_N
         others_N = (grad_rest_N - all_N * log_rest_N.exp()) / torch.where(total_N > 0, total_N, 1.0)
         grad_NV = weights_NV * others_N[:, None]  # 0 at used ids
         grad_NV.scatter_add_(1, ids_Nk, grad_Nk - all_N[:, None] * log_q_Nk.exp())
-        return grad_NV.to(ctx.dtype), None, None
+        grad_NV.scatter_add_(1, gold_N[:, None], grad_gold_N[:, None])
+        return grad_NV.to(ctx.dtype), None, None, None

@@ -5,11 +5,11 @@ around it (DDP, FSDP, mixed precision, compilation) sees one ordinary module. A 
 calls the model outside its wrapper leaves every rank with gradients of its own.
 """
 
+import logging
 from textwrap import shorten
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -18,10 +18,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 from cache_tools.errors import IdentityError, ModelError
 from cache_tools.reader import Encoding
 from cache_tools.vocabulary import vocabulary_fingerprint
+from trainer import fused
 from trainer.config import LossConfig, StudentModelConfig
 from trainer.data import IGNORED
-from trainer.losses import divergence
+from trainer.head import StudentHead
+from trainer.losses import cross_entropy, loss_terms
 from trainer.tails import SparseTargets
+
+logger = logging.getLogger(__name__)
 
 LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, StrictDataclassError, SafetensorError)
 """What transformers raises when a configuration or a model folder is no good."""
@@ -41,6 +45,9 @@ class DistilledStudent(nn.Module):
         super().__init__()
         self.student, self.loss = student, loss
         self.config = student.config
+        self.head = StudentHead.of(student)
+        if self.head is None:
+            logger.warning("%s: the whole batch's logits are kept, for its head is unknown", type(student).__name__)
 
     def forward(
         self,
@@ -67,23 +74,30 @@ class DistilledStudent(nn.Module):
         Returns:
             ``loss``, and the sums ``kl_nats`` and ``cross_entropy_nats`` over the P positions.
         """
-        logits_BLV = self.student(input_ids=input_ids, attention_mask=attention_mask).logits
         kept = labels != IGNORED
-        logits_PV = logits_BLV[kept]
-        weight = self.loss.kd_weight
-        zero = logits_PV.new_zeros((), dtype=torch.float32)
-        kl = cross_entropy = zero
-        if weight > 0:
-            targets = SparseTargets(target_ids, target_log_probs, target_log_left_out)
-            kl = divergence(logits_PV, targets, labels[kept], self.loss).sum()
-        if weight < 1:
-            cross_entropy = F.cross_entropy(logits_PV.float(), labels[kept], reduction="sum")
-        total = weight * kl + (1 - weight) * cross_entropy
-        return {
-            "loss": total / (len(logits_PV) if num_items_in_batch is None else num_items_in_batch),
-            "kl_nats": kl.detach(),
-            "cross_entropy_nats": cross_entropy.detach(),
-        }
+        gold_P = labels[kept]
+
+        def loss_of(logits_NV: Tensor, rows: slice) -> dict[str, Tensor]:
+            weight, gold_N, zero = self.loss.kd_weight, gold_P[rows], logits_NV.new_zeros(())
+            if weight == 0:
+                value = cross_entropy(logits_NV, gold_N).sum()
+                return {"loss": value, "kl_nats": zero, "cross_entropy_nats": value.detach()}
+            targets = SparseTargets(target_ids[rows], target_log_probs[rows], target_log_left_out[rows])
+            kl, gold = (term.sum() for term in loss_terms(logits_NV, targets, gold_N, self.loss))
+            return {
+                "loss": weight * kl + (1 - weight) * gold,
+                "kl_nats": kl.detach(),
+                "cross_entropy_nats": gold.detach(),
+            }
+
+        if self.head is None:
+            logits_BLV = self.student(input_ids=input_ids, attention_mask=attention_mask).logits
+            sums = loss_of(logits_BLV[kept].float(), slice(None))
+        else:
+            hidden_BLD = self.head.hidden(self.student, input_ids, attention_mask)
+            sums = fused.chunked_loss(hidden_BLD[kept], self.head, loss_of, fused.CHUNK_POSITIONS)
+        positions = max(len(gold_P), 1) if num_items_in_batch is None else num_items_in_batch
+        return sums | {"loss": sums["loss"] / positions}
 
     def gradient_checkpointing_enable(self, **arguments: Any) -> None:
         """Pass on to the student; the Trainer calls it."""
