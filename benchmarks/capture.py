@@ -35,7 +35,7 @@ from cache_tools.writer import create_cache
 from pipeline.batches import Batch, pad, token_budget_batches
 from pipeline.capture import capture_shards
 from pipeline.config import CaptureConfig
-from pipeline.declare import declare, keep_of
+from pipeline.declare import declare
 from pipeline.encode import encode
 from pipeline.predict import chunk_positions
 from pipeline.split_model import run_body, run_head
@@ -150,7 +150,7 @@ def work_of(name: str, job: Job, teacher: Teacher) -> Callable[[], None]:
         hidden = config.hidden.model_copy(update={"layers": tuple(OURS[name])})
         config = config.model_copy(update={"name": f"run-{time.time_ns()}", "hidden": hidden})
         cached, shards = declare(encoding, teacher, config, 4096), list(range(len(encoding.shards)))
-        return lambda: capture_shards(cached, shards, teacher, keep_of(config.target), config.batch_tokens)
+        return lambda: capture_shards(cached, shards, teacher, config)
     found = list(batches(encoding, config.batch_tokens))
 
     def run() -> None:

@@ -75,7 +75,7 @@ def measure(values: dict[str, Any]) -> dict[str, Any]:
     before = _status_bytes("VmRSS")
     teacher = load_teacher(one, folder, "causal")
     cached = declare(encoding, teacher, one, config.encoding.chunk_positions)
-    capture_shards(cached, list(range(len(encoding.shards))), teacher, keep_of(one.target), one.batch_tokens)
+    capture_shards(cached, list(range(len(encoding.shards))), teacher, one)
     resident = _status_bytes("VmHWM") - before
     wanted = Wanted(cached.manifest, [TARGETS], keep_of(one.target))
     live = _live_bytes(lambda: predict(encoding.sequences(0), "causal", teacher, wanted, one.batch_tokens))

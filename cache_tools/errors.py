@@ -52,6 +52,16 @@ class LogitcaskError(Exception):
         self.message = text
         super().__init__(f"{where}: {text}" if self.where else text)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pass to another process as it is; by default its text would be taken for a problem and worded again."""
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[LogitcaskError], args: tuple[object, ...], attributes: dict[str, object]) -> LogitcaskError:
+    error = kind.__new__(kind)
+    error.args, error.__dict__ = args, attributes
+    return error
+
 
 class ConfigError(LogitcaskError):
     """A configuration file or a command-line value is wrong."""

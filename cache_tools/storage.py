@@ -294,9 +294,15 @@ def _read_local(spans: Sequence[Span]) -> list[bytes]:
 
 def _write_local(path: Path, content: bytes) -> None:
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial.write_bytes(content)
+                os.replace(partial, path)
+                return
+            except FileNotFoundError:  # a process at the same work took it for what a killed one left
+                if attempt == ATTEMPTS:
+                    raise
     finally:
         partial.unlink(missing_ok=True)

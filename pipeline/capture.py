@@ -25,10 +25,11 @@ from cache_tools.manifest import SOFTWARE
 from cache_tools.predictions import Predictions
 from cache_tools.reader import Encoding
 from cache_tools.writer import commit_shard
+from pipeline.config import TeacherConfig
+from pipeline.declare import keep_of
 from pipeline.hidden_budget import OutputHead, kl_error
 from pipeline.predict import Progress, Wanted, predict
 from pipeline.split_model import HeadOutput, run_body, run_head
-from pipeline.targets import Keep
 from pipeline.teacher import Teacher
 
 
@@ -36,10 +37,8 @@ def capture_shards(
     cached: CachedTeacher,
     shards: list[int],
     teacher: Teacher,
-    keep: Keep,
-    batch_tokens: int,
+    config: TeacherConfig,
     progress: Progress = lambda _: None,
-    skip_nan: bool = False,
 ) -> None:
     """Capture what these shards lack of a declared teacher.
 
@@ -47,10 +46,8 @@ def capture_shards(
         cached: The teacher as declared in the cache.
         shards: Shards to do.
         teacher: The loaded teacher.
-        keep: What to keep of each distribution.
-        batch_tokens: Tokens per forward pass, padding included.
+        config: Its block of the capture file.
         progress: Told how many tokens were read.
-        skip_nan: Empty rows whose logits are not numbers, instead of refusing them.
 
     Raises:
         ModelError: a prediction is not a number, or cannot be stored.
@@ -61,9 +58,13 @@ def capture_shards(
         writing: Future[None] | None = None
         for shard in shards:
             started = time.monotonic()
-            wanted = Wanted(cached.manifest, cached.missing_groups(shard), keep, skip_nan)
+            wanted = Wanted(
+                cached.manifest, cached.missing_groups(shard), keep_of(config.target), config.nan_rows == "skip"
+            )
             sequences = encoding.sequences(shard)
-            predictions = predict(sequences, encoding.manifest.objective, teacher, wanted, batch_tokens, progress)
+            predictions = predict(
+                sequences, encoding.manifest.objective, teacher, wanted, config.batch_tokens, progress
+            )
             if writing:
                 writing.result()
             writing = writer.submit(_commit, cached, shard, predictions, _provenance(teacher, started), errors)

@@ -1,9 +1,11 @@
 """``logitcask capture``: stage one, from a capture file."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,13 +21,36 @@ if TYPE_CHECKING:
 @click.option(
     "--world-size", type=click.IntRange(1), default=1, show_default=True, help="How many workers share the capture."
 )
+@click.option(
+    "--wait-minutes", type=click.FloatRange(0), default=60, show_default=True, help="Patience with a silent rank 0."
+)
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Who runs the teachers: this process, or workers on a Ray cluster.",
+)
+@click.option("--address", metavar="HOST:PORT", envvar="RAY_ADDRESS", help="Ray cluster.  [default: one started here]")
+@click.option("--workers", type=click.IntRange(1), help="Ray workers.  [default: one per set of GPUs]")
 @click.option("--append", is_flag=True, help="Add files of the corpus that the cache does not hold yet.")
-def capture_command(config: Path, overrides: tuple[str, ...], rank: int, world_size: int, append: bool) -> None:
+def capture_command(
+    config: Path,
+    overrides: tuple[str, ...],
+    rank: int,
+    world_size: int,
+    wait_minutes: float,
+    executor: str,
+    address: str | None,
+    workers: int | None,
+    append: bool,
+) -> None:
     """Run the teachers of CONFIG over its corpus and store what they predict.
 
     Stop it anywhere and run the same command again: it continues. With several workers,
-    start one per GPU with the same CONFIG and its own --rank. A teacher or a layer of hidden
-    states that is added to CONFIG later is captured without redoing the rest.
+    start one per GPU with the same CONFIG and its own --rank, or one command with --executor ray.
+    A teacher or a layer of hidden states that is added to CONFIG later is captured without
+    redoing the rest.
 
     \b
     Example:
@@ -33,6 +58,7 @@ def capture_command(config: Path, overrides: tuple[str, ...], rank: int, world_s
     """
     if rank >= world_size:
         raise click.UsageError(f"--rank {rank} needs --world-size of at least {rank + 1}")
+    _check_executor(executor)
     from rich.console import Console
     from transformers.utils.logging import disable_progress_bar
 
@@ -43,13 +69,28 @@ def capture_command(config: Path, overrides: tuple[str, ...], rank: int, world_s
     settings = load_config(config, CaptureConfig, overrides)
     disable_progress_bar()  # transformers' own bars would break up ours
     console = Console(stderr=True)
+    run = partial(run_capture, settings, Worker(rank, world_size, wait_minutes))
+    if executor == "ray":
+        from pipeline.ray_executor import run_capture_on_ray
+
+        run = partial(run_capture_on_ray, settings, address or "local", workers)
     with progress_bars(console) as progress:
-        committed = run_capture(settings, Worker(rank, world_size), ProgressReporter(progress), append)
+        committed = run(ProgressReporter(progress), append)
     for teacher, shards in committed.items():
         console.print(
             f"teacher {teacher}: {shards} shards captured now" if shards else f"teacher {teacher}: nothing left to do"
         )
     click.echo(str(settings.cache))
+
+
+def _check_executor(executor: str) -> None:
+    """Refuse options that belong to the other executor."""
+    wrong = ("rank", "world_size", "wait_minutes") if executor == "ray" else ("address", "workers")
+    context = click.get_current_context()
+    given = [name for name in wrong if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise click.UsageError(f"{options} cannot be combined with --executor {executor}")
 
 
 class ProgressReporter:

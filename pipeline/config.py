@@ -253,6 +253,10 @@ class TeacherConfig(Config):
         target: The sparse target.
         hidden: Hidden states that are kept.
         device: ``auto`` takes a GPU when there is one.
+        device_map: For a teacher larger than one device, instead of ``device``: ``auto`` or another strategy of
+            accelerate's, or a mapping of modules to devices, with ``cpu`` and ``disk`` for what fits no GPU.
+        gpus: How many GPUs a worker of a Ray cluster takes for this teacher; several need ``device_map``. If not
+            given, one, or none if the cluster has none.
         batch_tokens: Tokens per forward pass, padding included.
         attention: Implementation, by transformers' name (``sdpa``, ``eager``, ``flash_attention_2``, …);
             default: what transformers chooses.
@@ -271,6 +275,8 @@ class TeacherConfig(Config):
     target: TargetConfig = TargetConfig()
     hidden: HiddenConfig = HiddenConfig()
     device: str = "auto"
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, int | str] | None = None
+    gpus: PositiveInt = 1
     batch_tokens: PositiveInt = 16_384
     attention: str | None = None
     packing: bool | None = None
@@ -286,6 +292,14 @@ class TeacherConfig(Config):
     def _rows_can_be_empty(self) -> "TeacherConfig":
         if self.nan_rows == "skip" and self.target.kind in ("sampled", "dense"):
             raise ValueError(f"nan_rows: skip needs rows that can be empty, which kind: {self.target.kind} has not")
+        return self
+
+    @model_validator(mode="after")
+    def _one_placement(self) -> "TeacherConfig":
+        if self.device_map is not None and self.device != "auto":
+            raise ValueError("device and device_map exclude each other")
+        if self.device_map is None and self.gpus > 1:
+            raise ValueError(f"gpus: {self.gpus} needs device_map: auto, or all but one stay idle")
         return self
 
 

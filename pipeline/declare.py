@@ -26,7 +26,16 @@ from pipeline.batches import pack, pad
 from pipeline.config import HiddenConfig, TargetConfig, TeacherConfig
 from pipeline.hidden_budget import OutputHead, fisher_metric
 from pipeline.predict import Wanted, predict
-from pipeline.split_model import HeadOutput, body_of, check_head, check_packing, output_scaling, run_body, run_head
+from pipeline.split_model import (
+    HeadOutput,
+    body_of,
+    check_head,
+    check_packing,
+    output_parameters,
+    output_scaling,
+    run_body,
+    run_head,
+)
 from pipeline.targets import Keep, tempered_name
 from pipeline.teacher import Teacher
 
@@ -208,10 +217,10 @@ def _sample(
 
 def _head_bytes(teacher: Teacher, scaling: dict[str, float]) -> bytes:
     """Return the output matrix as a safetensors file, with the scaling in its metadata; the same bytes every time."""
-    matrix = teacher.model.get_output_embeddings()
-    tensors = {"weight": matrix.weight.detach().cpu().contiguous().clone()}
-    if getattr(matrix, "bias", None) is not None:
-        tensors["bias"] = matrix.bias.detach().cpu().contiguous().clone()
+    weight, bias = output_parameters(teacher.model)
+    tensors = {"weight": weight.cpu().contiguous().clone()}
+    if bias is not None:
+        tensors["bias"] = bias.cpu().contiguous().clone()
     content = save(tensors, metadata={name: repr(value) if value else "" for name, value in scaling.items()})
     start, stop = 8, 8 + int.from_bytes(content[:8], "little")  # of the header, whose keys come in random order
     header = json.dumps(json.loads(content[start:stop]), sort_keys=True, separators=(",", ":")).encode()

@@ -65,7 +65,7 @@ def encode(
     folder = layout.encoding_folder(config.cache, config.encoding.name)
     identity = encoding_identity(config, tokenizer)
     if not object_exists(folder / layout.MANIFEST):
-        _clear(folder)
+        _refuse_remains(folder)
         manifest = EncodingManifest(
             identity=identity,
             objective=config.encoding.objective,
@@ -97,7 +97,6 @@ def _add_part(
 ) -> None:
     """Encode sources as a further part; the manifest that counts it is written last."""
     part, before = len(manifest.parts), read_shard_tables(folder, manifest.parts)
-    _clear_part(folder, len(before), part)
     writer = ShardWriter(folder, config.encoding.positions_per_shard, before)
     documents = read_documents(sources.values(), config.corpus, _document_ids(folder, before))
     try:
@@ -106,10 +105,13 @@ def _add_part(
             writer.add("held_out" if held_out else "train", sequence)
             progress(len(sequence.input_ids))
     except LogitcaskError:
-        _clear_part(folder, len(before), part)
+        _clear(folder, manifest, len(before), part)
+        remove_tree(layout.shard_table_file(folder, part).parent)
         raise
-    written = write_part(folder, part, {name: hashes[name] for name in sources}, writer.finish())
+    entries = writer.finish()
+    written = write_part(folder, part, {name: hashes[name] for name in sources}, entries)
     write_group(folder / "teachers")
+    _clear(folder, manifest, len(before) + len(entries), part)
     write_manifest(folder, manifest.model_copy(update={"parts": (*manifest.parts, written)}))
 
 
@@ -167,8 +169,8 @@ def _check_files(folder: StorePath, known: dict[str, str], found: dict[str, str]
         )
 
 
-def _clear(folder: StorePath) -> None:
-    """Remove what a killed run left, perhaps with other settings; one process at a time encodes."""
+def _refuse_remains(folder: StorePath) -> None:
+    """Refuse to encode where teachers' predictions belong to an encoding that is gone."""
     if any(not name.startswith(layout.MANIFEST) for name in names(folder / "teachers")):
         raise FormatError(
             "the encoding's manifest is gone, but teachers' predictions are there",
@@ -176,20 +178,25 @@ def _clear(folder: StorePath) -> None:
             why="encoding again would throw them away",
             fix=f"Restore {layout.MANIFEST} from a copy, or delete this folder to start over",
         )
-    for part in ("sequences", "parts", layout.TOKENIZER):
-        remove_tree(folder / part)
+
+
+def _clear(folder: StorePath, manifest: EncodingManifest, shards: int, part: int) -> None:
+    """Remove what killed runs, perhaps with other settings, left beside ``shards`` shards and the files of a part.
+
+    It runs after the writing, not before, so that it takes nothing from a second process that writes the same.
+    """
+    _keep_only(folder / "sequences", {layout.sequences_file(folder, shard).name for shard in range(shards)})
+    tables = (layout.file_table_file(folder, part), layout.shard_table_file(folder, part))
+    _keep_only(tables[0].parent, {table.name for table in tables})
+    _keep_only(folder / layout.TOKENIZER, {key.rpartition("/")[2] for key in manifest.files})
     for group in (folder, folder / "teachers"):
         remove_partial(group / layout.MANIFEST)
 
 
-def _clear_part(folder: StorePath, shards: int, part: int) -> None:
-    """Remove what a killed run left of a part that it was adding behind ``shards`` shards."""
-    known = {layout.sequences_file(folder, shard).name for shard in range(shards)}
-    for name in names(folder / "sequences"):
+def _keep_only(folder: StorePath, known: set[str]) -> None:
+    for name in names(folder):
         if name not in known:
-            remove_object(folder / "sequences" / name)
-    remove_tree(layout.shard_table_file(folder, part).parent)
-    remove_partial(folder / layout.MANIFEST)
+            remove_object(folder / name)
 
 
 def _document_ids(folder: StorePath, entries: list[ShardEntry]) -> set[str]:

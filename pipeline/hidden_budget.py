@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from cache_tools.hidden import ErrorOf
-from pipeline.split_model import HeadOutput, output_scaling
+from pipeline.split_model import HeadOutput, output_parameters, output_scaling
 
 CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 """Size of one chunk of float32 logits by device type; about four such tensors live at a time."""
@@ -55,10 +55,8 @@ class OutputHead:
         Raises:
             ModelError: the last hidden state does not lead back to the logits.
         """
-        matrix = model.get_output_embeddings()
-        bias = getattr(matrix, "bias", None)
-        bias = None if bias is None else bias.detach().float()
-        return cls(matrix.weight.detach().float(), bias, **output_scaling(model, probe))
+        weight, bias = output_parameters(model)
+        return cls(weight.float(), None if bias is None else bias.float(), **output_scaling(model, probe))
 
     def logits(self, last_ND: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return logits (N, V) float32 and the derivative of the softcap, None where it is 1."""

@@ -3,6 +3,11 @@
 Everything that can be refused is refused before a teacher is loaded, let alone run. With
 several workers, rank 0 encodes and declares each teacher, and the others wait for its
 manifests; after that no worker needs another.
+
+A worker cannot see whether rank 0 lives, only what it writes: each further shard of sequences is a
+sign of life, and after ``wait_minutes`` without one the worker gives up. That needs no heartbeat
+object, and works on a disk as on a bucket. Two ranks 0 need no lock: they write the same
+bytes, each object whole, and delete nothing that the other has written.
 """
 
 import time
@@ -14,13 +19,13 @@ from typing import Any, Protocol
 from transformers import PreTrainedTokenizerFast
 
 from cache_tools import layout
-from cache_tools.errors import IdentityError, ModelError
+from cache_tools.errors import IdentityError, IncompleteError, ModelError
 from cache_tools.reader import Cache, Encoding
-from cache_tools.storage import object_exists
+from cache_tools.storage import names, object_exists
 from cache_tools.writer import create_cache
 from pipeline.capture import capture_shards
 from pipeline.config import CaptureConfig, TeacherConfig
-from pipeline.declare import declare, is_declared, keep_of
+from pipeline.declare import declare, is_declared
 from pipeline.documents import corpus_sources
 from pipeline.encode import encode, is_encoded
 from pipeline.plan import known_totals, plan_encoding, plan_teacher, survey
@@ -50,10 +55,12 @@ class Worker:
     Attributes:
         rank: In [0, world_size).
         world_size: Number of workers.
+        wait_minutes: How long a worker waits without a sign of rank 0.
     """
 
     rank: int = 0
     world_size: int = 1
+    wait_minutes: float = 60
 
 
 def run_capture(config: CaptureConfig, worker: Worker, reporter: Reporter, append: bool = False) -> dict[str, int]:
@@ -71,6 +78,23 @@ def run_capture(config: CaptureConfig, worker: Worker, reporter: Reporter, appen
     Raises:
         LogitcaskError: something was refused; what was committed before stays.
     """
+    for teacher in config.teachers:
+        chosen_device(teacher.device)
+    encoding, folders = prepare(config, worker, reporter, append)
+    return {
+        teacher.name: _run_teacher(encoding, teacher, folders[teacher.name], config, worker, reporter)
+        for teacher in config.teachers
+    }
+
+
+def prepare(
+    config: CaptureConfig, worker: Worker, reporter: Reporter, append: bool = False
+) -> tuple[Encoding, dict[str, Path]]:
+    """Check everything that needs no teacher in memory, and encode the corpus; arguments and errors as above.
+
+    Returns:
+        The encoding, and the folder of each teacher's model.
+    """
     folders = {teacher.name: resolve_model(teacher) for teacher in config.teachers}
     tokenizer = load_tokenizer(config.encoding.tokenizer or folders[config.teachers[0].name])
     for teacher in config.teachers:
@@ -80,15 +104,16 @@ def run_capture(config: CaptureConfig, worker: Worker, reporter: Reporter, appen
         reporter.stage("encode", None)
         encode(config, tokenizer, append, reporter.advance)
     else:
-        reporter.stage("waiting for rank 0 to encode", None)
-        names = corpus_sources(config.corpus)
-        _wait_until(lambda: is_encoded(config, names) or (not append and _has_encoding(config)))
+        sources = corpus_sources(config.corpus)
+        _wait_for_rank_0(
+            "encode",
+            lambda: is_encoded(config, sources) or (not append and _has_encoding(config)),
+            config,
+            worker,
+            reporter,
+        )
         encode(config, tokenizer)  # only compares: the encoding exists
-    encoding = Cache(config.cache).encoding(config.encoding.name)
-    return {
-        teacher.name: _run_teacher(encoding, teacher, folders[teacher.name], config, worker, reporter)
-        for teacher in config.teachers
-    }
+    return Cache(config.cache).encoding(config.encoding.name), folders
 
 
 def plan_capture(
@@ -148,14 +173,12 @@ def _run_teacher(
 ) -> int:
     teacher = load_teacher(config, folder, encoding.manifest.objective)
     if worker.rank > 0:
-        reporter.stage(f"waiting for rank 0 to declare {config.name}", None)
-        _wait_until(lambda: is_declared(encoding, config))
+        _wait_for_rank_0(f"declare {config.name}", lambda: is_declared(encoding, config), capture, worker, reporter)
     cached = declare(encoding, teacher, config, capture.encoding.chunk_positions)
     mine = range(worker.rank, len(encoding.shards), worker.world_size)
     missing = [shard for shard in mine if cached.missing_groups(shard)]
     reporter.stage(f"teacher {config.name}", sum(encoding.shards[shard].tokens for shard in missing))
-    skip_nan = config.nan_rows == "skip"
-    capture_shards(cached, missing, teacher, keep_of(config.target), config.batch_tokens, reporter.advance, skip_nan)
+    capture_shards(cached, missing, teacher, config, reporter.advance)
     return len(missing)
 
 
@@ -169,7 +192,6 @@ def check_teacher(
         IdentityError: it has another tokenizer than the encoding.
     """
     weight_files(folder)
-    chosen_device(teacher.device)
     limit, wanted = max_positions(folder, teacher.trust_remote_code), config.encoding.max_length_tokens
     if limit is not None and wanted > limit:
         raise ModelError(
@@ -196,6 +218,21 @@ def _has_encoding(config: CaptureConfig) -> bool:
     return object_exists(layout.encoding_folder(config.cache, config.encoding.name) / layout.MANIFEST)
 
 
-def _wait_until(done: Callable[[], bool]) -> None:
+def _wait_for_rank_0(
+    task: str, done: Callable[[], bool], config: CaptureConfig, worker: Worker, reporter: Reporter
+) -> None:
+    """Wait until rank 0 has done its task; give up when it shows no sign of life for too long."""
+    reporter.stage(f"waiting for rank 0 to {task}", None)
+    folder = layout.encoding_folder(config.cache, config.encoding.name)
+    shards, last_sign = len(names(folder / "sequences")), time.monotonic()
     while not done():
+        if object_exists(layout.sequences_file(folder, shards)):
+            shards, last_sign = shards + 1, time.monotonic()
+        elif time.monotonic() - last_sign > 60 * worker.wait_minutes:
+            raise IncompleteError(
+                f"rank 0 did not {task}, and gave no sign for {worker.wait_minutes:g} minutes",
+                where=config.cache,
+                why="the other workers cannot begin without it",
+                fix="Look whether rank 0 runs, then start this worker again; --wait-minutes changes its patience",
+            )
         time.sleep(POLL_SECONDS)

@@ -10,6 +10,9 @@ by model and change by version. Instead the model's own ``forward`` runs with a 
 for its body that returns the hidden states we hand it. :func:`check_head` compares the
 result with the model's ordinary logits on real input; a model for which they differ is
 refused.
+
+A model may be spread over several devices (see ``TeacherConfig.device_map``). Input may then lie
+on any of them, and every result lies where the input did.
 """
 
 from collections.abc import Iterator
@@ -18,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
@@ -107,7 +111,9 @@ def run_body(
     output = body_of(model)(
         input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=hidden, return_dict=True, **packing
     )
-    return output.last_hidden_state, output.hidden_states if hidden else None
+    device = input_ids.device
+    states = tuple(layer.to(device) for layer in output.hidden_states) if hidden else None
+    return output.last_hidden_state.to(device), states
 
 
 def run_head(model: PreTrainedModel, hidden_ND: Tensor) -> HeadOutput:
@@ -120,7 +126,15 @@ def run_head(model: PreTrainedModel, hidden_ND: Tensor) -> HeadOutput:
             logits = model(input_ids=torch.zeros(1, len(hidden_ND), dtype=torch.long, device=hidden_ND.device)).logits
     finally:
         hook.remove()
-    return HeadOutput(logits[0].float(), seen[0][0])
+    return HeadOutput(logits[0].to(hidden_ND.device).float(), seen[0][0].to(hidden_ND.device))
+
+
+def output_parameters(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
+    """Return the output matrix (V, D) and its bias (V,) or None; loaded, if a device map keeps them elsewhere."""
+    matrix = model.get_output_embeddings()
+    with align_module_device(matrix):
+        bias = getattr(matrix, "bias", None)
+        return matrix.weight.detach(), None if bias is None else bias.detach()
 
 
 def check_head(model: PreTrainedModel, input_ids: Tensor) -> None:
@@ -130,7 +144,7 @@ def check_head(model: PreTrainedModel, input_ids: Tensor) -> None:
         ModelError: they differ by more than rounding.
     """
     body, _ = run_body(model, input_ids, torch.ones_like(input_ids), hidden=False)
-    whole = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).logits[0].float()
+    whole = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).logits[0].to(body.device).float()
     error, tolerance = _error(run_head(model, body[0]).logits, whole), _tolerance(body)
     if not error <= tolerance:
         raise ModelError(
@@ -184,7 +198,7 @@ def output_scaling(model: PreTrainedModel, head: HeadOutput) -> dict[str, float]
     config = model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     softcap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
-    z = scale * model.get_output_embeddings()(head.last).float()
+    z = scale * model.get_output_embeddings()(head.last).to(head.last.device).float()
     logits = softcap * torch.tanh(z / softcap) if softcap else z
     if not _error(logits, head.logits) <= _tolerance(head.last):
         raise ModelError(

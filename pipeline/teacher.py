@@ -47,7 +47,7 @@ class Teacher:
         model: In evaluation mode, on its device.
         identity: What makes it this teacher: weights, dtype, architecture.
         about: For people: name, revision, architecture, parameter count, dtype.
-        device: Where it runs.
+        device: Where it takes its input and leaves its output; with a device map only some of it runs there.
         packs: Whether it reads the sequences of a batch in one row, kept apart by their positions.
     """
 
@@ -99,12 +99,17 @@ def load_teacher(config: TeacherConfig, folder: Path, objective: Objective) -> T
             trust_remote_code=config.trust_remote_code,
             attn_implementation=config.attention,
             use_safetensors=True,
+            device_map=config.device_map,
         )
     except LOADING_ERRORS as error:
         raise ModelError(
             f"teacher {config.name!r} cannot be loaded", where=folder, found=shorten(str(error), 300)
         ) from error
-    torch.nn.Module.to(model, device).eval().requires_grad_(False)
+    if config.device_map is None:
+        torch.nn.Module.to(model, device)
+    else:  # placed already, and hooks move what passes between the devices
+        device = _main_device(model)
+    model.eval().requires_grad_(False)
     model.config.use_cache = False  # no generation here, and a key-value cache costs memory
     architecture, dtype = type(model).__name__, str(model.dtype).removeprefix("torch.")
     about = {
@@ -146,6 +151,12 @@ def chosen_device(name: str) -> torch.device:
             "this device cannot be used", where=f"device {name}", found=shorten(str(error), 300)
         ) from error
     return chosen
+
+
+def _main_device(model: PreTrainedModel) -> torch.device:
+    """Return the first GPU of a model that a device map has placed; the CPU if there is none."""
+    places = getattr(model, "hf_device_map", {"": model.device}).values()  # no map if all went to one device
+    return torch.device(next((place for place in places if place not in ("cpu", "disk")), "cpu"))
 
 
 def max_positions(folder: Path, trust_remote_code: bool) -> int | None:

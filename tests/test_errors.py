@@ -1,5 +1,7 @@
 """The tree of errors and the order of what a message says."""
 
+import copy
+import pickle
 import re
 
 import pytest
@@ -56,3 +58,10 @@ def test_zero_counts_as_given():
 def test_the_parts_can_be_read_separately():
     error = FormatError("it broke", **EVERYTHING)
     assert str(error) == f"{error.where}: {error.message}"
+
+
+@pytest.mark.parametrize("restore", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
+def test_an_error_comes_back_from_another_process_as_it_was(restore):
+    error = FormatError("it broke", **EVERYTHING)
+    restored = restore(error)
+    assert (type(restored), str(restored), vars(restored)) == (FormatError, str(error), vars(error))

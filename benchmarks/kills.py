@@ -1,0 +1,236 @@
+"""Does a capture survive anything? ``python -m benchmarks.kills`` kills its workers 100 times and looks.
+
+Two workers share a small capture, and again and again one of them dies by SIGKILL at a random moment. A
+finished capture must pass ``verify --deep`` and equal, byte for byte, the one that nobody
+interrupted (of receipts all but when and where they were written); then the next begins, until
+there were enough kills. ``local``: processes with ``--rank 0`` and ``1``, which the benchmark starts
+again. They are forked from one that has imported torch, and the clock of a kill runs only while some
+worker reads shards (its victim may be another), so half of the kills and more strike at work and not
+at start-up. ``ray``: actors, which Ray starts again if there is work left for them.
+
+Printed: kills, how many of them struck a worker that was reading a shard (the shard is redone), restarts,
+captures, shards committed, and whether all is equal. Exits 1 if something is not.
+"""
+
+import json
+import logging
+import multiprocessing
+import os
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import psutil  # type: ignore[import-untyped]
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from cache_tools.verify import verify
+from pipeline.config import CaptureConfig
+from pipeline.run import Worker, run_capture
+
+WORKERS, SHARD_POSITIONS, DOCUMENTS = 2, 256, 400
+PAUSE_SECONDS = {"local": 0.5, "ray": 4.0}
+"""Mean time from a worker that reads shards to a kill; on Ray each kill is followed by an import of torch."""
+
+PROCESSES = multiprocessing.get_context("forkserver")
+
+
+@dataclass
+class Tally:
+    """What happened so far."""
+
+    kills: int = 0
+    in_a_shard: int = 0
+    restarts: int = 0
+    captures: int = 0
+    shards: int = 0
+    equal: bool = True
+
+
+class Marker:
+    """A worker's reporter, which leaves a file when the worker begins to read shards."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def stage(self, name: str, total_tokens: int | None) -> None:
+        if name.startswith("teacher"):
+            self._path.touch()
+
+    def advance(self, num_tokens: int) -> None:
+        """Ignore."""
+
+
+def make_config(folder: Path, cache: str) -> CaptureConfig:
+    """Make a tiny random teacher and a corpus in a folder, unless they are there, and describe their capture."""
+    words = [f"{stem}{ending}" for stem in ("shard", "token", "mass", "row") for ending in ("s", "ing", "ed", "")]
+    texts = [" ".join(random.Random(i).choices(words, k=60)) for i in range(DOCUMENTS)]
+    if not (folder / "teacher").exists():
+        (folder / "corpus.jsonl").write_text(
+            "".join(json.dumps({"id": str(i), "text": t}) + "\n" for i, t in enumerate(texts))
+        )
+        bpe = Tokenizer(models.BPE())
+        bpe.pre_tokenizer = pre_tokenizers.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        bpe.train_from_iterator(
+            texts,
+            trainers.BpeTrainer(
+                vocab_size=300, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
+            ),
+        )
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", pad_token="<|end|>")
+        tokenizer.save_pretrained(folder / "teacher")
+        shape: dict[str, Any] = {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+        }
+        LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(folder / "teacher")
+    teacher = {"name": "toy", "model": str(folder / "teacher"), "dtype": "float32", "device": "cpu"}
+    sizes = {"max_length_tokens": 64, "positions_per_shard": SHARD_POSITIONS, "chunk_positions": SHARD_POSITIONS}
+    return CaptureConfig.model_validate(
+        {
+            "cache": str(folder / cache),
+            "corpus": {"paths": [str(folder / "corpus.jsonl")]},
+            "encoding": sizes,
+            "teachers": [teacher | {"target": {"k": 16}, "hidden": {"layers": ["last"]}, "batch_tokens": 64}],
+        }
+    )
+
+
+def contents(cache: Path) -> dict[str, bytes]:
+    """Return every file of a cache; of receipts all but when and where they were written."""
+    files = (path for path in cache.rglob("*") if path.is_file() and not path.name.endswith(".partial"))
+    return {str(path.relative_to(cache)): path.read_bytes().split(b'"provenance"')[0] for path in files}
+
+
+def work(config: CaptureConfig, rank: int, marker: Path) -> None:
+    """Be one worker."""
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    run_capture(config, Worker(rank, WORKERS), Marker(marker))
+
+
+def capture_with_processes(config: CaptureConfig, tally: Tally, wanted: int, pauses: Iterator[float]) -> None:
+    """Capture with one process per rank; kill one after each pause and start it again."""
+    markers = [Path(f"{config.cache}.{rank}") for rank in range(WORKERS)]
+
+    def start(rank: int) -> Any:
+        markers[rank].unlink(missing_ok=True)
+        process = PROCESSES.Process(target=work, args=(config, rank, markers[rank]))
+        process.start()
+        return process
+
+    workers, next_kill = [start(rank) for rank in range(WORKERS)], None
+    while any(worker.exitcode != 0 for worker in workers):
+        time.sleep(0.01)
+        running = [rank for rank, worker in enumerate(workers) if worker.is_alive()]
+        if next_kill is None and any(markers[rank].exists() for rank in running):
+            next_kill = time.monotonic() + next(pauses)
+        if tally.kills < wanted and running and next_kill and time.monotonic() > next_kill:
+            rank = random.choice(running)
+            workers[rank].kill()
+            workers[rank].join()
+            next_kill = None
+            if workers[rank].exitcode:  # or it had just finished
+                tally.kills, tally.in_a_shard = tally.kills + 1, tally.in_a_shard + markers[rank].exists()
+        for rank, worker in enumerate(workers):
+            if worker.exitcode not in (None, 0):
+                workers[rank], tally.restarts = start(rank), tally.restarts + 1
+
+
+def capture_with_actors(config: CaptureConfig, tally: Tally, wanted: int, pauses: Iterator[float]) -> None:
+    """Capture on Ray; kill an actor after each pause."""
+    from pipeline.ray_executor import run_capture_on_ray
+
+    finished = threading.Event()
+
+    def actors() -> dict[Any, str]:
+        found = {}
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                found[process] = process.name()
+        return {process: title for process, title in found.items() if title.startswith("ray::ShardReader")}
+
+    def kill() -> None:
+        while tally.kills < wanted:
+            while not any(title.endswith("capture") for title in actors().values()):
+                if finished.wait(0.01):
+                    return
+            if finished.wait(next(pauses)):
+                return
+            alive = list(actors().items())
+            if alive:
+                actor, title = random.choice(alive)
+                actor.kill()
+                tally.kills, tally.restarts = tally.kills + 1, tally.restarts + 1
+                tally.in_a_shard += title.endswith("capture")
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        run_capture_on_ray(config, "local", WORKERS, Marker(Path(f"{config.cache}.driver")))
+    finally:
+        finished.set()
+        killer.join()
+
+
+def connect() -> None:
+    """Start a Ray on this machine that serves all captures."""
+    import ray
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(
+        address="local",
+        num_cpus=WORKERS,
+        include_dashboard=False,
+        object_store_memory=100 * 2**20,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+@click.command()
+@click.option("--kills", type=click.IntRange(1), default=100, show_default=True, help="How many, over all captures.")
+@click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of when and whom.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def main(kills: int, executor: str, seed: int, as_json: bool) -> None:
+    """Kill the workers of a capture at random, until it finishes."""
+    random.seed(seed)
+    PROCESSES.set_forkserver_preload(["pipeline.run", "transformers.models.llama.modeling_llama"])
+    captures: dict[str, Callable[..., None]] = {"local": capture_with_processes, "ray": capture_with_actors}
+    moments, tally = random.Random(seed), Tally()
+    pauses = iter(lambda: moments.uniform(0, 2 * PAUSE_SECONDS[executor]), None)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        straight = make_config(folder, "straight")
+        run_capture(straight, Worker(), Marker(folder / "marker"))
+        if executor == "ray":
+            connect()
+        while tally.kills < kills:
+            config = make_config(folder, f"cache{tally.captures}")
+            captures[executor](config, tally, kills, pauses)
+            tally.captures += 1
+            tally.shards += sum("receipts" in key for key in contents(config.cache))
+            tally.equal &= contents(config.cache) == contents(straight.cache) and not verify(config.cache, deep=True)
+    if as_json:
+        click.echo(json.dumps(asdict(tally)))
+    else:
+        for title, value in asdict(tally).items():
+            click.echo(f"{title.replace('_', ' '):12} {value}")
+    raise SystemExit(not tally.equal)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""A capture on a Ray cluster: the driver encodes and hands out shards, actors run the teacher.
+
+An actor holds one teacher on its own GPUs. The first one declares the teacher, so the driver needs
+no GPU; only then do the others start. A shard is the unit of work and of retry: it goes to whichever
+actor is free, one that dies is started again by Ray and does that shard once more, and what it
+had committed before is kept. Our own errors are not retried: they would only come again.
+
+Placing, restarting, scaling and the dashboard are Ray's. Rejected: queueing shards on actors ahead
+of time (one that is still being placed, or lost for good, would sit on them), and a placement
+group (a teacher spans the GPUs of one machine only). An actor writes a shard before it asks for the
+next, a few per cent of the time that the teacher takes to read one.
+"""
+
+import logging
+import os
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cache_tools.cached_teacher import CachedTeacher
+from cache_tools.errors import ConfigError, LogitcaskError, ModelError
+from cache_tools.reader import Cache, Encoding
+from cache_tools.storage import store_path
+from pipeline.capture import capture_shards
+from pipeline.config import CaptureConfig, TeacherConfig
+from pipeline.declare import declare
+from pipeline.run import Reporter, Worker, prepare
+from pipeline.teacher import Teacher, load_teacher, resolve_model
+
+try:
+    import ray
+    from ray.exceptions import RayActorError, RayTaskError
+except ImportError as problem:
+    raise ConfigError(
+        "Ray is not installed", where="--executor ray", fix="Install it: pip install 'logitcask[ray]'"
+    ) from problem
+
+RETRIES = 8
+"""How often a shard is tried again whose actor died; more and it is the shard that kills them."""
+
+LOCAL: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
+"""Settings of a Ray that is started for one capture; shards never pass through its object store."""
+
+
+def run_capture_on_ray(
+    config: CaptureConfig, address: str, workers: int | None, reporter: Reporter, append: bool = False
+) -> dict[str, int]:
+    """Encode the corpus here and capture all teachers on a Ray cluster, continuing whatever is already there.
+
+    A program that is connected to Ray already stays connected; ``address`` is then not used.
+
+    Args:
+        config: The capture file. Cache and models must be reachable from every machine of the cluster.
+        address: Of a running cluster, or ``local`` to start Ray on this machine for this call.
+        workers: Number of actors; default: as many as the cluster has sets of GPUs, at least one.
+        reporter: Shown what happens, a shard at a time.
+        append: Add files of the corpus that the encoding lacks.
+
+    Returns:
+        Shards committed by this call, per teacher.
+
+    Raises:
+        LogitcaskError: something was refused; what was committed before stays.
+    """
+    encoding, _ = prepare(config, Worker(), reporter, append)
+    with _connected(address):
+        return {teacher.name: _run_teacher(encoding, teacher, config, workers, reporter) for teacher in config.teachers}
+
+
+class ShardReader:
+    """One teacher on its own GPUs, in an actor's process. It loads when it is first asked for something.
+
+    Attributes:
+        place: The cache.
+        encoding: Name of the encoding.
+        config: The teacher's block of the capture file.
+        chunk_positions: Rows per inner chunk of the arrays.
+    """
+
+    def __init__(self, place: str, encoding: str, config: TeacherConfig, chunk_positions: int) -> None:
+        self.place, self.encoding, self.config, self.chunk_positions = place, encoding, config, chunk_positions
+
+    def declare(self) -> None:
+        """Load the teacher and declare it, or check that the cache holds the same one."""
+        self._loaded  # noqa: B018
+
+    def capture(self, shard: int) -> None:
+        """Capture what a shard lacks; nothing, if an actor died between its commit and saying so."""
+        teacher, cached = self._loaded
+        if cached.missing_groups(shard):
+            capture_shards(cached, [shard], teacher, self.config)
+
+    @cached_property
+    def _loaded(self) -> tuple[Teacher, CachedTeacher]:
+        encoding = Cache(store_path(self.place)).encoding(self.encoding)
+        teacher = load_teacher(self.config, resolve_model(self.config), encoding.manifest.objective)
+        return teacher, declare(encoding, teacher, self.config, self.chunk_positions)
+
+
+def _run_teacher(
+    encoding: Encoding, config: TeacherConfig, capture: CaptureConfig, workers: int | None, reporter: Reporter
+) -> int:
+    gpus = _gpus_per_actor(config)
+    reporter.stage(f"waiting for a worker to load {config.name}", None)
+    reader = ray.remote(num_gpus=gpus, max_restarts=-1, max_task_retries=RETRIES)(ShardReader)
+    arguments = (_absolute(capture.cache), encoding.name, _portable(config), capture.encoding.chunk_positions)
+    first: Any = reader.remote(*arguments)
+    _result(first.declare.remote(), f"teacher {config.name!r}")
+    cached = encoding.teacher(config.name)
+    missing = [shard for shard in range(len(encoding.shards)) if cached.missing_groups(shard)]
+    num_actors = min(workers or _gpu_sets(gpus), len(missing))
+    actors = [first, *(reader.remote(*arguments) for _ in range(num_actors - 1))]
+    del first  # or its GPUs would stay taken after its last shard
+    reporter.stage(f"teacher {config.name}", sum(encoding.shards[shard].tokens for shard in missing))
+    for shard in _hand_out(actors, missing, config.name):
+        reporter.advance(encoding.shards[shard].tokens)
+    return len(missing)
+
+
+def _hand_out(actors: list[Any], shards: list[int], teacher: str) -> Iterator[int]:
+    """Give each actor that has loaded its teacher one shard after another; yield shards as they are committed.
+
+    Takes the actors out of the list. One that finds no shard left is let go, and its GPUs are free for one
+    that Ray has to start again elsewhere.
+    """
+    waiting, left = deque(shards), len(shards)
+    running: dict[Any, tuple[Any, int | None]] = {}
+    while actors:
+        actor = actors.pop()
+        running[actor.declare.remote()] = (actor, None)
+    while left:
+        (done,), _ = ray.wait(list(running), num_returns=1)
+        actor, shard = running.pop(done)
+        _result(done, f"teacher {teacher!r}" + ("" if shard is None else f", shard {shard}"))
+        if waiting:
+            following = waiting.popleft()
+            running[actor.capture.remote(following)] = (actor, following)
+        del actor
+        if shard is not None:
+            left -= 1
+            yield shard
+
+
+def _result(task: Any, where: str) -> None:
+    """Wait for a task of an actor; its own errors are raised here as they were there."""
+    try:
+        ray.get(task)
+    except RayTaskError as error:
+        if isinstance(error.cause, LogitcaskError):
+            raise error.cause from None
+        raise
+    except RayActorError as error:
+        raise ModelError(
+            f"a worker was lost {RETRIES + 1} times in a row",
+            where=where,
+            found=" ".join(str(error).split())[:300],
+            why="perhaps its machine has too little memory for this teacher",
+            fix="Look into Ray's logs, try a smaller batch_tokens, and run the same command again; it continues",
+        ) from error
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[None]:
+    if ray.is_initialized():
+        yield
+        return
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is reported to anybody
+    settings = LOCAL if address == "local" else {}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **settings)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            "no Ray cluster answers", where=f"--address {address}", found=" ".join(str(error).split())[:300]
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _gpus_per_actor(config: TeacherConfig) -> int:
+    """Return how many GPUs an actor takes.
+
+    None if the teacher is told to run elsewhere, or if the cluster has none and the capture file does not say
+    that there are to be some (a cluster that grows on demand may have none yet).
+    """
+    asked = config.device.startswith("cuda") or "gpus" in config.model_fields_set
+    possible = config.device == "auto" or config.device.startswith("cuda")
+    return config.gpus if possible and (asked or _cluster_gpus()) else 0
+
+
+def _gpu_sets(gpus: int) -> int:
+    return max(1, _cluster_gpus() // gpus) if gpus else 1
+
+
+def _cluster_gpus() -> int:
+    return int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+
+
+def _portable(config: TeacherConfig) -> TeacherConfig:
+    """Return a teacher's block whose model is found from another working folder too."""
+    local = Path(config.model)
+    return config.model_copy(update={"model": str(local.absolute())}) if local.is_dir() else config
+
+
+def _absolute(place: Any) -> str:
+    return str(place.absolute() if isinstance(place, Path) else place)

@@ -1,0 +1,159 @@
+"""A capture on Ray: the bytes of a capture without, also when an actor is killed.
+
+Ray is real and runs on this machine, with actors of one CPU each. One is killed by SIGKILL in the middle
+of a shard, which it is in as long as its process has the title that Ray gives it.
+"""
+
+import logging
+import os
+import shutil
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+import tiny
+from cache_tools.errors import ModelError
+from cache_tools.verify import verify
+from pipeline.config import CaptureConfig, TeacherConfig
+from pipeline.run import Worker, run_capture
+from store_fixtures import snapshot
+
+ray = pytest.importorskip("ray", reason="needs Ray: pip install 'logitcask[ray]'")
+from pipeline import ray_executor  # noqa: E402
+from pipeline.ray_executor import run_capture_on_ray  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMEOUT_SECONDS = 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    """One Ray for all tests; a capture uses the one that its program is connected to."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(
+        address="local",
+        num_cpus=2,
+        num_gpus=0,
+        include_dashboard=False,
+        object_store_memory=80 * 2**20,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return tiny.save_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, teacher):
+    """The cache that a capture by one process leaves behind."""
+    config = settings(tmp_path_factory.mktemp("straight"), teacher)
+    run_capture(config, Worker(), tiny.SilentReporter())
+    return config.cache
+
+
+def settings(folder, teacher):
+    """Return a capture of a dozen shards, each of several batches."""
+    if not (folder / "corpus.jsonl").exists():
+        tiny.write_corpus(folder / "corpus.jsonl", tiny.TEXTS[:12])
+    values = tiny.capture_values(folder, teacher, positions_per_shard=128, chunk_positions=128, batch_tokens=48)
+    return CaptureConfig.model_validate(values)
+
+
+def tree(cache):
+    """Return every file of a cache by path; of receipts all but when and where they were written."""
+    return {key: content.split(b'"provenance"')[0] for key, content in snapshot(cache).items()}
+
+
+def receipts(cache):
+    return {key: content for key, content in snapshot(cache).items() if "receipts" in key}
+
+
+def capturing():
+    """Return the actors of this program that are in the middle of a shard."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found += [process] if process.name().startswith("ray::ShardReader.capture") else []
+    return found
+
+
+class Killer(tiny.SilentReporter):
+    """Kills an actor in the middle of a shard, as soon as another shard is committed.
+
+    Attributes:
+        committed: Receipts that there were at the kill.
+    """
+
+    def __init__(self, cache):
+        self.cache, self.committed, self.name, self.thread = cache, {}, "", None
+
+    def stage(self, name, total_tokens):
+        self.name = name
+
+    def advance(self, num_tokens):
+        if self.name == "teacher toy" and self.thread is None:
+            self.thread = threading.Thread(target=self.kill)
+            self.thread.start()
+
+    def kill(self):
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while not self.committed and time.monotonic() < deadline:
+            for process in capturing()[:1]:
+                process.suspend()
+                self.committed = receipts(self.cache)
+                process.kill()
+
+
+def test_actors_continue_a_capture_to_the_same_bytes_and_a_killed_one_costs_its_shard(tmp_path, teacher, straight):
+    shutil.copytree(straight.parent, tmp_path, dirs_exist_ok=True)
+    config, killer = settings(tmp_path, teacher), Killer(tmp_path / "cache")
+    for key in sorted(receipts(config.cache))[2:]:
+        (config.cache / key).unlink()
+    assert run_capture_on_ray(config, "local", 2, killer) == {"toy": len(receipts(straight)) - 2}
+    assert tree(config.cache) == tree(straight)
+    assert verify(config.cache, deep=True) == []
+    assert 3 <= len(killer.committed) < len(receipts(straight))
+    assert receipts(config.cache).items() >= killer.committed.items()  # with the time of writing: none was redone
+
+
+def test_an_error_in_an_actor_is_the_error_of_a_capture_without_ray(tmp_path):
+    broken = tiny.model()
+    broken.get_output_embeddings().weight.data[:] = float("nan")
+    config = settings(tmp_path, tiny.save_teacher(tmp_path / "teacher", broken))
+    with pytest.raises(ModelError, match="the teacher's logits are not numbers") as plain:
+        run_capture(config, Worker(), tiny.SilentReporter())
+    with pytest.raises(ModelError) as remote:
+        run_capture_on_ray(config, "local", None, tiny.SilentReporter())
+    assert remote.type is ModelError
+    assert (str(remote.value), vars(remote.value)) == (str(plain.value), vars(plain.value))
+
+
+@pytest.mark.parametrize(
+    ("placement", "on_gpus", "on_cpus"),
+    [
+        ({}, 1, 0),
+        ({"device": "cpu"}, 0, 0),
+        ({"device": "cuda"}, 1, 1),
+        ({"gpus": 1}, 1, 1),
+        ({"device_map": "auto", "gpus": 4}, 4, 4),
+        ({"device_map": "auto"}, 1, 0),
+    ],
+)
+def test_an_actor_takes_the_gpus_that_its_teacher_needs(monkeypatch, placement, on_gpus, on_cpus):
+    """Whether the cluster has GPUs now matters only where nothing says that it is to have them."""
+    config = TeacherConfig(name="toy", model="toy", **placement)
+    for cluster_gpus, expected in ((8, on_gpus), (0, on_cpus)):
+        monkeypatch.setattr(ray_executor, "_cluster_gpus", lambda number=cluster_gpus: number)
+        assert ray_executor._gpus_per_actor(config) == expected
+    monkeypatch.setattr(ray_executor, "_cluster_gpus", lambda: 8)
+    assert ray_executor._gpu_sets(on_gpus) == (8 // on_gpus if on_gpus else 1)
