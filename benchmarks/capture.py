@@ -21,12 +21,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from benchmarks import peak
 from benchmarks.rows import RECORDED
@@ -163,6 +165,7 @@ def work_of(name: str, job: Job, teacher: Teacher) -> Callable[[], None]:
 def measure(name: str, job: Job) -> dict[str, Any]:
     """Do the work of a row and return its seconds and peak; runs in a process of its own."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    disable_progress_bar()
     before_bytes = peak.resident_bytes()
     if device.type == "cpu":
         resource.setrlimit(resource.RLIMIT_AS, (int(job.limit_gb * 2**30),) * 2)
@@ -246,8 +249,8 @@ def main(
         read = sum(shard.tokens for shard in Cache(config.cache).encoding().shards)
         for _ in range(rounds):
             for title, results in found.items():
-                with multiprocessing.get_context("spawn").Pool(1) as pool:
-                    results.append(pool.apply(measure, (title, job)))
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                    results.append(pool.submit(measure, title, job).result())
     rows = summarise(found, read)
     if as_json:
         for row in rows:

@@ -54,17 +54,14 @@ def capture_shards(
         StorageError: the disk is full, or disk or bucket refuse.
     """
     encoding, errors = cached.encoding, _error_measures(cached, teacher) if shards else {}
+    keep, skip_nan, objective = keep_of(config.target), config.nan_rows == "skip", encoding.manifest.objective
     with ThreadPoolExecutor(1) as writer:
         writing: Future[None] | None = None
         for shard in shards:
             started = time.monotonic()
-            wanted = Wanted(
-                cached.manifest, cached.missing_groups(shard), keep_of(config.target), config.nan_rows == "skip"
-            )
+            wanted = Wanted(cached.manifest, cached.missing_groups(shard), keep, skip_nan)
             sequences = encoding.sequences(shard)
-            predictions = predict(
-                sequences, encoding.manifest.objective, teacher, wanted, config.batch_tokens, progress
-            )
+            predictions = predict(sequences, objective, teacher, wanted, config.batch_tokens, progress)
             if writing:
                 writing.result()
             writing = writer.submit(_commit, cached, shard, predictions, _provenance(teacher, started), errors)
