@@ -116,8 +116,14 @@ def run_body(
     return output.last_hidden_state.to(device), states
 
 
-def run_head(model: PreTrainedModel, hidden_ND: Tensor) -> HeadOutput:
-    """Run the model's own head on the last hidden states of N positions, given as (N, D)."""
+def run_head(model: PreTrainedModel, hidden_ND: Tensor, into_NV: Tensor | None = None) -> HeadOutput:
+    """Run the model's own head on the last hidden states of N positions.
+
+    Args:
+        model: The whole model.
+        hidden_ND: (N, D).
+        into_NV: (N, V) float32, where logits of another type are converted to; fresh memory by default.
+    """
     seen: list[Tensor] = []
     output_matrix = model.get_output_embeddings()
     hook = output_matrix.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -126,7 +132,10 @@ def run_head(model: PreTrainedModel, hidden_ND: Tensor) -> HeadOutput:
             logits = model(input_ids=torch.zeros(1, len(hidden_ND), dtype=torch.long, device=hidden_ND.device)).logits
     finally:
         hook.remove()
-    return HeadOutput(logits[0].to(hidden_ND.device).float(), seen[0][0].to(hidden_ND.device))
+    logits_NV, last_ND = logits[0].to(hidden_ND.device), seen[0][0].to(hidden_ND.device)
+    if into_NV is None or logits_NV.dtype == torch.float32:
+        return HeadOutput(logits_NV.float(), last_ND)
+    return HeadOutput(into_NV.copy_(logits_NV), last_ND)
 
 
 def output_parameters(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:

@@ -94,11 +94,12 @@ class _Softmax:
     log_total_N1: Tensor
 
     @classmethod
-    def of(cls, logits_NV: Tensor, scratch_NV: Tensor) -> "_Softmax":
-        highest_N1 = logits_NV.amax(dim=1, keepdim=True)
+    def of(cls, logits_NV: Tensor, best_N1: Tensor, scratch_NV: Tensor) -> "_Softmax":
+        """Take the softmax of logits apart, in place; ``best_N1`` says where each row's highest stands."""
+        highest_N1 = logits_NV.gather(1, best_N1)
         below_NV = logits_NV.sub_(highest_N1)
         torch.softmax(below_NV, dim=1, out=scratch_NV)  # one fused pass, where exp and sum take three
-        log_total_N1 = -scratch_NV.amax(dim=1, keepdim=True).log()  # the highest has exp(0) / total
+        log_total_N1 = -scratch_NV.gather(1, best_N1).log()  # the highest has exp(0) / total
         return cls(highest_N1, below_NV, scratch_NV, log_total_N1)
 
 
@@ -119,17 +120,18 @@ def sparse_targets(
         scratch_NV: (N, V) float32 to work in. Fresh memory of this size costs more than the softmax, so a
             caller with many chunks brings its own.
     """
-    softmax = _Softmax.of(logits_NV, torch.empty_like(logits_NV) if scratch_NV is None else scratch_NV)
+    vocabulary = logits_NV.shape[1]
+    k = {"dense": vocabulary, "sampled": 1}.get(keep.kind, min(keep.k, vocabulary))
+    top_Nk, ids_Nk = top_k(logits_NV, k)
+    softmax = _Softmax.of(logits_NV, ids_Nk[:, :1], torch.empty_like(logits_NV) if scratch_NV is None else scratch_NV)
     if keep.kind == "sampled":
         ids_Nk, log_probs_Nk = _drawn(softmax.probabilities_NV, keep.draws, keys_N)
         log_left_out_N = torch.full_like(gold_N, -torch.inf, dtype=torch.float32)
     else:
-        k = logits_NV.shape[1] if keep.kind == "dense" else min(keep.k, logits_NV.shape[1])
-        below_Nk, ids_Nk = top_k(softmax.below_NV, k)
-        log_probs_Nk = below_Nk - softmax.log_total_N1
+        log_probs_Nk = top_Nk - softmax.highest_N1 - softmax.log_total_N1
         if keep.kind == "topp":
             log_probs_Nk = _up_to_mass(log_probs_Nk, keep.p)
-        log_left_out_N = _left_out(log_probs_Nk, everything=k == logits_NV.shape[1] and keep.kind != "topp")
+        log_left_out_N = _left_out(log_probs_Nk, everything=k == vocabulary and keep.kind != "topp")
     if keep.kind == "hybrid":
         rest_NV = softmax.probabilities_NV.scatter(1, ids_Nk, 0)
         drawn_ids, drawn_logs = _drawn(rest_NV, keep.draws, keys_N)
