@@ -36,6 +36,12 @@ bench: $(VENV)/dev
 	$(BIN)/python -m benchmarks.hidden
 	$(BIN)/python -m benchmarks.bucket
 	$(BIN)/python -m benchmarks.damage
+	$(BIN)/python -m benchmarks.encode
+	$(BIN)/python -m benchmarks.capture
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.kills
+	$(BIN)/python -m benchmarks.losses
+	$(BIN)/python -m benchmarks.step
 
 clean:
 	rm -rf $(VENV) runs dist

@@ -82,8 +82,6 @@ def plan_command(
     \b
     Example:
         logitcask plan configs/demo/capture.yaml --measure
-        logitcask plan configs/demo/capture.yaml --tokens 1e12 --tokens-per-s 20000 \\
-            --workers 512 --simulate --hours-between-failures 200
     """
     if scale["simulate"] and not (measure or tokens_per_s):
         raise click.UsageError("--simulate needs a speed: give --tokens-per-s, or --measure")

@@ -13,7 +13,7 @@ from textwrap import shorten
 from typing import Any
 
 from cache_tools.errors import CorpusError
-from pipeline.config import CorpusConfig
+from pipeline.config_corpus import CorpusConfig
 from pipeline.source_datasets import DatasetSource, Record, open_dataset
 from pipeline.source_files import FileSource, file_sources
 

@@ -21,7 +21,7 @@ from typing import Any
 from cache_tools.errors import CorpusError
 from cache_tools.fingerprint import fingerprint
 from cache_tools.storage import file_sha256
-from pipeline.config import DatasetConfig
+from pipeline.config_corpus import DatasetConfig
 
 Record = tuple[str, dict[str, Any]]
 """(place inside the source, fields)."""

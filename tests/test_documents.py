@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from cache_tools.errors import CorpusError
-from pipeline.config import CorpusConfig
+from pipeline.config_corpus import CorpusConfig
 from pipeline.documents import corpus_sources, read_documents
 
 RECORDS = [

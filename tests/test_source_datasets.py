@@ -20,7 +20,8 @@ import tiny
 from cache_tools.errors import CorpusError, IdentityError
 from cache_tools.reader import Encoding
 from cache_tools.shards import read_file_tables
-from pipeline.config import CaptureConfig, CorpusConfig
+from pipeline.config import CaptureConfig
+from pipeline.config_corpus import CorpusConfig
 from pipeline.documents import corpus_sources, read_documents
 from pipeline.encode import encode
 from store_fixtures import snapshot

@@ -1,0 +1,83 @@
+"""The ``corpus:`` block of the capture file: which documents to read, and where in a record they stand."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, PositiveInt, model_validator
+
+from cache_tools.configuration import Config
+
+
+class DatasetConfig(Config):
+    """One split of a Hugging Face dataset, read by the ``datasets`` library, which runs no code of the dataset.
+
+    Attributes:
+        path: Hub id, local folder, or the library's reader (``json``, ``csv``, ``parquet``, …) of ``data_files``.
+        name: Configuration of a dataset that has several.
+        data_dir: Folder inside the dataset.
+        data_files: Files, patterns or URLs instead of the dataset's own choice; those of split ``train``.
+        split: Split to read.
+        revision: Commit, tag or branch of a hub dataset. The encoding records the commit that it is, and
+            refuses to go on with another, so name a commit for a dataset that changes.
+        streaming: Read rows as they arrive instead of downloading and converting the dataset first.
+        max_documents: Rows to read from the start; default all.
+    """
+
+    path: str
+    name: str | None = None
+    data_dir: str | None = None
+    data_files: tuple[str, ...] = ()
+    split: str = Field(default="train", pattern=r"^\w[\w.-]*$")
+    revision: str | None = None
+    streaming: bool = False
+    max_documents: PositiveInt | None = None
+
+
+class CorpusConfig(Config):
+    """Which documents to read: files, datasets or both, and in which fields they are.
+
+    Attributes:
+        paths: Files (.txt, .jsonl, also .gz or .zst, .parquet), folders of them, or datasets saved
+            with ``datasets``' ``save_to_disk``; read in this order, folders by name.
+        datasets: Hugging Face datasets, read after the files in this order.
+        text_field: Field that holds plain text.
+        messages_field: Field that holds a list of chat messages, or that list as JSON text; used instead of text
+            when given. System messages, tool calls and tools' replies are messages like others: the
+            chat template says what becomes of them.
+        tools_field: Field with the JSON schemas of the tools that a chat may call, as a list or as JSON
+            text; null or empty where there are none.
+        ids_field: Field that holds token ids, used instead of text when given: read as they are, without special
+            tokens; split like text when too long.
+        mask_field: Field with a 0 or 1 for each of the ids: trained on where 1; default everywhere.
+        id_field: Field with a unique document id; a record without one is named after its file and line.
+        group_field: Field that keeps documents together when some are held out; default the id.
+        held_out_fraction: Expected share of groups encoded as the held-out split.
+    """
+
+    paths: tuple[Path, ...] = ()
+    datasets: tuple[DatasetConfig, ...] = ()
+    text_field: str = "text"
+    messages_field: str | None = None
+    tools_field: str | None = None
+    ids_field: str | None = None
+    mask_field: str | None = None
+    id_field: str = "id"
+    group_field: str = "group"
+    held_out_fraction: float = Field(default=0.01, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _something_to_read(self) -> "CorpusConfig":
+        if not self.paths and not self.datasets:
+            raise ValueError("needs paths or datasets")
+        if self.messages_field and self.ids_field:
+            raise ValueError("messages_field and ids_field exclude each other")
+        for field, needed in (("tools_field", "messages_field"), ("mask_field", "ids_field")):
+            if getattr(self, field) and not getattr(self, needed):
+                raise ValueError(f"{field} needs {needed}")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Return what determines how a record is read; fields that came with later versions count when used."""
+        later = {"tools_field", "ids_field", "mask_field"}
+        unused = {name for name in later if getattr(self, name) is None}
+        return self.model_dump(mode="json", exclude={"paths", "datasets", *unused})
