@@ -324,3 +324,12 @@ def test_refuses_to_pack_for_a_teacher_that_mixes_the_sequences_of_a_row(tmp_pat
     monkeypatch.setattr(LlamaModel, "forward", lambda self, position_ids=None, **named: whole_row(self, **named))
     with pytest.raises(ModelError, match="does not keep packed sequences apart"):
         captured(tmp_path, build("llama"), packing=True)
+
+
+def test_a_teacher_is_compiled_only_if_asked(tmp_path, monkeypatch):
+    """Compiling takes a minute here, so that it is asked for is all that is tested."""
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append((type(self), options)))
+    for asked in (False, True):
+        captured(tmp_path / str(asked), build("llama"), tiny.TEXTS[:2], compile=asked)
+        assert compiled == ([(LlamaModel, {"dynamic": True})] if asked else [])
