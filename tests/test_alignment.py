@@ -97,9 +97,13 @@ class LeftPadded(nn.Module):
         super().__init__()
         self.model, self.config = model, model.config
 
-    def forward(self, input_ids, attention_mask):
-        position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
+    def get_output_embeddings(self):
+        return self.model.get_output_embeddings()
+
+    def forward(self, input_ids, attention_mask=None, **options):
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        position_ids = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        return self.model(input_ids=input_ids, attention_mask=mask, position_ids=position_ids, **options)
 
 
 def padded_on_the_left(batch):

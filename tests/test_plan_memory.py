@@ -62,7 +62,7 @@ def test_activations_follow_the_formula(tmp_path):
 def test_a_chunk_of_logits_bounds_the_head(tmp_path):
     _, teacher, folder = one_teacher(tmp_path)
     model = planned.meta_model(teacher, "causal", folder)
-    assert planned.head_bytes(model, 512, 7 * 4 * 300) == 4 * 7 * 4 * 300 + 2 * 4 * 512 * 32
+    assert planned.head_bytes(model, 512, 7 * 4 * 300) == 3 * 7 * 4 * 300 + 2 * 4 * 512 * 32
 
 
 @pytest.mark.parametrize(("there", "words"), [(10**12, False), (10**4, True), (None, False)])

@@ -89,7 +89,7 @@ def test_refuses_a_new_file_unless_it_is_to_be_appended(good, tmp_path, refused,
     paths = [str(good.folder / "corpus.jsonl"), str(more)]
     command = ["capture", changed(good, tmp_path, paths=paths), "--set", f"cache={tmp_path / 'cache'}"]
     message = refused(*command)
-    assert "found more.jsonl is new). Run the capture with --append to add the new files" in message
+    assert "found more.jsonl is new). Run the capture with --append to add what is new" in message
     assert snapshot(tmp_path / "cache") == snapshot(good.cache)
     assert command_line(monkeypatch, *command, "--append") == 0
     assert command_line(monkeypatch, "verify", "--deep", tmp_path / "cache") == 0

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import pytest
 
-import pipeline.capture
+import pipeline.predict
 import pipeline.run
 import tiny
 from cache_tools.errors import IdentityError
@@ -77,12 +77,12 @@ def killed_before_batch(folder, teacher, number):
     """Run a capture that dies before the teacher reads its batch of this number."""
     calls = iter(range(number))
 
-    def predict(*arguments, real=pipeline.capture._predict_batch):
+    def predict(*arguments, real=pipeline.predict._predict_batch):
         if next(calls, None) is None:
             os.kill(os.getpid(), signal.SIGKILL)
-        real(*arguments)
+        return real(*arguments)
 
-    with patch("pipeline.capture._predict_batch", predict):
+    with patch("pipeline.predict._predict_batch", predict):
         capture(folder, teacher)
 
 
