@@ -175,6 +175,7 @@ def measure(name: str, job: Job) -> dict[str, Any]:
         resource.setrlimit(resource.RLIMIT_AS, (int(job.limit_gb * 2**30),) * 2)
     try:
         teacher = load(job)
+        peak.reset(device)
         if name == COMPILED:
             body_of(teacher.model).compile(dynamic=True)
             warm_up = batches(Cache(job.config.cache).encoding(), job.config.teachers[0].batch_tokens)
@@ -182,7 +183,6 @@ def measure(name: str, job: Job) -> dict[str, Any]:
                 forward(teacher, batch, "base model forward")
         work = work_of(name, job, teacher)
         forward(teacher, next(batches(Cache(job.config.cache).encoding(), 1024)), "forward, chunked log-softmax")
-        peak.reset(device)
         started = time.perf_counter()
         work()
         if device.type == "cuda":

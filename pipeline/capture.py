@@ -14,7 +14,6 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 
@@ -28,7 +27,7 @@ from cache_tools.writer import commit_shard
 from pipeline.config import TeacherConfig
 from pipeline.declare import keep_of
 from pipeline.hidden_budget import OutputHead, kl_error
-from pipeline.predict import Progress, Wanted, predict
+from pipeline.predict import Progress, Wanted, predict, probe_ids
 from pipeline.split_model import HeadOutput, run_body, run_head
 from pipeline.teacher import Teacher
 
@@ -98,7 +97,7 @@ def _error_measures(cached: CachedTeacher, teacher: Teacher) -> dict[str, ErrorO
 
 def probe_head(encoding: Encoding, teacher: Teacher) -> HeadOutput:
     """Run body and head over the encoding's first sequence."""
-    probe = torch.from_numpy(encoding.sequences(0)[0].input_ids.astype(np.int64))[None].to(teacher.device)
+    probe = probe_ids(encoding, teacher)
     return run_head(teacher.model, run_body(teacher.model, probe, torch.ones_like(probe), hidden=False)[0][0])
 
 

@@ -25,7 +25,7 @@ from cache_tools.writer import declare_teacher
 from pipeline.batches import pack, pad
 from pipeline.config import HiddenConfig, TargetConfig, TeacherConfig
 from pipeline.hidden_budget import OutputHead, fisher_metric
-from pipeline.predict import Wanted, predict
+from pipeline.predict import Wanted, predict, probe_ids
 from pipeline.split_model import (
     HeadOutput,
     body_of,
@@ -65,7 +65,7 @@ def declare(encoding: Encoding, teacher: Teacher, config: TeacherConfig, chunk_p
         ModelError: the model's logits cannot be reproduced.
     """
     _check_vocabulary(encoding, teacher, config)
-    probe = torch.from_numpy(encoding.sequences(0)[0].input_ids.astype(np.int64))[None].to(teacher.device)
+    probe = probe_ids(encoding, teacher)
     with torch.inference_mode():
         check_head(teacher.model, probe)
         if teacher.packs:

@@ -23,6 +23,7 @@ from cache_tools.codec import Targets
 from cache_tools.errors import ModelError
 from cache_tools.manifest import Objective, TeacherManifest
 from cache_tools.predictions import Predictions, hidden_array
+from cache_tools.reader import Encoding
 from cache_tools.receipts import TARGETS
 from cache_tools.sequences import Sequence
 from pipeline.batches import Batch, pack, pad, token_budget_batches
@@ -66,6 +67,16 @@ class Wanted:
     def layers(self) -> list[str]:
         """Names of the hidden layers that are kept."""
         return [layer for layer in self.manifest.hidden if hidden_array(layer) in self.groups]
+
+
+PROBE_TOKENS = 32
+"""Tokens on which a model's head is tried: enough to tell it, few enough that all their logits are small."""
+
+
+def probe_ids(encoding: Encoding, teacher: Teacher) -> Tensor:
+    """Return the beginning of the encoding's first sequence: (1, L) int64, L at most PROBE_TOKENS."""
+    ids = encoding.sequences(0)[0].input_ids[:PROBE_TOKENS]
+    return torch.from_numpy(ids.astype(np.int64))[None].to(teacher.device)
 
 
 def predict(
