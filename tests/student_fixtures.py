@@ -26,6 +26,9 @@ LLAMA: dict[str, Any] = {"model_type": "llama", **tiny.SHAPE, "bos_token_id": No
 BERT: dict[str, Any] = {"model_type": "bert", **tiny.SHAPE, "hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
 
 
+CLOCK = ("runtime", "per_second", "stall")
+"""Parts of names of what depends on the clock."""
+
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -78,7 +81,7 @@ def curve(output: Path) -> list[dict[str, float]]:
     """Return what a run logged, without what depends on the clock."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [
-        {name: value for name, value in line.items() if "runtime" not in name and "per_second" not in name}
+        {name: value for name, value in line.items() if not any(word in name for word in CLOCK)}
         for line in lines
         if "loss" in line
     ]

@@ -20,6 +20,8 @@ class StudentModelConfig(Config):
         config: Keys of a transformers configuration, ``model_type`` among them, for a student
             from random weights; ``vocab_size`` defaults to the teacher's.
         dtype: Type of the weights.
+        attention: Implementation, by transformers' name (``sdpa``, ``eager``, ``flash_attention_2``, …);
+            default: what transformers chooses.
         trust_remote_code: Run Python code that comes with the model. Only for models you trust.
     """
 
@@ -27,6 +29,7 @@ class StudentModelConfig(Config):
     revision: str | None = None
     config: dict[str, Any] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attention: str | None = None
     trust_remote_code: bool = False
 
     @model_validator(mode="after")
@@ -99,6 +102,18 @@ class LossConfig(Config):
         return self
 
 
+class PackingConfig(Config):
+    """Sequences of a batch one after another in rows, instead of padded; causal students only.
+
+    Attributes:
+        row_tokens: Tokens that a row may hold; more if one sequence alone has more. The cache's longest
+            sequence is a good length, see ``packing.py``. ``null``: all sequences in one row, which
+            flash attention needs, and which is slow with any other.
+    """
+
+    row_tokens: PositiveInt | None
+
+
 class StudentConfig(Config):
     """The whole student file.
 
@@ -108,6 +123,7 @@ class StudentConfig(Config):
         teacher: Name of the teacher; may be left out if there is one.
         student: The model to train.
         loss: The loss.
+        packing: Pack the sequences of each batch into rows; default: pad them.
         window_shards: Shards whose sequences are shuffled together; each loader worker keeps
             that many in memory, 260 to 320 bytes a position at k = 64.
         training: Arguments of transformers' ``TrainingArguments``, by their own names.
@@ -118,6 +134,7 @@ class StudentConfig(Config):
     teacher: str | None = None
     student: StudentModelConfig
     loss: LossConfig = LossConfig()
+    packing: PackingConfig | None = None
     window_shards: PositiveInt = 4
     training: dict[str, Any]
 

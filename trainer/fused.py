@@ -56,7 +56,7 @@ def chunked_loss(
     inputs = (hidden_PD, head.matrix.weight, head.matrix.bias)
     gradients = [_zeros(x) if x is not None and x.requires_grad and torch.is_grad_enabled() else None for x in inputs]
     totals: dict[str, Tensor] = {}
-    dtype = _product_dtype(head.matrix.weight)
+    dtype = product_dtype(head.matrix.weight)
     with torch.autocast(hidden_PD.device.type, enabled=False), torch.no_grad():
         weight_VD, bias_V = (None if x is None else x.to(dtype) for x in inputs[1:])
         assert weight_VD is not None
@@ -121,7 +121,7 @@ class _Known(torch.autograd.Function):
         return None, None, *scaled
 
 
-def _product_dtype(weight: Tensor) -> torch.dtype:
+def product_dtype(weight: Tensor) -> torch.dtype:
     """Return the type in which an output matrix is multiplied here: autocast's where that is on."""
     device = weight.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype

@@ -12,6 +12,7 @@ What happens before the matrix, such as BERT's prediction transform, is the mode
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,13 +62,16 @@ class StudentHead:
         z_NV = products_NV if self.scale == 1 else products_NV * self.scale
         return self.softcap * torch.tanh(z_NV / self.softcap) if self.softcap else z_NV
 
-    def hidden(self, student: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def hidden(
+        self, student: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, **packing: Any
+    ) -> Tensor:
         """Run the student up to its output matrix, which then multiplies no position at all.
 
         Args:
             student: The student whose head this is.
             input_ids: (B, L).
-            attention_mask: (B, L).
+            attention_mask: (B, L); None for packed sequences.
+            packing: What else ``packing.model_inputs`` gives a model for packed sequences.
 
         Returns:
             (B, L, D), the input of the matrix.
@@ -80,7 +84,7 @@ class StudentHead:
 
         hook = self.matrix.register_forward_pre_hook(stop)
         try:
-            student(input_ids=input_ids, attention_mask=attention_mask)
+            student(input_ids=input_ids, attention_mask=attention_mask, **packing)
         finally:
             hook.remove()
         return seen[0]

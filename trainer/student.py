@@ -23,11 +23,21 @@ from trainer.config import LossConfig, StudentModelConfig
 from trainer.data import IGNORED
 from trainer.head import StudentHead
 from trainer.losses import cross_entropy, loss_terms
+from trainer.packing import model_inputs
 from trainer.tails import SparseTargets
 
 logger = logging.getLogger(__name__)
 
-LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, StrictDataclassError, SafetensorError)
+LOADING_ERRORS = (
+    ImportError,
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    StrictDataclassError,
+    SafetensorError,
+)
 """What transformers raises when a configuration or a model folder is no good."""
 
 
@@ -57,6 +67,7 @@ class DistilledStudent(nn.Module):
         target_ids: Tensor,
         target_log_probs: Tensor,
         target_log_left_out: Tensor,
+        position_ids: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
         """Return the loss of one batch, see ``data.collate`` for the shapes.
@@ -68,6 +79,7 @@ class DistilledStudent(nn.Module):
             target_ids: (P, k).
             target_log_probs: (P, k).
             target_log_left_out: (P,).
+            position_ids: (B, L) of packed sequences, see ``packing.pack``; None if they are padded.
             num_items_in_batch: Positions to divide by: those of all micro-batches and ranks
                 of a step, so that accumulation and world size do not change the loss.
 
@@ -90,11 +102,12 @@ class DistilledStudent(nn.Module):
                 "cross_entropy_nats": gold.detach(),
             }
 
+        inputs = model_inputs(input_ids, attention_mask, position_ids)
         if self.head is None:
-            logits_BLV = self.student(input_ids=input_ids, attention_mask=attention_mask).logits
+            logits_BLV = self.student(**inputs).logits
             sums = loss_of(logits_BLV[kept].float(), slice(None))
         else:
-            hidden_BLD = self.head.hidden(self.student, input_ids, attention_mask)
+            hidden_BLD = self.head.hidden(self.student, **inputs)
             sums = fused.chunked_loss(hidden_BLD[kept], self.head, loss_of, fused.CHUNK_POSITIONS)
         positions = max(len(gold_P), 1) if num_items_in_batch is None else num_items_in_batch
         return sums | {"loss": sums["loss"] / positions}
@@ -124,13 +137,15 @@ def build_student(config: StudentModelConfig, encoding: Encoding) -> PreTrainedM
                 config.pretrained,
                 revision=config.revision,
                 dtype=dtype,
+                attn_implementation=config.attention,
                 trust_remote_code=config.trust_remote_code,
                 use_safetensors=True,
             )
         else:
             assert config.config is not None
-            keys = {"vocab_size": encoding.manifest.vocabulary_size} | config.config
-            student = auto.from_config(AutoConfig.for_model(**keys), dtype=dtype)  # type: ignore[no-untyped-call]
+            keys = {"vocab_size": encoding.manifest.vocabulary_size, "attn_implementation": config.attention}
+            made = AutoConfig.for_model(**keys | config.config)
+            student = auto.from_config(made, dtype=dtype)  # type: ignore[no-untyped-call]
     except LOADING_ERRORS as error:
         source = config.pretrained or "student.config"
         raise ModelError("the student cannot be made", where=source, found=shorten(str(error), 300)) from error

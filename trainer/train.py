@@ -10,6 +10,8 @@ the middle of an epoch, with the same batches and the same result.
 
 import os
 import shutil
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,9 +26,11 @@ from cache_tools.errors import ConfigError
 from cache_tools.reader import Cache
 from trainer.config import StudentConfig
 from trainer.data import CachedSequences, collate
+from trainer.packing import check_packing, pack
 from trainer.progress import StepProgress
 from trainer.run_folder import FINAL, MetricsFile, last_checkpoint, record_run
 from trainer.sampler import ShardWindowSampler
+from trainer.stall import StallClock
 from trainer.student import DistilledStudent, build_student, vocabulary_size
 
 NOT_SUPPORTED = {
@@ -63,11 +67,13 @@ def run_training(config: StudentConfig) -> Path:
         model=DistilledStudent(student, config.loss),
         args=arguments,
         train_dataset=dataset,
-        data_collator=collate,
+        data_collator=partial(pack, row_tokens=config.packing.row_tokens) if config.packing else collate,
         processing_class=tokenizer,
         callbacks=[MetricsFile(output)],
         window_shards=config.window_shards,
     )
+    if config.packing:
+        trainer.check_packing(config.packing.row_tokens)
     trainer.remove_callback(transformers.ProgressCallback)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(StepProgress())
@@ -140,11 +146,23 @@ class DistillationTrainer(Trainer):
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         self._sampler = ShardWindowSampler(self.train_dataset.shard_sizes, window_shards, seed)
         self.add_callback(EpochOrder(self._sampler))
+        self._stall = StallClock()
+        self.add_callback(self._stall)
         self._sums: dict[str, Tensor] = {}
         self._num_positions = 0
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self._sampler
+
+    def check_packing(self, row_tokens: int | None) -> None:
+        """Refuse a student that mixes packed sequences; here, because device and precision are the Trainer's."""
+        assert isinstance(self.model, DistilledStudent)
+        with self.accelerator.autocast():
+            check_packing(self.model.student, self.model.head, row_tokens)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """Take the batches of a step, and measure how long they take to come."""
+        return super().get_batch_samples(self._stall.timed(epoch_iterator), num_batches, device)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **named: Any) -> Any:
         """Add up the parts of the loss for the log."""
@@ -156,8 +174,9 @@ class DistillationTrainer(Trainer):
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the mean of each part over this rank's positions since the last log."""
+        """Log the mean of each part over this rank's positions since the last log, and its waits for data."""
         if "loss" in logs and self._num_positions:
+            logs |= self._stall.drain()
             logs |= {name: float(total) / self._num_positions for name, total in self._sums.items() if float(total)}
             self._sums, self._num_positions = {}, 0
         super().log(logs, start_time)
