@@ -178,7 +178,7 @@ def check_packing(model: PreTrainedModel, padded: Batch, packed: Batch) -> None:
     """
     last = int((packed.position_ids == 0).nonzero()[-1, 1])  # type: ignore[union-attr]
     others = packed.input_ids.clone()
-    others[:, :last] = (others[:, :last] + 1) % model.get_input_embeddings().weight.shape[0]
+    others[:, :last] = (others[:, :last] + 1) % model.config.get_text_config().vocab_size
     alone, row, changed = (
         _states(model, ids, batch)
         for ids, batch in ((padded.input_ids, padded), (packed.input_ids, packed), (others, packed))
