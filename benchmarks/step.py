@@ -116,9 +116,9 @@ def online(student: PreTrainedModel, teacher: PreTrainedModel) -> LossOfBatch:
 
     def loss(batch: Batch) -> Tensor:
         kept = batch["labels"] != IGNORED
-        inputs = batch["input_ids"], batch["attention_mask"]
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         with torch.no_grad():
-            seen_PD = teacher_head.hidden(teacher, *inputs)[kept]
+            seen_PD = teacher_head.run(teacher, inputs)[0][kept]
 
         def divergence(logits_NV: Tensor, rows: slice) -> dict[str, Tensor]:
             with torch.no_grad():
@@ -127,7 +127,7 @@ def online(student: PreTrainedModel, teacher: PreTrainedModel) -> LossOfBatch:
                 "loss": nn.functional.kl_div(logits_NV.log_softmax(dim=1), log_p_NV, reduction="sum", log_target=True)
             }
 
-        total: Tensor = chunked_loss(head.hidden(student, *inputs)[kept], head, divergence)["loss"]
+        total: Tensor = chunked_loss(head.run(student, inputs)[0][kept], head, divergence)["loss"]
         return total / len(seen_PD)
 
     return loss

@@ -22,7 +22,7 @@ from cache_tools.codec import Arrays, Codec, Targets
 from cache_tools.direct import StoredArray, open_array, read_shard_rows
 from cache_tools.errors import IdentityError, IncompleteError
 from cache_tools.hidden import Transform, transform_from_bytes
-from cache_tools.manifest import Split, TeacherManifest, read_manifest
+from cache_tools.manifest import HiddenSpec, Split, TeacherManifest, read_manifest
 from cache_tools.predictions import codec_of, decode_hidden, from_steps, group_layouts, hidden_array
 from cache_tools.receipts import TARGETS, Receipt, read_receipt
 from cache_tools.sequences import read_recorded
@@ -53,6 +53,27 @@ class StoredTargets:
         """Return the targets of rows ``[start, stop)`` of this run, in ``out`` if given."""
         rows = {name: values[start:stop] for name, values in self.arrays.items()}
         return self.codec.decode(rows, self.parameters, out)
+
+
+@dataclass(frozen=True)
+class StoredHidden:
+    """The stored values behind a run of rows of one layer in one shard, in most codecs half of what they decode to.
+
+    Attributes:
+        spec: How the layer is kept.
+        transform: What a quantised layer is decoded with; None for the lossless codecs.
+        parameters: The shard's own, from its receipt.
+        values: (n, width).
+    """
+
+    spec: HiddenSpec
+    transform: Transform | None
+    parameters: dict[str, Any]
+    values: NDArray[Any]
+
+    def decode(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return the states of rows ``[start, stop)`` of this run: (stop - start, width) float32."""
+        return decode_hidden(self.spec, self.values[start:stop], self.transform, self.parameters)
 
 
 class CachedTeacher:
@@ -176,12 +197,18 @@ class CachedTeacher:
 
     def hidden(self, layer: str, start: int, stop: int) -> NDArray[np.float32]:
         """Return hidden states: (stop - start, width) float32; errors as for ``targets``."""
-        name, spec, parts = hidden_array(layer), self.manifest.hidden[layer], []
-        for block in self._blocks(start, stop, name):
-            parameters = self._committed(block[0], name).groups[name]
-            stored = self.stored_rows([name], *block)[name]
-            parts.append(decode_hidden(spec, stored, self.transform(layer), parameters))
-        return _joined(parts)
+        blocks = self._blocks(start, stop, hidden_array(layer))
+        return _joined([self.stored_hidden(layer, *block).decode(0, block[2] - block[1]) for block in blocks])
+
+    def stored_hidden(self, layer: str, shard: int, start: int, stop: int) -> StoredHidden:
+        """Return the stored values of rows ``[start, stop)`` of a shard, counted from its first.
+
+        Errors as for ``targets``.
+        """
+        name = hidden_array(layer)
+        parameters = self._committed(shard, name).groups[name]
+        values = self.stored_rows([name], shard, start, stop)[name]
+        return StoredHidden(self.manifest.hidden[layer], self.transform(layer), parameters, values)
 
     def transform(self, layer: str) -> Transform | None:
         """Return what a quantised layer of hidden states is decoded with; None for the lossless codecs."""

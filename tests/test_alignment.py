@@ -96,6 +96,7 @@ class LeftPadded(nn.Module):
     def __init__(self, model):
         super().__init__()
         self.model, self.config = model, model.config
+        self.get_output_embeddings = model.get_output_embeddings
 
     def get_output_embeddings(self):
         return self.model.get_output_embeddings()

@@ -12,10 +12,24 @@ import tiny
 from cache_tools.errors import IdentityError, IncompleteError, ModelError
 from cache_tools.reader import Cache
 from logitcask import cli
+from loss_fixtures import loss, random_logits, top_k
 from student_fixtures import naive_kl_nats
+from test_fused import LargestTensor
 from trainer.evaluate import evaluate, evaluate_folder
+from trainer.measures import Measures
+from trainer.objective import Objective, TeacherRows
 
-KEYS = {"positions", "cross_entropy_nats", "kl_to_teacher_nats", "top1_agreement", "teacher_cross_entropy_nats"}
+KEYS = {
+    "positions",
+    "cross_entropy_nats",
+    "kl_to_teacher_nats",
+    "kl_to_teacher_is",
+    "top1_agreement",
+    "calibration_error",
+    "acceptance",
+    "acceptance_is",
+    "teacher_cross_entropy_nats",
+}
 
 
 @pytest.fixture(scope="module", params=["causal", "masked"])
@@ -47,9 +61,12 @@ def load(path, cached):
 
 
 @torch.inference_mode()
-def naive_measures(student, teacher, cached, split):
-    """Return the four measures from sequences read one at a time by both models, without batches or padding."""
-    k, parts = cached.manifest.target.k, []
+def naive_measures(student, teacher, cached, split, k=None):
+    """Return measures per position from sequences read one at a time by both models, without batches or padding.
+
+    The last two rows are the student's highest probability, and whether that token is the gold one.
+    """
+    k, parts = k or cached.manifest.target.k, []
     for shard in cached.encoding.split_shards(split):
         for sequence in cached.encoding.sequences(shard):
             ids, where = torch.from_numpy(sequence.input_ids.astype("int64"))[None], sequence.positions()
@@ -65,14 +82,34 @@ def naive_measures(student, teacher, cached, split):
                         naive_kl_nats(logits, kept, log_probs, left_out, "ghost"),
                         (logits.argmax(1) == said.argmax(1)).double(),
                         F.cross_entropy(said, gold, reduction="none"),
+                        naive_acceptance(logits.softmax(1), kept, log_probs, left_out),
+                        logits.softmax(1).amax(1),
+                        (logits.argmax(1) == gold).double(),
                     ]
                 )
             )
     return torch.cat(parts, dim=1)
 
 
+def naive_acceptance(q, kept, log_probs, left_out):
+    """Return the sum of min(p, q) over the kept tokens and the rest."""
+    inside = torch.minimum(log_probs.exp(), q.gather(1, kept)).sum(1)
+    return inside + torch.minimum(left_out.exp(), 1 - q.gather(1, kept).sum(1))
+
+
+def naive_calibration_error(confidence, correct):
+    total = 0.0
+    for i in range(15):
+        inside = (confidence >= i / 15) & (confidence < (i + 1) / 15)
+        if inside.any():
+            total += float(inside.sum() * (correct[inside].mean() - confidence[inside].mean()).abs())
+    return total / len(confidence)
+
+
 def assert_measured(result, expected):
-    cross_entropy, kl, agreement, teacher_cross_entropy = expected.mean(dim=1).tolist()
+    cross_entropy, kl, agreement, teacher_cross_entropy, acceptance, _, _ = expected.mean(dim=1).tolist()
+    assert result["acceptance"] == pytest.approx(acceptance, abs=1e-4)
+    assert result["calibration_error"] == pytest.approx(naive_calibration_error(*expected[-2:]), abs=1e-5)
     assert result["positions"] == expected.shape[1]
     assert result["cross_entropy_nats"] == pytest.approx(cross_entropy, abs=1e-5)
     assert result["kl_to_teacher_nats"] == pytest.approx(kl, abs=1e-4)
@@ -91,6 +128,67 @@ def test_kl_counts_the_left_out_mass_as_one_more_outcome(few, split):
     cached = open_teacher(few)
     expected = naive_measures(*(load(few / name, cached) for name in ("student", "teacher")), cached, split)
     assert_measured(evaluate_folder(few / "student", cached, split), expected)
+
+
+def test_positions_are_binned_by_the_student_s_confidence():
+    """Too sure where it is sure and not sure enough elsewhere, so that other bins would give another error."""
+    logits = random_logits(4000, 5) / 2
+    confidence, chosen = logits.double().softmax(1).max(1)
+    correct = confidence < 0.5
+    gold = torch.where(correct, chosen, (chosen + 1) % 5)
+    measures = Measures(Objective(loss()), Objective(loss("total_variation")), "exact")
+    for rows in (slice(0, 7), slice(7, None)):
+        measures.add(measures.sums(logits[rows], gold[rows], TeacherRows(top_k(logits, 5))[rows]))
+    means = measures.means()
+    assert means["calibration_error"] == pytest.approx(naive_calibration_error(confidence, correct.double()), abs=1e-5)
+    assert means["kl_to_teacher_nats"] == pytest.approx(0, abs=1e-6)
+    assert means["acceptance"] == pytest.approx(1, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def kept_states(tmp_path_factory):
+    """A cache of two tokens per position, and the last hidden state as it was."""
+    folder = tmp_path_factory.mktemp("states")
+    tiny.save_teacher(folder / "student", tiny.model(seed=1))
+    tiny.capture(folder, target={"k": 2, "exact": True}, hidden={"layers": ["last"], "codec": "float32"})
+    return folder
+
+
+def test_from_hidden_states_every_measure_is_that_of_the_whole_distribution(kept_states):
+    cached = open_teacher(kept_states)
+    models = [load(kept_states / name, cached) for name in ("student", "teacher")]
+    result = evaluate_folder(kept_states / "student", cached, "held_out")
+    assert_measured(result, naive_measures(*models, cached, "held_out", k=300))
+    assert (result["kl_to_teacher_is"], result["acceptance_is"]) == ("exact", "exact")
+
+
+def test_the_likeliest_tokens_bound_what_hidden_states_say_exactly(few, kept_states):
+    coarse, exact = (evaluate_folder(f / "student", open_teacher(f), "held_out") for f in (few, kept_states))
+    assert (coarse["kl_to_teacher_is"], coarse["acceptance_is"]) == ("lower bound", "upper bound")
+    assert coarse["kl_to_teacher_nats"] < exact["kl_to_teacher_nats"] - 0.01
+    assert coarse["acceptance"] > exact["acceptance"] + 0.01
+
+
+def test_from_draws_the_kl_is_unbiased_and_acceptance_is_left_out(tmp_path, kept_states):
+    cached = tiny.capture(tmp_path, kept_states / "teacher", target={"kind": "sampled", "draws": 60})
+    result = evaluate_folder(kept_states / "student", cached.encoding().teacher(), "held_out")
+    exact = evaluate_folder(kept_states / "student", open_teacher(kept_states), "held_out")
+    assert result["kl_to_teacher_is"] == "unbiased"
+    assert not {"acceptance", "acceptance_is"} & result.keys()
+    assert result["kl_to_teacher_nats"] == pytest.approx(exact["kl_to_teacher_nats"], abs=0.05)
+
+
+def test_no_tensor_holds_the_logits_of_a_batch(few, monkeypatch):
+    monkeypatch.setattr("trainer.fused.CHUNK_POSITIONS", 7)
+    cached = open_teacher(few)
+    model = load(few / "student", cached)
+    with LargestTensor() as largest:
+        chunked = evaluate(model, cached, "held_out", 8)
+    assert largest.elements < 100 * 300
+    monkeypatch.setattr("trainer.evaluate.StudentHead.of", lambda _: None)
+    with LargestTensor() as largest:
+        assert evaluate(model, cached, "held_out", 8) == pytest.approx(chunked, abs=1e-5)
+    assert largest.elements > 100 * 300
 
 
 def test_the_teacher_as_student_agrees_with_itself(folder):
@@ -166,4 +264,6 @@ def test_the_command_prints_a_table_with_every_measure(few):
     expected = evaluate_folder(few / "student", open_teacher(few), "held_out")
     for value in ("cross_entropy_nats", "kl_to_teacher_nats", "teacher_cross_entropy_nats"):
         assert f"{expected[value]:.4f} nats" in table
-    assert f"{expected['top1_agreement']:.1%}" in table
+    for value in ("top1_agreement", "calibration_error", "acceptance"):
+        assert f"{expected[value]:.1%}" in table
+    assert table.count("at least ") == table.count("at most ") == 1

@@ -58,8 +58,13 @@ def evaluate_command(
         click.echo(json.dumps(result, indent=2))
         return
     table = Table("measure", "value", title=f"{student} on {result['positions']:,} {split} positions")
+    bound = {"upper bound": "at most ", "lower bound": "at least "}
+    kl, acceptance = (bound.get(result.get(f"{name}_is", ""), "") for name in ("kl_to_teacher", "acceptance"))
     table.add_row("cross-entropy", f"{result['cross_entropy_nats']:.4f} nats")
-    table.add_row("KL to the teacher (k kept tokens and the rest)", f"{result['kl_to_teacher_nats']:.4f} nats")
+    table.add_row("KL to the teacher", f"{kl}{result['kl_to_teacher_nats']:.4f} nats")
     table.add_row("same most likely token as the teacher", f"{result['top1_agreement']:.1%}")
+    table.add_row("expected calibration error", f"{result['calibration_error']:.1%}")
+    if "acceptance" in result:
+        table.add_row("its tokens accepted in speculative decoding", f"{acceptance}{result['acceptance']:.1%}")
     table.add_row("the teacher's own cross-entropy", f"{result['teacher_cross_entropy_nats']:.4f} nats")
     Console().print(table)

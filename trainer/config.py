@@ -125,8 +125,10 @@ class StudentConfig(Config):
         loss: The loss.
         packing: Pack the sequences of each batch into rows; default: pad them.
         window_shards: Shards whose sequences are shuffled together; each loader worker keeps
-            that many in memory, 260 to 320 bytes a position at k = 64.
-        training: Arguments of transformers' ``TrainingArguments``, by their own names.
+            that many in memory, 260 to 320 bytes a position at k = 64, and the hidden states that
+            the loss uses, as they are stored.
+        training: Arguments of transformers' ``TrainingArguments``, by their own names. With
+            ``eval_strategy`` the held-out split is measured on the way, as by ``logitcask evaluate``.
     """
 
     cache: CachePath

@@ -1,16 +1,18 @@
 """Cached sequences as a map-style dataset, and batches of them as tensors.
 
 An item is a whole sequence with the teacher's predictions at its kept positions, so the
-student may batch, shuffle and repeat as it likes. The sequences and stored integers of the last few
-shards stay in memory and are decoded per sequence: a shuffled reader stays inside a window
-of shards (see ``sampler.py``), so each shard is read about once per epoch.
+student may batch, shuffle and repeat as it likes. Sparse targets are always among them; scalars and
+hidden states, which may be thirty times larger, only where the loss asks for them (``Reading``).
+The sequences and stored integers of the last few shards stay in memory and are decoded per sequence:
+a shuffled reader stays inside a window of shards (see ``sampler.py``), so each shard is read about
+once per epoch.
 
 Batches are padded on the right; predictions of all sequences stand one after another, in
 the order in which ``labels != -100`` lists their positions.
 """
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
@@ -21,13 +23,43 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cache_tools.cached_teacher import CachedTeacher, StoredTargets
+from cache_tools.cached_teacher import CachedTeacher, StoredHidden, StoredTargets
 from cache_tools.codec import EMPTY_ID, Targets
-from cache_tools.manifest import Split
+from cache_tools.manifest import Split, TeacherManifest
+from cache_tools.predictions import hidden_array
 from cache_tools.sequences import Sequence
+from trainer.compatibility import Source
+from trainer.config import LossConfig
 
 IGNORED = -100
 """Label of positions that are not under the loss, as everywhere in torch."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read besides the sparse targets.
+
+    Attributes:
+        scalars: Names of per-position scalars.
+        layers: Names of layers of hidden states.
+    """
+
+    scalars: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, manifest: TeacherManifest, loss: LossConfig) -> "Reading":
+        """Return what a loss needs of a teacher; ``entropy`` turns a loss on draws into a KL divergence for the log."""
+        layers = {pair.layer for pair in loss.hidden}
+        if loss.kd_weight == 0:
+            return cls(layers=tuple(sorted(layers)))
+        source = Source.of(manifest, loss)
+        scalars = source.scalars_for(loss.temperature) or ()
+        if source.family == "hidden":
+            layers.add("last")
+        if source.family == "drawn" and loss.divergence == "forward_kl":
+            scalars = ("entropy",)
+        return cls(scalars, tuple(sorted(layers)))
 
 
 @dataclass(frozen=True)
@@ -39,12 +71,26 @@ class Example:
         positions: (p,) int64, token indices of the kept positions.
         gold_ids: (p,) uint32, the token that each kept position should predict.
         targets: The teacher's predictions at the p positions.
+        scalars: (p,) float32 by name, nats.
+        hidden: (p, width) float32 by layer.
     """
 
     input_ids: NDArray[np.uint32]
     positions: NDArray[np.int64]
     gold_ids: NDArray[np.uint32]
     targets: Targets
+    scalars: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    hidden: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """What a reader remembers of a shard; rows are counted from its first."""
+
+    sequences: list[Sequence]
+    targets: StoredTargets
+    scalars: dict[str, NDArray[np.float32]]
+    hidden: dict[str, StoredHidden]
 
 
 class CachedSequences(Dataset[Example]):
@@ -56,15 +102,24 @@ class CachedSequences(Dataset[Example]):
         student_vocabulary_size: Width of the student's logits. Predicted ids beyond it (vocabulary
             padding) are moved into the left-out mass.
         shards_in_memory: How many shards' sequences and stored integers to keep.
+        reading: What to read besides the targets.
 
     Raises:
-        IncompleteError: a shard of the split has not been captured.
+        IncompleteError: a shard of the split has not been captured, or lacks a layer.
     """
 
     def __init__(
-        self, teacher: CachedTeacher, split: Split, student_vocabulary_size: int, shards_in_memory: int = 4
+        self,
+        teacher: CachedTeacher,
+        split: Split,
+        student_vocabulary_size: int,
+        shards_in_memory: int = 4,
+        reading: Reading = Reading(),
     ) -> None:
         teacher.require_complete(split)
+        for layer in reading.layers:
+            teacher.require_complete(split, hidden_array(layer))
+        self.reading = reading
         self.teacher, self.encoding = teacher, teacher.encoding
         self.student_vocabulary_size = student_vocabulary_size
         self.shards = self.encoding.split_shards(split)
@@ -78,14 +133,18 @@ class CachedSequences(Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         number = bisect_right(self._ends, index)
-        shard = self.shards[number]
-        sequences, stored = self._shard(shard)
-        sequence = sequences[index - (self._ends[number - 1] if number else 0)]
-        first_row, _ = self.teacher.shard_rows(shard)
-        start, stop = sequence.first_position - first_row, sequence.first_position - first_row + sequence.num_positions
-        targets = fit_vocabulary(stored.decode(start, stop), self.student_vocabulary_size)
-        gold = sequence.gold_ids(self.encoding.manifest.objective)
-        return Example(sequence.input_ids, sequence.positions(), gold, targets)
+        shard = self._shard(self.shards[number])
+        sequence = shard.sequences[index - (self._ends[number - 1] if number else 0)]
+        start = sequence.first_position - self.teacher.shard_rows(self.shards[number])[0]
+        stop = start + sequence.num_positions
+        return Example(
+            sequence.input_ids,
+            sequence.positions(),
+            sequence.gold_ids(self.encoding.manifest.objective),
+            fit_vocabulary(shard.targets.decode(start, stop), self.student_vocabulary_size),
+            {name: values[start:stop] for name, values in shard.scalars.items()},
+            {layer: stored.decode(start, stop) for layer, stored in shard.hidden.items()},
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the memory behind when a loader worker is started."""
@@ -95,9 +154,13 @@ class CachedSequences(Dataset[Example]):
         self.__dict__.update(state)
         self._shard = lru_cache(self._shards_in_memory)(self._read_shard)
 
-    def _read_shard(self, shard: int) -> tuple[list[Sequence], StoredTargets]:
-        return self.encoding.sequences(shard), self.teacher.stored_targets(
-            shard, 0, self.encoding.shards[shard].positions
+    def _read_shard(self, shard: int) -> _Shard:
+        positions = self.encoding.shards[shard].positions
+        return _Shard(
+            self.encoding.sequences(shard),
+            self.teacher.stored_targets(shard, 0, positions),
+            {name: self.teacher.scalar(name, *self.teacher.shard_rows(shard)) for name in self.reading.scalars},
+            {layer: self.teacher.stored_hidden(layer, shard, 0, positions) for layer in self.reading.layers},
         )
 
 
@@ -120,13 +183,14 @@ def fit_vocabulary(targets: Targets, vocabulary_size: int) -> Targets:
     )
 
 
-def collate(examples: list[Example]) -> dict[str, Tensor]:
+def collate(examples: list[Example]) -> dict[str, Any]:
     """Pad examples into one batch.
 
     Returns:
         input_ids, attention_mask, labels: (B, L) int64, labels IGNORED outside kept positions;
         target_ids (P, k) int64, 0 in empty slots; target_log_probs (P, k) and
         target_log_left_out (P,) float32, -inf where there is nothing; P positions in all.
+        Where they were read: scalars, (P,) float32 by name, and hidden, (P, width) float32 by layer.
     """
     length = max(len(example.input_ids) for example in examples)
     input_ids = np.zeros((len(examples), length), dtype=np.int64)
@@ -144,4 +208,21 @@ def collate(examples: list[Example]) -> dict[str, Tensor]:
         "target_log_probs": np.concatenate([example.targets.log_probs for example in examples]),
         "target_log_left_out": np.concatenate([example.targets.log_left_out for example in examples]),
     }
-    return {name: torch.from_numpy(array) for name, array in batch.items()}
+    return {name: torch.from_numpy(array) for name, array in batch.items()} | _extras(examples)
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return a batch on a device."""
+    return {
+        name: to_device(value, device) if isinstance(value, dict) else value.to(device) for name, value in batch.items()
+    }
+
+
+def _extras(examples: list[Example]) -> dict[str, dict[str, Tensor]]:
+    """Return what was read besides the targets, of all examples one after another; nothing if nothing was."""
+    columns = {"scalars": [e.scalars for e in examples], "hidden": [e.hidden for e in examples]}
+    return {
+        kind: {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+        for kind, parts in columns.items()
+        if parts[0]
+    }

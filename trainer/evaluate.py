@@ -1,9 +1,7 @@
 """How good is a student, measured from the cache alone: no teacher is loaded.
 
-- cross-entropy: mean of -log q(gold),
-- KL to the teacher: over the kept tokens and the rest as one outcome, which is a lower
-  bound of the full divergence and exact for k = vocabulary,
-- top-1 agreement: how often student and teacher have the same most likely token.
+The measures stand in ``measures.py``. The teacher is compared by its last hidden state where the
+cache keeps it, and then exactly; otherwise by its sparse targets, as exactly as these allow.
 
 The teacher's own cross-entropy on the same positions comes from the stored gold
 log-probabilities, for comparison.
@@ -15,7 +13,6 @@ from textwrap import shorten
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
@@ -23,11 +20,12 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedM
 from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import IncompleteError, ModelError
 from cache_tools.manifest import Split
-from trainer.config import LossConfig
-from trainer.data import IGNORED, CachedSequences, collate
-from trainer.losses import divergence
+from trainer import fused
+from trainer.data import IGNORED, CachedSequences, collate, to_device
+from trainer.head import StudentHead
+from trainer.measures import Measures, Sums, measured_reading
+from trainer.objective import TeacherRows
 from trainer.student import LOADING_ERRORS, check_tokenizer, check_vocabulary_size, vocabulary_size
-from trainer.tails import SparseTargets
 
 
 def evaluate_folder(
@@ -49,8 +47,7 @@ def evaluate_folder(
         progress: Told how many tokens were read.
 
     Returns:
-        ``positions``, ``cross_entropy_nats``, ``kl_to_teacher_nats``, ``top1_agreement``,
-        ``teacher_cross_entropy_nats``.
+        ``split``, ``positions``, the measures of ``measures.py`` and ``teacher_cross_entropy_nats``.
 
     Raises:
         ModelError: the folder holds no model that can be loaded.
@@ -75,7 +72,6 @@ def evaluate_folder(
     return evaluate(model, teacher, split, batch_size, progress)
 
 
-@torch.inference_mode()
 def evaluate(
     model: PreTrainedModel,
     teacher: CachedTeacher,
@@ -84,43 +80,61 @@ def evaluate(
     progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Evaluate a loaded student; arguments and result as for :func:`evaluate_folder`."""
-    model.eval()
-    dataset = CachedSequences(teacher, split, vocabulary_size(model))
+    dataset = evaluated_sequences(teacher, split, vocabulary_size(model))
+    measures = measure(model, dataset, batch_size, progress)
+    return {"split": split} | measures | {"teacher_cross_entropy_nats": _teacher_cross_entropy(teacher, split)}
+
+
+def evaluated_sequences(teacher: CachedTeacher, split: Split, student_vocabulary_size: int) -> CachedSequences:
+    """Return the sequences of a split with all that the measures need.
+
+    Raises:
+        IncompleteError: the split is empty, or not captured yet.
+    """
+    dataset = CachedSequences(teacher, split, student_vocabulary_size, reading=measured_reading(teacher.manifest))
     if not len(dataset):
         raise IncompleteError(
             f"the {split} split is empty",
             where=teacher.encoding.path,
-            fix="Capture with a larger corpus.held_out_fraction, or evaluate another --split",
+            fix="Capture with a larger corpus.held_out_fraction, or evaluate another split",
         )
-    sums = torch.zeros(3, dtype=torch.float64)
-    positions = 0
-    for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=collate):
-        on_device = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        sums += _batch_sums(model, on_device).cpu()
-        positions += len(batch["target_ids"])
+    return dataset
+
+
+@torch.no_grad()
+def measure(
+    model: PreTrainedModel,
+    dataset: CachedSequences,
+    batch_size: int = 8,
+    progress: Callable[[int], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure a student on cached sequences; leaves it in evaluation mode, and draws no random number.
+
+    Args:
+        model: The student, on its device.
+        dataset: From :func:`evaluated_sequences`.
+        batch_size: Sequences per forward pass.
+        progress: Told how many tokens were read.
+
+    Returns:
+        As :func:`evaluate_folder`, without the split and the teacher's own cross-entropy.
+    """
+    model.eval()  # before its head is looked at: dropout must not move a run's own draws
+    head = StudentHead.of(model)
+    measures = Measures.of(dataset.teacher, vocabulary_size(model), model.device)
+    own_draws = torch.Generator()  # a loader would take a seed from the run's
+    for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=collate, generator=own_draws):
+        moved = to_device(batch, model.device)
+        kept = moved["labels"] != IGNORED
+        gold_P, said = moved["labels"][kept], TeacherRows.of(moved)
+
+        def sums_of(logits_NV: Tensor, rows: slice, gold_P: Tensor = gold_P, said: TeacherRows = said) -> Sums:
+            return measures.sums(logits_NV, gold_P[rows], said[rows])
+
+        inputs = {name: moved[name] for name in ("input_ids", "attention_mask")}
+        measures.add(fused.over_positions(model, head, inputs, kept, sums_of)[0])
         progress(int(batch["attention_mask"].sum()))
-    cross_entropy, kl, agreement = (sums / positions).tolist()
-    return {
-        "split": split,
-        "positions": positions,
-        "cross_entropy_nats": cross_entropy,
-        "kl_to_teacher_nats": kl,
-        "top1_agreement": agreement,
-        "teacher_cross_entropy_nats": _teacher_cross_entropy(teacher, split),
-    }
-
-
-def _batch_sums(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
-    """Return the sums over a batch's positions of (cross-entropy, KL, agreement): (3,) float64."""
-    logits_BLV = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    kept = batch["labels"] != IGNORED
-    logits_PV = logits_BLV[kept].float()
-    cross_entropy = F.cross_entropy(logits_PV, batch["labels"][kept], reduction="none")
-    targets = SparseTargets(batch["target_ids"], batch["target_log_probs"], batch["target_log_left_out"])
-    kl = divergence(logits_PV, targets, batch["labels"][kept], LossConfig())
-    best = batch["target_log_probs"].argmax(dim=1, keepdim=True)
-    agreement = logits_PV.argmax(dim=1) == batch["target_ids"].gather(1, best)[:, 0]
-    return torch.stack([part.double().sum() for part in (cross_entropy, kl, agreement)])
+    return measures.means()
 
 
 def _teacher_cross_entropy(teacher: CachedTeacher, split: Split) -> float:

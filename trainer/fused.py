@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from trainer.head import StudentHead
 
@@ -72,6 +73,28 @@ def chunked_loss(
                 _add_gradients(gradients, gradient_NV.to(dtype), hidden_ND, weight_VD, rows)
     loss: Tensor = _Known.apply(totals["loss"], gradients, *inputs)  # type: ignore[no-untyped-call]
     return totals | {"loss": loss}
+
+
+def over_positions(
+    student: PreTrainedModel, head: StudentHead | None, inputs: dict[str, Any], kept_BL: Tensor, loss_of: LossOf
+) -> tuple[dict[str, Tensor], Any]:
+    """Run a student and return the sums of a loss over its kept positions: in chunks if its head is known.
+
+    Args:
+        student: Causal or masked language model.
+        head: Its head; None keeps the whole batch's logits.
+        inputs: Of the student, by name.
+        kept_BL: (B, L) bool, true at the P kept positions.
+        loss_of: The loss; must be a sum over rows.
+
+    Returns:
+        The sums, as of :func:`chunked_loss`, and the student's output.
+    """
+    if head is None:
+        output = student(**inputs)
+        return loss_of(output.logits[kept_BL].float(), slice(None)), output
+    hidden_BLD, output = head.run(student, inputs)
+    return chunked_loss(hidden_BLD[kept_BL], head, loss_of, CHUNK_POSITIONS), output
 
 
 def _sums_and_gradient(

@@ -8,7 +8,7 @@ what comes out as logits must be what the formula says, for every token of the v
 that does anything else (a learned scale, a mask over tokens, a bias of its own) is not described.
 
 What happens before the matrix, such as BERT's prediction transform, is the model's own business:
-:meth:`StudentHead.hidden` runs the model up to the matrix and stops the hidden states there.
+:meth:`StudentHead.run` runs the model up to the matrix and stops the hidden states there.
 """
 
 from dataclasses import dataclass
@@ -62,19 +62,15 @@ class StudentHead:
         z_NV = products_NV if self.scale == 1 else products_NV * self.scale
         return self.softcap * torch.tanh(z_NV / self.softcap) if self.softcap else z_NV
 
-    def hidden(
-        self, student: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, **packing: Any
-    ) -> Tensor:
+    def run(self, student: PreTrainedModel, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         """Run the student up to its output matrix, which then multiplies no position at all.
 
         Args:
             student: The student whose head this is.
-            input_ids: (B, L).
-            attention_mask: (B, L); None for packed sequences.
-            packing: What else ``packing.model_inputs`` gives a model for packed sequences.
+            inputs: Of its forward, by name.
 
         Returns:
-            (B, L, D), the input of the matrix.
+            The input of the matrix (B, L, D), and the student's output, without logits.
         """
         seen: list[Tensor] = []
 
@@ -84,10 +80,10 @@ class StudentHead:
 
         hook = self.matrix.register_forward_pre_hook(stop)
         try:
-            student(input_ids=input_ids, attention_mask=attention_mask, **packing)
+            output = student(**inputs)
         finally:
             hook.remove()
-        return seen[0]
+        return seen[0], output
 
 
 def _logits_for(student: PreTrainedModel, matrix: nn.Linear, products_3V: Tensor) -> Tensor | None:

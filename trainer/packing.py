@@ -186,7 +186,7 @@ def _run(
     student.eval()
     hook = student.get_input_embeddings().register_forward_hook(watch)
     try:
-        outputs = student(**inputs).logits if head is None else head.hidden(student, **inputs)
+        outputs = student(**inputs).logits if head is None else head.run(student, inputs)[0]
     finally:
         hook.remove()
         student.train(was_training)

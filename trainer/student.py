@@ -15,16 +15,19 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
-from cache_tools.errors import IdentityError, ModelError
+from cache_tools import layout
+from cache_tools.cached_teacher import CachedTeacher
+from cache_tools.errors import ConfigError, IdentityError, ModelError
 from cache_tools.reader import Encoding
 from cache_tools.vocabulary import vocabulary_fingerprint
 from trainer import fused
 from trainer.config import LossConfig, StudentModelConfig
 from trainer.data import IGNORED
+from trainer.full_losses import TeacherHead
 from trainer.head import StudentHead
-from trainer.losses import cross_entropy, loss_terms
+from trainer.hidden_losses import HiddenMatch
+from trainer.objective import Objective, TeacherRows
 from trainer.packing import model_inputs
-from trainer.tails import SparseTargets
 
 logger = logging.getLogger(__name__)
 
@@ -42,18 +45,27 @@ LOADING_ERRORS = (
 
 
 class DistilledStudent(nn.Module):
-    """A language model whose forward returns the distillation loss on cached targets.
+    """A language model whose forward returns the distillation loss on what a cache holds.
 
     Args:
         student: Any causal or masked language model of transformers.
-        loss: Weights and tail policy.
+        loss: The loss block.
+        teacher_head: For ``source: hidden``; see ``objective.py``.
+        match: Losses on hidden states, if the loss has any; trained with the student.
     """
 
     accepts_loss_kwargs = True  # the Trainer then passes the positions of the whole accumulated batch
 
-    def __init__(self, student: PreTrainedModel, loss: LossConfig) -> None:
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        loss: LossConfig,
+        teacher_head: TeacherHead | None = None,
+        match: HiddenMatch | None = None,
+    ) -> None:
         super().__init__()
-        self.student, self.loss = student, loss
+        self.student, self.match = student, match
+        self.objective = Objective(loss, teacher_head)
         self.config = student.config
         self.head = StudentHead.of(student)
         if self.head is None:
@@ -64,11 +76,9 @@ class DistilledStudent(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor,
         labels: Tensor,
-        target_ids: Tensor,
-        target_log_probs: Tensor,
-        target_log_left_out: Tensor,
         position_ids: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        **predictions: Any,
     ) -> dict[str, Tensor]:
         """Return the loss of one batch, see ``data.collate`` for the shapes.
 
@@ -76,39 +86,28 @@ class DistilledStudent(nn.Module):
             input_ids: (B, L).
             attention_mask: (B, L).
             labels: (B, L) gold ids at kept positions, IGNORED elsewhere.
-            target_ids: (P, k).
-            target_log_probs: (P, k).
-            target_log_left_out: (P,).
             position_ids: (B, L) of packed sequences, see ``packing.pack``; None if they are padded.
             num_items_in_batch: Positions to divide by: those of all micro-batches and ranks
                 of a step, so that accumulation and world size do not change the loss.
+            predictions: What the teacher said at the P kept positions, by the names of ``data.collate``.
 
         Returns:
-            ``loss``, and the sums ``kl_nats`` and ``cross_entropy_nats`` over the P positions.
+            ``loss``, and its parts as sums over the P positions: see ``Objective``, and ``hidden_loss``.
         """
         kept = labels != IGNORED
-        gold_P = labels[kept]
+        gold_P, said = labels[kept], TeacherRows.of(predictions)
+        inputs = model_inputs(input_ids, attention_mask, position_ids)
+        if self.match is not None:
+            inputs["output_hidden_states"] = True
 
         def loss_of(logits_NV: Tensor, rows: slice) -> dict[str, Tensor]:
-            weight, gold_N, zero = self.loss.kd_weight, gold_P[rows], logits_NV.new_zeros(())
-            if weight == 0:
-                value = cross_entropy(logits_NV, gold_N).sum()
-                return {"loss": value, "kl_nats": zero, "cross_entropy_nats": value.detach()}
-            targets = SparseTargets(target_ids[rows], target_log_probs[rows], target_log_left_out[rows])
-            kl, gold = (term.sum() for term in loss_terms(logits_NV, targets, gold_N, self.loss))
-            return {
-                "loss": weight * kl + (1 - weight) * gold,
-                "kl_nats": kl.detach(),
-                "cross_entropy_nats": gold.detach(),
-            }
+            sums: dict[str, Tensor] = self.objective(logits_NV, gold_P[rows], said[rows])
+            return sums
 
-        inputs = model_inputs(input_ids, attention_mask, position_ids)
-        if self.head is None:
-            logits_BLV = self.student(**inputs).logits
-            sums = loss_of(logits_BLV[kept].float(), slice(None))
-        else:
-            hidden_BLD = self.head.hidden(self.student, **inputs)
-            sums = fused.chunked_loss(hidden_BLD[kept], self.head, loss_of, fused.CHUNK_POSITIONS)
+        sums, output = fused.over_positions(self.student, self.head, inputs, kept, loss_of)
+        if self.match is not None:
+            hidden_loss = self.match(output.hidden_states, kept, said.hidden).sum()
+            sums |= {"loss": sums["loss"] + hidden_loss, "hidden_loss": hidden_loss.detach()}
         positions = max(len(gold_P), 1) if num_items_in_batch is None else num_items_in_batch
         return sums | {"loss": sums["loss"] / positions}
 
@@ -119,6 +118,43 @@ class DistilledStudent(nn.Module):
     def activation_checkpointing_enable(self, **arguments: Any) -> None:
         """Pass on to the student; the name in later versions of transformers."""
         self.student.activation_checkpointing_enable(**arguments)
+
+
+def distilled(student: PreTrainedModel, loss: LossConfig, teacher: CachedTeacher) -> DistilledStudent:
+    """Wrap a student with all that its loss needs of a cached teacher.
+
+    The teacher's output matrix is multiplied in bfloat16 if the student's weights are of that type.
+
+    Raises:
+        ConfigError: the loss names a layer that the student does not have.
+        DamageError: the teacher's output matrix is missing or not what was written.
+    """
+    head = match = None
+    if loss.source == "hidden" and loss.kd_weight > 0:
+        dtype = torch.bfloat16 if student.dtype == torch.bfloat16 else torch.float32
+        head = TeacherHead(teacher.file(layout.HEAD), vocabulary_size(student), dtype)
+    if loss.hidden:
+        widths = {layer: spec.width for layer, spec in teacher.manifest.hidden.items()}
+        match = HiddenMatch(loss.hidden, _hidden_width(student, loss), widths)
+        nn.Module.to(match, student.dtype)
+    return DistilledStudent(student, loss, head, match)
+
+
+def _hidden_width(student: PreTrainedModel, loss: LossConfig) -> int:
+    """Return the width of the student's hidden states, asked of the student itself; refuse layers it does not have."""
+    ids_11 = torch.zeros(1, 1, dtype=torch.long, device=student.device)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():  # dropout must not move the run's own draws
+        output = student(input_ids=ids_11, attention_mask=torch.ones_like(ids_11), output_hidden_states=True)
+    states = output.hidden_states or ()
+    highest = max(pair.student_layer for pair in loss.hidden)
+    if highest >= len(states):
+        raise ConfigError(
+            "the loss names a layer that the student does not have",
+            where="loss.hidden",
+            expected=f"student_layer from 0, the embeddings, to {len(states) - 1}" if states else "no hidden pairs",
+            found=highest if states else f"a {type(student).__name__}, which does not return its hidden states",
+        )
+    return int(states[highest].shape[-1])
 
 
 def build_student(config: StudentModelConfig, encoding: Encoding) -> PreTrainedModel:

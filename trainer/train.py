@@ -18,24 +18,32 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from cache_tools.errors import ConfigError
 from cache_tools.reader import Cache
+from trainer.compatibility import check_loss
 from trainer.config import StudentConfig
-from trainer.data import CachedSequences, collate
+from trainer.data import CachedSequences, Reading, collate
+from trainer.evaluate import evaluated_sequences, measure
 from trainer.packing import check_packing, pack
 from trainer.progress import StepProgress
 from trainer.run_folder import FINAL, MetricsFile, last_checkpoint, record_run
 from trainer.sampler import ShardWindowSampler
+from trainer.self_test import check_teacher_reaches_student
 from trainer.stall import StallClock
-from trainer.student import DistilledStudent, build_student, vocabulary_size
+from trainer.student import DistilledStudent, build_student, distilled, vocabulary_size
+
+PROJECTIONS = "projections.safetensors"
+"""In a checkpoint: the projections between hidden states."""
 
 NOT_SUPPORTED = {
     "label_smoothing_factor": "the teacher's distribution takes the place of smoothed labels",
     "train_sampling_strategy": "the order of training comes from the cache's own sampler",
+    "load_best_model_at_end": "the finished student is the one that a run without a stop ends with",
     "save_only_model": "a stopped run could not go on as if it had never stopped",
 }
 """Training arguments that must keep their defaults, and why."""
@@ -50,6 +58,7 @@ def run_training(config: StudentConfig) -> Path:
     arguments = training_arguments(config)
     output = Path(str(arguments.output_dir))
     teacher = Cache(config.cache).encoding(config.encoding).teacher(config.teacher)
+    check_loss(teacher.manifest, config.loss)
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     record_run(output, config, teacher, batch)
     if (output / FINAL).exists():
@@ -62,11 +71,12 @@ def run_training(config: StudentConfig) -> Path:
     _share_special_tokens(student, tokenizer)
     if arguments.dataloader_num_workers and not isinstance(teacher.path, Path):
         torch.multiprocessing.set_start_method("forkserver", force=True)  # a bucket's client does not survive a fork
-    dataset = CachedSequences(teacher, "train", vocabulary_size(student), config.window_shards)
+    reading, width = Reading.of(teacher.manifest, config.loss), vocabulary_size(student)
     trainer = DistillationTrainer(
-        model=DistilledStudent(student, config.loss),
+        model=distilled(student, config.loss, teacher),
         args=arguments,
-        train_dataset=dataset,
+        train_dataset=CachedSequences(teacher, "train", width, config.window_shards, reading),
+        eval_dataset=evaluated_sequences(teacher, "held_out", width) if arguments.do_eval else None,
         data_collator=partial(pack, row_tokens=config.packing.row_tokens) if config.packing else collate,
         processing_class=tokenizer,
         callbacks=[MetricsFile(output)],
@@ -77,6 +87,7 @@ def run_training(config: StudentConfig) -> Path:
     trainer.remove_callback(transformers.ProgressCallback)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(StepProgress())
+    trainer.check_signal()
     trainer.train(resume_from_checkpoint=last_checkpoint(output))
     _save_final(trainer, output)
     return output / FINAL
@@ -111,14 +122,6 @@ def training_arguments(config: StudentConfig) -> TrainingArguments:
 
 
 def _refuse_unsupported(arguments: TrainingArguments) -> None:
-    if arguments.do_eval or arguments.load_best_model_at_end:
-        raise ConfigError(
-            "a run does not evaluate while it trains",
-            where="training.eval_strategy",
-            expected="no",
-            found=arguments.eval_strategy,
-            fix="Leave it out, and run 'logitcask evaluate' on the finished student",
-        )
     for name, reason in NOT_SUPPORTED.items():
         if getattr(arguments, name) != TrainingArguments.__dataclass_fields__[name].default:
             raise ConfigError(
@@ -169,15 +172,32 @@ class DistillationTrainer(Trainer):
         named["return_outputs"] = True
         loss, parts = super().compute_loss(model, inputs, *arguments, **named)
         self._num_positions += len(inputs["target_ids"])
-        for name in ("kl_nats", "cross_entropy_nats"):
+        for name in parts.keys() - {"loss"}:
             self._sums[name] = self._sums.get(name, 0) + parts[name]
         return loss
+
+    def check_signal(self) -> None:
+        """Refuse a student that what the teacher said would not reach, see ``self_test.py``."""
+        dataset = self.train_dataset
+        assert isinstance(dataset, CachedSequences)
+        with self.compute_loss_context_manager():
+            check_teacher_reaches_student(self._distilled(), (dataset[index] for index in self._sampler))
+
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        """Measure the student on the held-out split as ``logitcask evaluate`` does; every rank measures all of it."""
+        assert isinstance(self.eval_dataset, CachedSequences)
+        with self.compute_loss_context_manager():
+            measures = measure(self._bare_student(), self.eval_dataset, self.args.eval_batch_size)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in measures.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the mean of each part over this rank's positions since the last log, and its waits for data."""
         if "loss" in logs and self._num_positions:
             logs |= self._stall.drain()
-            logs |= {name: float(total) / self._num_positions for name, total in self._sums.items() if float(total)}
+            logs |= {name: float(total) / self._num_positions for name, total in sorted(self._sums.items())}
             self._sums, self._num_positions = {}, 0
         super().log(logs, start_time)
 
@@ -189,15 +209,28 @@ class DistillationTrainer(Trainer):
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Save what only a continued run needs: the projections of hidden states too."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        match = self._distilled().match
+        if match is not None and self.args.should_save:
+            save_file(match.state_dict(), Path(output_dir) / PROJECTIONS)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         student = self._bare_student()
         # through from_pretrained, because files do not always name tensors as the module does (experts of a mixture)
         saved = type(student).from_pretrained(resume_from_checkpoint, dtype=student.dtype, use_safetensors=True)
         student.load_state_dict(saved.state_dict())
+        match = self._distilled().match
+        if match is not None:
+            match.load_state_dict(load_file(Path(resume_from_checkpoint) / PROJECTIONS))
 
     def _bare_student(self) -> transformers.PreTrainedModel:
-        student: transformers.PreTrainedModel = self.accelerator.unwrap_model(self.model).student
-        return student
+        return self._distilled().student
+
+    def _distilled(self) -> DistilledStudent:
+        module: DistilledStudent = self.accelerator.unwrap_model(self.model)
+        return module
 
 
 class EpochOrder(TrainerCallback):
