@@ -16,6 +16,8 @@ COMMANDS = {
     "train": "trainer.cli_train:train_command",
     "evaluate": "trainer.cli_evaluate:evaluate_command",
     "inspect": "cache_tools.cli_inspect:inspect_command",
+    "show": "cache_tools.cli_show:show_command",
+    "diff": "cache_tools.cli_diff:diff_command",
     "audit": "pipeline.cli_audit:audit_command",
     "verify": "cache_tools.cli_verify:verify_command",
     "repair": "cache_tools.cli_manage:repair_command",

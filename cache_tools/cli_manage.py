@@ -1,14 +1,12 @@
 """``logitcask copy``, ``subset``, ``drop`` and ``repair``: a cache's life after its capture."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cache_tools.cli_places import CacheType
+from cache_tools.cli_places import CacheType, progress_bar
 
 if TYPE_CHECKING:
     from cache_tools.storage import StorePath
@@ -31,7 +29,7 @@ def copy_command(source: "StorePath", target: "StorePath") -> None:
     from cache_tools.reader import Cache
 
     cache = Cache(source)
-    with _bar("copying", stored_bytes(cache), "bytes") as advance:
+    with progress_bar("copying", stored_bytes(cache), "bytes") as advance:
         copy_cache(cache, target, advance)
     click.echo(str(target))
 
@@ -69,7 +67,7 @@ def subset_command(
 
     ids = {*documents, *(_lines(listed) if listed else ())} - {""}
     choice = Choice(teachers or None, frozenset(ids) if documents or listed else None, split, k)
-    with _bar("teacher shards", None, "shards") as advance:
+    with progress_bar("teacher shards", None, "shards") as advance:
         subset_cache(Cache(source), target, choice, advance)
     click.echo(str(target))
 
@@ -142,16 +140,3 @@ def repair_command(cache: "StorePath", quick: bool, as_json: bool) -> None:
         click.echo(f"{len(mended)} mended, {len(left)} left{again}")
     if left:
         raise SystemExit(1)
-
-
-@contextmanager
-def _bar(title: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar with speed and time left while the block runs."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
-    columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda count: progress.advance(task, count)

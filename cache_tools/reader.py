@@ -98,10 +98,19 @@ class Encoding:
         Raises:
             IndexError: there is no such sequence.
         """
+        shard = self.shard_of(sequence_id)
+        return self.sequences(shard)[sequence_id - self._first_sequences[shard]]
+
+    def shard_of(self, sequence_id: int) -> int:
+        """Return the shard that a sequence lies in.
+
+        Raises:
+            IndexError: there is no such sequence.
+        """
         shard = bisect_right(self._first_sequences, sequence_id) - 1
         if shard < 0 or sequence_id >= self._first_sequences[shard] + self.shards[shard].sequences:
             raise IndexError(f"sequence {sequence_id} does not exist")
-        return self.sequences(shard)[sequence_id - self._first_sequences[shard]]
+        return shard
 
     def save_tokenizer(self, folder: Path) -> None:
         """Copy the tokenizer's files into a local folder, each checked against the manifest.

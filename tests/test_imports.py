@@ -63,6 +63,11 @@ def test_looking_at_a_cache_imports_no_model_library(cache, arguments):
     assert imported & MODELS == set()
 
 
+@pytest.mark.parametrize("arguments", [["show"], ["show", "--highest-loss"], ["show", "--position", "3"]])
+def test_showing_text_imports_the_tokenizers_library_and_no_model_library(cache, arguments):
+    assert imported_by(RUN_MAIN, *arguments, cache) & MODELS == {"tokenizers"}
+
+
 READ_EVERYTHING = """
 import sys
 from cache_tools.reader import Cache
