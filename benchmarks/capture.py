@@ -95,7 +95,7 @@ def make_encoding(folder: Path, tokens: int, **teacher: Any) -> CaptureConfig:
         {
             "cache": str(folder / "cache"),
             "corpus": {"paths": [corpus], "held_out_fraction": 0},
-            "encoding": {"max_length_tokens": 1024},
+            "encoding": {"max_length_tokens": 1024, "positions_per_shard": 32_768},
             "teachers": [{"name": "teacher", "model": str(model), "target": {"k": K}, **teacher}],
         }
     )
