@@ -144,18 +144,21 @@ def _run_head(last_PD: Tensor, gold_P: Tensor, keys_P: Tensor, teacher: Teacher,
     """Run the head in chunks and return what is kept."""
     gold_P, keys_P, size = _on(gold_P, teacher), _on(keys_P, teacher), chunk_positions(teacher)
     logits_NV, scratch_NV = torch.empty(2, min(size, len(last_PD)), vocabulary_of(teacher), device=teacher.device)
-    parts: dict[str, list[Tensor]] = {}
+    found: dict[
+        str, Tensor
+    ] = {}  # whole from the first chunk on: what outlives a chunk would keep its memory in pieces
     for start in range(0, len(last_PD), size):
         chunk = slice(start, start + size)
         num = len(last_PD[chunk])
         head = run_head(teacher.model, last_PD[chunk], into_NV=logits_NV[:num])
-        if "last" in wanted.layers:
-            parts.setdefault(hidden_array("last"), []).append(head.last)
+        made = {hidden_array("last"): head.last} if "last" in wanted.layers else {}
         if wanted.targets:
-            made = sparse_targets(head.logits, gold_P[chunk], wanted.keep, keys_P[chunk], scratch_NV[:num])
-            for name, values in made.named().items():
-                parts.setdefault(name, []).append(values)
-    return {name: torch.cat(values) for name, values in parts.items()}
+            made |= sparse_targets(head.logits, gold_P[chunk], wanted.keep, keys_P[chunk], scratch_NV[:num]).named()
+        for name, values in made.items():
+            if name not in found:
+                found[name] = values.new_empty(len(last_PD), *values.shape[1:])
+            found[name][chunk] = values
+    return found
 
 
 def _on(tensor: Tensor | None, teacher: Teacher) -> Any:
