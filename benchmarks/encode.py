@@ -15,8 +15,6 @@ resident memory of a process, ``grown_bytes`` that without what was resident bef
 
 import json
 import os
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +25,7 @@ from typing import Any
 
 import click
 
+from benchmarks.peak import resident_bytes
 from pipeline.demo.corpus import docstring_documents, source_documents, standard_library, topic_documents
 
 TOKENIZER = Path(__file__).resolve().parents[1] / "configs" / "demo" / "teacher"
@@ -84,7 +83,7 @@ def encode_corpus(corpus: Path, tokenizer_folder: Path) -> dict[str, float]:
     from pipeline.encode import encode
     from pipeline.tokenizers import load_tokenizer
 
-    tokenizer, before, tokens = load_tokenizer(tokenizer_folder), _peak_bytes(), [0]
+    tokenizer, before, tokens = load_tokenizer(tokenizer_folder), resident_bytes("VmHWM"), [0]
 
     def count(num_tokens: int) -> None:
         tokens[0] += num_tokens
@@ -100,7 +99,7 @@ def encode_corpus(corpus: Path, tokenizer_folder: Path) -> dict[str, float]:
 def _tokenizer_alone(batches: Iterator[list[str]], tokenizer_folder: Path, single: bool) -> dict[str, float]:
     from pipeline.tokenizers import load_tokenizer
 
-    tokenizer, before = load_tokenizer(tokenizer_folder), _peak_bytes()
+    tokenizer, before = load_tokenizer(tokenizer_folder), resident_bytes("VmHWM")
     num_tokens, clock = 0, Clock()
     for batch in batches:
         texts = batch[0] if single else batch
@@ -117,7 +116,7 @@ def _texts(corpus: Path) -> Iterator[str]:
 
 
 def _row(num_tokens: int, clock: Clock, bytes_before: int) -> dict[str, float]:
-    peak = _peak_bytes()
+    peak = resident_bytes("VmHWM")
     return {
         "tokens": num_tokens,
         "seconds": clock.seconds,
@@ -126,11 +125,6 @@ def _row(num_tokens: int, clock: Clock, bytes_before: int) -> dict[str, float]:
         "peak_bytes": peak,
         "grown_bytes": peak - bytes_before,
     }
-
-
-def _peak_bytes() -> int:
-    """Return the largest resident memory of this process so far; Linux counts in KiB, macOS in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _in_own_process(job: Callable[[Path, Path], dict[str, float]], corpus: Path, folder: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import click
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.peak import resident_bytes
 from cache_tools.receipts import TARGETS
 from pipeline.demo.corpus import topic_documents
 from pipeline.demo.run import FILES
@@ -72,11 +73,11 @@ def measure(values: dict[str, Any]) -> dict[str, Any]:
     create_cache(config.cache)
     encode(config, load_tokenizer(folder))
     encoding = Cache(config.cache).encoding()
-    before = _status_bytes("VmRSS")
+    before = resident_bytes()
     teacher = load_teacher(one, folder, "causal")
     cached = declare(encoding, teacher, one, config.encoding.chunk_positions)
     capture_shards(cached, list(range(len(encoding.shards))), teacher, one)
-    resident = _status_bytes("VmHWM") - before
+    resident = resident_bytes("VmHWM") - before
     wanted = Wanted(cached.manifest, [TARGETS], keep_of(one.target))
     live = _live_bytes(lambda: predict(encoding.sequences(0), "causal", teacher, wanted, one.batch_tokens))
     return planned | {"measured_device_bytes": planned["weights_bytes"] + live, "measured_host_bytes": resident}
@@ -94,11 +95,6 @@ def _live_bytes(work: Callable[[], object]) -> int:
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
     return int(max(accumulate(changes)))
-
-
-def _status_bytes(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(f"{key}:")).split()[1])
 
 
 @click.command()

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from benchmarks.made_cache import SEQUENCES_PER_SHARD, make_cache
+from benchmarks.peak import peak_bytes, resident_bytes
 from cache_tools.cached_teacher import CachedTeacher
 from trainer.config import LossConfig
 from trainer.data import IGNORED, CachedSequences, collate
@@ -178,24 +179,12 @@ def measure_times(rows: list[str], sizes: Sizes, device: str, rounds: int, read:
 
 def measure_peak(name: str, sizes: Sizes, device: str, batch: Batch) -> int:
     """Return the peak bytes of two steps of one row, above what this process holds now."""
-    before = _resident_bytes()
+    where, before = torch.device(device), resident_bytes()
     step = step_of(name, sizes, device)
     on_device = {key: tensor.to(device) for key, tensor in batch.items()}
     for _ in range(2):
         step(on_device)
-    return torch.cuda.max_memory_allocated() if device == "cuda" else _peak_resident_bytes() - before
-
-
-def _resident_bytes() -> int:
-    import resource
-
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def _peak_resident_bytes() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_bytes(where, before)
 
 
 def _peak_in_own_process(name: str, sizes: Sizes, device: str, cache: Path) -> int:

@@ -154,6 +154,7 @@ def _run_head(last_PD: Tensor, gold_P: Tensor, keys_P: Tensor, teacher: Teacher,
         made = {hidden_array("last"): head.last} if "last" in wanted.layers else {}
         if wanted.targets:
             made |= sparse_targets(head.logits, gold_P[chunk], wanted.keep, keys_P[chunk], scratch_NV[:num]).named()
+        del head  # or a chunk's logits would live until the next ones are made
         for name, values in made.items():
             if name not in found:
                 found[name] = values.new_empty(len(last_PD), *values.shape[1:])
