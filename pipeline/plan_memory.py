@@ -19,9 +19,6 @@ from pipeline.declare import keep_of, scalar_names
 from pipeline.predict import HEAD_CHUNK_BYTES
 from pipeline.teacher import chosen_device
 
-HEAD_TENSORS = 3
-"""Chunks of float32 logits that live at once: the model's own, in float32, and the softmax."""
-
 SHARDS_IN_MEMORY = 2
 """One is being read while the one before is written."""
 
@@ -100,10 +97,12 @@ def body_bytes(model: PreTrainedConfig, tokens: int, length_tokens: int, config:
 
 
 def head_bytes(model: PreTrainedModel, tokens: int, chunk_bytes: int) -> int:
-    """Return what the head needs: HEAD_TENSORS chunks of logits, and a batch's last states, all and kept."""
-    vocabulary, width = vocabulary_of(model), model.config.get_text_config().hidden_size
-    rows = min(tokens, max(1, chunk_bytes // (4 * vocabulary)))
-    return HEAD_TENSORS * rows * 4 * vocabulary + int(2 * tokens * width * model.dtype.itemsize)
+    """Return what the head needs: logits in three forms (see ``predict.py``), and a batch's last states twice."""
+    vocabulary, width, itemsize = vocabulary_of(model), model.config.get_text_config().hidden_size, model.dtype.itemsize
+    given, looked_at = (min(tokens, max(1, chunk_bytes // (size * vocabulary))) for size in (itemsize, 4))
+    converted = looked_at if itemsize < 4 else 0
+    logits = vocabulary * (given * itemsize + 4 * converted + 4 * -(-looked_at // 2))
+    return int(logits + 2 * tokens * width * itemsize)  # all and kept
 
 
 def kept_bytes_per_position(config: TeacherConfig, model: PreTrainedModel) -> int:

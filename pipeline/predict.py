@@ -4,12 +4,13 @@ The head runs at kept positions only, a chunk at a time; ``[batch, length, vocab
 exists. On a GPU nothing waits: results are copied to pinned memory while the next batch is
 already queued, and looked at one batch later.
 
-Memory on the device: the model, one batch through its body, what is kept of two batches, and three times
-HEAD_CHUNK_BYTES: a chunk's logits as the model gives them, in float32, and their softmax.
+Memory on the device: the model, one batch through its body, what is kept of two batches, and of the head at most two
+and a half times HEAD_CHUNK_BYTES: a chunk's logits as the model gives them, some rows of them in float32, and the
+softmax of half of those.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -35,8 +36,9 @@ from pipeline.teacher import Teacher
 # B: batch, L: length, D: width, P: kept positions of a batch, V: vocabulary
 
 HEAD_CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
-"""Size of one chunk of float32 logits by device type. On a CPU one that stays near its caches is faster
-(16 MiB measured best of 8 to 64); on a GPU a larger one hides launches (not measured)."""
+"""Size of one chunk of logits by device type, in the model's own type; and of as many in float32 as are looked at
+together. On a CPU one that stays near its caches is faster (16 MiB measured best of 8 to 64), but the output matrix
+wants many rows; on a GPU a larger one hides launches (not measured)."""
 
 Progress = Callable[[int], None]
 """Called with the number of tokens read since the last call."""
@@ -110,10 +112,10 @@ def predict(
     return rows.predictions()
 
 
-def chunk_positions(teacher: Teacher) -> int:
-    """Return how many positions go through the head at once."""
+def chunk_positions(teacher: Teacher, itemsize: int = 4) -> int:
+    """Return how many positions' logits of this many bytes each are one chunk."""
     chunk_bytes = HEAD_CHUNK_BYTES.get(teacher.device.type, HEAD_CHUNK_BYTES["cuda"])
-    return max(1, chunk_bytes // (4 * vocabulary_of(teacher)))
+    return max(1, chunk_bytes // (itemsize * vocabulary_of(teacher)))
 
 
 def vocabulary_of(teacher: Teacher) -> int:
@@ -142,24 +144,33 @@ def _predict_batch(batch: Batch, gold_P: Tensor, teacher: Teacher, wanted: Wante
 
 def _run_head(last_PD: Tensor, gold_P: Tensor, keys_P: Tensor, teacher: Teacher, wanted: Wanted) -> dict[str, Tensor]:
     """Run the head in chunks and return what is kept."""
-    gold_P, keys_P, size = _on(gold_P, teacher), _on(keys_P, teacher), chunk_positions(teacher)
-    logits_NV, scratch_NV = torch.empty(2, min(size, len(last_PD)), vocabulary_of(teacher), device=teacher.device)
-    found: dict[
-        str, Tensor
-    ] = {}  # whole from the first chunk on: what outlives a chunk would keep its memory in pieces
-    for start in range(0, len(last_PD), size):
-        chunk = slice(start, start + size)
-        num = len(last_PD[chunk])
-        head = run_head(teacher.model, last_PD[chunk], into_NV=logits_NV[:num])
-        made = {hidden_array("last"): head.last} if "last" in wanted.layers else {}
-        if wanted.targets:
-            made |= sparse_targets(head.logits, gold_P[chunk], wanted.keep, keys_P[chunk], scratch_NV[:num]).named()
-        del head  # or a chunk's logits would live until the next ones are made
+    gold_P, keys_P, num_positions = _on(gold_P, teacher), _on(keys_P, teacher), len(last_PD)
+    rows = min(chunk_positions(teacher), num_positions)
+    logits_NV, scratch_NV = (
+        torch.empty(count, vocabulary_of(teacher), device=teacher.device) for count in (rows, -(-rows // 2))
+    )
+    found: dict[str, Tensor] = {}
+
+    def put(where: slice, made: dict[str, Tensor]) -> None:
         for name, values in made.items():
-            if name not in found:
-                found[name] = values.new_empty(len(last_PD), *values.shape[1:])
-            found[name][chunk] = values
+            if name not in found:  # whole at once: what outlives a chunk would keep its memory in pieces
+                found[name] = values.new_empty(num_positions, *values.shape[1:])
+            found[name][where] = values
+
+    for chunk in _slices(0, num_positions, chunk_positions(teacher, last_PD.dtype.itemsize)):
+        head = run_head(teacher.model, last_PD[chunk], as_given=True)
+        if "last" in wanted.layers:
+            put(chunk, {hidden_array("last"): head.last})
+        for part in _slices(chunk.start, chunk.stop, rows) if wanted.targets else ():
+            given_NV = head.logits[part.start - chunk.start : part.stop - chunk.start]
+            in_float32 = given_NV if given_NV.dtype == torch.float32 else logits_NV[: len(given_NV)].copy_(given_NV)
+            put(part, sparse_targets(in_float32, gold_P[part], wanted.keep, keys_P[part], scratch_NV).named())
+        del head  # or a chunk's logits would live until the next ones are made
     return found
+
+
+def _slices(start: int, stop: int, step: int) -> Iterator[slice]:
+    return (slice(first, min(first + step, stop)) for first in range(start, stop, step))
 
 
 def _on(tensor: Tensor | None, teacher: Teacher) -> Any:

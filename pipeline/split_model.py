@@ -116,13 +116,13 @@ def run_body(
     return output.last_hidden_state.to(device), states
 
 
-def run_head(model: PreTrainedModel, hidden_ND: Tensor, into_NV: Tensor | None = None) -> HeadOutput:
+def run_head(model: PreTrainedModel, hidden_ND: Tensor, as_given: bool = False) -> HeadOutput:
     """Run the model's own head on the last hidden states of N positions.
 
     Args:
         model: The whole model.
         hidden_ND: (N, D).
-        into_NV: (N, V) float32, where logits of another type are converted to; fresh memory by default.
+        as_given: Leave the logits in the model's own type, instead of float32.
     """
     seen: list[Tensor] = []
     output_matrix = model.get_output_embeddings()
@@ -133,9 +133,7 @@ def run_head(model: PreTrainedModel, hidden_ND: Tensor, into_NV: Tensor | None =
     finally:
         hook.remove()
     logits_NV, last_ND = logits[0].to(hidden_ND.device), seen[0][0].to(hidden_ND.device)
-    if into_NV is None or logits_NV.dtype == torch.float32:
-        return HeadOutput(logits_NV.float(), last_ND)
-    return HeadOutput(into_NV.copy_(logits_NV), last_ND)
+    return HeadOutput(logits_NV if as_given else logits_NV.float(), last_ND)
 
 
 def output_parameters(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:

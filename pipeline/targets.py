@@ -15,7 +15,7 @@ from cache_tools.manifest import Kind
 from pipeline.draws import draw
 from pipeline.topk import top_k
 
-# N: positions of a chunk, V: vocabulary, k: slots of a row, S: draws per position
+# N: positions of a chunk, M: of a part of it, V: vocabulary, k: slots of a row, S: draws per position
 
 TAIL_SCALARS = ("tail_mean", "tail_variance", "tail_minimum")
 """Of the logits outside the k most likely, for temperatures at which those matter."""
@@ -77,38 +77,12 @@ class SparseTargets:
         }
 
 
-@dataclass(frozen=True)
-class _Softmax:
-    """Logits with their softmax taken apart, so that each piece is computed once.
-
-    Attributes:
-        highest_N1: Highest logit of each row.
-        below_NV: Logits minus the highest.
-        probabilities_NV: Their softmax, until ``_scalars`` uses the space for something else.
-        log_total_N1: Log of the sum of exp(below).
-    """
-
-    highest_N1: Tensor
-    below_NV: Tensor
-    probabilities_NV: Tensor
-    log_total_N1: Tensor
-
-    @classmethod
-    def of(cls, logits_NV: Tensor, best_N1: Tensor, scratch_NV: Tensor) -> "_Softmax":
-        """Take the softmax of logits apart, in place; ``best_N1`` says where each row's highest stands."""
-        highest_N1 = logits_NV.gather(1, best_N1)
-        below_NV = logits_NV.sub_(highest_N1)
-        torch.softmax(below_NV, dim=1, out=scratch_NV)  # one fused pass, where exp and sum take three
-        log_total_N1 = -scratch_NV.gather(1, best_N1).log()  # the highest has exp(0) / total
-        return cls(highest_N1, below_NV, scratch_NV, log_total_N1)
-
-
 def sparse_targets(
     logits_NV: Tensor,
     gold_N: Tensor,
     keep: Keep,
     keys_N: Tensor | None = None,
-    scratch_NV: Tensor | None = None,
+    scratch_MV: Tensor | None = None,
 ) -> SparseTargets:
     """Keep what was asked for of each row.
 
@@ -117,28 +91,31 @@ def sparse_targets(
         gold_N: (N,) int64, the token that each position should predict.
         keep: What to keep.
         keys_N: (N,) int64 from ``draws.position_keys``; for kinds that draw.
-        scratch_NV: (N, V) float32 to work in. Fresh memory of this size costs more than the softmax, so a
-            caller with many chunks brings its own.
+        scratch_MV: (M, V) float32 to work in. Rows are worked on M at a time; half of N keeps both near a CPU's
+            cores. Fresh memory of this size costs more than the softmax: a caller with many chunks brings its own.
     """
     vocabulary = logits_NV.shape[1]
     k = {"dense": vocabulary, "sampled": 1}.get(keep.kind, min(keep.k, vocabulary))
     top_Nk, ids_Nk = top_k(logits_NV, k)
-    softmax = _Softmax.of(logits_NV, ids_Nk[:, :1], torch.empty_like(logits_NV) if scratch_NV is None else scratch_NV)
-    if keep.kind == "sampled":
-        ids_Nk, log_probs_Nk = _drawn(softmax.probabilities_NV, keep.draws, keys_N)
-        log_left_out_N = torch.full_like(gold_N, -torch.inf, dtype=torch.float32)
-    else:
-        log_probs_Nk = top_Nk - softmax.highest_N1 - softmax.log_total_N1
-        if keep.kind == "topp":
-            log_probs_Nk = _up_to_mass(log_probs_Nk, keep.p)
-        log_left_out_N = _left_out(log_probs_Nk, everything=k == vocabulary and keep.kind != "topp")
-    if keep.kind == "hybrid":
-        rest_NV = softmax.probabilities_NV.scatter(1, ids_Nk, 0)
-        drawn_ids, drawn_logs = _drawn(rest_NV, keep.draws, keys_N)
-        drawn_logs = torch.where(rest_NV.any(dim=1)[:, None], drawn_logs + log_left_out_N[:, None], -torch.inf)
-        ids_Nk, log_probs_Nk = torch.cat([ids_Nk, drawn_ids], dim=1), torch.cat([log_probs_Nk, drawn_logs], dim=1)
+    highest_N1, gold_N1 = top_Nk[:, :1].clone(), logits_NV.gather(1, gold_N[:, None])
+    rows = {"logits_MV": logits_NV, "ids_Mk": ids_Nk, "highest_M1": highest_N1, "gold_M1": gold_N1}
+    found = _in_parts(rows | ({} if keys_N is None else {"keys_M": keys_N}), keep, scratch_MV)
+    log_total_N1 = -found.pop("share_of_highest").log()[:, None]  # the highest has exp(0) / total
+    log_probs_Nk = top_Nk - highest_N1 - log_total_N1
+    if keep.kind == "topp":
+        log_probs_Nk = _up_to_mass(log_probs_Nk, keep.p)
+    log_left_out_N = _left_out(log_probs_Nk, everything=k == vocabulary and keep.kind != "topp")
+    scalars = {
+        "logsumexp": (highest_N1 + log_total_N1)[:, 0],
+        "entropy": log_total_N1[:, 0] - found.pop("mean_below"),
+        "gold_logprob": (gold_N1 - highest_N1 - log_total_N1)[:, 0],
+    }
+    if keep.kind in ("sampled", "hybrid"):
+        drawn_NS, shares_NS = found.pop("drawn"), found.pop("shares")
+        head = (ids_Nk, log_probs_Nk, log_left_out_N) if keep.kind == "hybrid" else None
+        ids_Nk, log_probs_Nk = _joined(head, drawn_NS, shares_NS)
         log_left_out_N = torch.full_like(log_left_out_N, -torch.inf)
-    return SparseTargets(ids_Nk, log_probs_Nk, log_left_out_N, _scalars(softmax, gold_N, keep))
+    return SparseTargets(ids_Nk, log_probs_Nk, log_left_out_N, scalars | found)
 
 
 def tempered_name(temperature: float) -> str:
@@ -158,32 +135,59 @@ def _up_to_mass(log_probs_Nk: Tensor, mass: float) -> Tensor:
     return log_probs_Nk.masked_fill(before_Nk >= mass, -torch.inf)
 
 
-def _drawn(weights_NV: Tensor, draws: int, keys_N: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return drawn ids (N, S) and the log of their share of the draws; -inf in unused slots."""
-    assert keys_N is not None
-    ids_NS, counts_NS = draw(weights_NV, keys_N, draws)
-    return ids_NS, (counts_NS.float() / draws).log()
+def _joined(head: tuple[Tensor, Tensor, Tensor] | None, drawn_NS: Tensor, shares_NS: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the ids and log weights of draws, behind those of a head which the draws share the left-out mass of."""
+    if head is None:
+        return drawn_NS, shares_NS
+    ids_Nk, log_probs_Nk, log_left_out_N = head
+    return torch.cat([ids_Nk, drawn_NS], dim=1), torch.cat([log_probs_Nk, shares_NS + log_left_out_N[:, None]], dim=1)
 
 
-def _scalars(softmax: _Softmax, gold_N: Tensor, keep: Keep) -> dict[str, Tensor]:
-    """Return the scalars asked for; the probabilities are overwritten."""
-    below_NV, highest_N, log_total_N = softmax.below_NV, softmax.highest_N1[:, 0], softmax.log_total_N1[:, 0]
-    work_NV = softmax.probabilities_NV
-    gold_N1 = below_NV.gather(1, gold_N[:, None])
-    scalars = {
-        "logsumexp": highest_N + log_total_N,
-        "entropy": log_total_N - work_NV.mul_(below_NV).nansum(dim=1),  # an impossible token: 0 * -inf
-        "gold_logprob": gold_N1[:, 0] - log_total_N,
-    }
+def _in_parts(rows: dict[str, Tensor], keep: Keep, scratch_MV: Tensor | None) -> dict[str, Tensor]:
+    """Return what ``_whole_rows`` finds in as many rows at a time as there is memory for."""
+    scratch_MV = torch.empty_like(rows["logits_MV"]) if scratch_MV is None else scratch_MV
+    size, count = len(scratch_MV), len(rows["logits_MV"])
+    parts = (slice(start, min(start + size, count)) for start in range(0, count, size))
+    found = [
+        _whole_rows(**{name: values[part] for name, values in rows.items()}, keep=keep, room_MV=scratch_MV)
+        for part in parts
+    ]
+    return found[0] if len(found) == 1 else {name: torch.cat([part[name] for part in found]) for name in found[0]}
+
+
+def _whole_rows(
+    logits_MV: Tensor,
+    ids_Mk: Tensor,
+    highest_M1: Tensor,
+    gold_M1: Tensor,
+    keep: Keep,
+    room_MV: Tensor,
+    keys_M: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Return all that takes whole rows to compute, by name; the logits become those below the highest."""
+    below_MV, work_MV = logits_MV.sub_(highest_M1), room_MV[: len(logits_MV)]
+    torch.softmax(below_MV, dim=1, out=work_MV)  # one fused pass, where exp and sum take three
+    found = {"share_of_highest": work_MV.gather(1, ids_Mk[:, :1])[:, 0]}
+    if keep.kind in ("sampled", "hybrid"):
+        found |= _drawn(work_MV if keep.kind == "sampled" else work_MV.scatter(1, ids_Mk, 0), keep.draws, keys_M)
+    found["mean_below"] = work_MV.mul_(below_MV).nansum(dim=1)  # an impossible token: 0 * -inf
     for temperature in keep.temperatures:
-        tempered_N = torch.div(below_NV, temperature, out=work_NV).exp_().sum(dim=1).log()
-        scalars[tempered_name(temperature)] = highest_N / temperature + tempered_N
+        tempered_M = torch.div(below_MV, temperature, out=work_MV).exp_().sum(dim=1).log()
+        found[tempered_name(temperature)] = highest_M1[:, 0] / temperature + tempered_M
     if "gold_rank" in keep.scalars:
-        scalars["gold_rank"] = (below_NV > gold_N1).sum(dim=1).float()
+        found["gold_rank"] = (below_MV > gold_M1 - highest_M1).sum(dim=1).float()
     if any(name.startswith("tail_") for name in keep.scalars):
-        tail = _tail(below_NV, highest_N, keep.k)
-        scalars |= {name: values for name, values in tail.items() if name in keep.scalars}
-    return scalars
+        tail = _tail(below_MV, highest_M1[:, 0], keep.k)
+        found |= {name: values for name, values in tail.items() if name in keep.scalars}
+    return found
+
+
+def _drawn(weights_MV: Tensor, draws: int, keys_M: Tensor | None) -> dict[str, Tensor]:
+    """Return drawn ids (M, S) and the log of their share of the draws; -inf in slots and rows without any."""
+    assert keys_M is not None
+    ids_MS, counts_MS = draw(weights_MV, keys_M, draws)
+    shares_MS = (counts_MS.float() / draws).log()
+    return {"drawn": ids_MS, "shares": torch.where(weights_MV.any(dim=1)[:, None], shares_MS, -torch.inf)}
 
 
 def _tail(below_NV: Tensor, highest_N: Tensor, k: int) -> dict[str, Tensor]:

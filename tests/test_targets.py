@@ -121,9 +121,9 @@ def test_scalars_describe_the_whole_distribution(name, k):
 
 def test_the_memory_to_work_in_does_not_matter(name, k):
     gold, keep = torch.from_numpy(GOLD), Keep(k=k, temperatures=(2.0,), scalars=("gold_rank", "tail_mean"))
-    used = torch.full((ROWS, VOCABULARY), torch.nan)
+    used = torch.full((3, VOCABULARY), torch.nan)  # less than all rows, too
     own, given = (
-        sparse_targets(torch.from_numpy(LOGITS[name].copy()), gold, keep, scratch_NV=scratch)
+        sparse_targets(torch.from_numpy(LOGITS[name].copy()), gold, keep, scratch_MV=scratch)
         for scratch in (None, used)
     )
     assert torch.equal(own.log_probs, given.log_probs)
