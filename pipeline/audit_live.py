@@ -24,7 +24,7 @@ from pipeline.batches import Batch, pad, token_budget_batches
 from pipeline.draws import position_keys
 from pipeline.predict import Progress, chunk_positions
 from pipeline.split_model import HeadOutput, run_body, run_head
-from pipeline.targets import Keep, sparse_targets
+from pipeline.targets import Keep, sparse_targets, temperature_of
 from pipeline.teacher import Teacher
 
 # B: batch, L: length, N: positions of a chunk, P: of a batch, V: vocabulary, k: slots, D: width
@@ -86,14 +86,17 @@ def compare(
 
 
 def keep_of_manifest(manifest: TeacherManifest) -> Keep:
-    """Return what a capture with this manifest kept of each distribution; of the scalars, SCALARS."""
+    """Return what a capture with this manifest kept of each distribution."""
     target, settings = manifest.target, manifest.target.settings
+    named = {name: temperature_of(name) for name in manifest.scalars if name not in SCALARS}
     return Keep(
         target.kind,
         settings.get("head", target.k),
         settings.get("p", 1.0),
         settings.get("draws", 0),
         settings.get("seed", 0),
+        tuple(temperature for temperature in named.values() if temperature),
+        tuple(name for name, temperature in named.items() if not temperature),
     )
 
 
@@ -157,7 +160,7 @@ def _ask_head(asked: _Question, head: HeadOutput, start: int) -> dict[str, Tenso
         "head_log_prob": border_N,
         "kept_ids": live.ids,
         "kept_log_probs": live.log_probs,
-        **{name: live.scalars[name] for name in SCALARS},
+        **live.scalars,
     }
     return answers | ({"hidden/last": head.last.float()} if "last" in asked.layers else {})
 
@@ -180,7 +183,7 @@ def _both_sides(
     cached: CachedTeacher, sequences: list[Sequence], stored: Targets, live: Arrays, layers: list[str]
 ) -> Compared:
     scalars = {}
-    for name in SCALARS:
+    for name in cached.manifest.scalars:
         held = np.concatenate([cached.scalar(name, *sequence.rows) for sequence in sequences])
         scalars[name] = (held.astype(np.float64), live[name].astype(np.float64))
     hidden = {

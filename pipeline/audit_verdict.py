@@ -15,8 +15,9 @@ import numpy as np
 
 from cache_tools.codec import DeltaPower
 from cache_tools.manifest import HiddenSpec, TeacherManifest
-from cache_tools.predictions import codec_of
+from cache_tools.predictions import SCALARS, codec_of
 from pipeline.audit import (
+    Floats,
     Rows,
     best_shift,
     difference,
@@ -27,6 +28,7 @@ from pipeline.audit import (
     left_out_mass,
 )
 from pipeline.config import AuditConfig
+from pipeline.targets import temperature_of
 
 STANDARD_ERRORS = 5
 """By how many standard errors the mean over draws may miss its expectation."""
@@ -36,6 +38,10 @@ LOG_TEMPERATURE, UNEXPLAINED = 0.05, 0.25
 
 NOTHING, SOMETHING = 1e-6, 1e-3
 """Masses: a row leaves nothing out below the first, a live teacher something above the second."""
+
+RANKS_PER_NAT = 4
+"""How many times as many tokens, as a logarithm, may lie above a logit that is one nat lower. Of normally distributed
+logits with a spread of s nats it is about z / s at z spreads above their mean, near 1 for real vocabularies."""
 
 OF_IDENTITY = {
     "weights": "The live teacher's files are not those that were captured: another revision, or another model.",
@@ -108,22 +114,42 @@ def hidden_limit(layer: str, spec: HiddenSpec, tolerance: Tolerance) -> float:
     return float(getattr(tolerance, name)) + lost
 
 
+def scalar_limit(name: str, live: Floats, error_nats: float) -> float:
+    """Return by how much a scalar may be off on average if logits are by ``error_nats``.
+
+    A log-normaliser at temperature T by that over T; a variance s^2 of logits by ``(s + error)^2 - s^2``; the
+    logarithm of a rank by RANKS_PER_NAT times that.
+
+    Args:
+        name: Of the scalar.
+        live: (n,) what the live teacher says.
+        error_nats: Tolerance of a logit.
+    """
+    if name == "tail_variance":
+        return float(error_nats * (2 * np.sqrt(live).mean() + error_nats))
+    if name == "gold_rank":
+        return RANKS_PER_NAT * error_nats
+    return error_nats / (temperature_of(name) or 1.0)
+
+
 def checks_of_shard(
     shard: int, rows: Rows, hidden_errors: dict[str, float], manifest: TeacherManifest, tolerance: Tolerance
 ) -> list[Check]:
     """Return the checks of one shard's sample, so that one bad shard does not hide among good ones.
 
-    A scalar's error is the mean absolute one, its limit includes half a step of its storage. Kinds that only draw
-    have no KL.
+    A scalar's error is the mean absolute one, of ranks that of ln(1 + rank); see ``scalar_limit``. Kinds that only
+    draw have no KL.
     """
     checks = []
     if manifest.target.kind != "sampled":
         kl = float(kl_nats(exact_part(rows)).mean())
         checks.append(Check("KL of the targets, nats", kl, tolerance.max_kl_nats + codec_kl_nats(manifest), shard))
     for name, (stored, live) in rows.scalars.items():
-        limit = tolerance.max_error_nats + manifest.scalar_step_nats / 2
-        error = float(np.abs(difference(stored, live)).mean())
-        checks.append(Check(f"error of {name}, nats", error, limit, shard))
+        limit = scalar_limit(name, live, tolerance.max_error_nats) + manifest.scalar_step_nats / 2
+        measured, sides = f"{name}, nats{'²' if name == 'tail_variance' else ''}", (stored, live)
+        if name == "gold_rank":
+            measured, sides = "ln(1 + gold_rank)", (np.log1p(stored), np.log1p(live))
+        checks.append(Check(f"error of {measured}", float(np.abs(difference(*sides)).mean()), limit, shard))
     for layer, error in hidden_errors.items():
         name = f"KL of hidden {layer}, nats" if layer == "last" else f"relative error of hidden {layer}"
         checks.append(Check(name, error, hidden_limit(layer, manifest.hidden[layer], tolerance), shard))
@@ -187,7 +213,7 @@ def _of_policy(rows: Rows) -> list[str]:
 def _of_size(rows: Rows, manifest: TeacherManifest) -> str:
     """Tell rounding from another distribution by how large the differences are."""
     noisy = TOLERANCES["bfloat16"]
-    scalars = [np.abs(difference(*sides)).mean() <= noisy.max_error_nats for sides in rows.scalars.values()]
+    scalars = [np.abs(difference(*rows.scalars[name])).mean() <= noisy.max_error_nats for name in SCALARS]
     near = manifest.target.kind == "sampled" or kl_nats(exact_part(rows)).mean() <= noisy.max_kl_nats
     if near and all(scalars):
         return "The differences are as small as those of another dtype, device or attention kernel."

@@ -1,6 +1,5 @@
 """``logitcask capture``: stage one, from a capture file."""
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,18 +63,30 @@ def capture_command(
 
     from cache_tools.configuration import load_config
     from pipeline.config import CaptureConfig
+    from pipeline.process_group import Place
     from pipeline.run import Worker, run_capture
+    from pipeline.tensor_parallel import run_together
 
     settings = load_config(config, CaptureConfig, overrides)
     disable_progress_bar()  # transformers' own bars would break up ours
     console = Console(stderr=True)
-    run = partial(run_capture, settings, Worker(rank, world_size, wait_minutes))
+    worker = Worker(rank, world_size, wait_minutes)
+
+    def run(place: Place) -> dict[str, int]:
+        with progress_bars(console) as progress:
+            return run_capture(settings, worker.with_groups(place), ProgressReporter(progress), append)
+
     if executor == "ray":
         from pipeline.ray_executor import run_capture_on_ray
 
-        run = partial(run_capture_on_ray, settings, address or "local", workers)
-    with progress_bars(console) as progress:
-        committed = run(ProgressReporter(progress), append)
+        with progress_bars(console) as progress:
+            reporter = ProgressReporter(progress)
+            committed: dict[str, int] | None
+            committed = run_capture_on_ray(settings, address or "local", workers, reporter, append)
+    else:
+        committed = run_together(settings, run)
+    if committed is None:  # another process did this one's share
+        return
     for teacher, shards in committed.items():
         console.print(
             f"teacher {teacher}: {shards} shards captured now" if shards else f"teacher {teacher}: nothing left to do"
@@ -106,11 +117,13 @@ class ProgressReporter:
             self._progress.stop_task(self._task)
         self._task = self._progress.add_task(name, total=total_tokens, speed="")
 
-    def advance(self, num_tokens: int) -> None:
-        """Move the bar on."""
+    def advance(self, num_tokens: int, share_done: float | None = None) -> None:
+        """Move the bar on, and its end, if that is estimated."""
         assert self._task is not None
         self._progress.advance(self._task, num_tokens)
         task = self._progress.tasks[self._task]
+        if share_done:
+            self._progress.update(self._task, total=round(task.completed / share_done))
         if task.elapsed:
             self._progress.update(self._task, speed=f"{task.completed / task.elapsed:,.0f} tokens/s")
 

@@ -44,13 +44,16 @@ def audit_command(
     from pipeline.audit_run import run_audit
     from pipeline.cli import ProgressReporter, progress_bars
     from pipeline.config import CaptureConfig
+    from pipeline.tensor_parallel import run_together
 
     given = {"audit.shards": shards, "audit.seed": seed}
     assignments = tuple(f"{key}={value}" for key, value in given.items() if value is not None)
     settings = load_config(config, CaptureConfig, (*overrides, *assignments))
     disable_progress_bar()
     with progress_bars(Console(stderr=True)) as progress:
-        reports = run_audit(settings, teacher, ProgressReporter(progress))
+        reports = run_together(settings, lambda _: run_audit(settings, teacher, ProgressReporter(progress)))
+    if reports is None:  # another process says what was found
+        return
     passed = all(report["passed"] for report in reports)
     if as_json:
         click.echo(json.dumps({"cache": str(settings.cache), "passed": passed, "teachers": reports}, indent=2))

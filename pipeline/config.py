@@ -180,6 +180,8 @@ class TeacherConfig(Config):
         device: ``auto`` takes a GPU when there is one.
         device_map: For a teacher larger than one device, instead of ``device``: ``auto`` or another strategy of
             accelerate's, or a mapping of modules to devices, with ``cpu`` and ``disk`` for what fits no GPU.
+        tensor_parallel: For a teacher larger than one device: how many processes, each with a GPU, hold a part of
+            every matrix and run each batch together. They are started by torchrun.
         gpus: How many GPUs a worker of a Ray cluster takes for this teacher; several need ``device_map``. If not
             given, one, or none if the cluster has none.
         batch_tokens: Tokens per forward pass, padding included.
@@ -201,6 +203,7 @@ class TeacherConfig(Config):
     hidden: HiddenConfig = HiddenConfig()
     device: str = "auto"
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, int | str] | None = None
+    tensor_parallel: PositiveInt = 1
     gpus: PositiveInt = 1
     batch_tokens: PositiveInt = 16_384
     attention: str | None = None
@@ -223,6 +226,9 @@ class TeacherConfig(Config):
     def _one_placement(self) -> "TeacherConfig":
         if self.device_map is not None and self.device != "auto":
             raise ValueError("device and device_map exclude each other")
+        excluded = {"device": self.device != "auto", "device_map": self.device_map is not None, "compile": self.compile}
+        if self.tensor_parallel > 1 and any(excluded.values()):
+            raise ValueError(f"tensor_parallel and {next(key for key in excluded if excluded[key])} exclude each other")
         if self.device_map is None and self.gpus > 1:
             raise ValueError(f"gpus: {self.gpus} needs device_map: auto, or all but one stay idle")
         return self
@@ -270,10 +276,12 @@ class CaptureConfig(Config):
     audit: AuditConfig = AuditConfig()
 
     @model_validator(mode="after")
-    def _distinct_names(self) -> "CaptureConfig":
+    def _together(self) -> "CaptureConfig":
         names = [teacher.name for teacher in self.teachers]
         if len(set(names)) < len(names):
             raise ValueError("teachers need different names")
+        if len({teacher.tensor_parallel for teacher in self.teachers}) > 1:
+            raise ValueError("teachers of one capture file need the same tensor_parallel; others go into a second file")
         return self
 
 

@@ -8,7 +8,8 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from textwrap import shorten
 from typing import Any
 
@@ -33,6 +34,7 @@ class Document:
         tools: JSON schemas of the tools that a chat may call.
         ids: Token ids, at least one.
         mask: For each id 1 if it is trained on, else 0; None for all.
+        share_before: Of the corpus' bytes, about how many lie before it, in [0, 1]; None if nobody knows.
     """
 
     id: str
@@ -43,6 +45,7 @@ class Document:
     tools: list[Any] | None = None
     ids: list[int] | None = None
     mask: list[int] | None = None
+    share_before: float | None = field(default=None, compare=False)
 
 
 def corpus_sources(config: CorpusConfig) -> dict[str, Source]:
@@ -81,8 +84,8 @@ def read_documents(sources: Iterable[Source], config: CorpusConfig, seen: set[st
         CorpusError: a broken line, a missing or mistyped field, a repeated id, or no document at all.
     """
     taken, sources = len(seen), list(sources)
-    for source in sources:
-        for place, record in _records(source):
+    for source, span in zip(sources, _spans(sources), strict=True):
+        for place, record, done in _records(source):
             document = _document(f"{source.where}{place}", f"{source.prefix}{place}", record, config, source.arrow)
             if document.id in seen:
                 raise CorpusError(
@@ -92,11 +95,22 @@ def read_documents(sources: Iterable[Source], config: CorpusConfig, seen: set[st
                     fix="Make the ids unique, or point corpus.id_field at a field that is",
                 )
             seen.add(document.id)
-            yield document
+            share = None if span is None or done is None else span[0] + done * span[1]
+            yield replace(document, share_before=share)
     if len(seen) == taken:
         raise CorpusError(
             "the corpus is empty: no file holds a document", where=", ".join(source.where for source in sources)
         )
+
+
+def _spans(sources: list[Source]) -> list[tuple[float, float] | None]:
+    """Return which share of the corpus' bytes lies before each source, and in it; None if a size is not known."""
+    sizes = [source.size_bytes() for source in sources]
+    known = [size for size in sizes if size is not None]
+    total = sum(known)
+    if len(known) < len(sizes) or not total:
+        return [None] * len(sizes)
+    return [((end - size) / total, size / total) for size, end in zip(known, accumulate(known), strict=True)]
 
 
 def _records(source: Source) -> Iterator[Record]:

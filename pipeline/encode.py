@@ -35,15 +35,16 @@ from pipeline.shard_writer import ShardWriter
 from pipeline.split import is_held_out
 from pipeline.tokenizers import tokenizer_files, tokenizer_identity
 
-Progress = Callable[[int], None]
-"""Called with the number of tokens encoded since the last call."""
+Progress = Callable[[int, float | None], None]
+"""Called with the number of tokens encoded since the last call, and about which share of the corpus that
+completes, in [0, 1], if it is known."""
 
 
 def encode(
     config: CaptureConfig,
     tokenizer: PreTrainedTokenizerFast,
     append: bool = False,
-    progress: Progress = lambda _: None,
+    progress: Progress = lambda *_: None,
 ) -> StorePath:
     """Encode the corpus into the cache, or check that it already is.
 
@@ -51,7 +52,7 @@ def encode(
         config: The capture file.
         tokenizer: The encoding's tokenizer.
         append: Encode files and datasets that the encoding lacks as a further part of it.
-        progress: Told how many tokens were encoded.
+        progress: Told how many tokens were encoded, and how far that is.
 
     Returns:
         The encoding's folder.
@@ -103,7 +104,8 @@ def _add_part(
         for document, sequence in encode_documents(documents, tokenizer, config.encoding):
             held_out = is_held_out(document.group, config.corpus.held_out_fraction)
             writer.add("held_out" if held_out else "train", sequence)
-            progress(len(sequence.input_ids))
+            progress(len(sequence.input_ids), document.share_before)
+        progress(0, 1.0)
     except LogitcaskError:
         _clear(folder, manifest, len(before), part)
         remove_tree(layout.shard_table_file(folder, part).parent)

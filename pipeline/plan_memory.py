@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from cache_tools.manifest import Objective
 from pipeline.config import EncodingConfig, TeacherConfig
 from pipeline.declare import keep_of, scalar_names
 from pipeline.predict import HEAD_CHUNK_BYTES
+from pipeline.split_weights import meta_model, weight_bytes
 from pipeline.teacher import chosen_device
 
 SHARDS_IN_MEMORY = 2
@@ -24,7 +24,10 @@ SHARDS_IN_MEMORY = 2
 
 
 def plan_memory(config: TeacherConfig, encoding: EncodingConfig, folder: Path) -> dict[str, Any]:
-    """Return the bytes that one worker needs at its peak.
+    """Return the bytes that one worker needs at its peak; with tensor parallelism, the first process of one.
+
+    That divides the weights that are split by the number of processes. What a batch needs is then an upper bound:
+    the larger half of a layer's activations is split too, but not counted so.
 
     On a GPU the host holds the weights once too, while they are loaded; on a CPU, host and device are the same memory.
 
@@ -41,7 +44,7 @@ def plan_memory(config: TeacherConfig, encoding: EncodingConfig, folder: Path) -
     model, device = meta_model(config, encoding.objective, folder), chosen_device(config.device)
     chunk_bytes = HEAD_CHUNK_BYTES.get(device.type, HEAD_CHUNK_BYTES["cuda"])
     tokens = max(config.batch_tokens, encoding.max_length_tokens)  # a longer sequence is a batch of its own
-    weights = weight_bytes(model)
+    weights = weight_bytes(model, config.tensor_parallel)
     body = body_bytes(model.config.get_text_config(), tokens, encoding.max_length_tokens, config, model.dtype.itemsize)
     head = head_bytes(model, tokens, chunk_bytes)
     kept = SHARDS_IN_MEMORY * encoding.positions_per_shard * kept_bytes_per_position(config, model)
@@ -56,22 +59,6 @@ def plan_memory(config: TeacherConfig, encoding: EncodingConfig, folder: Path) -
         "host_bytes": on_device + kept if device.type == "cpu" else max(weights, kept),
         "device_total_bytes": torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None,
     }
-
-
-def meta_model(config: TeacherConfig, objective: Objective, folder: Path) -> PreTrainedModel:
-    """Build a teacher without weights."""
-    auto = AutoModelForCausalLM if objective == "causal" else AutoModelForMaskedLM
-    trusted = config.trust_remote_code
-    described = AutoConfig.from_pretrained(str(folder), trust_remote_code=trusted)
-    dtype = {} if config.dtype == "auto" else {"dtype": config.dtype}
-    with torch.device("meta"):
-        model: PreTrainedModel = auto.from_config(described, trust_remote_code=trusted, **dtype)  # type: ignore[no-untyped-call]
-    return model
-
-
-def weight_bytes(model: PreTrainedModel) -> int:
-    """Return the bytes of parameters and buffers; tied ones count once."""
-    return sum(int(tensor.nbytes) for tensor in [*model.parameters(), *model.buffers()])
 
 
 def body_bytes(model: PreTrainedConfig, tokens: int, length_tokens: int, config: TeacherConfig, itemsize: int) -> int:

@@ -13,6 +13,7 @@ next, a few per cent of the time that the teacher takes to read one.
 
 import logging
 import os
+import socket
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,9 @@ except ImportError as problem:
 RETRIES = 8
 """How often a shard is tried again whose actor died; more and it is the shard that kills them."""
 
+REACH_SECONDS = 5
+"""How long an address may take to answer. Ray itself tries for minutes."""
+
 LOCAL: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
 """Settings of a Ray that is started for one capture; shards never pass through its object store."""
 
@@ -65,6 +69,14 @@ def run_capture_on_ray(
     Raises:
         LogitcaskError: something was refused; what was committed before stays.
     """
+    if any(teacher.tensor_parallel > 1 for teacher in config.teachers):
+        raise ConfigError(
+            "tensor_parallel needs torchrun, which --executor ray does not use",
+            where="teachers",
+            fix="Use device_map: auto and gpus, or torchrun without --executor ray",
+        )
+    if not ray.is_initialized():
+        _check_reachable(address)
     encoding, _ = prepare(config, Worker(), reporter, append)
     with _connected(address):
         return {teacher.name: _run_teacher(encoding, teacher, config, workers, reporter) for teacher in config.teachers}
@@ -159,6 +171,22 @@ def _result(task: Any, where: str) -> None:
             found=" ".join(str(error).split())[:300],
             why="perhaps its machine has too little memory for this teacher",
             fix="Look into Ray's logs, try a smaller batch_tokens, and run the same command again; it continues",
+        ) from error
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse an address with a port where nothing listens; names such as ``auto`` are left to Ray."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise ConfigError(
+            "nothing answers at this address",
+            where=f"--address {address}",
+            found=error,
+            fix="Look whether the cluster runs (ray start --head says its address) and can be reached from here",
         ) from error
 
 

@@ -12,7 +12,7 @@ bytes, each object whole, and delete nothing that the other has written.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +32,7 @@ from pipeline.plan import known_totals, plan_encoding, plan_teacher, survey
 from pipeline.plan_held import held_encoding
 from pipeline.plan_measure import measure
 from pipeline.plan_memory import plan_memory
+from pipeline.process_group import Place
 from pipeline.teacher import chosen_device, load_teacher, max_positions, resolve_model, weight_files
 from pipeline.tokenizers import load_tokenizer, tokenizer_identity
 
@@ -44,8 +45,8 @@ class Reporter(Protocol):
     def stage(self, name: str, total_tokens: int | None) -> None:
         """Begin a stage of a known or unknown number of tokens."""
 
-    def advance(self, num_tokens: int) -> None:
-        """Count tokens of the current stage."""
+    def advance(self, num_tokens: int, share_done: float | None = None) -> None:
+        """Count tokens of the current stage; where their total is unknown, the share that is done tells it roughly."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class Worker:
     rank: int = 0
     world_size: int = 1
     wait_minutes: float = 60
+
+    def with_groups(self, place: Place) -> "Worker":
+        """Return which worker a group of processes is, where each of these workers consists of several groups."""
+        rank, world_size = self.rank * place.groups + place.group, self.world_size * place.groups
+        return replace(self, rank=rank, world_size=world_size)
 
 
 def run_capture(config: CaptureConfig, worker: Worker, reporter: Reporter, append: bool = False) -> dict[str, int]:

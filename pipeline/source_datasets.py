@@ -23,8 +23,8 @@ from cache_tools.fingerprint import fingerprint
 from cache_tools.storage import file_sha256
 from pipeline.config_corpus import DatasetConfig
 
-Record = tuple[str, dict[str, Any]]
-"""(place inside the source, fields)."""
+Record = tuple[str, dict[str, Any], float | None]
+"""(place inside the source, fields, share of the source before it if known)."""
 
 _COMMIT = re.compile(r"^hf://.*?@([0-9a-f]{40})/")
 
@@ -70,6 +70,15 @@ class DatasetSource:
         ]
         return fingerprint({"files": origins, "split": self.config.split, "max_documents": self.config.max_documents})
 
+    def size_bytes(self) -> int | None:
+        """Return about how large the split is: its files here, or what its card says; None if nothing does."""
+        files = self._files()
+        if not any("://" in url for url in files):
+            return sum(Path(url).stat().st_size for url in files)
+        promised = (self.builder.info.splits or {}).get(self.config.split)
+        promised_bytes: int | None = promised.num_bytes if promised else None
+        return promised_bytes
+
     def records(self) -> Iterator[Record]:
         """Yield the rows in order.
 
@@ -81,11 +90,11 @@ class DatasetSource:
         else:
             self.builder.download_and_prepare()
             rows = self.builder.as_dataset(split=self.config.split)
-        count = 0
-        for count, record in enumerate(islice(rows, self.config.max_documents), 1):
-            yield f", row {count - 1}", record
         promised = (self.builder.info.splits or {}).get(self.config.split)
         expected = min(promised.num_examples or 0, self.config.max_documents or 2**63) if promised else 0
+        count = 0
+        for count, record in enumerate(islice(rows, self.config.max_documents), 1):
+            yield f", row {count - 1}", record, (count - 1) / expected if expected else None
         if count < expected:
             raise CorpusError(
                 "the dataset ended too early",
@@ -149,8 +158,9 @@ def open_dataset(config: DatasetConfig) -> DatasetSource:
 
 def saved_records(folder: Path) -> Iterator[Record]:
     """Yield the rows of a dataset that was saved with ``save_to_disk``."""
-    for row, record in enumerate(datasets_library(folder).load_from_disk(str(folder))):
-        yield f", row {row}", record
+    rows = datasets_library(folder).load_from_disk(str(folder))
+    for row, record in enumerate(rows):
+        yield f", row {row}", record, row / len(rows)
 
 
 def datasets_library(where: object) -> ModuleType:

@@ -64,10 +64,15 @@ class FileSource:
         lines = [f"{path.name}\0{file_sha256(path)}\n" for path in sorted(self.path.rglob("*.arrow"))]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
+    def size_bytes(self) -> int:
+        """Return how large the file is as it lies there, or a dataset's files."""
+        files = [self.path] if self.path.is_file() else self.path.rglob("*.arrow")
+        return sum(file.stat().st_size for file in files)
+
     def records(self) -> Iterator[Record]:
         """Yield the records in order."""
         if self.kind == "text":
-            yield "", {self.text_field: _text(self.path)}
+            yield "", {self.text_field: _text(self.path)}, 0.0
         elif self.kind == "jsonl":
             yield from _jsonl_records(self.path)
         elif self.kind == "parquet":
@@ -125,10 +130,13 @@ def _text(file: Path) -> str:
 
 
 def _jsonl_records(file: Path) -> Iterator[Record]:
-    with io.BufferedReader(pa.input_stream(file), 2**20) as lines:  # which decompresses by the file's ending
+    compression = {".gz": "gzip", ".zst": "zstd"}.get(file.suffix)
+    with pa.OSFile(str(file)) as raw, io.BufferedReader(pa.input_stream(raw, compression), 2**20) as lines:
+        read_bytes, size_bytes = 0, raw.size()
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield f":{number}", _parse(line, f"{file}:{number}")
+                yield f":{number}", _parse(line, f"{file}:{number}"), read_bytes / size_bytes
+            read_bytes = raw.tell() if compression else read_bytes + len(line)  # compressed: up to a buffer too far
 
 
 def _parse(line: bytes, place: str) -> dict[str, Any]:
@@ -142,7 +150,7 @@ def _parse(line: bytes, place: str) -> dict[str, Any]:
 
 
 def _parquet_records(file: Path) -> Iterator[Record]:
-    batches = pa.parquet.ParquetFile(file).iter_batches()
-    records = (record for batch in batches for record in batch.to_pylist())
+    table = pa.parquet.ParquetFile(file)
+    records = (record for batch in table.iter_batches() for record in batch.to_pylist())
     for row, record in enumerate(records):
-        yield f", row {row}", record
+        yield f", row {row}", record, row / table.metadata.num_rows

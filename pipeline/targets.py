@@ -123,6 +123,12 @@ def tempered_name(temperature: float) -> str:
     return f"logsumexp_t{temperature:g}"
 
 
+def temperature_of(scalar: str) -> float | None:
+    """Return the temperature whose log-normaliser a scalar holds; None if it holds something else."""
+    _, found, temperature = scalar.partition("logsumexp_t")
+    return float(temperature) if found else None
+
+
 def _left_out(log_probs_Nk: Tensor, everything: bool) -> Tensor:
     left_out_N = (1 - log_probs_Nk.exp().sum(dim=1)).clamp(min=0)
     return torch.zeros_like(left_out_N).log() if everything else left_out_N.log()

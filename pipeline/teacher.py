@@ -16,13 +16,16 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from cache_tools.errors import ModelError
 from cache_tools.manifest import Objective
 from cache_tools.storage import file_sha256
 from pipeline.config import TeacherConfig
+from pipeline.process_group import send, send_inputs
 from pipeline.split_model import body_of
+from pipeline.split_weights import auto_class, meta_model, split_plan
 
 LOADING_ERRORS = (
     OSError,
@@ -90,27 +93,16 @@ def load_teacher(config: TeacherConfig, folder: Path, objective: Objective) -> T
     Raises:
         ModelError: it cannot be loaded, or its weights are not safetensors.
     """
-    auto = AutoModelForCausalLM if objective == "causal" else AutoModelForMaskedLM
     weights, device = weight_files(folder), chosen_device(config.device)
-    try:
-        model = auto.from_pretrained(
-            str(folder),
-            dtype=config.dtype,
-            trust_remote_code=config.trust_remote_code,
-            attn_implementation=config.attention,
-            use_safetensors=True,
-            device_map=config.device_map,
-        )
-    except LOADING_ERRORS as error:
-        raise ModelError(
-            f"teacher {config.name!r} cannot be loaded", where=folder, found=shorten(str(error), 300)
-        ) from error
-    if config.device_map is None:
+    if config.tensor_parallel > 1:
+        send({"load": config.name, "objective": objective})
+    model = load_model(config, folder, objective)
+    if config.tensor_parallel > 1:
+        send_inputs(body_of(model))
+    elif config.device_map is None:
         torch.nn.Module.to(model, device)
     else:  # placed already, and hooks move what passes between the devices
         device = _main_device(model)
-    model.eval().requires_grad_(False)
-    model.config.use_cache = False  # no generation here, and a key-value cache costs memory
     architecture, dtype = type(model).__name__, str(model.dtype).removeprefix("torch.")
     about = {
         "name": config.model,
@@ -125,6 +117,30 @@ def load_teacher(config: TeacherConfig, folder: Path, objective: Objective) -> T
     if config.compile:
         body_of(model).compile(dynamic=True)
     return Teacher(model, {"weights": _weights_sha256(folder, weights), "dtype": dtype}, about, device, packs)
+
+
+def load_model(config: TeacherConfig, folder: Path, objective: Objective) -> PreTrainedModel:
+    """Load a teacher's weights, or this process' part of them; arguments and errors as for ``load_teacher``."""
+    try:
+        placement: dict[str, Any] = {"device_map": config.device_map}
+        if config.tensor_parallel > 1:
+            plan = split_plan(meta_model(config, objective, folder), config.tensor_parallel)
+            placement = {"distributed_config": DistributedConfig(config.tensor_parallel, plan)}
+        model: PreTrainedModel = auto_class(objective).from_pretrained(
+            str(folder),
+            dtype=config.dtype,
+            trust_remote_code=config.trust_remote_code,
+            attn_implementation=config.attention,
+            use_safetensors=True,
+            **placement,
+        )
+    except LOADING_ERRORS as error:
+        raise ModelError(
+            f"teacher {config.name!r} cannot be loaded", where=folder, found=shorten(str(error), 300)
+        ) from error
+    model.eval().requires_grad_(False)
+    model.config.use_cache = False  # no generation here, and a key-value cache costs memory
+    return model
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -84,6 +84,39 @@ def test_a_masked_capture_passes(tmp_path):
     assert audit(values)["passed"]
 
 
+FURTHER = {"k": 16, "temperatures": [0.5, 2.0], "scalars": ["gold_rank", "tail_mean", "tail_variance", "tail_minimum"]}
+MEASURED = {
+    "logsumexp_t0.5": "logsumexp_t0.5, nats",
+    "logsumexp_t2": "logsumexp_t2, nats",
+    "gold_rank": "ln(1 + gold_rank)",
+    "tail_mean": "tail_mean, nats",
+    "tail_variance": "tail_variance, nats²",
+    "tail_minimum": "tail_minimum, nats",
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_further_scalars_of_an_honest_capture_pass(tmp_path, teacher, dtype):
+    values = captured(tmp_path, teacher, target=FURTHER, dtype=dtype)
+    values["teachers"][0]["batch_tokens"] = 100
+    report = audit(values)
+    assert report["passed"], report["checks"]
+    assert all(check(report, measured)["value"] < check(report, measured)["limit"] for measured in MEASURED.values())
+
+
+@pytest.mark.parametrize("scalar", MEASURED)
+def test_any_scalar_that_is_not_the_teachers_fails(tmp_path, teacher, monkeypatch, scalar):
+    def spoil(*arguments):
+        honest = sparse_targets(*arguments)
+        return replace(honest, scalars=honest.scalars | {scalar: honest.scalars[scalar] + 1})
+
+    monkeypatch.setattr("pipeline.predict.sparse_targets", spoil)
+    values = captured(tmp_path, teacher, target=FURTHER)
+    assert verify(tmp_path / "cache", deep=True) == []
+    report = audit(values)
+    assert [check["name"] for check in report["checks"] if not check["passed"]] == [f"error of {MEASURED[scalar]}"]
+
+
 def tempered(logits, *rest):
     """Targets of the logits at temperature 0.7, beside honest scalars."""
     honest, cold = sparse_targets(logits, *rest), sparse_targets(logits / 0.7, *rest)

@@ -218,7 +218,7 @@ class Counting:
     def stage(self, name, total_tokens):
         self.name, self.expected[name], self.counted[name] = name, total_tokens, 0
 
-    def advance(self, num_tokens):
+    def advance(self, num_tokens, share_done=None):
         self.counted[self.name] += num_tokens
 
 

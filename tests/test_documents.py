@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 from pathlib import Path
 
 import datasets
@@ -407,3 +408,29 @@ def test_fields_of_later_versions_leave_the_identity_of_older_corpora_alone():
     assert CorpusConfig(paths=["a.txt"]).identity() == older | {"held_out_fraction": 0.01}
     new = CorpusConfig(paths=["a.txt"], ids_field="ids")
     assert new.identity() == CorpusConfig(paths=["a.txt"]).identity() | {"ids_field": "ids"}
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "corpus.parquet", "saved"])
+def test_a_document_knows_what_share_of_its_file_lies_before_it(tmp_path, name):
+    WRITERS[name](tmp_path / name)
+    shares = [document.share_before for document in read(tmp_path / name)]
+    lengths = [len(json.dumps(record)) + 1 if name == "corpus.jsonl" else 1 for record in RECORDS]
+    assert shares == pytest.approx([sum(lengths[:i]) / sum(lengths) for i in range(len(lengths))])
+
+
+def test_a_file_counts_by_its_bytes(tmp_path):
+    (tmp_path / "a.txt").write_text("x" * 300)
+    (tmp_path / "b.txt").write_text("x" * 100)
+    assert [document.share_before for document in read(tmp_path)] == [0, 0.75]
+
+
+def test_the_share_of_a_compressed_file_is_that_of_its_compressed_bytes(tmp_path):
+    noise = random.Random(0)
+    records = [{"id": str(i), "text": noise.randbytes(2000).hex()} for i in range(1000)]
+    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    (tmp_path / "corpus.jsonl.gz").write_bytes(gzip.compress(lines, 1))
+    shares = [document.share_before for document in read(tmp_path)]
+    assert (shares[0], shares[-1]) == (0, 1)
+    buffer = 1.5 * 2**20 / len(lines)
+    assert all(i / 1000 - 0.01 <= share <= i / 1000 + buffer for i, share in enumerate(shares))
+    assert len(set(shares)) > 3

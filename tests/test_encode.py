@@ -271,9 +271,12 @@ def test_progress_counts_every_token_once(tmp_path):
     seen = []
     write_corpus(tmp_path, TEXTS)
     config = CaptureConfig.model_validate(tiny.capture_values(tmp_path, tmp_path))
-    folder = encode(config, CAUSAL, progress=seen.append)
+    folder = encode(config, CAUSAL, progress=lambda *step: seen.append(step))
     _, shards = opened(folder)
-    assert sum(seen) == sum(len(s.input_ids) for sequences in shards for s in sequences)
+    assert sum(tokens for tokens, _ in seen) == sum(len(s.input_ids) for sequences in shards for s in sequences)
+    shares = [share for _, share in seen]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0, 1)
 
 
 def test_the_tokenizer_in_the_cache_is_the_one_that_encoded(tmp_path):

@@ -7,6 +7,7 @@ of a shard, which it is in as long as its process has the title that Ray gives i
 import logging
 import os
 import shutil
+import socket
 import threading
 import time
 from contextlib import suppress
@@ -16,7 +17,7 @@ import psutil
 import pytest
 
 import tiny
-from cache_tools.errors import ModelError
+from cache_tools.errors import ConfigError, ModelError
 from cache_tools.verify import verify
 from pipeline.config import CaptureConfig, TeacherConfig
 from pipeline.run import Worker, run_capture
@@ -100,7 +101,7 @@ class Killer(tiny.SilentReporter):
     def stage(self, name, total_tokens):
         self.name = name
 
-    def advance(self, num_tokens):
+    def advance(self, num_tokens, share_done=None):
         if self.name == "teacher toy" and self.thread is None:
             self.thread = threading.Thread(target=self.kill)
             self.thread.start()
@@ -157,3 +158,35 @@ def test_an_actor_takes_the_gpus_that_its_teacher_needs(monkeypatch, placement, 
         assert ray_executor._gpus_per_actor(config) == expected
     monkeypatch.setattr(ray_executor, "_cluster_gpus", lambda: 8)
     assert ray_executor._gpu_sets(on_gpus) == (8 // on_gpus if on_gpus else 1)
+
+
+@pytest.mark.parametrize("form", ["{}", "ray://{}"])
+def test_an_address_where_nothing_listens_is_refused_before_anything_is_encoded(tmp_path, teacher, monkeypatch, form):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    config = settings(tmp_path, teacher)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # taken, but nobody listens
+        address = form.format(f"127.0.0.1:{closed.getsockname()[1]}")
+        with pytest.raises(ConfigError, match=f"--address {address}: nothing answers at this address"):
+            run_capture_on_ray(config, address, None, tiny.SilentReporter())
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("address", ["nowhere.invalid:6379", "127.0.0.1:66666"])
+def test_an_address_that_cannot_be_is_refused(address):
+    with pytest.raises(ConfigError, match="nothing answers"):
+        ray_executor._check_reachable(address)
+
+
+def test_an_address_where_something_listens_is_left_to_ray():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ray_executor._check_reachable(f"127.0.0.1:{server.getsockname()[1]}")
+    for name in ("local", "auto", "10.0.0.1"):
+        ray_executor._check_reachable(name)
+
+
+def test_tensor_parallelism_is_left_to_torchrun(tmp_path, teacher):
+    values = tiny.capture_values(tmp_path, teacher, tensor_parallel=2)
+    with pytest.raises(ConfigError, match="tensor_parallel needs torchrun"):
+        run_capture_on_ray(CaptureConfig.model_validate(values), "local", None, tiny.SilentReporter())
+    assert not (tmp_path / "cache").exists()

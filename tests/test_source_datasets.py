@@ -80,7 +80,7 @@ class FakeHub:
     def __call__(self, path, name, data_dir, data_files, revision):
         url = f"hf://datasets/{path}@{revision or self.commit}/{name}/train.parquet"
         files = {"train": DataFilesList([url], [(path, revision or self.commit)])}
-        splits = {"train": SimpleNamespace(num_examples=self.promised)} if self.promised else None
+        splits = {"train": SimpleNamespace(num_examples=self.promised, num_bytes=None)} if self.promised else None
         return SimpleNamespace(
             config=SimpleNamespace(data_files=files),
             info=SimpleNamespace(splits=splits),

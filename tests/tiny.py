@@ -58,7 +58,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 """Model types whose heads differ, each with what makes its head peculiar."""
 
 
-TEACHER_KEYS = {"name", "target", "hidden", "batch_tokens", "dtype", "attention", "packing", "compile", "nan_rows"}
+TEACHER_KEYS = {"name", "target", "hidden", "batch_tokens", "dtype", "attention", "packing", "compile", "nan_rows"} | {
+    "tensor_parallel"
+}
 """Keys that ``capture_values`` puts into the teacher's block."""
 
 
@@ -68,7 +70,7 @@ class SilentReporter:
     def stage(self, name: str, total_tokens: int | None) -> None:
         """Ignore."""
 
-    def advance(self, num_tokens: int) -> None:
+    def advance(self, num_tokens: int, share_done: float | None = None) -> None:
         """Ignore."""
 
 
