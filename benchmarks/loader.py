@@ -31,12 +31,12 @@ from torch.utils.data import DataLoader
 
 from cache_tools.codec import Targets
 from cache_tools.configuration import load_config
-from cache_tools.reader import Cache
 from trainer.config import StudentConfig
 from trainer.data import CachedSequences, Example, collate
 from trainer.packing import check_packing, pack
 from trainer.sampler import ShardWindowSampler
 from trainer.student import DistilledStudent, build_student, vocabulary_size
+from trainer.teachers import open_teachers
 
 Batch = dict[str, Tensor]
 Collate = Callable[[list[Example]], Batch]
@@ -110,7 +110,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Measure every layout."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    teacher = Cache(config.cache).encoding(config.encoding).teacher(config.teacher)
+    teacher = open_teachers(config)[0]
     student = DistilledStudent(build_student(config.student, teacher.encoding), config.loss)
     nn.Module.to(student, device).train()
     dataset = CutSequences(teacher, "train", vocabulary_size(student.student), config.window_shards)

@@ -40,7 +40,7 @@ def student_values(cache: Path, output: Path, **changes: Any) -> dict[str, Any]:
     """Return the student file, as a dictionary, of a short run on the CPU.
 
     Args:
-        cache: Folder of the cache.
+        cache: Folder of the cache; not used if there are ``caches``.
         output: Run folder.
         changes: Keys of the student file, or else of its training block.
     """
@@ -49,6 +49,8 @@ def student_values(cache: Path, output: Path, **changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {"cache": str(cache), "student": {"config": LLAMA}, "training": training}
     for key, value in changes.items():
         (values if key in StudentConfig.model_fields else training)[key] = value
+    if "caches" in changes:
+        del values["cache"]
     return values
 
 

@@ -175,12 +175,13 @@ def verdict_at_1(family: Family, divergence: Divergence, tail: TailPolicy) -> Ve
     return next(rule.verdict for rule in RULES if rule.fits(family, divergence, tail))
 
 
-def check_loss(manifest: TeacherManifest, loss: LossConfig) -> Verdict | None:
+def check_loss(manifest: TeacherManifest, loss: LossConfig, where: str = "loss") -> Verdict | None:
     """Refuse a loss that this teacher's predictions cannot serve.
 
     Args:
         manifest: The cached teacher's.
         loss: The loss block of a student file.
+        where: What a refusal names, where there are several teachers or caches.
 
     Returns:
         What the loss is worth; None if it uses no predictions (``kd_weight: 0``).
@@ -188,7 +189,7 @@ def check_loss(manifest: TeacherManifest, loss: LossConfig) -> Verdict | None:
     Raises:
         ConfigError: the table refuses it, or calls it biased without ``allow_biased``, or a layer is not in the cache.
     """
-    _check_layers(manifest, loss)
+    _check_layers(manifest, loss, where)
     if loss.kd_weight == 0:
         return None
     source = Source.of(manifest, loss)
@@ -196,7 +197,7 @@ def check_loss(manifest: TeacherManifest, loss: LossConfig) -> Verdict | None:
     if verdict.level == "refused" or (verdict.level == "biased" and not loss.allow_biased):
         raise ConfigError(
             f"this loss is {verdict.level} on this cache",
-            where="loss",
+            where=where,
             expected="a loss that is exact, unbiased or a lower bound",
             found=described(source, loss),
             why=verdict.reason,
@@ -227,7 +228,7 @@ def _fix(manifest: TeacherManifest, source: Source, loss: LossConfig, verdict: V
     return "; or ".join(advice)
 
 
-def _check_layers(manifest: TeacherManifest, loss: LossConfig) -> None:
+def _check_layers(manifest: TeacherManifest, loss: LossConfig, where: str) -> None:
     wanted = {pair.layer for pair in loss.hidden}
     if loss.source == "hidden" and loss.kd_weight > 0:
         wanted.add("last")
@@ -235,7 +236,7 @@ def _check_layers(manifest: TeacherManifest, loss: LossConfig) -> None:
     if missing:
         raise ConfigError(
             "the loss needs hidden states that this cache does not hold",
-            where="loss",
+            where=where,
             expected=f"layer {', '.join(missing)}",
             found=f"layer {', '.join(manifest.hidden)}" if manifest.hidden else "no hidden states",
             fix="Name the layers in the teacher's hidden.layers and run 'logitcask capture' again; it adds them",

@@ -6,6 +6,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from cache_tools.configuration import Config
 from cache_tools.storage import CachePath
+from trainer.config_mixture import MixedCache, MixedTeacher, MixtureConfig
 
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "total_variation"]
 TailPolicy = Literal["ghost", "renormalise", "gold", "uniform", "none"]
@@ -121,6 +122,9 @@ class StudentConfig(Config):
         cache: Folder of the cache.
         encoding: Name of the encoding; may be left out if there is one.
         teacher: Name of the teacher; may be left out if there is one.
+        teachers: Several teachers of the encoding, instead of ``teacher``; see ``config_mixture.py``.
+        mixture: How ``teachers`` are mixed.
+        caches: Several caches, instead of ``cache``.
         student: The model to train.
         loss: The loss.
         packing: Pack the sequences of each batch into rows; default: pad them.
@@ -128,12 +132,16 @@ class StudentConfig(Config):
             that many in memory, 260 to 320 bytes a position at k = 64, and the hidden states that
             the loss uses, as they are stored.
         training: Arguments of transformers' ``TrainingArguments``, by their own names. With
-            ``eval_strategy`` the held-out split is measured on the way, as by ``logitcask evaluate``.
+            ``eval_strategy`` the held-out split is measured on the way, as by ``logitcask evaluate``; of
+            several teachers or caches, the first.
     """
 
-    cache: CachePath
+    cache: CachePath | None = None
     encoding: str | None = None
     teacher: str | None = None
+    teachers: tuple[MixedTeacher, ...] = ()
+    mixture: MixtureConfig = MixtureConfig()
+    caches: tuple[MixedCache, ...] = ()
     student: StudentModelConfig
     loss: LossConfig = LossConfig()
     packing: PackingConfig | None = None
@@ -144,4 +152,22 @@ class StudentConfig(Config):
     def _output(self) -> "StudentConfig":
         if not self.training.get("output_dir"):
             raise ValueError("training needs an output_dir")
+        return self
+
+    @model_validator(mode="after")
+    def _sources(self) -> "StudentConfig":
+        if (self.cache is None) == (not self.caches):
+            raise ValueError("give exactly one of cache and caches")
+        if self.caches and (self.encoding or self.teacher or self.teachers):
+            raise ValueError(
+                "with caches, each of them names its own encoding and teacher; teachers are not mixed there"
+            )
+        if self.teacher and self.teachers:
+            raise ValueError("give one of teacher and teachers")
+        if "mixture" in self.model_fields_set and not self.teachers:
+            raise ValueError("mixture says how teachers are mixed, and there are no teachers")
+        if len({teacher.name for teacher in self.teachers}) < len(self.teachers):
+            raise ValueError("a teacher stands twice in teachers; raise its weight instead")
+        if len({cache.share is None for cache in self.caches}) > 1:
+            raise ValueError("give a share to every cache, or to none")
         return self

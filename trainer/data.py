@@ -131,11 +131,14 @@ class CachedSequences(Dataset[Example]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
+    def sequence(self, index: int) -> Sequence:
+        """Return the sequence behind an item."""
+        return self._place(index)[1]
+
     def __getitem__(self, index: int) -> Example:
-        number = bisect_right(self._ends, index)
-        shard = self._shard(self.shards[number])
-        sequence = shard.sequences[index - (self._ends[number - 1] if number else 0)]
-        start = sequence.first_position - self.teacher.shard_rows(self.shards[number])[0]
+        number, sequence = self._place(index)
+        shard = self._shard(number)
+        start = sequence.first_position - self.teacher.shard_rows(number)[0]
         stop = start + sequence.num_positions
         return Example(
             sequence.input_ids,
@@ -153,6 +156,12 @@ class CachedSequences(Dataset[Example]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._shard = lru_cache(self._shards_in_memory)(self._read_shard)
+
+    def _place(self, index: int) -> tuple[int, Sequence]:
+        """Return the shard of an item, and its sequence."""
+        number = bisect_right(self._ends, index)
+        shard, first = self.shards[number], self._ends[number - 1] if number else 0
+        return shard, self._shard(shard).sequences[index - first]
 
     def _read_shard(self, shard: int) -> _Shard:
         positions = self.encoding.shards[shard].positions

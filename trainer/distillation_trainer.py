@@ -22,6 +22,8 @@ from trainer.evaluate import measure
 from trainer.packing import check_packing
 from trainer.sampler import ShardWindowSampler
 from trainer.self_test import check_teacher_reaches_student
+from trainer.several import MixedOrder
+from trainer.sources import TrainingSequences, order_of
 from trainer.stall import StallClock
 from trainer.student import DistilledStudent
 
@@ -41,9 +43,9 @@ class DistillationTrainer(Trainer):
                 why="checkpoints of a sharded student would not hold all of it",
                 fix="Start several GPUs with torchrun alone",
             )
-        assert isinstance(self.train_dataset, CachedSequences)
+        assert isinstance(self.train_dataset, TrainingSequences)
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        self._sampler = ShardWindowSampler(self.train_dataset.shard_sizes, window_shards, seed)
+        self._sampler = order_of(self.train_dataset, window_shards, seed)
         self.add_callback(EpochOrder(self._sampler))
         self._stall = StallClock()
         self.add_callback(self._stall)
@@ -75,7 +77,7 @@ class DistillationTrainer(Trainer):
     def check_signal(self) -> None:
         """Refuse a student that what the teacher said would not reach, see ``self_test.py``."""
         dataset = self.train_dataset
-        assert isinstance(dataset, CachedSequences)
+        assert isinstance(dataset, TrainingSequences)
         with self.compute_loss_context_manager():
             check_teacher_reaches_student(self._distilled(), (dataset[index] for index in self._sampler))
 
@@ -136,7 +138,7 @@ class EpochOrder(TrainerCallback):
         sampler: Whose order it is.
     """
 
-    def __init__(self, sampler: ShardWindowSampler) -> None:
+    def __init__(self, sampler: ShardWindowSampler | MixedOrder) -> None:
         self._sampler = sampler
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

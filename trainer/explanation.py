@@ -10,9 +10,10 @@ from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from cache_tools.reader import Cache
 from trainer.compatibility import FAMILIES, TEMPERED, Family, Source, Verdict, described, explain, verdict_at_1
 from trainer.config import Divergence, StudentConfig, TailPolicy
+from trainer.mixture_verdict import explain_mixture, worst
+from trainer.teachers import open_teachers
 
 COLOURS = {"exact": "green", "unbiased": "green", "lower bound": "cyan", "biased": "yellow", "refused": "red"}
 STYLE: dict[str, Any] = {
@@ -30,15 +31,23 @@ def print_explanation(config: StudentConfig) -> None:
     Raises:
         LogitcaskError: the cache cannot be read.
     """
-    teacher = Cache(config.cache).encoding(config.encoding).teacher(config.teacher)
-    source = Source.of(teacher.manifest, config.loss)
+    teachers = open_teachers(config)
+    sources = [Source.of(teacher.manifest, config.loss) for teacher in teachers]
     console = Console()
     console.print(table())
-    console.print(f"\nThis file: {described(source, config.loss)} ({teacher.name})", highlight=False)
+    console.print()
+    for number, (teacher, source) in enumerate(zip(teachers, sources, strict=True)):
+        where = f"caches.{number}, {teacher.name}" if config.caches else teacher.name
+        console.print(f"This file: {described(source, config.loss)} ({where})", highlight=False)
     if config.loss.kd_weight == 0:
         console.print("kd_weight is 0: it trains on the text alone and uses no predictions.")
         return
-    console.print(_verdict(explain(source, config.loss)), soft_wrap=True)
+    if config.teachers:
+        console.print(f"Mixture of {config.mixture.of}, weights {config.mixture.weights}", highlight=False)
+        verdict = explain_mixture(sources, config.loss, config.mixture)
+    else:
+        verdict = worst([explain(source, config.loss) for source in sources])
+    console.print(_verdict(verdict), soft_wrap=True)
 
 
 def table() -> RenderableType:

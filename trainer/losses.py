@@ -45,19 +45,38 @@ def loss_terms(
         scaled_NV = logits_NV.float() / settings.temperature
         return _uniform_forward_kl(scaled_NV, targets) * gradient_scale(settings), cross_entropy(logits_NV, gold_N)
     targets = completed(targets, gold_N, settings.tail)
-    if settings.temperature == 1:
-        log_q_Nk, log_rest_N, log_gold_N = log_masses(logits_NV, targets.ids, targets.used, gold_N)
-        cross_entropy_N = -log_gold_N
-    else:
-        scaled_NV = logits_NV.float() / settings.temperature
-        log_q_Nk, log_rest_N, _ = log_masses(scaled_NV, targets.ids, targets.used, gold_N)
-        cross_entropy_N = cross_entropy(logits_NV, gold_N)
+    log_q_Nk, log_rest_N, cross_entropy_N = student_masses(
+        logits_NV, targets.ids, targets.used, gold_N, settings.temperature
+    )
+    return compared(targets, log_q_Nk, log_rest_N, settings), cross_entropy_N
+
+
+def student_masses(
+    logits_NV: Tensor, ids_Nk: Tensor, used_Nk: Tensor, gold_N: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the first two of ``masses.log_masses`` at a temperature, and the cross-entropy (N,) at 1."""
+    if temperature == 1:
+        log_q_Nk, log_rest_N, log_gold_N = log_masses(logits_NV, ids_Nk, used_Nk, gold_N)
+        return log_q_Nk, log_rest_N, -log_gold_N
+    log_q_Nk, log_rest_N, _ = log_masses(logits_NV.float() / temperature, ids_Nk, used_Nk, gold_N)
+    return log_q_Nk, log_rest_N, cross_entropy(logits_NV, gold_N)
+
+
+def compared(targets: SparseTargets, log_q_Nk: Tensor, log_rest_N: Tensor, settings: LossConfig) -> Tensor:
+    """Return the divergence, scaled for the temperature, between completed targets and a student's masses there.
+
+    Args:
+        targets: After ``tails.completed``.
+        log_q_Nk: (N, k), the student's on the kept tokens, -inf in empty slots.
+        log_rest_N: (N,), the student's on all others together; -inf where there are none.
+        settings: Any tail policy but ``uniform``.
+    """
     value_N = summands(targets.log_probs, log_q_Nk, settings).sum(dim=1)
     if settings.tail != "none":
         # a student without other tokens cannot give the rest anything: there is nothing to compare
         log_left_out_N = torch.where(log_rest_N == -torch.inf, -torch.inf, targets.log_left_out)
         value_N = value_N + summands(log_left_out_N, log_rest_N, settings)
-    return value_N * gradient_scale(settings), cross_entropy_N
+    return value_N * gradient_scale(settings)
 
 
 def divergence(logits_NV: Tensor, targets: SparseTargets, gold_N: Tensor, settings: LossConfig) -> Tensor:

@@ -11,6 +11,7 @@ A run is continued only by the same student file on the same cache and teacher.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,25 +42,25 @@ NOT_COMPARED = (
 is cut into ranks and micro-batches may too, as long as the whole batch stays the same size."""
 
 
-def record_run(output: Path, config: StudentConfig, teacher: CachedTeacher, batch_sequences: int) -> None:
+def record_run(output: Path, config: StudentConfig, teachers: Sequence[CachedTeacher], batch_sequences: int) -> None:
     """Write run.json, or refuse to continue a different run.
 
     Args:
         output: The run folder.
         config: The student file.
-        teacher: The cached teacher it names.
+        teachers: The cached teachers that it names.
         batch_sequences: Sequences per optimizer step, over all ranks and micro-batches.
 
     Raises:
         IdentityError: the folder holds a run of another configuration, cache or teacher.
     """
     path = output / "run.json"
-    resolved = config.model_dump(mode="json", exclude={"cache", "encoding", "teacher"})
+    resolved = config.model_dump(mode="json", exclude=_places(config))
     training = {key: value for key, value in resolved["training"].items() if key not in NOT_COMPARED}
     identity = {
         "config": resolved | {"training": training | {"batch_sequences": batch_sequences}},
-        "encoding": teacher.encoding.manifest.contents_fingerprint,
-        "teacher": teacher.manifest.fingerprint,
+        "encoding": _one_or_all([teacher.encoding.manifest.contents_fingerprint for teacher in teachers]),
+        "teacher": _one_or_all([teacher.manifest.fingerprint for teacher in teachers]),
     }
     if path.exists():
         stored = json.loads(path.read_text())["identity"]
@@ -79,6 +80,18 @@ def record_run(output: Path, config: StudentConfig, teacher: CachedTeacher, batc
         "versions": {"software": SOFTWARE, "torch": torch.__version__, "transformers": transformers.__version__},
     }
     write_object(path, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _places(config: StudentConfig) -> dict[str, Any]:
+    """Return the keys that only say where something lies, for the fingerprints say what it is; and those not in use."""
+    teachers = {"__all__": {"name"}} if config.teachers else True
+    caches = {"__all__": {"cache", "encoding", "teacher"}} if config.caches else True
+    single = dict.fromkeys(("cache", "encoding", "teacher"), True)
+    return single | {"teachers": teachers, "caches": caches} | ({} if config.teachers else {"mixture": True})
+
+
+def _one_or_all(fingerprints: list[str]) -> str | list[str]:
+    return fingerprints[0] if len(fingerprints) == 1 else fingerprints
 
 
 def last_checkpoint(output: Path) -> str | None:

@@ -52,6 +52,7 @@ class DistilledStudent(nn.Module):
         loss: The loss block.
         teacher_head: For ``source: hidden``; see ``objective.py``.
         match: Losses on hidden states, if the loss has any; trained with the student.
+        objective: What several teachers are learned from with; default: the objective of one.
     """
 
     accepts_loss_kwargs = True  # the Trainer then passes the positions of the whole accumulated batch
@@ -62,10 +63,11 @@ class DistilledStudent(nn.Module):
         loss: LossConfig,
         teacher_head: TeacherHead | None = None,
         match: HiddenMatch | None = None,
+        objective: Objective | None = None,
     ) -> None:
         super().__init__()
         self.student, self.match = student, match
-        self.objective = Objective(loss, teacher_head)
+        self.objective = Objective(loss, teacher_head) if objective is None else objective
         self.config = student.config
         self.head = StudentHead.of(student)
         if self.head is None:
@@ -120,7 +122,9 @@ class DistilledStudent(nn.Module):
         self.student.activation_checkpointing_enable(**arguments)
 
 
-def distilled(student: PreTrainedModel, loss: LossConfig, teacher: CachedTeacher) -> DistilledStudent:
+def distilled(
+    student: PreTrainedModel, loss: LossConfig, teacher: CachedTeacher, objective: Objective | None = None
+) -> DistilledStudent:
     """Wrap a student with all that its loss needs of a cached teacher.
 
     The teacher's output matrix is multiplied in bfloat16 if the student's weights are of that type.
@@ -137,7 +141,7 @@ def distilled(student: PreTrainedModel, loss: LossConfig, teacher: CachedTeacher
         widths = {layer: spec.width for layer, spec in teacher.manifest.hidden.items()}
         match = HiddenMatch(loss.hidden, _hidden_width(student, loss), widths)
         nn.Module.to(match, student.dtype)
-    return DistilledStudent(student, loss, head, match)
+    return DistilledStudent(student, loss, head, match, objective)
 
 
 def _hidden_width(student: PreTrainedModel, loss: LossConfig) -> int:

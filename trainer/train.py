@@ -19,16 +19,16 @@ import transformers
 from transformers import AutoTokenizer, TrainingArguments, set_seed
 
 from cache_tools.errors import ConfigError
-from cache_tools.reader import Cache
-from trainer.compatibility import check_loss
 from trainer.config import StudentConfig
-from trainer.data import CachedSequences, Reading, collate
+from trainer.data import collate
 from trainer.distillation_trainer import DistillationTrainer
 from trainer.evaluate import evaluated_sequences
 from trainer.packing import pack
 from trainer.progress import StepProgress
 from trainer.run_folder import FINAL, MetricsFile, last_checkpoint, record_run
+from trainer.sources import objective_of, training_sequences
 from trainer.student import build_student, distilled, vocabulary_size
+from trainer.teachers import check_sources, open_teachers
 
 NOT_SUPPORTED = {
     "label_smoothing_factor": "the teacher's distribution takes the place of smoothed labels",
@@ -47,10 +47,11 @@ def run_training(config: StudentConfig) -> Path:
     """
     arguments = training_arguments(config)
     output = Path(str(arguments.output_dir))
-    teacher = Cache(config.cache).encoding(config.encoding).teacher(config.teacher)
-    check_loss(teacher.manifest, config.loss)
+    teachers = open_teachers(config)
+    teacher = teachers[0]
+    check_sources(config, teachers)
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    record_run(output, config, teacher, batch)
+    record_run(output, config, teachers, batch)
     if (output / FINAL).exists():
         return output / FINAL
     set_seed(arguments.seed)
@@ -61,11 +62,11 @@ def run_training(config: StudentConfig) -> Path:
     _share_special_tokens(student, tokenizer)
     if arguments.dataloader_num_workers and not isinstance(teacher.path, Path):
         torch.multiprocessing.set_start_method("forkserver", force=True)  # a bucket's client does not survive a fork
-    reading, width = Reading.of(teacher.manifest, config.loss), vocabulary_size(student)
+    width = vocabulary_size(student)
     trainer = DistillationTrainer(
-        model=distilled(student, config.loss, teacher),
+        model=distilled(student, config.loss, teacher, objective_of(config, teachers)),
         args=arguments,
-        train_dataset=CachedSequences(teacher, "train", width, config.window_shards, reading),
+        train_dataset=training_sequences(config, teachers, width),
         eval_dataset=evaluated_sequences(teacher, "held_out", width) if arguments.do_eval else None,
         data_collator=partial(pack, row_tokens=config.packing.row_tokens) if config.packing else collate,
         processing_class=tokenizer,

@@ -1,0 +1,232 @@
+"""Runs on several teachers of one encoding, and what is refused of them."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from torch.nn import functional as F
+
+import tiny
+from cache_tools.codec import EMPTY_ID
+from cache_tools.errors import ConfigError, FormatError, IdentityError
+from logitcask import cli
+from loss_fixtures import naive_divergence
+from mixture_fixtures import BOTH, T, capture_two_teachers, config_of, sequences_of
+from student_fixtures import LLAMA, curve, largest_difference, student_values, train, train_and_stop, weights
+from trainer import config_mixture
+from trainer.config import StudentConfig
+from trainer.config_mixture import MixtureConfig
+from trainer.data import IGNORED, collate
+from trainer.mixed_objective import MixedObjective
+from trainer.mixture_verdict import check_mixture
+from trainer.run_folder import last_checkpoint
+from trainer.student import distilled
+from trainer.tails import SparseTargets
+from trainer.teachers import open_teachers
+
+MIXED = {"teachers": BOTH, "mixture": {"weights": "gold_likelihood"}}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return capture_two_teachers(tmp_path_factory.mktemp("cache"))
+
+
+class Stored:
+    """What one teacher's cache holds about some rows, in float64."""
+
+    def __init__(self, teacher, rows):
+        self.teacher, self.rows = teacher, rows
+        said = [teacher.targets(*row) for row in rows]
+        self.ids = torch.from_numpy(np.concatenate([each.ids for each in said]).astype(np.int64))
+        self.log_p = torch.from_numpy(np.concatenate([each.log_probs for each in said])).double()
+
+    def scalar(self, name):
+        return torch.from_numpy(np.concatenate([self.teacher.scalar(name, *row) for row in self.rows])).double()
+
+    def targets(self, temperature):
+        log_p = self.log_p
+        if temperature != 1:
+            log_p = (log_p + self.scalar("logsumexp")[:, None]) / T - self.scalar("logsumexp_t2")[:, None]
+        log_p = log_p.masked_fill(self.ids == EMPTY_ID, -torch.inf)
+        rest = (1 - log_p.exp().sum(dim=1)).clamp(min=1e-12)
+        return SparseTargets(self.ids.clamp(max=299), log_p, rest.log())
+
+    def weight(self, rule):
+        loss = -self.scalar("gold_logprob")
+        factors = {"discounted": 1 / (1 + loss), "inverse_loss": 1 / loss, "entropy": (-self.scalar("entropy")).exp()}
+        return factors[rule]
+
+
+def naive_kd(logits, gold, targets, w, config):
+    """Return the mean divergence of a mixture, in float64."""
+    if config.mixture.of == "losses":
+        return sum(
+            (w[:, t] * naive_divergence(logits, each, gold, config.loss)).mean() for t, each in enumerate(targets)
+        )
+    p = torch.zeros_like(logits)
+    for t, each in enumerate(targets):
+        p = p.scatter_add(1, each.ids, w[:, t, None] * each.log_probs.exp())
+    rest = sum(w[:, t] * each.log_left_out.exp() for t, each in enumerate(targets))
+    mean = SparseTargets(torch.arange(p.shape[1]).expand_as(p), p.log(), rest.log())
+    return naive_divergence(logits, mean, gold, config.loss).mean()
+
+
+@pytest.mark.parametrize("temperature", [1, T])
+@pytest.mark.parametrize(
+    ("rule", "of"), [("entropy", "losses"), ("discounted", "losses"), ("inverse_loss", "distributions")]
+)
+def test_the_loss_of_a_batch_is_the_stated_mixture_of_what_the_cache_holds(cache, rule, of, temperature):
+    loss = {"kd_weight": 0.7, "temperature": temperature, "allow_biased": True}
+    changes = {"teachers": BOTH, "mixture": {"weights": rule, "of": of}, "loss": loss}
+    config, dataset = config_of(cache, **changes), sequences_of(cache, **changes)
+    teachers = open_teachers(config)
+    objective = MixedObjective.of(config.loss, config.mixture, teachers)
+    module = distilled(tiny.model(seed=5), config.loss, teachers[0], objective)
+    batch = collate([dataset[0], dataset[5]])
+    kept = batch["labels"] != IGNORED
+    with torch.no_grad():
+        found = module(**batch)
+        z = module.student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[kept].double()
+    gold, rows = batch["labels"][kept], [dataset.parts[0].sequence(i).rows for i in (0, 5)]
+    stored = [Stored(teacher, rows) for teacher in teachers]
+    w = torch.stack([given * each.weight(rule) for given, each in zip((3, 1), stored, strict=True)], dim=1)
+    if rule != "discounted":
+        w = w / w.sum(dim=1, keepdim=True)
+    assert [float(found[f"weight_{name}"]) for name in ("toy", "other")] == pytest.approx(w.sum(0).tolist(), rel=1e-4)
+    kd = naive_kd(z, gold, [each.targets(temperature) for each in stored], w, config)
+    assert float(found["loss"]) == pytest.approx(float(0.7 * kd + 0.3 * F.cross_entropy(z, gold)), rel=2e-4)
+
+
+def test_the_examples_that_the_documentation_gives_are_student_files():
+    examples = re.findall(r"::\n\n((?:    .+\n)+)", config_mixture.__doc__)
+    for example in examples:
+        values = yaml.safe_load(example)
+        config = StudentConfig.model_validate({"student": {"config": LLAMA}, "training": {"output_dir": "x"}} | values)
+        assert config.teachers or config.caches
+    assert len(examples) == 2
+
+
+@pytest.mark.parametrize("of", ["losses", "distributions"])
+def test_a_list_of_one_teacher_trains_to_the_same_weights_as_that_teacher(cache, tmp_path, of):
+    alone = train(cache, tmp_path / "alone", teacher="other")
+    listed = train(cache, tmp_path / "listed", teachers=[{"name": "other", "weight": 7}], mixture={"of": of})
+    assert largest_difference(weights(alone), weights(listed)) == 0
+
+
+def test_weights_of_a_group_are_those_of_its_documents(cache):
+    mixed = [{"name": "toy", "groups": {"a:*": 0, "a:2": 9}}, {"name": "other", "weight": 2, "groups": {"b:*": 5}}]
+    dataset = sequences_of(cache, teachers=mixed)
+    groups = [dataset.parts[0].sequence(i).group_id for i in range(len(dataset))]
+    assert {group[0] for group in groups} == {"a", "b"}
+    for i, group in enumerate(groups):
+        given = dataset[i].scalars["weights"]
+        assert given.shape == (len(dataset[i].positions), 2)
+        assert (given == ([0, 2] if group[0] == "a" else [1, 5])).all()
+
+
+def test_documents_that_no_teacher_is_left_for_are_refused(cache):
+    dataset = sequences_of(cache, teachers=[{"name": name, "groups": {"b:*": 0}} for name in ("toy", "other")])
+    with pytest.raises(ConfigError, match="every teacher has weight 0 on this group") as refusal:
+        [dataset[i] for i in range(len(dataset))]
+    assert "'b:" in str(refusal.value)
+
+
+def test_a_stopped_run_continues_to_the_same_curve_and_weights(cache, tmp_path):
+    changes = MIXED | {"max_steps": 14, "save_steps": 2}
+    straight = train(cache, tmp_path / "straight", **changes)
+    for step in (5, 13):
+        train_and_stop(step, cache, tmp_path / "stopped", **changes)
+        assert last_checkpoint(tmp_path / "stopped").endswith(f"-{step - 1}")
+    final = train(cache, tmp_path / "stopped", **changes)
+    assert curve(tmp_path / "stopped") == curve(tmp_path / "straight")
+    assert largest_difference(weights(final), weights(straight)) == 0
+    assert all(line["weight_toy"] + line["weight_other"] == pytest.approx(1) for line in curve(tmp_path / "straight"))
+
+
+def test_loader_workers_change_nothing_and_packing_changes_rounding(cache, tmp_path):
+    changes = MIXED | {"optim": "sgd"}
+    padded = train(cache, tmp_path / "padded", **changes)
+    workers = train(cache, tmp_path / "workers", **changes, dataloader_num_workers=1)
+    packed = train(cache, tmp_path / "packed", **changes, packing={"row_tokens": 96})
+    assert largest_difference(weights(padded), weights(workers)) == 0
+    assert largest_difference(weights(padded), weights(packed)) < 1e-5
+
+
+def test_every_teacher_is_recorded_and_others_are_refused(cache, tmp_path):
+    train(cache, tmp_path, **MIXED, max_steps=1)
+    identity = json.loads((tmp_path / "run.json").read_text())["identity"]
+    teachers = open_teachers(config_of(cache, **MIXED))
+    assert identity["teacher"] == [teacher.manifest.fingerprint for teacher in teachers]
+    assert str(cache) not in json.dumps(identity)
+    train(cache, tmp_path, **MIXED, max_steps=1)
+    with pytest.raises(IdentityError, match="teacher: "):
+        train(cache, tmp_path, **MIXED | {"teachers": BOTH[::-1]}, max_steps=1)
+    with pytest.raises(IdentityError, match=r"config.mixture.weights: \"gold_likelihood\" -> \"entropy\""):
+        train(cache, tmp_path, **MIXED | {"mixture": {"weights": "entropy"}}, max_steps=1)
+
+
+def test_evaluation_on_the_way_measures_the_first_teacher(cache, tmp_path):
+    train(cache, tmp_path, **MIXED, eval_strategy="steps", eval_steps=3)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["eval_kl_to_teacher_is"] for line in lines if "eval_kl_to_teacher_is" in line] == ["lower bound"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teachers": [{"name": "toy", "weight": 0}]}, "greater than 0"),
+        ({"teachers": [{"name": "toy", "groups": {"a": -1}}]}, "weight lies between"),
+        ({"teachers": [{"name": "toy"}, {"name": "toy"}]}, "stands twice"),
+        ({"teachers": BOTH, "teacher": "toy"}, "one of teacher and teachers"),
+        ({"mixture": {"weights": "entropy"}}, "there are no teachers"),
+        ({"teachers": BOTH, "mixture": {"weights": "discounted", "of": "distributions"}}, "make no distribution"),
+    ],
+)
+def test_files_that_contradict_themselves_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        config_of(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        (FormatError, {"teachers": [*BOTH, {"name": "nobody"}]}, "there is no teacher 'nobody'"),
+        (ConfigError, {"mixture": {"of": "distributions"}}, "this mixture is biased"),
+        (ConfigError, {"loss": {"tail": "gold"}}, "loss, on teacher toy: this loss is biased"),
+        (ConfigError, {"loss": {"source": "hidden"}}, "hidden states of several teachers"),
+    ],
+)
+def test_mixtures_that_the_cache_cannot_serve_are_refused(cache, kind, changes, message):
+    with pytest.raises(kind, match=message):
+        sequences_of(cache, **{"teachers": BOTH} | changes)
+
+
+def test_a_biased_mixture_may_be_allowed(cache):
+    assert sequences_of(cache, teachers=BOTH, mixture={"of": "distributions"}, loss={"allow_biased": True})
+
+
+def test_weights_from_a_scalar_that_a_teacher_lacks_are_refused(cache):
+    config = config_of(cache, teachers=BOTH)
+    teachers = open_teachers(config)
+    teachers[1].manifest = teachers[1].manifest.model_copy(update={"scalars": ("logsumexp", "entropy")})
+    assert check_mixture(teachers, config.loss, MixtureConfig(weights="entropy")).level == "lower bound"
+    with pytest.raises(ConfigError, match="expected gold_logprob of other, found logsumexp, entropy"):
+        check_mixture(teachers, config.loss, MixtureConfig(weights="inverse_loss"))
+
+
+def test_explain_says_what_a_mixture_is_worth(cache, tmp_path):
+    def explained(**changes):
+        path = tmp_path / "student.yaml"
+        path.write_text(json.dumps(student_values(cache, tmp_path / "run", teachers=BOTH, **changes)))
+        result = CliRunner().invoke(cli, ["train", str(path), "--explain"])
+        assert result.exit_code == 0, result.output
+        return " ".join(result.output.split())
+
+    text = explained(mixture={"of": "distributions", "weights": "entropy"})
+    assert "Mixture of distributions, weights entropy biased: what a teacher gives to a token" in text
+    assert "lower bound: each teacher's term" in explained()
