@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cache_tools import layout
 from cache_tools.errors import IdentityError, IncompleteError, ModelError
+from cache_tools.model_files import weight_files
 from cache_tools.reader import Cache, Encoding
 from cache_tools.storage import names, object_exists
 from cache_tools.writer import create_cache
@@ -33,7 +34,7 @@ from pipeline.plan_held import held_encoding
 from pipeline.plan_measure import measure
 from pipeline.plan_memory import plan_memory
 from pipeline.process_group import Place
-from pipeline.teacher import chosen_device, load_teacher, max_positions, resolve_model, weight_files
+from pipeline.teacher import chosen_device, load_teacher, max_positions, resolve_model
 from pipeline.tokenizers import load_tokenizer, tokenizer_identity
 
 POLL_SECONDS = 1.0

@@ -6,7 +6,6 @@ name differ, a copy under another path does not. Only safetensors weights are re
 pickled ones can run code.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -21,7 +20,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 
 from cache_tools.errors import ModelError
 from cache_tools.manifest import Objective
-from cache_tools.storage import file_sha256
+from cache_tools.model_files import weight_files, weights_sha256
 from pipeline.config import TeacherConfig
 from pipeline.process_group import send, send_inputs
 from pipeline.split_model import body_of
@@ -93,7 +92,8 @@ def load_teacher(config: TeacherConfig, folder: Path, objective: Objective) -> T
     Raises:
         ModelError: it cannot be loaded, or its weights are not safetensors.
     """
-    weights, device = weight_files(folder), chosen_device(config.device)
+    weight_files(folder)  # refused before anything is loaded
+    device = chosen_device(config.device)
     if config.tensor_parallel > 1:
         send({"load": config.name, "objective": objective})
     model = load_model(config, folder, objective)
@@ -116,7 +116,7 @@ def load_teacher(config: TeacherConfig, folder: Path, objective: Objective) -> T
     )
     if config.compile:
         body_of(model).compile(dynamic=True)
-    return Teacher(model, {"weights": _weights_sha256(folder, weights), "dtype": dtype}, about, device, packs)
+    return Teacher(model, {"weights": weights_sha256(folder), "dtype": dtype}, about, device, packs)
 
 
 def load_model(config: TeacherConfig, folder: Path, objective: Objective) -> PreTrainedModel:
@@ -141,20 +141,6 @@ def load_model(config: TeacherConfig, folder: Path, objective: Objective) -> Pre
     model.eval().requires_grad_(False)
     model.config.use_cache = False  # no generation here, and a key-value cache costs memory
     return model
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Return a model folder's weight files.
-
-    Raises:
-        ModelError: there are none that can be read safely.
-    """
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise ModelError(
-            "no safetensors weights here", where=folder, why="pickled weights can run code and are not read"
-        )
-    return weights
 
 
 def chosen_device(name: str) -> torch.device:
@@ -191,9 +177,3 @@ def max_positions(folder: Path, trust_remote_code: bool) -> int | None:
         if isinstance(getattr(config, name, None), int):
             return int(getattr(config, name))
     return None
-
-
-def _weights_sha256(folder: Path, weights: list[Path]) -> str:
-    """Hash every weight file and the configuration; about a minute per 100 GB."""
-    parts = [f"{path.name}:{file_sha256(path)}" for path in [*weights, folder / "config.json"]]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

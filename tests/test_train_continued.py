@@ -170,10 +170,10 @@ def test_two_ranks_end_as_one_process_does_even_when_stopped_in_their_second_epo
         from student_fixtures import train, train_and_stop
         cache, output, changes = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
         save_final = trainer.train._save_final
-        def save_rank(trainer, output):
+        def save_rank(trainer, *others):
             os.makedirs(f"{output}-rank{os.environ['RANK']}")
             save_file(trainer.model.student.state_dict(), f"{output}-rank{os.environ['RANK']}/model.safetensors")
-            save_final(trainer, output)
+            save_final(trainer, *others)
         trainer.train._save_final = save_rank
         train_and_stop(6, cache, output, **changes)
         train(cache, output, **changes)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 )
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Sequences per forward pass.")
 @click.option("--device", default="auto", show_default=True, help="Where to run; auto takes a GPU when there is one.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw the reliability diagram (.png, .svg, .pdf)."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def evaluate_command(
     student: Path,
@@ -32,6 +35,7 @@ def evaluate_command(
     split: "Split",
     batch_size: int,
     device: str,
+    plot: Path | None,
     as_json: bool,
 ) -> None:
     """Compare the model in folder STUDENT with the teacher in CACHE; no teacher is loaded.
@@ -41,7 +45,10 @@ def evaluate_command(
         logitcask evaluate runs/demo/student_cached/final runs/demo/cache
     """
     from cache_tools.reader import Cache
+    from trainer import plots
 
+    if plot is not None:
+        plots.check_plot(plot)
     cached = Cache(cache).encoding(encoding).teacher(teacher)
     import torch
     from rich.console import Console
@@ -54,6 +61,8 @@ def evaluate_command(
     chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     with Console(stderr=True).status("evaluating"):
         result = evaluate_folder(student, cached, split, batch_size, chosen)
+    if plot is not None:
+        plots.draw_reliability(result, plot)
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return

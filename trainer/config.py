@@ -6,6 +6,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from cache_tools.configuration import Config
 from cache_tools.storage import CachePath
+from trainer.config_lora import LoraKeys
 from trainer.config_mixture import MixedCache, MixedTeacher, MixtureConfig
 
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "total_variation"]
@@ -24,6 +25,7 @@ class StudentModelConfig(Config):
         attention: Implementation, by transformers' name (``sdpa``, ``eager``, ``flash_attention_2``, …);
             default: what transformers chooses.
         trust_remote_code: Run Python code that comes with the model. Only for models you trust.
+        lora: Train low-rank adapters on top of ``pretrained``, and nothing else; needs ``logitcask[lora]``.
     """
 
     pretrained: str | None = None
@@ -32,6 +34,7 @@ class StudentModelConfig(Config):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     attention: str | None = None
     trust_remote_code: bool = False
+    lora: LoraKeys | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> "StudentModelConfig":
@@ -39,6 +42,8 @@ class StudentModelConfig(Config):
             raise ValueError("give exactly one of pretrained and config")
         if self.config is not None and "model_type" not in self.config:
             raise ValueError("config needs a model_type, such as llama")
+        if self.lora is not None and self.pretrained is None:
+            raise ValueError("lora adapts weights that are there: give pretrained")
         return self
 
 

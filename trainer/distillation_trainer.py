@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerCallback
 from cache_tools.errors import ConfigError
 from trainer.data import CachedSequences
 from trainer.evaluate import measure
+from trainer.lora import has_adapter, load_adapter
 from trainer.packing import check_packing
 from trainer.sampler import ShardWindowSampler
 from trainer.self_test import check_teacher_reaches_student
@@ -116,9 +117,12 @@ class DistillationTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         student = self._bare_student()
-        # through from_pretrained, because files do not always name tensors as the module does (experts of a mixture)
-        saved = type(student).from_pretrained(resume_from_checkpoint, dtype=student.dtype, use_safetensors=True)
-        student.load_state_dict(saved.state_dict())
+        if has_adapter(student):
+            load_adapter(student, Path(resume_from_checkpoint))
+        else:
+            # files do not always name tensors as the module does (experts of a mixture)
+            saved = type(student).from_pretrained(resume_from_checkpoint, dtype=student.dtype, use_safetensors=True)
+            student.load_state_dict(saved.state_dict())
         match = self._distilled().match
         if match is not None:
             match.load_state_dict(load_file(Path(resume_from_checkpoint) / PROJECTIONS))

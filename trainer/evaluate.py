@@ -47,7 +47,8 @@ def evaluate_folder(
         progress: Told how many tokens were read.
 
     Returns:
-        ``split``, ``positions``, the measures of ``measures.py`` and ``teacher_cross_entropy_nats``.
+        ``split``, ``positions``, the measures of ``measures.py``, ``teacher_cross_entropy_nats``, and the
+        ``reliability`` of the student's probabilities by bin: ``confidence``, ``accuracy``, ``positions``.
 
     Raises:
         ModelError: the folder holds no model that can be loaded.
@@ -81,8 +82,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a loaded student; arguments and result as for :func:`evaluate_folder`."""
     dataset = evaluated_sequences(teacher, split, vocabulary_size(model))
-    measures = measure(model, dataset, batch_size, progress)
-    return {"split": split} | measures | {"teacher_cross_entropy_nats": _teacher_cross_entropy(teacher, split)}
+    measures = measured(model, dataset, batch_size, progress)
+    result = {"split": split} | measures.means()
+    result["teacher_cross_entropy_nats"] = _teacher_cross_entropy(teacher, split)
+    return result | {"reliability": measures.reliability()}
 
 
 def evaluated_sequences(teacher: CachedTeacher, split: Split, student_vocabulary_size: int) -> CachedSequences:
@@ -101,13 +104,18 @@ def evaluated_sequences(teacher: CachedTeacher, split: Split, student_vocabulary
     return dataset
 
 
+def measure(model: PreTrainedModel, dataset: CachedSequences, batch_size: int = 8) -> dict[str, Any]:
+    """Return what :func:`measured` measured, averaged: see ``measures.py``."""
+    return measured(model, dataset, batch_size).means()
+
+
 @torch.no_grad()
-def measure(
+def measured(
     model: PreTrainedModel,
     dataset: CachedSequences,
     batch_size: int = 8,
     progress: Callable[[int], None] = lambda _: None,
-) -> dict[str, Any]:
+) -> Measures:
     """Measure a student on cached sequences; leaves it in evaluation mode, and draws no random number.
 
     Args:
@@ -115,9 +123,6 @@ def measure(
         dataset: From :func:`evaluated_sequences`.
         batch_size: Sequences per forward pass.
         progress: Told how many tokens were read.
-
-    Returns:
-        As :func:`evaluate_folder`, without the split and the teacher's own cross-entropy.
     """
     model.eval()  # before its head is looked at: dropout must not move a run's own draws
     head = StudentHead.of(model)
@@ -134,7 +139,7 @@ def measure(
         inputs = {name: moved[name] for name in ("input_ids", "attention_mask")}
         measures.add(fused.over_positions(model, head, inputs, kept, sums_of)[0])
         progress(int(batch["attention_mask"].sum()))
-    return measures.means()
+    return measures
 
 
 def _teacher_cross_entropy(teacher: CachedTeacher, split: Split) -> float:

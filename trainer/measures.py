@@ -35,6 +35,14 @@ from trainer.objective import Objective, TeacherRows, own_entropy
 BINS = 15
 """Of the calibration error, as in its paper."""
 
+GREATER_IS_BETTER = {
+    "cross_entropy_nats": False,
+    "kl_to_teacher_nats": False,
+    "top1_agreement": True,
+    "calibration_error": False,
+}
+"""The measures by which students can be ranked; every cache allows them, unlike the acceptance."""
+
 Sums = dict[str, Tensor]
 """Sums over positions, by name."""
 
@@ -119,6 +127,15 @@ class Measures:
             result["acceptance"] = float(1 - totals["variation"] / positions)
             result["acceptance_is"] = "upper bound" if self.is_kl == "lower bound" else self.is_kl
         return result
+
+    def reliability(self) -> list[dict[str, float]]:
+        """Return what the calibration error sums up: each bin's mean probability, how often right, and size."""
+        counted, confidence, correct = (self.totals[name].tolist() for name in ("counted", "confidence", "correct"))
+        return [
+            {"confidence": p / n, "accuracy": right / n, "positions": int(n)}
+            for n, p, right in zip(counted, confidence, correct, strict=True)
+            if n
+        ]
 
     def _teachers_choice(self, said: TeacherRows) -> Tensor:
         """Return the teacher's most likely token per row: (N,) int64."""

@@ -4,10 +4,11 @@
 
     <output_dir>/run.json        resolved configuration, fingerprints, versions: before the first step
     <output_dir>/metrics.jsonl   one JSON object per logging step
+    <output_dir>/curves.png      the same as a picture, at the end, if matplotlib is installed
     <output_dir>/checkpoint-N/   the Trainer's own, for continuing
     <output_dir>/final/          the student as an ordinary model folder; there when the run is done
 
-A run is continued only by the same student file on the same cache and teacher.
+A run is continued only by the same student file on the same cache and teacher, from the same initial weights.
 """
 
 import json
@@ -25,6 +26,7 @@ from cache_tools.fingerprint import differences
 from cache_tools.manifest import SOFTWARE
 from cache_tools.storage import write_object
 from trainer.config import StudentConfig
+from trainer.initial_weights import initial_weights
 
 FINAL = "final"
 NOT_COMPARED = (
@@ -52,24 +54,26 @@ def record_run(output: Path, config: StudentConfig, teachers: Sequence[CachedTea
         batch_sequences: Sequences per optimizer step, over all ranks and micro-batches.
 
     Raises:
-        IdentityError: the folder holds a run of another configuration, cache or teacher.
+        IdentityError: the folder holds a run of another configuration, cache, teacher or initial weights.
     """
     path = output / "run.json"
     resolved = config.model_dump(mode="json", exclude=_places(config))
     training = {key: value for key, value in resolved["training"].items() if key not in NOT_COMPARED}
-    identity = {
+    identity: dict[str, Any] = {
         "config": resolved | {"training": training | {"batch_sequences": batch_sequences}},
         "encoding": _one_or_all([teacher.encoding.manifest.contents_fingerprint for teacher in teachers]),
         "teacher": _one_or_all([teacher.manifest.fingerprint for teacher in teachers]),
     }
+    if config.student.pretrained is not None:
+        identity["initial_weights"] = initial_weights(config.student)
     if path.exists():
-        stored = json.loads(path.read_text())["identity"]
-        if stored != identity:
+        found = differences(json.loads(path.read_text())["identity"], identity)
+        if found:  # a key that an older version did not know counts as null
             raise IdentityError(
                 "another run lies in this folder",
                 where=output,
-                expected="the same student file and cache",
-                found="; ".join(differences(stored, identity)),
+                expected="the same student file, cache and initial weights",
+                found="; ".join(found),
                 why="continuing it would mix two runs",
                 fix="Choose another training.output_dir, or delete this one",
             )

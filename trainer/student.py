@@ -26,6 +26,7 @@ from trainer.data import IGNORED
 from trainer.full_losses import TeacherHead
 from trainer.head import StudentHead
 from trainer.hidden_losses import HiddenMatch
+from trainer.lora import add_adapter
 from trainer.objective import Objective, TeacherRows
 from trainer.packing import model_inputs
 
@@ -167,6 +168,7 @@ def build_student(config: StudentModelConfig, encoding: Encoding) -> PreTrainedM
     Raises:
         ModelError: it cannot be made or loaded.
         IdentityError: its tokenizer or vocabulary size does not fit the cache.
+        ConfigError: its adapters do not fit it.
     """
     auto = AutoModelForCausalLM if encoding.manifest.objective == "causal" else AutoModelForMaskedLM
     dtype = getattr(torch, config.dtype)
@@ -190,6 +192,8 @@ def build_student(config: StudentModelConfig, encoding: Encoding) -> PreTrainedM
         source = config.pretrained or "student.config"
         raise ModelError("the student cannot be made", where=source, found=shorten(str(error), 300)) from error
     check_vocabulary_size(student, encoding)
+    if config.lora is not None:
+        add_adapter(student, config)
     return student
 
 

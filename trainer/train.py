@@ -19,11 +19,15 @@ import transformers
 from transformers import AutoTokenizer, TrainingArguments, set_seed
 
 from cache_tools.errors import ConfigError
-from trainer.config import StudentConfig
+from cache_tools.reader import Encoding
+from trainer.best import check_best, direction
+from trainer.config import StudentConfig, StudentModelConfig
 from trainer.data import collate
 from trainer.distillation_trainer import DistillationTrainer
 from trainer.evaluate import evaluated_sequences
+from trainer.lora import ADAPTER, merge_adapter
 from trainer.packing import pack
+from trainer.plots import can_plot, draw_curves
 from trainer.progress import StepProgress
 from trainer.run_folder import FINAL, MetricsFile, last_checkpoint, record_run
 from trainer.sources import objective_of, training_sequences
@@ -80,7 +84,7 @@ def run_training(config: StudentConfig) -> Path:
     trainer.add_callback(StepProgress())
     trainer.check_signal()
     trainer.train(resume_from_checkpoint=last_checkpoint(output))
-    _save_final(trainer, output)
+    _save_final(trainer, config, teacher.encoding, output)
     return output / FINAL
 
 
@@ -98,6 +102,7 @@ def training_arguments(config: StudentConfig) -> TrainingArguments:
         "dataloader_pin_memory": torch.cuda.is_available(),
         "logging_steps": 10,
         "include_num_input_tokens_seen": "non_padding",
+        **direction(config.training),
     }
     try:
         arguments = TrainingArguments(**{**defaults, **config.training, "remove_unused_columns": False})
@@ -108,6 +113,7 @@ def training_arguments(config: StudentConfig) -> TrainingArguments:
             found=str(error).splitlines()[0],
         ) from error
     _refuse_unsupported(arguments)
+    check_best(arguments)
     arguments._n_gpu = min(arguments.n_gpu, 1)  # nn.DataParallel would cut predictions apart from their sequences
     return arguments
 
@@ -137,11 +143,28 @@ def _share_special_tokens(
                 setattr(config, name, getattr(tokenizer, name))
 
 
-def _save_final(trainer: DistillationTrainer, output: Path) -> None:
+def _save_final(trainer: DistillationTrainer, config: StudentConfig, encoding: Encoding, output: Path) -> None:
     """Write the finished student under a temporary name and rename it; every rank calls this."""
     partial = output / f"{FINAL}.partial"
-    trainer.save_model(str(partial))
+    trainer.save_model(str(partial / ADAPTER if config.student.lora else partial))
     if trainer.is_world_process_zero():
+        if config.student.lora:
+            tokenizer = trainer.processing_class
+            assert isinstance(tokenizer, transformers.PreTrainedTokenizerBase)
+            _save_merged(config.student, encoding, tokenizer, partial)
         shutil.copy(output / "run.json", partial / "logitcask.json")
         os.replace(partial, output / FINAL)
+        if can_plot():
+            draw_curves(output)
     trainer.accelerator.wait_for_everyone()
+
+
+def _save_merged(
+    config: StudentModelConfig, encoding: Encoding, tokenizer: transformers.PreTrainedTokenizerBase, folder: Path
+) -> None:
+    """Write the student that a pretrained one becomes with the adapter in ``folder / ADAPTER``."""
+    pretrained = build_student(config.model_copy(update={"lora": None}), encoding)
+    _share_special_tokens(pretrained, tokenizer)
+    merge_adapter(pretrained, folder / ADAPTER)
+    pretrained.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
