@@ -17,6 +17,7 @@ from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.decoding import TokenTexts, token_texts
 from cache_tools.divergence import Divergence, divergence
 from cache_tools.errors import ConfigError, IdentityError
+from cache_tools.manifest import DRAWN_KINDS
 from cache_tools.reader import Encoding
 from cache_tools.sampling import committed_shards, drawn
 from cache_tools.sequences import Sequence
@@ -25,7 +26,6 @@ from cache_tools.views import finite, position_view
 PROBABILITY_EDGES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 """Bins of A's largest probability: where it is sure and where it is not."""
 
-DRAWN_KINDS = ("sampled", "hybrid")
 TOP = 3
 """Alternatives that are listed at the worst positions."""
 

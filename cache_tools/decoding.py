@@ -6,18 +6,20 @@ and pictures alone and escapes everything that moves a cursor, hides or turns te
 from strangers; a document must not be able to write to the reader's terminal.
 
 ``tokenizer.decode`` is not used: of a single token it drops the space in front (SentencePiece) or
-gives ``U+FFFD`` for a fragment. Neither is transformers: the library ``tokenizers`` reads the file alone.
+gives ``U+FFFD`` for a fragment. Neither is transformers: the library ``tokenizers`` reads the file alone, and is
+imported when a tokenizer is opened, so that what only prints does without it.
 """
 
 import json
 import re
-from typing import Any
-
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING, Any
 
 from cache_tools import layout
 from cache_tools.reader import Encoding
 from cache_tools.sequences import Sequence, read_recorded
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 TOKENIZER_FILE = f"{layout.TOKENIZER}/tokenizer.json"
 
@@ -29,7 +31,7 @@ class TokenTexts:
         tokenizer: The encoding's; None if it keeps none, and ids are shown as numbers.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, tokenizer: "Tokenizer | None") -> None:
         self._tokenizer = tokenizer
         self._added = tokenizer.get_added_tokens_decoder() if tokenizer else {}
         decoder = json.loads(tokenizer.to_str()).get("decoder") if tokenizer else None
@@ -73,6 +75,8 @@ def token_texts(encoding: Encoding) -> TokenTexts:
     if record is None:
         return TokenTexts(None)
     content = read_recorded(encoding.path / TOKENIZER_FILE, record.sha256)
+    from tokenizers import Tokenizer
+
     try:
         return TokenTexts(Tokenizer.from_buffer(content))
     except Exception:  # the library raises nothing narrower; a tokenizer newer than it is no reason to show nothing

@@ -29,6 +29,8 @@ Objective = Literal["causal", "masked"]
 Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 Kind = Literal["topk", "topp", "sampled", "hybrid", "dense"]
+DRAWN_KINDS: tuple[Kind, ...] = ("sampled", "hybrid")
+"""Kinds that keep draws: their likeliest token need not be the teacher's, and they are no distribution."""
 Name = Annotated[str, Field(pattern=layout.NAME_PATTERN)]
 """Becomes a folder inside the cache, so a stranger's manifest must not make it a path."""
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")]

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cache_tools.decoding import printable
+from cache_tools.print_bidi import IsolatedLines, isolated
 from cache_tools.print_show import shortened, token_cell
 
 GROUPS = 10
@@ -24,7 +25,7 @@ def print_comparison(console: Console, result: dict[str, Any]) -> None:
     parts = [{"name": "all"} | result["all"]]
     parts += [part | {"name": f"{part['above']:g} to {part['up_to']:g}"} for part in result["bins"]]
     console.print(_table("A's largest probability", parts))
-    groups = [part | {"name": printable(part["group"])} for part in result["groups"]]
+    groups = [part | {"name": isolated(printable(part["group"]))} for part in result["groups"]]
     of = f" (farthest {GROUPS} of {len(groups)})" if len(groups) > GROUPS else ""
     console.print(_table(f"document group{of}", groups[:GROUPS]))
     for item in result["worst"]:
@@ -46,16 +47,15 @@ def _table(heading: str, parts: list[dict[str, Any]]) -> Table:
 
 def _print_worst(console: Console, item: dict[str, Any]) -> None:
     kl = "infinite" if item["kl_nats"] is None else f"{item['kl_nats']:.3g} nats"
-    console.print(
-        Text.assemble(
-            (f"{kl}: sequence {item['sequence_id']}, position {item['position']}", "bold"),
-            f" · {shortened(printable(item['document_id']))}\n  ",
-            ("…" + item["before"][-CONTEXT_CHARACTERS:], "dim"),
-            (shortened(item["gold"]), "green"),
-        )
+    heading = Text.assemble(
+        (f"{kl}: sequence {item['sequence_id']}, position {item['position']}", "bold"),
+        f" · {shortened(printable(item['document_id']))}\n  ",
+        ("…" + item["before"][-CONTEXT_CHARACTERS:], "dim"),
+        (shortened(item["gold"]), "green"),
     )
+    console.print(IsolatedLines(heading))
     for side, teacher in zip("AB", item["teachers"], strict=True):
-        said = "  ".join(f"{token_cell(t['text'])} {t['probability']:.3f}" for t in teacher["alternatives"])
+        said = "  ".join(f"{isolated(token_cell(t['text']))} {t['probability']:.3f}" for t in teacher["alternatives"])
         console.print(Text(f"  {side}: {said}"))
 
 

@@ -1,7 +1,7 @@
 """What ``logitcask show`` prints: tokens coloured by surprise, alternatives as bars, sequences that were found.
 
 Everything that comes from a corpus is put into ``Text`` objects, never into rich's markup, and is
-escaped before (see ``decoding.printable``).
+escaped before (see ``decoding.printable``). What is written from right to left is isolated (see ``print_bidi``).
 """
 
 import math
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from cache_tools.decoding import printable
 from cache_tools.finding import Found
+from cache_tools.print_bidi import IsolatedLines, isolated
 
 BANDS: tuple[tuple[float, str], ...] = (
     (0.5, "black on grey85"),
@@ -35,12 +36,13 @@ MOST_SURPRISING = 5
 
 def print_sequence(console: Console, view: dict[str, Any]) -> None:
     """Print a sequence as each teacher saw it, side by side, then where each was most surprised."""
-    title = f"sequence {view['sequence_id']} · document {printable(view['document_id'])} · {len(view['tokens'])} tokens"
+    document = isolated(printable(view["document_id"]))
+    title = f"sequence {view['sequence_id']} · document {document} · {len(view['tokens'])} tokens"
     console.print(Text(title, style="bold"))
     table = Table(expand=True, show_lines=False)
     for teacher in view["teachers"]:
         table.add_column(Text(_heading(teacher)), overflow="fold", ratio=1)
-    columns = [_coloured(view["tokens"], teacher["surprise_nats"]) for teacher in view["teachers"]]
+    columns = [IsolatedLines(_coloured(view["tokens"], teacher["surprise_nats"])) for teacher in view["teachers"]]
     table.add_row(*columns)
     table.add_row(*([Text()] * len(columns)))
     table.add_row(*(_most_surprising(view["tokens"], teacher["surprise_nats"]) for teacher in view["teachers"]))
@@ -50,13 +52,12 @@ def print_sequence(console: Console, view: dict[str, Any]) -> None:
 
 def print_position(console: Console, view: dict[str, Any]) -> None:
     """Print the alternatives of one position, a table for each teacher."""
-    console.print(
-        Text.assemble(
-            (f"sequence {view['sequence_id']}, position {view['position']}: ", "bold"),
-            ("…" + view["before"], "dim"),
-            (shortened(view["gold"]), "bold green"),
-        )
+    heading = Text.assemble(
+        (f"sequence {view['sequence_id']}, position {view['position']}: ", "bold"),
+        ("…" + view["before"], "dim"),
+        (shortened(view["gold"]), "bold green"),
     )
+    console.print(IsolatedLines(heading))
     for teacher in view["teachers"]:
         console.print(_alternatives_table(teacher, view))
 
@@ -70,8 +71,8 @@ def print_found(console: Console, found: list[Found], measure: str | None) -> No
     table.add_column("text", overflow="fold")
     for item in found:
         value = [] if item.value is None else [f"{item.value:.3g}"]
-        cells = [str(item.sequence_id), str(item.shard), *value, printable(item.document_id), item.excerpt]
-        table.add_row(*map(Text, cells))
+        texts = (IsolatedLines(Text(text)) for text in (printable(item.document_id), item.excerpt))
+        table.add_row(str(item.sequence_id), str(item.shard), *value, *texts)
     console.print(table)
 
 
@@ -102,7 +103,7 @@ def _most_surprising(tokens: list[dict[str, Any]], surprise: list[float | None])
     for nats, token in sorted(judged, key=lambda item: -item[0])[:MOST_SURPRISING]:
         shown = token_cell(printable(token["text"]) or FRAGMENT)
         text.append(f"\n  --position {token['position']}  {nats:.1f} nats  ")
-        text.append(shown, style=_style(nats))
+        text.append(isolated(shown), style=_style(nats))
     return text
 
 
@@ -133,7 +134,7 @@ def _alternatives_table(teacher: dict[str, Any], view: dict[str, Any]) -> Group:
         style = "bold green" if item["gold"] else ""
         mark = " ← gold" if item["gold"] else ""
         bar = _bar(item["probability"]) + mark
-        cells = (token_cell(item["text"]), str(item["id"]), f"{item['probability']:.4f}", bar)
+        cells = (isolated(token_cell(item["text"])), str(item["id"]), f"{item['probability']:.4f}", bar)
         table.add_row(*(Text(cell, style=style) for cell in cells))
     rest = sum(item["probability"] for item in teacher["alternatives"])
     unlisted = teacher["kept"] - len(teacher["alternatives"])
@@ -148,7 +149,7 @@ def _alternatives_table(teacher: dict[str, Any], view: dict[str, Any]) -> Group:
 def _facts(teacher: dict[str, Any], view: dict[str, Any]) -> Text:
     rank, probability, entropy = teacher["gold_rank"], teacher["gold_probability"], teacher["entropy_nats"]
     place = f"rank {rank + 1}" if rank is not None else f"not among the {teacher['kept']} kept"
-    parts = [f"gold {token_cell(view['gold'])} (id {view['gold_id']}): {place}"]
+    parts = [f"gold {isolated(token_cell(view['gold']))} (id {view['gold_id']}): {place}"]
     parts += [] if probability is None else [f"probability {probability:.2g}"]
     parts += [] if entropy is None else [f"entropy {entropy:.2f} nats"]
     return Text(" · ".join(parts))

@@ -46,7 +46,7 @@ class Receipt(BaseModel):
     groups: dict[str, dict[str, Any]]
     objects: dict[Key, ObjectRecord]
     statistics: dict[str, float]
-    provenance: dict[str, Any]
+    provenance: dict[str, dict[str, Any]]
 
     @property
     def stored_bytes(self) -> int:

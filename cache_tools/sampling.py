@@ -1,6 +1,7 @@
-"""Which shards to look at, when looking at all of them would take hours."""
+"""Which shards, or which windows of rows, to look at, when looking at all of them would take hours."""
 
 from collections.abc import Sequence as AbstractSequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,3 +33,37 @@ def drawn(shards: list[int], count: int | None, seed: int) -> list[int]:
     if count is None or count >= len(shards):
         return shards
     return sorted(np.random.default_rng(seed).choice(shards, count, replace=False).tolist())
+
+
+class Window(NamedTuple):
+    """Rows ``[start, stop)`` of the arrays, all of them used rows of one shard."""
+
+    shard: int
+    start: int
+    stop: int
+
+
+def drawn_windows(teachers: AbstractSequence[CachedTeacher], positions: int, seed: int) -> list[Window]:
+    """Return random inner chunks of the shards that all these teachers have committed, ascending.
+
+    A chunk is what a reader decodes anyway. Each has the same chance, whatever shard it lies in.
+
+    Args:
+        teachers: Of one encoding; the first one's chunks are drawn.
+        positions: As many chunks are drawn as hold about so many, or all there are.
+        seed: Of the draw.
+
+    Raises:
+        IncompleteError: there is no such shard.
+    """
+    encoding, chunk = teachers[0].encoding, teachers[0].manifest.chunk_positions
+    shards = committed_shards(teachers)
+    ends = np.cumsum([-(-encoding.shards[shard].positions // chunk) for shard in shards])
+    count = min(-(-positions // chunk), int(ends[-1]))
+    windows = []
+    for number in np.sort(np.random.default_rng(seed).choice(ends[-1], count, replace=False)).tolist():
+        place = int(np.searchsorted(ends, number, side="right"))
+        first, stop = teachers[0].shard_rows(shards[place])
+        start = first + (number - (int(ends[place - 1]) if place else 0)) * chunk
+        windows.append(Window(shards[place], start, min(start + chunk, stop)))
+    return windows

@@ -1,33 +1,58 @@
 """What a cache holds, as one plain dictionary: the data behind ``logitcask inspect``.
 
-Reads manifests, the shard table and receipts; no array, so it costs milliseconds per
-thousand shards whatever the number of positions.
+Sizes, means and progress come from manifests, the shard table and receipts, which costs milliseconds per
+thousand shards whatever the number of positions. What no receipt tells, such as the calibration, comes from
+a sample of positions, if one is asked for, and the sample says how many of how many it is.
 """
 
+import json
 import math
 from collections import defaultdict
 from typing import Any
 
 from cache_tools.cached_teacher import CachedTeacher
+from cache_tools.measures import By, by_group, calibration
 from cache_tools.predictions import mean_statistics
 from cache_tools.reader import Cache, Encoding
 from cache_tools.receipts import Receipt
+from cache_tools.sample import Sample, read_sample
 
 LARGEST_EXPONENT = 700.0
 """exp of more overflows a float; a teacher that gives gold tokens no probability gets there."""
 
+VARYING = ("seconds", "shard")
+"""Keys of a receipt's provenance that are another in every shard."""
 
-def summarise(cache: Cache) -> dict[str, Any]:
-    """Return what ``inspect --json`` prints: encodings, their splits, and each teacher's share."""
+NOTHING = {"shards": 0, "positions": 0, "seconds": 0.0}
+
+
+def summarise(cache: Cache, sample_positions: int = 0, seed: int = 0, by: By | None = None) -> dict[str, Any]:
+    """Return what ``inspect --json`` prints: encodings, their splits, and each teacher's share.
+
+    Args:
+        cache: The cache.
+        sample_positions: Positions of each teacher to read for what no receipt tells; 0 for none, and no array is read.
+        seed: Of their draw.
+        by: Also tell the sample's groups of documents apart, put together by this.
+    """
     return {
         "path": str(cache.path),
         "format": cache.manifest.format,
         "software": cache.manifest.software,
-        "encodings": [_encoding(cache.encoding(name)) for name in cache.encodings],
+        "encodings": [_encoding(cache.encoding(name), sample_positions, seed, by) for name in cache.encodings],
     }
 
 
-def _encoding(encoding: Encoding) -> dict[str, Any]:
+def _encoding(encoding: Encoding, sample_positions: int, seed: int, by: By | None) -> dict[str, Any]:
+    teachers = [
+        describe_teacher(teacher) | {"sample": _sampled(teacher, sample_positions, seed, by)}
+        for teacher in map(encoding.teacher, encoding.teachers)
+    ]
+    return describe_encoding(encoding) | {"teachers": teachers}
+
+
+def describe_encoding(encoding: Encoding) -> dict[str, Any]:
+    """Return what the manifest and the shard table of an encoding say."""
     manifest = encoding.manifest
     return {
         "name": encoding.name,
@@ -38,11 +63,11 @@ def _encoding(encoding: Encoding) -> dict[str, Any]:
         "positions_per_shard": manifest.positions_per_shard,
         "splits": {name: totals.model_dump() for name, totals in manifest.splits.items()},
         "sequence_bytes": sum(entry.bytes for entry in encoding.shards),
-        "teachers": [_teacher(encoding.teacher(name)) for name in encoding.teachers],
     }
 
 
-def _teacher(teacher: CachedTeacher) -> dict[str, Any]:
+def describe_teacher(teacher: CachedTeacher) -> dict[str, Any]:
+    """Return what a teacher's manifest and receipts say: model, sizes, statistics, progress and who made it."""
     manifest = teacher.manifest
     receipts = [r for shard in range(len(teacher.encoding.shards)) if (r := teacher.receipt(shard))]
     positions = sum(receipt.positions for receipt in receipts)
@@ -63,8 +88,40 @@ def _teacher(teacher: CachedTeacher) -> dict[str, Any]:
         "bytes_by_array": _bytes_by_array(receipts),
         "positions_by_group": {g: sum(r.positions for r in receipts if g in r.groups) for g in teacher.groups},
         "statistics": _statistics(teacher, receipts),
+        "positions_expected": sum(entry.positions for entry in teacher.encoding.shards),
         "provenance": receipts[0].provenance if receipts else {},
+        "made_by": _makers(receipts),
     }
+
+
+def describe_sample(sample: Sample, of_positions: int) -> dict[str, int]:
+    """Return how many positions were read, of how many, and how they were drawn."""
+    return {"positions": len(sample.rows), "of_positions": of_positions, "windows": sample.windows, "seed": sample.seed}
+
+
+def _sampled(teacher: CachedTeacher, positions: int, seed: int, by: By | None) -> dict[str, Any] | None:
+    """Return what a sample of the finished shards tells; None if there are none or none was asked for."""
+    shards = set(range(len(teacher.encoding.shards))) - set(teacher.missing_shards())
+    if not positions or not shards:
+        return None
+    sample = read_sample(teacher.encoding, [teacher], positions, seed)
+    answers = sample.answers[teacher.name]
+    drawn = describe_sample(sample, sum(teacher.encoding.shards[shard].positions for shard in shards))
+    groups = {} if by is None else {"groups": by_group(sample, answers, by)}
+    return drawn | {"calibration": calibration(answers, sample.gold_ids)} | groups
+
+
+def _makers(receipts: list[Receipt]) -> list[dict[str, Any]]:
+    """Return the software and devices that wrote groups of arrays, with the shards and seconds of each."""
+    makers: dict[str, dict[str, Any]] = {}
+    for receipt in receipts:
+        for group, made in receipt.provenance.items():
+            who = {key: value for key, value in made.items() if key not in VARYING}
+            maker = makers.setdefault(json.dumps([group, who], sort_keys=True), {"group": group} | who | NOTHING)
+            maker["shards"] += 1
+            maker["positions"] += receipt.positions
+            maker["seconds"] += made.get("seconds", 0.0)
+    return list(makers.values())
 
 
 def _bytes_by_array(receipts: list[Receipt]) -> dict[str, int]:

@@ -97,8 +97,8 @@ def test_the_short_help_of_a_command_is_one_sentence_and_not_cut_off(name):
 def test_commands_are_listed_in_the_order_of_work():
     listed = run("--help").stdout.split("Commands:\n")[1].splitlines()
     assert [line.split()[0] for line in listed] == [
-        "demo", "plan", "capture", "train", "evaluate", "inspect", "show", "diff", "audit", "verify", "repair", "copy",
-        "subset", "drop",
+        "demo", "plan", "capture", "train", "evaluate", "inspect", "show", "report", "diff", "audit", "verify",
+        "repair", "copy", "subset", "drop",
     ]  # fmt: skip
 
 
@@ -155,7 +155,7 @@ def test_inspect_json_has_these_keys(cache):
     assert set(teacher) == {
         "name", "fingerprint", "model", "vocabulary_size", "target", "scalars", "hidden", "shards_done", "shards",
         "positions", "stored_bytes", "bytes_per_position", "bytes_by_array", "positions_by_group", "statistics",
-        "provenance",
+        "positions_expected", "provenance", "made_by", "sample",
     }  # fmt: skip
     for split in ("train", "held_out"):
         assert set(encoding["splits"][split]) == {"documents", "sequences", "tokens", "positions", "shards"}

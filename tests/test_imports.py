@@ -55,7 +55,15 @@ def test_help_imports_nothing_heavy(arguments):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["inspect"], ["inspect", "--json"], ["verify"], ["verify", "--json"], ["verify", "--deep"]]
+    "arguments",
+    [
+        ["inspect"],
+        ["inspect", "--json", "--groups", "group"],
+        ["verify"],
+        ["verify", "--json"],
+        ["verify", "--deep"],
+        ["show", "--highest-loss"],
+    ],
 )
 def test_looking_at_a_cache_imports_no_model_library(cache, arguments):
     imported = imported_by(RUN_MAIN, *arguments, cache)
@@ -63,7 +71,7 @@ def test_looking_at_a_cache_imports_no_model_library(cache, arguments):
     assert imported & MODELS == set()
 
 
-@pytest.mark.parametrize("arguments", [["show"], ["show", "--highest-loss"], ["show", "--position", "3"]])
+@pytest.mark.parametrize("arguments", [["show"], ["show", "--position", "3"]])
 def test_showing_text_imports_the_tokenizers_library_and_no_model_library(cache, arguments):
     assert imported_by(RUN_MAIN, *arguments, cache) & MODELS == {"tokenizers"}
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 import tiny
 from cache_tools import layout
@@ -17,11 +19,13 @@ from cache_tools.cli_show import show_command
 from cache_tools.decoding import token_texts
 from cache_tools.divergence import divergence
 from cache_tools.errors import ConfigError, IncompleteError
+from cache_tools.print_bidi import ISOLATE, POP, IsolatedLines, isolated
 from cache_tools.print_show import BANDS, _coloured, print_found, print_sequence, token_cell
 from cache_tools.reader import Cache
 from test_decoding import HOSTILE
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+ISOLATES = re.compile(f"{ISOLATE}([^{ISOLATE}{POP}]*){POP}")
 BAD_ID = "doc\x1b[2J\u202e<b>[red]"
 
 
@@ -60,8 +64,9 @@ def sequences(encoding):
 
 
 def assert_harmless(output):
-    """Check that the output holds no character that acts, colours and line feeds aside."""
-    assert COLOUR.sub("", output).replace("\n", "").isprintable()
+    """Check that the output holds no character that acts; colours, line feeds and isolates of whole pieces aside."""
+    for line in COLOUR.sub("", output).split("\n"):
+        assert ISOLATES.sub(r"\1", line).isprintable()
 
 
 def test_the_surprise_of_a_token_is_that_of_the_position_before_it(cache):
@@ -254,3 +259,33 @@ def test_what_the_teacher_was_not_asked_about_is_dim_and_the_rest_is_coloured_by
 def test_spaces_at_the_ends_of_a_token_can_be_seen():
     assert [token_cell(text) for text in (" the", "a b", "  ", "")] == ["␣the", "a b", "␣␣", ""]
     assert len(token_cell("x" * 1000)) < 40
+
+
+HEBREW = "שלום עולם"
+
+
+def test_text_from_right_to_left_is_isolated_on_every_line_it_is_wrapped_to():
+    console = Console(file=io.StringIO(), width=20)
+    table = Table()
+    table.add_row(IsolatedLines(Text(f"{HEBREW} " * 5 + "\nlatin")), "beside")
+    console.print(table)
+    lines = console.file.getvalue().splitlines()
+    assert sum(ISOLATE in line for line in lines) > 2
+    for line in lines:
+        assert (ISOLATE in line) == any(char in HEBREW.replace(" ", "") for char in line)
+        assert line.count(ISOLATE) == line.count(POP)
+        assert len(line) - 2 * line.count(POP) == len(lines[0])  # the marks take no room
+        assert line.find("│", 1) == -1 or line.find("│", 1) > line.find(POP)
+
+
+@pytest.mark.parametrize("text", ["latin, é, 日本", "", "1.5 │ ␣"])
+def test_other_text_gets_no_marks(text):
+    assert isolated(text) == text
+    assert printed(lambda console: console.print(IsolatedLines(Text(text)))) == text + "\n"
+
+
+def test_a_sequence_with_hebrew_is_isolated_and_one_without_is_not(cache):
+    (hebrew,) = found(cache, "--text", "שלום")["found"]
+    for arguments in ([hebrew["sequence_id"]], [hebrew["sequence_id"], "--position", 3], ["--text", "שלום"]):
+        assert ISOLATES.search(COLOUR.sub("", run(cache.path, *arguments).stdout))
+    assert ISOLATE not in run(cache.path, 0).stdout

@@ -1,0 +1,47 @@
+"""Right-to-left text in a terminal: kept from turning around what stands beside it.
+
+A terminal that knows Unicode's bidirectional algorithm orders a line as a whole, so a Hebrew word in one column
+would move the border and the numbers of the next. Such text is put between FIRST STRONG ISOLATE and POP DIRECTIONAL
+ISOLATE (UAX #9), which take no room; a terminal that knows no directions shows nothing for them. A line without
+right-to-left text gets none. A document cannot close an isolate by itself: ``decoding.printable`` escapes its marks.
+"""
+
+import unicodedata
+from collections.abc import Iterator
+
+from rich.console import Console, ConsoleOptions
+from rich.measure import Measurement
+from rich.segment import Segment
+from rich.text import Text
+
+ISOLATE, POP = "\u2068", "\u2069"
+RIGHT_TO_LEFT = {"R", "AL", "AN"}
+"""Bidirectional classes: Hebrew and the like, Arabic letters, Arabic digits."""
+
+
+def has_right_to_left(text: str) -> bool:
+    """Say whether a terminal may order a line with this text from right to left."""
+    return not text.isascii() and any(unicodedata.bidirectional(char) in RIGHT_TO_LEFT for char in text)
+
+
+def isolated(text: str) -> str:
+    """Return text that leaves the rest of its line alone; for what is not wrapped."""
+    return f"{ISOLATE}{text}{POP}" if has_right_to_left(text) else text
+
+
+class IsolatedLines:
+    """Text of which each line is isolated after it was wrapped, for an isolate ends with its line."""
+
+    def __init__(self, text: Text) -> None:
+        self.text = text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        """Yield the wrapped lines."""
+        for line in console.render_lines(self.text, options, pad=False):
+            marked = has_right_to_left("".join(segment.text for segment in line))
+            yield from [Segment(ISOLATE), *line, Segment(POP)] if marked else line
+            yield Segment.line()
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """Return the width of the text; the marks have none."""
+        return Measurement.get(console, options, self.text)
