@@ -15,15 +15,17 @@ SIZES = [5, 1, 7, 3, 4, 8, 2, 6, 9, 3]
 GLOBAL_BATCH = 8
 
 
-def order(seed=0, epoch=0, window=3, sizes=SIZES):
-    sampler = ShardWindowSampler(sizes, window, seed)
+def order(seed=0, epoch=0, window=3, sizes=SIZES, step_items=1):
+    sampler = ShardWindowSampler(sizes, window, seed, step_items)
     sampler.set_epoch(epoch)
     return list(sampler)
 
 
 def loader(sampler, world_size, rank):
     """Return one rank's loader, as accelerate makes it for the Trainer."""
-    whole = DataLoader(range(len(sampler)), batch_size=GLOBAL_BATCH // world_size, sampler=sampler, collate_fn=list)
+    whole = DataLoader(
+        range(sum(sampler.shard_sizes)), batch_size=GLOBAL_BATCH // world_size, sampler=sampler, collate_fn=list
+    )
     return prepare_data_loader(whole, num_processes=world_size, process_index=rank, put_on_device=False)
 
 
@@ -31,7 +33,7 @@ def global_batches(world_size, epoch, skipped=0, sizes=SIZES):
     """Return what all ranks read at each step, put together, after a stop in mid-epoch if some steps are skipped."""
     ranks = []
     for rank in range(world_size):
-        sampler = ShardWindowSampler(sizes, 3, seed=0)
+        sampler = ShardWindowSampler(sizes, 3, seed=0, step_items=GLOBAL_BATCH)
         batches = loader(sampler, world_size, rank)
         EpochOrder(sampler).on_epoch_begin(None, SimpleNamespace(epoch=epoch + skipped / 100), None)
         if skipped:
@@ -87,8 +89,13 @@ def test_all_world_sizes_read_the_same_global_batches_and_continue_with_the_next
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_several_ranks_fill_up_only_the_last_batch_of_an_epoch(world_size):
+def test_an_epoch_ends_with_a_whole_batch_on_any_number_of_ranks(world_size):
     sizes = [5, 7, 9]
-    whole, found = order(sizes=sizes), global_batches(world_size, epoch=0, sizes=sizes)
-    assert list(chain.from_iterable(found))[: len(whole)] == whole
-    assert [len(batch) for batch in found] == [8, 8, 5 if world_size == 1 else 8]
+    assert list(chain.from_iterable(global_batches(world_size, epoch=0, sizes=sizes))) == order(sizes=sizes)[:16]
+
+
+def test_what_an_epoch_leaves_out_is_less_than_a_batch_and_differs_from_epoch_to_epoch():
+    left_out = [set(range(21)) - set(order(sizes=[5, 7, 9], epoch=epoch, step_items=8)) for epoch in range(2)]
+    assert [len(items) for items in left_out] == [5, 5]
+    assert left_out[0] != left_out[1]
+    assert len(order(sizes=[5], step_items=8)) == 5

@@ -45,6 +45,15 @@ def made_order(epoch=0, seed=0, window=2, per_epoch=PER_EPOCH):
     return order
 
 
+@pytest.mark.parametrize("step", [1, 4, 7, 10**6])
+def test_an_epoch_is_a_whole_number_of_steps_with_each_cache_in_its_share(step):
+    order, everything = MixedOrder(SHARDS, PER_EPOCH, 2, 0, step), sum(PER_EPOCH)
+    assert len(list(order)) == len(order) == (everything // step * step or everything)
+    first = sum(SHARDS[0])
+    taken = sum(index < first for index in order)
+    assert abs(taken / len(order) - PER_EPOCH[0] / everything) < 1 / len(order)
+
+
 def test_a_list_of_one_cache_trains_to_the_same_weights_as_that_cache(cache, tmp_path):
     alone = train(cache, tmp_path / "alone", teacher="toy", max_steps=12)
     listed = train(cache, tmp_path / "listed", **of_caches((cache, "toy")), max_steps=12)
@@ -97,14 +106,14 @@ def test_what_only_the_log_uses_is_read_of_all_caches_or_of_none(cache, drawn):
 
 def test_without_shares_an_epoch_is_one_pass_over_every_cache(cache, drawn):
     dataset = sequences_of(cache, **of_caches((cache, "other"), (drawn, "toy")))
-    order = order_of(dataset, 4, seed=0)
+    order = order_of(dataset, 4, seed=0, step_items=1)
     assert sorted(order) == list(range(len(dataset)))
     assert len(order) == len(dataset)
 
 
 def test_shares_are_those_of_the_file(cache, drawn):
     dataset = sequences_of(cache, **of_caches((cache, "other"), (drawn, "toy"), shares=(1, 4)))
-    made = list(order_of(dataset, 4, seed=0))
+    made = list(order_of(dataset, 4, seed=0, step_items=1))
     assert sum(i >= len(dataset.parts[0]) for i in made) == round(0.8 * len(dataset))
 
 

@@ -11,19 +11,32 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import DistributedType  # type: ignore[import-untyped]
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
-from cache_tools.errors import ConfigError
-from trainer.data import CachedSequences
-from trainer.evaluate import measure
+from trainer.data import CachedSequences, to_device
+from trainer.evaluate import measured, shared_batches
 from trainer.lora import has_adapter, load_adapter
+from trainer.measures import Sums
 from trainer.packing import check_packing
 from trainer.sampler import ShardWindowSampler
 from trainer.self_test import check_teacher_reaches_student
 from trainer.several import MixedOrder
+from trainer.sharding import (
+    check_checkpoint,
+    check_sharding,
+    gathered,
+    gathered_weights,
+    load_whole,
+    prepare_fsdp,
+    scattered,
+    shard_on_cpu,
+)
 from trainer.sources import TrainingSequences, order_of
 from trainer.stall import StallClock
 from trainer.student import DistilledStudent
@@ -32,26 +45,43 @@ PROJECTIONS = "projections.safetensors"
 """In a checkpoint: the projections between hidden states."""
 
 
+def step_sequences(arguments: TrainingArguments) -> int:
+    """Return the sequences of an optimizer step, over all ranks and micro-batches."""
+    return int(arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size)
+
+
 class DistillationTrainer(Trainer):
     """Trainer with the cache's sampler, per-part losses in its log, and checkpoints of the bare student."""
 
     def __init__(self, *arguments: Any, window_shards: int, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ConfigError(
-                "FSDP and DeepSpeed are not supported yet",
-                where="training",
-                why="checkpoints of a sharded student would not hold all of it",
-                fix="Start several GPUs with torchrun alone",
-            )
+        check_sharding(self.accelerator)
+        if self.is_fsdp_enabled:
+            prepare_fsdp(self.accelerator)
+            nn.Module.to(self._distilled(), self.args.device)  # checks before the first step run where training will
         assert isinstance(self.train_dataset, TrainingSequences)
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        self._sampler = order_of(self.train_dataset, window_shards, seed)
+        self._sampler = order_of(self.train_dataset, window_shards, seed, step_sequences(self.args))
         self.add_callback(EpochOrder(self._sampler))
         self._stall = StallClock()
         self.add_callback(self._stall)
         self._sums: dict[str, Tensor] = {}
         self._num_positions = 0
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make accelerate's object; on CPUs too one that shards, if FSDP was asked for."""
+        super().create_accelerator_and_postprocess()
+        shard_on_cpu(self.accelerator, self.args.fsdp_plugin_args)
+        self.is_fsdp_enabled = self.accelerator.distributed_type == DistributedType.FSDP
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        if resume_from_checkpoint is not None:
+            ranks = self.args.world_size if self.is_deepspeed_enabled else 0
+            check_checkpoint(Path(resume_from_checkpoint), deepspeed_ranks=ranks)
+        prepare: Any = super()._prepare_for_training
+        prepared = prepare(max_steps, train_dataloader, resume_from_checkpoint)
+        register_fsdp_forward_method(self._distilled(), "over_positions")
+        return prepared
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self._sampler
@@ -83,37 +113,65 @@ class DistillationTrainer(Trainer):
             check_teacher_reaches_student(self._distilled(), (dataset[index] for index in self._sampler))
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
-        """Measure the student on the held-out split as ``logitcask evaluate`` does; every rank measures all of it."""
+        """Measure the student on the held-out split as ``logitcask evaluate`` does; ranks share the split."""
         assert isinstance(self.eval_dataset, CachedSequences)
+        module, dataset, arguments = self._distilled(), self.eval_dataset, self.args
+        shared = shared_batches(len(dataset), arguments.eval_batch_size, arguments.process_index, arguments.world_size)
+        module.eval()
         with self.compute_loss_context_manager():
-            measures = measure(self._bare_student(), self.eval_dataset, self.args.eval_batch_size)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in measures.items()}
+            measures = measured(module.over_positions, dataset, shared, module.student.device)
+        measures.totals = self._over_ranks(measures.totals)
+        metrics: dict[str, Any] = {f"{metric_key_prefix}_{name}": value for name, value in measures.means().items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the mean of each part over this rank's positions since the last log, and its waits for data."""
-        if "loss" in logs and self._num_positions:
-            logs |= self._stall.drain()
-            logs |= {name: float(total) / self._num_positions for name, total in sorted(self._sums.items())}
+        """Log the mean of each part over all positions since the last log, and this rank's waits for data."""
+        if "loss" in logs and self._sums:
+            sums = self._over_ranks(self._sums | {"positions": torch.tensor(self._num_positions)})
+            positions = max(int(sums.pop("positions")), 1)
+            logs |= self._stall.drain() | {name: float(total) / positions for name, total in sorted(sums.items())}
             self._sums, self._num_positions = {}, 0
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        student = self._bare_student()
+        state = gathered_weights(student, keep=self.args.should_save) if self.is_fsdp_enabled else None
         if not self.args.should_save:
             return
         folder = output_dir or str(self.args.output_dir)
-        self._bare_student().save_pretrained(folder)
+        student.save_pretrained(folder, state_dict=state)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save what only a continued run needs: the projections of hidden states too."""
-        super()._save_optimizer_and_scheduler(output_dir)
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
+        if self.is_fsdp_enabled:
+            state = gathered(self.optimizer.state_dict(), keep=self.args.should_save)
+            if self.args.should_save:
+                torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+                torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
         match = self._distilled().match
-        if match is not None and self.args.should_save:
-            save_file(match.state_dict(), Path(output_dir) / PROJECTIONS)
+        if match is not None:
+            projections = gathered(match.state_dict(), keep=self.args.should_save)
+            if self.args.should_save:
+                save_file(projections, Path(output_dir) / PROJECTIONS)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.is_fsdp_enabled or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
+        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.optimizer.load_state_dict(scattered(state, parameters))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         student = self._bare_student()
@@ -122,16 +180,23 @@ class DistillationTrainer(Trainer):
         else:
             # files do not always name tensors as the module does (experts of a mixture)
             saved = type(student).from_pretrained(resume_from_checkpoint, dtype=student.dtype, use_safetensors=True)
-            student.load_state_dict(saved.state_dict())
+            load_whole(student, saved.state_dict())
         match = self._distilled().match
         if match is not None:
-            match.load_state_dict(load_file(Path(resume_from_checkpoint) / PROJECTIONS))
+            load_whole(match, load_file(Path(resume_from_checkpoint) / PROJECTIONS))
+
+    def _over_ranks(self, sums: Sums) -> Sums:
+        """Add up what each rank counted; every rank must take part, with the same names."""
+        if self.args.world_size == 1:
+            return sums
+        total: Sums = self.accelerator.reduce(to_device(sums, self.args.device))
+        return to_device(total, torch.device("cpu"))
 
     def _bare_student(self) -> transformers.PreTrainedModel:
         return self._distilled().student
 
     def _distilled(self) -> DistilledStudent:
-        module: DistilledStudent = self.accelerator.unwrap_model(self.model)
+        module: DistilledStudent = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return module
 
 

@@ -8,6 +8,8 @@ log-probabilities, for comparison.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -82,7 +84,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a loaded student; arguments and result as for :func:`evaluate_folder`."""
     dataset = evaluated_sequences(teacher, split, vocabulary_size(model))
-    measures = measured(model, dataset, batch_size, progress)
+    measures = measure(model, dataset, batch_size, progress)
     result = {"split": split} | measures.means()
     result["teacher_cross_entropy_nats"] = _teacher_cross_entropy(teacher, split)
     return result | {"reliability": measures.reliability()}
@@ -104,13 +106,7 @@ def evaluated_sequences(teacher: CachedTeacher, split: Split, student_vocabulary
     return dataset
 
 
-def measure(model: PreTrainedModel, dataset: CachedSequences, batch_size: int = 8) -> dict[str, Any]:
-    """Return what :func:`measured` measured, averaged: see ``measures.py``."""
-    return measured(model, dataset, batch_size).means()
-
-
-@torch.no_grad()
-def measured(
+def measure(
     model: PreTrainedModel,
     dataset: CachedSequences,
     batch_size: int = 8,
@@ -125,11 +121,57 @@ def measured(
         progress: Told how many tokens were read.
     """
     model.eval()  # before its head is looked at: dropout must not move a run's own draws
-    head = StudentHead.of(model)
-    measures = Measures.of(dataset.teacher, vocabulary_size(model), model.device)
+    over_positions = partial(fused.over_positions, model, StudentHead.of(model))
+    batches = shared_batches(len(dataset), batch_size)
+    return measured(over_positions, dataset, batches, model.device, progress)
+
+
+@dataclass(frozen=True)
+class SharedBatches:
+    """A rank's share of some sequences.
+
+    Attributes:
+        batches: Indices of the sequences of each batch; equally many batches on every rank.
+        num_counted: The first so many are its own; the others are repeated and do not count.
+    """
+
+    batches: list[list[int]]
+    num_counted: int
+
+
+def shared_batches(num_sequences: int, batch_size: int, rank: int = 0, world_size: int = 1) -> SharedBatches:
+    """Cut sequences into batches and return those of one rank, which lie side by side.
+
+    A rank with too few repeats the first batch: where parameters lie in pieces, all ranks take part in each pass.
+    """
+    batches = [list(range(i, min(i + batch_size, num_sequences))) for i in range(0, num_sequences, batch_size)]
+    share = -(-len(batches) // world_size)
+    own = batches[rank * share : (rank + 1) * share]
+    return SharedBatches(own + batches[:1] * (share - len(own)), len(own))
+
+
+@torch.no_grad()
+def measured(
+    over_positions: Callable[[dict[str, Any], Tensor, fused.LossOf], tuple[Sums, Any]],
+    dataset: CachedSequences,
+    shared: SharedBatches,
+    device: torch.device,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Measures:
+    """Return the sums of one rank's share; arguments as for :func:`measure`.
+
+    Args:
+        over_positions: Runs the student, as ``fused.over_positions`` of a model and its head.
+        dataset: From :func:`evaluated_sequences`.
+        shared: Which of its sequences to read.
+        device: Where the student is.
+        progress: Told how many tokens were read.
+    """
+    measures = Measures.of(dataset.teacher, dataset.student_vocabulary_size, device)
     own_draws = torch.Generator()  # a loader would take a seed from the run's
-    for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=collate, generator=own_draws):
-        moved = to_device(batch, model.device)
+    loader = DataLoader(dataset, batch_sampler=shared.batches, collate_fn=collate, generator=own_draws)
+    for number, batch in enumerate(loader):
+        moved = to_device(batch, device)
         kept = moved["labels"] != IGNORED
         gold_P, said = moved["labels"][kept], TeacherRows.of(moved)
 
@@ -137,7 +179,8 @@ def measured(
             return measures.sums(logits_NV, gold_P[rows], said[rows])
 
         inputs = {name: moved[name] for name in ("input_ids", "attention_mask")}
-        measures.add(fused.over_positions(model, head, inputs, kept, sums_of)[0])
+        sums, _ = over_positions(inputs, kept, sums_of)
+        measures.add(sums if number < shared.num_counted else {name: 0 * value for name, value in sums.items()})
         progress(int(batch["attention_mask"].sum()))
     return measures
 

@@ -39,6 +39,8 @@ NOT_COMPARED = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "per_device_eval_batch_size",
+    "fsdp",
+    "fsdp_config",
 )
 """Training arguments that may change between a run and its continuation; how a step's batch
 is cut into ranks and micro-batches may too, as long as the whole batch stays the same size."""

@@ -4,25 +4,31 @@ The order depends on (seed, epoch) alone. Ranks and loader workers take slices o
 order, so a run may stop in the middle of an epoch and go on with another number of either.
 The window keeps reading local: a reader holds ``window_shards`` shards instead of touching
 every object for every batch.
+
+An epoch is a whole number of steps: the last sequences of its order, fewer than a step takes, are left out, other ones
+each time. A shorter last batch could not be cut into ranks and micro-batches in every way: some would get nothing,
+and accelerate repeats sequences then, so that the result would depend on the number of ranks.
 """
 
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 from torch.utils.data import Sampler
 
 
 class ShardWindowSampler(Sampler[int]):
-    """Yields every index of a sharded dataset once per epoch.
+    """Yields the indices of a sharded dataset, each at most once per epoch.
 
     Args:
         shard_sizes: Items of each shard; indices run through the shards in order.
         window_shards: Shards whose items are shuffled together.
         seed: With the epoch, determines the order.
+        step_items: Items of a step, over all ranks and micro-batches; a dataset smaller than that is one short step.
     """
 
-    def __init__(self, shard_sizes: list[int], window_shards: int, seed: int) -> None:
-        self.shard_sizes, self.window_shards, self.seed = shard_sizes, window_shards, seed
+    def __init__(self, shard_sizes: list[int], window_shards: int, seed: int, step_items: int = 1) -> None:
+        self.shard_sizes, self.window_shards, self.seed, self.step_items = shard_sizes, window_shards, seed, step_items
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -30,9 +36,13 @@ class ShardWindowSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return sum(self.shard_sizes)
+        items = sum(self.shard_sizes)
+        return items // self.step_items * self.step_items or items
 
     def __iter__(self) -> Iterator[int]:
+        return islice(self._order(), len(self))
+
+    def _order(self) -> Iterator[int]:
         generator = np.random.Generator(np.random.PCG64([self.seed, self.epoch]))
         starts = np.cumsum([0, *self.shard_sizes])
         shards = generator.permutation(len(self.shard_sizes))

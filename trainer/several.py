@@ -11,6 +11,7 @@ holds a window of shards of every cache. Rejected: drawing the cache of each seq
 makes batches noisier for nothing; ending an epoch with the smallest cache, which never shows the largest one whole.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, islice
@@ -50,14 +51,20 @@ class MixedOrder(Sampler[int]):
         per_epoch: Sequences that each cache gives to an epoch.
         window_shards: Shards of a cache whose sequences are shuffled together.
         seed: With the epoch, determines the order.
+        step_items: Sequences of a step; an epoch is a whole number of steps, as in ``sampler.py``.
     """
 
     def __init__(
-        self, shard_sizes: Sequence[list[int]], per_epoch: Sequence[int], window_shards: int, seed: int
+        self,
+        shard_sizes: Sequence[list[int]],
+        per_epoch: Sequence[int],
+        window_shards: int,
+        seed: int,
+        step_items: int = 1,
     ) -> None:
         self._orders = [ShardWindowSampler(sizes, window_shards, seed + i) for i, sizes in enumerate(shard_sizes)]
         self._starts = [0, *accumulate(map(sum, shard_sizes))]
-        self._per_epoch = per_epoch
+        self._per_epoch = in_whole_steps(per_epoch, step_items)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -83,11 +90,18 @@ def sequences_per_epoch(sizes: Sequence[int], shares: Sequence[float] | None) ->
     return [max(1, round(sum(sizes) * share / sum(shares))) for share in shares]
 
 
+def in_whole_steps(numbers: Sequence[int], step_items: int) -> list[int]:
+    """Return the numbers less what does not fill a step, taken from each in proportion; all of what fills none."""
+    whole = sum(numbers) // step_items * step_items or sum(numbers)
+    taken = Counter(islice(interleaved(numbers), whole))
+    return [taken[i] for i in range(len(numbers))]
+
+
 def interleaved(numbers: Sequence[int]) -> Iterator[int]:
     """Yield each i ``numbers[i]`` times, spread evenly: the next is the one that is furthest behind its share."""
     taken = [0] * len(numbers)
     for _ in range(sum(numbers)):
-        chosen = min(range(len(numbers)), key=lambda i: (taken[i] + 0.5) / numbers[i])
+        chosen = min((i for i, number in enumerate(numbers) if number), key=lambda i: (taken[i] + 0.5) / numbers[i])
         taken[chosen] += 1
         yield chosen
 

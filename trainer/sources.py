@@ -62,11 +62,14 @@ def common_reading(readings: Sequence[Reading]) -> Reading:
     return readings[0]
 
 
-def order_of(dataset: TrainingSequences, window_shards: int, seed: int) -> ShardWindowSampler | MixedOrder:
-    """Return the sampler of training sequences."""
+def order_of(
+    dataset: TrainingSequences, window_shards: int, seed: int, step_items: int
+) -> ShardWindowSampler | MixedOrder:
+    """Return the sampler of training sequences; a step takes ``step_items`` of them, over all ranks."""
     if isinstance(dataset, SeveralCaches):
-        return MixedOrder([part.shard_sizes for part in dataset.parts], dataset.per_epoch, window_shards, seed)
-    return ShardWindowSampler(dataset.shard_sizes, window_shards, seed)
+        sizes = [part.shard_sizes for part in dataset.parts]
+        return MixedOrder(sizes, dataset.per_epoch, window_shards, seed, step_items)
+    return ShardWindowSampler(dataset.shard_sizes, window_shards, seed, step_items)
 
 
 def objective_of(config: StudentConfig, teachers: Sequence[CachedTeacher]) -> MixedObjective | None:

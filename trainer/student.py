@@ -70,6 +70,7 @@ class DistilledStudent(nn.Module):
         self.student, self.match = student, match
         self.objective = Objective(loss, teacher_head) if objective is None else objective
         self.config = student.config
+        self._no_split_modules = student._no_split_modules  # layers, each of which FSDP gathers by itself
         self.head = StudentHead.of(student)
         if self.head is None:
             logger.warning("%s: the whole batch's logits are kept, for its head is unknown", type(student).__name__)
@@ -113,6 +114,12 @@ class DistilledStudent(nn.Module):
             sums |= {"loss": sums["loss"] + hidden_loss, "hidden_loss": hidden_loss.detach()}
         positions = max(len(gold_P), 1) if num_items_in_batch is None else num_items_in_batch
         return sums | {"loss": sums["loss"] / positions}
+
+    def over_positions(
+        self, inputs: dict[str, Any], kept_BL: Tensor, loss_of: fused.LossOf
+    ) -> tuple[dict[str, Tensor], Any]:
+        """Return the sums of any function of the student's logits, see ``fused.over_positions``."""
+        return fused.over_positions(self.student, self.head, inputs, kept_BL, loss_of)
 
     def gradient_checkpointing_enable(self, **arguments: Any) -> None:
         """Pass on to the student; the Trainer calls it."""

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoTokenizer, TrainingArguments, set_seed
+from transformers.training_args import ParallelMode
 
 from cache_tools.errors import ConfigError
 from cache_tools.reader import Encoding
 from trainer.best import check_best, direction
 from trainer.config import StudentConfig, StudentModelConfig
 from trainer.data import collate
-from trainer.distillation_trainer import DistillationTrainer
+from trainer.distillation_trainer import DistillationTrainer, step_sequences
 from trainer.evaluate import evaluated_sequences
 from trainer.lora import ADAPTER, merge_adapter
 from trainer.packing import pack
@@ -54,8 +55,7 @@ def run_training(config: StudentConfig) -> Path:
     teachers = open_teachers(config)
     teacher = teachers[0]
     check_sources(config, teachers)
-    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    record_run(output, config, teachers, batch)
+    record_run(output, config, teachers, step_sequences(arguments))
     if (output / FINAL).exists():
         return output / FINAL
     set_seed(arguments.seed)
@@ -91,7 +91,7 @@ def run_training(config: StudentConfig) -> Path:
 def training_arguments(config: StudentConfig) -> TrainingArguments:
     """Build ``TrainingArguments`` from the ``training:`` block.
 
-    Defaults that differ from transformers': no reporting to outside services, and the
+    Defaults that differ from transformers': no reporting to outside services, CPUs where there is nothing else, and the
     columns of a batch are ours, so none is removed.
 
     Raises:
@@ -99,6 +99,7 @@ def training_arguments(config: StudentConfig) -> TrainingArguments:
     """
     defaults: dict[str, Any] = {
         "report_to": [],
+        "use_cpu": not torch.accelerator.is_available(),  # or ranks would not find each other without a GPU
         "dataloader_pin_memory": torch.cuda.is_available(),
         "logging_steps": 10,
         "include_num_input_tokens_seen": "non_padding",
@@ -114,6 +115,10 @@ def training_arguments(config: StudentConfig) -> TrainingArguments:
         ) from error
     _refuse_unsupported(arguments)
     check_best(arguments)
+    if arguments.fsdp and arguments.parallel_mode != ParallelMode.DISTRIBUTED:
+        raise ConfigError(
+            "FSDP needs ranks to share a student", where="training.fsdp", fix="Start with torchrun, or leave it out"
+        )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # nn.DataParallel would cut predictions apart from their sequences
     return arguments
 

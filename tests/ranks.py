@@ -1,0 +1,47 @@
+"""Several ranks of one training run, as torchrun would start them, each a forked process (see ``processes.py``).
+
+They speak to each other over gloo, on this machine's loopback; what they exchange is what ranks on GPUs exchange.
+"""
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+from torch.distributed.tensor import DTensor
+
+import trainer.train
+from processes import finish, start
+from student_fixtures import train, train_and_stop
+
+
+def train_on(world_size, cache, output, stop_after=None, environment=None, **changes):
+    """Train on some ranks, as ``student_fixtures.train`` does; all fail after step ``stop_after`` if it is given."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world_size} | (environment or {})
+    logs = [Path(f"{output}-rank{rank}.log") for rank in range(world_size)]
+    processes = [
+        start(_rank, shared | {"RANK": rank, "LOCAL_RANK": rank}, log, stop_after, cache, output, changes)
+        for rank, log in enumerate(logs)
+    ]
+    codes = [finish(process) for process in processes]
+    assert codes == [0] * world_size, "\n".join(log.read_text() for log in logs)
+    return Path(output) / "final"
+
+
+def _save_pieces(trained, output, save_final=trainer.train._save_final):
+    assert all(isinstance(parameter, DTensor) for parameter in trained.model.parameters())
+    save_final(trained, output)
+
+
+def _rank(environment, log, stop_after, cache, output, changes):
+    os.environ |= {name: str(value) for name, value in environment.items()}
+    with log.open("w") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    if changes.get("fsdp"):
+        trainer.train._save_final = _save_pieces
+    if stop_after is None:
+        train(cache, output, **changes)
+    else:
+        train_and_stop(stop_after, cache, output, **changes)

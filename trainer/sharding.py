@@ -1,0 +1,151 @@
+"""FSDP: each rank keeps a piece of every parameter and of its optimizer state.
+
+The Trainer and accelerate do the sharding. What this module adds is that nobody sees it from outside: a checkpoint
+holds whole tensors under the names and numbers that one process would give them, so a run that was stopped goes on
+with FSDP, with DDP or in one process.
+
+Precision: with ``bf16`` or ``fp16`` parameters are gathered in that type and gradients are summed over ranks in
+float32. Inputs and outputs of the student keep their types: accelerate's policy would round what the teacher said.
+
+Cost: at the start each rank holds the whole student once, without gradients or optimizer state; a checkpoint is
+gathered tensor by tensor, into the memory of the first machine. Rejected: checkpoints in pieces, which save faster
+and which nothing but the same kind of run can read.
+
+DeepSpeed shards the optimizer state alone here (ZeRO 1 and 2), and keeps it in its own files, so such a run continues
+on the same number of ranks only. ZeRO 3 is refused: it takes a matrix away as soon as its own forward is over, before
+the loss has been computed in chunks from it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin  # type: ignore[import-untyped]
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from cache_tools.errors import ConfigError, IdentityError
+
+COMPUTED_IN = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def shard_on_cpu(accelerator: Accelerator, plugin_arguments: dict[str, Any] | None) -> None:
+    """Make accelerate shard on CPUs too, where it would train with DDP and not say so.
+
+    Args:
+        accelerator: Of the Trainer.
+        plugin_arguments: Of FSDP, as ``TrainingArguments`` makes them; None for no FSDP.
+    """
+    state = accelerator.state
+    if plugin_arguments is not None and state.distributed_type == DistributedType.MULTI_CPU:
+        state.distributed_type = DistributedType.FSDP
+        state.fsdp_plugin = FullyShardedDataParallelPlugin(**plugin_arguments)
+
+
+def check_sharding(accelerator: Accelerator) -> None:
+    """Refuse settings under which a student in pieces would not be what it is in one process.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    fsdp, deepspeed = getattr(accelerator.state, "fsdp_plugin", None), accelerator.state.deepspeed_plugin
+    settings: list[tuple[str, Any, tuple[Any, ...]]] = []
+    if fsdp is not None:
+        settings.append(("fsdp_config.version", fsdp.fsdp_version, (2,)))
+        settings.append(("fsdp_config.cpu_ram_efficient_loading", fsdp.cpu_ram_efficient_loading, (False,)))
+    if deepspeed is not None:
+        half = deepspeed.deepspeed_config.get("fp16", {}).get("enabled")  # would round what the teacher said
+        settings.append(("deepspeed: zero_optimization.stage", deepspeed.zero_stage, (0, 1, 2)))
+        settings.append(("deepspeed: fp16.enabled", half in (True, "true"), (False,)))
+    for name, found, accepted in settings:
+        if found not in accepted:
+            raise ConfigError(
+                "this setting has no place here",
+                where=f"training.{name}",
+                expected=" or ".join(str(value).lower() for value in accepted),
+                found=str(found).lower(),
+                fix="For parameters in pieces set training.fsdp: true, for half precision training.bf16: true",
+            )
+
+
+def prepare_fsdp(accelerator: Accelerator) -> None:
+    """Set what checkpoints and losses need of FSDP, whatever the student file says."""
+    plugin = accelerator.state.fsdp_plugin
+    plugin.set_state_dict_type("FULL_STATE_DICT")
+    if accelerator.mixed_precision in COMPUTED_IN:
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            COMPUTED_IN[accelerator.mixed_precision], reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+
+
+def check_checkpoint(checkpoint: Path, deepspeed_ranks: int) -> None:
+    """Refuse to continue from an optimizer state that this run cannot read.
+
+    Args:
+        checkpoint: A checkpoint of the Trainer.
+        deepspeed_ranks: How many ranks this run has, if they use DeepSpeed; otherwise 0.
+
+    Raises:
+        IdentityError: DeepSpeed wrote it with another number of ranks, or only one of both runs uses DeepSpeed.
+    """
+    saved = len(list(checkpoint.glob("rng_state*.pth"))) if any(checkpoint.glob("global_step*")) else 0
+    if saved != deepspeed_ranks:
+        raise IdentityError(
+            "this run cannot read the optimizer's state",
+            where=checkpoint,
+            expected=f"one of DeepSpeed on {deepspeed_ranks} ranks" if deepspeed_ranks else "one without DeepSpeed",
+            found=f"one of DeepSpeed on {saved} ranks" if saved else "one without DeepSpeed",
+            why="DeepSpeed keeps it in as many pieces as there are ranks",
+            fix="Continue as it began; runs with DDP or FSDP go on with any number of ranks",
+        )
+
+
+def gathered(state: Any, keep: bool) -> Any:
+    """Return a nested state with whole tensors on the CPU; every rank must take part.
+
+    Args:
+        state: Dictionaries and lists, with pieces of tensors among the values.
+        keep: Whether this rank wants the result; others get None in the place of each piece.
+    """
+    if isinstance(state, DTensor):
+        whole: Tensor = state.full_tensor().detach()
+        return whole.cpu() if keep else None
+    if isinstance(state, dict):
+        return {name: gathered(value, keep) for name, value in state.items()}
+    return [gathered(value, keep) for value in state] if isinstance(state, list) else state
+
+
+def gathered_weights(module: nn.Module, keep: bool) -> dict[str, Tensor]:
+    """Return a module's whole tensors on the CPU, as :func:`gathered`; tied ones by their first name alone."""
+    by_tensor = {id(value): (name, value) for name, value in reversed(module.state_dict(keep_vars=True).items())}
+    whole: dict[str, Tensor] = gathered(dict(by_tensor.values()), keep)
+    return whole
+
+
+def load_whole(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load whole tensors, which every rank has, into a module that may lie in pieces."""
+    pieces = module.state_dict()
+    module.load_state_dict({name: _piece(value, pieces[name]) for name, value in state.items()})
+
+
+def scattered(state: dict[str, Any], parameters: list[Tensor]) -> dict[str, Any]:
+    """Return an optimizer's state, as one process saved it, with this rank's pieces of what is like its parameter.
+
+    Args:
+        state: ``state`` and ``param_groups``, parameters by number.
+        parameters: Of all groups, in order.
+    """
+    pieces = {
+        number: {name: _piece(value, parameters[number]) for name, value in values.items()}
+        for number, values in state["state"].items()
+    }
+    return state | {"state": pieces}
+
+
+def _piece(value: Any, parameter: Tensor) -> Any:
+    if not (isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape):
+        return value
+    on_device = value.to(parameter.device)  # each rank read the whole tensor, so none has to send it
+    return distribute_tensor(on_device, parameter.device_mesh, parameter.placements, src_data_rank=None)
