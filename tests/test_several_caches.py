@@ -54,9 +54,11 @@ def test_an_epoch_is_a_whole_number_of_steps_with_each_cache_in_its_share(step):
     assert abs(taken / len(order) - PER_EPOCH[0] / everything) < 1 / len(order)
 
 
-def test_a_list_of_one_cache_trains_to_the_same_weights_as_that_cache(cache, tmp_path):
-    alone = train(cache, tmp_path / "alone", teacher="toy", max_steps=12)
-    listed = train(cache, tmp_path / "listed", **of_caches((cache, "toy")), max_steps=12)
+def test_a_list_of_one_cache_trains_an_epoch_as_that_cache_does(cache, tmp_path):
+    # later epochs differ: a list goes on with what did not fill a step, one cache is shuffled anew
+    alone = train(cache, tmp_path / "alone", teacher="toy", max_steps=8)
+    listed = train(cache, tmp_path / "listed", **of_caches((cache, "toy")), max_steps=8)
+    assert curve(tmp_path / "alone")[-1]["epoch"] <= 1
     assert largest_difference(weights(alone), weights(listed)) == 0
 
 
