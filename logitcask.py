@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "trainer.cli_evaluate:evaluate_command",
     "inspect": "cache_tools.cli_inspect:inspect_command",
     "show": "cache_tools.cli_show:show_command",
+    "view": "cache_tools.cli_view:view_command",
     "report": "cache_tools.cli_report:report_command",
     "diff": "cache_tools.cli_diff:diff_command",
     "audit": "pipeline.cli_audit:audit_command",

@@ -32,14 +32,14 @@ class TokenTexts:
     """
 
     def __init__(self, tokenizer: "Tokenizer | None") -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._added = tokenizer.get_added_tokens_decoder() if tokenizer else {}
         decoder = json.loads(tokenizer.to_str()).get("decoder") if tokenizer else None
         self._kinds = _kinds(decoder)
 
     def token(self, token_id: int) -> bytes:
         """Return the bytes that a token stands for; ``<id N>`` for an id without a token."""
-        piece = self._tokenizer.id_to_token(token_id) if self._tokenizer else None
+        piece = self.tokenizer.id_to_token(token_id) if self.tokenizer else None
         if piece is None:
             return f"<id {token_id}>".encode()
         if token_id in self._added:

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.decoding import TokenTexts, printable
@@ -121,10 +122,10 @@ def printable_end(content: bytes, num_bytes: int) -> str:
 
 def _surprise(teacher: CachedTeacher, sequence: Sequence, judged: list[int]) -> dict[str, Any]:
     nats = -scalar(teacher, GOLD_LOGPROB, *sequence.rows).astype(np.float64)
-    aligned: list[float | None] = [None] * len(sequence.input_ids)
-    for index, value in zip(judged, nats.tolist(), strict=True):
-        aligned[index] = finite(value)
-    return {"surprise_nats": aligned, "mean_surprise_nats": finite(float(nats.mean())) if len(nats) else None}
+    return {
+        "surprise_nats": aligned(nats, judged, len(sequence.input_ids)),
+        "mean_surprise_nats": finite(float(nats.mean())) if len(nats) else None,
+    }
 
 
 def _alternatives(teacher: CachedTeacher, row: int, gold: int, texts: TokenTexts, top: int) -> dict[str, Any]:
@@ -163,6 +164,14 @@ def scalar(teacher: CachedTeacher, name: str, start: int, stop: int) -> np.ndarr
             found=", ".join(teacher.manifest.scalars) or "no scalars",
         )
     return teacher.scalar(name, start, stop)
+
+
+def aligned(values: NDArray[np.float64], judged: list[int], num_tokens: int) -> list[float | None]:
+    """Return the kept positions' values (p,) at the tokens they judge; None elsewhere and for what is not finite."""
+    result: list[float | None] = [None] * num_tokens
+    for index, value in zip(judged, values.tolist(), strict=True):
+        result[index] = finite(value)
+    return result
 
 
 def finite(value: float) -> float | None:
