@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from cache_tools.cached_teacher import CachedTeacher
-from cache_tools.comparison import DRAWN_KINDS
 from cache_tools.decoding import TokenTexts, printable, token_texts
 from cache_tools.divergence import divergence
 from cache_tools.errors import ConfigError, IncompleteError
+from cache_tools.manifest import DRAWN_KINDS
 from cache_tools.reader import Cache, Encoding
 from cache_tools.sequences import Sequence
 from cache_tools.storage import StorePath

@@ -30,9 +30,9 @@ def train_on(world_size, cache, output, stop_after=None, environment=None, **cha
     return Path(output) / "final"
 
 
-def _save_pieces(trained, output, save_final=trainer.train._save_final):
+def _save_pieces(trained, *others, save_final=trainer.train._save_final):
     assert all(isinstance(parameter, DTensor) for parameter in trained.model.parameters())
-    save_final(trained, output)
+    save_final(trained, *others)
 
 
 def _rank(environment, log, stop_after, cache, output, changes):

@@ -118,6 +118,18 @@ def test_any_student_ends_the_same_in_pieces(cache, tmp_path, changes):
 
 
 @pytest.mark.parametrize("wrapper", ["DDP", "FSDP"])
+def test_adapters_on_two_ranks_end_and_continue_as_in_one_process(cache, tmp_path, wrapper):
+    pytest.importorskip("peft")
+    pretrained = tiny.save_teacher(tmp_path / "pretrained", tiny.model(seed=5))
+    changes = {"student": {"pretrained": str(pretrained), "lora": {"r": 4, "lora_alpha": 8}}, "save_steps": 2}
+    whole = train(cache, tmp_path / "one", **ONE | changes | {"max_steps": 4})
+    two = {"DDP": TWO, "FSDP": SHARDED}[wrapper] | changes | {"max_steps": 4}
+    train_on(2, cache, tmp_path / "two", stop_after=3, **two)
+    again = train_on(2, cache, tmp_path / "two", **two)
+    assert largest_difference(weights(whole), weights(again)) < 1e-5
+
+
+@pytest.mark.parametrize("wrapper", ["DDP", "FSDP"])
 def test_packed_on_two_ranks_ends_as_padded_in_one_process(cache, one, tmp_path, wrapper):
     run, changes = RUNS[wrapper]
     packed = run(cache, tmp_path / "packed", **changes | {"packing": {"row_tokens": 96}})

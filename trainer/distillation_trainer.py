@@ -6,6 +6,7 @@ checkpoints of the bare student, so that every one of them is an ordinary model 
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from trainer.data import CachedSequences, to_device
 from trainer.evaluate import measured, shared_batches
@@ -28,13 +28,13 @@ from trainer.sampler import ShardWindowSampler
 from trainer.self_test import check_teacher_reaches_student
 from trainer.several import MixedOrder
 from trainer.sharding import (
+    WholeOptimizer,
     check_checkpoint,
     check_sharding,
     gathered,
     gathered_weights,
     load_whole,
     prepare_fsdp,
-    scattered,
     shard_on_cpu,
 )
 from trainer.sources import TrainingSequences, order_of
@@ -147,14 +147,9 @@ class DistillationTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save what only a continued run needs: the projections of hidden states too."""
-        assert self.optimizer is not None
-        assert self.lr_scheduler is not None
-        if self.is_fsdp_enabled:
-            state = gathered(self.optimizer.state_dict(), keep=self.args.should_save)
-            if self.args.should_save:
-                torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
-                torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
-        else:
+        with self._optimizer_of_one_process() as pieces:
+            if pieces is not None:
+                pieces.gather(keep=self.args.should_save)
             super()._save_optimizer_and_scheduler(output_dir)
         match = self._distilled().match
         if match is not None:
@@ -163,15 +158,22 @@ class DistillationTrainer(Trainer):
                 save_file(projections, Path(output_dir) / PROJECTIONS)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if not self.is_fsdp_enabled or checkpoint is None:
+        with self._optimizer_of_one_process():
             super()._load_optimizer_and_scheduler(checkpoint)
+
+    @contextmanager
+    def _optimizer_of_one_process(self) -> Iterator[WholeOptimizer | None]:
+        """Let the Trainer save and load an optimizer in pieces as if it were whole: any other run can go on with it."""
+        if not self.is_fsdp_enabled:
+            yield None
             return
         assert self.optimizer is not None
-        assert self.lr_scheduler is not None
-        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        self.optimizer.load_state_dict(scattered(state, parameters))
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        pieces, whole = self.optimizer, WholeOptimizer(self.optimizer)
+        self.optimizer, self.is_fsdp_enabled = whole, False  # type: ignore[assignment]
+        try:
+            yield whole
+        finally:
+            self.optimizer, self.is_fsdp_enabled = pieces, True
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         student = self._bare_student()

@@ -130,6 +130,31 @@ def load_whole(module: nn.Module, state: dict[str, Tensor]) -> None:
     module.load_state_dict({name: _piece(value, pieces[name]) for name, value in state.items()})
 
 
+class WholeOptimizer:
+    """Stands in for an optimizer whose state lies in pieces, for whoever saves or loads it as that of one process.
+
+    Args:
+        optimizer: Whose state it is.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._whole: dict[str, Any] = {}
+
+    def gather(self, keep: bool) -> None:
+        """Put the pieces together; every rank must take part, those that do not keep the result too."""
+        self._whole = gathered(self._optimizer.state_dict(), keep)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``gather`` kept."""
+        return self._whole
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Give this rank its pieces of a whole state."""
+        parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        self._optimizer.load_state_dict(scattered(state, parameters))
+
+
 def scattered(state: dict[str, Any], parameters: list[Tensor]) -> dict[str, Any]:
     """Return an optimizer's state, as one process saved it, with this rank's pieces of what is like its parameter.
 
