@@ -33,9 +33,9 @@ from trainer.sharding import (
     check_sharding,
     gathered,
     gathered_weights,
+    keep_sharding,
     load_whole,
     prepare_fsdp,
-    shard_on_cpu,
 )
 from trainer.sources import TrainingSequences, order_of
 from trainer.stall import StallClock
@@ -71,7 +71,7 @@ class DistillationTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         """Make accelerate's object; on CPUs too one that shards, if FSDP was asked for."""
         super().create_accelerator_and_postprocess()
-        shard_on_cpu(self.accelerator, self.args.fsdp_plugin_args)
+        keep_sharding(self.accelerator, self.args.fsdp_plugin_args)
         self.is_fsdp_enabled = self.accelerator.distributed_type == DistributedType.FSDP
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate import Accelerator, PartialState  # type: ignore[import-untyped]
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -31,8 +31,11 @@ from cache_tools.errors import ConfigError, IdentityError
 COMPUTED_IN = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def shard_on_cpu(accelerator: Accelerator, plugin_arguments: dict[str, Any] | None) -> None:
-    """Make accelerate shard on CPUs too, where it would train with DDP and not say so.
+def keep_sharding(accelerator: Accelerator, plugin_arguments: dict[str, Any] | None) -> None:
+    """Make accelerate shard wherever FSDP was asked for, and not forget it.
+
+    On CPUs it would train with DDP and not say so; anywhere, its state is copied from ``PartialState``, which does not
+    know of FSDP, whenever somebody asks for a context of mixed precision.
 
     Args:
         accelerator: Of the Trainer.
@@ -42,6 +45,8 @@ def shard_on_cpu(accelerator: Accelerator, plugin_arguments: dict[str, Any] | No
     if plugin_arguments is not None and state.distributed_type == DistributedType.MULTI_CPU:
         state.distributed_type = DistributedType.FSDP
         state.fsdp_plugin = FullyShardedDataParallelPlugin(**plugin_arguments)
+    if state.distributed_type == DistributedType.FSDP:
+        PartialState().distributed_type = DistributedType.FSDP
 
 
 def check_sharding(accelerator: Accelerator) -> None:
