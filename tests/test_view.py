@@ -331,7 +331,7 @@ def test_a_cache_in_a_bucket_is_shown_as_the_same_on_a_disk(cache, client):
 
 def test_viewing_imports_no_model_library(cache):
     code = "import sys; from cache_tools.view_app import make_app; make_app(sys.argv[1])"
-    assert imported_by(code, cache.path) & MODELS == {"tokenizers"}
+    assert imported_by(code, cache.path) & MODELS <= {"tokenizers"}
 
 
 def test_what_is_no_cache_is_refused_before_anything_is_served(tmp_path):
