@@ -224,6 +224,7 @@ def main(kills: int, executor: str, seed: int, as_json: bool) -> None:
             tally.captures += 1
             tally.shards += sum("receipts" in key for key in contents(config.cache))
             tally.equal &= contents(config.cache) == contents(straight.cache) and not verify(config.cache, deep=True)
+            click.echo(f"capture {tally.captures}: {tally.kills} of {kills} kills, equal: {tally.equal}", err=True)
     if as_json:
         click.echo(json.dumps(asdict(tally)))
     else:
