@@ -35,7 +35,9 @@ from cache_tools.verify import verify
 from pipeline.config import CaptureConfig
 from pipeline.run import Worker, run_capture
 
-WORKERS, SHARD_POSITIONS, DOCUMENTS = 2, 256, 400
+WORKERS, SHARD_POSITIONS = 2, 256
+DOCUMENTS = {"local": 400, "ray": 3000}
+"""On Ray a worker takes so long to start that a small capture is over before many can be killed."""
 PAUSE_SECONDS = {"local": 0.5, "ray": 4.0}
 """Mean time from a worker that reads shards to a kill; on Ray each kill is followed by an import of torch."""
 
@@ -68,10 +70,10 @@ class Marker:
         """Ignore."""
 
 
-def make_config(folder: Path, cache: str) -> CaptureConfig:
+def make_config(folder: Path, cache: str, documents: int) -> CaptureConfig:
     """Make a tiny random teacher and a corpus in a folder, unless they are there, and describe their capture."""
     words = [f"{stem}{ending}" for stem in ("shard", "token", "mass", "row") for ending in ("s", "ing", "ed", "")]
-    texts = [" ".join(random.Random(i).choices(words, k=60)) for i in range(DOCUMENTS)]
+    texts = [" ".join(random.Random(i).choices(words, k=60)) for i in range(documents)]
     if not (folder / "teacher").exists():
         (folder / "corpus.jsonl").write_text(
             "".join(json.dumps({"id": str(i), "text": t}) + "\n" for i, t in enumerate(texts))
@@ -214,12 +216,12 @@ def main(kills: int, executor: str, seed: int, as_json: bool) -> None:
     pauses = iter(lambda: moments.uniform(0, 2 * PAUSE_SECONDS[executor]), None)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        straight = make_config(folder, "straight")
+        straight = make_config(folder, "straight", DOCUMENTS[executor])
         run_capture(straight, Worker(), Marker(folder / "marker"))
         if executor == "ray":
             connect()
         while tally.kills < kills:
-            config = make_config(folder, f"cache{tally.captures}")
+            config = make_config(folder, f"cache{tally.captures}", DOCUMENTS[executor])
             captures[executor](config, tally, kills, pauses)
             tally.captures += 1
             tally.shards += sum("receipts" in key for key in contents(config.cache))
