@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import bucket
@@ -75,6 +76,16 @@ def test_a_run_in_pieces_continues_whole_and_the_other_way(cache, one, tmp_path,
     final = run(cache, tmp_path, **changes | {"save_steps": 3})
     assert largest_difference(weights(final), weights(one)) < 1e-5
     assert [line["step"] for line in curve(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("wrapper", ["DDP", "FSDP"])
+def test_after_50_steps_every_rank_has_the_weights_of_one_process(cache, tmp_path, wrapper):
+    long = {"max_steps": 50, "learning_rate": 0.001}
+    one = weights(train(cache, tmp_path / "one", **ONE | long))
+    train_on(2, cache, tmp_path / "two", **RUNS[wrapper][1] | long)
+    first, second = (load_file(tmp_path / f"two-rank{rank}.safetensors") for rank in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert largest_difference(one, first) < 1e-4
 
 
 @pytest.mark.parametrize("wrapper", ["DDP", "FSDP"])
