@@ -1,5 +1,6 @@
 """The documents tell the truth: tree, commands, links and command reference."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -69,3 +70,9 @@ def test_the_command_reference_is_current():
     script = "import sys; sys.path[:0] = ['.', 'docs']; import cli; sys.stdout.buffer.write(cli.reference().encode())"
     found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True)
     assert found.stdout == (ROOT / "docs" / "cli.md").read_bytes()
+
+
+def test_every_key_of_both_files_is_described_as_its_model_has_it(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    configuration = importlib.import_module("configuration")
+    assert configuration.reference() == (ROOT / "docs" / "configuration.md").read_text()
