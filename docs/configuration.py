@@ -18,7 +18,7 @@ from trainer.config import StudentConfig
 
 HEAD = """# Configuration
 
-Every key of the capture file and the student file, made from the models that check them (`python docs/configuration.py`).
+Every key of the capture and the student file, made from the models that check them (`python docs/configuration.py`).
 An unknown key is refused. On the command line, `--set teachers.0.target.k=32` changes a key of either file.
 """
 FILES = {"The capture file": CaptureConfig, "The student file": StudentConfig}
