@@ -1,0 +1,199 @@
+"""The arms of ``benchmarks.quality``: from what each student learns, and the capture that holds it.
+
+One capture file has a teacher block for each kind of target, all of the same model, so every arm reads the
+same sequences in the same order. Learning from the text alone and from the live teacher read
+that cache too: for the sequences, and for nothing else.
+"""
+
+import gzip
+import json
+import random
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cache_tools.reader import Cache
+from cache_tools.storage import write_object
+from cache_tools.summary import summarise
+from pipeline.config import CaptureConfig
+from pipeline.demo.corpus import docstring_documents, standard_library, topic_documents
+from pipeline.demo.run import FILES
+from pipeline.run import Worker, run_capture
+from pipeline.tokenizers import load_tokenizer
+from trainer.config import LossConfig, StudentConfig
+
+TARGETS: dict[str, dict[str, Any]] = {
+    "top-50": {"target": {"k": 50}, "hidden": {"layers": ["last"]}},
+    "top-12": {"target": {"k": 12}},
+    "sampled-50": {"target": {"kind": "sampled", "draws": 50}},
+    "hybrid": {"target": {"kind": "hybrid", "k": 12, "draws": 38}},
+}
+"""Teachers of the capture file, by name. The hidden states lie beside one of them, because it takes no further pass."""
+
+MEASURED = "top-50"
+"""The teacher that students are measured against: its last hidden state gives the whole distribution."""
+
+STUDENT: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 48,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+}
+"""A tenth of the demo's teacher: 0.25 M parameters at its vocabulary of 4,096."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to learn.
+
+    Attributes:
+        name: For the table; folders have it too.
+        loss: What is minimised.
+        cached: The teacher that is read.
+        stored: What an arm needs of it: the ``target``, the ``hidden`` state, or ``nothing``.
+        live: Whether the teacher itself is asked at every step.
+    """
+
+    name: str
+    loss: LossConfig
+    cached: str = MEASURED
+    stored: str = "target"
+    live: bool = False
+
+
+TEXT = Arm("text alone", LossConfig(kd_weight=0), stored="nothing")
+LIVE = Arm("live teacher", LossConfig(), stored="nothing", live=True)
+ARMS = (
+    TEXT,
+    LIVE,
+    Arm("hidden state", LossConfig(source="hidden"), stored="hidden"),
+    Arm("sampled 50", LossConfig(), "sampled-50"),
+    Arm("hybrid 12 + 38", LossConfig(), "hybrid"),
+    Arm("ghost 50", LossConfig()),
+    Arm("gold 50", LossConfig(tail="gold", allow_biased=True)),
+    Arm("top-k 50", LossConfig(tail="renormalise", allow_biased=True)),
+    Arm("top-k 12", LossConfig(tail="renormalise", allow_biased=True), "top-12"),
+)
+"""All of them; ``kd_weight`` is 1 wherever there is a teacher, so that only the target differs."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a table is made with; no two tables share a work folder unless all of it is equal.
+
+    Attributes:
+        tokens: Of the corpus, about; some are held out.
+        steps: Of the optimizer.
+        batch_sequences: Per step.
+        length_tokens: Of a sequence, at most.
+        learning_rate: Highest; it falls as a cosine.
+        teacher: Model folder.
+        corpus: JSON lines with ``text``; None for the demo's documents.
+    """
+
+    tokens: int = 270_000
+    steps: int = 240
+    batch_sequences: int = 8
+    length_tokens: int = 128
+    learning_rate: float = 4e-3
+    teacher: Path = FILES / "teacher"
+    corpus: Path | None = None
+
+
+def capture(scale: Scale, work: Path) -> Cache:
+    """Run the capture, or the rest of it, and open the cache."""
+    config = capture_config(scale, work)
+    if not (work / "corpus.jsonl").exists():
+        write_object(work / "corpus.jsonl", "".join(_lines(scale)).encode())
+    run_capture(config, Worker(), Stages())
+    return Cache(config.cache)
+
+
+def capture_config(scale: Scale, work: Path) -> CaptureConfig:
+    """Return the capture file of all arms."""
+    shared = {"model": str(scale.teacher), "dtype": "float32", "batch_tokens": 4096}
+    return CaptureConfig.model_validate(
+        {
+            "cache": str(work / "cache"),
+            "corpus": {"paths": [work / "corpus.jsonl"], "held_out_fraction": 0.08},
+            "encoding": {"max_length_tokens": scale.length_tokens, "positions_per_shard": 65_536},
+            "teachers": [{"name": name, **shared, **kept} for name, kept in TARGETS.items()],
+        }
+    )
+
+
+def student_config(arm: Arm, seed: int, scale: Scale, work: Path) -> StudentConfig:
+    """Return the student file of one run; among the arms of a seed, nothing but loss and target differs."""
+    training = {
+        "output_dir": str(run_folder(arm, seed, work)),
+        "max_steps": scale.steps,
+        "per_device_train_batch_size": scale.batch_sequences,
+        "learning_rate": scale.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": min(20, scale.steps // 10),
+        "weight_decay": 0.1,
+        "adam_beta2": 0.95,
+        "save_steps": half(scale),
+        "logging_steps": max(1, scale.steps // 10),
+        "seed": seed,
+    }
+    blocks = {"cache": str(work / "cache"), "teacher": arm.cached, "loss": arm.loss, "window_shards": 64}
+    return StudentConfig.model_validate(blocks | {"student": {"config": STUDENT}, "training": training})
+
+
+def run_folder(arm: Arm, seed: int, work: Path) -> Path:
+    """Return the folder of one run."""
+    return work / "runs" / f"{arm.name.replace(' ', '-')}-{seed}"
+
+
+def half(scale: Scale) -> int:
+    """Return the step at which a student is half trained, and saved."""
+    return max(1, scale.steps // 2)
+
+
+def bytes_per_position(cache: Cache) -> dict[str, float]:
+    """Return what the arms read of the cache, by arm; not the sequences, which all read, nor the output matrix."""
+    teachers = {teacher["name"]: teacher for teacher in summarise(cache)["encodings"][0]["teachers"]}
+
+    def stored(arm: Arm) -> float:
+        sizes = teachers[arm.cached]["bytes_by_array"]
+        wanted = {"nothing": (), "hidden": ("hidden",), "target": sizes.keys() - {"hidden/last"}}[arm.stored]
+        total = sum(size for name, size in sizes.items() if name.startswith(tuple(wanted)))
+        return float(total / teachers[arm.cached]["positions"])
+
+    return {arm.name: stored(arm) for arm in ARMS}
+
+
+class Stages:
+    """A reporter that names each stage of the capture."""
+
+    def stage(self, name: str, total_tokens: int | None) -> None:
+        print(f"capture: {name}, {total_tokens or 'all'} tokens", file=sys.stderr)
+
+    def advance(self, num_tokens: int) -> None:
+        pass
+
+
+def _lines(scale: Scale) -> Iterator[str]:
+    """Yield shuffled documents, as JSON lines, until there are enough tokens."""
+    if scale.corpus:
+        opened = gzip.open if scale.corpus.suffix == ".gz" else open
+        with opened(scale.corpus, "rt", encoding="utf-8") as lines:
+            documents = [json.loads(line) for line in lines]
+    else:
+        documents = [*topic_documents(), *docstring_documents(standard_library())]
+    random.Random(0).shuffle(documents)
+    tokenizer, tokens = load_tokenizer(scale.teacher), 0
+    for document in documents:
+        if tokens >= scale.tokens:
+            return
+        tokens += len(tokenizer(document["text"], verbose=False)["input_ids"])
+        yield json.dumps(document, ensure_ascii=False) + "\n"

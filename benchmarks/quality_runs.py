@@ -1,0 +1,120 @@
+"""One run of ``benchmarks.quality``: train a student of one arm and seed, and measure it on held-out text.
+
+Cached arms are trained by ``trainer.train.run_training`` from a student file, as ``logitcask train``
+does. The arm with the live teacher differs in its loss alone: the same Trainer, sampler, seed and
+schedule, and a student whose forward also runs the teacher. Stage two itself can never load one.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
+
+from benchmarks.quality_arms import MEASURED, Arm, Scale, student_config
+from cache_tools.reader import Cache
+from cache_tools.storage import write_object
+from trainer import fused
+from trainer.config import LossConfig, StudentConfig
+from trainer.data import IGNORED, CachedSequences, collate
+from trainer.distillation_trainer import DistillationTrainer
+from trainer.evaluate import evaluate_folder
+from trainer.run_folder import FINAL, last_checkpoint
+from trainer.student import DistilledStudent, build_student, vocabulary_size
+from trainer.train import run_training, training_arguments
+
+# P: kept positions of a batch, N: positions of a chunk, V: vocabulary
+
+
+class LiveStudent(DistilledStudent):
+    """A student whose loss is KL(teacher || student) over all logits of a teacher that runs beside it.
+
+    Args:
+        student: Trained.
+        teacher: Frozen; of the same vocabulary.
+    """
+
+    def __init__(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+        super().__init__(student, LossConfig())
+        self.teacher = teacher.requires_grad_(False)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        position_ids: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **_: Any,
+    ) -> dict[str, Tensor]:
+        """Return the loss; arguments and result as of ``DistilledStudent``, whose cached predictions are not read."""
+        kept, inputs = labels != IGNORED, {"input_ids": input_ids, "attention_mask": attention_mask}
+        with torch.no_grad():
+            log_p_PV = self.teacher.eval()(**inputs).logits[kept].float().log_softmax(dim=1)
+
+        def loss_of(logits_NV: Tensor, rows: slice) -> dict[str, Tensor]:
+            log_q_NV = logits_NV.log_softmax(dim=1)
+            kl = functional.kl_div(log_q_NV, log_p_PV[rows], reduction="sum", log_target=True)
+            return {"loss": kl, "kl_nats": kl.detach()}
+
+        sums, _output = fused.over_positions(self.student, self.head, inputs, kept, loss_of)
+        positions = len(log_p_PV) if num_items_in_batch is None else num_items_in_batch
+        return sums | {"loss": sums["loss"] / positions}
+
+
+def run(arm: Arm, seed: int, scale: Scale, work: Path) -> dict[str, Any]:
+    """Return the measures of one student, made now if they are not there already.
+
+    Returns:
+        What ``trainer.evaluate.evaluate_folder`` returns, and ``train_seconds``.
+    """
+    path = work / "results" / f"{arm.name.replace(' ', '-')}-{seed}.json"
+    if not path.exists():
+        config, started = student_config(arm, seed, scale, work), time.monotonic()
+        final = train_live(config, scale.teacher) if arm.live else run_training(config)
+        seconds = round(time.monotonic() - started, 1)
+        measured = evaluate_folder(final, Cache(config.cache).encoding().teacher(MEASURED), "held_out", 32)
+        write_object(path, json.dumps(measured | {"train_seconds": seconds}).encode())
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
+
+
+def train_live(config: StudentConfig, teacher_folder: Path) -> Path:
+    """Train beside a live teacher, or continue, with the batches and first weights of ``run_training``.
+
+    Returns:
+        The folder of the finished student.
+    """
+    arguments = training_arguments(config)
+    encoding = Cache(config.cache).encoding()
+    set_seed(arguments.seed)
+    student = build_student(config.student, encoding)
+    trainer = DistillationTrainer(
+        model=LiveStudent(student, load_live(teacher_folder)),
+        args=arguments,
+        train_dataset=CachedSequences(
+            encoding.teacher(config.teacher), "train", vocabulary_size(student), config.window_shards
+        ),
+        data_collator=collate,
+        window_shards=config.window_shards,
+    )
+    trainer.remove_callback(transformers.ProgressCallback)
+    trainer.remove_callback(transformers.PrinterCallback)
+    output = Path(str(arguments.output_dir))
+    trainer.train(resume_from_checkpoint=last_checkpoint(output))
+    trainer.save_model(str(output / FINAL))
+    encoding.save_tokenizer(output / FINAL)
+    return output / FINAL
+
+
+def load_live(folder: Path) -> PreTrainedModel:
+    """Load the teacher in the precision of the capture."""
+    teacher: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        str(folder), dtype=torch.float32, use_safetensors=True
+    )
+    return teacher
