@@ -178,7 +178,7 @@ class Stages:
     def stage(self, name: str, total_tokens: int | None) -> None:
         print(f"capture: {name}, {total_tokens or 'all'} tokens", file=sys.stderr)
 
-    def advance(self, num_tokens: int) -> None:
+    def advance(self, num_tokens: int, share_done: float | None = None) -> None:
         pass
 
 
