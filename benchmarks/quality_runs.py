@@ -17,7 +17,6 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from benchmarks.quality_arms import MEASURED, Arm, Scale, student_config
-from cache_tools.reader import Cache
 from cache_tools.storage import write_object
 from trainer import fused
 from trainer.config import LossConfig, StudentConfig
@@ -26,6 +25,7 @@ from trainer.distillation_trainer import DistillationTrainer
 from trainer.evaluate import evaluate_folder
 from trainer.run_folder import FINAL, last_checkpoint
 from trainer.student import DistilledStudent, build_student, vocabulary_size
+from trainer.teachers import open_teachers
 from trainer.train import run_training, training_arguments
 
 # P: kept positions of a batch, N: positions of a chunk, V: vocabulary
@@ -78,7 +78,7 @@ def run(arm: Arm, seed: int, scale: Scale, work: Path) -> dict[str, Any]:
         config, started = student_config(arm, seed, scale, work), time.monotonic()
         final = train_live(config, scale.teacher) if arm.live else run_training(config)
         seconds = round(time.monotonic() - started, 1)
-        measured = evaluate_folder(final, Cache(config.cache).encoding().teacher(MEASURED), "held_out", 32)
+        measured = evaluate_folder(final, open_teachers(config)[0].encoding.teacher(MEASURED), "held_out", 32)
         write_object(path, json.dumps(measured | {"train_seconds": seconds}).encode())
     result: dict[str, Any] = json.loads(path.read_text())
     return result
@@ -91,7 +91,7 @@ def train_live(config: StudentConfig, teacher_folder: Path) -> Path:
         The folder of the finished student.
     """
     arguments = training_arguments(config)
-    encoding = Cache(config.cache).encoding()
+    encoding = open_teachers(config)[0].encoding
     set_seed(arguments.seed)
     student = build_student(config.student, encoding)
     trainer = DistillationTrainer(
