@@ -13,6 +13,7 @@ COMMANDS = {
     "demo": "pipeline.demo.cli:demo_command",
     "plan": "pipeline.cli_plan:plan_command",
     "capture": "pipeline.cli:capture_command",
+    "vocabulary": "cache_tools.cli_vocabulary:vocabulary_command",
     "train": "trainer.cli_train:train_command",
     "evaluate": "trainer.cli_evaluate:evaluate_command",
     "inspect": "cache_tools.cli_inspect:inspect_command",

@@ -35,7 +35,7 @@ class TokenTexts:
         self.tokenizer = tokenizer
         self._added = tokenizer.get_added_tokens_decoder() if tokenizer else {}
         decoder = json.loads(tokenizer.to_str()).get("decoder") if tokenizer else None
-        self._kinds = _kinds(decoder)
+        self._kinds = decoder_kinds(decoder)
 
     def token(self, token_id: int) -> bytes:
         """Return the bytes that a token stands for; ``<id N>`` for an id without a token."""
@@ -117,11 +117,11 @@ def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode()
 
 
-def _kinds(decoder: dict[str, Any] | None) -> frozenset[str]:
+def decoder_kinds(decoder: dict[str, Any] | None) -> frozenset[str]:
     """Return the types of a tokenizer's decoder and, of a sequence of them, of its parts."""
     if decoder is None:
         return frozenset()
-    return frozenset({decoder["type"]}).union(*map(_kinds, decoder.get("decoders", [])))
+    return frozenset({decoder["type"]}).union(*map(decoder_kinds, decoder.get("decoders", [])))
 
 
 def _byte_characters() -> dict[str, int]:

@@ -19,6 +19,7 @@ from cache_tools.errors import FormatError
 from cache_tools.fingerprint import fingerprint
 from cache_tools.sealed import UNSEALED, read_sealed, sealed_bytes
 from cache_tools.storage import StorePath, object_exists, read_object, sha256, write_object
+from cache_tools.vocabulary import Vocabulary
 
 FORMAT = 1
 SOFTWARE = "logitcask 0.1.0"
@@ -112,6 +113,11 @@ class EncodingManifest(_Manifest):
     def fingerprint(self) -> str:
         """sha256 of the identity; the same before and after documents are appended."""
         return fingerprint(self.identity)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What a student must know of the tokenizer."""
+        return Vocabulary(self.vocabulary_size, self.identity["tokenizer"]["vocabulary"])
 
     @property
     def contents_fingerprint(self) -> str:

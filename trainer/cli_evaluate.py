@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.option(
     "--split", type=click.Choice(["held_out", "train"]), default="held_out", show_default=True, help="Which sequences."
 )
+@click.option("--vocabulary", type=CacheType(), help="The student's vocabulary, if it is not the cache's.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Sequences per forward pass.")
 @click.option("--device", default="auto", show_default=True, help="Where to run; auto takes a GPU when there is one.")
 @click.option(
@@ -33,6 +34,7 @@ def evaluate_command(
     encoding: str | None,
     teacher: str | None,
     split: "Split",
+    vocabulary: "StorePath | None",
     batch_size: int,
     device: str,
     plot: Path | None,
@@ -55,12 +57,14 @@ def evaluate_command(
     from rich.table import Table
     from transformers.utils.logging import disable_progress_bar
 
+    from cache_tools.vocabulary_folder import read_vocabulary
     from trainer.evaluate import evaluate_folder
 
+    union = None if vocabulary is None else read_vocabulary(vocabulary)
     disable_progress_bar()
     chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     with Console(stderr=True).status("evaluating"):
-        result = evaluate_folder(student, cached, split, batch_size, chosen)
+        result = evaluate_folder(student, cached, split, batch_size, chosen, union=union)
     if plot is not None:
         plots.draw_reliability(result, plot)
     if as_json:

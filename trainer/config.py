@@ -130,6 +130,10 @@ class StudentConfig(Config):
         teachers: Several teachers of the encoding, instead of ``teacher``; see ``config_mixture.py``.
         mixture: How ``teachers`` are mixed.
         caches: Several caches, instead of ``cache``.
+        vocabulary: Folder that ``logitcask vocabulary`` wrote for all these caches: the student's vocabulary, instead
+            of the caches' own. Not with ``teachers``.
+        control: ``other_positions``: a negative control. Each position is given what the teacher said half a
+            shard away. A student that gains as much from that has learned nothing from the teacher about its text.
         student: The model to train.
         loss: The loss.
         packing: Pack the sequences of each batch into rows; default: pad them.
@@ -147,6 +151,8 @@ class StudentConfig(Config):
     teachers: tuple[MixedTeacher, ...] = ()
     mixture: MixtureConfig = MixtureConfig()
     caches: tuple[MixedCache, ...] = ()
+    vocabulary: CachePath | None = None
+    control: Literal["other_positions"] | None = None
     student: StudentModelConfig
     loss: LossConfig = LossConfig()
     packing: PackingConfig | None = None
@@ -167,6 +173,8 @@ class StudentConfig(Config):
             raise ValueError(
                 "with caches, each of them names its own encoding and teacher; teachers are not mixed there"
             )
+        if self.teachers and (self.vocabulary is not None or self.control):
+            raise ValueError("vocabulary and control are for one teacher, or one of each cache")
         if self.teacher and self.teachers:
             raise ValueError("give one of teacher and teachers")
         if "mixture" in self.model_fields_set and not self.teachers:

@@ -13,6 +13,13 @@ Several caches, of other corpora or other teachers, for the same student vocabul
     caches:
       - {cache: runs/prose/cache, share: 3}
       - {cache: runs/code/cache, share: 1, teacher: large}
+
+Caches of other tokenizers, for a student with the union of their vocabularies (``logitcask vocabulary``)::
+
+    caches:
+      - {cache: runs/en/cache}
+      - {cache: runs/de/cache}
+    vocabulary: runs/vocabulary
 """
 
 from fnmatch import fnmatchcase

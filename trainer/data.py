@@ -12,7 +12,7 @@ the order in which ``labels != -100`` lists their positions.
 """
 
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
@@ -30,6 +30,7 @@ from cache_tools.predictions import hidden_array
 from cache_tools.sequences import Sequence
 from trainer.compatibility import Source
 from trainer.config import LossConfig
+from trainer.translation import StudentIds, translated_ids, translated_targets
 
 IGNORED = -100
 """Label of positions that are not under the loss, as everywhere in torch."""
@@ -92,6 +93,18 @@ class _Shard:
     scalars: dict[str, NDArray[np.float32]]
     hidden: dict[str, StoredHidden]
 
+    def turned(self, rows: int) -> "_Shard":
+        """Return the same sequences, each with what the teacher said ``rows`` rows before; the first with the last."""
+        arrays = {name: np.roll(values, rows, axis=0) for name, values in self.targets.arrays.items()}
+        return replace(
+            self,
+            targets=replace(self.targets, arrays=arrays),
+            scalars={name: np.roll(values, rows, axis=0) for name, values in self.scalars.items()},
+            hidden={
+                layer: replace(each, values=np.roll(each.values, rows, axis=0)) for layer, each in self.hidden.items()
+            },
+        )
+
 
 class CachedSequences(Dataset[Example]):
     """The sequences of one split with one teacher's predictions.
@@ -103,6 +116,8 @@ class CachedSequences(Dataset[Example]):
             padding) are moved into the left-out mass.
         shards_in_memory: How many shards' sequences and stored integers to keep.
         reading: What to read besides the targets.
+        to: The student's ids, where its tokenizer is not the cache's (see ``translation.py``).
+        said_elsewhere: Give each position what the teacher said half a shard away: a negative control.
 
     Raises:
         IncompleteError: a shard of the split has not been captured, or lacks a layer.
@@ -115,11 +130,13 @@ class CachedSequences(Dataset[Example]):
         student_vocabulary_size: int,
         shards_in_memory: int = 4,
         reading: Reading = Reading(),
+        to: StudentIds | None = None,
+        said_elsewhere: bool = False,
     ) -> None:
         teacher.require_complete(split)
         for layer in reading.layers:
             teacher.require_complete(split, hidden_array(layer))
-        self.reading = reading
+        self.reading, self.to, self.said_elsewhere = reading, to, said_elsewhere
         self.teacher, self.encoding = teacher, teacher.encoding
         self.student_vocabulary_size = student_vocabulary_size
         self.shards = self.encoding.split_shards(split)
@@ -140,11 +157,16 @@ class CachedSequences(Dataset[Example]):
         shard = self._shard(number)
         start = sequence.first_position - self.teacher.shard_rows(number)[0]
         stop = start + sequence.num_positions
+        input_ids, gold_ids = sequence.input_ids, sequence.gold_ids(self.encoding.manifest.objective)
+        targets = shard.targets.decode(start, stop)
+        if self.to is not None:
+            input_ids, gold_ids = translated_ids(input_ids, self.to), translated_ids(gold_ids, self.to)
+            targets = translated_targets(targets, self.to)
         return Example(
-            sequence.input_ids,
+            input_ids,
             sequence.positions(),
-            sequence.gold_ids(self.encoding.manifest.objective),
-            fit_vocabulary(shard.targets.decode(start, stop), self.student_vocabulary_size),
+            gold_ids,
+            fit_vocabulary(targets, self.student_vocabulary_size),
             {name: values[start:stop] for name, values in shard.scalars.items()},
             {layer: stored.decode(start, stop) for layer, stored in shard.hidden.items()},
         )
@@ -165,12 +187,13 @@ class CachedSequences(Dataset[Example]):
 
     def _read_shard(self, shard: int) -> _Shard:
         positions = self.encoding.shards[shard].positions
-        return _Shard(
+        read = _Shard(
             self.encoding.sequences(shard),
             self.teacher.stored_targets(shard, 0, positions),
             {name: self.teacher.scalar(name, *self.teacher.shard_rows(shard)) for name in self.reading.scalars},
             {layer: self.teacher.stored_hidden(layer, shard, 0, positions) for layer in self.reading.layers},
         )
+        return read.turned(positions // 2) if self.said_elsewhere else read
 
 
 def fit_vocabulary(targets: Targets, vocabulary_size: int) -> Targets:

@@ -22,12 +22,14 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedM
 from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import IncompleteError, ModelError
 from cache_tools.manifest import Split
+from cache_tools.union_vocabulary import UnionVocabulary
 from trainer import fused
 from trainer.data import IGNORED, CachedSequences, collate, to_device
 from trainer.head import StudentHead
 from trainer.measures import Measures, Sums, measured_reading
 from trainer.objective import TeacherRows
 from trainer.student import LOADING_ERRORS, check_tokenizer, check_vocabulary_size, vocabulary_size
+from trainer.translation import student_ids, student_vocabulary
 
 
 def evaluate_folder(
@@ -37,6 +39,7 @@ def evaluate_folder(
     batch_size: int = 8,
     device: str = "cpu",
     progress: Callable[[int], None] = lambda _: None,
+    union: UnionVocabulary | None = None,
 ) -> dict[str, Any]:
     """Evaluate the student in a model folder on a split of a cache.
 
@@ -47,6 +50,7 @@ def evaluate_folder(
         batch_size: Sequences per forward pass.
         device: Where to run.
         progress: Told how many tokens were read.
+        union: The student's vocabulary, if it is not the cache's own; hidden states are not compared then.
 
     Returns:
         ``split``, ``positions``, the measures of ``measures.py``, ``teacher_cross_entropy_nats``, and the
@@ -54,14 +58,15 @@ def evaluate_folder(
 
     Raises:
         ModelError: the folder holds no model that can be loaded.
-        IdentityError: its tokenizer is not the cache's.
+        IdentityError: its tokenizer is not the cache's, or the union's.
     """
+    vocabulary = student_vocabulary(union, teacher.encoding)
     objective = teacher.encoding.manifest.objective
     auto = AutoModelForCausalLM if objective == "causal" else AutoModelForMaskedLM
     try:
         if not folder.is_dir():  # transformers would take it for a model on the hub
             raise NotADirectoryError("no such folder")
-        check_tokenizer(str(folder), teacher.encoding)
+        check_tokenizer(str(folder), vocabulary)
         model = auto.from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True)
     except LOADING_ERRORS as error:
         raise ModelError(
@@ -70,9 +75,9 @@ def evaluate_folder(
             found=shorten(str(error), 300),
             fix="Give the folder of a finished student, such as <output_dir>/final",
         ) from error
-    check_vocabulary_size(model, teacher.encoding)
+    check_vocabulary_size(model, vocabulary)
     torch.nn.Module.to(model, device)
-    return evaluate(model, teacher, split, batch_size, progress)
+    return evaluate(model, teacher, split, batch_size, progress, union)
 
 
 def evaluate(
@@ -81,22 +86,27 @@ def evaluate(
     split: Split,
     batch_size: int = 8,
     progress: Callable[[int], None] = lambda _: None,
+    union: UnionVocabulary | None = None,
 ) -> dict[str, Any]:
     """Evaluate a loaded student; arguments and result as for :func:`evaluate_folder`."""
-    dataset = evaluated_sequences(teacher, split, vocabulary_size(model))
+    dataset = evaluated_sequences(teacher, split, vocabulary_size(model), union)
     measures = measure(model, dataset, batch_size, progress)
     result = {"split": split} | measures.means()
     result["teacher_cross_entropy_nats"] = _teacher_cross_entropy(teacher, split)
     return result | {"reliability": measures.reliability()}
 
 
-def evaluated_sequences(teacher: CachedTeacher, split: Split, student_vocabulary_size: int) -> CachedSequences:
+def evaluated_sequences(
+    teacher: CachedTeacher, split: Split, student_vocabulary_size: int, union: UnionVocabulary | None = None
+) -> CachedSequences:
     """Return the sequences of a split with all that the measures need.
 
     Raises:
         IncompleteError: the split is empty, or not captured yet.
     """
-    dataset = CachedSequences(teacher, split, student_vocabulary_size, reading=measured_reading(teacher.manifest))
+    to = student_ids(union, teacher.encoding)
+    reading = measured_reading(teacher.manifest, translated=to is not None)
+    dataset = CachedSequences(teacher, split, student_vocabulary_size, reading=reading, to=to)
     if not len(dataset):
         raise IncompleteError(
             f"the {split} split is empty",
@@ -167,7 +177,8 @@ def measured(
         device: Where the student is.
         progress: Told how many tokens were read.
     """
-    measures = Measures.of(dataset.teacher, dataset.student_vocabulary_size, device)
+    translated = dataset.to is not None
+    measures = Measures.of(dataset.teacher, dataset.student_vocabulary_size, device, translated)
     own_draws = torch.Generator()  # a loader would take a seed from the run's
     loader = DataLoader(dataset, batch_sampler=shared.batches, collate_fn=collate, generator=own_draws)
     for number, batch in enumerate(loader):

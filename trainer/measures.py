@@ -49,14 +49,17 @@ Sums = dict[str, Tensor]
 # N: rows of a chunk, V: vocabulary
 
 
-def measured_kl(manifest: TeacherManifest) -> LossConfig:
-    """Return the divergence that is measured: forward KL, from hidden states where the cache keeps the last."""
-    return LossConfig(source="hidden" if "last" in manifest.hidden else "targets")
+def measured_kl(manifest: TeacherManifest, translated: bool = False) -> LossConfig:
+    """Return the divergence that is measured: forward KL, from hidden states where the cache keeps the last.
+
+    Of a translated cache from the targets: the teacher's output matrix has its own ids.
+    """
+    return LossConfig(source="hidden" if "last" in manifest.hidden and not translated else "targets")
 
 
-def measured_reading(manifest: TeacherManifest) -> Reading:
+def measured_reading(manifest: TeacherManifest, translated: bool = False) -> Reading:
     """Return what the measures read of a cache besides its targets."""
-    return Reading.of(manifest, measured_kl(manifest))
+    return Reading.of(manifest, measured_kl(manifest, translated))
 
 
 @dataclass
@@ -76,9 +79,11 @@ class Measures:
     totals: Sums = field(default_factory=dict)
 
     @classmethod
-    def of(cls, teacher: CachedTeacher, student_vocabulary_size: int, device: torch.device) -> "Measures":
+    def of(
+        cls, teacher: CachedTeacher, student_vocabulary_size: int, device: torch.device, translated: bool = False
+    ) -> "Measures":
         """Begin to measure students against a cached teacher."""
-        loss, head = measured_kl(teacher.manifest), None
+        loss, head = measured_kl(teacher.manifest, translated), None
         if loss.source == "hidden":
             head = torch.nn.Module.to(TeacherHead(teacher.file(layout.HEAD), student_vocabulary_size), device)
         variation = loss.model_copy(update={"divergence": "total_variation"})

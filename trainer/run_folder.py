@@ -25,6 +25,7 @@ from cache_tools.errors import IdentityError
 from cache_tools.fingerprint import differences
 from cache_tools.manifest import SOFTWARE
 from cache_tools.storage import write_object
+from cache_tools.union_vocabulary import UnionVocabulary
 from trainer.config import StudentConfig
 from trainer.initial_weights import initial_weights
 
@@ -46,7 +47,13 @@ NOT_COMPARED = (
 is cut into ranks and micro-batches may too, as long as the whole batch stays the same size."""
 
 
-def record_run(output: Path, config: StudentConfig, teachers: Sequence[CachedTeacher], batch_sequences: int) -> None:
+def record_run(
+    output: Path,
+    config: StudentConfig,
+    teachers: Sequence[CachedTeacher],
+    batch_sequences: int,
+    union: UnionVocabulary | None = None,
+) -> None:
     """Write run.json, or refuse to continue a different run.
 
     Args:
@@ -54,6 +61,7 @@ def record_run(output: Path, config: StudentConfig, teachers: Sequence[CachedTea
         config: The student file.
         teachers: The cached teachers that it names.
         batch_sequences: Sequences per optimizer step, over all ranks and micro-batches.
+        union: The student's vocabulary, if it is not the caches' own.
 
     Raises:
         IdentityError: the folder holds a run of another configuration, cache, teacher or initial weights.
@@ -66,6 +74,8 @@ def record_run(output: Path, config: StudentConfig, teachers: Sequence[CachedTea
         "encoding": _one_or_all([teacher.encoding.manifest.contents_fingerprint for teacher in teachers]),
         "teacher": _one_or_all([teacher.manifest.fingerprint for teacher in teachers]),
     }
+    if union is not None:
+        identity["vocabulary"] = union.fingerprint
     if config.student.pretrained is not None:
         identity["initial_weights"] = initial_weights(config.student)
     if path.exists():
@@ -92,7 +102,7 @@ def _places(config: StudentConfig) -> dict[str, Any]:
     """Return the keys that only say where something lies, for the fingerprints say what it is; and those not in use."""
     teachers = {"__all__": {"name"}} if config.teachers else True
     caches = {"__all__": {"cache", "encoding", "teacher"}} if config.caches else True
-    single = dict.fromkeys(("cache", "encoding", "teacher"), True)
+    single = dict.fromkeys(("cache", "encoding", "teacher", "vocabulary"), True)
     return single | {"teachers": teachers, "caches": caches} | ({} if config.teachers else {"mixture": True})
 
 

@@ -9,20 +9,25 @@ from dataclasses import replace
 
 from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import ConfigError, IncompleteError
+from cache_tools.union_vocabulary import UnionVocabulary
 from trainer.config import StudentConfig
 from trainer.data import CachedSequences, Reading
 from trainer.mixed_objective import MixedObjective, mixed_reading
 from trainer.mixed_sequences import MixedSequences
 from trainer.sampler import ShardWindowSampler
 from trainer.several import MixedOrder, SeveralCaches
+from trainer.translation import student_ids
 
 TrainingSequences = CachedSequences | MixedSequences | SeveralCaches
 
 
 def training_sequences(
-    config: StudentConfig, teachers: Sequence[CachedTeacher], student_vocabulary_size: int
+    config: StudentConfig,
+    teachers: Sequence[CachedTeacher],
+    student_vocabulary_size: int,
+    union: UnionVocabulary | None = None,
 ) -> TrainingSequences:
-    """Return the sequences that a student file trains on.
+    """Return the sequences that a student file trains on, with the student's ids.
 
     Raises:
         IncompleteError: a capture is not finished, or one of several caches holds no training sequence.
@@ -33,7 +38,11 @@ def training_sequences(
         readings = [mixed_reading(config.loss, config.mixture, teacher) for teacher in teachers]
         return MixedSequences(teachers, config.teachers, readings, size, window)
     reading = common_reading([Reading.of(teacher.manifest, config.loss) for teacher in teachers])
-    parts = [CachedSequences(teacher, "train", size, window, reading) for teacher in teachers]
+    turned = config.control == "other_positions"
+    parts = [
+        CachedSequences(teacher, "train", size, window, reading, student_ids(union, teacher.encoding), turned)
+        for teacher in teachers
+    ]
     if not config.caches:
         return parts[0]
     for part in parts:

@@ -6,6 +6,8 @@ calls the model outside its wrapper leaves every rank with gradients of its own.
 """
 
 import logging
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from textwrap import shorten
 from typing import Any
 
@@ -13,13 +15,22 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from cache_tools import layout
 from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import ConfigError, IdentityError, ModelError
 from cache_tools.reader import Encoding
-from cache_tools.vocabulary import vocabulary_fingerprint
+from cache_tools.storage import StorePath
+from cache_tools.vocabulary import Vocabulary, vocabulary_fingerprint
+from cache_tools.vocabulary_folder import save_tokenizer
 from trainer import fused
 from trainer.config import LossConfig, StudentModelConfig
 from trainer.data import IGNORED
@@ -169,19 +180,22 @@ def _hidden_width(student: PreTrainedModel, loss: LossConfig) -> int:
     return int(states[highest].shape[-1])
 
 
-def build_student(config: StudentModelConfig, encoding: Encoding) -> PreTrainedModel:
-    """Make or load the student and check that it speaks the cache's vocabulary.
+def build_student(
+    config: StudentModelConfig, encoding: Encoding, vocabulary: Vocabulary | None = None
+) -> PreTrainedModel:
+    """Make or load the student and check that it speaks its vocabulary: by default the cache's.
 
     Raises:
         ModelError: it cannot be made or loaded.
         IdentityError: its tokenizer or vocabulary size does not fit the cache.
         ConfigError: its adapters do not fit it.
     """
+    vocabulary = vocabulary or encoding.manifest.vocabulary
     auto = AutoModelForCausalLM if encoding.manifest.objective == "causal" else AutoModelForMaskedLM
     dtype = getattr(torch, config.dtype)
     try:
         if config.pretrained is not None:
-            check_tokenizer(config.pretrained, encoding, config.revision, config.trust_remote_code)
+            check_tokenizer(config.pretrained, vocabulary, config.revision, config.trust_remote_code)
             student: PreTrainedModel = auto.from_pretrained(
                 config.pretrained,
                 revision=config.revision,
@@ -192,56 +206,64 @@ def build_student(config: StudentModelConfig, encoding: Encoding) -> PreTrainedM
             )
         else:
             assert config.config is not None
-            keys = {"vocab_size": encoding.manifest.vocabulary_size, "attn_implementation": config.attention}
+            keys = {"vocab_size": vocabulary.size, "attn_implementation": config.attention}
             made = AutoConfig.for_model(**keys | config.config)
             student = auto.from_config(made, dtype=dtype)  # type: ignore[no-untyped-call]
     except LOADING_ERRORS as error:
         source = config.pretrained or "student.config"
         raise ModelError("the student cannot be made", where=source, found=shorten(str(error), 300)) from error
-    check_vocabulary_size(student, encoding)
+    check_vocabulary_size(student, vocabulary)
     if config.lora is not None:
         add_adapter(student, config)
     return student
 
 
-def check_vocabulary_size(student: PreTrainedModel, encoding: Encoding) -> None:
+def check_vocabulary_size(student: PreTrainedModel, vocabulary: Vocabulary) -> None:
     """Refuse a student with fewer logits than the tokenizer has ids.
 
     Raises:
         IdentityError: it has.
     """
-    if vocabulary_size(student) < encoding.manifest.vocabulary_size:
+    if vocabulary_size(student) < vocabulary.size:
         raise IdentityError(
-            "the student has fewer logits than the cache's tokenizer has ids",
+            "the student has fewer logits than its tokenizer has ids",
             where=type(student).__name__,
-            expected=f"vocab_size of at least {encoding.manifest.vocabulary_size}",
+            expected=f"vocab_size of at least {vocabulary.size}",
             found=vocabulary_size(student),
             why="some gold tokens could not be predicted",
             fix="Set student.config.vocab_size, or choose a student with this tokenizer",
         )
 
 
-def check_tokenizer(source: str, encoding: Encoding, revision: str | None = None, remote: bool = False) -> None:
-    """Refuse a student whose tokenizer gives ids another meaning than the cache does.
+def check_tokenizer(source: str, vocabulary: Vocabulary, revision: str | None = None, remote: bool = False) -> None:
+    """Refuse a student whose tokenizer gives ids another meaning than its vocabulary does.
 
     Raises:
         IdentityError: it does.
         OSError: there is no tokenizer at ``source``.
     """
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=remote)
-    expected, found = (
-        encoding.manifest.identity["tokenizer"]["vocabulary"],
-        vocabulary_fingerprint(tokenizer.get_vocab()),
-    )
-    if found != expected:
+    found = vocabulary_fingerprint(tokenizer.get_vocab())
+    if found != vocabulary.fingerprint:
         raise IdentityError(
             "the student has another tokenizer than the cache",
             where=source,
-            expected=f"vocabulary {expected[:12]}… ({encoding.manifest.vocabulary_size} ids)",
+            expected=f"vocabulary {vocabulary.fingerprint[:12]}… ({vocabulary.size} ids)",
             found=f"{found[:12]}… ({len(tokenizer)} ids)",
             why="it would learn the probabilities of other tokens",
-            fix="Capture an encoding with the student's tokenizer and a teacher that shares it",
+            fix="Name the vocabulary that it was trained with, if any; or capture an encoding with its tokenizer",
         )
+
+
+def student_tokenizer(vocabulary: StorePath | None, encoding: Encoding) -> PreTrainedTokenizerBase:
+    """Load the student's tokenizer: that of the folder of a vocabulary, or else the encoding's."""
+    with TemporaryDirectory() as folder:  # either may lie in a bucket
+        if vocabulary is None:
+            encoding.save_tokenizer(Path(folder))
+        else:
+            save_tokenizer(vocabulary, Path(folder))
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    return tokenizer
 
 
 def vocabulary_size(student: PreTrainedModel) -> int:

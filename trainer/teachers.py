@@ -14,6 +14,8 @@ from trainer.compatibility import Verdict, check_loss
 from trainer.config import StudentConfig
 from trainer.mixture_verdict import check_mixture, worst
 
+ONE_VOCABULARY = "Make one with 'logitcask vocabulary' of these caches, and name it as vocabulary"
+
 
 def open_teachers(config: StudentConfig) -> list[CachedTeacher]:
     """Open the teachers of a student file, in its order.
@@ -29,7 +31,8 @@ def open_teachers(config: StudentConfig) -> list[CachedTeacher]:
         return [encoding.teacher(each.name) for each in config.teachers]
     teachers = [Cache(each.cache).encoding(each.encoding).teacher(each.teacher) for each in config.caches]
     for number, teacher in enumerate(teachers[1:], start=1):
-        _require_same("tokenizer's vocabulary", teachers[0], teacher, number, _vocabulary)
+        if config.vocabulary is None:
+            _require_same("tokenizer's vocabulary", teachers[0], teacher, number, _vocabulary, ONE_VOCABULARY)
         _require_same("objective", teachers[0], teacher, number, lambda each: each.encoding.manifest.objective)
     return teachers
 
@@ -55,7 +58,12 @@ def check_sources(config: StudentConfig, teachers: Sequence[CachedTeacher]) -> V
 
 
 def _require_same(
-    what: str, first: CachedTeacher, other: CachedTeacher, number: int, value_of: Callable[[CachedTeacher], Any]
+    what: str,
+    first: CachedTeacher,
+    other: CachedTeacher,
+    number: int,
+    value_of: Callable[[CachedTeacher], Any],
+    fix: str = "Leave it out, or capture it anew",
 ) -> None:
     if value_of(first) != value_of(other):
         raise IdentityError(
@@ -64,12 +72,12 @@ def _require_same(
             expected=str(value_of(first))[:12],
             found=f"{str(value_of(other))[:12]} in {other.encoding.path}",
             why="one student cannot learn from both",
-            fix="Leave it out, or capture it anew",
+            fix=fix,
         )
 
 
 def _vocabulary(teacher: CachedTeacher) -> Any:
-    return teacher.encoding.manifest.identity["tokenizer"]["vocabulary"]
+    return teacher.encoding.manifest.vocabulary.fingerprint
 
 
 def _hidden_identity(teacher: CachedTeacher) -> Any:

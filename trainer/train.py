@@ -11,16 +11,16 @@ import os
 import shutil
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoTokenizer, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 from transformers.training_args import ParallelMode
 
 from cache_tools.errors import ConfigError
 from cache_tools.reader import Encoding
+from cache_tools.vocabulary import Vocabulary
 from trainer.best import check_best, direction
 from trainer.config import StudentConfig, StudentModelConfig
 from trainer.data import collate
@@ -32,8 +32,9 @@ from trainer.plots import can_plot, draw_curves
 from trainer.progress import StepProgress
 from trainer.run_folder import FINAL, MetricsFile, last_checkpoint, record_run
 from trainer.sources import objective_of, training_sequences
-from trainer.student import build_student, distilled, vocabulary_size
+from trainer.student import build_student, distilled, student_tokenizer, vocabulary_size
 from trainer.teachers import check_sources, open_teachers
+from trainer.translation import open_union, student_vocabulary
 
 NOT_SUPPORTED = {
     "label_smoothing_factor": "the teacher's distribution takes the place of smoothed labels",
@@ -55,14 +56,14 @@ def run_training(config: StudentConfig) -> Path:
     teachers = open_teachers(config)
     teacher = teachers[0]
     check_sources(config, teachers)
-    record_run(output, config, teachers, step_sequences(arguments))
+    union = open_union(config.vocabulary, teachers, config.loss)
+    vocabulary = student_vocabulary(union, teacher.encoding)
+    record_run(output, config, teachers, step_sequences(arguments), union)
     if (output / FINAL).exists():
         return output / FINAL
     set_seed(arguments.seed)
-    student = build_student(config.student, teacher.encoding)
-    with TemporaryDirectory() as folder:  # the cache may lie in a bucket
-        teacher.encoding.save_tokenizer(Path(folder))
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+    student = build_student(config.student, teacher.encoding, vocabulary)
+    tokenizer = student_tokenizer(config.vocabulary, teacher.encoding)
     _share_special_tokens(student, tokenizer)
     if arguments.dataloader_num_workers and not isinstance(teacher.path, Path):
         torch.multiprocessing.set_start_method("forkserver", force=True)  # a bucket's client does not survive a fork
@@ -70,8 +71,8 @@ def run_training(config: StudentConfig) -> Path:
     trainer = DistillationTrainer(
         model=distilled(student, config.loss, teacher, objective_of(config, teachers)),
         args=arguments,
-        train_dataset=training_sequences(config, teachers, width),
-        eval_dataset=evaluated_sequences(teacher, "held_out", width) if arguments.do_eval else None,
+        train_dataset=training_sequences(config, teachers, width, union),
+        eval_dataset=evaluated_sequences(teacher, "held_out", width, union) if arguments.do_eval else None,
         data_collator=partial(pack, row_tokens=config.packing.row_tokens) if config.packing else collate,
         processing_class=tokenizer,
         callbacks=[MetricsFile(output)],
@@ -84,7 +85,7 @@ def run_training(config: StudentConfig) -> Path:
     trainer.add_callback(StepProgress())
     trainer.check_signal()
     trainer.train(resume_from_checkpoint=last_checkpoint(output))
-    _save_final(trainer, config, teacher.encoding, output)
+    _save_final(trainer, config, teacher.encoding, vocabulary, output)
     return output / FINAL
 
 
@@ -148,7 +149,9 @@ def _share_special_tokens(
                 setattr(config, name, getattr(tokenizer, name))
 
 
-def _save_final(trainer: DistillationTrainer, config: StudentConfig, encoding: Encoding, output: Path) -> None:
+def _save_final(
+    trainer: DistillationTrainer, config: StudentConfig, encoding: Encoding, vocabulary: Vocabulary, output: Path
+) -> None:
     """Write the finished student under a temporary name and rename it; every rank calls this."""
     partial = output / f"{FINAL}.partial"
     trainer.save_model(str(partial / ADAPTER if config.student.lora else partial))
@@ -156,7 +159,7 @@ def _save_final(trainer: DistillationTrainer, config: StudentConfig, encoding: E
         if config.student.lora:
             tokenizer = trainer.processing_class
             assert isinstance(tokenizer, transformers.PreTrainedTokenizerBase)
-            _save_merged(config.student, encoding, tokenizer, partial)
+            _save_merged(config.student, encoding, vocabulary, tokenizer, partial)
         shutil.copy(output / "run.json", partial / "logitcask.json")
         os.replace(partial, output / FINAL)
         if can_plot():
@@ -165,10 +168,14 @@ def _save_final(trainer: DistillationTrainer, config: StudentConfig, encoding: E
 
 
 def _save_merged(
-    config: StudentModelConfig, encoding: Encoding, tokenizer: transformers.PreTrainedTokenizerBase, folder: Path
+    config: StudentModelConfig,
+    encoding: Encoding,
+    vocabulary: Vocabulary,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    folder: Path,
 ) -> None:
     """Write the student that a pretrained one becomes with the adapter in ``folder / ADAPTER``."""
-    pretrained = build_student(config.model_copy(update={"lora": None}), encoding)
+    pretrained = build_student(config.model_copy(update={"lora": None}), encoding, vocabulary)
     _share_special_tokens(pretrained, tokenizer)
     merge_adapter(pretrained, folder / ADAPTER)
     pretrained.save_pretrained(folder)

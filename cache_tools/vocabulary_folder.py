@@ -1,0 +1,227 @@
+"""The union of several caches' vocabularies on disk: made once, checked whenever it is read.
+
+::
+
+    <folder>/tokens.arrow        a row for each token of the union: its name, and its id in each tokenizer or null
+    <folder>/tokenizer/          an ordinary tokenizer folder for the student
+    <folder>/vocabulary.json     sealed: sizes and hashes of these files, fingerprints; written last
+
+A folder is never changed: a student's rows are worth nothing if its ids move. The same command on the same caches
+finds its own work and does nothing; other caches need another folder.
+"""
+
+import json
+from collections.abc import Sequence
+from textwrap import shorten
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, ValidationError
+from tokenizers import Tokenizer
+
+from cache_tools.decoding import TOKENIZER_FILE
+from cache_tools.errors import FormatError, IdentityError
+from cache_tools.manifest import SOFTWARE, Key, ObjectRecord
+from cache_tools.reader import Encoding
+from cache_tools.sealed import UNSEALED, read_sealed, sealed_bytes
+from cache_tools.sequences import read_recorded, read_table, table_bytes
+from cache_tools.storage import StorePath, object_exists, read_object, write_object, write_objects
+from cache_tools.tokens import tokens_of
+from cache_tools.union_tokenizer import differing_rules, tokenizer_files
+from cache_tools.union_vocabulary import NO_ID, UnionVocabulary, unite
+from cache_tools.vocabulary import vocabulary_fingerprint
+
+DOCUMENT, TOKENS, TOKENIZER = "vocabulary.json", "tokens.arrow", "tokenizer"
+SETTINGS_FILE = TOKENIZER_FILE.replace("tokenizer.json", "tokenizer_config.json")
+
+LARGEST_VOCABULARY = 2**24
+"""Ids of a tokenizer; a stranger's table must not fill the memory."""
+
+
+class Part(BaseModel):
+    """One tokenizer of a union.
+
+    Attributes:
+        vocabulary: Fingerprint of its vocabulary.
+        ids: How many ids it has.
+        shared: How many of them are tokens that another tokenizer of the union has, too.
+        same_rules: Whether the union's tokenizer cleans and splits text into words as this one does.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    vocabulary: str
+    ids: int
+    shared: int
+    same_rules: bool
+
+
+class VocabularyManifest(BaseModel):
+    """What ``vocabulary.json`` holds.
+
+    Attributes:
+        format: Of the folder.
+        software: What wrote it.
+        size: Tokens of the union.
+        fingerprint: Of the union, see ``UnionVocabulary``.
+        tokenizers: What it is made of, in order.
+        files: Everything else in the folder.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    format: int = 1
+    software: str = SOFTWARE
+    size: int
+    fingerprint: str
+    tokenizers: tuple[Part, ...]
+    files: dict[Key, ObjectRecord]
+
+
+def write_vocabulary(folder: StorePath, encodings: Sequence[Encoding]) -> VocabularyManifest:
+    """Unite the vocabularies of encodings, each tokenizer once, and write the folder.
+
+    Raises:
+        DamageError: a tokenizer's file is missing or not what was written.
+        FormatError: a tokenizer's tokens are written in a way that is not known.
+        IdentityError: the folder holds another vocabulary.
+    """
+    by_vocabulary = {encoding.manifest.vocabulary.fingerprint: encoding for encoding in encodings}
+    tokenizers = {key: _tokenizer(encoding) for key, encoding in by_vocabulary.items()}
+    union = unite({key: tokens_of(tokenizer, settings) for key, (tokenizer, settings) in tokenizers.items()})
+    states = [json.loads(tokenizer.to_str()) for tokenizer, _ in tokenizers.values()]
+    files = {f"{TOKENIZER}/{name}": content for name, content in tokenizer_files(union, states).items()}
+    files[TOKENS] = table_bytes(_table(union))
+    made = VocabularyManifest(
+        size=len(union.names),
+        fingerprint=union.fingerprint,
+        tokenizers=_parts(union, states),
+        files={key: ObjectRecord.of(content) for key, content in files.items()},
+    )
+    if object_exists(folder / DOCUMENT):
+        _require_same(folder, made)
+    else:
+        write_objects(folder, files)
+        write_object(folder / DOCUMENT, sealed_bytes({"seal": UNSEALED} | made.model_dump(mode="json")))
+    return made
+
+
+def read_manifest(folder: StorePath) -> VocabularyManifest:
+    """Read ``vocabulary.json``.
+
+    Raises:
+        FormatError: there is none, it is damaged, or of another format.
+    """
+    path = folder / DOCUMENT
+    try:
+        found = VocabularyManifest.model_validate(read_sealed(read_object(path)))
+        if found.format != 1:
+            raise ValueError(f"format {found.format}")
+    except (OSError, ValueError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise FormatError(
+            "there is no readable vocabulary here",
+            where=path,
+            expected="a folder that 'logitcask vocabulary' has written",
+            found="no such file" if isinstance(error, OSError) else reason,
+            fix="Check the path, or make it anew",
+        ) from error
+    return found
+
+
+def read_vocabulary(folder: StorePath) -> UnionVocabulary:
+    """Read the union in a folder.
+
+    Raises:
+        FormatError: see ``read_manifest``; or the table tells no two ids of a tokenizer apart.
+        DamageError: the table of tokens is missing, or not what was written.
+    """
+    manifest = read_manifest(folder)
+    try:
+        table = read_table(folder / TOKENS, manifest.files[TOKENS].sha256)
+        maps = {part.vocabulary: _map(table.column(part.vocabulary)) for part in manifest.tokenizers}
+        union = UnionVocabulary(tuple(table.column("name").to_pylist()), maps)
+        if union.fingerprint != manifest.fingerprint:
+            raise ValueError("another fingerprint")
+    except (KeyError, ValueError, pa.ArrowException) as error:
+        raise FormatError(
+            "this is not the table of a vocabulary", where=folder / TOKENS, found=error, fix="Make it anew"
+        ) from error
+    return union
+
+
+def save_tokenizer(folder: StorePath, target: StorePath) -> None:
+    """Copy the union's tokenizer to another folder, each file checked.
+
+    Raises:
+        FormatError: see ``read_manifest``.
+        DamageError: a file is missing or not what was written.
+    """
+    for key, record in read_manifest(folder).files.items():
+        if key.startswith(f"{TOKENIZER}/"):
+            write_object(target / key.rpartition("/")[2], read_recorded(folder / key, record.sha256))
+
+
+def _tokenizer(encoding: Encoding) -> tuple[Tokenizer, dict[str, Any]]:
+    """Return an encoding's tokenizer and its settings, checked to be the one that its identity names."""
+    files = encoding.manifest.files
+    if not {TOKENIZER_FILE, SETTINGS_FILE} <= set(files):
+        raise FormatError("this encoding keeps no tokenizer", where=encoding.path, expected=TOKENIZER_FILE)
+    state, settings = (read_recorded(encoding.path / key, files[key].sha256) for key in (TOKENIZER_FILE, SETTINGS_FILE))
+    try:
+        tokenizer = Tokenizer.from_buffer(state)
+        if vocabulary_fingerprint(tokenizer.get_vocab()) != encoding.manifest.vocabulary.fingerprint:
+            raise ValueError("its vocabulary is not the one that the encoding was made with")
+        return tokenizer, json.loads(settings)
+    except Exception as error:  # the library raises nothing narrower
+        raise FormatError(
+            "this tokenizer cannot be read", where=encoding.path, found=shorten(str(error), 200)
+        ) from error
+
+
+def _table(union: UnionVocabulary) -> pa.Table:
+    columns = {"name": pa.array(union.names, pa.string())}
+    for key, ids in union.maps.items():
+        own_ids = np.full(len(union.names), NO_ID, np.uint32)
+        known = ids != NO_ID
+        own_ids[ids[known]] = np.flatnonzero(known)
+        columns[key] = pa.array(own_ids, pa.uint32(), mask=own_ids == NO_ID)
+    return pa.table(columns)
+
+
+def _map(column: pa.ChunkedArray) -> Any:
+    """Return the (n,) uint32 map of which a column is the inverse.
+
+    Raises:
+        ValueError: there is none.
+    """
+    own_ids = column.fill_null(NO_ID).to_numpy()
+    rows = np.flatnonzero(own_ids != NO_ID)
+    size = int(own_ids[rows].max()) + 1
+    if size > LARGEST_VOCABULARY or len(np.unique(own_ids[rows])) < len(rows):
+        raise ValueError("an id stands twice, or is too large")
+    ids = np.full(size, NO_ID, np.uint32)
+    ids[own_ids[rows]] = rows
+    return ids
+
+
+def _parts(union: UnionVocabulary, states: Sequence[dict[str, Any]]) -> tuple[Part, ...]:
+    known = [ids[ids != NO_ID] for ids in union.maps.values()]
+    users = np.bincount(np.concatenate(known), minlength=len(union.names))
+    different = differing_rules(states)
+    return tuple(
+        Part(vocabulary=key, ids=len(ids), shared=int((users[ids] > 1).sum()), same_rules=number not in different)
+        for number, (key, ids) in enumerate(zip(union.maps, known, strict=True))
+    )
+
+
+def _require_same(folder: StorePath, made: VocabularyManifest) -> None:
+    found = read_manifest(folder)
+    if found.fingerprint != made.fingerprint:
+        raise IdentityError(
+            "another vocabulary lies in this folder",
+            where=folder,
+            expected=f"{made.fingerprint[:12]}…, {made.size} tokens of {len(made.tokenizers)} tokenizers",
+            found=f"{found.fingerprint[:12]}…, {found.size} tokens of {len(found.tokenizers)} tokenizers",
+            why="students that were trained with it would lose their ids",
+            fix="Choose another folder",
+        )
