@@ -32,15 +32,15 @@ def train_on(world_size, cache, output, stop_after=None, environment=None, **cha
     return Path(output) / "final"
 
 
-def _save_pieces(trained, config, encoding, output, save_final=trainer.train._save_final):
+def _save_pieces(trained, *others, save_final=trainer.train._save_final):
     pieces = [isinstance(parameter, DTensor) for parameter in trained.model.parameters()]
     assert all(pieces) if trained.is_fsdp_enabled else not any(pieces)
     own = gathered_weights(trained._bare_student(), keep=True)
     save_file(
         {name: value.contiguous() for name, value in own.items()},
-        f"{output}-rank{trained.args.process_index}.safetensors",
+        f"{others[-1]}-rank{trained.args.process_index}.safetensors",
     )
-    save_final(trained, config, encoding, output)
+    save_final(trained, *others)
 
 
 def _rank(environment, log, stop_after, cache, output, changes):
