@@ -17,6 +17,7 @@ from benchmarks.quality_arms import ARMS, LIVE, TEXT, Arm, Scale
 from benchmarks.quality_gradients import angle_degrees, batch_gradients, differences
 from benchmarks.quality_runs import load_live, train_live
 from benchmarks.quality_table import T_975, gains_percent, gaps_nats, interval
+from cache_tools.reader import Cache
 from student_fixtures import largest_difference, student_values, train, weights
 from trainer.config import LossConfig, StudentConfig
 
@@ -78,7 +79,7 @@ def test_errors_that_cancel_are_seen_in_single_batches_only():
 
 
 def test_the_cached_hidden_state_has_the_live_teachers_gradient_and_a_few_likely_tokens_have_not(folder):
-    encoding, live = quality_runs.Cache(folder / "cache").encoding(), load_live(folder / "teacher")
+    encoding, live = Cache(folder / "cache").encoding(), load_live(folder / "teacher")
     student, scale = tiny.model(seed=1), Scale(batch_sequences=4)
     few = replace(HIDDEN, loss=LossConfig(tail="renormalise", allow_biased=True))
     asked, hidden, top3 = (
