@@ -41,7 +41,13 @@ bench: $(VENV)/dev
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.kills
 	$(BIN)/python -m benchmarks.losses
+	$(BIN)/python -m benchmarks.kills --executor ray
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.quality
+	$(BIN)/logitcask demo
+	$(BIN)/python -m benchmarks.large_cache runs/demo/cache runs/large/cache
+	$(BIN)/python -m benchmarks.inspection runs/large/cache
+	$(BIN)/python -m benchmarks.viewing runs/large/cache
 
 clean:
 	rm -rf $(VENV) runs dist
