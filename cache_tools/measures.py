@@ -71,8 +71,8 @@ def by_group(sample: Sample, answers: Answers, by: By) -> list[dict[str, Any]]:
     """Return loss and calibration of each group of documents, the largest group first.
 
     Returns:
-        For each ``group`` (as the corpus spells it), ``positions``, ``loss_nats``, ``entropy_nats``, and of the
-        calibration ``accuracy``, ``confidence`` and ``ece``; None where there is none.
+        For each ``group`` (as the corpus spells it), ``positions``, ``loss_nats``, ``entropy_nats``, ``perplexity``,
+        ``kept_mass``, and of the calibration ``accuracy``, ``confidence`` and ``ece``; None where there is none.
     """
     keys = [_folder(document) if by == "folder" else group for document, group in sample.names]
     names = {name: number for number, name in enumerate(dict.fromkeys(keys))}
@@ -151,7 +151,10 @@ def _folder(document_id: str) -> str:
 def _group(sample: Sample, answers: Answers, name: str, where: NDArray[np.int64]) -> dict[str, Any]:
     found = calibration(_chosen(answers, where), sample.gold_ids[where]) or {}
     judged = {key: found.get(key) for key in ("accuracy", "confidence", "ece")}
-    return {"group": name, "positions": len(where)} | _means(answers, where) | judged
+    means = _means(answers, where)
+    loss, kept_mass = means["loss_nats"], finite(float(answers.kept_mass[where].mean()))
+    perplexity = None if loss is None else finite(float(np.exp(loss)))
+    return {"group": name, "positions": len(where), **means, "perplexity": perplexity, "kept_mass": kept_mass} | judged
 
 
 def _chosen(answers: Answers, where: NDArray[np.int64]) -> Answers:

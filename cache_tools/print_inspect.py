@@ -50,11 +50,17 @@ def _groups_table(teacher: dict[str, Any]) -> Table:
     groups = teacher["sample"]["groups"]
     of = f", the largest {GROUPS} of {len(groups)}" if len(groups) > GROUPS else ""
     table = Table(title=Text(f"documents by {teacher['name']}, {sample_words(teacher['sample'])}{of}"))
-    for column in ("group", "positions", "loss, nats", "right", "confidence", "ECE"):
+    for column in ("group", "positions", "loss", "entropy", "ppl", "kept", "right", "ECE"):
         table.add_column(column, justify="left" if column == "group" else "right", overflow="fold")
     for row in groups[:GROUPS]:
-        shares = ("" if row[key] is None else f"{row[key]:.1%}" for key in ("accuracy", "confidence", "ece"))
-        numbers = (f"{row['positions']:,}", number_words(row["loss_nats"]))
+        shares = ("" if row[key] is None else f"{row[key]:.1%}" for key in ("kept_mass", "accuracy", "ece"))
+        perplexity = "infinite" if row["perplexity"] is None else f"{row['perplexity']:.1f}"
+        numbers = (
+            f"{row['positions']:,}",
+            number_words(row["loss_nats"]),
+            number_words(row["entropy_nats"]),
+            perplexity,
+        )
         cells = (isolated(shortened(printable(row["group"]))), *numbers, *shares)
         table.add_row(*map(Text, cells))
     return table

@@ -166,6 +166,8 @@ def test_groups_equal_loops_over_their_positions(columns, by, groups):
         assert row["positions"] == len(inside)
         assert row["loss_nats"] == pytest.approx(sum(answers.loss_nats[i] for i in inside) / len(inside))
         assert row["entropy_nats"] == pytest.approx(sum(answers.entropy_nats[i] for i in inside) / len(inside))
+        assert row["kept_mass"] == pytest.approx(sum(answers.kept_mass[i] for i in inside) / len(inside))
+        assert row["perplexity"] == pytest.approx(math.exp(row["loss_nats"]))
         judged = naive_of(columns, answers, inside)
         assert (row["accuracy"], row["confidence"], row["ece"]) == pytest.approx(judged, abs=1e-12)
 
