@@ -59,7 +59,7 @@ $(VENV)/torch: constraints.txt
 	touch $@
 
 $(VENV)/run: $(VENV)/torch pyproject.toml
-	$(PIP) --editable .
+	$(PIP) --editable '.[view,plots]'
 	touch $@
 
 $(VENV)/dev: $(VENV)/torch pyproject.toml

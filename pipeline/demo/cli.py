@@ -82,6 +82,7 @@ def _verdict(result: dict[str, Any]) -> str:
 def _next_commands(output: Path) -> list[str]:
     return [
         f"logitcask inspect {output / 'cache'}",
+        f"logitcask view {output / 'cache'}",
         f"logitcask verify --deep {output / 'cache'}",
         f"logitcask evaluate {output / 'student_cached' / 'final'} {output / 'cache'}",
     ]
