@@ -25,14 +25,12 @@ class Bucket:
     """A running server with one bucket.
 
     Attributes:
-        url: Its URL, ``s3://tests``.
+        url: Its URL; no two servers have the same, for clients remember where a bucket was.
         endpoint: Address of the proxy.
         plan: What goes wrong; nothing at first.
         requests: Every (method, path) so far.
         stalled: Set when a request stalls.
     """
-
-    url = "s3://tests"
 
     def __init__(self, upstream_port: int) -> None:
         self.upstream_port = upstream_port
@@ -40,7 +38,9 @@ class Bucket:
         self.stalled = threading.Event()
         self._counts: Counter[tuple[str, str]] = Counter()
         self.plan: Plan = well
-        urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{upstream_port}/tests", method="PUT"))
+        name = f"tests-{upstream_port}"
+        self.url = f"s3://{name}"
+        urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{upstream_port}/{name}", method="PUT"))
 
     @contextmanager
     def failing(self, plan: Plan) -> Iterator[None]:

@@ -108,7 +108,7 @@ def test_the_examples_that_the_documentation_gives_are_student_files():
         values = yaml.safe_load(example)
         config = StudentConfig.model_validate({"student": {"config": LLAMA}, "training": {"output_dir": "x"}} | values)
         assert config.teachers or config.caches
-    assert len(examples) == 2
+    assert len(examples) == 3
 
 
 @pytest.mark.parametrize("of", ["losses", "distributions"])

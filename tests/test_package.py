@@ -13,7 +13,7 @@ from trainer.config import StudentConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_LINES = 320
-CONFIGS = {"capture": CaptureConfig, "student": StudentConfig}
+CONFIGS = {"capture": CaptureConfig, "student": StudentConfig, "teacher": StudentConfig}
 
 
 def files(*patterns):

@@ -5,7 +5,6 @@ The processes have what torchrun gives them: numbers and an address. gloo stands
 
 import os
 import signal
-import socket
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -13,6 +12,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 import tiny
 from cache_tools.errors import ConfigError, ModelError
@@ -92,17 +92,18 @@ def say_what_is_held(config, path):
 def as_process(port, rank, world, work, *arguments):
     torch.set_num_threads(1)
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in names.items()} | {"TORCHELASTIC_RUN_ID": "test"}
+    os.environ |= {name: str(value) for name, value in names.items()} | {
+        "TORCHELASTIC_RUN_ID": "test",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     work(*arguments)
 
 
 def together(world, work, *arguments):
     """Run work in processes as torchrun would start them; return their exit codes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running = [start(as_process, port, rank, world, work, *arguments) for rank in range(world)]
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's own, which outlives the ranks
+    running = [start(as_process, store.port, rank, world, work, *arguments) for rank in range(world)]
     return [finish(process) for process in running]
 
 
