@@ -21,7 +21,7 @@ demo: $(VENV)/run
 	$(BIN)/logitcask demo
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: test
 	$(BIN)/ruff format --check .
