@@ -95,7 +95,7 @@ class LeftPadded(nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.model, self.config = model, model.config
+        self.model, self.config, self._no_split_modules = model, model.config, model._no_split_modules
         self.get_output_embeddings = model.get_output_embeddings
 
     def get_output_embeddings(self):

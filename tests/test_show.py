@@ -23,6 +23,7 @@ from cache_tools.print_bidi import ISOLATE, POP, IsolatedLines, isolated
 from cache_tools.print_show import BANDS, _coloured, print_found, print_sequence, token_cell
 from cache_tools.reader import Cache
 from test_decoding import HOSTILE
+from view_fixtures import hostile_cache
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 ISOLATES = re.compile(f"{ISOLATE}([^{ISOLATE}{POP}]*){POP}")
@@ -31,17 +32,7 @@ BAD_ID = "doc\x1b[2J\u202e<b>[red]"
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """Two teachers over ordinary and hostile documents, with the exact targets of one stored rank."""
-    folder = tmp_path_factory.mktemp("show")
-    values = tiny.capture_values(folder, held_out_fraction=0)
-    documents = [{"id": f"doc{i}", "text": text} for i, text in enumerate([*tiny.TEXTS[:12], *HOSTILE])]
-    documents.append({"id": BAD_ID, "text": "an id that writes"})
-    (folder / "corpus.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
-    values["encoding"] |= {"positions_per_shard": 256, "chunk_positions": 64}
-    other = {"name": "other", "model": str(tiny.save_teacher(folder / "other", tiny.model(seed=1)))}
-    values["teachers"].append({**values["teachers"][0], **other})
-    tiny.run(values)
-    return Cache(values["cache"])
+    return hostile_cache(tmp_path_factory.mktemp("show"), BAD_ID, attacks=[])
 
 
 @pytest.fixture(scope="module")

@@ -21,12 +21,12 @@ ATTACKS = [
 ]
 
 
-def hostile_cache(folder):
+def hostile_cache(folder, bad_id=BAD_ID, attacks=ATTACKS):
     """Capture ordinary and hostile documents by two teachers."""
     values = tiny.capture_values(folder, held_out_fraction=0)
-    texts = [*tiny.TEXTS[:12], *HOSTILE, *ATTACKS]
+    texts = [*tiny.TEXTS[:12], *HOSTILE, *attacks]
     documents = [{"id": f"doc{i}", "text": text} for i, text in enumerate(texts)]
-    documents.append({"id": BAD_ID, "text": "an id that would like to act"})
+    documents.append({"id": bad_id, "text": "an id that would like to act"})
     (folder / "corpus.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
     values["encoding"] |= {"positions_per_shard": 256, "chunk_positions": 64}
     other = {"name": "other", "model": str(tiny.save_teacher(folder / "other", tiny.model(seed=1)))}

@@ -81,7 +81,7 @@ class DistilledStudent(nn.Module):
         self.student, self.match = student, match
         self.objective = Objective(loss, teacher_head) if objective is None else objective
         self.config = student.config
-        self._no_split_modules = getattr(student, "_no_split_modules", None)  # FSDP gathers each of them by itself
+        self._no_split_modules = student._no_split_modules  # FSDP gathers each of them by itself
         self.head = StudentHead.of(student)
         if self.head is None:
             logger.warning("%s: the whole batch's logits are kept, for its head is unknown", type(student).__name__)
