@@ -1,0 +1,136 @@
+"""What the recipes share: logitcask's commands called from a script, students of many seeds, and intervals.
+
+A recipe is a chain of the public commands. Each of them continues where it was stopped, and so does the recipe.
+Run one from the repository's root, as ``python -m configs.<method>.run``.
+
+Intervals are of 95 %. Over seeds alone they are Student's t; over seeds and test items both are drawn again, with
+the arms kept together: every arm of a seed saw the same data from the same weights, and answers the same items.
+"""
+
+import contextlib
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from cache_tools.errors import LogitcaskError
+from cache_tools.reader import Cache
+from logitcask import cli
+
+
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""By number of seeds: how many standard errors Student's t interval of 95 % reaches to each side."""
+
+
+class Interval(NamedTuple):
+    """A mean and the ends of its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+def command(*words: Any) -> str:
+    """Run a command of logitcask in this process and return what it printed."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            cli.main([str(word) for word in words], prog_name="logitcask", standalone_mode=False)
+    except LogitcaskError as error:
+        raise click.ClickException(str(error)) from error
+    return printed.getvalue()
+
+
+def run_file(name: str, file: Path, *changes: str) -> None:
+    """Run ``logitcask NAME FILE`` with some keys of the file changed, each as ``key=value``."""
+    click.echo(f"{name} {file.name}: {changes[-1] if changes else ''}", err=True)
+    command(name, file, *(word for change in changes for word in ("--set", change)))
+
+
+def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Return a folder, which ``make`` fills under a temporary name if it is not there yet."""
+    if not folder.exists():
+        partial = folder.with_name(f"{folder.name}.partial")
+        make(partial)
+        partial.rename(folder)
+    return folder
+
+
+def over_seeds(values: Sequence[float]) -> Interval:
+    """Return mean and t-interval of one number per seed; two seeds at least."""
+    mean, n = float(np.mean(values)), len(values)
+    half = T_95[n] * float(np.std(values, ddof=1)) / n**0.5
+    return Interval(mean, mean - half, mean + half)
+
+
+def over_seeds_and_items(values_SN: NDArray[Any], draws: int = 2000) -> Interval:
+    """Return mean and bootstrap interval of a difference that was measured by S seeds on the same N items.
+
+    Args:
+        values_SN: (S, N), the paired difference of each seed on each item.
+        draws: Resamplings; seeds and items are both drawn with replacement.
+    """
+    values, rng = np.asarray(values_SN, np.float64), np.random.default_rng(0)
+    seeds, items = values.shape
+    means = [
+        float(values[rng.integers(seeds, size=seeds)][:, rng.integers(items, size=items)].mean()) for _ in range(draws)
+    ]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def truncated(model: Path, layers: int, output: Path) -> Path:
+    """Write a masked language model of a model's first layers, with its tokenizer; the usual start of a student."""
+
+    def make(folder: Path) -> None:
+        AutoModelForMaskedLM.from_pretrained(model, num_hidden_layers=layers).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+
+    return make_once(output, make)
+
+
+def label_log_probs(model: Path, cache: Path, labels: Sequence[str], split: str = "held_out") -> NDArray[np.float32]:
+    """Return what a model says of the label of each sequence of a labelled encoding, between the labels alone.
+
+    Args:
+        model: Folder of a masked language model with the cache's tokenizer.
+        cache: Its only encoding has labels (``corpus.label_field``).
+        labels: C tokens.
+        split: ``held_out`` or ``train``.
+
+    Returns:
+        (N, C) float32 log-probabilities, in the order of :func:`labelled_sequences`.
+    """
+    columns = AutoTokenizer.from_pretrained(model).convert_tokens_to_ids(list(labels))
+    network = AutoModelForMaskedLM.from_pretrained(model).eval()
+    rows = []
+    sequences = labelled_sequences(cache, split)
+    for start in range(0, len(sequences), 128):
+        batch = sequences[start : start + 128]
+        length = max(len(each.input_ids) for each in batch)
+        ids_BL = torch.zeros(len(batch), length, dtype=torch.long)
+        attention_BL = torch.zeros_like(ids_BL)
+        for row, each in enumerate(batch):
+            ids_BL[row, : len(each.input_ids)] = torch.from_numpy(each.input_ids.astype(np.int64))
+            attention_BL[row, : len(each.input_ids)] = 1
+        first_B = torch.tensor([int(each.positions()[0]) for each in batch])
+        with torch.no_grad():
+            hidden = network.base_model(input_ids=ids_BL, attention_mask=attention_BL).last_hidden_state
+            logits = network.cls(hidden[torch.arange(len(batch)), first_B])
+        rows.append(torch.log_softmax(logits[:, columns].float(), dim=1).numpy())
+    return np.concatenate(rows)
+
+
+def labelled_sequences(cache: Path, split: str = "held_out") -> list[Any]:
+    """Return the sequences of a split, in the cache's order."""
+    encoding = Cache(cache).encoding()
+    return [each for shard in encoding.split_shards(split) for each in encoding.sequences(shard)]
