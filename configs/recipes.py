@@ -23,7 +23,6 @@ from cache_tools.errors import LogitcaskError
 from cache_tools.reader import Cache
 from logitcask import cli
 
-
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """By number of seeds: how many standard errors Student's t interval of 95 % reaches to each side."""
 
