@@ -184,6 +184,23 @@ class Waiting(tiny.SilentReporter):
             self.event.set()
 
 
+@pytest.fixture
+def one_load_at_a_time(monkeypatch):
+    """Let threads load models in turn: transformers replaces a method of all models meanwhile, for the whole process.
+
+    Two that overlapped would leave the replacement behind, and tests to come with models that tie no weights. Real
+    workers are processes.
+    """
+    lock, load = threading.Lock(), pipeline.run.load_teacher
+
+    def locked(*arguments):
+        with lock:
+            return load(*arguments)
+
+    monkeypatch.setattr(pipeline.run, "load_teacher", locked)
+
+
+@pytest.mark.usefixtures("one_load_at_a_time")
 def test_a_worker_that_starts_first_waits_for_the_teacher_to_be_declared(tmp_path, teacher, straight, monkeypatch):
     monkeypatch.setattr(pipeline.run, "POLL_SECONDS", 0.01)
     config, reporter = settings(tmp_path, teacher), Waiting("declare")
@@ -200,6 +217,7 @@ def test_a_worker_that_starts_first_waits_for_the_teacher_to_be_declared(tmp_pat
     assert tree(tmp_path / "cache") == straight
 
 
+@pytest.mark.usefixtures("one_load_at_a_time")
 def test_a_worker_that_starts_first_waits_for_the_encoding(tmp_path, teacher, straight, monkeypatch):
     monkeypatch.setattr(pipeline.run, "POLL_SECONDS", 0.01)
     reporter = Waiting("encode")
