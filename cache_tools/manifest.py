@@ -120,6 +120,11 @@ class EncodingManifest(_Manifest):
         return Vocabulary(self.vocabulary_size, self.identity["tokenizer"]["vocabulary"])
 
     @property
+    def labelled(self) -> bool:
+        """Whether documents have a class; the first kept position of each sequence then predicts it."""
+        return bool(self.identity.get("corpus", {}).get("label_field"))
+
+    @property
     def contents_fingerprint(self) -> str:
         """sha256 of the identity and of every sequence."""
         return fingerprint({"identity": self.identity, "parts": [part.shards_sha256 for part in self.parts]})

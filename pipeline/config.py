@@ -3,7 +3,7 @@
 One YAML file, checked here before anything is loaded; unknown keys are errors.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
@@ -20,24 +20,32 @@ class MaskingConfig(Config):
     """How masked language modelling chooses its slots; drawn once, because a cached prediction belongs to its mask.
 
     Attributes:
-        probability: Share of ordinary tokens that become slots.
+        probability: Share of ordinary tokens that become slots. 0 hides nothing, which makes sense where documents have
+            labels, or with ``keep: all``.
         mask_share: Share of slots shown to the teacher as the mask token (BERT: 0.8).
         random_share: Share of slots shown as a random token (BERT: 0.1); the rest stay visible.
         copies: Differently masked copies of each sequence.
         seed: Seed of the draws; each depends on (seed, document, piece, copy) alone.
+        keep: Where predictions are kept: at the ``slots``, or at ``all`` ordinary tokens, whether the teacher sees
+            them or not. A label's position is kept in any case.
     """
 
-    probability: float = Field(default=0.15, gt=0, le=1)
+    probability: float = Field(default=0.15, ge=0, le=1)
     mask_share: float = Field(default=0.8, ge=0, le=1)
     random_share: float = Field(default=0.1, ge=0, le=1)
     copies: PositiveInt = 1
     seed: int = 0
+    keep: Literal["slots", "all"] = "slots"
 
     @model_validator(mode="after")
     def _shares(self) -> "MaskingConfig":
         if self.mask_share + self.random_share > 1:
             raise ValueError("mask_share + random_share must not exceed 1")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """Return what determines the masks; what came with later versions counts when used."""
+        return self.model_dump(mode="json", exclude={"keep"} if self.keep == "slots" else None)
 
 
 class EncodingConfig(Config):
@@ -282,6 +290,15 @@ class CaptureConfig(Config):
             raise ValueError("teachers need different names")
         if len({teacher.tensor_parallel for teacher in self.teachers}) > 1:
             raise ValueError("teachers of one capture file need the same tensor_parallel; others go into a second file")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_predict(self) -> "CaptureConfig":
+        masked, masking = self.encoding.objective == "masked", self.encoding.masking
+        if self.corpus.label_field and not masked:
+            raise ValueError("corpus.label_field needs encoding.objective: masked")
+        if masked and masking.probability == 0 and masking.keep == "slots" and not self.corpus.label_field:
+            raise ValueError("encoding.masking.probability: 0 leaves nothing to predict; keep: all, or give labels")
         return self
 
 

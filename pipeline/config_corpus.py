@@ -49,6 +49,8 @@ class CorpusConfig(Config):
         ids_field: Field that holds token ids, used instead of text when given: read as they are, without special
             tokens; split like text when too long.
         mask_field: Field with a 0 or 1 for each of the ids: trained on where 1; default everywhere.
+        label_field: Field with a document's class, which is a token as the tokenizer's vocabulary spells it; plain text
+            and masked objective only. See ``labels.py`` for where it is predicted.
         id_field: Field with a unique document id; a record without one is named after its file and line.
         group_field: Field that keeps documents together when some are held out; default the id.
         held_out_fraction: Expected share of groups encoded as the held-out split.
@@ -61,6 +63,7 @@ class CorpusConfig(Config):
     tools_field: str | None = None
     ids_field: str | None = None
     mask_field: str | None = None
+    label_field: str | None = None
     id_field: str = "id"
     group_field: str = "group"
     held_out_fraction: float = Field(default=0.01, ge=0, lt=1)
@@ -74,10 +77,12 @@ class CorpusConfig(Config):
         for field, needed in (("tools_field", "messages_field"), ("mask_field", "ids_field")):
             if getattr(self, field) and not getattr(self, needed):
                 raise ValueError(f"{field} needs {needed}")
+        if self.label_field and (self.messages_field or self.ids_field):
+            raise ValueError("label_field is for documents of plain text")
         return self
 
     def identity(self) -> dict[str, Any]:
         """Return what determines how a record is read; fields that came with later versions count when used."""
-        later = {"tools_field", "ids_field", "mask_field"}
+        later = {"tools_field", "ids_field", "mask_field", "label_field"}
         unused = {name for name in later if getattr(self, name) is None}
         return self.model_dump(mode="json", exclude={"paths", "datasets", *unused})

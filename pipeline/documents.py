@@ -34,6 +34,7 @@ class Document:
         tools: JSON schemas of the tools that a chat may call.
         ids: Token ids, at least one.
         mask: For each id 1 if it is trained on, else 0; None for all.
+        label: Its class, a token; None if documents have none.
         share_before: Of the corpus' bytes, about how many lie before it, in [0, 1]; None if nobody knows.
     """
 
@@ -45,6 +46,7 @@ class Document:
     tools: list[Any] | None = None
     ids: list[int] | None = None
     mask: list[int] | None = None
+    label: str | None = None
     share_before: float | None = field(default=None, compare=False)
 
 
@@ -141,8 +143,9 @@ def _document(place: str, name: str, record: dict[str, Any], config: CorpusConfi
         ids, mask = _ids(place, record, config)
         return Document(identity, group, None, None, place, None, ids, mask)
     text = _field(place, record, "text_field", config.text_field, str)
-    _check_unicode(place, text)
-    return Document(identity, group, text, None, place)
+    label = _field(place, record, "label_field", config.label_field, str) if config.label_field else None
+    _check_unicode(place, text, label or "")
+    return Document(identity, group, text, None, place, label=label)
 
 
 def _chat(

@@ -130,7 +130,7 @@ def encoding_identity(config: CaptureConfig, tokenizer: PreTrainedTokenizerFast)
     """Return everything that determines how a document becomes sequences; its hash is the encoding's fingerprint."""
     encoding = config.encoding.model_dump(mode="json", exclude={"name", "tokenizer", "chunk_positions", "masking"})
     if config.encoding.objective == "masked":
-        encoding["masking"] = config.encoding.masking.model_dump(mode="json")
+        encoding["masking"] = config.encoding.masking.identity()
     if config.corpus.messages_field:
         encoding["chat_template"] = fingerprint({"template": tokenizer.chat_template})
     return {

@@ -6,6 +6,7 @@ another; memory is bounded by a batch, or by the longest document.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -15,8 +16,9 @@ from transformers import PreTrainedTokenizerFast
 from cache_tools.sequences import Sequence
 from pipeline.config import EncodingConfig
 from pipeline.documents import Document
+from pipeline.labels import label_id, label_position
 from pipeline.masking import draw_mask
-from pipeline.pieces import Piece, frame_of, readable, split_documents
+from pipeline.pieces import Frame, Piece, frame_of, readable, split_documents
 
 T = TypeVar("T")
 
@@ -33,14 +35,14 @@ def encode_documents(
     """Yield the sequences of all documents, each with its document; ids and rows are assigned when a shard is written.
 
     Raises:
-        CorpusError: a document has no token that a teacher could predict.
+        CorpusError: a document has no token that a teacher could predict, or a label that is no token.
     """
-    frame, random_ids = frame_of(tokenizer, config), ordinary_ids(tokenizer)
+    rules = _Rules.of(tokenizer, config)
     texts = (readable(document, tokenizer) for document in documents)
     for batch in batches_of(texts, lambda one: len(one.text) + len(one.document.ids or ())):
-        for document, pieces in split_documents(batch, tokenizer, frame, config):
+        for document, pieces in split_documents(batch, tokenizer, rules.frame, config):
             for number, piece in enumerate(pieces):
-                for sequence in _sequences(document, number, piece, tokenizer, random_ids, config):
+                for sequence in _sequences(document, number, piece, rules):
                     yield document, sequence
 
 
@@ -58,25 +60,38 @@ def batches_of(items: Iterable[T], characters: Callable[[T], int]) -> Iterator[l
         yield batch
 
 
-def _sequences(
-    document: Document,
-    number: int,
-    piece: Piece,
-    tokenizer: PreTrainedTokenizerFast,
-    random_ids: NDArray[np.uint32],
-    config: EncodingConfig,
-) -> Iterator[Sequence]:
+@dataclass(frozen=True)
+class _Rules:
+    """What turns pieces into sequences, looked up once."""
+
+    config: EncodingConfig
+    frame: Frame
+    mask_id: int | None
+    random_ids: NDArray[np.uint32]
+    vocabulary: dict[str, int]
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerFast, config: EncodingConfig) -> "_Rules":
+        frame = frame_of(tokenizer, config)
+        return cls(config, frame, tokenizer.mask_token_id, ordinary_ids(tokenizer), tokenizer.get_vocab())
+
+
+def _sequences(document: Document, number: int, piece: Piece, rules: _Rules) -> Iterator[Sequence]:
     """Yield a piece as the teacher reads it: once, or as differently masked copies."""
-    if config.objective == "causal":
+    if rules.config.objective == "causal":
         yield _sequence(document, piece, piece.input_ids, np.append(piece.trainable[1:], False), None)
         return
-    assert tokenizer.mask_token_id is not None
-    for copy in range(config.masking.copies):
+    assert rules.mask_id is not None
+    original_ids, masking = piece.input_ids.copy(), rules.config.masking
+    kept = np.full(len(original_ids), masking.keep == "all") & piece.trainable
+    if document.label is not None:
+        position = label_position(piece.input_ids, rules.frame, rules.mask_id)
+        original_ids[position] = label_id(document, rules.vocabulary, rules.frame, number)
+        kept[position] = True
+    for copy in range(masking.copies):
         key = f"{document.id}\0{number}\0{copy}"
-        shown, slots = draw_mask(
-            piece.input_ids, piece.trainable, tokenizer.mask_token_id, random_ids, config.masking, key
-        )
-        yield _sequence(document, piece, shown, slots, piece.input_ids)
+        shown, slots = draw_mask(piece.input_ids, piece.trainable, rules.mask_id, rules.random_ids, masking, key)
+        yield _sequence(document, piece, shown, kept | slots, original_ids)
 
 
 def _sequence(

@@ -32,13 +32,14 @@ def draw_mask(
         key: Names the piece and copy.
 
     Returns:
-        (ids that the teacher reads, slots), both (n,). At least one slot if any token is maskable.
+        (ids that the teacher reads, slots), both (n,). At least one slot if any token is maskable, and
+        the probability is not 0.
     """
     digest = hashlib.sha256(f"{config.seed}\0{key}".encode()).digest()
     generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
     draws = generator.random((3, len(input_ids)))
     slots = maskable & (draws[0] < config.probability)
-    if not slots.any() and maskable.any():
+    if config.probability and not slots.any() and maskable.any():
         slots[np.where(maskable, draws[0], np.inf).argmin()] = True
     shown = input_ids.copy()
     as_mask = slots & (draws[1] < config.mask_share)

@@ -24,6 +24,7 @@ KEYS = {
     "cross_entropy_nats",
     "kl_to_teacher_nats",
     "kl_to_teacher_is",
+    "accuracy",
     "top1_agreement",
     "calibration_error",
     "acceptance",

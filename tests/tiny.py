@@ -140,7 +140,7 @@ def capture_values(folder: Path, teacher: Path | None = None, **changes: Any) ->
     corpus = {"paths": [str(folder / "corpus.jsonl")], "held_out_fraction": 0.2}
     for key, value in changes.items():
         known = one if key in TEACHER_KEYS else encoding
-        (corpus if key in ("held_out_fraction", "messages_field", "paths") else known)[key] = value
+        (corpus if key in ("held_out_fraction", "messages_field", "label_field", "paths") else known)[key] = value
     return {"cache": str(folder / "cache"), "corpus": corpus, "encoding": encoding, "teachers": [one]}
 
 

@@ -11,6 +11,9 @@ from cache_tools.cli_places import CacheType
 if TYPE_CHECKING:
     from cache_tools.manifest import Split
     from cache_tools.storage import StorePath
+    from trainer.evaluate import Positions
+
+WHAT = {"all": "positions", "labels": "labels", "tokens": "positions of tokens"}
 
 
 @click.command("evaluate")
@@ -20,6 +23,13 @@ if TYPE_CHECKING:
 @click.option("--teacher", help="Name of the teacher, if the encoding has several.")
 @click.option(
     "--split", type=click.Choice(["held_out", "train"]), default="held_out", show_default=True, help="Which sequences."
+)
+@click.option(
+    "--positions",
+    type=click.Choice(["all", "labels", "tokens"]),
+    default="all",
+    show_default=True,
+    help="Where documents have labels: measure these, or all else.",
 )
 @click.option("--vocabulary", type=CacheType(), help="The student's vocabulary, if it is not the cache's.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Sequences per forward pass.")
@@ -34,6 +44,7 @@ def evaluate_command(
     encoding: str | None,
     teacher: str | None,
     split: "Split",
+    positions: "Positions",
     vocabulary: "StorePath | None",
     batch_size: int,
     device: str,
@@ -64,16 +75,17 @@ def evaluate_command(
     disable_progress_bar()
     chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     with Console(stderr=True).status("evaluating"):
-        result = evaluate_folder(student, cached, split, batch_size, chosen, union=union)
+        result = evaluate_folder(student, cached, split, batch_size, chosen, union=union, positions=positions)
     if plot is not None:
         plots.draw_reliability(result, plot)
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return
-    table = Table("measure", "value", title=f"{student} on {result['positions']:,} {split} positions")
+    table = Table("measure", "value", title=f"{student} on {result['positions']:,} {split} {WHAT[positions]}")
     bound = {"upper bound": "at most ", "lower bound": "at least "}
     kl, acceptance = (bound.get(result.get(f"{name}_is", ""), "") for name in ("kl_to_teacher", "acceptance"))
     table.add_row("cross-entropy", f"{result['cross_entropy_nats']:.4f} nats")
+    table.add_row("gold token most likely", f"{result['accuracy']:.1%}")
     table.add_row("KL to the teacher", f"{kl}{result['kl_to_teacher_nats']:.4f} nats")
     table.add_row("same most likely token as the teacher", f"{result['top1_agreement']:.1%}")
     table.add_row("expected calibration error", f"{result['calibration_error']:.1%}")

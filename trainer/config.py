@@ -87,6 +87,9 @@ class LossConfig(Config):
         temperature: Both sides' logits are divided by it. The loss is multiplied by its square (by
             itself for ``total_variation``), so that ``kd_weight`` keeps its meaning.
         hidden: Layers that are to resemble the teacher's.
+        label_weight: Of the mean over labels, in an encoding with labels; see ``position_weights.py``. Default, if
+            ``token_weight`` is not given either: all positions count alike.
+        token_weight: Of the mean over all other kept positions there.
         allow_biased: Accept a combination whose minimum is not the teacher.
     """
 
@@ -97,6 +100,8 @@ class LossConfig(Config):
     tail: TailPolicy = "ghost"
     temperature: float = Field(default=1.0, gt=0, le=1000)
     hidden: tuple[HiddenPair, ...] = ()
+    label_weight: float | None = Field(default=None, ge=0)
+    token_weight: float | None = Field(default=None, ge=0)
     allow_biased: bool = False
 
     @model_validator(mode="after")
@@ -105,6 +110,8 @@ class LossConfig(Config):
             raise ValueError(f"beta belongs to jensen_shannon; divergence is {self.divergence}")
         if "tail" in self.model_fields_set and self.source == "hidden":
             raise ValueError("source: hidden leaves no mass out, so it has no use for tail")
+        if self.label_weight == self.token_weight == 0:
+            raise ValueError("label_weight and token_weight are both 0: nothing would be learned")
         return self
 
 

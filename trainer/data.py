@@ -30,6 +30,7 @@ from cache_tools.predictions import hidden_array
 from cache_tools.sequences import Sequence
 from trainer.compatibility import Source
 from trainer.config import LossConfig
+from trainer.position_weights import PositionWeights
 from trainer.translation import StudentIds, translated_ids, translated_targets
 
 IGNORED = -100
@@ -74,6 +75,7 @@ class Example:
         targets: The teacher's predictions at the p positions.
         scalars: (p,) float32 by name, nats.
         hidden: (p, width) float32 by layer.
+        weights: (p,) float32, how much each position counts; None where all count alike.
     """
 
     input_ids: NDArray[np.uint32]
@@ -82,6 +84,7 @@ class Example:
     targets: Targets
     scalars: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     hidden: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    weights: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,9 @@ class CachedSequences(Dataset[Example]):
         reading: What to read besides the targets.
         to: The student's ids, where its tokenizer is not the cache's (see ``translation.py``).
         said_elsewhere: Give each position what the teacher said half a shard away: a negative control.
+        weights: How much positions count, where they do not count alike.
+        rows: Which kept positions of each sequence to give: by default all; of labelled ones ``slice(0, 1)`` is the
+            label alone.
 
     Raises:
         IncompleteError: a shard of the split has not been captured, or lacks a layer.
@@ -132,11 +138,14 @@ class CachedSequences(Dataset[Example]):
         reading: Reading = Reading(),
         to: StudentIds | None = None,
         said_elsewhere: bool = False,
+        weights: PositionWeights | None = None,
+        rows: slice = slice(None),
     ) -> None:
         teacher.require_complete(split)
         for layer in reading.layers:
             teacher.require_complete(split, hidden_array(layer))
         self.reading, self.to, self.said_elsewhere = reading, to, said_elsewhere
+        self.weights, self.rows = weights, rows
         self.teacher, self.encoding = teacher, teacher.encoding
         self.student_vocabulary_size = student_vocabulary_size
         self.shards = self.encoding.split_shards(split)
@@ -155,20 +164,22 @@ class CachedSequences(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         number, sequence = self._place(index)
         shard = self._shard(number)
-        start = sequence.first_position - self.teacher.shard_rows(number)[0]
-        stop = start + sequence.num_positions
-        input_ids, gold_ids = sequence.input_ids, sequence.gold_ids(self.encoding.manifest.objective)
+        first, chosen = sequence.first_position - self.teacher.shard_rows(number)[0], self.rows
+        start, stop = (first + end for end in chosen.indices(sequence.num_positions)[:2])
+        input_ids, gold_ids = sequence.input_ids, sequence.gold_ids(self.encoding.manifest.objective)[chosen]
+        weights = None if self.weights is None else self.weights.of_sequence(sequence.num_positions)[chosen]
         targets = shard.targets.decode(start, stop)
         if self.to is not None:
             input_ids, gold_ids = translated_ids(input_ids, self.to), translated_ids(gold_ids, self.to)
             targets = translated_targets(targets, self.to)
         return Example(
             input_ids,
-            sequence.positions(),
+            sequence.positions()[chosen],
             gold_ids,
             fit_vocabulary(targets, self.student_vocabulary_size),
             {name: values[start:stop] for name, values in shard.scalars.items()},
             {layer: stored.decode(start, stop) for layer, stored in shard.hidden.items()},
+            weights,
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -222,7 +233,8 @@ def collate(examples: list[Example]) -> dict[str, Any]:
         input_ids, attention_mask, labels: (B, L) int64, labels IGNORED outside kept positions;
         target_ids (P, k) int64, 0 in empty slots; target_log_probs (P, k) and
         target_log_left_out (P,) float32, -inf where there is nothing; P positions in all.
-        Where they were read: scalars, (P,) float32 by name, and hidden, (P, width) float32 by layer.
+        Where they were read: scalars, (P,) float32 by name, and hidden, (P, width) float32 by layer. Where positions
+        do not count alike: position_weights, (P,) float32.
     """
     length = max(len(example.input_ids) for example in examples)
     input_ids = np.zeros((len(examples), length), dtype=np.int64)
@@ -240,6 +252,9 @@ def collate(examples: list[Example]) -> dict[str, Any]:
         "target_log_probs": np.concatenate([example.targets.log_probs for example in examples]),
         "target_log_left_out": np.concatenate([example.targets.log_left_out for example in examples]),
     }
+    weights = [example.weights for example in examples if example.weights is not None]
+    if weights:
+        batch["position_weights"] = np.concatenate(weights)
     return {name: torch.from_numpy(array) for name, array in batch.items()} | _extras(examples)
 
 

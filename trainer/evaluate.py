@@ -10,17 +10,19 @@ log-probabilities, for comparison.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
 from cache_tools.cached_teacher import CachedTeacher
-from cache_tools.errors import IncompleteError, ModelError
+from cache_tools.errors import ConfigError, IncompleteError, ModelError
 from cache_tools.manifest import Split
 from cache_tools.union_vocabulary import UnionVocabulary
 from trainer import fused
@@ -31,6 +33,10 @@ from trainer.objective import TeacherRows
 from trainer.student import LOADING_ERRORS, check_tokenizer, check_vocabulary_size, vocabulary_size
 from trainer.translation import student_ids, student_vocabulary
 
+Positions = Literal["all", "labels", "tokens"]
+ROWS: dict[Positions, slice] = {"all": slice(None), "labels": slice(0, 1), "tokens": slice(1, None)}
+"""Of the kept positions of a sequence with a label, which is the first."""
+
 
 def evaluate_folder(
     folder: Path,
@@ -40,6 +46,7 @@ def evaluate_folder(
     device: str = "cpu",
     progress: Callable[[int], None] = lambda _: None,
     union: UnionVocabulary | None = None,
+    positions: Positions = "all",
 ) -> dict[str, Any]:
     """Evaluate the student in a model folder on a split of a cache.
 
@@ -51,6 +58,7 @@ def evaluate_folder(
         device: Where to run.
         progress: Told how many tokens were read.
         union: The student's vocabulary, if it is not the cache's own; hidden states are not compared then.
+        positions: Of an encoding with labels: the ``labels``, the other ``tokens``, or ``all``.
 
     Returns:
         ``split``, ``positions``, the measures of ``measures.py``, ``teacher_cross_entropy_nats``, and the
@@ -59,6 +67,7 @@ def evaluate_folder(
     Raises:
         ModelError: the folder holds no model that can be loaded.
         IdentityError: its tokenizer is not the cache's, or the union's.
+        ConfigError: these documents have no labels.
     """
     vocabulary = student_vocabulary(union, teacher.encoding)
     objective = teacher.encoding.manifest.objective
@@ -77,7 +86,7 @@ def evaluate_folder(
         ) from error
     check_vocabulary_size(model, vocabulary)
     torch.nn.Module.to(model, device)
-    return evaluate(model, teacher, split, batch_size, progress, union)
+    return evaluate(model, teacher, split, batch_size, progress, union, positions)
 
 
 def evaluate(
@@ -87,26 +96,38 @@ def evaluate(
     batch_size: int = 8,
     progress: Callable[[int], None] = lambda _: None,
     union: UnionVocabulary | None = None,
+    positions: Positions = "all",
 ) -> dict[str, Any]:
     """Evaluate a loaded student; arguments and result as for :func:`evaluate_folder`."""
-    dataset = evaluated_sequences(teacher, split, vocabulary_size(model), union)
+    dataset = evaluated_sequences(teacher, split, vocabulary_size(model), union, positions)
     measures = measure(model, dataset, batch_size, progress)
     result = {"split": split} | measures.means()
-    result["teacher_cross_entropy_nats"] = _teacher_cross_entropy(teacher, split)
+    result["teacher_cross_entropy_nats"] = _teacher_cross_entropy(teacher, split, ROWS[positions])
     return result | {"reliability": measures.reliability()}
 
 
 def evaluated_sequences(
-    teacher: CachedTeacher, split: Split, student_vocabulary_size: int, union: UnionVocabulary | None = None
+    teacher: CachedTeacher,
+    split: Split,
+    student_vocabulary_size: int,
+    union: UnionVocabulary | None = None,
+    positions: Positions = "all",
 ) -> CachedSequences:
     """Return the sequences of a split with all that the measures need.
 
     Raises:
         IncompleteError: the split is empty, or not captured yet.
+        ConfigError: these documents have no labels.
     """
+    if positions != "all" and not teacher.encoding.manifest.labelled:
+        raise ConfigError(
+            f"{positions} are to be measured by themselves, and these documents have no labels",
+            where=teacher.encoding.path,
+            fix="Measure all positions",
+        )
     to = student_ids(union, teacher.encoding)
     reading = measured_reading(teacher.manifest, translated=to is not None)
-    dataset = CachedSequences(teacher, split, student_vocabulary_size, reading=reading, to=to)
+    dataset = CachedSequences(teacher, split, student_vocabulary_size, reading=reading, to=to, rows=ROWS[positions])
     if not len(dataset):
         raise IncompleteError(
             f"the {split} split is empty",
@@ -196,9 +217,11 @@ def measured(
     return measures
 
 
-def _teacher_cross_entropy(teacher: CachedTeacher, split: Split) -> float:
-    total, positions = 0.0, 0
+def _teacher_cross_entropy(teacher: CachedTeacher, split: Split, rows: slice) -> float:
+    values = []
     for shard in teacher.encoding.split_shards(split):
-        values = teacher.scalar("gold_logprob", *teacher.shard_rows(shard))
-        total, positions = total - float(values.sum(dtype="float64")), positions + len(values)
-    return total / positions
+        gold_logprob, ends = teacher.scalar("gold_logprob", *teacher.shard_rows(shard)), [0]
+        for sequence in teacher.encoding.sequences(shard):
+            ends.append(ends[-1] + sequence.num_positions)
+        values += [gold_logprob[start:stop][rows] for start, stop in pairwise(ends)]
+    return -float(np.concatenate(values).mean(dtype="float64"))

@@ -3,6 +3,7 @@
 ====================== ==================================================================================
 ``cross_entropy_nats`` mean of -log q(gold)
 ``kl_to_teacher_nats`` mean of KL(teacher || student)
+``accuracy``           how often the student's most likely token is the gold one
 ``top1_agreement``     how often both have the same most likely token; of drawn targets, the one drawn most
 ``calibration_error``  expected calibration error (Guo et al., arXiv 1706.04599): positions are put into
                        BINS bins of equal width by the student's highest probability; in each, how often that
@@ -38,6 +39,7 @@ BINS = 15
 GREATER_IS_BETTER = {
     "cross_entropy_nats": False,
     "kl_to_teacher_nats": False,
+    "accuracy": True,
     "top1_agreement": True,
     "calibration_error": False,
 }
@@ -125,6 +127,7 @@ class Measures:
             "cross_entropy_nats": float(totals["cross_entropy"] / positions),
             "kl_to_teacher_nats": float(totals["loss"] / positions),
             "kl_to_teacher_is": self.is_kl,
+            "accuracy": float(totals["correct"].sum() / positions),
             "top1_agreement": float(totals["agreement"] / positions),
             "calibration_error": float(error),
         }

@@ -21,6 +21,7 @@ from cache_tools.codec import Targets
 from cache_tools.errors import ConfigError
 from trainer.config_mixture import MixedTeacher
 from trainer.data import CachedSequences, Example, Reading
+from trainer.position_weights import PositionWeights
 
 # T: teachers
 
@@ -34,6 +35,7 @@ class MixedSequences(Dataset[Example]):
         readings: What each is asked besides its targets.
         student_vocabulary_size: As of ``CachedSequences``.
         shards_in_memory: The same.
+        weights: The same.
 
     Raises:
         IncompleteError: a teacher's capture is not finished.
@@ -46,10 +48,11 @@ class MixedSequences(Dataset[Example]):
         readings: Sequence[Reading],
         student_vocabulary_size: int,
         shards_in_memory: int,
+        weights: PositionWeights | None = None,
     ) -> None:
         self.mixed = tuple(mixed)
         self.parts = [
-            CachedSequences(teacher, "train", student_vocabulary_size, shards_in_memory, reading)
+            CachedSequences(teacher, "train", student_vocabulary_size, shards_in_memory, reading, weights=weights)
             for teacher, reading in zip(teachers, readings, strict=True)
         ]
         self.shard_sizes = self.parts[0].shard_sizes

@@ -45,17 +45,19 @@ class TeacherRows:
         targets: Sparse targets at temperature 1.
         scalars: (N,) float32 by name, nats; those that the loss uses.
         hidden: (N, width) float32 by layer; those that the loss uses.
+        weights: (N,) float32, how much each position counts; None where all count alike.
     """
 
     targets: SparseTargets
     scalars: Mapping[str, Tensor] = field(default_factory=dict)
     hidden: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Tensor | None = None
 
     @classmethod
     def of(cls, batch: Mapping[str, Any]) -> "TeacherRows":
         """Return all rows of a batch of ``data.collate``."""
         targets = SparseTargets(batch["target_ids"], batch["target_log_probs"], batch["target_log_left_out"])
-        return cls(targets, batch.get("scalars") or {}, batch.get("hidden") or {})
+        return cls(targets, batch.get("scalars") or {}, batch.get("hidden") or {}, batch.get("position_weights"))
 
     def __getitem__(self, rows: slice) -> "TeacherRows":
         """Return some rows."""
@@ -64,7 +66,12 @@ class TeacherRows:
             SparseTargets(ids[rows], log_probs[rows], log_left_out[rows]),
             {name: values[rows] for name, values in self.scalars.items()},
             {layer: states[rows] for layer, states in self.hidden.items()},
+            None if self.weights is None else self.weights[rows],
         )
+
+    def weighted(self, values_N: Tensor) -> Tensor:
+        """Return a number per position, as much as it counts: (N,)."""
+        return values_N if self.weights is None else values_N * self.weights
 
 
 class Objective(nn.Module):
@@ -88,21 +95,21 @@ class Objective(nn.Module):
             said: What the teacher said there.
 
         Returns:
-            Sums over the rows: ``loss``, ``cross_entropy_nats`` and, unless ``kd_weight`` is 0, the divergence
-            by its name in LOGGED.
+            Sums over the rows, each as much as it counts: ``loss``, ``cross_entropy_nats`` and, unless ``kd_weight``
+            is 0, the divergence by its name in LOGGED.
         """
         weight = self.loss.kd_weight
         if weight == 0:
-            gold = cross_entropy(logits_NV, gold_N).sum()
+            gold = said.weighted(cross_entropy(logits_NV, gold_N)).sum()
             return {"loss": gold, "cross_entropy_nats": gold.detach()}
         value_N, gold_loss_N = self.terms(logits_NV, gold_N, said)
-        value, gold = value_N.sum(), gold_loss_N.sum()
+        value, gold = said.weighted(value_N).sum(), said.weighted(gold_loss_N).sum()
         logged_N = value_N.detach() / gradient_scale(self.loss)
         if "entropy" in said.scalars:
             logged_N = logged_N + own_entropy(said.targets) - said.scalars["entropy"]
         return {
             "loss": weight * value + (1 - weight) * gold,
-            LOGGED[self.loss.divergence]: logged_N.sum(),
+            LOGGED[self.loss.divergence]: said.weighted(logged_N).sum(),
             "cross_entropy_nats": gold.detach(),
         }
 

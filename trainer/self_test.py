@@ -69,6 +69,7 @@ def _beginning(example: Example) -> Example:
         Targets(targets.ids[:POSITIONS], targets.log_probs[:POSITIONS], targets.log_left_out[:POSITIONS]),
         {name: values[:POSITIONS] for name, values in example.scalars.items()},
         {layer: states[:POSITIONS] for layer, states in example.hidden.items()},
+        None if example.weights is None else example.weights[:POSITIONS],
     )
 
 

@@ -14,6 +14,7 @@ from trainer.config import StudentConfig
 from trainer.data import CachedSequences, Reading
 from trainer.mixed_objective import MixedObjective, mixed_reading
 from trainer.mixed_sequences import MixedSequences
+from trainer.position_weights import PositionWeights
 from trainer.sampler import ShardWindowSampler
 from trainer.several import MixedOrder, SeveralCaches
 from trainer.translation import student_ids
@@ -34,14 +35,15 @@ def training_sequences(
         ConfigError: the caches' predictions cannot stand in one batch.
     """
     size, window = student_vocabulary_size, config.window_shards
+    weights = [PositionWeights.of(teacher.encoding, "train", config.loss) for teacher in teachers]
     if config.teachers:
         readings = [mixed_reading(config.loss, config.mixture, teacher) for teacher in teachers]
-        return MixedSequences(teachers, config.teachers, readings, size, window)
+        return MixedSequences(teachers, config.teachers, readings, size, window, weights[0])
     reading = common_reading([Reading.of(teacher.manifest, config.loss) for teacher in teachers])
     turned = config.control == "other_positions"
     parts = [
-        CachedSequences(teacher, "train", size, window, reading, student_ids(union, teacher.encoding), turned)
-        for teacher in teachers
+        CachedSequences(teacher, "train", size, window, reading, student_ids(union, teacher.encoding), turned, each)
+        for teacher, each in zip(teachers, weights, strict=True)
     ]
     if not config.caches:
         return parts[0]
