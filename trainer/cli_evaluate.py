@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -65,7 +65,6 @@ def evaluate_command(
     cached = Cache(cache).encoding(encoding).teacher(teacher)
     import torch
     from rich.console import Console
-    from rich.table import Table
     from transformers.utils.logging import disable_progress_bar
 
     from cache_tools.vocabulary_folder import read_vocabulary
@@ -80,8 +79,15 @@ def evaluate_command(
         plots.draw_reliability(result, plot)
     if as_json:
         click.echo(json.dumps(result, indent=2))
-        return
-    table = Table("measure", "value", title=f"{student} on {result['positions']:,} {split} {WHAT[positions]}")
+    else:
+        _print_table(result, f"{student} on {result['positions']:,} {split} {WHAT[positions]}")
+
+
+def _print_table(result: dict[str, Any], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("measure", "value", title=title)
     bound = {"upper bound": "at most ", "lower bound": "at least "}
     kl, acceptance = (bound.get(result.get(f"{name}_is", ""), "") for name in ("kl_to_teacher", "acceptance"))
     table.add_row("cross-entropy", f"{result['cross_entropy_nats']:.4f} nats")
