@@ -45,12 +45,14 @@ def sequence_view(
     judged, positions = judged_tokens(encoding, sequence), sequence.positions().tolist()
     position_of = dict(zip(judged, positions, strict=True))
     original = sequence.input_ids if sequence.original_ids is None else sequence.original_ids
-    surfaces = texts.surfaces(sequence)
+    surfaces = [_text(surface) for surface in texts.surfaces(sequence)]
+    if encoding.manifest.labelled and positions:  # the document's text says nothing of its class
+        surfaces[positions[0]] = texts.shown(int(original[positions[0]]))
     tokens = [
         {
             "index": index,
             "id": int(original[index]),
-            "text": _text(surfaces[index]),
+            "text": surfaces[index],
             "position": position_of.get(index),
             "masked": bool(original[index] != seen),
             "seen": texts.shown(int(seen)),

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM
 
 import tiny
+from cache_tools.decoding import token_texts
 from cache_tools.errors import ConfigError, CorpusError
 from loss_fixtures import naive_divergence
 from pipeline.config import CaptureConfig, MaskingConfig
@@ -205,6 +206,16 @@ def test_measures_of_labels_and_tokens_add_up_to_those_of_all_positions(cache, t
     for measure in ("cross_entropy_nats", "kl_to_teacher_nats", "accuracy", "teacher_cross_entropy_nats"):
         parts = sum(found[name][measure] * found[name]["positions"] for name in ("labels", "tokens")) / total
         assert parts == pytest.approx(found["all"][measure], rel=1e-6), measure
+
+
+@pytest.mark.parametrize("cloze", [False, True])
+def test_a_sequence_is_shown_with_its_label(tmp_path, cloze):
+    encoding = capture(tmp_path, cloze=cloze).encoding()
+    sequence = encoding.sequence(0)
+    tokens = sequence_view(encoding, sequence, [encoding.teacher()], token_texts(encoding))["tokens"]
+    shown, before = tokens[1 if cloze else 0], "[MASK]" if cloze else "[CLS]"
+    assert (shown["seen"], shown["text"], shown["masked"]) == (before, "et"[int(sequence.document_id[3:]) % 2], True)
+    assert [each["masked"] for each in tokens].count(True) == 1
 
 
 def test_labels_of_a_finished_student_are_those_of_the_model_itself(cache, tmp_path):
