@@ -1,0 +1,38 @@
+"""How fast students came down: held-out cross-entropy by step, and the step at which a mark was passed."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Curve(NamedTuple):
+    """Held-out cross-entropy of one student on its way."""
+
+    steps: list[int]
+    nats: list[float]
+
+    @classmethod
+    def read(cls, run_folder: Path) -> "Curve":
+        """Read what a run with ``eval_strategy: steps`` measured."""
+        lines = (run_folder / "metrics.jsonl").read_text().splitlines()
+        measured = [each for each in map(json.loads, lines) if "eval_cross_entropy_nats" in each]
+        return cls([each["step"] for each in measured], [each["eval_cross_entropy_nats"] for each in measured])
+
+    def steps_to(self, mark: float) -> float:
+        """Return at which step the cross-entropy first reached a mark, between two measurements on a straight line.
+
+        Raises:
+            ValueError: it never did.
+        """
+        if self.nats[0] <= mark:
+            return self.steps[0]
+        for (before, high), (step, low) in pairwise(zip(self.steps, self.nats, strict=True)):
+            if low <= mark:
+                return before + (step - before) * (high - mark) / (high - low)
+        raise ValueError(f"never came down to {mark} nats")
+
+
+def common_mark(curves: list[Curve]) -> float:
+    """Return the lowest cross-entropy that every one of some students reached."""
+    return max(min(curve.nats) for curve in curves)

@@ -1,0 +1,49 @@
+"""A WordPiece tokenizer of a recipe's own texts, in the folder of a model that knows nothing yet.
+
+A capture names a teacher. Before a recipe has trained one, this model stands there: it gives the tokenizer, and what it
+says is not used.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
+
+from configs.recipes import make_once
+
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+SMALLEST = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+
+
+def untrained(texts: Iterable[str], tokens: int, output: Path) -> Path:
+    """Write a lower-case WordPiece tokenizer of some texts, and the smallest model that it fits.
+
+    Args:
+        texts: What it is trained on.
+        tokens: Size of the vocabulary, special tokens included; fewer if the texts have no more.
+        output: Folder that is made, if it is not there yet.
+    """
+
+    def make(folder: Path) -> None:
+        tokenizer = wordpiece(texts, tokens)
+        torch.manual_seed(0)
+        config = AutoConfig.for_model("bert", vocab_size=tokenizer.get_vocab_size(), pad_token_id=0, **SMALLEST)
+        AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+        roles = {f"{name.strip('[]').lower()}_token": name for name in SPECIALS}
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles).save_pretrained(folder)
+
+    return make_once(output, make)
+
+
+def wordpiece(texts: Iterable[str], tokens: int) -> Tokenizer:
+    """Return a trained tokenizer that frames a text with [CLS] and [SEP]."""
+    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer, made.decoder = normalizers.BertNormalizer(), decoders.WordPiece()
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=tokens, special_tokens=SPECIALS, show_progress=False)
+    made.train_from_iterator(texts, trainer)
+    frame = [(name, made.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
+    return made

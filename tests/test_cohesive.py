@@ -1,0 +1,174 @@
+"""The recipe end to end on sentences of our own, English and German as the two domains; and what its tables say."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from bilingual import write_texts
+from cache_tools.configuration import load_config
+from cache_tools.reader import Cache
+from configs.cohesive import convergence, tables, texts, weights
+from configs.cohesive.run import HERE, arms, run
+from pipeline.config import CaptureConfig
+from pipeline.split import is_held_out
+from test_wordnet import LINES
+from trainer.config import StudentConfig
+
+DOMAINS = ["de", "en"]
+SHAPE = ["hidden_size=32", "intermediate_size=64", "num_hidden_layers=1", "num_attention_heads=2"]
+SMALL = [f"student.config.{key}" for key in SHAPE] + [
+    "training.learning_rate=0.01",
+    "training.warmup_steps=10",
+    "training.per_device_train_batch_size=16",
+    "training.use_cpu=true",
+]
+CHANGES = {
+    "--set-capture": [
+        "encoding.positions_per_shard=4096",
+        "corpus.held_out_fraction=0.1",
+        "teachers.0.target={k: 8}",
+        "teachers.1.target={k: 8}",
+    ],
+    "--set-teacher": [*SMALL, "training.max_steps=150", "training.eval_steps=150"],
+    "--set-student": [*SMALL, "training.max_steps=20", "training.eval_steps=10", "loss.allow_biased=true"],
+}
+
+
+def write_domains(folder):
+    """Write a corpus of each language, and a mixed one of the same documents, in groups named after their language."""
+    plain = write_texts(folder / "plain", documents=200)
+    parts = {name: (plain / f"{name}.jsonl").read_text() for name in DOMAINS}
+    (folder / "texts").mkdir()
+    for name, lines in parts.items():
+        records = [json.loads(line) for line in lines.splitlines()]
+        documents = [
+            texts.Document(f"{name}:{each['id']}", f"{name}:{each['group']}", each["text"]) for each in records
+        ]
+        texts.write(folder / "texts" / f"{name}.jsonl", documents)
+    mixed = "".join((folder / "texts" / f"{name}.jsonl").read_text() for name in DOMAINS)
+    (folder / "texts" / "mixed.jsonl").write_text(mixed)
+    return folder / "texts"
+
+
+def invoke(corpora, work):
+    options = [word for option, changes in CHANGES.items() for change in changes for word in (option, change)]
+    words = [str(corpora), str(work), "--tokens", "150", "--seeds", "2", *options]
+    result = CliRunner().invoke(run, words, catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cohesive")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.train.can_plot", lambda: False)  # half of the time, and looked at elsewhere
+        return invoke(write_domains(folder), folder / "work"), folder / "work"
+
+
+@pytest.fixture(scope="module")
+def said(printed):
+    return weights.held_out(Cache(printed[1] / "cache").encoding(), DOMAINS)
+
+
+def test_rules_that_see_the_gold_token_trust_the_expert_of_the_domain_and_beat_the_plain_mean(said):
+    """Of the entropy that is not asked here: an expert of one small language is as sure of itself in another."""
+    nats = {name: weights.nats(said, weights.weights(said, rule)).mean() for name, rule in weights.RULES.items()}
+    for name in ("inverse loss", "gold likelihood"):
+        own = weights.matching_weight(said, weights.weights(said, weights.RULES[name]))
+        assert np.mean(own > 0.5) > 0.7
+        assert nats[name] < nats["uniform"]
+
+
+def test_the_mixture_is_the_weighted_mean_of_what_the_experts_gave_the_gold_token():
+    scalars = {"gold_logprob": torch.tensor([[0.5, 0.1], [0.2, 0.4]]).log(), "entropy": torch.zeros(2, 2)}
+    said = weights.HeldOut(np.array([0, 1]), np.array([0, 1]), scalars)
+    np.testing.assert_allclose(weights.nats(said, weights.weights(said, "fixed")), -np.log([0.3, 0.3]), rtol=1e-6)
+    gold = weights.weights(said, "gold_likelihood")
+    np.testing.assert_allclose(gold, [[5 / 6, 1 / 6], [1 / 3, 2 / 3]], rtol=1e-6)
+    np.testing.assert_allclose(weights.matching_weight(said, gold), [5 / 6, 2 / 3], rtol=1e-6)
+
+
+def test_items_of_the_bootstrap_are_sequences_and_their_mean_is_that_of_positions():
+    said = weights.HeldOut(np.zeros(3, int), np.array([0, 0, 1]), {})
+    assert weights.by_sequence(said, np.array([1.0, 2.0, 5.0])).tolist() == [2.0, 10 / 3]
+    said = said._replace(scalars={"entropy": torch.tensor([[1.0, 4.0], [3.0, 4.0], [5.0, 0.0]])})
+    assert weights.over_sequences(said).scalars["entropy"].tolist() == [[2.0, 4.0], [2.0, 4.0], [5.0, 0.0]]
+
+
+def test_all_students_are_in_the_table_and_one_mark_is_reached_by_all(printed):
+    output, work = printed
+    for arm in arms(DOMAINS):
+        assert arm in output
+    curves = [convergence.Curve.read(folder) for folder in (work / "students").iterdir()]
+    assert len(curves) == 2 * len(arms(DOMAINS))
+    assert {tuple(curve.steps) for curve in curves} == {(10, 20)}
+    mark = convergence.common_mark(curves)
+    assert all(curve.steps_to(mark) <= 20 for curve in curves)
+
+
+def test_no_expert_has_read_a_held_out_document_of_the_mixed_corpus(printed):
+    work = printed[1]
+    groups = {}
+    for name, split in (("cache", "held_out"), *((f"{domain}/text", "train") for domain in DOMAINS)):
+        encoding = Cache(work / name).encoding()
+        groups[name] = {s.group_id for shard in encoding.split_shards(split) for s in encoding.sequences(shard)}
+    assert len(groups["cache"]) > 20
+    assert all(groups["cache"].isdisjoint(groups[f"{domain}/text"]) for domain in DOMAINS)
+
+
+def test_the_same_command_again_trains_nothing_and_prints_the_same_tables(printed):
+    output, work = printed
+    before = {path: path.stat().st_mtime_ns for path in work.rglob("*.safetensors")}
+    assert invoke(work.parent / "texts", work) == output
+    assert {path: path.stat().st_mtime_ns for path in work.rglob("*.safetensors")} == before
+
+
+def test_a_mark_between_two_measurements_is_passed_on_the_straight_line():
+    curve = convergence.Curve([10, 20, 30], [4.0, 3.0, 2.5])
+    assert [curve.steps_to(mark) for mark in (4.5, 3.5, 2.5)] == [10, 15, 30]
+    with pytest.raises(ValueError, match="never"):
+        curve.steps_to(2.4)
+    assert convergence.common_mark([curve, convergence.Curve([10, 20], [3.5, 3.2])]) == 3.2
+
+
+def test_shares_are_printed_for_people():
+    assert tables.percent(tables.Interval(0.5, 0.25, 0.75)) == "50% [25%, 75%]"
+
+
+@pytest.mark.parametrize(
+    ("name", "model"), [("capture", CaptureConfig), ("teacher", StudentConfig), ("student", StudentConfig)]
+)
+def test_the_committed_files_are_whole(name, model):
+    load_config(HERE / f"{name}.yaml", model)
+
+
+def test_corpora_are_the_domains_with_groups_and_a_part_of_both(tmp_path):
+    (tmp_path / "wordnet").mkdir()
+    for name, lines in LINES.items():
+        (tmp_path / "wordnet" / f"data.{name}").write_text("\n".join(lines) + "\n")
+    records = [{"id": f"toy{i}", "group": f"toy{i // 2}", "text": f"A toy, number {i}."} for i in range(10)]
+    (tmp_path / "en.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+    words = [str(tmp_path / "wordnet"), str(tmp_path / "en.jsonl"), str(tmp_path / "out")]
+    result = CliRunner().invoke(texts.texts, words, catch_exceptions=False)
+    assert result.exit_code == 0
+    found = {
+        path.stem: [texts.Document(**json.loads(line)) for line in path.read_text().splitlines()]
+        for path in (tmp_path / "out").iterdir()
+    }
+    assert [len(found[name]) for name in ("wordnet", "debian", "mixed")] == [5, 10, 6]
+    assert found["mixed"] == [*found["wordnet"][:2], *found["debian"][:4]]
+    assert {each.domain for each in found["mixed"]} == {"wordnet", "debian"}
+    bird = next(each for each in found["wordnet"] if each.id == "wordnet:n00000100")
+    examples = "the grebling dived; it came up; two lake greblings"
+    assert bird.text == f"grebling, lake grebling: a small wet bird; {examples}"
+    assert found["debian"][3].group == "debian:toy1"
+
+
+def test_a_group_is_on_the_same_side_in_every_corpus():
+    """What the split goes by is the name of the group alone, so one name in two corpora is enough."""
+    names = [f"wordnet:n{i:08}" for i in range(400)]
+    assert 0 < sum(is_held_out(name, 0.05) for name in names) < 60
