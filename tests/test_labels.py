@@ -231,3 +231,15 @@ def test_labels_of_a_finished_student_are_those_of_the_model_itself(cache, tmp_p
             logits_V = model(input_ids=torch.from_numpy(each.input_ids.astype(np.int64))[None]).logits[0, 0]
         expected = torch.log_softmax(logits_V[[ids["e"], ids["t"]]], dim=0)
         np.testing.assert_allclose(row, expected, atol=1e-5)
+
+
+def test_positions_that_weigh_nothing_need_no_logits(cache):
+    """Hidden states are compared there nevertheless."""
+    config, examples = dataset(cache, {"kd_weight": 0.5, "label_weight": 1, "token_weight": 0})
+    teacher = cache.encoding().teacher()
+    module = distilled(build_student(config.student, teacher.encoding), config.loss, teacher)
+    batch, rows, objective = collate([examples[i] for i in range(6)]), [], module.objective.forward
+    module.objective.forward = lambda logits, gold, said: rows.append(len(logits)) or objective(logits, gold, said)
+    module(**batch)
+    assert rows == [6]
+    assert len(batch["target_ids"]) > 6 * 5

@@ -22,8 +22,8 @@ def teacher():
     return {layer: states(5, width, seed=9) for layer, width in WIDTHS.items()}
 
 
-def pair(kind="mse", layer="last", student_layer=1, weight=1.0):
-    return HiddenPair(student_layer=student_layer, teacher_layer=layer, kind=kind, weight=weight)
+def pair(kind="mse", layer="last", student_layer=1, weight=1.0, **keys):
+    return HiddenPair(student_layer=student_layer, teacher_layer=layer, kind=kind, weight=weight, **keys)
 
 
 def naive(match, student_BLD, teacher_PE):
@@ -33,8 +33,12 @@ def naive(match, student_BLD, teacher_PE):
     for row, (b, t) in enumerate(places):
         total = torch.zeros((), dtype=torch.float64)
         for one, projection in zip(match.pairs, match.projections, strict=True):
-            mine = projection.weight.double() @ student_BLD[one.student_layer][b, t].double()
-            its = teacher_PE[one.layer][row].double()
+            mine = student_BLD[one.student_layer][b, t].double()
+            its = teacher_PE[one.state][row].double()
+            if one.project == "student":
+                mine = projection.weight.double() @ mine
+            else:
+                its = projection.weight.double() @ its
             mse = ((mine - its) ** 2).sum() / len(its)
             cosine = 1 - (mine @ its) / (mine.norm() * its.norm())
             total = total + one.weight * (mse if one.kind == "mse" else cosine)
@@ -48,6 +52,8 @@ def naive(match, student_BLD, teacher_PE):
         [pair("mse")],
         [pair("cosine")],
         [pair("mse", 2, 0, weight=0.5), pair("cosine", "last", 2, weight=3), pair("mse", "last", 2)],
+        [pair("mse", project="teacher")],
+        [pair("cosine", 2, project="teacher", weight=2), pair("mse", "last", 2)],
     ],
 )
 def test_value_and_gradients_are_those_of_the_naive_sum(pairs):
@@ -71,9 +77,10 @@ def test_states_outside_the_kept_positions_have_no_influence():
     assert torch.equal(match(mine, KEPT, teacher()), expected)
 
 
-def test_distances_of_a_bfloat16_student_are_taken_in_float32():
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_distances_of_a_bfloat16_student_are_taken_in_float32(side):
     torch.manual_seed(0)
-    match = HiddenMatch([pair()], 5, WIDTHS).to(torch.bfloat16)
+    match = HiddenMatch([pair(project=side)], 5, WIDTHS).to(torch.bfloat16)
     found = match(student(dtype=torch.bfloat16), KEPT, teacher())
     assert found.dtype == torch.float32
     torch.testing.assert_close(
@@ -86,6 +93,18 @@ def test_a_student_of_the_teacher_s_width_begins_without_a_change_of_basis(kind)
     match, mine = HiddenMatch([pair(kind)], 3, WIDTHS), student(3)
     found = match(mine, KEPT, {"last": mine[1][KEPT]})
     torch.testing.assert_close(found, torch.zeros(5), rtol=0, atol=1e-6)
+
+
+def test_a_mapped_teacher_can_be_made_to_say_nothing_and_the_norm_in_the_log_shows_it():
+    """The danger that the documentation names: no states, no map, no loss."""
+    match = HiddenMatch([pair(project="teacher"), pair(layer=2, project="teacher")], 5, WIDTHS)
+    nothing = [torch.zeros_like(layer) for layer in student()]
+    assert float(match(nothing, KEPT, teacher()).detach().min()) > 0
+    expected = sum(float(matrix.detach().double().square().sum() ** 0.5) for matrix in match.parameters()) / 2
+    assert float(match.norm()) == pytest.approx(expected)
+    torch.nn.init.zeros_(match.projections[0].weight)
+    torch.nn.init.zeros_(match.projections[1].weight)
+    assert float(match(nothing, KEPT, teacher()).detach().max()) == float(match.norm()) == 0
 
 
 def test_cosine_does_not_depend_on_lengths():

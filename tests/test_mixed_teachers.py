@@ -86,7 +86,7 @@ def test_the_loss_of_a_batch_is_the_stated_mixture_of_what_the_cache_holds(cache
     config, dataset = config_of(cache, **changes), sequences_of(cache, **changes)
     teachers = open_teachers(config)
     objective = MixedObjective.of(config.loss, config.mixture, teachers)
-    module = distilled(tiny.model(seed=5), config.loss, teachers[0], objective)
+    module = distilled(tiny.model(seed=5), config.loss, *teachers, objective=objective)
     batch = collate([dataset[0], dataset[5]])
     kept = batch["labels"] != IGNORED
     with torch.no_grad():
@@ -198,7 +198,7 @@ def test_files_that_contradict_themselves_are_refused(tmp_path, changes, message
         (FormatError, {"teachers": [*BOTH, {"name": "nobody"}]}, "there is no teacher 'nobody'"),
         (ConfigError, {"mixture": {"of": "distributions"}}, "this mixture is biased"),
         (ConfigError, {"loss": {"tail": "gold"}}, "loss, on teacher toy: this loss is biased"),
-        (ConfigError, {"loss": {"source": "hidden"}}, "hidden states of several teachers"),
+        (ConfigError, {"loss": {"source": "hidden"}}, "not rebuilt from hidden states"),
     ],
 )
 def test_mixtures_that_the_cache_cannot_serve_are_refused(cache, kind, changes, message):

@@ -53,12 +53,17 @@ class HiddenPair(Config):
     Attributes:
         student_layer: Index into the student's hidden states; 0 is the embeddings.
         teacher_layer: The same of the teacher, or ``last``; the cache must hold it.
+        teacher: Whose layer it is, with ``teachers``; only there.
+        project: Which side the learned matrix maps to the width of the other. With ``teacher`` a small matrix and
+            small states of the student make ``mse`` small without any learning: keep another loss beside it.
         kind: ``mse``, the mean square over channels, or ``cosine``, 1 - cos.
         weight: Factor of this term; the loss adds it to everything else.
     """
 
     student_layer: int = Field(ge=0)
     teacher_layer: int | Literal["last"]
+    teacher: str | None = None
+    project: Literal["student", "teacher"] = "student"
     kind: Literal["mse", "cosine"] = "mse"
     weight: float = Field(default=1.0, gt=0)
 
@@ -66,6 +71,16 @@ class HiddenPair(Config):
     def layer(self) -> str:
         """Name of the teacher's layer in the cache."""
         return str(self.teacher_layer)
+
+    @property
+    def state(self) -> str:
+        """Name of the teacher's states in a batch."""
+        return state_name(self.teacher, self.layer)
+
+
+def state_name(teacher: str | None, layer: str) -> str:
+    """Return under which name a batch holds a layer; of several teachers with the teacher's."""
+    return layer if teacher is None else f"{teacher}/{layer}"
 
 
 class LossConfig(Config):
@@ -113,6 +128,10 @@ class LossConfig(Config):
         if self.label_weight == self.token_weight == 0:
             raise ValueError("label_weight and token_weight are both 0: nothing would be learned")
         return self
+
+    def of_teacher(self, name: str) -> "LossConfig":
+        """Return the loss as far as it concerns one of several teachers: with the hidden pairs of that one."""
+        return self.model_copy(update={"hidden": tuple(pair for pair in self.hidden if pair.teacher == name)})
 
 
 class PackingConfig(Config):
@@ -190,4 +209,13 @@ class StudentConfig(Config):
             raise ValueError("a teacher stands twice in teachers; raise its weight instead")
         if len({cache.share is None for cache in self.caches}) > 1:
             raise ValueError("give a share to every cache, or to none")
+        return self
+
+    @model_validator(mode="after")
+    def _hidden_pairs(self) -> "StudentConfig":
+        names: list[str | None] = [teacher.name for teacher in self.teachers] or [None]
+        if any(pair.teacher not in names for pair in self.loss.hidden):
+            raise ValueError(
+                "with teachers, each pair of loss.hidden names one of them as teacher; otherwise none does"
+            )
         return self

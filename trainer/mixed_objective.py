@@ -2,8 +2,9 @@
 
 The rows of a batch hold all teachers side by side (``mixed_sequences.py``). Here they are told apart, tempered each by
 its own stored normalisers, weighted (``mixture_weights.py``) and mixed (``mixture.py``). The mean weight of each
-teacher is logged as ``weight_<name>``. A mixture's KL is logged as it is minimised: for ``of: losses`` the
-weighted sum of KLs, with draws too large by what they lack of their teacher's entropy.
+teacher is logged as ``weight_<name>``, each position as much as it counts. A mixture's KL is logged as it is
+minimised: for ``of: losses`` the weighted sum of KLs, with draws too large by what they lack of their teacher's
+entropy.
 """
 
 from collections.abc import Sequence
@@ -57,7 +58,7 @@ class MixedObjective(Objective):
         sums = super().forward(logits_NV, gold_N, said)
         if self.loss.kd_weight == 0:
             return sums
-        totals = self.weights(said).sum(dim=0)
+        totals = [said.weighted(weight_N).sum() for weight_N in self.weights(said).unbind(dim=1)]
         return sums | {f"weight_{name}": total for (name, _), total in zip(self.teachers, totals, strict=True)}
 
     def terms(self, logits_NV: Tensor, gold_N: Tensor, said: TeacherRows) -> tuple[Tensor, Tensor]:
@@ -92,7 +93,8 @@ class MixedObjective(Objective):
 
 def mixed_reading(loss: LossConfig, mixture: MixtureConfig, teacher: CachedTeacher) -> Reading:
     """Return what one of several teachers is asked besides its targets."""
+    layers = tuple(sorted({pair.layer for pair in loss.of_teacher(teacher.name).hidden}))
     if loss.kd_weight == 0:
-        return Reading()
+        return Reading(layers=layers)
     tempering = Source.of(teacher.manifest, loss).scalars_for(loss.temperature) or ()
-    return Reading(tuple(name for name in (*tempering, SCALAR[mixture.weights]) if name is not None))
+    return Reading(tuple(name for name in (*tempering, SCALAR[mixture.weights]) if name is not None), layers)

@@ -1,8 +1,8 @@
 """Several teachers of one encoding: what they said at the same positions, side by side.
 
 An item is that of one teacher with more slots: the teachers' slots of a position stand one after another in
-``targets``, ``log_left_out`` has a column for each teacher, scalars are
-named ``<number of the teacher>/<name>``, and one more, ``weights``, holds the file's weights for the document's
+``targets``, ``log_left_out`` has a column for each teacher, scalars are named ``<number of the teacher>/<name>``,
+hidden states ``<teacher>/<layer>``, and one more scalar, ``weights``, holds the file's weights for the document's
 group. So padding, packing and moving between devices need to know nothing of teachers, and neither do batches.
 
 Cost: each teacher's stored integers of a window of shards in memory; sequences are held once. Work per position is that
@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.codec import Targets
 from cache_tools.errors import ConfigError
+from trainer.config import state_name
 from trainer.config_mixture import MixedTeacher
 from trainer.data import CachedSequences, Example, Reading
 from trainer.position_weights import PositionWeights
@@ -69,8 +70,13 @@ class MixedSequences(Dataset[Example]):
             np.stack([each.log_left_out for each in targets], axis=1),
         )
         scalars = {f"{t}/{name}": x for t, example in enumerate(examples) for name, x in example.scalars.items()}
+        hidden = {
+            state_name(teacher.name, layer): states
+            for teacher, example in zip(self.mixed, examples, strict=True)
+            for layer, states in example.hidden.items()
+        }
         weights = np.tile(self._weights(self.parts[0].sequence(index).group_id), (len(together.ids), 1))
-        return replace(examples[0], targets=together, scalars=scalars | {"weights": weights})
+        return replace(examples[0], targets=together, scalars=scalars | {"weights": weights}, hidden=hidden)
 
     def _weights(self, group: str) -> NDArray[np.float32]:
         """Return the given weight of each teacher on documents of a group: (T,)."""

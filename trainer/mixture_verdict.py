@@ -52,11 +52,11 @@ def check_mixture(teachers: Sequence[CachedTeacher], loss: LossConfig, mixture: 
 
     Raises:
         ConfigError: one teacher alone would be refused (``check_loss``), or the mixture is biased without
-            ``allow_biased``, or needs hidden states, or a scalar that a teacher lacks.
+            ``allow_biased``, or rebuilds distributions from hidden states, or needs a scalar that a teacher lacks.
     """
-    _check_hidden(loss)
+    _check_source(loss)
     for teacher in teachers:
-        check_loss(teacher.manifest, loss, f"loss, on teacher {teacher.name}")
+        check_loss(teacher.manifest, loss.of_teacher(teacher.name), f"loss, on teacher {teacher.name}")
     if loss.kd_weight == 0:
         return None
     _check_scalars(teachers, mixture)
@@ -73,14 +73,15 @@ def check_mixture(teachers: Sequence[CachedTeacher], loss: LossConfig, mixture: 
     return verdict
 
 
-def _check_hidden(loss: LossConfig) -> None:
-    if loss.source == "hidden" or loss.hidden:
+def _check_source(loss: LossConfig) -> None:
+    if loss.source == "hidden":
         raise ConfigError(
-            "hidden states of several teachers are not mixed",
-            where="loss",
-            expected="source: targets, and no hidden pairs",
-            found="source: hidden" if loss.source == "hidden" else "hidden pairs",
-            fix="Name one teacher instead of teachers",
+            "distributions of several teachers are not rebuilt from hidden states",
+            where="loss.source",
+            expected="source: targets",
+            found="source: hidden",
+            why="it would need every teacher's output matrix at every position",
+            fix="Learn from targets; hidden pairs are possible beside them. Or name one teacher instead of teachers",
         )
 
 

@@ -59,8 +59,8 @@ class TeacherRows:
         targets = SparseTargets(batch["target_ids"], batch["target_log_probs"], batch["target_log_left_out"])
         return cls(targets, batch.get("scalars") or {}, batch.get("hidden") or {}, batch.get("position_weights"))
 
-    def __getitem__(self, rows: slice) -> "TeacherRows":
-        """Return some rows."""
+    def __getitem__(self, rows: slice | Tensor) -> "TeacherRows":
+        """Return some rows: a stretch, or those where a mask (N,) is true."""
         ids, log_probs, log_left_out = self.targets.ids, self.targets.log_probs, self.targets.log_left_out
         return TeacherRows(
             SparseTargets(ids[rows], log_probs[rows], log_left_out[rows]),
@@ -72,6 +72,14 @@ class TeacherRows:
     def weighted(self, values_N: Tensor) -> Tensor:
         """Return a number per position, as much as it counts: (N,)."""
         return values_N if self.weights is None else values_N * self.weights
+
+
+def counted(kept_BL: Tensor, gold_P: Tensor, said: TeacherRows) -> tuple[Tensor, Tensor, TeacherRows]:
+    """Return kept positions, gold tokens and rows without the positions that weigh nothing: they need no logits."""
+    if said.weights is None:
+        return kept_BL, gold_P, said
+    weighs_P = said.weights > 0
+    return kept_BL.masked_scatter(kept_BL, weighs_P), gold_P[weighs_P], said[weighs_P]
 
 
 class Objective(nn.Module):

@@ -6,6 +6,7 @@ calls the model outside its wrapper leaves every rank with gradients of its own.
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import shorten
@@ -32,13 +33,13 @@ from cache_tools.storage import StorePath
 from cache_tools.vocabulary import Vocabulary, vocabulary_fingerprint
 from cache_tools.vocabulary_folder import save_tokenizer
 from trainer import fused
-from trainer.config import LossConfig, StudentModelConfig
+from trainer.config import HiddenPair, LossConfig, StudentModelConfig
 from trainer.data import IGNORED
 from trainer.full_losses import TeacherHead
 from trainer.head import StudentHead
 from trainer.hidden_losses import HiddenMatch
 from trainer.lora import add_adapter
-from trainer.objective import Objective, TeacherRows
+from trainer.objective import Objective, TeacherRows, counted
 from trainer.packing import model_inputs
 
 logger = logging.getLogger(__name__)
@@ -107,22 +108,25 @@ class DistilledStudent(nn.Module):
             predictions: What the teacher said at the P kept positions, by the names of ``data.collate``.
 
         Returns:
-            ``loss``, and its parts as sums over the P positions: see ``Objective``, and ``hidden_loss``.
+            ``loss``, and its parts as sums over the P positions: see ``Objective``, and ``hidden_loss``
+            with ``projection_norm``, P times the mean norm of its projections.
         """
         kept = labels != IGNORED
         gold_P, said = labels[kept], TeacherRows.of(predictions)
+        counted_BL, gold_C, said_C = counted(kept, gold_P, said)
         inputs = model_inputs(input_ids, attention_mask, position_ids)
         if self.match is not None:
             inputs["output_hidden_states"] = True
 
         def loss_of(logits_NV: Tensor, rows: slice) -> dict[str, Tensor]:
-            sums: dict[str, Tensor] = self.objective(logits_NV, gold_P[rows], said[rows])
+            sums: dict[str, Tensor] = self.objective(logits_NV, gold_C[rows], said_C[rows])
             return sums
 
-        sums, output = fused.over_positions(self.student, self.head, inputs, kept, loss_of)
+        sums, output = fused.over_positions(self.student, self.head, inputs, counted_BL, loss_of)
         if self.match is not None:
             hidden_loss = self.match(output.hidden_states, kept, said.hidden).sum()
             sums |= {"loss": sums["loss"] + hidden_loss, "hidden_loss": hidden_loss.detach()}
+            sums["projection_norm"] = self.match.norm() * len(gold_P)
         positions = max(len(gold_P), 1) if num_items_in_batch is None else num_items_in_batch
         return sums | {"loss": sums["loss"] / positions}
 
@@ -142,9 +146,9 @@ class DistilledStudent(nn.Module):
 
 
 def distilled(
-    student: PreTrainedModel, loss: LossConfig, teacher: CachedTeacher, objective: Objective | None = None
+    student: PreTrainedModel, loss: LossConfig, *teachers: CachedTeacher, objective: Objective | None = None
 ) -> DistilledStudent:
-    """Wrap a student with all that its loss needs of a cached teacher.
+    """Wrap a student with all that its loss needs of cached teachers.
 
     The teacher's output matrix is multiplied in bfloat16 if the student's weights are of that type.
 
@@ -155,12 +159,17 @@ def distilled(
     head = match = None
     if loss.source == "hidden" and loss.kd_weight > 0:
         dtype = torch.bfloat16 if student.dtype == torch.bfloat16 else torch.float32
-        head = TeacherHead(teacher.file(layout.HEAD), vocabulary_size(student), dtype)
+        head = TeacherHead(teachers[0].file(layout.HEAD), vocabulary_size(student), dtype)
     if loss.hidden:
-        widths = {layer: spec.width for layer, spec in teacher.manifest.hidden.items()}
+        widths = {pair.state: _teacher_width(pair, teachers) for pair in loss.hidden}
         match = HiddenMatch(loss.hidden, _hidden_width(student, loss), widths)
         nn.Module.to(match, student.dtype)
     return DistilledStudent(student, loss, head, match, objective)
+
+
+def _teacher_width(pair: HiddenPair, teachers: Sequence[CachedTeacher]) -> int:
+    teacher = next(each for each in teachers if pair.teacher in (None, each.name))
+    return teacher.manifest.hidden[pair.layer].width
 
 
 def _hidden_width(student: PreTrainedModel, loss: LossConfig) -> int:

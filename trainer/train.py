@@ -69,7 +69,7 @@ def run_training(config: StudentConfig) -> Path:
         torch.multiprocessing.set_start_method("forkserver", force=True)  # a bucket's client does not survive a fork
     width = vocabulary_size(student)
     trainer = DistillationTrainer(
-        model=distilled(student, config.loss, teacher, objective_of(config, teachers)),
+        model=distilled(student, config.loss, *teachers, objective=objective_of(config, teachers)),
         args=arguments,
         train_dataset=training_sequences(config, teachers, width, union),
         eval_dataset=evaluated_sequences(teacher, "held_out", width, union) if arguments.do_eval else None,

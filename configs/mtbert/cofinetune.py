@@ -1,0 +1,147 @@
+"""Stage zero of MT-BERT: teachers tuned together on a task, with one pooling and one prediction layer for all.
+
+Each teacher keeps its own encoder. The masked-LM head ``cls``, a transform (the pooling layer) and an output matrix
+(the prediction layer), is one module that all of them use at [CLS]; the class is a token. What is minimised is the sum
+of the teachers' cross-entropies on the same batch. So what they say at [CLS] must lie in one space, or one matrix
+could not read it. Tuning a teacher alone is the same with a list of one.
+
+The output matrix cannot be shared and be each teacher's embeddings too: heads are untied
+(``tie_word_embeddings: false``), and new. Each teacher is saved as an ordinary model folder with a copy of the head.
+
+This is a plain loop and not ``logitcask train``, because it trains several models at once and reads no cache: nothing
+that a teacher says is needed twice before it is tuned. It sees the training split alone, by the hash of stage one.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    get_cosine_schedule_with_warmup,
+)
+
+from pipeline.split import is_held_out
+
+POOL_BATCHES = 16
+
+
+class Tuning(NamedTuple):
+    """How teachers are tuned."""
+
+    steps: int = 600
+    batch: int = 64
+    learning_rate: float = 2e-3
+    seed: int = 0
+
+
+class Examples(NamedTuple):
+    """Texts of a training split and the ids of their classes."""
+
+    texts: list[str]
+    labels: list[int]
+
+
+def training_examples(corpus: Path, held_out_fraction: float, tokenizer: PreTrainedTokenizerBase) -> Examples:
+    """Return the labelled records of a corpus that stage one will not hold out."""
+    records = [json.loads(line) for line in corpus.read_text(encoding="utf-8").splitlines()]
+    chosen = [record for record in records if not is_held_out(record["group"], held_out_fraction)]
+    labels = [int(tokenizer.convert_tokens_to_ids(record["label"])) for record in chosen]
+    return Examples([record["text"] for record in chosen], labels)
+
+
+def corrupted(examples: Examples, share: float, seed: int) -> Examples:
+    """Return the examples with a share of their labels drawn anew, each from all classes alike."""
+    rng, classes = np.random.default_rng(seed), sorted(set(examples.labels))
+    drawn = rng.integers(len(classes), size=len(examples.labels))
+    wrong = rng.random(len(examples.labels)) < share
+    labels = [classes[new] if bad else old for old, new, bad in zip(examples.labels, drawn, wrong, strict=True)]
+    return Examples(examples.texts, labels)
+
+
+def cofinetune(starts: Sequence[Path], examples: Examples, outputs: Sequence[Path], tuning: Tuning) -> list[float]:
+    """Tune N teachers with one new head, and write each as a model folder.
+
+    Args:
+        starts: Folders of N masked language models of one width and one tokenizer.
+        examples: What they are tuned on.
+        outputs: N folders, written under a temporary name and renamed, the last one last.
+        tuning: Steps, batch, learning rate and seed of the order, the head and dropout.
+
+    Returns:
+        The sum of the teachers' cross-entropies at each step, nats.
+    """
+    torch.manual_seed(tuning.seed)
+    tokenizer = AutoTokenizer.from_pretrained(starts[0])
+    teachers = with_one_head(starts)
+    optimizer = torch.optim.AdamW(
+        teachers.parameters(), lr=tuning.learning_rate, fused=True
+    )  # shared parameters count once
+    schedule = get_cosine_schedule_with_warmup(optimizer, tuning.steps // 20, tuning.steps)
+    losses = []
+    for inputs, labels_B in batches(examples, tokenizer, tuning):
+        loss = joint_loss(teachers, inputs, labels_B)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(teachers.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+    for teacher, output in zip(teachers, outputs, strict=True):
+        partial = output.with_name(f"{output.name}.partial")
+        teacher.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        partial.rename(output)
+    return losses
+
+
+def with_one_head(starts: Sequence[Path]) -> nn.ModuleList:
+    """Load models and give all of them the head of a new model, untied."""
+    teachers = [AutoModelForMaskedLM.from_pretrained(start) for start in starts]
+    for teacher in teachers:
+        teacher.config.tie_word_embeddings = False
+    head = AutoModelForMaskedLM.from_config(teachers[0].config).cls
+    for teacher in teachers:
+        teacher.cls = head
+    return nn.ModuleList(teachers).train()
+
+
+def joint_loss(teachers: Sequence[PreTrainedModel] | nn.ModuleList, inputs: Any, labels_B: Tensor) -> Tensor:
+    """Return the sum over teachers of the mean cross-entropy of the class at [CLS], over the whole vocabulary."""
+    return torch.stack([F.cross_entropy(class_logits(each, inputs), labels_B) for each in teachers]).sum()
+
+
+def class_logits(teacher: Any, inputs: Any) -> Tensor:
+    """Return a teacher's logits at [CLS]: (B, V). The head runs there alone."""
+    logits: Tensor = teacher.cls(teacher.base_model(**inputs).last_hidden_state[:, 0])
+    return logits
+
+
+def batches(examples: Examples, tokenizer: PreTrainedTokenizerBase, tuning: Tuning) -> Iterator[tuple[Any, Tensor]]:
+    """Yield a batch for each step: texts of like length, so that little is padded, in an order drawn for each pass."""
+    for chosen in islice(orders(examples, tuning), tuning.steps):
+        inputs = tokenizer([examples.texts[i] for i in chosen], padding=True, return_tensors="pt")
+        yield inputs, torch.tensor([examples.labels[i] for i in chosen])
+
+
+def orders(examples: Examples, tuning: Tuning) -> Iterator[NDArray[np.int64]]:
+    """Yield the indices of batches without end; within POOL_BATCHES drawn together, texts are sorted by length."""
+    rng, lengths = np.random.default_rng(tuning.seed), np.array([len(text) for text in examples.texts])
+    size = min(tuning.batch, len(lengths))
+    while True:
+        drawn = rng.permutation(len(lengths))
+        for start in range(0, len(drawn), POOL_BATCHES * size):
+            pool = drawn[start : start + POOL_BATCHES * size]
+            pool = pool[np.argsort(lengths[pool], kind="stable")]
+            for number in rng.permutation(len(pool) // size):
+                yield pool[number * size : (number + 1) * size]

@@ -1,0 +1,279 @@
+"""The recipe end to end on sentences of our own; stage zero, the loss and the arms against their definitions."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch.nn import functional as F
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from cache_tools.configuration import load_config
+from configs.mtbert import data, run, scores
+from configs.mtbert.arms import ALONE, ARMS, JOINT, MEAN, MT_BERT, NO_TEACHER, NOISY, NOISY_MEAN, student_changes
+from configs.mtbert.cofinetune import (
+    Examples,
+    Tuning,
+    cofinetune,
+    corrupted,
+    joint_loss,
+    training_examples,
+    with_one_head,
+)
+from configs.mtbert.spaces import linear_cka
+from configs.recipes import labelled_sequences
+from student_fixtures import largest_difference, weights
+from topics import labelled, write_topics
+from trainer.config import StudentConfig
+from trainer.data import IGNORED, collate
+from trainer.sources import objective_of, training_sequences
+from trainer.student import distilled
+from trainer.teachers import open_teachers
+
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+CHANGES = {
+    "--set-pretrain": [*(f"student.config.{key}={value}" for key, value in SHAPE.items()), "training.max_steps=10"],
+    "--set-capture": [
+        "encoding.positions_per_shard=4096",
+        "encoding.chunk_positions=512",
+        *(f"teachers.{number}.target.k=200" for number in range(3)),  # the whole vocabulary
+    ],
+    "--set-student": ["training.max_steps=90", "training.learning_rate=0.01"],
+}
+STUDENTS = (NO_TEACHER, MEAN, MT_BERT, NOISY_MEAN)
+STUDENT = run.HERE / "student.yaml"
+
+
+def run_recipe(work):
+    options = [word for option, changes in CHANGES.items() for change in changes for word in (option, change)]
+    arguments = [str(work.parent / "texts"), str(work), "--seeds", "1", "--tokens", "120"]
+    tuning = ["--tuning-steps", "40", "--tuning-rate", "0.01", *(word for arm in STUDENTS for word in ("--arms", arm))]
+    result = CliRunner().invoke(run.run, [*arguments, *tuning, *options], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mtbert")
+    write_topics(folder / "texts")
+    (folder / "printed").write_text(run_recipe(folder / "work"))
+    return folder / "work"
+
+
+@pytest.fixture(scope="module")
+def teachers(work):
+    return work / "wordnet" / "teachers" / "0"
+
+
+@pytest.fixture(scope="module")
+def found(work, teachers):
+    """What students and teachers said."""
+    read = scores.read_scores([work / "wordnet" / "students" / "0"]) | scores.read_scores([teachers])
+    return {name: values[0] for name, values in read.items()}
+
+
+def test_all_students_and_teachers_answer_the_same_held_out_texts(found, teachers):
+    held_out = labelled_sequences(teachers / "cache")
+    assert len(held_out) > 60
+    for name in (*STUDENTS, *JOINT, *NOISY):
+        assert found[f"{name}/right"].shape == (len(held_out),)
+
+
+def test_teachers_learn_the_task_and_the_student_learns_it_from_them(found, teachers):
+    assert min(found[f"{name}/right"].mean() for name in (*JOINT, *ALONE)) > 0.7
+    assert found[f"{MT_BERT}/right"].mean() > 0.7
+
+
+def test_the_noisy_teacher_counts_least(found, teachers):
+    assert found[f"weight/{NOISY[-1]}"] < min(found[f"weight/{name}"] for name in ALONE)
+
+
+def test_the_weights_in_the_table_are_those_of_the_teachers_asked_anew(found, teachers):
+    texts, losses = labelled_sequences(teachers / "cache", "train"), []
+    model = AutoModelForMaskedLM.from_pretrained(teachers / NOISY[-1]).eval().double()
+    for each in texts:
+        with torch.no_grad():
+            logits_V = model(input_ids=torch.from_numpy(each.input_ids.astype(np.int64))[None]).logits[0, 0]
+        losses.append(float(F.cross_entropy(logits_V, torch.tensor(int(each.gold_ids("masked")[0])))))
+    expected = np.mean([1 / (1 + loss) for loss in losses])
+    assert found[f"weight/{NOISY[-1]}"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_teachers_tuned_together_have_one_head_and_encoders_of_their_own(found, teachers):
+    together, alone = ([weights(teachers / name) for name in names] for names in (JOINT, ALONE))
+    head = [name for name in together[0] if name.startswith("cls.")]
+    encoder = [name for name in together[0] if name.startswith("bert.") and together[0][name].ndim == 2]
+    assert {"cls.predictions.decoder.weight", "cls.predictions.transform.dense.weight"} <= set(head)
+
+    def apart(models, names):
+        return min(largest_difference(*({n: each[n] for n in names} for each in pair)) for pair in pairwise(models))
+
+    assert apart(together, head) == 0 < apart(alone, head)
+    assert apart(together, encoder) > 0 < apart(alone, encoder)
+    assert found["agreement/joint/own_head"] - found["agreement/joint/other_head"] == 0
+    assert found["agreement/alone/own_head"] - found["agreement/alone/other_head"] > 0.1
+
+
+def test_no_held_out_text_was_seen_in_stage_zero(work, teachers):
+    tokenizer = AutoTokenizer.from_pretrained(work / "start")
+    seen = training_examples(work.parent / "texts" / "wordnet.jsonl", 0.3, tokenizer)
+    held_out = {each.group_id for each in labelled_sequences(teachers / "cache")}
+    assert set(seen.texts) == {each["group"] for each in labelled()} - held_out
+    assert [tokenizer.convert_ids_to_tokens(label) for label in seen.labels[:3]] == [
+        each["label"] for each in labelled() if each["group"] not in held_out
+    ][:3]
+
+
+def test_the_same_command_again_trains_nothing_and_prints_the_same_tables(work):
+    before = {path: path.stat().st_mtime_ns for path in work.rglob("*.safetensors")}
+    assert run_recipe(work) == (work.parent / "printed").read_text()
+    assert {path: path.stat().st_mtime_ns for path in work.rglob("*.safetensors")} == before
+
+
+class Live:
+    """The batch of a student with MT-BERT's loss, and what the teachers say of it live, in float64."""
+
+    def __init__(self, work, teachers):
+        places = (f"cache={teachers / 'cache'}", f"student.pretrained={work / 'start'}", "training.use_cpu=true")
+        self.config = load_config(STUDENT, StudentConfig, places)
+        cached = open_teachers(self.config)
+        torch.manual_seed(0)
+        student = AutoModelForMaskedLM.from_pretrained(work / "start").eval()
+        self.module = distilled(student, self.config.loss, *cached, objective=objective_of(self.config, cached))
+        for matrix in self.module.match.parameters():
+            torch.nn.init.normal_(matrix, std=0.2)  # the identity would not tell which side is mapped
+        examples = training_sequences(self.config, cached, student.config.vocab_size)
+        self.batch = collate([examples[i] for i in range(0, 40, 4)])
+        self.module.eval()
+        self.kept = self.batch["labels"] != IGNORED
+        self.label_P = torch.cat([torch.arange(int(row.sum())) == 0 for row in self.kept])
+        self.gold = self.batch["labels"][:, 0]
+        names = [teacher.name for teacher in cached]
+        self.said = {name: self.asked(AutoModelForMaskedLM.from_pretrained(teachers / name)) for name in names}
+
+    def asked(self, model):
+        """Return log-probabilities at the label, and hidden states at the kept positions."""
+        inputs = {name: self.batch[name] for name in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            output = model.eval().double()(**inputs, output_hidden_states=True)
+        model.float()
+        return output.logits[:, 0].log_softmax(dim=1), [states[self.kept] for states in output.hidden_states]
+
+
+def test_the_cached_loss_is_the_paper_s_of_teachers_asked_live(work, teachers):
+    """The soft term is a KL, which is the paper's cross-entropy less what the student cannot change."""
+    live = Live(work, teachers)
+    log_q, mine = live.asked(live.module.student)
+    projections = iter(live.module.match.parameters())
+    soft, hidden = torch.zeros(len(log_q), dtype=torch.float64), 0.0
+    for log_p, states in live.said.values():
+        kl = (log_p.exp() * (log_p - log_q)).sum(dim=1)
+        soft += kl / (1 + F.nll_loss(log_p, live.gold, reduction="none"))
+        for layer in (1, 2):
+            mapped = states[2 * layer] @ next(projections).detach().double().T
+            hidden += float(((mine[layer] - mapped) ** 2).mean())
+    at_labels = float(soft.sum() + F.nll_loss(log_q, live.gold, reduction="sum"))
+    with torch.no_grad():
+        found = live.module(**live.batch)
+    positions, counts = len(live.label_P), float(live.batch["position_weights"][live.label_P][0])
+    assert float(found["kl_nats"]) / counts == pytest.approx(float(soft.sum()), rel=5e-3)
+    assert float(found["hidden_loss"]) / positions == pytest.approx(hidden / 2, rel=5e-3)
+    assert float(found["loss"]) == pytest.approx((counts * at_labels / positions + hidden) / 2, rel=5e-3)
+
+
+def test_every_arm_weighs_the_task_and_each_hidden_pair_alike(tmp_path):
+    """As in a plain sum of losses. The student file as committed is the arm of that name."""
+    for name, arm in ARMS.items():
+        config = load_config(STUDENT, StudentConfig, tuple(student_changes(arm)))
+        assert {pair.weight for pair in config.loss.hidden} <= {1 - config.loss.kd_weight}
+        assert [teacher.name for teacher in config.teachers] == list(arm.teachers)
+        given = config.loss.kd_weight / (1 - config.loss.kd_weight)
+        assert given == (0 if name == NO_TEACHER else 3 if name == "MT-BERT, equal weights" else 1)
+        if name == MT_BERT:
+            assert config == load_config(STUDENT, StudentConfig)
+
+
+def test_the_loss_of_stage_zero_is_the_sum_of_each_teacher_s_own(work):
+    starts = [work / "pretrained" / name / "final" for name in ("wordnet", "debian", "both")]
+    teachers = with_one_head(starts).eval()
+    inputs = AutoTokenizer.from_pretrained(starts[0])(
+        ["a small oak", "a heavy saw near the mill"], padding=True, return_tensors="pt"
+    )
+    labels = torch.tensor([5, 7])
+    found = float(joint_loss(teachers, inputs, labels).detach())
+    expected = 0.0
+    for teacher in teachers.double():
+        with torch.no_grad():
+            expected += float(F.cross_entropy(teacher(**inputs).logits[:, 0], labels))
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert len({id(teacher.cls) for teacher in teachers}) == 1
+
+
+def test_stage_zero_lowers_its_loss_and_depends_on_its_seed_alone(work, tmp_path):
+    start = work / "pretrained" / "debian" / "final"
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    examples = training_examples(work.parent / "texts" / "wordnet.jsonl", 0.3, tokenizer)
+    runs = [
+        cofinetune(
+            [start], examples, [tmp_path / str(number)], Tuning(steps=12, batch=16, learning_rate=0.01, seed=seed)
+        )
+        for number, seed in enumerate((0, 0, 1))
+    ]
+    assert runs[0] == runs[1] != runs[2]
+    assert np.mean(runs[0][-3:]) < runs[0][0] / 2
+
+
+def test_wrong_labels_are_a_share_of_all_and_of_all_classes():
+    examples = Examples([str(i) for i in range(6000)], [i % 3 for i in range(6000)])
+    wrong = corrupted(examples, 0.4, seed=0)
+    changed = np.array(wrong.labels) != examples.labels
+    assert wrong.texts == examples.texts
+    assert changed.mean() == pytest.approx(0.4 * 2 / 3, abs=0.03)  # a third of those drawn anew are right by chance
+    assert np.bincount(np.array(wrong.labels)[changed], minlength=3).min() > 400
+
+
+def naive_cka(x, y):
+    """Return HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) of linear kernels (Kornblith et al., ICML 2019, section 3)."""
+    n = len(x)
+    centre = np.eye(n) - np.ones((n, n)) / n
+
+    def hsic(a, b):
+        return np.trace(a @ a.T @ centre @ b @ b.T @ centre)
+
+    return hsic(x, y) / np.sqrt(hsic(x, x) * hsic(y, y))
+
+
+def test_cka_is_that_of_the_kernels_and_blind_to_rotation_scale_and_place():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(50, 7)), rng.normal(size=(50, 4))
+    rotation = np.linalg.qr(rng.normal(size=(7, 7)))[0]
+    assert linear_cka(x, y) == pytest.approx(naive_cka(x, y))
+    assert linear_cka(x, 3 * x @ rotation + 5) == pytest.approx(1)
+    assert linear_cka(x, y) < 0.5
+
+
+def test_tasks_are_short_texts_once_each_and_plain_text_is_of_other_groups():
+    records = [
+        {"id": f"{i}", "group": f"g{i // 2}", "text": f"text number {i // 3}", "label": "[a]" if i % 2 else None}
+        for i in range(30)
+    ] + [{"id": "long", "group": "long", "text": "word " * 40, "label": "[a]"}]
+    tasks, plain = data.parted(records, 4)
+    texts = [each["text"] for each in (*tasks, *plain)]
+    assert len(tasks) == 4
+    assert plain
+    assert len(set(texts)) == len(texts)
+    assert not {each["group"] for each in tasks} & {each["group"] for each in plain}
+    assert all("label" not in each for each in plain)
+
+
+def test_descriptions_have_the_section_of_their_package_if_it_says_what_it_is_about(tmp_path):
+    lines = [
+        {"id": "toy", "group": "toy", "section": "games", "text": "board game. It has pieces."},
+        {"id": "libtoy", "group": "toy", "section": "libs", "text": "board game. Shared library."},
+    ]
+    (tmp_path / "en.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = [(each["text"], each["label"]) for each in data.descriptions(tmp_path / "en.jsonl")]
+    assert found == [("board game", "[games]"), ("board game", None)]
