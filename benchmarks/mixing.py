@@ -29,6 +29,7 @@ from torch import Tensor
 
 from benchmarks.made_cache import make_cache
 from cache_tools.codec import Targets
+from cache_tools.union_vocabulary import IdMaps
 from trainer.config import LossConfig
 from trainer.losses import loss_terms
 from trainer.mixture import mixed_loss_terms, mixed_targets
@@ -106,7 +107,8 @@ def measure_reading(folder: Path, k: int, rounds: int) -> list[dict[str, Any]]:
     teacher = make_cache(folder / "cache", 1, LENGTH_TOKENS, READING_VOCABULARY, k)
     rows = SHARD_SEQUENCES * (LENGTH_TOKENS - 1)
     stored = teacher.stored_targets(0, 0, rows)
-    to = np.random.default_rng(0).permutation(READING_VOCABULARY).astype(np.uint32)
+    moved = np.random.default_rng(0).permutation(READING_VOCABULARY).astype(np.uint32)
+    to = IdMaps(moved, moved)
     decoded: Targets = stored.decode(0, rows)
     work: dict[str, Callable[[], Any]] = {
         "decode": lambda: stored.decode(0, rows),

@@ -1,6 +1,7 @@
-"""``logitcask vocabulary``: one vocabulary for a student of several teachers."""
+"""``logitcask vocabulary``: one vocabulary for a student of several teachers, or a smaller one than its teacher's."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -8,37 +9,91 @@ import click
 from cache_tools.cli_places import CacheType
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from cache_tools.storage import StorePath
+    from cache_tools.vocabulary_folder import VocabularyManifest
 
 
 @click.command("vocabulary")
 @click.argument("caches", nargs=-1, required=True, type=CacheType())
 @click.option("-o", "--output", required=True, type=CacheType(), help="Folder to write.")
+@click.option("--keep", type=float, help="Keep this share (at most 1) or number of one tokenizer's tokens.")
+@click.option("--forced", type=click.Path(path_type=Path), help="File of tokens to keep in any case, one a line.")
+@click.option(
+    "--embeddings",
+    type=click.Path(path_type=Path),
+    help="Model whose word embeddings say what a dropped token is read as; default: as unknown.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def vocabulary_command(caches: "tuple[StorePath, ...]", output: "StorePath", as_json: bool) -> None:
+def vocabulary_command(
+    caches: "tuple[StorePath, ...]",
+    output: "StorePath",
+    keep: float | None,
+    forced: Path | None,
+    embeddings: Path | None,
+    as_json: bool,
+) -> None:
     """Unite the vocabularies of CACHES into one for a student that learns from all of them.
 
     Tokens that are written differently but are the same become one. The folder holds the union, where each
     tokenizer's ids went, and a tokenizer; a student file names it as vocabulary.
     The ids of the first cache stay, and caches that are added at the end change none.
+    With --keep, the caches have one tokenizer, and the student knows only the tokens that they use most.
 
     \b
     Example:
         logitcask vocabulary runs/en/cache runs/de/cache -o runs/vocabulary
+        logitcask vocabulary runs/en/cache --keep 0.5 --embeddings models/teacher -o runs/half
     """
+    if keep is None and (forced or embeddings):
+        raise click.UsageError("--forced and --embeddings need --keep")
+    if keep is not None and keep <= 0:
+        raise click.BadParameter("a share or a number above 0", param_hint="--keep")
+    from cache_tools.compressed_folder import write_compressed
     from cache_tools.reader import Cache
     from cache_tools.vocabulary_folder import write_vocabulary
 
     opened = [Cache(place) for place in caches]
-    made = write_vocabulary(output, [cache.encoding(name) for cache in opened for name in cache.encodings])
+    encodings = [cache.encoding(name) for cache in opened for name in cache.encodings]
+    if keep is None:
+        made = write_vocabulary(output, encodings)
+    else:
+        made = write_compressed(output, encodings, keep, _names(forced), embeddings)
     if as_json:
         click.echo(json.dumps(made.model_dump(mode="json"), indent=2))
         return
     from rich.console import Console
+
+    Console().print(_united(made) if keep is None else _kept(made))
+
+
+def _names(path: Path | None) -> list[str]:
+    from cache_tools.errors import ConfigError
+
+    try:
+        return [] if path is None else path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("the list of tokens cannot be read", where=path, found=error) from error
+
+
+def _united(made: "VocabularyManifest") -> "Table":
     from rich.table import Table
 
     table = Table("tokenizer", "ids", "shared with another", "new text is split", title=f"{made.size:,} tokens")
     for part in made.tokenizers:
         rules = "as by its own rules" if part.same_rules else "by longest match only"
         table.add_row(f"{part.vocabulary[:12]}…", f"{part.ids:,}", f"{part.shared:,}", rules)
-    Console().print(table)
+    return table
+
+
+def _kept(made: "VocabularyManifest") -> "Table":
+    from rich.table import Table
+
+    (part,), coverage = made.tokenizers, made.coverage or {}
+    table = Table("split", "tokens of the text that are kept", title=f"{made.size:,} of {part.ids:,} tokens")
+    for split, share in coverage.items():
+        table.add_row(split, f"{share:.2%}")
+    rows = part.ids - made.size
+    table.caption = f"{rows:,} embeddings fewer: {rows:,} parameters for each unit of the student's width"
+    return table

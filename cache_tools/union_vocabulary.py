@@ -1,17 +1,19 @@
-"""One vocabulary that holds the tokens of several tokenizers, and where each of their ids went.
+"""A student's vocabulary: the tokens of several tokenizers, or some tokens of one, and where each of their ids went.
 
 Ids are given in the order of first appearance, tokenizer after tokenizer and id after id. So the first tokenizer's ids
 stay what they were (a student may start from that teacher's weights), and a further tokenizer at the end
 changes none. A token that several share, see ``tokens.py``, is one id: the one embedding
 through which a student can carry over what it learned from one teacher to another's language.
 
-Every map is injective, so what a teacher said is moved and nothing is added up: each
-probability, and with them the kept mass, stays bit for bit what it was.
+Every map of predictions is injective, so what a teacher said is moved and nothing is added up: each
+probability, and with them the kept mass, stays bit for bit what it was. A text may be read through another map, in
+which a token that was dropped has a stand-in, see ``compressed_vocabulary.py``.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from cache_tools.errors import FormatError, IdentityError
 from cache_tools.fingerprint import fingerprint
 from cache_tools.tokens import Token
-from cache_tools.vocabulary import Vocabulary, vocabulary_fingerprint
+from cache_tools.vocabulary import Vocabulary, mapped_fingerprint, vocabulary_fingerprint
 
 NO_ID = 0xFFFFFFFE
 """Where an id without a token goes; no vocabulary reaches it."""
@@ -27,31 +29,52 @@ NO_ID = 0xFFFFFFFE
 UNKNOWN = Token("special", b"unk")
 
 
+class IdMaps(NamedTuple):
+    """What becomes of the ids of one tokenizer, both (n,) uint32.
+
+    Attributes:
+        predicted: Of ids that a teacher predicts: injective; NO_ID where there is no such token.
+        read: Of ids in a text: the same, and where a token was dropped the id of its stand-in.
+    """
+
+    predicted: NDArray[np.uint32]
+    read: NDArray[np.uint32]
+
+
 @dataclass(frozen=True)
 class UnionVocabulary:
-    """A union of vocabularies.
+    """A union of vocabularies, or a part of one.
 
     Attributes:
         names: Name of each token, by its id in the union; all different.
         maps: For each tokenizer, by the fingerprint of its vocabulary: (n,) uint32, the id in the union of
             each of its ids; NO_ID where it has no token.
+        read: For a tokenizer of which tokens were dropped, the same with stand-ins, by which a text is read. The
+            student then has this tokenizer, and its ids pass through this map.
     """
 
     names: tuple[str, ...]
     maps: dict[str, NDArray[np.uint32]] = field(compare=False)
+    read: dict[str, NDArray[np.uint32]] = field(default_factory=dict, compare=False)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """What a student with this vocabulary must know of it."""
+        if self.read:
+            ((tokenizer, ids),) = self.read.items()
+            return Vocabulary(len(self.names), mapped_fingerprint(tokenizer, ids))
         return Vocabulary(len(self.names), vocabulary_fingerprint({name: i for i, name in enumerate(self.names)}))
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of names and maps."""
-        return fingerprint({"names": self.names, "maps": {key: ids.tolist() for key, ids in self.maps.items()}})
+        document = {"names": self.names, "maps": {key: ids.tolist() for key, ids in self.maps.items()}}
+        if self.read:
+            document["read"] = {key: ids.tolist() for key, ids in self.read.items()}
+        return fingerprint(document)
 
-    def ids_of(self, vocabulary: str, where: object) -> NDArray[np.uint32]:
-        """Return the map of a tokenizer.
+    def ids_of(self, vocabulary: str, where: object) -> IdMaps:
+        """Return the maps of a tokenizer.
 
         Args:
             vocabulary: Fingerprint of its vocabulary.
@@ -69,7 +92,7 @@ class UnionVocabulary:
                 why="its ids would be taken for other tokens",
                 fix="Make one of all your caches with 'logitcask vocabulary'; new ones at the end change no id",
             )
-        return self.maps[vocabulary]
+        return IdMaps(self.maps[vocabulary], self.read.get(vocabulary, self.maps[vocabulary]))
 
 
 def unite(tokenizers: Mapping[str, Mapping[int, Token]]) -> UnionVocabulary:

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cache_tools.fingerprint import fingerprint
 
 
@@ -12,7 +15,8 @@ class Vocabulary:
 
     Attributes:
         size: Number of ids, added tokens included.
-        fingerprint: See ``vocabulary_fingerprint``.
+        fingerprint: See ``vocabulary_fingerprint``; of a student that reads a tokenizer's ids through a map, see
+            ``mapped_fingerprint``.
     """
 
     size: int
@@ -22,3 +26,8 @@ class Vocabulary:
 def vocabulary_fingerprint(vocabulary: Mapping[str, int]) -> str:
     """Return the hash of a token-to-id mapping, added tokens included."""
     return fingerprint(dict(vocabulary))
+
+
+def mapped_fingerprint(vocabulary: str, ids: NDArray[np.uint32]) -> str:
+    """Return the hash of a tokenizer's vocabulary, given by its fingerprint, and of the map (n,) of its ids."""
+    return fingerprint({"vocabulary": vocabulary, "ids": ids.tolist()})

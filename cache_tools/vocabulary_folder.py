@@ -1,10 +1,13 @@
-"""The union of several caches' vocabularies on disk: made once, checked whenever it is read.
+"""A student's vocabulary on disk, of several caches' tokens or a part of one's: made once, checked whenever it is read.
 
 ::
 
-    <folder>/tokens.arrow        a row for each token of the union: its name, and its id in each tokenizer or null
+    <folder>/tokens.arrow        a row for each token of the vocabulary: its name, and its id in each tokenizer or null
     <folder>/tokenizer/          an ordinary tokenizer folder for the student
     <folder>/vocabulary.json     sealed: sizes and hashes of these files, fingerprints; written last
+
+If tokens were dropped, the student's tokenizer is the cache's own, which splits text as ever and knows the dropped
+tokens. ``tokenizer/token_map.safetensors`` beside it says what the student reads instead (``token_map.py``).
 
 A folder is never changed: a student's rows are worth nothing if its ids move. The same command on the same caches
 finds its own work and does nothing; other caches need another folder.
@@ -18,21 +21,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
 from cache_tools.decoding import TOKENIZER_FILE
 from cache_tools.errors import FormatError, IdentityError
-from cache_tools.manifest import SOFTWARE, Key, ObjectRecord
+from cache_tools.manifest import SOFTWARE, Key, ObjectRecord, Split
 from cache_tools.reader import Encoding
 from cache_tools.sealed import UNSEALED, read_sealed, sealed_bytes
 from cache_tools.sequences import read_recorded, read_table, table_bytes
 from cache_tools.storage import StorePath, object_exists, read_object, write_object, write_objects
+from cache_tools.token_map import TOKEN_MAP, read_map
 from cache_tools.tokens import tokens_of
 from cache_tools.union_tokenizer import differing_rules, tokenizer_files
 from cache_tools.union_vocabulary import NO_ID, UnionVocabulary, unite
 from cache_tools.vocabulary import vocabulary_fingerprint
 
 DOCUMENT, TOKENS, TOKENIZER = "vocabulary.json", "tokens.arrow", "tokenizer"
+TOKEN_MAP_KEY = f"{TOKENIZER}/{TOKEN_MAP}"
 SETTINGS_FILE = TOKENIZER_FILE.replace("tokenizer.json", "tokenizer_config.json")
 
 LARGEST_VOCABULARY = 2**24
@@ -60,12 +66,13 @@ class VocabularyManifest(BaseModel):
     """What ``vocabulary.json`` holds.
 
     Attributes:
-        format: Of the folder.
+        format: Of the folder; 2 if tokens were dropped, which readers of 1 alone would not read through their map.
         software: What wrote it.
-        size: Tokens of the union.
-        fingerprint: Of the union, see ``UnionVocabulary``.
+        size: Tokens of the vocabulary.
+        fingerprint: Of the vocabulary, see ``UnionVocabulary``.
         tokenizers: What it is made of, in order.
         files: Everything else in the folder.
+        coverage: If tokens were dropped, the share of each split's ordinary tokens that were not.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -75,6 +82,7 @@ class VocabularyManifest(BaseModel):
     fingerprint: str
     tokenizers: tuple[Part, ...]
     files: dict[Key, ObjectRecord]
+    coverage: dict[Split, float] | None = None
 
 
 def write_vocabulary(folder: StorePath, encodings: Sequence[Encoding]) -> VocabularyManifest:
@@ -85,17 +93,40 @@ def write_vocabulary(folder: StorePath, encodings: Sequence[Encoding]) -> Vocabu
         FormatError: a tokenizer's tokens are written in a way that is not known.
         IdentityError: the folder holds another vocabulary.
     """
-    by_vocabulary = {encoding.manifest.vocabulary.fingerprint: encoding for encoding in encodings}
-    tokenizers = {key: _tokenizer(encoding) for key, encoding in by_vocabulary.items()}
+    tokenizers = tokenizers_of(encodings)
     union = unite({key: tokens_of(tokenizer, settings) for key, (tokenizer, settings) in tokenizers.items()})
     states = [json.loads(tokenizer.to_str()) for tokenizer, _ in tokenizers.values()]
     files = {f"{TOKENIZER}/{name}": content for name, content in tokenizer_files(union, states).items()}
+    return write_folder(folder, union, states, files)
+
+
+def write_folder(
+    folder: StorePath,
+    union: UnionVocabulary,
+    states: Sequence[dict[str, Any]],
+    files: dict[str, bytes],
+    coverage: dict[Split, float] | None = None,
+) -> VocabularyManifest:
+    """Write a vocabulary, or find the same one in the folder.
+
+    Args:
+        folder: To write.
+        union: The vocabulary.
+        states: ``tokenizer.json`` of each of its tokenizers.
+        files: The student's tokenizer, by key.
+        coverage: See ``VocabularyManifest``.
+
+    Raises:
+        IdentityError: the folder holds another vocabulary.
+    """
     files[TOKENS] = table_bytes(_table(union))
     made = VocabularyManifest(
+        format=1 if coverage is None else 2,
         size=len(union.names),
         fingerprint=union.fingerprint,
         tokenizers=_parts(union, states),
         files={key: ObjectRecord.of(content) for key, content in files.items()},
+        coverage=coverage,
     )
     if object_exists(folder / DOCUMENT):
         _require_same(folder, made)
@@ -114,7 +145,7 @@ def read_manifest(folder: StorePath) -> VocabularyManifest:
     path = folder / DOCUMENT
     try:
         found = VocabularyManifest.model_validate(read_sealed(read_object(path)))
-        if found.format != 1:
+        if found.format not in (1, 2):
             raise ValueError(f"format {found.format}")
     except (OSError, ValueError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
@@ -139,10 +170,10 @@ def read_vocabulary(folder: StorePath) -> UnionVocabulary:
     try:
         table = read_table(folder / TOKENS, manifest.files[TOKENS].sha256)
         maps = {part.vocabulary: _map(table.column(part.vocabulary)) for part in manifest.tokenizers}
-        union = UnionVocabulary(tuple(table.column("name").to_pylist()), maps)
+        union = UnionVocabulary(tuple(table.column("name").to_pylist()), maps, _read_maps(folder, manifest, maps))
         if union.fingerprint != manifest.fingerprint:
             raise ValueError("another fingerprint")
-    except (KeyError, ValueError, pa.ArrowException) as error:
+    except (KeyError, ValueError, SafetensorError, pa.ArrowException) as error:
         raise FormatError(
             "this is not the table of a vocabulary", where=folder / TOKENS, found=error, fix="Make it anew"
         ) from error
@@ -159,6 +190,38 @@ def save_tokenizer(folder: StorePath, target: StorePath) -> None:
     for key, record in read_manifest(folder).files.items():
         if key.startswith(f"{TOKENIZER}/"):
             write_object(target / key.rpartition("/")[2], read_recorded(folder / key, record.sha256))
+
+
+def save_token_map(folder: StorePath, target: StorePath) -> None:
+    """Copy the map that a student's ids pass through to the student's folder, if tokens were dropped.
+
+    Raises:
+        FormatError: see ``read_manifest``.
+        DamageError: it is missing or not what was written.
+    """
+    record = read_manifest(folder).files.get(TOKEN_MAP_KEY)
+    if record is not None:
+        write_object(target / TOKEN_MAP, read_recorded(folder / TOKEN_MAP_KEY, record.sha256))
+
+
+def tokenizers_of(encodings: Sequence[Encoding]) -> dict[str, tuple[Tokenizer, dict[str, Any]]]:
+    """Return each tokenizer once, by the fingerprint of its vocabulary, and its settings.
+
+    Raises:
+        DamageError: a tokenizer's file is missing or not what was written.
+        FormatError: an encoding keeps none, or it cannot be read.
+    """
+    by_vocabulary = {encoding.manifest.vocabulary.fingerprint: encoding for encoding in encodings}
+    return {key: _tokenizer(encoding) for key, encoding in by_vocabulary.items()}
+
+
+def _read_maps(folder: StorePath, manifest: VocabularyManifest, maps: dict[str, Any]) -> dict[str, Any]:
+    """Return the map with stand-ins by its tokenizer; nothing where no token was dropped."""
+    if TOKEN_MAP_KEY not in manifest.files:
+        return {}
+    ((tokenizer, predicted),) = maps.items()
+    content = read_recorded(folder / TOKEN_MAP_KEY, manifest.files[TOKEN_MAP_KEY].sha256)
+    return {tokenizer: read_map(content, predicted)}
 
 
 def _tokenizer(encoding: Encoding) -> tuple[Tokenizer, dict[str, Any]]:
@@ -207,10 +270,11 @@ def _map(column: pa.ChunkedArray) -> Any:
 def _parts(union: UnionVocabulary, states: Sequence[dict[str, Any]]) -> tuple[Part, ...]:
     known = [ids[ids != NO_ID] for ids in union.maps.values()]
     users = np.bincount(np.concatenate(known), minlength=len(union.names))
+    sizes = [int((union.read.get(key, ids) != NO_ID).sum()) for key, ids in union.maps.items()]
     different = differing_rules(states)
     return tuple(
-        Part(vocabulary=key, ids=len(ids), shared=int((users[ids] > 1).sum()), same_rules=number not in different)
-        for number, (key, ids) in enumerate(zip(union.maps, known, strict=True))
+        Part(vocabulary=key, ids=size, shared=int((users[ids] > 1).sum()), same_rules=number not in different)
+        for number, (key, ids, size) in enumerate(zip(union.maps, known, sizes, strict=True))
     )
 
 

@@ -21,7 +21,9 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from cache_tools.errors import LogitcaskError
 from cache_tools.reader import Cache
+from cache_tools.union_vocabulary import UnionVocabulary
 from logitcask import cli
+from trainer.translation import student_ids, translated_ids
 
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """By number of seeds: how many standard errors Student's t interval of 95 % reaches to each side."""
@@ -97,7 +99,9 @@ def truncated(model: Path, layers: int, output: Path) -> Path:
     return make_once(output, make)
 
 
-def label_log_probs(model: Path, cache: Path, labels: Sequence[str], split: str = "held_out") -> NDArray[np.float32]:
+def label_log_probs(
+    model: Path, cache: Path, labels: Sequence[str], split: str = "held_out", union: UnionVocabulary | None = None
+) -> NDArray[np.float32]:
     """Return what a model says of the label of each sequence of a labelled encoding, between the labels alone.
 
     Args:
@@ -105,11 +109,15 @@ def label_log_probs(model: Path, cache: Path, labels: Sequence[str], split: str 
         cache: Its only encoding has labels (``corpus.label_field``).
         labels: C tokens.
         split: ``held_out`` or ``train``.
+        union: The student's vocabulary, if it is not the cache's own; a tokenizer is then read through its map.
 
     Returns:
         (N, C) float32 log-probabilities, in the order of :func:`labelled_sequences`.
     """
     columns = AutoTokenizer.from_pretrained(model).convert_tokens_to_ids(list(labels))
+    to = student_ids(union, Cache(cache).encoding())
+    if to is not None:
+        columns = to.predicted[columns].astype(np.int64)
     network = AutoModelForMaskedLM.from_pretrained(model).eval()
     rows = []
     sequences = labelled_sequences(cache, split)
@@ -119,7 +127,8 @@ def label_log_probs(model: Path, cache: Path, labels: Sequence[str], split: str 
         ids_BL = torch.zeros(len(batch), length, dtype=torch.long)
         attention_BL = torch.zeros_like(ids_BL)
         for row, each in enumerate(batch):
-            ids_BL[row, : len(each.input_ids)] = torch.from_numpy(each.input_ids.astype(np.int64))
+            input_ids = each.input_ids if to is None else translated_ids(each.input_ids, to)
+            ids_BL[row, : len(input_ids)] = torch.from_numpy(input_ids.astype(np.int64))
             attention_BL[row, : len(each.input_ids)] = 1
         first_B = torch.tensor([int(each.positions()[0]) for each in batch])
         with torch.no_grad():

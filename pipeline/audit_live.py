@@ -5,7 +5,7 @@ also read at the tokens that the cache holds there and at its neighbours. Memory
 one head chunk, and for each position its k answers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from pipeline.audit import LOWEST_NATS, Rows
 from pipeline.batches import Batch, pad, token_budget_batches
 from pipeline.draws import position_keys
 from pipeline.predict import Progress, chunk_positions
+from pipeline.restriction import Restriction
 from pipeline.split_model import HeadOutput, run_body, run_head
 from pipeline.targets import Keep, sparse_targets, temperature_of
 from pipeline.teacher import Teacher
@@ -52,6 +53,7 @@ def compare(
     teacher: Teacher,
     batch_tokens: int,
     progress: Progress = lambda _: None,
+    restriction: Restriction | None = None,
 ) -> Compared:
     """Read what the cache holds of some sequences, run the teacher over them, and return both sides.
 
@@ -62,6 +64,7 @@ def compare(
         teacher: The loaded teacher, with logits as wide as the cached one's.
         batch_tokens: Tokens per forward pass, padding included.
         progress: Told how many tokens were read.
+        restriction: The tokens that the teacher was asked about, if not all.
 
     Raises:
         ModelError: the live teacher's logits are not numbers.
@@ -69,7 +72,8 @@ def compare(
     windows = [cached.targets(*sequence.rows) for sequence in sequences]
     stored = Targets(*(np.concatenate([vars(window)[name] for window in windows]) for name in vars(windows[0])))
     starts = np.cumsum([0, *(sequence.num_positions for sequence in sequences)])
-    keep, objective = keep_of_manifest(cached.manifest), cached.encoding.manifest.objective
+    keep = replace(keep_of_manifest(cached.manifest), restriction=restriction)
+    objective = cached.encoding.manifest.objective
     answers, order = [], []
     for indices in token_budget_batches([len(s.input_ids) for s in sequences], batch_tokens):
         where = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
@@ -86,7 +90,7 @@ def compare(
 
 
 def keep_of_manifest(manifest: TeacherManifest) -> Keep:
-    """Return what a capture with this manifest kept of each distribution."""
+    """Return what a capture with this manifest kept of each distribution, over whatever tokens."""
     target, settings = manifest.target, manifest.target.settings
     named = {name: temperature_of(name) for name in manifest.scalars if name not in SCALARS}
     return Keep(
@@ -144,6 +148,8 @@ def _ask(asked: _Question, teacher: Teacher) -> Arrays:
 def _ask_head(asked: _Question, head: HeadOutput, start: int) -> dict[str, Tensor]:
     """Judge the batch's stored rows from ``start`` on by the logits of as many positions; return (N, …) answers."""
     logits_NV, keep, device = head.logits, asked.keep, head.logits.device
+    if keep.restriction is not None:
+        logits_NV = keep.restriction.logits(logits_NV)
     part = slice(start, start + len(logits_NV))
     keys_N = position_keys(keep.seed, asked.batch.sequence_ids[part], asked.batch.positions[part])
     gold_N = torch.from_numpy(asked.gold[part].astype(np.int64))

@@ -9,7 +9,9 @@ the rows of the whole sample and the hidden states of one shard's.
 """
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from pipeline.audit_worst import worst_positions
 from pipeline.capture import probe_head
 from pipeline.config import AuditConfig, CaptureConfig, TeacherConfig
 from pipeline.hidden_budget import OutputHead, kl_nats
+from pipeline.restriction import Restriction, read_restriction
 from pipeline.run import Reporter, check_teacher
 from pipeline.teacher import Teacher, load_teacher, resolve_model
 from pipeline.tokenizers import load_tokenizer
@@ -114,12 +117,14 @@ def _audit_teacher(
     teacher = load_teacher(config, folder, cached.encoding.manifest.objective)
     _check_shapes(cached, teacher)
     stored_identity = {key: cached.manifest.identity.get(key) for key in teacher.identity}
+    restriction = _same_restriction(cached, config)
     identity = differences(stored_identity, teacher.identity)
     tolerance = tolerance_of(settings, str(stored_identity["dtype"]))
     chosen = sample(cached, settings)
     sequences = [sequence for part in chosen.values() for sequence in part]
     reporter.stage(f"teacher {config.name}", sum(len(sequence.input_ids) for sequence in sequences))
-    rows, checks = _compare_shards(cached, chosen, teacher, config.batch_tokens, tolerance, reporter)
+    ask = partial(compare, batch_tokens=config.batch_tokens, progress=reporter.advance, restriction=restriction)
+    rows, checks = _compare_shards(cached, chosen, teacher, ask, tolerance)
     checks += checks_of_sample(rows, cached.manifest, tolerance)
     passed = not identity and all(check.passed for check in checks)
     report = {
@@ -139,11 +144,10 @@ def _compare_shards(
     cached: CachedTeacher,
     chosen: dict[int, list[Sequence]],
     teacher: Teacher,
-    batch_tokens: int,
+    ask: Callable[..., Compared],
     tolerance: Tolerance,
-    reporter: Reporter,
 ) -> tuple[audit.Rows, list[Check]]:
-    """Return the rows of the whole sample, and of each check that a shard has the largest."""
+    """Return the rows of the whole sample, and of each check that a shard has the largest; ``ask`` is ``compare``."""
     with torch.inference_mode():
         last = "last" in cached.manifest.hidden
         head = OutputHead.of(teacher.model, probe_head(cached.encoding, teacher)) if last else None
@@ -151,7 +155,7 @@ def _compare_shards(
     for shard, sequences in chosen.items():
         missing = cached.missing_groups(shard)
         layers = [layer for layer in cached.manifest.hidden if hidden_array(layer) not in missing]
-        found = compare(cached, sequences, layers, teacher, batch_tokens, reporter.advance)
+        found = ask(cached, sequences, layers, teacher)
         checks += checks_of_shard(shard, found.rows, hidden_errors(found, head), cached.manifest, tolerance)
         rows.append(found.rows)
     return audit.joined(rows), _largest(checks)
@@ -167,6 +171,21 @@ def hidden_errors(found: Compared, head: OutputHead | None) -> dict[str, float]:
         else:
             errors[layer] = relative_error(live, stored)
     return errors
+
+
+def _same_restriction(cached: CachedTeacher, config: TeacherConfig) -> Restriction | None:
+    """Return the tokens that a captured teacher was asked about; refuse a capture file that asks about others."""
+    restriction = read_restriction(config.target.vocabulary)
+    asked, named = cached.manifest.target.settings.get("vocabulary"), restriction.vocabulary if restriction else None
+    if asked != named:
+        raise IdentityError(
+            f"teacher {cached.name!r} was asked about other tokens",
+            where="target.vocabulary",
+            expected=f"vocabulary {asked[:12]}…" if asked else "none",
+            found=f"{named[:12]}…" if named else "none",
+            fix="Audit with the capture file that the cache was made with",
+        )
+    return restriction
 
 
 def _largest(checks: list[Check]) -> list[Check]:

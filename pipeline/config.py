@@ -111,6 +111,8 @@ class TargetConfig(Config):
             tokens and the rest, of what is read back from what the teacher said. Each shard
             is quantised as coarsely as that allows.
         exact: Keep float32 instead, three times the bytes.
+        vocabulary: Folder of a smaller vocabulary, from ``logitcask vocabulary --keep``: the distribution is the one
+            over its tokens. The teacher reads the text as it is, and ids stay the teacher's.
     """
 
     kind: Kind = "topk"
@@ -122,6 +124,7 @@ class TargetConfig(Config):
     scalars: tuple[Literal["gold_rank", "tail_mean", "tail_variance", "tail_minimum"], ...] = ()
     max_kl_nats: float = Field(default=DeltaPower.max_kl_nats, ge=1e-9, le=0.1)
     exact: bool = False
+    vocabulary: CachePath | None = None
 
     @model_validator(mode="after")
     def _fits_the_kind(self) -> "TargetConfig":

@@ -26,6 +26,7 @@ from pipeline.batches import pack, pad
 from pipeline.config import HiddenConfig, TargetConfig, TeacherConfig
 from pipeline.hidden_budget import OutputHead, fisher_metric
 from pipeline.predict import Wanted, predict, probe_ids
+from pipeline.restriction import read_restriction
 from pipeline.split_model import (
     HeadOutput,
     body_of,
@@ -82,7 +83,9 @@ def declare(encoding: Encoding, teacher: Teacher, config: TeacherConfig, chunk_p
 def keep_of(config: TargetConfig) -> Keep:
     """Return what the capture keeps of each distribution."""
     mass = 1.0 if config.p is None else config.p
-    return Keep(config.kind, config.k, mass, config.draws or 0, config.seed, config.temperatures, config.scalars)
+    restriction = read_restriction(config.vocabulary)
+    draws = config.draws or 0
+    return Keep(config.kind, config.k, mass, draws, config.seed, config.temperatures, config.scalars, restriction)
 
 
 def is_declared(encoding: Encoding, config: TeacherConfig) -> bool:
@@ -168,7 +171,8 @@ def _settings(config: TargetConfig) -> dict[str, Any]:
         settings |= {"draws": config.draws, "seed": config.seed}
     if config.kind == "hybrid" or any(name.startswith("tail_") for name in config.scalars):
         settings["head"] = config.k
-    return settings
+    restriction = read_restriction(config.vocabulary)
+    return settings | ({} if restriction is None else restriction.settings)
 
 
 def _hidden_codec(config: HiddenConfig, layer: int | str) -> dict[str, Any]:

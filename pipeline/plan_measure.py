@@ -6,6 +6,7 @@ can be rebuilt from the row (the tokens kept, and the rest spread evenly over al
 """
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -89,8 +90,10 @@ def _choices(
     """Return the table of k; empty for targets that do not keep the most likely tokens."""
     if config.target.kind not in ("topk", "topp"):
         return []
-    ks = sorted({k for k in (*CHOICES, config.target.k) if k <= vocabulary})
-    widest = Keep("topk", ks[-1])
+    restriction = keep_of(config.target).restriction
+    widest = Keep("topk", vocabulary, restriction=restriction)
+    ks = sorted({k for k in (*CHOICES, config.target.k) if k <= widest.slots(vocabulary)})
+    widest = replace(widest, k=ks[-1])
     found = predict(sequences, objective, teacher, _wanted(config, widest, vocabulary), config.batch_tokens)
     rows = []
     for k in ks:

@@ -34,6 +34,7 @@ from pipeline.plan_held import held_encoding
 from pipeline.plan_measure import measure
 from pipeline.plan_memory import plan_memory
 from pipeline.process_group import Place
+from pipeline.restriction import read_restriction
 from pipeline.teacher import chosen_device, load_teacher, max_positions, resolve_model
 from pipeline.tokenizers import load_tokenizer, tokenizer_identity
 
@@ -196,7 +197,7 @@ def check_teacher(
 
     Raises:
         ModelError: it has no safe weights, its device is not there, or sequences are longer than it can read.
-        IdentityError: it has another tokenizer than the encoding.
+        IdentityError: it, or its vocabulary, has another tokenizer than the encoding.
     """
     weight_files(folder)
     limit, wanted = max_positions(folder, teacher.trust_remote_code), config.encoding.max_length_tokens
@@ -218,6 +219,16 @@ def check_teacher(
             found=f"{own['vocabulary'][:12]}…",
             why="it would read ids that mean other tokens",
             fix="Give it an encoding of its own, in a capture file with another encoding.name",
+        )
+    restriction = read_restriction(teacher.target.vocabulary)
+    if restriction is not None and restriction.tokenizer != shared["vocabulary"]:
+        raise IdentityError(
+            f"the vocabulary of teacher {teacher.name!r} is made of another tokenizer",
+            where=teacher.target.vocabulary,
+            expected=f"vocabulary {shared['vocabulary'][:12]}…",
+            found=f"{restriction.tokenizer[:12]}…",
+            why="its ids mean other tokens",
+            fix="Make it with 'logitcask vocabulary --keep' of a cache with this tokenizer",
         )
 
 

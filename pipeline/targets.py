@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cache_tools.manifest import Kind
 from pipeline.draws import draw
+from pipeline.restriction import Restriction
 from pipeline.topk import top_k
 
 # N: positions of a chunk, M: of a part of it, V: vocabulary, k: slots of a row, S: draws per position
@@ -33,6 +34,7 @@ class Keep:
         seed: Of the draws.
         temperatures: For each, the log-normaliser of the logits divided by it is kept.
         scalars: Which of ``gold_rank`` and TAIL_SCALARS are kept.
+        restriction: The tokens that the distribution is over, if not all.
     """
 
     kind: Kind = "topk"
@@ -42,12 +44,17 @@ class Keep:
     seed: int = 0
     temperatures: tuple[float, ...] = ()
     scalars: tuple[str, ...] = ()
+    restriction: Restriction | None = None
+
+    def tokens(self, vocabulary_size: int) -> int:
+        """Return how many tokens the distribution is over."""
+        return vocabulary_size if self.restriction is None else len(self.restriction.kept)
 
     def slots(self, vocabulary_size: int) -> int:
         """Return how many entries a row can hold."""
         if self.kind == "dense":
             return vocabulary_size
-        head = 0 if self.kind == "sampled" else min(self.k, vocabulary_size)
+        head = 0 if self.kind == "sampled" else min(self.k, self.tokens(vocabulary_size))
         return head + (self.draws if self.kind in ("sampled", "hybrid") else 0)
 
 
@@ -94,8 +101,10 @@ def sparse_targets(
         scratch_MV: (M, V) float32 to work in. Rows are worked on M at a time; half of N keeps both near a CPU's
             cores. Fresh memory of this size costs more than the softmax: a caller with many chunks brings its own.
     """
-    vocabulary = logits_NV.shape[1]
-    k = {"dense": vocabulary, "sampled": 1}.get(keep.kind, min(keep.k, vocabulary))
+    if keep.restriction is not None:
+        logits_NV, gold_N = keep.restriction.logits(logits_NV), keep.restriction.gold(gold_N)
+    vocabulary, tokens = logits_NV.shape[1], keep.tokens(logits_NV.shape[1])
+    k = {"dense": vocabulary, "sampled": 1}.get(keep.kind, min(keep.k, tokens))
     top_Nk, ids_Nk = top_k(logits_NV, k)
     highest_N1, gold_N1 = top_Nk[:, :1].clone(), logits_NV.gather(1, gold_N[:, None])
     rows = {"logits_MV": logits_NV, "ids_Mk": ids_Nk, "highest_M1": highest_N1, "gold_M1": gold_N1}
@@ -104,7 +113,7 @@ def sparse_targets(
     log_probs_Nk = top_Nk - highest_N1 - log_total_N1
     if keep.kind == "topp":
         log_probs_Nk = _up_to_mass(log_probs_Nk, keep.p)
-    log_left_out_N = _left_out(log_probs_Nk, everything=k == vocabulary and keep.kind != "topp")
+    log_left_out_N = _left_out(log_probs_Nk, everything=k >= tokens and keep.kind != "topp")
     scalars = {
         "logsumexp": (highest_N1 + log_total_N1)[:, 0],
         "entropy": log_total_N1[:, 0] - found.pop("mean_below"),

@@ -25,22 +25,24 @@ from trainer.config import Divergence, HiddenPair, LossConfig, TailPolicy
 from trainer.full_losses import full_divergence
 from trainer.losses import divergence
 from trainer.tails import SparseTargets
-from trainer.tempering import normaliser_names, tempered
+from trainer.tempering import at_temperature, normaliser_names
 
 VOCABULARY, DRAWS, ROWS = 12, 4, 40_000
 CAPTURED = normaliser_names(2.0)
+FLOOR = ("logsumexp", "tail_minimum")
 SOURCES = {
     "hidden": Source("hidden"),
     "whole": Source("whole"),
     "likeliest": Source("likeliest"),
     "likeliest, tempered": Source("likeliest", CAPTURED),
+    "likeliest, floored": Source("likeliest", FLOOR),
     "sampled": Source("drawn"),
     "hybrid": Source("drawn"),
 }
 CASES = [
     (name, kind, tail, temperature)
     for name, kind, tail, temperature in itertools.product(SOURCES, get_args(Divergence), get_args(TailPolicy), (1, 2))
-    if name != "hidden" or tail == "ghost"
+    if (name != "hidden" or tail == "ghost") and (name != "likeliest, floored" or tail == "minimum")
 ]
 TEACHER, STUDENT = random_logits(1, VOCABULARY, seed=5) / 2, random_logits(1, VOCABULARY, seed=6) / 2
 
@@ -73,21 +75,23 @@ def drawn(head):
     return SparseTargets(ids, weights.log().float(), torch.full((ROWS,), -math.inf))
 
 
-def targets_of(name, temperature):
+def targets_of(name, settings):
     if name in ("sampled", "hybrid"):
         return drawn(3 if name == "hybrid" else 0)
     targets = top_k(TEACHER, VOCABULARY if name == "whole" else 4)
-    scalars = {CAPTURED[0]: TEACHER.logsumexp(1), CAPTURED[1]: (TEACHER / 2).logsumexp(1)}
-    return tempered(targets, temperature, scalars if name == "likeliest, tempered" else None)
+    held = {CAPTURED[0]: TEACHER.logsumexp(1), CAPTURED[1]: (TEACHER / 2).logsumexp(1), "tail_minimum": TEACHER.amin(1)}
+    names = SOURCES[name].scalars_for(settings)
+    return at_temperature(
+        targets, VOCABULARY, settings, None if names is None else {each: held[each] for each in names}
+    )
 
 
 def measured(case, student):
     """Return (values, gradients) per captured row, of a student (1, V)."""
-    name, _, _, temperature = case
-    settings = settings_of(*case)
+    name, settings = case[0], settings_of(*case)
     if name == "hidden":
         return with_gradient(full_divergence, student, TEACHER, settings)
-    targets = targets_of(name, temperature)
+    targets = targets_of(name, settings)
     rows = len(targets.ids)
     gold = torch.full((rows,), int(STUDENT.argmax()))
     return with_gradient(divergence, student.expand(rows, -1), targets, gold, settings)
@@ -121,7 +125,11 @@ def test_what_is_called_unbiased_has_the_full_gradient_in_expectation(case):
 @pytest.mark.parametrize("name", ["sampled", "hybrid"])
 def test_a_drawn_forward_kl_is_a_value_only_with_the_stored_entropy(name):
     case = (name, "forward_kl", "ghost", 1)
-    values, targets, truth = measured(case, STUDENT)[0].double(), targets_of(name, 1), full(case, STUDENT)[0]
+    values, targets, truth = (
+        measured(case, STUDENT)[0].double(),
+        targets_of(name, settings_of(*case)),
+        full(case, STUDENT)[0],
+    )
     own_entropy = -torch.where(targets.used, targets.log_probs.exp() * targets.log_probs, 0).sum(1)
     stored_entropy = torch.distributions.Categorical(logits=TEACHER.double()).entropy()
     mean, error = mean_and_error(values + own_entropy - stored_entropy)
@@ -207,8 +215,8 @@ def test_captured_temperatures_are_found_by_name():
     made = manifest(scalars=["logsumexp_t2", "logsumexp_t1.5"])
     for temperature, found in ((2, True), (2.0, True), (1.5, True), (3, False)):
         source = Source.of(made, LossConfig(temperature=temperature))
-        assert (source.scalars_for(temperature) is not None) == found
-    assert Source.of(made, LossConfig()).scalars_for(1.0) is None
+        assert (source.scalars_for(LossConfig(temperature=temperature)) is not None) == found
+    assert Source.of(made, LossConfig()).scalars_for(LossConfig()) is None
 
 
 def refusal(made, **settings):
@@ -241,6 +249,20 @@ def test_refuses_a_temperature_that_was_not_captured_and_names_the_key_that_capt
         "Set loss.temperature: 1; or set loss.source: hidden; or capture with target.temperatures: [2.5]; "
         "or accept it with loss.allow_biased: true."
     )
+
+
+def test_refuses_the_lowest_logit_where_it_was_not_captured_and_names_the_key_that_captures_it():
+    message = refusal(manifest(scalars=CAPTURED), tail="minimum", temperature=2, allow_biased=True)
+    assert "The cache does not hold the lowest logit. Set loss.tail: ghost; or capture" in message
+    assert message.endswith("with target.scalars: [tail_minimum].")
+    assert check_loss(manifest(scalars=FLOOR[1:]), LossConfig(tail="minimum", temperature=3, allow_biased=True))
+
+
+def test_a_teacher_of_fewer_tokens_than_logits_is_whole_when_all_of_those_are_kept():
+    made = manifest("topk", k=9, vocabulary=1000)
+    asked = made.target.model_copy(update={"settings": {"tokens": 9}})
+    assert Source.of(made, LossConfig()).family == "likeliest"
+    assert Source.of(made.model_copy(update={"target": asked}), LossConfig()).family == "whole"
 
 
 @pytest.mark.parametrize("kind", ["sampled", "hybrid"])

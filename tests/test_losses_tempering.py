@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from cache_tools.predictions import SCALAR_STEP_NATS, from_steps, to_steps
-from loss_fixtures import ragged, random_logits, top_k
+from loss_fixtures import loss, ragged, random_logits, top_k, with_gradient
 from pipeline.targets import tempered_name
 from trainer.compatibility import normaliser_names
-from trainer.tempering import tempered
+from trainer.losses import divergence
+from trainer.tempering import at_temperature, tempered
 
 TEMPERATURES = [0.5, 1.25, 2.0, 10.0]
 temperatures = pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -90,3 +91,23 @@ def test_a_row_without_entries_stays_without(scalars):
 @temperatures
 def test_the_scalar_is_the_one_that_stage_one_writes(temperature):
     assert normaliser_names(temperature)[1] == tempered_name(temperature)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 5.0, 15.0])
+def test_with_the_lowest_logit_the_loss_is_that_of_the_teacher_whose_other_logits_are_all_the_lowest(temperature):
+    teacher, student = random_logits(6, 90), random_logits(6, 90, seed=1)
+    targets, settings = top_k(teacher, 7), loss(tail="minimum", temperature=temperature)
+    scalars = {"logsumexp": teacher.logsumexp(1), "tail_minimum": teacher.amin(1)}
+    found = with_gradient(
+        lambda z: divergence(z, at_temperature(targets, 90, settings, scalars), targets.ids[:, 0], settings), student
+    )
+    floored = (
+        teacher.double().amin(1, keepdim=True).expand(-1, 90).scatter(1, targets.ids, teacher.double().topk(7).values)
+    )
+
+    def naive(z):
+        log_p, log_q = (floored / temperature).log_softmax(1), (z / temperature).log_softmax(1)
+        return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(1)
+
+    for mine, its in zip(found, with_gradient(naive, student.double()), strict=True):
+        torch.testing.assert_close(mine.double(), its, rtol=2e-5, atol=2e-4)

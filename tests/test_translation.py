@@ -12,7 +12,7 @@ import tiny
 from cache_tools.codec import EMPTY_ID, Targets
 from cache_tools.errors import ConfigError, IdentityError
 from cache_tools.reader import Cache
-from cache_tools.union_vocabulary import NO_ID
+from cache_tools.union_vocabulary import NO_ID, IdMaps
 from cache_tools.vocabulary_folder import read_vocabulary, write_vocabulary
 from logitcask import cli
 from student_fixtures import BERT, largest_difference, student_values, train, weights
@@ -56,10 +56,12 @@ def several(folder, **changes):
 def both(folder, **arguments):
     """Return the sequences of cache b with its own ids and with the student's."""
     teacher, union = open_teacher(folder, "b"), read_vocabulary(folder / "vocabulary")
-    to = student_ids(union, teacher.encoding)
+    maps = student_ids(union, teacher.encoding)
+    to = maps.predicted
     assert not np.array_equal(to, np.arange(len(to)))
+    assert np.array_equal(to, maps.read)
     own = CachedSequences(teacher, "train", teacher.manifest.vocabulary_size, **arguments)
-    return own, CachedSequences(teacher, "train", union.vocabulary.size, to=to, **arguments), to, union
+    return own, CachedSequences(teacher, "train", union.vocabulary.size, to=maps, **arguments), to, union
 
 
 def test_ids_become_those_of_the_same_token_and_probabilities_stay_bit_for_bit(folder):
@@ -107,7 +109,9 @@ def test_an_id_without_a_token_goes_into_the_left_out_mass():
         np.log(np.array([[0.5, 0.25, 0.125], [0.5, 0.5, 1e-45]], np.float32)),
         np.log(np.array([0.125, 1e-45], np.float32)),
     )
-    to = np.array([7, 3, NO_ID], np.uint32)  # 2 has no token, 5 is padding of the teacher's vocabulary
+    to = IdMaps(
+        np.array([7, 3, NO_ID], np.uint32), np.zeros(3, np.uint32)
+    )  # 2 has no token, 5 is padding of the teacher's vocabulary
     found = fit_vocabulary(translated_targets(targets, to), 8)
     assert found.ids.tolist() == [[7, EMPTY_ID, EMPTY_ID], [3, EMPTY_ID, EMPTY_ID]]
     assert np.exp(found.log_left_out) == pytest.approx([0.5, 0.5])
@@ -116,7 +120,7 @@ def test_an_id_without_a_token_goes_into_the_left_out_mass():
 
 def test_a_text_with_an_id_without_a_token_is_refused():
     with pytest.raises(IdentityError, match="no token"):
-        translated_ids(np.array([0, 1], np.uint32), np.array([4, NO_ID], np.uint32))
+        translated_ids(np.array([0, 1], np.uint32), IdMaps(*[np.array([4, NO_ID], np.uint32)] * 2))
 
 
 def test_one_cache_through_a_vocabulary_of_it_alone_trains_to_the_same_weights(folder, tmp_path):

@@ -162,7 +162,7 @@ def test_what_is_written_is_read_back(encodings, tmp_path):
     assert union.fingerprint == made.fingerprint == read_manifest(tmp_path).fingerprint
     for encoding in encodings:
         tokenizer = AutoTokenizer.from_pretrained(encoding.path / "tokenizer")
-        ids = union.ids_of(encoding.manifest.vocabulary.fingerprint, "")
+        ids = union.ids_of(encoding.manifest.vocabulary.fingerprint, "").predicted
         assert [union.names[i] for i in ids] == tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     assert sum(part.ids - part.shared for part in made.tokenizers) + made.tokenizers[0].shared == made.size
 
@@ -234,7 +234,7 @@ def test_a_stranger_reads_the_table_by_the_words_of_format_md(encodings, tmp_pat
     assert table.column_names == ["name"] + [e.manifest.identity["tokenizer"]["vocabulary"] for e in encodings]
     for number in range(1, len(table.column_names)):
         found = {row[number]: i for i, row in rows if row[number] is not None}
-        ids = read_vocabulary(tmp_path).ids_of(table.column_names[number], "")
+        ids = read_vocabulary(tmp_path).ids_of(table.column_names[number], "").read
         assert found == dict(enumerate(ids.tolist()))
 
 

@@ -81,7 +81,7 @@ BOUNDED: tuple[Divergence, ...] = ("jensen_shannon", "total_variation")
 RULES = (
     Rule(("hidden",), (), (), Verdict(
         "exact", "the whole distribution is rebuilt, to within the error the last hidden state is stored with")),
-    Rule((), ("reverse_kl", *BOUNDED), ("uniform",), Verdict(
+    Rule((), ("reverse_kl", *BOUNDED), ("uniform", "minimum"), Verdict(
         "refused", "with a spread tail this divergence needs the student's probability of every token")),
     Rule(("whole",), (), (), Verdict(
         "exact", "every token is kept, so no mass is left out")),
@@ -109,6 +109,8 @@ RULES = (
         "biased", "the left-out mass is assumed to belong to the gold token")),
     Rule(("likeliest",), (), ("uniform",), Verdict(
         "biased", "the left-out mass is assumed to be spread evenly")),
+    Rule(("likeliest",), (), ("minimum",), Verdict(
+        "biased", "every left-out token is given the lowest logit")),
 )  # fmt: skip
 """At temperature 1; the first line that fits counts."""
 
@@ -122,6 +124,10 @@ TEMPERED: dict[tuple[Family, bool], Verdict] = {
     ("drawn", False): Verdict("refused", "draws made at temperature 1 cannot be tempered; capture others for it"),
 }
 """At any other temperature, by family and whether its log-normaliser was captured; the worse verdict counts."""
+
+
+NO_MINIMUM = Verdict("refused", "the cache does not hold the lowest logit")
+"""Of the tail policy ``minimum``, where the scalar ``tail_minimum`` was not captured."""
 
 
 @dataclass(frozen=True)
@@ -144,14 +150,22 @@ class Source:
         target = manifest.target
         if target.kind in ("sampled", "hybrid"):
             return cls("drawn", manifest.scalars)
-        whole = target.kind == "dense" or (target.kind == "topk" and target.k >= manifest.vocabulary_size)
+        asked = target.settings.get("tokens", manifest.vocabulary_size)  # of a smaller vocabulary, if of one
+        whole = target.kind == "dense" or (target.kind == "topk" and target.k >= asked)
         return cls("whole" if whole else "likeliest", manifest.scalars)
 
-    def scalars_for(self, temperature: float) -> tuple[str, ...] | None:
-        """Return the scalars to pass to ``tempering.tempered``, or None if it has to, or may, do without."""
-        names = normaliser_names(temperature)
-        usable = temperature != 1 and self.family == "likeliest" and set(names) <= set(self.scalars)
+    def scalars_for(self, loss: LossConfig) -> tuple[str, ...] | None:
+        """Return the scalars to pass to ``tempering.at_temperature``, or None if it has to, or may, do without."""
+        names = needed_scalars(loss)
+        usable = names and self.family == "likeliest" and set(names) <= set(self.scalars)
         return names if usable else None
+
+
+def needed_scalars(loss: LossConfig) -> tuple[str, ...]:
+    """Return the scalars by which the likeliest tokens become what a loss compares with."""
+    if loss.tail == "minimum":
+        return ("logsumexp", "tail_minimum")
+    return () if loss.temperature == 1 else normaliser_names(loss.temperature)
 
 
 def normaliser_names(temperature: float) -> tuple[str, str]:
@@ -162,9 +176,11 @@ def normaliser_names(temperature: float) -> tuple[str, str]:
 def explain(source: Source, loss: LossConfig) -> Verdict:
     """Return what a loss is worth on some targets."""
     found = verdict_at_1(source.family, loss.divergence, loss.tail)
+    if loss.tail == "minimum" and source.family == "likeliest" and source.scalars_for(loss) is None:
+        return NO_MINIMUM
     if loss.temperature == 1:
         return found
-    tempered = TEMPERED[source.family, source.scalars_for(loss.temperature) is not None]
+    tempered = TEMPERED[source.family, source.scalars_for(loss) is not None]
     if tempered.level == "biased" and loss.divergence == "reverse_kl":
         tempered = Verdict("refused", f"{tempered.reason}, which makes reverse KL infinite")
     return max(found, tempered, key=lambda verdict: LEVELS.index(verdict.level))
@@ -221,8 +237,9 @@ def _fix(manifest: TeacherManifest, source: Source, loss: LossConfig, verdict: V
     ]
     if "last" in manifest.hidden:
         advice.append("set loss.source: hidden")
-    if loss.temperature != 1 and source.family == "likeliest" and source.scalars_for(loss.temperature) is None:
-        advice.append(f"capture with target.temperatures: [{loss.temperature:g}]")
+    if source.family == "likeliest" and needed_scalars(loss) and source.scalars_for(loss) is None:
+        needed = "scalars: [tail_minimum]" if verdict is NO_MINIMUM else f"temperatures: [{loss.temperature:g}]"
+        advice.append(f"capture with target.{needed}")
     if verdict.level == "biased":
         advice.append("accept it with loss.allow_biased: true")
     return "; or ".join(advice)

@@ -10,7 +10,7 @@ from trainer.config_lora import LoraKeys
 from trainer.config_mixture import MixedCache, MixedTeacher, MixtureConfig
 
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "total_variation"]
-TailPolicy = Literal["ghost", "renormalise", "gold", "uniform", "none"]
+TailPolicy = Literal["ghost", "renormalise", "gold", "uniform", "minimum", "none"]
 
 
 class StudentModelConfig(Config):
@@ -97,7 +97,8 @@ class LossConfig(Config):
         tail: What becomes of the mass outside the kept tokens. ``ghost``: one more outcome,
             matched by whatever the student gives to all other tokens. ``renormalise``: the
             kept probabilities are scaled to sum to 1, which pushes the student's tail to zero. ``gold``: it is
-            added to the gold token. ``uniform``: it is spread evenly over the other tokens.
+            added to the gold token. ``uniform``: it is spread evenly over the other tokens. ``minimum``: each of
+            them gets the least likely token's logit (scalar ``tail_minimum``), and all are normalised anew.
             ``none``: only the kept tokens are compared.
         temperature: Both sides' logits are divided by it. The loss is multiplied by its square (by
             itself for ``total_variation``), so that ``kd_weight`` keeps its meaning.

@@ -28,10 +28,11 @@ from cache_tools.codec import EMPTY_ID, Targets
 from cache_tools.manifest import Split, TeacherManifest
 from cache_tools.predictions import hidden_array
 from cache_tools.sequences import Sequence
+from cache_tools.union_vocabulary import IdMaps
 from trainer.compatibility import Source
 from trainer.config import LossConfig
 from trainer.position_weights import PositionWeights
-from trainer.translation import StudentIds, translated_ids, translated_targets
+from trainer.translation import translated_ids, translated_targets
 
 IGNORED = -100
 """Label of positions that are not under the loss, as everywhere in torch."""
@@ -56,7 +57,7 @@ class Reading:
         if loss.kd_weight == 0:
             return cls(layers=tuple(sorted(layers)))
         source = Source.of(manifest, loss)
-        scalars = source.scalars_for(loss.temperature) or ()
+        scalars = source.scalars_for(loss) or ()
         if source.family == "hidden":
             layers.add("last")
         if source.family == "drawn" and loss.divergence == "forward_kl":
@@ -136,7 +137,7 @@ class CachedSequences(Dataset[Example]):
         student_vocabulary_size: int,
         shards_in_memory: int = 4,
         reading: Reading = Reading(),
-        to: StudentIds | None = None,
+        to: IdMaps | None = None,
         said_elsewhere: bool = False,
         weights: PositionWeights | None = None,
         rows: slice = slice(None),

@@ -31,7 +31,7 @@ from trainer.head import StudentHead
 from trainer.measures import Measures, Sums, measured_reading
 from trainer.objective import TeacherRows
 from trainer.student import LOADING_ERRORS, check_tokenizer, check_vocabulary_size, vocabulary_size
-from trainer.translation import student_ids, student_vocabulary
+from trainer.translation import check_vocabulary, student_ids, student_vocabulary
 
 Positions = Literal["all", "labels", "tokens"]
 ROWS: dict[Positions, slice] = {"all": slice(None), "labels": slice(0, 1), "tokens": slice(1, None)}
@@ -66,9 +66,10 @@ def evaluate_folder(
 
     Raises:
         ModelError: the folder holds no model that can be loaded.
-        IdentityError: its tokenizer is not the cache's, or the union's.
+        IdentityError: its tokenizer is not the cache's, or the union's; or see ``translation.check_vocabulary``.
         ConfigError: these documents have no labels.
     """
+    check_vocabulary(union, teacher)
     vocabulary = student_vocabulary(union, teacher.encoding)
     objective = teacher.encoding.manifest.objective
     auto = AutoModelForCausalLM if objective == "causal" else AutoModelForMaskedLM

@@ -15,7 +15,9 @@ form one outcome that the teacher gives 0, so mass that it wastes there is paid 
 import json
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
@@ -35,6 +37,8 @@ class TeacherHead(nn.Module):
         content: The file ``head.safetensors`` (see FORMAT.md), checked against its hash by the reader.
         student_vocabulary_size: V; rows of the matrix behind it are dropped.
         dtype: Of matrix and product. bfloat16 halves the memory and costs about 2e-4 nats.
+        ids: (U,) the teacher's id of each of the student's, where its vocabulary is a part of the teacher's; then only
+            these are compared, and the teacher's distribution is the one over them.
 
     Raises:
         FormatError: the file does not hold an output matrix.
@@ -43,10 +47,16 @@ class TeacherHead(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, content: bytes, student_vocabulary_size: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        content: bytes,
+        student_vocabulary_size: int,
+        dtype: torch.dtype = torch.float32,
+        ids: NDArray[np.int64] | None = None,
+    ) -> None:
         super().__init__()
         head = _read_head(content)
-        shared = slice(student_vocabulary_size)
+        shared = slice(student_vocabulary_size) if ids is None else torch.from_numpy(ids)
         self.logit_scale, self.softcap = head.logit_scale, head.softcap
         self.register_buffer("weight", head.weight[shared].to(dtype, copy=True), persistent=False)
         bias = None if head.bias is None else head.bias[shared].to(dtype, copy=True)

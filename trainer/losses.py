@@ -41,7 +41,7 @@ def loss_terms(
         (N,) float32 each, differentiable in the logits, once: nats times T² (a mass times T for total
         variation), and nats.
     """
-    if settings.tail == "uniform":
+    if settings.tail in ("uniform", "minimum"):
         scaled_NV = logits_NV.float() / settings.temperature
         return _uniform_forward_kl(scaled_NV, targets) * gradient_scale(settings), cross_entropy(logits_NV, gold_N)
     targets = completed(targets, gold_N, settings.tail)
@@ -69,7 +69,7 @@ def compared(targets: SparseTargets, log_q_Nk: Tensor, log_rest_N: Tensor, setti
         targets: After ``tails.completed``.
         log_q_Nk: (N, k), the student's on the kept tokens, -inf in empty slots.
         log_rest_N: (N,), the student's on all others together; -inf where there are none.
-        settings: Any tail policy but ``uniform``.
+        settings: Any tail policy but ``uniform`` and ``minimum``.
     """
     value_N = summands(targets.log_probs, log_q_Nk, settings).sum(dim=1)
     if settings.tail != "none":

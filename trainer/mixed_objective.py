@@ -22,7 +22,7 @@ from trainer.mixture import mixed_loss_terms, mixed_targets
 from trainer.mixture_weights import teacher_weights
 from trainer.objective import Objective, TeacherRows
 from trainer.tails import SparseTargets
-from trainer.tempering import tempered
+from trainer.tempering import at_temperature
 
 # N: positions of a chunk, T: teachers, K: slots of all teachers together
 
@@ -50,7 +50,7 @@ class MixedObjective(Objective):
     @classmethod
     def of(cls, loss: LossConfig, mixture: MixtureConfig, teachers: Sequence[CachedTeacher]) -> "MixedObjective":
         """Return the objective for some cached teachers."""
-        tempering = [Source.of(teacher.manifest, loss).scalars_for(loss.temperature) for teacher in teachers]
+        tempering = [Source.of(teacher.manifest, loss).scalars_for(loss) for teacher in teachers]
         return cls(loss, mixture, [(teacher.name, teacher.codec.k) for teacher in teachers], tempering)
 
     def forward(self, logits_NV: Tensor, gold_N: Tensor, said: TeacherRows) -> dict[str, Tensor]:
@@ -63,8 +63,9 @@ class MixedObjective(Objective):
 
     def terms(self, logits_NV: Tensor, gold_N: Tensor, said: TeacherRows) -> tuple[Tensor, Tensor]:
         """Return divergence and cross-entropy per row, as ``Objective.terms``."""
+        tokens = logits_NV.shape[1]
         targets = [
-            tempered(each, self.loss.temperature, None if names is None else self._scalars(said, t, names))
+            at_temperature(each, tokens, self.loss, None if names is None else self._scalars(said, t, names))
             for t, (each, names) in enumerate(zip(self.targets(said), self.tempering, strict=True))
         ]
         weights_NT = self.weights(said)
@@ -96,5 +97,5 @@ def mixed_reading(loss: LossConfig, mixture: MixtureConfig, teacher: CachedTeach
     layers = tuple(sorted({pair.layer for pair in loss.of_teacher(teacher.name).hidden}))
     if loss.kd_weight == 0:
         return Reading(layers=layers)
-    tempering = Source.of(teacher.manifest, loss).scalars_for(loss.temperature) or ()
+    tempering = Source.of(teacher.manifest, loss).scalars_for(loss) or ()
     return Reading(tuple(name for name in (*tempering, SCALAR[mixture.weights]) if name is not None), layers)

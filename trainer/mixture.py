@@ -97,7 +97,8 @@ def mixed_loss_terms(
     """Return the weighted sum of the teachers' losses, and the student's cross-entropy, per position.
 
     ``sum(w * losses.loss_terms(logits, t, gold, settings)[0] for w, t in zip(weights.T, targets))``, for one pass over
-    the vocabulary; with ``tail: uniform``, which needs the student's logits of all left-out tokens, for one each.
+    the vocabulary; with ``tail: uniform`` or ``minimum``, which need the student's logits of all left-out tokens, for
+    one each.
 
     Args:
         logits_NV: (N, V) float32, the student's.
@@ -109,7 +110,7 @@ def mixed_loss_terms(
     Returns:
         (N,) float32 each, differentiable in the logits, once.
     """
-    if settings.tail == "uniform":
+    if settings.tail in ("uniform", "minimum"):
         terms = [loss_terms(logits_NV, each, gold_N, settings) for each in targets]
         return (torch.stack([value_N for value_N, _ in terms], dim=1) * weights_NT).sum(dim=1), terms[0][1]
     targets = [completed(each, gold_N, settings.tail) for each in targets]

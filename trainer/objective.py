@@ -24,7 +24,7 @@ from trainer.divergences import gradient_scale
 from trainer.full_losses import TeacherHead, full_divergence
 from trainer.losses import cross_entropy, loss_terms
 from trainer.tails import SparseTargets
-from trainer.tempering import tempered
+from trainer.tempering import at_temperature
 
 LOGGED: dict[Divergence, str] = {
     "forward_kl": "kl_nats",
@@ -127,7 +127,7 @@ class Objective(nn.Module):
             assert self.head is not None
             divergence_N = full_divergence(logits_NV, self.head(said.hidden["last"]), self.loss)
             return divergence_N, cross_entropy(logits_NV, gold_N)
-        targets = tempered(said.targets, self.loss.temperature, said.scalars or None)
+        targets = at_temperature(said.targets, logits_NV.shape[1], self.loss, said.scalars or None)
         return loss_terms(logits_NV, targets, gold_N, self.loss)
 
 

@@ -30,6 +30,8 @@ from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import ConfigError, IdentityError, ModelError
 from cache_tools.reader import Encoding
 from cache_tools.storage import StorePath
+from cache_tools.token_map import mapped
+from cache_tools.union_vocabulary import IdMaps
 from cache_tools.vocabulary import Vocabulary, vocabulary_fingerprint
 from cache_tools.vocabulary_folder import save_tokenizer
 from trainer import fused
@@ -41,6 +43,7 @@ from trainer.hidden_losses import HiddenMatch
 from trainer.lora import add_adapter
 from trainer.objective import Objective, TeacherRows, counted
 from trainer.packing import model_inputs
+from trainer.translation import teacher_ids
 
 logger = logging.getLogger(__name__)
 
@@ -146,11 +149,16 @@ class DistilledStudent(nn.Module):
 
 
 def distilled(
-    student: PreTrainedModel, loss: LossConfig, *teachers: CachedTeacher, objective: Objective | None = None
+    student: PreTrainedModel,
+    loss: LossConfig,
+    *teachers: CachedTeacher,
+    objective: Objective | None = None,
+    to: IdMaps | None = None,
 ) -> DistilledStudent:
     """Wrap a student with all that its loss needs of cached teachers.
 
-    The teacher's output matrix is multiplied in bfloat16 if the student's weights are of that type.
+    The teacher's output matrix is multiplied in bfloat16 if the student's weights are of that type, and only its rows
+    of the student's tokens, if ``to`` says that these have other ids.
 
     Raises:
         ConfigError: the loss names a layer that the student does not have.
@@ -159,7 +167,8 @@ def distilled(
     head = match = None
     if loss.source == "hidden" and loss.kd_weight > 0:
         dtype = torch.bfloat16 if student.dtype == torch.bfloat16 else torch.float32
-        head = TeacherHead(teachers[0].file(layout.HEAD), vocabulary_size(student), dtype)
+        width = vocabulary_size(student)
+        head = TeacherHead(teachers[0].file(layout.HEAD), width, dtype, teacher_ids(to, width))
     if loss.hidden:
         widths = {pair.state: _teacher_width(pair, teachers) for pair in loss.hidden}
         match = HiddenMatch(loss.hidden, _hidden_width(student, loss), widths)
@@ -248,11 +257,12 @@ def check_tokenizer(source: str, vocabulary: Vocabulary, revision: str | None = 
     """Refuse a student whose tokenizer gives ids another meaning than its vocabulary does.
 
     Raises:
-        IdentityError: it does.
+        IdentityError: it does, or it reads that tokenizer's ids through another map.
+        FormatError: its map cannot be read.
         OSError: there is no tokenizer at ``source``.
     """
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=remote)
-    found = vocabulary_fingerprint(tokenizer.get_vocab())
+    found = mapped(vocabulary_fingerprint(tokenizer.get_vocab()), Path(source))
     if found != vocabulary.fingerprint:
         raise IdentityError(
             "the student has another tokenizer than the cache",

@@ -10,12 +10,14 @@ policy           the target becomes                                what that cos
 ``renormalise``  the k tokens scaled up to sum to 1                the student's tail is pushed to zero
 ``gold``         the k tokens, m added to the gold token           the gold token is overrated
 ``uniform``      the k tokens, m spread evenly over all others     rare tokens are overrated
+``minimum``      the k tokens, all others as the least likely one  rare tokens are underrated, m is not kept to
 ``none``         the k tokens as they are, the rest not looked at  forward KL ends where renormalise does
 ===============  ================================================  =========================================
 
 Which of them is right for which divergence stands in ``compatibility.py``.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -54,13 +56,32 @@ def completed(targets: SparseTargets, gold_N: Tensor, tail: TailPolicy) -> Spars
     Args:
         targets: As stored.
         gold_N: (N,) int64, the token that each position should predict.
-        tail: ``uniform`` and ``none`` change nothing here; they differ in how the rest is counted.
+        tail: ``uniform``, ``minimum`` and ``none`` change nothing here; they differ in how the rest is counted.
     """
     if tail == "renormalise":
         return _renormalised(targets)
     if tail == "gold":
         return _with_gold(targets, gold_N)
     return targets
+
+
+def floored(targets: SparseTargets, tokens: int, temperature: float, scalars: Mapping[str, Tensor]) -> SparseTargets:
+    """Return targets at a temperature in which every token that is not kept has the teacher's lowest logit.
+
+    What is left out is then the mass of equal tokens, as ``uniform`` spreads it. Needs no normaliser at the
+    temperature: a kept logit is ``log p + logsumexp``. Published as ``teacher_min`` (Tan et al., arXiv 2306.06625).
+
+    Args:
+        targets: At temperature 1.
+        tokens: Of the vocabulary.
+        temperature: T > 0.
+        scalars: (N,) ``logsumexp`` and ``tail_minimum`` of the teacher.
+    """
+    others_N = tokens - targets.used.sum(dim=1)
+    logits_Nk = (targets.log_probs + scalars["logsumexp"][:, None]) / temperature
+    rest_N = scalars["tail_minimum"] / temperature + others_N.log()  # -inf where there are no others
+    total_N = torch.cat([logits_Nk, rest_N[:, None]], dim=1).logsumexp(dim=1)
+    return SparseTargets(targets.ids, logits_Nk - total_N[:, None], rest_N - total_N)
 
 
 def _renormalised(targets: SparseTargets) -> SparseTargets:

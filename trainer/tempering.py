@@ -23,7 +23,24 @@ import torch
 from torch import Tensor
 
 from trainer.compatibility import normaliser_names
-from trainer.tails import SparseTargets
+from trainer.config import LossConfig
+from trainer.tails import SparseTargets, floored
+
+
+def at_temperature(
+    targets: SparseTargets, tokens: int, loss: LossConfig, scalars: Mapping[str, Tensor] | None
+) -> SparseTargets:
+    """Return the targets at a loss's temperature, as its tail policy needs them.
+
+    Args:
+        targets: At temperature 1.
+        tokens: Of the student's vocabulary.
+        loss: Its ``temperature`` and ``tail``.
+        scalars: (N,) float32 by name, those of ``compatibility.Source.scalars_for``; None if it needs none.
+    """
+    if scalars and "tail_minimum" in scalars:
+        return floored(targets, tokens, loss.temperature, scalars)
+    return tempered(targets, loss.temperature, scalars)
 
 
 def tempered(targets: SparseTargets, temperature: float, scalars: Mapping[str, Tensor] | None) -> SparseTargets:

@@ -21,6 +21,7 @@ from transformers.training_args import ParallelMode
 from cache_tools.errors import ConfigError
 from cache_tools.reader import Encoding
 from cache_tools.vocabulary import Vocabulary
+from cache_tools.vocabulary_folder import save_token_map
 from trainer.best import check_best, direction
 from trainer.config import StudentConfig, StudentModelConfig
 from trainer.data import collate
@@ -34,7 +35,7 @@ from trainer.run_folder import FINAL, MetricsFile, last_checkpoint, record_run
 from trainer.sources import objective_of, training_sequences
 from trainer.student import build_student, distilled, student_tokenizer, vocabulary_size
 from trainer.teachers import check_sources, open_teachers
-from trainer.translation import open_union, student_vocabulary
+from trainer.translation import open_union, student_ids, student_vocabulary
 
 NOT_SUPPORTED = {
     "label_smoothing_factor": "the teacher's distribution takes the place of smoothed labels",
@@ -69,7 +70,13 @@ def run_training(config: StudentConfig) -> Path:
         torch.multiprocessing.set_start_method("forkserver", force=True)  # a bucket's client does not survive a fork
     width = vocabulary_size(student)
     trainer = DistillationTrainer(
-        model=distilled(student, config.loss, *teachers, objective=objective_of(config, teachers)),
+        model=distilled(
+            student,
+            config.loss,
+            *teachers,
+            objective=objective_of(config, teachers),
+            to=student_ids(union, teacher.encoding),
+        ),
         args=arguments,
         train_dataset=training_sequences(config, teachers, width, union),
         eval_dataset=evaluated_sequences(teacher, "held_out", width, union) if arguments.do_eval else None,
@@ -160,6 +167,8 @@ def _save_final(
             tokenizer = trainer.processing_class
             assert isinstance(tokenizer, transformers.PreTrainedTokenizerBase)
             _save_merged(config.student, encoding, vocabulary, tokenizer, partial)
+        if config.vocabulary is not None:
+            save_token_map(config.vocabulary, partial)
         shutil.copy(output / "run.json", partial / "logitcask.json")
         os.replace(partial, output / FINAL)
         if can_plot():

@@ -1,0 +1,96 @@
+"""Which students are compared. A student is a chain of stages, each of which starts where the one before ended."""
+
+from typing import NamedTuple
+
+Changes = tuple[str, ...]
+
+PUBLISHED = "0.5"
+"""The ratio of the published runs; every comparison but that of the vocabularies is made with it."""
+
+LABELS_AT_1 = "loss={kd_weight: 1, label_weight: 1, token_weight: 0}"
+"""Soft labels: the teacher's distribution at the class' position, temperature 1, no gold label."""
+
+
+class Stage(NamedTuple):
+    """One training run.
+
+    Attributes:
+        name: In folders.
+        cache: ``pretraining``, ``words`` or ``labels`` (of the task), or ``text`` without a teacher.
+        steps: Whose numbers of steps it takes together: ``P``, ``F1``, ``F2``.
+        changes: Of student.yaml.
+    """
+
+    name: str
+    cache: str
+    steps: tuple[str, ...]
+    changes: Changes = ()
+
+
+class Arm(NamedTuple):
+    """One student.
+
+    Attributes:
+        stages: In order.
+        vocabulary: By name, see ``VOCABULARIES``.
+    """
+
+    stages: tuple[Stage, ...]
+    vocabulary: str = PUBLISHED
+
+
+EVERY_STEP = ("P", "F1", "F2")
+P, F1 = Stage("P", "pretraining", ("P",)), Stage("F1", "words", ("F1",))
+F2 = Stage("F2", "labels", ("F2",), (LABELS_AT_1,))
+GLMD = (P, F1, F2)
+
+TEMPERATURES = (1, 5, 15)
+LOSSES = {
+    "whole": "source: hidden",
+    "k + spread": "tail: uniform",
+    "k + lowest": "tail: minimum",
+    "k + rest": "tail: ghost",
+    "k alone": "tail: renormalise",
+}
+"""Forms of what the teacher said, by what a loss block says of them."""
+
+
+def form(name: str, temperature: int, stage: Stage = P) -> Stage:
+    """Return a stage in which the student learns from one form at one temperature."""
+    loss = f"loss={{kd_weight: 1, temperature: {temperature}, {LOSSES[name]}, allow_biased: true}}"
+    published = (name, temperature) == ("k + rest", 15)
+    return stage if published else stage._replace(name=f"{stage.name}-{name}-{temperature}", changes=(loss,))
+
+
+FORMS = {"no training": Arm(())}
+"""Pre-training alone. Temperatures in the order in which it would be a pity to stop before them."""
+FORMS |= {f"{name}, T = {t}": Arm((form(name, t),)) for t in (15, 1, 5) for name in LOSSES}
+
+STAGES = {
+    "no training": Arm(()),
+    "P": Arm((P,)),
+    "F1": Arm((F1,)),
+    "F2": Arm((F2,)),
+    "P, F2": Arm((P, F2)),
+    "P, F1": Arm((P, F1)),
+    "F1, F2": Arm((F1, F2)),
+    "P, F1, F2": Arm(GLMD),
+    "P of the whole, F1, F2": Arm((form("whole", 15), F1, F2)),
+    "P, F1 with k + spread, F2": Arm((form("k + spread", 15), form("k + spread", 15, F1), F2)),
+}
+
+VOCABULARIES = {"1": 1.0, "0.75": 0.75, "0.5": 0.5, "0.25": 0.25, "0.5-unknown": 0.5, "0.25-unknown": 0.25}
+"""Kept share of the teacher's tokens; ``unknown``: dropped ones are read as [UNK], else by the teacher's embeddings."""
+
+RATIOS = {name: Arm((F1, F2), name) for name in VOCABULARIES}
+"""Without P, whose cache would have to be made for each of them."""
+
+LABELLED = Stage("KD+labels", "labels", EVERY_STEP, ("loss={kd_weight: 0.5, label_weight: 1, token_weight: 0}",))
+GOLD = ("loss={kd_weight: 0}",)
+LABELS = {
+    "GLMD: P, F1, F2": Arm(GLMD),
+    "soft labels alone": Arm((Stage("soft", "labels", EVERY_STEP, (LABELS_AT_1,)),)),
+    "soft and gold labels": Arm((LABELLED,)),
+    "masked LM, gold labels": Arm((Stage("MLM", "text", ("P", "F1"), GOLD), Stage("gold", "labels", ("F2",), GOLD))),
+}
+"""Students with equal numbers of steps; the first two see no gold label."""

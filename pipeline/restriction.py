@@ -1,0 +1,81 @@
+"""A teacher that is asked about some tokens only: those that a smaller student's vocabulary has kept.
+
+The teacher reads its text as it is, and the logits of all other tokens become -inf before anything is made of them.
+So log-softmax, the k most likely, normalisers and tail statistics are those of the distribution over the kept tokens,
+which is what such a student can learn; ids stay the teacher's, and a gold token that was dropped is its stand-in.
+Rejected: taking the kept columns out, which saves a little work behind the head and needs ids translated back
+wherever logits are read.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache_tools.errors import IdentityError
+from cache_tools.storage import StorePath
+from cache_tools.union_vocabulary import NO_ID
+from cache_tools.vocabulary_folder import read_vocabulary
+
+# N: positions of a chunk, V: the teacher's vocabulary, n: kept tokens
+
+
+@dataclass(frozen=True)
+class Restriction:
+    """Which tokens a teacher is asked about.
+
+    Attributes:
+        vocabulary: Fingerprint of the smaller vocabulary.
+        kept: (n,) int64, the teacher's ids of its tokens.
+        read_as: (T,) int64, for each id of the tokenizer the kept one that stands for it.
+        tokenizer: Fingerprint of the tokenizer's vocabulary.
+    """
+
+    vocabulary: str
+    kept: Tensor
+    read_as: Tensor
+    tokenizer: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        return {"vocabulary": self.vocabulary, "tokens": len(self.kept)}
+
+    def logits(self, logits_NV: Tensor) -> Tensor:
+        """Return logits with -inf at tokens that are not kept; the input is overwritten."""
+        dropped_V = torch.ones(logits_NV.shape[1], dtype=torch.bool, device=logits_NV.device)
+        return logits_NV.masked_fill_(dropped_V.index_fill_(0, self.kept.to(logits_NV.device), False), -torch.inf)
+
+    def gold(self, gold_N: Tensor) -> Tensor:
+        """Return the gold tokens, each dropped one as its stand-in."""
+        return self.read_as.to(gold_N.device)[gold_N]
+
+
+def read_restriction(folder: StorePath | None) -> Restriction | None:
+    """Read the vocabulary that ``target.vocabulary`` names.
+
+    Raises:
+        FormatError: it cannot be read.
+        DamageError: it is not what was written.
+        IdentityError: it is made of several tokenizers.
+    """
+    if folder is None:
+        return None
+    union = read_vocabulary(folder)
+    if len(union.maps) > 1:
+        raise IdentityError(
+            "a teacher knows the tokens of one tokenizer only",
+            where=folder,
+            expected="a vocabulary of one tokenizer",
+            found=f"a union of {len(union.maps)}",
+            fix="Make one with 'logitcask vocabulary CACHE --keep …'",
+        )
+    ((tokenizer, predicted),) = union.maps.items()
+    known = np.flatnonzero(predicted != NO_ID)
+    kept = np.empty(len(known), np.int64)
+    kept[predicted[known]] = known
+    read = union.ids_of(tokenizer, folder).read
+    read_as = kept[np.where(read == NO_ID, 0, read)]  # an id without a token stands in no text
+    return Restriction(union.fingerprint, torch.from_numpy(kept), torch.from_numpy(read_as), tokenizer)
