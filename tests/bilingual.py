@@ -1,7 +1,7 @@
 """Short sentences in English and German from a small grammar, which a tiny masked model can learn in seconds.
 
 Every sentence is about the same scene in both languages, and every slot is told by the others:
-who does it says what is done, and what is done says where.
+who does it says what is done, and what is done says where. Dutch is there to be a language without a teacher.
 """
 
 import json
@@ -28,22 +28,34 @@ SCENES = {
         "where": ["in der Küche", "auf der Wiese", "am Hafen", "in der Schule", "in der Klinik", "im Atelier"],
         "when": ["jeden Morgen", "am Mittag", "am Abend", "am Sonntag"],
     },
+    "nl": {
+        "who": ["De bakker", "De boer", "De matroos", "De leraar", "De dokter", "De schilder"],
+        "does": ["bakt brood", "voert koeien", "boet netten", "leest boeken", "verzorgt wonden", "mengt verf"],
+        "where": ["in de keuken", "op de wei", "in de haven", "in de school", "in de kliniek", "in de studio"],
+        "when": ["elke morgen", "in de middag", "in de avond", "op zondag"],
+    },
 }
 
 
 def write_texts(folder: Path, documents: int = 300) -> Path:
-    """Write ``en.jsonl`` and ``de.jsonl``: documents of two sentences, the same scenes under the same group."""
+    """Write a file for each language: documents of two sentences, the same scenes under the same group and section."""
     folder.mkdir(parents=True)
     for language, words in SCENES.items():
         draw, lines = Random(0), []
         for number in range(documents):
-            text = " ".join(sentence(words, draw) for _ in range(2))
-            lines.append(json.dumps({"id": f"{number}", "group": f"scene{number}", "text": text}) + "\n")
+            scenes = [draw.randrange(len(words["who"])) for _ in range(2)]
+            text = " ".join(sentence(words, who, draw.choice(words["when"])) for who in scenes)
+            record = {
+                "id": f"{number}",
+                "group": f"scene{number}",
+                "section": SCENES["en"]["who"][scenes[0]],
+                "text": text,
+            }
+            lines.append(json.dumps(record) + "\n")
         (folder / f"{language}.jsonl").write_text("".join(lines))
     return folder
 
 
-def sentence(words: dict[str, list[str]], draw: Random) -> str:
+def sentence(words: dict[str, list[str]], who: int, when: str) -> str:
     """Return who does what, where and when."""
-    who = draw.randrange(len(words["who"]))
-    return f"{words['who'][who]} {words['does'][who]} {words['where'][who]} {draw.choice(words['when'])}."
+    return f"{words['who'][who]} {words['does'][who]} {words['where'][who]} {when}."

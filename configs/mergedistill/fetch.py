@@ -1,11 +1,11 @@
 """Fetch Debian's package descriptions and their translations: real text in many languages, some of it parallel.
 
-    python configs/mergedistill/fetch.py runs/mergedistill/texts en de fr --documents 4000
+    python -m configs.mergedistill.fetch runs/mergedistill/texts en de fr --documents 4000
 
-Written is ``<language>.jsonl``: the package as id, its source package as group, so that near copies (-dev, -doc) and
-translations are held out together. APT fetches its own index with a list folder of its own: the
-system's lists stay as they are, and the system's sources, proxies and keys are used. The texts
-belong to the packages and have their licences; do not publish them as a corpus.
+Written is ``<language>.jsonl``: the package as id; its source package as group, so that near copies (-dev, -doc) and
+translations are held out together; Debian's section of it, such as ``games``; its text. APT fetches its own
+index with a list folder of its own: the system's lists stay as they are, and the system's sources, proxies and keys
+are used. The texts belong to the packages and have their licences; do not publish them as a corpus.
 """
 
 import hashlib
@@ -27,18 +27,20 @@ def fetch(output: Path, languages: tuple[str, ...], documents: int) -> None:
     """Write Debian's package descriptions in LANGUAGES to OUTPUT."""
     lists = (output / "lists").absolute()
     (lists / "partial").mkdir(parents=True, exist_ok=True)
-    if not list(lists.glob(f"*_Translation-{languages[-1]}*")):
+    if not all(index_files(lists, language) for language in languages):
         update(lists, languages)
-    sources = dict(source_of(stanza) for path in lists.glob("*_Packages*") for stanza in stanzas(path))
+    packages = {stanza["Package"]: stanza for path in lists.glob("*_Packages*") for stanza in stanzas(path)}
+    sources = {package: source_of(stanza) for package, stanza in packages.items()}
     for language in languages:
-        paths = sorted(lists.glob(f"*_Translation-{language}*"))
+        paths = index_files(lists, language)
         texts = {s["Package"]: description(s, language) for path in paths for s in stanzas(path)}
         found = {text: package for package, text in reversed(texts.items())}  # of equal texts the first
         chosen = sorted(found.items(), key=lambda item: by_hash(sources.get(item[1], item[1])))[:documents]
-        lines = [
-            json.dumps({"id": package, "group": sources.get(package, package), "text": text}, ensure_ascii=False)
-            for text, package in chosen
-        ]
+        lines = []
+        for text, package in chosen:
+            section = packages.get(package, {}).get("Section", "").rpartition("/")[2]
+            record = {"id": package, "group": sources.get(package, package), "section": section, "text": text}
+            lines.append(json.dumps(record, ensure_ascii=False))
         (output / f"{language}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         click.echo(f"{language}: {len(chosen)} of {len(found)} descriptions")
 
@@ -62,9 +64,14 @@ def stanzas(path: Path) -> Iterator[dict[str, str]]:
             yield dict(fields)
 
 
-def source_of(stanza: dict[str, str]) -> tuple[str, str]:
-    """Return a package and its source package."""
-    return stanza["Package"], stanza.get("Source", stanza["Package"]).split()[0]
+def index_files(lists: Path, language: str) -> list[Path]:
+    """Return the files with the descriptions of a language; APT writes an underscore in a name as %5f."""
+    return sorted(lists.glob(f"*_Translation-{language.replace('_', '%5f')}*"))
+
+
+def source_of(stanza: dict[str, str]) -> str:
+    """Return the name of a package's source package."""
+    return stanza.get("Source", stanza["Package"]).split()[0]
 
 
 def description(stanza: dict[str, str], language: str) -> str:

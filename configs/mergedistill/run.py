@@ -1,180 +1,195 @@
-"""MergeDistill from texts to a table, by the public commands.
+"""MergeDistill from texts to tables, by the public commands.
 
-    python configs/mergedistill/run.py runs/mergedistill/texts runs/mergedistill
+From the repository's root::
+
+    python -m configs.mergedistill.run runs/mergedistill/texts runs/mergedistill --seed 0 --seed 1 --seed 2
 
 TEXTS holds one ``<language>.jsonl`` for each language. Every step is a command of ``logitcask`` that continues where it
-was stopped, so this file may be stopped and started again, too. Steps that are not a command: a WordPiece
-tokenizer is trained for each language, and a model of random weights stands where a capture must name one
-before there is a teacher; what it says is not used.
+was stopped, or is done once and renamed into place, so this file may be stopped and started again, too. Tables
+are of the seeds asked for; a further seed, k or arm adds its students to those that are there.
 """
 
-import contextlib
-import io
 import json
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
-import torch
-from rich.console import Console
-from rich.table import Table
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
-from cache_tools.errors import LogitcaskError
-from logitcask import cli
+from configs.mergedistill import stage_one, zero_shot
+from configs.mergedistill.measures import evaluated, once, split_otherwise
+from configs.mergedistill.tables import print_tables
+from configs.recipes import command, run_file
 
 HERE = Path(__file__).parent
-SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-ARMS = {"text only": ["loss.kd_weight=0"], "distilled": [], "control": ["control=other_positions"]}
-"""What a student file is changed by. In the control, each position is given what was said about another."""
-TEXT_MASKS = ["encoding.masking.seed=0", "teachers.0.name=none", "teachers.0.target.k=1"]
-"""Masks that teachers are trained with: others than those they are asked about."""
+ARMS: dict[str, list[str]] = {
+    "text only": ["loss.kd_weight=0"],
+    "distilled": [],
+    "control": ["control=other_positions"],
+    "multilingual": ["vocabulary=null"],
+}
+"""What a student file is changed by. In the control, each position is given what was said about another; the caches
+of the multilingual teacher are in the union's own ids."""
 
 
 @click.command()
 @click.argument("texts", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("work", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--tokens", default=8000, show_default=True, help="Size of each teacher's vocabulary.")
-@click.option("--seed", default=0, show_default=True, help="Of the students.")
+@click.option("--left-out", metavar="LANGUAGE", help="Language that no teacher covers.")
+@click.option("--tokens", default=2000, show_default=True, help="Size of each teacher's vocabulary.")
+@click.option("--seed", "seeds", multiple=True, type=int, default=[0], show_default=True, help="Of the students.")
+@click.option("--arm", "arms", multiple=True, type=click.Choice(list(ARMS)), default=list(ARMS), show_default=True)
+@click.option("--k", default=8, show_default=True, help="Likeliest tokens that students are told.")
+@click.option("--other-k", "other_ks", multiple=True, type=int, help="Further k, each an arm of its own.")
 @click.option("--set-capture", multiple=True, metavar="KEY=VALUE", help="Override capture.yaml.")
-@click.option("--set-teacher", multiple=True, metavar="KEY=VALUE", help="Override teacher.yaml.")
+@click.option(
+    "--set-teacher", multiple=True, metavar="KEY=VALUE", help="Override teacher.yaml and teacher_multilingual.yaml."
+)
 @click.option("--set-student", multiple=True, metavar="KEY=VALUE", help="Override student.yaml.")
 def run(
     texts: Path,
     work: Path,
+    left_out: str | None,
     tokens: int,
-    seed: int,
+    seeds: tuple[int, ...],
+    arms: tuple[str, ...],
+    k: int,
+    other_ks: tuple[int, ...],
     set_capture: tuple[str, ...],
     set_teacher: tuple[str, ...],
     set_student: tuple[str, ...],
 ) -> None:
-    """Train a teacher for each <language>.jsonl in TEXTS, and one student of all of them, in WORK."""
-    languages = sorted(path.stem for path in texts.glob("*.jsonl"))
-    for language in languages:
-        make_cache(texts / f"{language}.jsonl", work / language, tokens, set_capture, set_teacher)
-    caches = [work / language / "cache" for language in languages]
-    command("vocabulary", *caches, "-o", work / "vocabulary")
-    listed = ", ".join(f"{{cache: {cache}}}" for cache in caches)
-    for arm, changes in ARMS.items():
-        output = f"training.output_dir={student_folder(work, arm, seed)}"
-        places = [f"caches=[{listed}]", f"vocabulary={work / 'vocabulary'}", output, f"training.seed={seed}"]
-        step("student.yaml", *set_student, *changes, *places)
-    results = {language: measured(work, language, seed) for language in languages}
-    for language in languages:
-        results[language]["union"] = {"split_otherwise": split_otherwise(work, language, texts / f"{language}.jsonl")}
-    (work / f"results-{seed}.json").write_text(json.dumps(results, indent=1) + "\n")
-    print_results(results)
+    """Train a teacher for each <language>.jsonl in TEXTS, and students of all of them, in WORK."""
+    languages = sorted(path.stem for path in texts.glob("*.jsonl") if path.stem != left_out)
+    make_caches(texts, work, languages, tokens, set_capture, set_teacher)
+    make_multilingual_caches(texts, work, languages, left_out, set_capture, set_teacher)
+    ask = Questions(work, tuple(languages), left_out, zero_shot_task(texts, work, languages, left_out))
+    results = of_teachers(texts, ask)
+    changes = {arm: student_changes(work, languages, arm, k) for arm in arms}
+    changes |= {f"k={other}": student_changes(work, languages, "distilled", other) for other in other_ks}
+    for arm, seed in in_order(arms, other_ks, seeds):
+        measured = train_student(arm, seed, [*set_student, *changes[arm]], ask)
+        results["students"].setdefault(arm, {})[str(seed)] = measured
+        (work / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    print_tables(results, languages, left_out)
 
 
-def make_cache(
-    corpus: Path, folder: Path, tokens: int, set_capture: tuple[str, ...], set_teacher: tuple[str, ...]
+class Questions(NamedTuple):
+    """What every model is asked.
+
+    Attributes:
+        work: Folder of the caches.
+        languages: Those with a teacher.
+        left_out: One without.
+        task: Zero-shot classification, if the texts have sections.
+    """
+
+    work: Path
+    languages: tuple[str, ...]
+    left_out: str | None
+    task: zero_shot.Task | None
+
+
+def in_order(arms: Sequence[str], other_ks: Sequence[int], seeds: Sequence[int]) -> list[tuple[str, int]]:
+    """Return the students to train, in an order whose first ones make a smaller table that is whole."""
+    first = [(arm, seed) for seed in seeds for arm in arms]
+    return first + [(f"k={k}", seed) for k in other_ks for seed in seeds]
+
+
+def train_student(arm: str, seed: int, changes: Sequence[str], ask: Questions) -> dict[str, Any]:
+    """Train a student and return what was measured of it."""
+    folder = ask.work / "students" / f"{arm.replace(' ', '-')}-{seed}"
+    places = f"training.seed={seed}", f"training.output_dir={folder}"
+    run_file("train", HERE / "student.yaml", *changes, *places)
+    return of_student(folder, ask)
+
+
+def make_caches(
+    texts: Path,
+    work: Path,
+    languages: Sequence[str],
+    tokens: int,
+    set_capture: Sequence[str],
+    set_teacher: Sequence[str],
 ) -> None:
-    """Train the teacher of a language and keep what it says in ``folder / "cache"``."""
-    if not (folder / "untrained").exists():
-        save_untrained(corpus, tokens, folder / "untrained")
-    paths = f"corpus.paths=[{corpus}]"
-    none, own = (f"teachers.0.model={folder / name}" for name in ("untrained", "teacher/final"))
-    step("capture.yaml", *set_capture, *TEXT_MASKS, f"cache={folder / 'text'}", paths, none)
-    step("teacher.yaml", *set_teacher, f"cache={folder / 'text'}", f"training.output_dir={folder / 'teacher'}")
-    step("capture.yaml", *set_capture, f"cache={folder / 'cache'}", paths, own)
+    """Train the teachers, keep what they say in ``work / language / "cache"``, and unite their vocabularies."""
+    for language in languages:
+        stage_one.capture_text(texts / f"{language}.jsonl", work / language, tokens, set_capture)
+    command("vocabulary", *(work / language / "text" for language in languages), "-o", work / "vocabulary")
+    for language in languages:
+        stage_one.train_teacher(work / language, set_teacher)
+        teacher = work / language / "teacher" / "final"
+        stage_one.capture(work / language / "cache", texts / f"{language}.jsonl", teacher, *set_capture)
 
 
-def step(file: str, *changes: str) -> None:
-    """Run the command that a file is for, some of its keys changed."""
-    click.echo(f"{file}: {changes[-1]}", err=True)
-    overrides = [word for change in changes for word in ("--set", change)]
-    command("capture" if file == "capture.yaml" else "train", HERE / file, *overrides)
+def make_multilingual_caches(
+    texts: Path,
+    work: Path,
+    languages: Sequence[str],
+    left_out: str | None,
+    set_capture: Sequence[str],
+    set_teacher: Sequence[str],
+) -> None:
+    """Train the teacher of all languages and keep what it says of the same sequences, and of the language left out."""
+    teacher = stage_one.train_multilingual(work, languages, set_teacher)
+    for language in languages:
+        stage_one.capture_same_text(work, language, teacher, set_capture)
+    if left_out:
+        stage_one.capture(work / left_out / "cache", texts / f"{left_out}.jsonl", teacher, *set_capture)
 
 
-def command(*words: Any) -> str:
-    """Run a command of logitcask in this process and return what it printed."""
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(printed):
-            cli.main([str(word) for word in words], prog_name="logitcask", standalone_mode=False)
-    except LogitcaskError as error:
-        raise click.ClickException(str(error)) from error
-    return printed.getvalue()
+def student_changes(work: Path, languages: Sequence[str], arm: str, k: int) -> list[str]:
+    """Return what ``student.yaml`` is changed by for an arm: its caches, the vocabulary, and what makes the arm."""
+    folder = work / "multilingual" if arm == "multilingual" else work
+    caches = (stage_one.narrowed(folder / language / "cache", k) for language in languages)
+    return [stage_one.listed(caches), f"vocabulary={work / 'vocabulary'}", *ARMS[arm]]
 
 
-def student_folder(work: Path, arm: str, seed: int) -> Path:
-    """Return the run folder of a student."""
-    return work / "students" / f"{arm.replace(' ', '-')}-{seed}"
+def zero_shot_task(texts: Path, work: Path, languages: Sequence[str], left_out: str | None) -> zero_shot.Task | None:
+    """Return the classification task, if there are English texts with sections."""
+    if "en" not in languages or any("section" not in each for each in stage_one.records(texts / "en.jsonl")):
+        return None
+    asked = [*languages, *([left_out] if left_out else [])]
+    return zero_shot.read_task(texts, {language: work / language / "cache" for language in asked})
 
 
-def save_untrained(corpus: Path, tokens: int, folder: Path) -> None:
-    """Write a WordPiece tokenizer of a corpus, and the smallest model that it fits."""
-    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    made.normalizer, made.decoder = normalizers.BertNormalizer(lowercase=False), decoders.WordPiece()
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=tokens, special_tokens=SPECIALS, show_progress=False)
-    made.train_from_iterator(documents(corpus), trainer)
-    frame = [(name, made.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
-    made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
-    roles = {f"{name.strip('[]').lower()}_token": name for name in SPECIALS}
-    shape = dict.fromkeys(("hidden_size", "intermediate_size"), 8) | {"num_hidden_layers": 1, "num_attention_heads": 1}
-    config = AutoConfig.for_model("bert", vocab_size=made.get_vocab_size(), pad_token_id=0, **shape)
-    torch.manual_seed(0)
-    partial = folder.with_name(f"{folder.name}.partial")
-    AutoModelForMaskedLM.from_config(config).save_pretrained(partial)
-    PreTrainedTokenizerFast(tokenizer_object=made, **roles).save_pretrained(partial)
-    partial.rename(folder)
+def of_teachers(texts: Path, ask: Questions) -> dict[str, Any]:
+    """Return the results that need no student, and no student yet."""
+    union, own, different = ask.work / "vocabulary" / "tokenizer", {}, {}
+    for name in ask.languages:
+        teacher, cache = ask.work / name / "teacher", ask.work / name / "cache"
+        own[name] = measured_once(teacher, cache)
+        corpus = [each["text"] for each in stage_one.records(texts / f"{name}.jsonl")]
+        different[name] = split_otherwise(ask.work / name / "untrained", union, corpus)
+    results: dict[str, Any] = {"teachers": own, "words_split_otherwise": different}
+    results["multilingual_teacher"] = of_student(ask.work / "multilingual" / "teacher", ask)
+    if ask.task is not None:
+        results["tfidf"] = zero_shot.right_answers(ask.task, zero_shot.tfidf_features(ask.task.train.texts))
+        results["commonest_section"] = zero_shot.commonest_section(ask.task)
+    return results | {"students": {}}
 
 
-def documents(corpus: Path) -> Iterator[str]:
-    """Yield the texts of a corpus."""
-    with corpus.open(encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)["text"]
+def of_student(folder: Path, ask: Questions) -> dict[str, Any]:
+    """Return what a model in the union's vocabulary does: masked tokens by language, and right answers by language.
+
+    The caches of the language left out are in the union's ids already.
+    """
+    work = ask.work
+    masked = {name: measured_once(folder, work / name / "cache", work / "vocabulary") for name in ask.languages}
+    if ask.left_out:
+        masked[ask.left_out] = measured_once(folder, work / ask.left_out / "cache")
+    if ask.task is None:
+        return {"masked": masked, "right": {}}
+    task, path = ask.task, folder / "measured" / f"sections-{'-'.join(ask.task.test)}.json"
+    right = once(path, lambda: zero_shot.right_answers(task, zero_shot.model_features(folder / "final")))
+    return {"masked": masked, "right": right}
 
 
-def measured(work: Path, language: str, seed: int) -> dict[str, dict[str, float]]:
-    """Return top-1 accuracy and cross-entropy of teacher and students on a language's held-out positions."""
-    cache, vocabulary = work / language / "cache", ("--vocabulary", work / "vocabulary")
-    found = {"teacher": evaluated(work / language / "teacher" / "final", cache)}
-    for arm in ARMS:
-        found[arm] = evaluated(student_folder(work, arm, seed) / "final", cache, *vocabulary)
+def measured_once(folder: Path, cache: Path, vocabulary: Path | None = None) -> dict[str, float]:
+    """Return what the model of a run folder does at a language's held-out masked positions."""
+    path = folder / "measured" / f"{cache.parent.name}.json"
+    found: dict[str, float] = once(path, lambda: evaluated(folder / "final", cache, vocabulary))
     return found
-
-
-def evaluated(model: Path, cache: Path, *options: Any) -> dict[str, float]:
-    """Return what ``logitcask evaluate`` found, top-1 accuracy among it."""
-    result = json.loads(command("evaluate", model, cache, "--json", *options))
-    right = sum(each["accuracy"] * each["positions"] for each in result["reliability"])
-    kept = ("positions", "cross_entropy_nats", "kl_to_teacher_nats", "top1_agreement")
-    return {"top1": right / result["positions"]} | {name: result[name] for name in kept}
-
-
-def split_otherwise(work: Path, language: str, corpus: Path) -> float:
-    """Return the share of a corpus' words that the union's tokenizer splits unlike the teacher's own."""
-    own, union = (work / place / "tokenizer.json" for place in (f"{language}/untrained", "vocabulary/tokenizer"))
-    tokenizers = [Tokenizer.from_file(str(path)) for path in (own, union)]
-    words = Counter(word for text in documents(corpus) for word in text.split())
-    different = [word for word in words if len({tuple(each.encode(word).tokens) for each in tokenizers}) > 1]
-    return sum(words[word] for word in different) / words.total()
-
-
-def gap_closed(found: dict[str, dict[str, float]], measure: str) -> float:
-    """Return which part of the way from the student of text alone to the teacher the distilled one has come."""
-    alone, distilled, teacher = (found[name][measure] for name in ("text only", "distilled", "teacher"))
-    return (distilled - alone) / (teacher - alone)
-
-
-def print_results(results: dict[str, dict[str, dict[str, float]]]) -> None:
-    """Print a table: top-1 and nats by language and model, and the gap closed."""
-    columns = ("language", "positions", "teacher", *ARMS, "gap closed", "words split otherwise")
-    table = Table(*columns, title="held-out top-1 / cross-entropy, nats")
-    for language, found in results.items():
-        models = [found[name] for name in ("teacher", *ARMS)]
-        cells = [f"{each['top1']:.3f} / {each['cross_entropy_nats']:.3f}" for each in models]
-        gaps = " / ".join(f"{gap_closed(found, measure):.0%}" for measure in ("top1", "cross_entropy_nats"))
-        table.add_row(
-            language, f"{found['teacher']['positions']:,}", *cells, gaps, f"{found['union']['split_otherwise']:.1%}"
-        )
-    Console(width=140).print(table)
 
 
 if __name__ == "__main__":
