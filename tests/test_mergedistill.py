@@ -88,7 +88,7 @@ def test_what_the_teachers_said_helps_and_what_they_said_elsewhere_does_not(work
 
 @pytest.mark.parametrize("language", TRAINED)
 def test_the_multilingual_teacher_read_the_very_sequences_that_a_languages_own_teacher_read(work, language):
-    to = student_ids(read_vocabulary(work / "vocabulary"), Cache(work / language / "cache").encoding())
+    to = student_ids(read_vocabulary(work / "vocabulary"), Cache(work / language / "cache").encoding()).read
     for split in ("train", "held_out"):
         own, same = (sequences(place / "cache", split) for place in (work / language, work / "multilingual" / language))
         assert len(own) == len(same) > 10
@@ -116,7 +116,7 @@ def test_the_loss_from_the_cache_is_the_loss_with_the_teacher_at_hand(work, lang
 
     live = AutoModelForMaskedLM.from_pretrained(work / language / "teacher" / "final").eval()
     back = torch.full((len(union.names),), 0)
-    back[torch.from_numpy(to.astype(np.int64))] = torch.arange(len(to))
+    back[torch.from_numpy(to.predicted.astype(np.int64))] = torch.arange(len(to.predicted))
     kept = batch["labels"] != IGNORED
     inputs = {"attention_mask": batch["attention_mask"]}
     with torch.no_grad():
