@@ -123,7 +123,7 @@ def test_the_loss_from_the_cache_is_the_loss_with_the_teacher_at_hand(work, lang
         p_PV = live(input_ids=back[batch["input_ids"]], **inputs).logits[kept].double().softmax(1)
         q_PU = student.eval()(input_ids=batch["input_ids"], **inputs).logits[kept].double().softmax(1)
     p_PK, own_PK = p_PV.topk(8)
-    q_PK = q_PU.gather(1, torch.from_numpy(to.astype(np.int64))[own_PK])
+    q_PK = q_PU.gather(1, torch.from_numpy(to.predicted.astype(np.int64))[own_PK])
     p_P, q_P = 1 - p_PK.sum(1), 1 - q_PK.sum(1)
     divergence_P = (p_PK * (p_PK / q_PK).log()).sum(1) + p_P * (p_P / q_P).log()
     gold_P = -q_PU.gather(1, batch["labels"][kept][:, None])[:, 0].log()
