@@ -19,7 +19,7 @@ def print_baselines(baselines: Mapping[str, Any]) -> None:
     for name, each in baselines.items():
         own, other = (plain(over_seeds_and_items(by_seed([each], part))) for part in ("labels", "swapped"))
         table.add_row(name, own, f"{each['pairs']['labels']['area']:.3f}", other)
-    Console(width=140).print(table)
+    Console(width=160).print(table)
 
 
 def print_scores(results: Results, baselines: Mapping[str, Any]) -> None:
@@ -39,7 +39,7 @@ def print_scores(results: Results, baselines: Mapping[str, Any]) -> None:
         area = f"{np.mean([one['pairs']['labels']['area'] for one in each]):.3f}"
         seen = plain(over_seeds_and_items(by_seed(each, "seen"))) if "seen" in known else ""
         table.add_row(arm, plain(over_seeds_and_items(unseen)), *gains, *[""] * (3 - len(gains)), area, seen)
-    Console(width=140).print(table)
+    Console(width=160).print(table)
 
 
 def print_models(results: Results) -> None:
@@ -57,9 +57,9 @@ def print_models(results: Results) -> None:
         found = np.array([each["probe"] for each in results[arm]])
         change = "" if arm == "start" else str(over_seeds_and_items(found - np.array(before["probe"])))
         table.add_row(arm, *cells, f"{found.mean():.3f}", change)
-    Console(width=140).print(table)
+    Console(width=160).print(table)
     both = [np.array([each["probe"] for each in results[arm]]) for arm in ("LMGC-M", "LMGC")]
-    Console(width=140).print(f"probe, LMGC-M minus LMGC: {over_seeds_and_items(both[0] - both[1])}")
+    Console(width=160).print(f"probe, LMGC-M minus LMGC: {over_seeds_and_items(both[0] - both[1])}")
 
 
 def by_seed(results: Sequence[Mapping[str, Any]], name: str) -> np.ndarray[Any, Any]:
