@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from cache_tools.errors import LogitcaskError
+from cache_tools.manifest import Split
 from cache_tools.reader import Cache
+from cache_tools.sequences import Sequence as CachedSequence
 from cache_tools.union_vocabulary import UnionVocabulary
 from logitcask import cli
 from trainer.translation import student_ids, translated_ids
@@ -100,7 +102,7 @@ def truncated(model: Path, layers: int, output: Path) -> Path:
 
 
 def label_log_probs(
-    model: Path, cache: Path, labels: Sequence[str], split: str = "held_out", union: UnionVocabulary | None = None
+    model: Path, cache: Path, labels: Sequence[str], split: Split = "held_out", union: UnionVocabulary | None = None
 ) -> NDArray[np.float32]:
     """Return what a model says of the label of each sequence of a labelled encoding, between the labels alone.
 
@@ -138,7 +140,7 @@ def label_log_probs(
     return np.concatenate(rows)
 
 
-def labelled_sequences(cache: Path, split: str = "held_out") -> list[Any]:
+def labelled_sequences(cache: Path, split: Split = "held_out") -> list[CachedSequence]:
     """Return the sequences of a split, in the cache's order."""
     encoding = Cache(cache).encoding()
     return [each for shard in encoding.split_shards(split) for each in encoding.sequences(shard)]

@@ -187,6 +187,12 @@ def test_refuses_to_weight_labels_where_there_are_none(tmp_path):
         StudentConfig.model_validate(student_values(tmp_path, tmp_path, loss={"label_weight": 0, "token_weight": 0}))
 
 
+def test_refuses_labels_without_weight_where_nothing_else_was_kept(tmp_path):
+    cache = capture(tmp_path, {"probability": 0})
+    with pytest.raises(ConfigError, match="labels weigh nothing, and nothing else was kept"):
+        train(cache.path, tmp_path / "run", student={"config": BERT}, loss={"label_weight": 0})
+
+
 def test_a_student_learns_the_classes_from_labels_alone_and_says_so(cache, tmp_path):
     """Texts of the two classes differ in nothing but themselves, so this is learning by heart, of the train split."""
     loss = {"kd_weight": 0, "label_weight": 1, "token_weight": 0}

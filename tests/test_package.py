@@ -13,6 +13,8 @@ from trainer.config import StudentConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_LINES = 320
+
+
 def files(*patterns):
     """Return the repository's own files, tracked or new, that match; as paths relative to its root."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns]

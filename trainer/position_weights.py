@@ -42,7 +42,7 @@ class PositionWeights:
         """Return the weights that a loss asks for; None if all positions count alike.
 
         Raises:
-            ConfigError: the loss weights labels, and the encoding has none.
+            ConfigError: the loss weights labels, and the encoding has none; or nothing is left that weighs anything.
         """
         if loss.label_weight is None and loss.token_weight is None:
             return None
@@ -57,6 +57,13 @@ class PositionWeights:
         totals = encoding.manifest.splits[split]
         others = totals.positions - totals.sequences
         label, token = (1.0 if each is None else each for each in (loss.label_weight, loss.token_weight))
+        if not others and label == 0:
+            raise ConfigError(
+                "labels weigh nothing, and nothing else was kept of these documents",
+                where="loss.label_weight",
+                found=encoding.path,
+                fix="Give it a weight, or capture with encoding.masking.keep: all",
+            )
         return cls(
             label * totals.positions / max(totals.sequences, 1), token * totals.positions / others if others else 0.0
         )
