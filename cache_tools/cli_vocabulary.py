@@ -9,6 +9,7 @@ import click
 from cache_tools.cli_places import CacheType
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
     from cache_tools.storage import StorePath
@@ -65,7 +66,7 @@ def vocabulary_command(
         return
     from rich.console import Console
 
-    Console().print(_united(made) if keep is None else _kept(made))
+    Console().print(_united(made) if keep is None else _kept(made, output))
 
 
 def _names(path: Path | None) -> list[str]:
@@ -87,13 +88,24 @@ def _united(made: "VocabularyManifest") -> "Table":
     return table
 
 
-def _kept(made: "VocabularyManifest") -> "Table":
+def _kept(made: "VocabularyManifest", folder: "StorePath") -> "Group":
+    from rich.console import Group
+    from rich.markup import escape
     from rich.table import Table
+
+    from cache_tools.compressed_vocabulary import crowding
+    from cache_tools.decoding import printable
+    from cache_tools.vocabulary_folder import read_vocabulary
 
     (part,), coverage = made.tokenizers, made.coverage or {}
     table = Table("split", "tokens of the text that are kept", title=f"{made.size:,} of {part.ids:,} tokens")
     for split, share in coverage.items():
         table.add_row(split, f"{share:.2%}")
     rows = part.ids - made.size
-    table.caption = f"{rows:,} embeddings fewer: {rows:,} parameters for each unit of the student's width"
-    return table
+    stand_ins, name, count = crowding(read_vocabulary(folder))
+    lines = [f"{rows:,} embeddings fewer: {rows:,} parameters for each unit of the student's width."]
+    if count:
+        lines.append(
+            f"Dropped tokens are read as {stand_ins:,} others, {count:,} of them as {escape(printable(name))}."
+        )
+    return Group(table, *lines)

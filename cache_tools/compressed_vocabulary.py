@@ -131,3 +131,17 @@ def compressed(vocabulary: str, tokens: Mapping[int, Token], kept: Ids, read_as:
     read = np.where(read_as < 0, np.uint32(NO_ID), predicted[read_as])
     names = token_names([tokens[i] for i in kept.tolist()])
     return UnionVocabulary(names, {vocabulary: predicted}, {vocabulary: read})
+
+
+def crowding(union: UnionVocabulary) -> tuple[int, str, int]:
+    """Return how many tokens stand in for dropped ones, which of them for the most, and for how many.
+
+    A dot product grows with a vector's length. Where embeddings are poor, one long vector is nearest to nearly all
+    rare tokens, and its token stands for everything: no better than [UNK], and worse if it means something.
+    """
+    ((tokenizer, read),) = union.read.items()
+    kept = np.flatnonzero(union.maps[tokenizer] != NO_ID)
+    dropped = np.setdiff1d(np.flatnonzero(read != NO_ID), kept)
+    counts = np.bincount(read[dropped], minlength=len(union.names))
+    most = int(counts.argmax())
+    return int((counts > 0).sum()), union.names[most], int(counts[most])

@@ -14,12 +14,12 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import tiny
 from cache_tools.compressed_folder import write_compressed
-from cache_tools.compressed_vocabulary import kept_ids, kept_size, stand_ins
+from cache_tools.compressed_vocabulary import crowding, kept_ids, kept_size, stand_ins
 from cache_tools.errors import FormatError, IdentityError, ModelError
 from cache_tools.reader import Cache
 from cache_tools.token_map import TOKEN_MAP
 from cache_tools.tokens import Token
-from cache_tools.union_vocabulary import NO_ID
+from cache_tools.union_vocabulary import NO_ID, UnionVocabulary
 from cache_tools.vocabulary_folder import read_manifest, read_vocabulary, write_vocabulary
 from cache_tools.word_embeddings import word_embeddings
 from logitcask import cli
@@ -129,9 +129,16 @@ def test_a_dropped_token_is_read_as_the_nearest_ordinary_one_by_the_teacher_s_em
         assert maps.read[i] == ordinary[int(np.argmax(vectors[rows] @ vectors[i]))]
 
 
+def test_a_token_that_stands_for_nearly_all_is_named():
+    read, predicted = np.array([0, 1, 1, 1, 0, NO_ID], np.uint32), np.array([0, 1], np.uint32)
+    union = UnionVocabulary(("a", "b"), {"one": predicted}, {"one": read})
+    assert crowding(union) == (2, "b", 2)
+
+
 def test_without_embeddings_a_dropped_token_is_unknown(folder, tmp_path):
     write_compressed(tmp_path / "unknown", encodings_of(folder), KEEP)
     union = read_vocabulary(tmp_path / "unknown")
+    assert crowding(union)[:2] == (1, "[UNK]")
     (read,), (predicted,) = union.read.values(), union.maps.values()
     dropped = np.ones(len(read), bool)
     dropped[np.flatnonzero(predicted != NO_ID)] = False

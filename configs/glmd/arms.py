@@ -85,12 +85,14 @@ VOCABULARIES = {"1": 1.0, "0.75": 0.75, "0.5": 0.5, "0.25": 0.25, "0.5-unknown":
 RATIOS = {name: Arm((F1, F2), name) for name in VOCABULARIES}
 """Without P, whose cache would have to be made for each of them."""
 
+SOFT = Stage("soft", "labels", EVERY_STEP, (LABELS_AT_1,))
 LABELLED = Stage("KD+labels", "labels", EVERY_STEP, ("loss={kd_weight: 0.5, label_weight: 1, token_weight: 0}",))
 GOLD = ("loss={kd_weight: 0}",)
 LABELS = {
     "GLMD: P, F1, F2": Arm(GLMD),
-    "soft labels alone": Arm((Stage("soft", "labels", EVERY_STEP, (LABELS_AT_1,)),)),
+    "soft labels alone": Arm((SOFT,)),
+    "P, F1, then soft labels for as long": Arm((P, F1, SOFT)),
     "soft and gold labels": Arm((LABELLED,)),
     "masked LM, gold labels": Arm((Stage("MLM", "text", ("P", "F1"), GOLD), Stage("gold", "labels", ("F2",), GOLD))),
 }
-"""Students with equal numbers of steps; the first two see no gold label."""
+"""The first three see no gold label; all but the third have equal numbers of steps."""

@@ -80,6 +80,18 @@ def _names(cache: Path) -> dict[int, str]:
     return {tokenizer.convert_tokens_to_ids(word): word for word in CLASSES}
 
 
+def kept_mass(cache: Path, temperature: float) -> float:
+    """Return which part of the teacher's probability at a temperature the kept tokens hold, on held-out text."""
+    cached, total, positions = Cache(cache).encoding().teacher(), 0.0, 0
+    for shard in cached.encoding.split_shards("held_out"):
+        rows = cached.shard_rows(shard)
+        logits = cached.targets(*rows).log_probs + cached.scalar("logsumexp", *rows)[:, None]
+        normaliser = cached.scalar("logsumexp" if temperature == 1 else f"logsumexp_t{temperature:g}", *rows)
+        total += float(np.exp(logits / temperature - normaliser[:, None]).sum())
+        positions += len(logits)
+    return total / positions
+
+
 @torch.no_grad()
 def kl_nats(student: Path, cache: Path, vocabulary: Path) -> dict[float, float]:
     """Return the mean KL between teacher and student over the kept tokens, at held-out positions, by temperature."""

@@ -6,9 +6,9 @@ import click
 import numpy as np
 
 from cache_tools.vocabulary_folder import read_manifest
-from configs.glmd.arms import LOSSES, TEMPERATURES
+from configs.glmd.arms import LOSSES, PUBLISHED, TEMPERATURES
 from configs.glmd.bench import Bench
-from configs.glmd.measure import Measured
+from configs.glmd.measure import Measured, kept_mass
 from configs.recipes import Interval, over_seeds, over_seeds_and_items
 
 Results = Mapping[str, Sequence[Measured]]
@@ -16,6 +16,9 @@ Results = Mapping[str, Sequence[Measured]]
 
 def print_forms(bench: Bench, found: Results) -> None:
     """Print the distance to the teacher's whole distribution for each form and temperature."""
+    cache = bench.work / "caches" / PUBLISHED / "pretraining"
+    masses = ", ".join(f"{kept_mass(cache, t):.1%} at T = {t}" for t in TEMPERATURES)
+    click.echo(f"\nThe kept tokens hold of the teacher's probability: {masses}")
     for t in (1.0, 15.0):
         click.echo(f"\nKL(teacher || student) over the kept tokens at T = {t:g}, nats, held-out text\n")
         row("trained on", *(f"T = {each}" for each in TEMPERATURES))
@@ -39,6 +42,8 @@ def print_stages(bench: Bench, found: Results) -> None:
 def print_labels(bench: Bench, found: Results) -> None:
     """Print the accuracy with and without gold labels."""
     accuracies(found, "GLMD: P, F1, F2")
+    longer, alone = (found[name] for name in ("P, F1, then soft labels for as long", "soft labels alone"))
+    click.echo(f"\nP and F1 before equally many steps on soft labels: {points(longer, alone)} points")
 
 
 def print_vocabularies(bench: Bench, found: Results) -> None:
@@ -59,7 +64,7 @@ def print_vocabularies(bench: Bench, found: Results) -> None:
 
 def accuracies(found: Results, reference: str) -> None:
     """Print accuracies, and differences to one student in points."""
-    click.echo("\nAccuracy on held-out texts, and the difference to the first column's reference in points\n")
+    click.echo("\nAccuracy on held-out texts, and the difference to one student in points\n")
     row("student", "accuracy", f"difference to {reference}")
     row("---", "---", "---")
     for name, each in found.items():
@@ -68,11 +73,13 @@ def accuracies(found: Results, reference: str) -> None:
 
 def percent(seeds: Sequence[Measured]) -> str:
     """Return the mean accuracy over seeds."""
-    return f"{np.mean([each.accuracy for each in seeds]):.1%}"
+    return f"{np.mean([each.accuracy for each in seeds]):.1%}" if seeds else "-"
 
 
 def points(seeds: Sequence[Measured], others: Sequence[Measured]) -> str:
     """Return the difference of two students' accuracies, in points, with its interval over seeds and texts."""
+    if not seeds or not others:
+        return "-"
     values = np.stack([100 * (a.right - b.right) for a, b in zip(seeds, others)])  # noqa: B905, some may be missing
     return shown(over_seeds_and_items(values), 1)
 
