@@ -48,7 +48,7 @@ STUDENT = run.HERE / "student.yaml"
 
 def run_recipe(work):
     options = [word for option, changes in CHANGES.items() for change in changes for word in (option, change)]
-    arguments = [str(work.parent / "texts"), str(work), "--seeds", "1", "--tokens", "120"]
+    arguments = [str(work.parent / "texts"), str(work), "--seeds", "1", "--tokens", "120", "--noisy-times", "1"]
     tuning = ["--tuning-steps", "40", "--tuning-rate", "0.01", *(word for arm in STUDENTS for word in ("--arms", arm))]
     result = CliRunner().invoke(run.run, [*arguments, *tuning, *options], catch_exceptions=False)
     assert result.exit_code == 0, result.output

@@ -46,7 +46,7 @@ CACHES = {
 STUDENTS = {"LMGC": "labels", "LMGC-M": "masked"}
 """By student: the cache that it is trained on."""
 CONTROL = "shuffled"
-"""Trained like LMGC on a cache of this name, with the first seed only."""
+"""Trained like LMGC, on a cache of this name."""
 ARMS = STUDENTS | {CONTROL: CONTROL}
 
 
@@ -81,7 +81,7 @@ def run(
     texts = probe.definitions(shuffled_synsets(wordnet), HELD_OUT_FRACTION, probe_texts, probe_texts // 3)
     results = {"start": [once(results_folder / "start.json", lambda: everything(plain, caches, texts))]}
     for seed in range(seeds):
-        for arm in ARMS if seed == 0 else STUDENTS:
+        for arm in ARMS:
             model = train(work, arm, seed, set_student)
             measure = partial(shuffled_alone, model, caches)
             if arm != CONTROL:

@@ -27,19 +27,21 @@ class Arm(NamedTuple):
     teachers: tuple[str, ...]
     weights: str = "fixed"
     kd_weight: float = 0.5
-    hidden: bool = True
+    hidden: int = len(NAMES)
+    """Of how many of its teachers the hidden states count, from the first on."""
 
 
 NO_TEACHER, MEAN, MT_BERT, SEPARATE = "no teacher", "mean of three", "MT-BERT", "MT-BERT, tuned separately"
 NOISY_MEAN, NOISY_MT_BERT = "mean, one noisy", "MT-BERT, tuned separately, one noisy"
 SINGLE = {f"one teacher: {name}": Arm((f"alone-{name}",)) for name in NAMES}
 ARMS = {
-    NO_TEACHER: Arm(ALONE[:1], kd_weight=0, hidden=False),
+    NO_TEACHER: Arm(ALONE[:1], kd_weight=0, hidden=0),
     **SINGLE,
     MEAN: Arm(ALONE),
     MT_BERT: Arm(JOINT, "discounted"),
     SEPARATE: Arm(ALONE, "discounted"),
-    "MT-BERT, no hidden loss": Arm(JOINT, "discounted", hidden=False),
+    "MT-BERT, no hidden loss": Arm(JOINT, "discounted", hidden=0),
+    "MT-BERT, hidden loss of wordnet alone": Arm(JOINT, "discounted", hidden=1),
     "MT-BERT, equal weights": Arm(JOINT, kd_weight=0.75),
     NOISY_MEAN: Arm(NOISY),
     NOISY_MT_BERT: Arm(NOISY, "discounted"),
@@ -51,9 +53,8 @@ def student_changes(arm: Arm) -> list[str]:
     pairs = [
         {"teacher": teacher, "student_layer": mine, "teacher_layer": its, "project": "teacher"}
         | {"weight": 1 - arm.kd_weight}
-        for teacher in arm.teachers
+        for teacher in arm.teachers[: arm.hidden]
         for mine, its in LAYERS.items()
-        if arm.hidden
     ]
     changes: dict[str, Any] = {
         "teachers": [{"name": name} for name in arm.teachers],
