@@ -81,9 +81,11 @@ def test_all_models_are_measured_at_the_same_held_out_positions(work):
 
 
 @pytest.mark.parametrize("language", TRAINED)
-def test_what_the_teachers_said_helps_and_what_they_said_elsewhere_does_not(work, language):
+def test_what_teachers_said_elsewhere_does_harm(work, language):
+    """That it helps in its own place is too small an effect for seconds of training: docs/results/mergedistill.md."""
     found = nats(work, language)
-    assert found["teacher"] < found["distilled"] < found["text only"] < found["control"]
+    assert found["teacher"] < min(found["distilled"], found["text only"])
+    assert max(found["distilled"], found["text only"]) + 0.3 < found["control"]
 
 
 @pytest.mark.parametrize("language", TRAINED)

@@ -43,9 +43,10 @@ def print_tables(results: dict[str, Any], languages: Sequence[str], left_out: st
 
 def show(table: Table) -> None:
     """Print a table, its title before it."""
-    click.echo(f"\n{table.title}\n")
-    table.title = None
-    Console(width=240).print(table)
+    title, table.title, console = table.title, None, Console(width=240)
+    with console.capture() as printed:
+        console.print(table)
+    click.echo(f"\n{title}\n\n{printed.get().strip()}")
 
 
 def markdown(title: str, *columns: str) -> Table:
