@@ -116,10 +116,10 @@ def label_log_probs(
     Returns:
         (N, C) float32 log-probabilities, in the order of :func:`labelled_sequences`.
     """
-    columns = AutoTokenizer.from_pretrained(model).convert_tokens_to_ids(list(labels))
+    columns = token_ids(model, labels)
     to = student_ids(union, Cache(cache).encoding())
     if to is not None:
-        columns = to.predicted[columns].astype(np.int64)
+        columns = to.predicted[columns].astype(np.int64).tolist()
     network = AutoModelForMaskedLM.from_pretrained(model).eval()
     rows = []
     sequences = labelled_sequences(cache, split)
@@ -138,6 +138,12 @@ def label_log_probs(
             logits = network.cls(hidden[torch.arange(len(batch)), first_B])
         rows.append(torch.log_softmax(logits[:, columns].float(), dim=1).numpy())
     return np.concatenate(rows)
+
+
+def token_ids(model: Path, tokens: Sequence[str]) -> list[int]:
+    """Return the ids of some tokens in the tokenizer of a folder."""
+    vocabulary: dict[str, int] = AutoTokenizer.from_pretrained(model).get_vocab()
+    return [vocabulary[token] for token in tokens]
 
 
 def labelled_sequences(cache: Path, split: Split = "held_out") -> list[CachedSequence]:

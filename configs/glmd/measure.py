@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM
 
 from cache_tools import layout
 from cache_tools.reader import Cache
 from cache_tools.vocabulary_folder import read_vocabulary
 from configs.glmd.texts import CLASSES
-from configs.recipes import label_log_probs, labelled_sequences
+from configs.recipes import label_log_probs, labelled_sequences, token_ids
 from trainer.config import LossConfig
 from trainer.data import IGNORED, CachedSequences, Reading, collate
 from trainer.full_losses import TeacherHead, full_divergence
@@ -72,12 +72,13 @@ def right(student: Path, cache: Path, vocabulary: Path | None) -> NDArray[np.boo
     chosen = label_log_probs(student, cache, CLASSES, union=union).argmax(axis=1)
     names = _names(cache)
     gold = [names[int(each.gold_ids("masked")[0])] for each in labelled_sequences(cache)]
-    return np.array([CLASSES[i] for i in chosen]) == np.array(gold)
+    found: NDArray[np.bool_] = np.array([CLASSES[i] for i in chosen]) == np.array(gold)
+    return found
 
 
 def _names(cache: Path) -> dict[int, str]:
-    tokenizer = AutoTokenizer.from_pretrained(cache / "encodings" / "main" / "tokenizer")
-    return {tokenizer.convert_tokens_to_ids(word): word for word in CLASSES}
+    ids = token_ids(cache / "encodings" / "main" / "tokenizer", CLASSES)
+    return dict(zip(ids, CLASSES, strict=True))
 
 
 def kept_mass(cache: Path, temperature: float) -> float:

@@ -31,7 +31,12 @@ def print_forms(bench: Bench, found: Results) -> None:
     row(*["---"] * (1 + len(TEMPERATURES)))
     for name in list(LOSSES)[1:]:
         pairs = [(found[f"{name}, T = {t}"], found[f"whole, T = {t}"]) for t in TEMPERATURES]
-        row(name, *(spread([a.kl[15.0] - b.kl[15.0] for a, b in zip(*pair)], 15.0) for pair in pairs))  # noqa: B905
+        row(name, *(spread(differences(*pair, 15.0), 15.0) for pair in pairs))
+
+
+def differences(seeds: Sequence[Measured], others: Sequence[Measured], t: float) -> list[float]:
+    """Return how much larger the KL at a temperature is, by seed; of the seeds that both have."""
+    return [a.kl[t] - b.kl[t] for a, b in zip(seeds, others, strict=False) if a.kl and b.kl]
 
 
 def print_stages(bench: Bench, found: Results) -> None:

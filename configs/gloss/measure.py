@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from cache_tools.manifest import Split
 from configs.gloss import probe
 from configs.gloss.corpora import LABELS
 from configs.gloss.scores import Scored, scored, summary
 from configs.recipes import command, label_log_probs, labelled_sequences
 
-SPLITS = {"labels": "held_out", "seen": "train", "swapped": "held_out"}
+SPLITS: dict[str, Split] = {"labels": "held_out", "seen": "train", "swapped": "held_out"}
 """Caches whose pairs are scored, and which part of them."""
 
 
@@ -42,7 +43,7 @@ def shuffled_alone(model: Path, caches: Path) -> dict[str, Any]:
     return {"pairs": {"labels": summary(scores(model, caches / "shuffled", "held_out"))}}
 
 
-def scores(model: Path, cache: Path, split: str) -> Scored:
+def scores(model: Path, cache: Path, split: Split) -> Scored:
     """Return how much more likely yes is than no, for each pair of a labelled cache, in its order."""
     log_probs_N2 = label_log_probs(model, cache, LABELS, split).astype(np.float64)
     sequences = labelled_sequences(cache, split)

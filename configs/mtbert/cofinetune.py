@@ -56,8 +56,8 @@ def training_examples(corpus: Path, held_out_fraction: float, tokenizer: PreTrai
     """Return the labelled records of a corpus that stage one will not hold out."""
     records = [json.loads(line) for line in corpus.read_text(encoding="utf-8").splitlines()]
     chosen = [record for record in records if not is_held_out(record["group"], held_out_fraction)]
-    labels = [int(tokenizer.convert_tokens_to_ids(record["label"])) for record in chosen]
-    return Examples([record["text"] for record in chosen], labels)
+    vocabulary = tokenizer.get_vocab()
+    return Examples([record["text"] for record in chosen], [vocabulary[record["label"]] for record in chosen])
 
 
 def corrupted(examples: Examples, share: float, seed: int) -> Examples:
@@ -84,21 +84,21 @@ def cofinetune(starts: Sequence[Path], examples: Examples, outputs: Sequence[Pat
     torch.manual_seed(tuning.seed)
     tokenizer = AutoTokenizer.from_pretrained(starts[0])
     teachers = with_one_head(starts)
-    optimizer = torch.optim.AdamW(
-        teachers.parameters(), lr=tuning.learning_rate, fused=True
-    )  # shared parameters count once
+    shared_once = list(teachers.parameters())
+    optimizer = torch.optim.AdamW(shared_once, lr=tuning.learning_rate, fused=True)
     schedule = get_cosine_schedule_with_warmup(optimizer, tuning.steps // 20, tuning.steps)
     losses = []
     for inputs, labels_B in batches(examples, tokenizer, tuning):
         loss = joint_loss(teachers, inputs, labels_B)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(teachers.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(shared_once, 1.0)
         optimizer.step()
         schedule.step()
         losses.append(float(loss.detach()))
     for teacher, output in zip(teachers, outputs, strict=True):
         partial = output.with_name(f"{output.name}.partial")
+        assert isinstance(teacher, PreTrainedModel)
         teacher.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         partial.rename(output)

@@ -109,9 +109,9 @@ def make_teachers(settings: Settings, number: int, needed: set[str]) -> None:
     run_file("capture", HERE / "capture.yaml", *changes)
     labels, models = classes([settings.corpus]), {name: folder / name for name in ALL_TEACHERS if name in needed}
     scores = label_scores(models, folder / "cache", labels) | weight_scores(models, folder / "cache")
-    for how, names in (("joint", JOINT), ("alone", ALONE)):
-        if needed.issuperset(names):
-            scores |= agreement_scores(how, [folder / name for name in names], folder / "cache", labels)
+    for together, several in (("joint", JOINT), ("alone", ALONE)):
+        if needed.issuperset(several):
+            scores |= agreement_scores(together, [folder / name for name in several], folder / "cache", labels)
     save_scores(folder, scores)
 
 

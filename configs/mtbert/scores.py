@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import AutoTokenizer
 
 from cache_tools.reader import Cache
 from configs.mtbert.spaces import agreement
-from configs.recipes import label_log_probs, labelled_sequences
+from configs.recipes import label_log_probs, labelled_sequences, token_ids
 
 SCORES = "scores.npz"
 Scores = dict[str, NDArray[Any]]
@@ -22,8 +21,7 @@ Scores = dict[str, NDArray[Any]]
 
 def label_scores(models: Mapping[str, Path], cache: Path, labels: Sequence[str]) -> Scores:
     """Return whether each model is right about each held-out text, and its cross-entropy, among the labels alone."""
-    tokenizer = AutoTokenizer.from_pretrained(next(iter(models.values())))
-    columns = tokenizer.convert_tokens_to_ids(list(labels))
+    columns = token_ids(next(iter(models.values())), labels)
     gold_N = np.array([columns.index(int(each.gold_ids("masked")[0])) for each in labelled_sequences(cache)])
     scores: Scores = {}
     for name, model in models.items():
@@ -51,7 +49,7 @@ def agreement_scores(how: str, teachers: Sequence[Path], cache: Path, labels: Se
 
 def save_scores(folder: Path, scores: Scores) -> None:
     """Write scores into a folder."""
-    np.savez(folder / SCORES, **scores)
+    np.savez(folder / SCORES, allow_pickle=False, **scores)
 
 
 def read_scores(folders: Sequence[Path]) -> Scores:

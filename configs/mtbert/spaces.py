@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM
 
-from configs.recipes import labelled_sequences
+from configs.recipes import labelled_sequences, token_ids
 
 # N: texts, D: width, C: classes
 
@@ -33,7 +33,7 @@ class Agreement(NamedTuple):
 
 def agreement(teachers: Sequence[Path], cache: Path, labels: Sequence[str]) -> Agreement:
     """Measure how much teachers agree on the held-out texts of a labelled encoding."""
-    columns = AutoTokenizer.from_pretrained(teachers[0]).convert_tokens_to_ids(list(labels))
+    columns = token_ids(teachers[0], labels)
     models = [AutoModelForMaskedLM.from_pretrained(teacher).eval() for teacher in teachers]
     texts = labelled_sequences(cache)
     gold_N = np.array([columns.index(int(each.gold_ids("masked")[0])) for each in texts])
