@@ -122,7 +122,8 @@ class EncodingManifest(_Manifest):
     @property
     def labelled(self) -> bool:
         """Whether documents have a class; the first kept position of each sequence then predicts it."""
-        return bool(self.identity.get("corpus", {}).get("label_field"))
+        corpus = self.identity.get("corpus")
+        return isinstance(corpus, dict) and bool(corpus.get("label_field"))
 
     @property
     def contents_fingerprint(self) -> str:

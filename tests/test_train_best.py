@@ -62,7 +62,7 @@ def test_a_stopped_run_continues_from_its_best_to_the_same_end(cache, tmp_path):
 def test_every_measure_knows_its_direction(cache, tmp_path, name, prefix):
     changes = BEST | {"metric_for_best_model": prefix + name}
     arguments = training_arguments(StudentConfig.model_validate(student_values(cache, tmp_path, **changes)))
-    assert arguments.greater_is_better == (name == "top1_agreement")
+    assert arguments.greater_is_better == (name in ("accuracy", "top1_agreement"))
 
 
 @pytest.mark.parametrize(
