@@ -37,13 +37,20 @@ def untrained(texts: Iterable[str], tokens: int, output: Path) -> Path:
     return make_once(output, make)
 
 
-def wordpiece(texts: Iterable[str], tokens: int) -> Tokenizer:
-    """Return a trained tokenizer that frames a text with [CLS] and [SEP]."""
+def wordpiece(texts: Iterable[str], tokens: int, lowercase: bool = True) -> Tokenizer:
+    """Return a trained tokenizer that frames a text with [CLS] and [SEP].
+
+    Training gives ids in an order that is another in each process. Here they follow the alphabet, so that the same
+    texts give the same ids, but for tokens that are equally frequent where the vocabulary ends.
+    """
     made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    made.normalizer, made.decoder = normalizers.BertNormalizer(), decoders.WordPiece()
+    made.normalizer, made.decoder = normalizers.BertNormalizer(lowercase=lowercase), decoders.WordPiece()
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trainer = trainers.WordPieceTrainer(vocab_size=tokens, special_tokens=SPECIALS, show_progress=False)
     made.train_from_iterator(texts, trainer)
+    ordered = [*SPECIALS, *sorted(made.get_vocab().keys() - set(SPECIALS))]
+    made.model = models.WordPiece({token: i for i, token in enumerate(ordered)}, unk_token="[UNK]")
+    made.add_special_tokens(SPECIALS)
     frame = [(name, made.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
     return made

@@ -21,16 +21,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
 from cache_tools.reader import Cache
 from cache_tools.vocabulary_folder import read_vocabulary
 from configs.recipes import command, make_once, run_file
+from configs.wordpiece import SPECIALS, wordpiece
 from trainer.translation import student_ids, translated_ids
 
 HERE = Path(__file__).parent
-SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TEXT_ALONE = [
     "encoding.masking.seed=0",
     "encoding.masking.copies=4",
@@ -115,13 +114,7 @@ def listed(caches: Iterator[Path]) -> str:
 
 def save_untrained(corpus: Path, tokens: int, folder: Path) -> None:
     """Write a WordPiece tokenizer of a corpus, and the smallest model that it fits."""
-    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    made.normalizer, made.decoder = normalizers.BertNormalizer(lowercase=False), decoders.WordPiece()
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=tokens, special_tokens=SPECIALS, show_progress=False)
-    made.train_from_iterator((record["text"] for record in records(corpus)), trainer)
-    frame = [(name, made.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
-    made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
+    made = wordpiece((record["text"] for record in records(corpus)), tokens, lowercase=False)
     roles = {f"{name.strip('[]').lower()}_token": name for name in SPECIALS}
     shape = dict.fromkeys(("hidden_size", "intermediate_size"), 8) | {"num_hidden_layers": 1, "num_attention_heads": 1}
     config = AutoConfig.for_model("bert", vocab_size=made.get_vocab_size(), pad_token_id=0, **shape)
