@@ -17,17 +17,18 @@ SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SMALLEST = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
 
 
-def untrained(texts: Iterable[str], tokens: int, output: Path) -> Path:
-    """Write a lower-case WordPiece tokenizer of some texts, and the smallest model that it fits.
+def untrained(texts: Iterable[str], tokens: int, output: Path, lowercase: bool = True) -> Path:
+    """Write a WordPiece tokenizer of some texts, and the smallest model that it fits.
 
     Args:
         texts: What it is trained on.
         tokens: Size of the vocabulary, special tokens included; fewer if the texts have no more.
         output: Folder that is made, if it is not there yet.
+        lowercase: Whether the tokenizer reads all text in lower case.
     """
 
     def make(folder: Path) -> None:
-        tokenizer = wordpiece(texts, tokens)
+        tokenizer = wordpiece(texts, tokens, lowercase)
         torch.manual_seed(0)
         config = AutoConfig.for_model("bert", vocab_size=tokenizer.get_vocab_size(), pad_token_id=0, **SMALLEST)
         AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
@@ -37,7 +38,7 @@ def untrained(texts: Iterable[str], tokens: int, output: Path) -> Path:
     return make_once(output, make)
 
 
-def wordpiece(texts: Iterable[str], tokens: int, lowercase: bool = True) -> Tokenizer:
+def wordpiece(texts: Iterable[str], tokens: int, lowercase: bool) -> Tokenizer:
     """Return a trained tokenizer that frames a text with [CLS] and [SEP].
 
     Training gives ids in an order that is another in each process. Here they follow the alphabet, so that the same

@@ -20,13 +20,10 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
-
 from cache_tools.reader import Cache
 from cache_tools.vocabulary_folder import read_vocabulary
 from configs.recipes import command, make_once, run_file
-from configs.wordpiece import SPECIALS, wordpiece
+from configs.wordpiece import untrained
 from trainer.translation import student_ids, translated_ids
 
 HERE = Path(__file__).parent
@@ -48,7 +45,7 @@ AS_GIVEN = [
 
 def capture_text(corpus: Path, folder: Path, tokens: int, changes: Sequence[str]) -> None:
     """Encode a language's masked text with a tokenizer of its own, for a teacher to learn from."""
-    make_once(folder / "untrained", lambda made: save_untrained(corpus, tokens, made))
+    untrained((record["text"] for record in records(corpus)), tokens, folder / "untrained", lowercase=False)
     capture(folder / "text", corpus, folder / "untrained", *changes, *TEXT_ALONE)
 
 
@@ -110,17 +107,6 @@ def narrowed(cache: Path, k: int) -> Path:
 def listed(caches: Iterator[Path]) -> str:
     """Return the key of a student file that names several caches."""
     return f"caches=[{', '.join(f'{{cache: {cache}}}' for cache in caches)}]"
-
-
-def save_untrained(corpus: Path, tokens: int, folder: Path) -> None:
-    """Write a WordPiece tokenizer of a corpus, and the smallest model that it fits."""
-    made = wordpiece((record["text"] for record in records(corpus)), tokens, lowercase=False)
-    roles = {f"{name.strip('[]').lower()}_token": name for name in SPECIALS}
-    shape = dict.fromkeys(("hidden_size", "intermediate_size"), 8) | {"num_hidden_layers": 1, "num_attention_heads": 1}
-    config = AutoConfig.for_model("bert", vocab_size=made.get_vocab_size(), pad_token_id=0, **shape)
-    torch.manual_seed(0)
-    AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=made, **roles).save_pretrained(folder)
 
 
 def records(corpus: Path) -> Iterator[dict[str, str]]:
