@@ -29,6 +29,7 @@ from pipeline.config import CaptureConfig, TeacherConfig
 from pipeline.declare import declare, is_declared
 from pipeline.documents import corpus_sources
 from pipeline.encode import encode, is_encoded
+from pipeline.loading import check_tensors
 from pipeline.plan import known_totals, plan_encoding, plan_teacher, survey
 from pipeline.plan_held import held_encoding
 from pipeline.plan_measure import measure
@@ -107,6 +108,7 @@ def prepare(
     tokenizer = load_tokenizer(config.encoding.tokenizer or folders[config.teachers[0].name])
     for teacher in config.teachers:
         check_teacher(teacher, folders[teacher.name], tokenizer, config)
+        check_tensors(teacher, folders[teacher.name], config.encoding.objective)
     if worker.rank == 0:
         create_cache(config.cache)
         reporter.stage("encode", None)

@@ -22,9 +22,10 @@ from cache_tools.errors import ModelError
 from cache_tools.manifest import Objective
 from cache_tools.model_files import weight_files, weights_sha256
 from pipeline.config import TeacherConfig
+from pipeline.loading import load_checkpoint
 from pipeline.process_group import send, send_inputs
 from pipeline.split_model import body_of
-from pipeline.split_weights import auto_class, meta_model, split_plan
+from pipeline.split_weights import meta_model, split_plan
 
 LOADING_ERRORS = (
     OSError,
@@ -126,14 +127,7 @@ def load_model(config: TeacherConfig, folder: Path, objective: Objective) -> Pre
         if config.tensor_parallel > 1:
             plan = split_plan(meta_model(config, objective, folder), config.tensor_parallel)
             placement = {"distributed_config": DistributedConfig(config.tensor_parallel, plan)}
-        model: PreTrainedModel = auto_class(objective).from_pretrained(
-            str(folder),
-            dtype=config.dtype,
-            trust_remote_code=config.trust_remote_code,
-            attn_implementation=config.attention,
-            use_safetensors=True,
-            **placement,
-        )
+        model = load_checkpoint(config, folder, objective, **placement)
     except LOADING_ERRORS as error:
         raise ModelError(
             f"teacher {config.name!r} cannot be loaded", where=folder, found=shorten(str(error), 300)

@@ -21,6 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from trainer.data import CachedSequences, to_device
 from trainer.evaluate import measured, shared_batches
+from trainer.loading import load_checkpoint
 from trainer.lora import has_adapter, load_adapter
 from trainer.measures import Sums
 from trainer.packing import check_packing
@@ -181,7 +182,7 @@ class DistillationTrainer(Trainer):
             load_adapter(student, Path(resume_from_checkpoint))
         else:
             # files do not always name tensors as the module does (experts of a mixture)
-            saved = type(student).from_pretrained(resume_from_checkpoint, dtype=student.dtype, use_safetensors=True)
+            saved = load_checkpoint(type(student), resume_from_checkpoint, dtype=student.dtype)
             load_whole(student, saved.state_dict())
         match = self._distilled().match
         if match is not None:

@@ -28,6 +28,7 @@ from cache_tools.union_vocabulary import UnionVocabulary
 from trainer import fused
 from trainer.data import IGNORED, CachedSequences, collate, to_device
 from trainer.head import StudentHead
+from trainer.loading import load_checkpoint
 from trainer.measures import Measures, Sums, measured_reading
 from trainer.objective import TeacherRows
 from trainer.student import LOADING_ERRORS, check_tokenizer, check_vocabulary_size, vocabulary_size
@@ -77,7 +78,7 @@ def evaluate_folder(
         if not folder.is_dir():  # transformers would take it for a model on the hub
             raise NotADirectoryError("no such folder")
         check_tokenizer(str(folder), vocabulary)
-        model = auto.from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True)
+        model = load_checkpoint(auto, folder, dtype=torch.float32)
     except LOADING_ERRORS as error:
         raise ModelError(
             "no student can be loaded from here",

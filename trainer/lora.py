@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from cache_tools.errors import ConfigError
 from trainer.config import StudentModelConfig
+from trainer.loading import check_names
 
 ADAPTER = "adapter"
 """In a finished student's folder: the adapter alone, for peft."""
@@ -58,11 +59,15 @@ def has_adapter(student: PreTrainedModel) -> bool:
 
 
 def load_adapter(student: PreTrainedModel, folder: Path) -> None:
-    """Put the adapter of a checkpoint into a student that has one of the same form, in place."""
+    """Put the adapter of a checkpoint into a student that has one of the same form, in place.
+
+    Raises:
+        ModelError: the file does not hold exactly the student's adapter.
+    """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     saved = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
-    assert saved.keys() == get_peft_model_state_dict(student).keys(), "the adapter of another run"
+    check_names(saved.keys(), get_peft_model_state_dict(student).keys(), "the adapter", folder / WEIGHTS)
     set_peft_model_state_dict(student, saved)
 
 

@@ -40,6 +40,7 @@ from trainer.data import IGNORED
 from trainer.full_losses import TeacherHead
 from trainer.head import StudentHead
 from trainer.hidden_losses import HiddenMatch
+from trainer.loading import load_checkpoint
 from trainer.lora import add_adapter
 from trainer.objective import Objective, TeacherRows, counted
 from trainer.packing import model_inputs
@@ -214,13 +215,13 @@ def build_student(
     try:
         if config.pretrained is not None:
             check_tokenizer(config.pretrained, vocabulary, config.revision, config.trust_remote_code)
-            student: PreTrainedModel = auto.from_pretrained(
+            student = load_checkpoint(
+                auto,
                 config.pretrained,
                 revision=config.revision,
                 dtype=dtype,
                 attn_implementation=config.attention,
                 trust_remote_code=config.trust_remote_code,
-                use_safetensors=True,
             )
         else:
             assert config.config is not None
