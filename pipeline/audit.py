@@ -40,6 +40,11 @@ BORDER_NATS = 0.1
 """Tokens this near to the last of a hybrid head may have changed sides of it: one step of bfloat16 at a logit of 16."""
 
 
+SHIFTED = 0.1
+"""Share of the own excess surprisal below which the row beside is taken for the right one; it is 0 but for rounding and
+the codec, and near 1 for rows of another model."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """Stored rows and the live teacher's answer to each; n positions of k slots.
@@ -175,13 +180,27 @@ def excess_surprisal(rows: Rows) -> tuple[float, float]:
     return float(excess.mean()), error
 
 
-def best_shift(rows: Rows) -> int:
-    """Return which stored row, -1 before, 0 its own, 1 behind, the live distribution of a position fits best.
+def proven_shift(rows: Rows, drawn: bool) -> int:
+    """Return which stored row, -1 before, 1 behind, is the live distribution of each position; 0 where neither is.
 
-    The fit is the surprisal of the stored weights; only positions that have both neighbours in their sequence count.
+    A row that belongs to a distribution has no more surprisal under it than itself: ``sum w (-ln p) = sum w (-ln w)``.
+    What a row has beyond that is its excess. Rows of other weights or another text fit no position, and one of three
+    bad fits is always the best; so a shift is claimed only if the excess beside falls below SHIFTED of the own one.
+    Only positions that have both neighbours in their sequence count.
+
+    Args:
+        rows: The sample.
+        drawn: Whether weights are counts of draws; their own surprisal would be too low, the live entropy is exact.
     """
-    inner = rows.surprisal[np.isfinite(rows.surprisal).all(axis=1)]
-    return int(inner.mean(axis=0).argmin()) - 1 if len(inner) else 0
+    log_probs = np.maximum(rows.stored.log_probs.astype(np.float64), LOWEST_NATS)
+    own = -np.where(rows.used, np.exp(log_probs) * log_probs, 0).sum(axis=1)
+    beside = np.stack([rows.scalars["entropy"][1]] * 3 if drawn else [np.roll(own, 1), own, np.roll(own, -1)], axis=1)
+    inner = np.isfinite(rows.surprisal).all(axis=1)
+    if not inner.any():
+        return 0
+    excess = np.abs((rows.surprisal - beside)[inner].mean(axis=0))
+    best = int(excess.argmin())
+    return best - 1 if excess[best] < SHIFTED * excess[1] else 0
 
 
 def fitted_temperature(rows: Rows) -> tuple[float, float]:

@@ -36,6 +36,7 @@ from pipeline.hidden_budget import OutputHead, kl_nats
 from pipeline.restriction import Restriction, read_restriction
 from pipeline.run import Reporter, check_teacher
 from pipeline.teacher import Teacher, load_teacher, resolve_model
+from pipeline.teacher_probe import check_rows
 from pipeline.tokenizers import load_tokenizer
 
 Report = dict[str, Any]
@@ -116,6 +117,7 @@ def _audit_teacher(
     reporter.stage(f"loading {config.name}", None)
     teacher = load_teacher(config, folder, cached.encoding.manifest.objective)
     _check_shapes(cached, teacher)
+    check_rows(cached.encoding, teacher, config)
     stored_identity = {key: cached.manifest.identity.get(key) for key in teacher.identity}
     restriction = _same_restriction(cached, config)
     identity = differences(stored_identity, teacher.identity)

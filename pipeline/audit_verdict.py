@@ -19,13 +19,13 @@ from cache_tools.predictions import SCALARS, codec_of
 from pipeline.audit import (
     Floats,
     Rows,
-    best_shift,
     difference,
     exact_part,
     excess_surprisal,
     fitted_temperature,
     kl_nats,
     left_out_mass,
+    proven_shift,
 )
 from pipeline.config import AuditConfig
 from pipeline.targets import temperature_of
@@ -175,11 +175,11 @@ def diagnose(rows: Rows, manifest: TeacherManifest, identity: list[str]) -> list
     """
     keys = [line.split(":")[0] for line in identity]
     found = [sentence for key, sentence in OF_IDENTITY.items() if key in keys]
-    shift = best_shift(rows)
+    drawn = manifest.target.kind in ("sampled", "hybrid")
+    shift = proven_shift(rows, drawn)
     if shift:
         side = "before" if shift < 0 else "behind"
         return [*found, f"The rows are shifted by one: the live teacher fits the stored row {side} each position best."]
-    drawn = manifest.target.kind in ("sampled", "hybrid")
     found += _of_draws(rows) if drawn else []
     found += [] if manifest.target.kind == "sampled" else _of_policy(exact_part(rows))
     return found or [_of_size(rows, manifest)]

@@ -39,6 +39,7 @@ from pipeline.split_model import (
 )
 from pipeline.targets import Keep, tempered_name
 from pipeline.teacher import Teacher
+from pipeline.teacher_probe import check_rows
 
 CALIBRATION_POSITIONS = 4096
 """Positions, spread over the corpus, whose hidden states the bases are made from."""
@@ -63,12 +64,13 @@ def declare(encoding: Encoding, teacher: Teacher, config: TeacherConfig, chunk_p
 
     Raises:
         IdentityError: the cache holds another teacher under this name.
-        ModelError: the model's logits cannot be reproduced.
+        ModelError: the model's logits cannot be reproduced, or its rows depend on what they must not depend on.
     """
     _check_vocabulary(encoding, teacher, config)
     probe = probe_ids(encoding, teacher)
     with torch.inference_mode():
         check_head(teacher.model, probe)
+        check_rows(encoding, teacher, config)
         if teacher.packs:
             first = encoding.sequences(0)[:PACKED_PROBE]
             check_packing(teacher.model, *(together(first, list(range(len(first)))) for together in (pad, pack)))

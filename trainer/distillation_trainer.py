@@ -19,6 +19,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from cache_tools.manifest import Objective
 from trainer.data import CachedSequences, to_device
 from trainer.evaluate import measured, shared_batches
 from trainer.loading import load_checkpoint
@@ -41,6 +42,7 @@ from trainer.sharding import (
 from trainer.sources import TrainingSequences, order_of
 from trainer.stall import StallClock
 from trainer.student import DistilledStudent
+from trainer.student_probe import check_rows
 
 PROJECTIONS = "projections.safetensors"
 """In a checkpoint: the projections between hidden states."""
@@ -92,6 +94,15 @@ class DistillationTrainer(Trainer):
         assert isinstance(self.model, DistilledStudent)
         with self.accelerator.autocast():
             check_packing(self.model.student, self.model.head, row_tokens)
+
+    def check_rows(self, objective: Objective, packed: bool) -> None:
+        """Refuse a student whose rows depend on later tokens, padding or batch-mates, see ``student_probe.py``."""
+        dataset = self.train_dataset
+        assert isinstance(self.model, DistilledStudent)
+        assert isinstance(dataset, TrainingSequences)
+        examples = (dataset[index] for index in self._sampler)
+        with self.accelerator.autocast():
+            check_rows(self.model.student, self.model.head, examples, objective, packed)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """Take the batches of a step, and measure how long they take to come."""

@@ -33,7 +33,8 @@ from trainer.plots import can_plot, draw_curves
 from trainer.progress import StepProgress
 from trainer.run_folder import FINAL, MetricsFile, last_checkpoint, record_run
 from trainer.sources import objective_of, training_sequences
-from trainer.student import build_student, distilled, student_tokenizer, vocabulary_size
+from trainer.student import build_student, distilled, vocabulary_size
+from trainer.student_tokens import KeptTokens, share_special_tokens, tokenizer_of
 from trainer.teachers import check_sources, open_teachers
 from trainer.translation import open_union, student_ids, student_vocabulary
 
@@ -64,8 +65,8 @@ def run_training(config: StudentConfig) -> Path:
         return output / FINAL
     set_seed(arguments.seed)
     student = build_student(config.student, teacher.encoding, vocabulary)
-    tokenizer = student_tokenizer(config.vocabulary, teacher.encoding)
-    _share_special_tokens(student, tokenizer)
+    tokenizer = tokenizer_of(config.student, config.vocabulary, teacher.encoding)
+    share_special_tokens(student, tokenizer, keep_own=config.student.pretrained is not None)
     if arguments.dataloader_num_workers and not isinstance(teacher.path, Path):
         torch.multiprocessing.set_start_method("forkserver", force=True)  # a bucket's client does not survive a fork
     width = vocabulary_size(student)
@@ -82,9 +83,10 @@ def run_training(config: StudentConfig) -> Path:
         eval_dataset=evaluated_sequences(teacher, "held_out", width, union) if arguments.do_eval else None,
         data_collator=partial(pack, row_tokens=config.packing.row_tokens) if config.packing else collate,
         processing_class=tokenizer,
-        callbacks=[MetricsFile(output)],
+        callbacks=[MetricsFile(output), KeptTokens(student)],
         window_shards=config.window_shards,
     )
+    trainer.check_rows(teacher.encoding.manifest.objective, packed=config.packing is not None)
     if config.packing:
         trainer.check_packing(config.packing.row_tokens)
     trainer.remove_callback(transformers.ProgressCallback)
@@ -143,19 +145,6 @@ def _refuse_unsupported(arguments: TrainingArguments) -> None:
             )
 
 
-def _share_special_tokens(
-    student: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase
-) -> None:
-    """Give the student's configurations the tokenizer's special ids, as the Trainer would with a warning.
-
-    After the model is made: a padding id in its first configuration would freeze that token's embedding.
-    """
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        for config in (student.config, getattr(student, "generation_config", None)):
-            if config is not None:
-                setattr(config, name, getattr(tokenizer, name))
-
-
 def _save_final(
     trainer: DistillationTrainer, config: StudentConfig, encoding: Encoding, vocabulary: Vocabulary, output: Path
 ) -> None:
@@ -185,7 +174,7 @@ def _save_merged(
 ) -> None:
     """Write the student that a pretrained one becomes with the adapter in ``folder / ADAPTER``."""
     pretrained = build_student(config.model_copy(update={"lora": None}), encoding, vocabulary)
-    _share_special_tokens(pretrained, tokenizer)
+    share_special_tokens(pretrained, tokenizer, keep_own=True)
     merge_adapter(pretrained, folder / ADAPTER)
     pretrained.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
