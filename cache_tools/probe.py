@@ -14,7 +14,7 @@ than ``NOISE_FACTOR`` times that, plus ``rounding``: 64 steps of float32, and on
 neighbour in the type of the states. An attention that sees later tokens moves states by tenths in a trained
 model, and by thousandths of their size in an untrained one.
 
-Where shapes differ (a row alone and in a padded batch), kernels add in another order; ``reshaped`` allows eight steps
+Where shapes differ (a row alone and in a padded batch), kernels add in another order; ``reshaped`` allows 16 steps
 of the states' type, and 1,024 of float32, for that. If other tokens below the padding move a row within one shape,
 its content is read, and only ``rounding`` is allowed between the padded row and the row alone. Both are needed: some
 models read a padding that is zero, and that changes nothing.
@@ -87,7 +87,7 @@ class Probe:
     @property
     def reshaped(self) -> float:
         """Relative difference that is taken for rounding where shapes differ."""
-        return 1024 * FLOAT32_STEP + 8 * self.step
+        return 1024 * FLOAT32_STEP + 16 * self.step
 
 
 def step_of(dtype: str, device: str, precision: str) -> float:

@@ -10,7 +10,6 @@ from cache_tools.targets import EMPTY_ID, Targets
 from pipeline.audit import (
     LOWEST_NATS,
     Rows,
-    best_shift,
     by_probability,
     difference,
     exact_part,
@@ -19,6 +18,7 @@ from pipeline.audit import (
     joined,
     kl_nats,
     left_out_mass,
+    proven_shift,
     top1_agreement,
 )
 from pipeline.audit_verdict import TOLERANCES, checks_of_sample
@@ -181,14 +181,35 @@ def test_a_hybrids_head_is_told_from_its_draws():
     assert kl_nats(rows).min() > 1e-3
 
 
+def surprisal_beside(live, stored, ids):
+    """Mean surprisal of the stored row before, of the own one and of the one behind, under each live distribution."""
+    held = np.exp(np.take_along_axis(stored, ids, axis=1))
+    columns = []
+    for by in (1, 0, -1):
+        rows, weights = np.roll(ids, by, axis=0), np.roll(held, by, axis=0)
+        columns.append(-(weights * np.take_along_axis(live, rows, axis=1)).sum(axis=1))
+    surprisal = np.stack(columns, axis=1)
+    surprisal[[0, -1]] = np.nan
+    return surprisal
+
+
 @pytest.mark.parametrize("shift", [-1, 0, 1])
-def test_the_best_shift_is_that_of_least_surprisal_and_ends_do_not_count(shift):
-    surprisal = np.full((N, 3), 4.0)
-    surprisal[:, shift + 1] = 3.0
-    surprisal[::7] = np.nan
+def test_a_shift_is_found_where_the_row_beside_is_the_right_one(shift):
     live = distributions()
-    assert best_shift(rows_of(live, live, top_ids(live), surprisal=surprisal)) == shift
-    assert best_shift(rows_of(live, live, top_ids(live), surprisal=np.full((N, 3), np.nan))) == 0
+    stored = np.roll(live, -shift, axis=0)  # row i - shift of the live teacher lies at i
+    ids = top_ids(stored)
+    rows = rows_of(live, stored, ids, surprisal=surprisal_beside(live, stored, ids))
+    assert proven_shift(rows, drawn=False) == -shift
+    assert proven_shift(rows_of(live, live, ids, surprisal=np.full((N, 3), np.nan)), drawn=False) == 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("drawn", [False, True])
+def test_rows_of_another_model_are_not_called_shifted(seed, drawn):
+    live, stored = distributions(seed), distributions(seed + 100)
+    ids = top_ids(stored)
+    surprisal = surprisal_beside(live, stored, ids)
+    assert proven_shift(rows_of(live, stored, ids, surprisal=surprisal), drawn) == 0
 
 
 def test_ties_agree_on_the_likeliest_token():
