@@ -160,18 +160,19 @@ def _padding_finding(
     lengths = sorted({max(1, round(share * len(row))) for share in SHARES}, reverse=True)
     mask = (np.arange(len(row)) < np.array(lengths)[:, None]).astype(np.int64)
     empty, filled = (states_of(np.where(mask == 1, row, below), mask) for below in (0, others(row)))
-    padded = list(enumerate(lengths))[1:]
-    below = max((_moved(empty[i], filled[i], n) for i, n in padded), default=0.0)
-    alone = [states_of(row[None, :n], np.ones((1, n), np.int64))[0] for _, n in padded]
-    apart = max((_moved(empty[i], states, n) for (i, n), states in zip(padded, alone, strict=True)), default=0.0)
+    rows = list(enumerate(lengths))[1:]  # the first has no padding
+    if not rows:
+        return None
+    below = _moved([differences(empty[i, :n], filled[i, :n]) for i, n in rows])
+    alone = [states_of(row[None, :n], np.ones((1, n), np.int64))[0] for _, n in rows]
+    apart = _moved([differences(empty[i, :n], states) for (i, n), states in zip(rows, alone, strict=True)])
     allowed = probe.reshaped if below <= limit else limit
     return None if apart <= allowed else (PADDING[0], apart, allowed, *PADDING[1:])
 
 
-def _moved(states: States, reference: States, length: int) -> float:
-    """Return by how much a row of this length moved: at half of its positions, or at the one beside the padding."""
-    moved = differences(states[:length], reference[:length])
-    return float(max(np.median(moved), np.median(moved[-3:])))
+def _moved(moved: list[NDArray[np.float64]]) -> float:
+    """Return by how much padded rows moved: at half of the positions of one, or at the last position of all."""
+    return float(max(*(np.median(row) for row in moved), min(row[-1] for row in moved)))
 
 
 LATER_TOKENS = (
