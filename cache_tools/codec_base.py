@@ -7,7 +7,7 @@ receipt. It does no I/O: ``array_types`` says which arrays the store must create
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,11 +28,13 @@ class Encoded:
         arrays: (n, ...) arrays of the codec's ``array_types``.
         parameters: What ``decode`` needs besides; empty if nothing.
         kl_nats: (n,) float64, KL(true || decoded) of each row over its k + 1 outcomes; 0 for lossless codecs.
+        tempered_kl_nats: (n,) float64 of each further temperature at which the codec keeps its budget.
     """
 
     arrays: Arrays
     parameters: Parameters
     kl_nats: NDArray[np.float64]
+    tempered_kl_nats: Mapping[float, NDArray[np.float64]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from pipeline.draws import position_keys
 from pipeline.predict import Progress, chunk_positions
 from pipeline.restriction import Restriction
 from pipeline.split_model import HeadOutput, run_body, run_head
-from pipeline.targets import Keep, sparse_targets, temperature_of
+from pipeline.targets import Keep, sparse_targets
 from pipeline.teacher import Teacher
 
 # B: batch, L: length, N: positions of a chunk, P: of a batch, V: vocabulary, k: slots, D: width

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cache_tools.manifest import Kind
+from cache_tools.predictions import tempered_name
 from pipeline.draws import draw
 from pipeline.restriction import Restriction
 from pipeline.topk import top_k
@@ -125,17 +126,6 @@ def sparse_targets(
         ids_Nk, log_probs_Nk = _joined(head, drawn_NS, shares_NS)
         log_left_out_N = torch.full_like(log_left_out_N, -torch.inf)
     return SparseTargets(ids_Nk, log_probs_Nk, log_left_out_N, scalars | found)
-
-
-def tempered_name(temperature: float) -> str:
-    """Return the scalar that holds the log-normaliser of the logits divided by a temperature."""
-    return f"logsumexp_t{temperature:g}"
-
-
-def temperature_of(scalar: str) -> float | None:
-    """Return the temperature whose log-normaliser a scalar holds; None if it holds something else."""
-    _, found, temperature = scalar.partition("logsumexp_t")
-    return float(temperature) if found else None
 
 
 def _left_out(log_probs_Nk: Tensor, everything: bool) -> Tensor:
