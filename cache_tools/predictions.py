@@ -71,6 +71,12 @@ def codec_of(manifest: TeacherManifest) -> Codec:
     return codec_from_dict(manifest.target.codec, manifest.target.k, manifest.vocabulary_size, temperatures)
 
 
+def possible_tokens(manifest: TeacherManifest) -> int:
+    """Return how many tokens a teacher's distributions are over: its vocabulary, or the smaller one it was asked about."""
+    tokens = manifest.target.settings.get("tokens")
+    return tokens if type(tokens) is int and 0 < tokens < manifest.vocabulary_size else manifest.vocabulary_size
+
+
 def tempered_name(temperature: float) -> str:
     """Return the scalar that holds the log-normaliser of the logits divided by a temperature."""
     return f"{TEMPERED}{temperature:g}"

@@ -16,7 +16,7 @@ from torch import Tensor
 from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import ModelError
 from cache_tools.manifest import TeacherManifest
-from cache_tools.predictions import SCALARS
+from cache_tools.predictions import SCALARS, temperature_of
 from cache_tools.sequences import Sequence
 from cache_tools.targets import EMPTY_ID, Targets, by_id
 from pipeline.audit import LOWEST_NATS, Rows
