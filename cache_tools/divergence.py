@@ -62,7 +62,7 @@ def divergence(a: Targets, b: Targets, tokens: tuple[int, int] = (0, 0)) -> Dive
     Args:
         a: (n, k) decoded, so ids ascend in a row.
         b: (n, m) decoded.
-        tokens: That A's and B's distributions are over, see ``predictions.possible_tokens``; by default, no more than
+        tokens: That A's and B's distributions are over, see ``predictions.tokens_of_whole_row``; by default, no more than
             a row holds.
 
     Raises:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.decoding import printable
 from cache_tools.divergence import divergence
-from cache_tools.predictions import possible_tokens
+from cache_tools.predictions import tokens_of_whole_row
 from cache_tools.reader import Encoding
 from cache_tools.sequences import Sequence
 from cache_tools.views import GOLD_LOGPROB, scalar
@@ -85,7 +85,7 @@ def disagreement_of(a: CachedTeacher, b: CachedTeacher, by: str) -> Measure:
             tokens differ.
     """
 
-    tokens = (possible_tokens(a.manifest), possible_tokens(b.manifest))
+    tokens = (tokens_of_whole_row(a.manifest), tokens_of_whole_row(b.manifest))
 
     def measure(shard: int) -> NDArray[np.float64]:
         rows = a.shard_rows(shard)

@@ -77,6 +77,11 @@ def possible_tokens(manifest: TeacherManifest) -> int:
     return tokens if type(tokens) is int and 0 < tokens < manifest.vocabulary_size else manifest.vocabulary_size
 
 
+def tokens_of_whole_row(manifest: TeacherManifest) -> int:
+    """Return how many tokens a row must hold to rule out all others; 0 where every row says what it rules out."""
+    return possible_tokens(manifest) if manifest.target.kind in ("topk", "topp") else 0
+
+
 def tempered_name(temperature: float) -> str:
     """Return the scalar that holds the log-normaliser of the logits divided by a temperature."""
     return f"{TEMPERED}{temperature:g}"
