@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from cache_tools.errors import FormatError
 from cache_tools.targets import Arrays, Targets, empty_targets
 
+Floats = NDArray[np.float64]
+
 Parameters = dict[str, float | int]
 """What a codec chose for one shard; JSON keeps it."""
 
@@ -86,6 +88,24 @@ class Codec(ABC):
             parameters: What ``encode`` chose for that shard.
             out: Where to put them; new arrays if None.
         """
+
+    def bounds(
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int], narrowed: bool = False
+    ) -> tuple[Floats, Floats]:
+        """Return between which log-probabilities the written ones of stored rows lie, as far as the codec rounds.
+
+        Args:
+            arrays: Any run of n rows of one shard.
+            parameters: What ``encode`` chose for that shard.
+            narrowed: Entries were dropped since (``narrow``), so the left-out mass is a sum of rounded ones.
+
+        Returns:
+            The lowest and the highest log-probability of each slot, (n, k + 1) float64 each, the left-out mass last;
+            -inf in empty slots. A lossless codec returns the decoded values twice.
+        """
+        rows = self.decode(arrays, parameters)
+        logs = np.column_stack([rows.log_probs, rows.log_left_out]).astype(np.float64)
+        return logs, logs
 
     def broken_rows(
         self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int]

@@ -35,7 +35,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.codec_base import Codec, Encoded, Parameters, number, prepared
+from cache_tools.codec_base import Codec, Encoded, Floats, Parameters, number, prepared
 from cache_tools.codec_ids import decode_ids, encode_ids, id_types
 from cache_tools.codec_levels import (
     MAX_LEVELS,
@@ -126,6 +126,27 @@ class DeltaPower(Codec):
             rest = np.take(log_weights, arrays["left_out"][rows], mode="clip")
             out.log_left_out[rows] = normalise(log_probs, rest, scratch.floats[:size])
         return out
+
+    def bounds(
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int], narrowed: bool = False
+    ) -> tuple[Floats, Floats]:
+        """Return between which log-probabilities the written ones lie: half a level from the stored one, see the base.
+
+        Level 1 also holds everything below it. The row's sum is as uncertain as its entries together.
+        """
+        curve, shape = _curve(parameters), (len(arrays["floor"]), self.k + 1)
+        levels = np.empty(shape, np.intp)
+        unpack_levels(arrays, slice(0, shape[0]), levels[:, :-1])
+        levels[:, -1] = arrays["left_out"]
+        low, high = (((np.arange(curve.levels + 1) + half) / curve.levels) for half in (-0.5, 0.5))
+        low[:2], high[0] = 0, 0
+        low, high = (weights.clip(0) ** (1 / curve.exponent) for weights in (low, high))
+        low, high = np.take(low, levels, mode="clip"), np.take(high, levels, mode="clip")
+        if narrowed:  # every dropped entry was as uncertain as level 1 at most
+            low[:, -1], high[:, -1] = 0, high[:, -1] * 1.5 ** (1 / curve.exponent)
+        with np.errstate(divide="ignore"):
+            log_low, log_high = np.log(low.sum(axis=1)), np.log(high.sum(axis=1))
+            return np.log(low) - log_high[:, None], np.log(high) - log_low[:, None]
 
     def broken_rows(
         self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int]
