@@ -45,20 +45,23 @@ __all__ = [
 ]
 
 
-def codec_from_dict(codec: Mapping[str, Any], k: int, vocabulary_size: int) -> Codec:
+def codec_from_dict(
+    codec: Mapping[str, Any], k: int, vocabulary_size: int, temperatures: tuple[float, ...] = ()
+) -> Codec:
     """Build the codec that a manifest names.
 
     Args:
         codec: The manifest's entry, as ``Codec.to_dict`` returned it.
         k: Slots of a row.
         vocabulary_size: Ids are below this.
+        temperatures: At which targets will be used besides 1; a codec with an error budget keeps it there too.
 
     Raises:
         FormatError: the name is unknown, or a parameter is missing, no number or out of range.
     """
     match codec.get("name"):
         case DeltaPower.name:
-            return DeltaPower(k, vocabulary_size, float(number(codec, "max_kl_nats", 1e-12, 1)))
+            return DeltaPower(k, vocabulary_size, float(number(codec, "max_kl_nats", 1e-12, 1)), temperatures)
         case DeltaCount.name:
             return DeltaCount(k, vocabulary_size, int(number(codec, "draws", 1, 65_535, whole=True)))
         case DeltaFloat32.name:

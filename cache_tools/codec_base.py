@@ -7,7 +7,7 @@ receipt. It does no I/O: ``array_types`` says which arrays the store must create
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from cache_tools.errors import FormatError
 from cache_tools.targets import Arrays, Targets, empty_targets
+
+Floats = NDArray[np.float64]
 
 Parameters = dict[str, float | int]
 """What a codec chose for one shard; JSON keeps it."""
@@ -28,11 +30,13 @@ class Encoded:
         arrays: (n, ...) arrays of the codec's ``array_types``.
         parameters: What ``decode`` needs besides; empty if nothing.
         kl_nats: (n,) float64, KL(true || decoded) of each row over its k + 1 outcomes; 0 for lossless codecs.
+        tempered_kl_nats: (n,) float64 of each further temperature at which the codec keeps its budget.
     """
 
     arrays: Arrays
     parameters: Parameters
     kl_nats: NDArray[np.float64]
+    tempered_kl_nats: Mapping[float, NDArray[np.float64]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,24 @@ class Codec(ABC):
             parameters: What ``encode`` chose for that shard.
             out: Where to put them; new arrays if None.
         """
+
+    def bounds(
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int], narrowed: bool = False
+    ) -> tuple[Floats, Floats]:
+        """Return between which log-probabilities the written ones of stored rows lie, as far as the codec rounds.
+
+        Args:
+            arrays: Any run of n rows of one shard.
+            parameters: What ``encode`` chose for that shard.
+            narrowed: Entries were dropped since (``narrow``), so the left-out mass is a sum of rounded ones.
+
+        Returns:
+            The lowest and the highest log-probability of each slot, (n, k + 1) float64 each, the left-out mass last;
+            -inf in empty slots. A lossless codec returns the decoded values twice.
+        """
+        rows = self.decode(arrays, parameters)
+        logs = np.column_stack([rows.log_probs, rows.log_left_out]).astype(np.float64)
+        return logs, logs
 
     def broken_rows(
         self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int]

@@ -1,6 +1,7 @@
 """The arithmetic of ``delta-power``: probabilities to levels and back, in blocks of rows.
 
-``Curve`` is (M, a): level l stands for the weight ``(l / M) ** (1 / a)``, and level 0 for none.
+``Curve`` is (M, a): level l stands for the weight ``(l / M) ** (1 / a)``, and level 0 for none. A row is stored
+on a scale of its own, at most M, which cancels out when it is read (``codec_scales.py``).
 All scratch arrays are made once per call and used for every block, because fresh memory costs
 more than the arithmetic done in it.
 """
@@ -24,7 +25,7 @@ class Curve(NamedTuple):
     """How levels stand for weights.
 
     Attributes:
-        levels: M, the level of probability 1.
+        levels: M, the highest level.
         exponent: a, in (0, 1].
     """
 
@@ -48,39 +49,75 @@ class Scratch:
         self.doubles = np.empty(shape, np.float64)
 
 
-def quantise(rows: SortedRows, curve: Curve) -> tuple[NDArray[np.uint16], NDArray[np.uint16], NDArray[np.float64]]:
-    """Return (levels (n, k), left-out levels (n,), KL (n,) in nats) of checked rows."""
+def quantise(
+    rows: SortedRows, curve: Curve, scales: NDArray[np.float32]
+) -> tuple[NDArray[np.uint16], NDArray[np.uint16], NDArray[np.float64]]:
+    """Return (levels (n, k), left-out levels (n,), KL (n,) in nats) of checked rows, each on its scale (n,), at most M."""
     n, k = rows.log_probs.shape
     levels, kl, scratch = np.empty((n, k), np.uint16), np.empty(n), Scratch(n, k)
     log_weights = curve.log_weights()
     weights = np.exp(log_weights)
     log_weights[0] = LOG_NOTHING
-    left_out = nearest_levels(rows.log_left_out, curve)
+    left_out = nearest_levels(rows.log_left_out, curve.exponent, scales)
+    log_scales = np.log(scales / curve.levels, dtype=np.float64) / curve.exponent  # the log weight of probability 1
     for part in blocks(n):
         size = part.stop - part.start
         block = levels[part]
-        block[...] = nearest_levels(rows.log_probs[part], curve, scratch.floats[:size])
+        block[...] = nearest_levels(rows.log_probs[part], curve.exponent, scales[part, None], scratch.floats[:size])
         index, values = scratch.levels[:size], scratch.doubles[:size]
         index[...] = block
         log_p = np.maximum(rows.log_probs[part], LOG_NOTHING)
         np.take(log_weights, index, out=values, mode="clip")
+        values -= log_scales[part, None]
         np.subtract(log_p, values, out=values)
         np.exp(log_p, out=log_p)
         kl[part] = np.einsum("nk,nk->n", log_p, values)
         np.take(weights, index, out=values, mode="clip")
-        kl[part] = (kl[part] + _rest_share(rows.log_left_out[part], log_weights[left_out[part]])) / rows.mass[part]
-        kl[part] += np.log(_total(values, weights[left_out[part]]) / rows.mass[part])
+        kl[part] += _rest_share(rows.log_left_out[part], log_weights[left_out[part]] - log_scales[part])
+        kl[part] /= rows.mass[part]
+        total = _total(values, weights[left_out[part]]) / np.exp(log_scales[part])
+        kl[part] += np.log(total / rows.mass[part])
     return levels, left_out, kl
 
 
+def tempered_kl(
+    rows: SortedRows, levels: NDArray[np.uint16], curve: Curve, temperature: float
+) -> NDArray[np.float64]:
+    """Return the KL (n,), in nats, that reading the kept tokens back costs at a temperature.
+
+    Both sides are the kept tokens alone, tempered and scaled to 1: what is outside them at a temperature does not
+    come from the levels, but from the log-normaliser that is stored for it.
+
+    Args:
+        rows: Checked rows.
+        levels: (n, k), what is stored of them.
+        curve: What the levels mean.
+        temperature: T > 0.
+    """
+    kl, log_weights = np.zeros(len(levels)), curve.log_weights()
+    for part in blocks(len(levels)):
+        empty = levels[part] == 0
+        read = np.take(log_weights, levels[part]) / temperature
+        true = rows.log_probs[part].astype(np.float64) / temperature
+        for logs in (true, read):
+            logs[empty] = LOG_NOTHING
+            logs -= logs.max(axis=1, keepdims=True)
+            logs -= np.log(np.exp(logs).sum(axis=1, keepdims=True))
+        kl[part] = np.einsum("nk,nk->n", np.exp(true), true - read)
+    return kl
+
+
 def nearest_levels(
-    log_probs: NDArray[np.float32], curve: Curve, scratch: NDArray[np.float32] | None = None
+    log_probs: NDArray[np.float32],
+    exponent: float,
+    scales: NDArray[np.float32],
+    scratch: NDArray[np.float32] | None = None,
 ) -> NDArray[np.uint16]:
-    """Return the level of each probability; 0 only for probability zero itself."""
+    """Return the level of each probability on its row's scale; 0 only for probability zero itself."""
     powers = np.minimum(log_probs, np.float32(0), out=scratch)
-    powers *= np.float32(curve.exponent)
+    powers *= np.float32(exponent)
     np.exp(powers, out=powers)
-    powers *= np.float32(curve.levels)
+    powers *= scales
     np.rint(powers, out=powers)
     np.maximum(powers, log_probs > -np.inf, out=powers)
     return powers.astype(np.uint16)
@@ -137,4 +174,4 @@ def _rest_share(log_left_out: NDArray[np.float32], log_weights: NDArray[np.float
 
 def _total(weights: NDArray[np.float64], rest: NDArray[np.float64]) -> NDArray[np.float64]:
     total: NDArray[np.float64] = weights.sum(axis=1) + rest
-    return np.where(total > 0, total, 1)
+    return total

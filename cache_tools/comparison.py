@@ -18,6 +18,7 @@ from cache_tools.decoding import TokenTexts, token_texts
 from cache_tools.divergence import Divergence, divergence
 from cache_tools.errors import ConfigError, IdentityError
 from cache_tools.manifest import DRAWN_KINDS
+from cache_tools.predictions import tokens_of_whole_row
 from cache_tools.reader import Encoding
 from cache_tools.sampling import committed_shards, drawn
 from cache_tools.sequences import Sequence
@@ -67,9 +68,10 @@ def compare(
     bins = [Sums() for _ in PROBABILITY_EDGES[1:]]
     groups: dict[str, Sums] = defaultdict(Sums)
     farthest: list[tuple[float, int, int]] = []  # KL, shard, row of the shard
+    tokens = (tokens_of_whole_row(a.manifest), tokens_of_whole_row(b.manifest))
     for shard in chosen:
         rows = a.shard_rows(shard)
-        found = divergence(a.targets(*rows), b.targets(*rows))
+        found = divergence(a.targets(*rows), b.targets(*rows), tokens)
         _add_bins(bins, found)
         _add_groups(groups, found, a.encoding.sequences(shard))
         farthest = sorted([*farthest, *_farthest(found, shard, worst)], key=lambda item: -item[0])[:worst]

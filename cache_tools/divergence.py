@@ -19,6 +19,9 @@ Merging outcomes never raises a KL (data-processing inequality). The rest is con
 The first line alone, "common tokens and the rest", was rejected: two sure teachers that keep no token in common
 would be at distance 0. Guessing an even split over the vocabulary was rejected too: it is no bound.
 A row of draws is a noisy estimate, not a distribution, and has no place here.
+
+A row that leaves nothing out rules every other token out, at an infinite distance from a row that keeps one. That is
+believed only of rows that hold all tokens; see ``targets.with_possible_rest``.
 """
 
 from dataclasses import dataclass
@@ -26,7 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.targets import EMPTY_ID, Targets, blocks
+from cache_tools.targets import EMPTY_ID, Targets, blocks, with_possible_rest
 
 
 @dataclass(frozen=True)
@@ -53,18 +56,21 @@ class Divergence:
         return (self.kl_ab_nats + self.kl_ba_nats) / 2
 
 
-def divergence(a: Targets, b: Targets) -> Divergence:
+def divergence(a: Targets, b: Targets, tokens: tuple[int, int] = (0, 0)) -> Divergence:
     """Compare two teachers' decoded rows of the same n positions.
 
     Args:
         a: (n, k) decoded, so ids ascend in a row.
         b: (n, m) decoded.
+        tokens: That A's and B's distributions are over, see ``predictions.tokens_of_whole_row``; by default, no more than
+            a row holds.
 
     Raises:
         ValueError: the numbers of rows differ.
     """
     if len(a.ids) != len(b.ids):
         raise ValueError(f"{len(a.ids)} rows cannot be compared with {len(b.ids)}")
+    a, b = (with_possible_rest(*side) for side in zip((a, b), tokens, strict=True))
     parts = [_block(_rows(a, part), _rows(b, part)) for part in blocks(len(a.ids))]
     nothing = Divergence(np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0, np.bool_), np.zeros(0, np.bool_))
     return Divergence(*(np.concatenate([vars(part)[name] for part in [nothing, *parts]]) for name in vars(nothing)))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.decoding import printable
 from cache_tools.divergence import divergence
+from cache_tools.predictions import tokens_of_whole_row
 from cache_tools.reader import Encoding
 from cache_tools.sequences import Sequence
 from cache_tools.views import GOLD_LOGPROB, scalar
@@ -84,9 +85,11 @@ def disagreement_of(a: CachedTeacher, b: CachedTeacher, by: str) -> Measure:
             tokens differ.
     """
 
+    tokens = (tokens_of_whole_row(a.manifest), tokens_of_whole_row(b.manifest))
+
     def measure(shard: int) -> NDArray[np.float64]:
         rows = a.shard_rows(shard)
-        found = divergence(a.targets(*rows), b.targets(*rows))
+        found = divergence(a.targets(*rows), b.targets(*rows), tokens)
         return found.mean_kl_nats if by == "kl" else np.where(found.said, ~found.same_top1, np.nan)
 
     return measure

@@ -6,7 +6,8 @@ what this shard's decoding needs to know beyond the manifest (the codec may choo
 shard by shard), and statistics with the error actually made.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -25,6 +26,9 @@ from cache_tools.receipts import TARGETS
 SCALARS = ("logsumexp", "entropy", "gold_logprob")
 """Kept at every position, in nats: log-normaliser of the logits, entropy of the
 distribution, log-probability of the gold token."""
+
+TEMPERED = "logsumexp_t"
+"""Beginning of the names of scalars that hold log-normalisers at other temperatures; the temperature follows."""
 
 SCALAR_STEP_NATS = 2.0**-10
 MINUS_INFINITY = int(np.iinfo(np.int32).min)
@@ -62,8 +66,36 @@ class Group:
 
 
 def codec_of(manifest: TeacherManifest) -> Codec:
-    """Return the sparse codec that a teacher's manifest names."""
-    return codec_from_dict(manifest.target.codec, manifest.target.k, manifest.vocabulary_size)
+    """Return the sparse codec that a teacher's manifest names, for the temperatures whose normalisers are kept."""
+    temperatures = temperatures_of(manifest.scalars)
+    return codec_from_dict(manifest.target.codec, manifest.target.k, manifest.vocabulary_size, temperatures)
+
+
+def possible_tokens(manifest: TeacherManifest) -> int:
+    """Return how many tokens a teacher's distributions are over: its vocabulary, or the smaller one it was asked about."""
+    tokens = manifest.target.settings.get("tokens")
+    return tokens if type(tokens) is int and 0 < tokens < manifest.vocabulary_size else manifest.vocabulary_size
+
+
+def tokens_of_whole_row(manifest: TeacherManifest) -> int:
+    """Return how many tokens a row must hold to rule out all others; 0 where every row says what it rules out."""
+    return possible_tokens(manifest) if manifest.target.kind in ("topk", "topp") else 0
+
+
+def tempered_name(temperature: float) -> str:
+    """Return the scalar that holds the log-normaliser of the logits divided by a temperature."""
+    return f"{TEMPERED}{temperature:g}"
+
+
+def temperature_of(scalar: str) -> float | None:
+    """Return the temperature whose log-normaliser a scalar holds; None if it holds something else."""
+    match = re.fullmatch(TEMPERED + r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", scalar)
+    return float(match[1]) or None if match else None
+
+
+def temperatures_of(scalars: Iterable[str]) -> tuple[float, ...]:
+    """Return the temperatures that a capture declared, from the names of its scalars."""
+    return tuple(temperature for name in scalars if (temperature := temperature_of(name)))
 
 
 def hidden_array(layer: str) -> str:
@@ -106,6 +138,7 @@ def encode_targets(manifest: TeacherManifest, predictions: Predictions) -> Group
         "codec_kl_nats": float(encoded.kl_nats.mean()),
         "codec_kl_nats_max": float(encoded.kl_nats.max()),
     }
+    statistics |= {f"codec_kl_nats_t{t:g}": float(kl.mean()) for t, kl in encoded.tempered_kl_nats.items()}
     return Group(arrays, dict(encoded.parameters), statistics)
 
 

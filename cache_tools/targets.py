@@ -8,6 +8,7 @@ Every codec begins with ``sorted_rows``, which is also where a row that is no di
 refused, by number and by rule, before anything is written.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,9 @@ MASS_TOLERANCE = 1e-3
 
 BLOCK_ROWS = 2048
 """Rows worked on at a time: small enough that the scratch arrays stay in a core's cache."""
+
+LOG_SMALLEST_MASS = -24 * math.log(2)
+"""Log of the least mass that 1 less a sum of float32 probabilities can tell from 0, in nats."""
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -111,6 +115,28 @@ def by_id(ids: NDArray[np.uint32], log_probs: NDArray[np.float32]) -> tuple[NDAr
     pairs |= np.ascontiguousarray(log_probs, dtype=np.float32).view(np.uint32)
     pairs.sort(axis=1)
     return (pairs >> np.uint64(32)).astype(np.uint32), pairs.astype(np.uint32).view(np.float32)
+
+
+def with_possible_rest(targets: Targets, tokens: int) -> Targets:
+    """Return rows of which none rules out tokens that it merely does not hold.
+
+    Where a row holds fewer tokens than there are and leaves nothing out, the kept probabilities summed to 1 in float32,
+    as captures once took the rest to be 1 less that sum. The rest then has the most that it can: LOG_SMALLEST_MASS, or
+    what that many tokens have that are no likelier than the least likely kept one.
+
+    Args:
+        targets: Decoded rows (n, k) of the likeliest tokens; drawn rows leave nothing out by definition.
+        tokens: That the distribution is over.
+    """
+    used = targets.log_probs > -np.inf
+    others = tokens - used.sum(axis=1)
+    closed = np.isneginf(targets.log_left_out) & (others > 0) & used.any(axis=1)
+    if not closed.any():
+        return targets
+    least = np.where(used[closed], targets.log_probs[closed], np.float32(0)).min(axis=1)
+    rest = targets.log_left_out.copy()
+    rest[closed] = np.minimum(LOG_SMALLEST_MASS, least + np.log(others[closed]))
+    return Targets(targets.ids, targets.log_probs, rest)
 
 
 def refuse_rows(broken: Any, rule: str, first: int = 0) -> None:

@@ -19,6 +19,7 @@ from cache_tools.decoding import TokenTexts, printable, token_texts
 from cache_tools.divergence import divergence
 from cache_tools.errors import ConfigError, IncompleteError
 from cache_tools.manifest import DRAWN_KINDS
+from cache_tools.predictions import tokens_of_whole_row
 from cache_tools.reader import Cache, Encoding
 from cache_tools.sequences import Sequence
 from cache_tools.storage import StorePath
@@ -176,8 +177,10 @@ def heat(opened: OpenCache, encoding: Encoding, number: int) -> dict[str, Any]:
         if ENTROPY in teacher.manifest.scalars:
             shown |= measure("entropy_nats", teacher.scalar(ENTROPY, *sequence.rows).astype(np.float64))
     comparable = [teacher.name for teacher in teachers if teacher.manifest.target.kind not in DRAWN_KINDS]
+    tokens = {teacher.name: tokens_of_whole_row(teacher.manifest) for teacher in teachers}
     pairs = [
-        {"a": a, "b": b} | measure("kl_nats", divergence(targets[a], targets[b]).mean_kl_nats)
+        {"a": a, "b": b}
+        | measure("kl_nats", divergence(targets[a], targets[b], (tokens[a], tokens[b])).mean_kl_nats)
         for a, b in combinations(comparable, 2)
     ]
     shard = encoding.shard_of(number)

@@ -16,7 +16,7 @@ from torch import Tensor
 from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import ModelError
 from cache_tools.manifest import TeacherManifest
-from cache_tools.predictions import SCALARS
+from cache_tools.predictions import SCALARS, temperature_of
 from cache_tools.sequences import Sequence
 from cache_tools.targets import EMPTY_ID, Targets, by_id
 from pipeline.audit import LOWEST_NATS, Rows
@@ -25,7 +25,7 @@ from pipeline.draws import position_keys
 from pipeline.predict import Progress, chunk_positions
 from pipeline.restriction import Restriction
 from pipeline.split_model import HeadOutput, run_body, run_head
-from pipeline.targets import Keep, sparse_targets, temperature_of
+from pipeline.targets import Keep, sparse_targets
 from pipeline.teacher import Teacher
 
 # B: batch, L: length, N: positions of a chunk, P: of a batch, V: vocabulary, k: slots, D: width

@@ -15,7 +15,7 @@ import numpy as np
 
 from cache_tools.codec import DeltaPower
 from cache_tools.manifest import HiddenSpec, TeacherManifest
-from cache_tools.predictions import SCALARS, codec_of
+from cache_tools.predictions import SCALARS, codec_of, temperature_of
 from pipeline.audit import (
     Floats,
     Rows,
@@ -28,7 +28,6 @@ from pipeline.audit import (
     proven_shift,
 )
 from pipeline.config import AuditConfig
-from pipeline.targets import temperature_of
 
 STANDARD_ERRORS = 5
 """By how many standard errors the mean over draws may miss its expectation."""

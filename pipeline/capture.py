@@ -21,7 +21,7 @@ from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import ModelError
 from cache_tools.hidden import ErrorOf
 from cache_tools.manifest import SOFTWARE
-from cache_tools.predictions import Predictions
+from cache_tools.predictions import Predictions, temperatures_of
 from cache_tools.reader import Encoding
 from cache_tools.writer import commit_shard
 from pipeline.config import TeacherConfig
@@ -92,7 +92,8 @@ def _error_measures(cached: CachedTeacher, teacher: Teacher) -> dict[str, ErrorO
     last = cached.manifest.hidden.get("last")
     if last is None or last.codec != "transform":
         return {}
-    return {"last": kl_error(OutputHead.of(teacher.model, probe_head(cached.encoding, teacher)))}
+    head = OutputHead.of(teacher.model, probe_head(cached.encoding, teacher))
+    return {"last": kl_error(head, temperatures_of(cached.manifest.scalars))}
 
 
 def probe_head(encoding: Encoding, teacher: Teacher) -> HeadOutput:

@@ -18,7 +18,7 @@ from cache_tools.codec import Codec, DeltaCount, DeltaFloat32, DeltaPower, Dense
 from cache_tools.errors import IdentityError, ModelError
 from cache_tools.hidden import calibrate_last, calibrate_relative, transform_bytes
 from cache_tools.manifest import ObjectRecord, TeacherManifest, read_manifest
-from cache_tools.predictions import SCALAR_STEP_NATS, SCALARS, hidden_array
+from cache_tools.predictions import SCALAR_STEP_NATS, SCALARS, hidden_array, tempered_name
 from cache_tools.reader import Encoding
 from cache_tools.storage import object_exists
 from cache_tools.writer import declare_teacher
@@ -37,7 +37,7 @@ from pipeline.split_model import (
     run_body,
     run_head,
 )
-from pipeline.targets import Keep, tempered_name
+from pipeline.targets import Keep
 from pipeline.teacher import Teacher
 from pipeline.teacher_probe import check_rows
 
@@ -157,7 +157,9 @@ def codec_of_target(config: TargetConfig, vocabulary: int) -> Codec:
         return DeltaCount(k, vocabulary, k)
     if config.kind == "dense":
         return DenseFloat32(k, vocabulary)
-    return DeltaFloat32(k, vocabulary) if config.exact else DeltaPower(k, vocabulary, config.max_kl_nats)
+    if config.exact:
+        return DeltaFloat32(k, vocabulary)
+    return DeltaPower(k, vocabulary, config.max_kl_nats, config.temperatures)
 
 
 def target_spec(config: TargetConfig, vocabulary: int) -> dict[str, Any]:

@@ -91,21 +91,35 @@ def fisher_metric(head: OutputHead, last: NDArray[np.float32]) -> NDArray[np.flo
     return metric_DD.cpu().double().numpy()
 
 
-def kl_error(head: OutputHead) -> ErrorOf:
-    """Return the function that ``choose_step`` measures layer ``last`` with: the mean KL in nats."""
-    return lambda true, decoded: float(kl_nats(head, true, decoded).mean())
+def kl_error(head: OutputHead, temperatures: tuple[float, ...] = ()) -> ErrorOf:
+    """Return the function that ``choose_step`` measures layer ``last`` with.
+
+    Args:
+        head: The teacher's.
+        temperatures: At which the distributions will be used besides 1.
+
+    Returns:
+        The mean KL in nats at temperature 1, or at one of these where it is larger.
+    """
+
+    def error(true: NDArray[np.float32], decoded: NDArray[np.float32]) -> float:
+        return max(float(kl_nats(head, true, decoded, t).mean()) for t in {1.0, *temperatures})
+
+    return error
 
 
 @torch.inference_mode()
-def kl_nats(head: OutputHead, true: NDArray[np.float32], decoded: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return KL(p(true) || p(decoded)) of each row: (n,) float64, nats; both sides are (n, D)."""
-    rows = [_kl_rows(head, true[part], decoded[part]) for part in head.chunks(len(true))]
+def kl_nats(
+    head: OutputHead, true: NDArray[np.float32], decoded: NDArray[np.float32], temperature: float = 1.0
+) -> NDArray[np.float64]:
+    """Return KL(p(true) || p(decoded)) of each row at a temperature: (n,) float64, nats; both sides are (n, D)."""
+    rows = [_kl_rows(head, true[part], decoded[part], temperature) for part in head.chunks(len(true))]
     return torch.cat(rows).cpu().double().numpy()
 
 
-def _kl_rows(head: OutputHead, true: NDArray[np.float32], decoded: NDArray[np.float32]) -> Tensor:
+def _kl_rows(head: OutputHead, true: NDArray[np.float32], decoded: NDArray[np.float32], temperature: float) -> Tensor:
     log_p, log_q = (
-        torch.log_softmax(head.logits(torch.from_numpy(states).to(head.weight.device))[0], dim=-1)
+        torch.log_softmax(head.logits(torch.from_numpy(states).to(head.weight.device))[0] / temperature, dim=-1)
         for states in (true, decoded)
     )
     # The last two terms sum to zero but for rounding; with them each summand is positive and small.

@@ -99,7 +99,9 @@ def _choices(
     for k in ks:
         smaller = _first(found, k)
         codec = (
-            DeltaFloat32(k, vocabulary) if config.target.exact else DeltaPower(k, vocabulary, config.target.max_kl_nats)
+            DeltaFloat32(k, vocabulary)
+            if config.target.exact
+            else DeltaPower(k, vocabulary, config.target.max_kl_nats, config.target.temperatures)
         )
         assert smaller.targets is not None
         rows.append(

@@ -1,17 +1,21 @@
 """From logits to what the cache keeps: a sparse target of the kind asked for, and scalars, in float32.
 
 Masses come from the full-vocabulary log-normaliser, not from what was kept, so the left-out
-mass is known exactly even when k is small. Kinds: ``topk`` keeps the k most likely tokens,
+mass is known exactly even when k is small. It is the sum of all other probabilities, not 1 less the
+kept ones: 64 float32 probabilities may sum to 1 while other tokens are possible, and a row that leaves nothing
+out says that they are not. Kinds: ``topk`` keeps the k most likely tokens,
 ``topp`` the fewest of them that reach a mass p, ``sampled`` N draws with replacement (RS-KD,
 arXiv 2503.16870), ``hybrid`` the k most likely exactly and N draws from the rest, ``dense`` all.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cache_tools.manifest import Kind
+from cache_tools.predictions import tempered_name
 from pipeline.draws import draw
 from pipeline.restriction import Restriction
 from pipeline.topk import top_k
@@ -113,7 +117,7 @@ def sparse_targets(
     log_probs_Nk = top_Nk - highest_N1 - log_total_N1
     if keep.kind == "topp":
         log_probs_Nk = _up_to_mass(log_probs_Nk, keep.p)
-    log_left_out_N = _left_out(log_probs_Nk, everything=k >= tokens and keep.kind != "topp")
+    log_left_out_N = _left_out(found.pop("others"), top_Nk - highest_N1 - log_total_N1, log_probs_Nk)
     scalars = {
         "logsumexp": (highest_N1 + log_total_N1)[:, 0],
         "entropy": log_total_N1[:, 0] - found.pop("mean_below"),
@@ -127,20 +131,10 @@ def sparse_targets(
     return SparseTargets(ids_Nk, log_probs_Nk, log_left_out_N, scalars | found)
 
 
-def tempered_name(temperature: float) -> str:
-    """Return the scalar that holds the log-normaliser of the logits divided by a temperature."""
-    return f"logsumexp_t{temperature:g}"
-
-
-def temperature_of(scalar: str) -> float | None:
-    """Return the temperature whose log-normaliser a scalar holds; None if it holds something else."""
-    _, found, temperature = scalar.partition("logsumexp_t")
-    return float(temperature) if found else None
-
-
-def _left_out(log_probs_Nk: Tensor, everything: bool) -> Tensor:
-    left_out_N = (1 - log_probs_Nk.exp().sum(dim=1)).clamp(min=0)
-    return torch.zeros_like(left_out_N).log() if everything else left_out_N.log()
+def _left_out(log_others_N: Tensor, log_top_Nk: Tensor, log_probs_Nk: Tensor) -> Tensor:
+    """Return the log of the mass outside a row: of the tokens behind the k likeliest, and of emptied slots."""
+    emptied_Nk = log_top_Nk.masked_fill(log_probs_Nk > -torch.inf, -torch.inf)
+    return torch.cat([emptied_Nk, log_others_N[:, None]], dim=1).logsumexp(dim=1)
 
 
 def _up_to_mass(log_probs_Nk: Tensor, mass: float) -> Tensor:
@@ -182,10 +176,16 @@ def _whole_rows(
     """Return all that takes whole rows to compute, by name; the logits become those below the highest."""
     below_MV, work_MV = logits_MV.sub_(highest_M1), room_MV[: len(logits_MV)]
     torch.softmax(below_MV, dim=1, out=work_MV)  # one fused pass, where exp and sum take three
-    found = {"share_of_highest": work_MV.gather(1, ids_Mk[:, :1])[:, 0]}
-    if keep.kind in ("sampled", "hybrid"):
-        found |= _drawn(work_MV if keep.kind == "sampled" else work_MV.scatter(1, ids_Mk, 0), keep.draws, keys_M)
-    found["mean_below"] = work_MV.mul_(below_MV).nansum(dim=1)  # an impossible token: 0 * -inf
+    kept_Mk, kept_below_Mk = work_MV.gather(1, ids_Mk), below_MV.gather(1, ids_Mk)
+    found = {"share_of_highest": kept_Mk[:, 0]}
+    if keep.kind == "sampled":
+        found |= _drawn(work_MV, keep.draws, keys_M)
+    work_MV.scatter_(1, ids_Mk, 0)
+    found["others"] = _log_others(work_MV.sum(dim=1), below_MV, kept_below_Mk)
+    if keep.kind == "hybrid":
+        found |= _drawn(work_MV, keep.draws, keys_M)
+    kept_below_M = (kept_Mk * kept_below_Mk).nansum(dim=1)  # an impossible token: 0 * -inf
+    found["mean_below"] = kept_below_M + work_MV.mul_(below_MV).nansum(dim=1)
     for temperature in keep.temperatures:
         tempered_M = torch.div(below_MV, temperature, out=work_MV).exp_().sum(dim=1).log()
         found[tempered_name(temperature)] = highest_M1[:, 0] / temperature + tempered_M
@@ -195,6 +195,21 @@ def _whole_rows(
         tail = _tail(below_MV, highest_M1[:, 0], keep.k)
         found |= {name: values for name, values in tail.items() if name in keep.scalars}
     return found
+
+
+def _log_others(others_M: Tensor, below_MV: Tensor, kept_below_Mk: Tensor) -> Tensor:
+    """Return the log of the other tokens' mass (M,), -inf only if none of them is possible.
+
+    Where their probabilities underflow it is the smallest that float32 holds, or as much as that many tokens can
+    have that are no likelier than the last kept one.
+    """
+    log_others_M = others_M.log()
+    underflow_M = others_M == 0
+    if others_M.device.type == "cpu" and not underflow_M.any():  # elsewhere asking would wait for the device
+        return log_others_M
+    possible_M = torch.isfinite(below_MV).sum(dim=1) - torch.isfinite(kept_below_Mk).sum(dim=1)
+    most_M = possible_M.log() + kept_below_Mk.amin(dim=1)
+    return torch.where(underflow_M, most_M.clamp(max=math.log(torch.finfo(torch.float32).tiny)), log_others_M)
 
 
 def _drawn(weights_MV: Tensor, draws: int, keys_M: Tensor | None) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 import json
 
+import math
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -109,15 +111,30 @@ def test_shards_that_only_one_side_has_are_left_out(tmp_path):
 
 
 def test_positions_where_one_side_rules_out_the_other_are_counted_apart(tmp_path):
-    """A row of ``closed`` leaves nothing out, so whatever else A says is impossible to B."""
+    def without(token):
+        weights = np.ones(6)
+        weights[token] = 0
+        logs = np.tile(kinds.logarithm(weights[None]), (12, 1))
+        ids = np.tile(np.arange(6, dtype=np.uint32), (12, 1))
+        return lambda rng, n: kinds.Targets(ids, logs, np.full(n, -np.inf, np.float32))
+
+    for name, token in (("a", 1), ("b", 2)):
+        (tmp_path / name).mkdir()
+        kinds.make("dense", tmp_path / name, draw=without(token))
+    whole = compare(*(Cache(tmp_path / name / "cache").encoding().teacher() for name in "ab"), **options())["all"]
+    assert (whole["infinite"], whole["positions"]) == (36, 36)
+
+
+def test_rows_whose_kept_probabilities_sum_to_one_rule_nothing_out(tmp_path):
+    """As captures stored them that took the rest to be 1 less the float32 sum of 4 of 1,000 tokens."""
     closed = lambda rng, n: kinds.Targets(  # noqa: E731
         np.tile(np.arange(4, dtype=np.uint32), (n, 1)),
         np.full((n, 4), np.log(0.25), np.float32),
         np.full(n, -np.inf, np.float32),
     )
     whole = compare(*(tiny.open() for tiny in make_pair(tmp_path, draw=closed)), **options())["all"]
-    assert whole["infinite"] > 30
-    assert whole["positions"] == 36
+    assert (whole["infinite"], whole["positions"]) == (0, 36)
+    assert 0 < whole["kl_ab_nats"] <= 24 * math.log(2) + 1
 
 
 def test_documents_that_were_appended_to_one_side_are_left_out(tmp_path):

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from cache_tools.divergence import divergence, likeliest
-from cache_tools.targets import BLOCK_ROWS, EMPTY_ID, Targets, by_id, empty_targets
+from cache_tools.targets import (
+    BLOCK_ROWS,
+    EMPTY_ID,
+    LOG_SMALLEST_MASS,
+    Targets,
+    by_id,
+    empty_targets,
+    with_possible_rest,
+)
 
 V = 40
 GRID = 60
@@ -133,3 +141,27 @@ def test_no_rows_have_no_divergence_and_different_numbers_are_refused():
     assert divergence(empty_targets(0, 3), empty_targets(0, 4)).kl_ab_nats.shape == (0,)
     with pytest.raises(ValueError, match="1 rows cannot be compared with 2"):
         divergence(targets(distributions(1, 1), 2), targets(distributions(1, 2), 2))
+
+
+@pytest.mark.parametrize("k", [1, 4, 20])
+def test_a_row_that_holds_some_tokens_only_rules_out_no_other(k):
+    a, b = targets(distributions(1), k), targets(distributions(2), k)
+    closed = Targets(b.ids, b.log_probs, np.full_like(b.log_left_out, -np.inf))
+    assert np.isinf(divergence(a, closed).kl_ab_nats).any()
+    found = divergence(a, closed, (V, V))
+    assert np.isfinite(found.kl_ab_nats).all()
+    assert (found.kl_ab_nats <= 24 * math.log(2) + 1).all()  # all of A's mass where B has its least
+
+
+def test_the_rest_that_a_closed_row_may_have_is_bounded_by_its_least_likely_token():
+    logs = np.log(np.float32([[0.5, 0.5, np.nan], [1, 1e-12, np.nan], [1, np.nan, np.nan], [0.5, 0.25, 0.25]]))
+    logs[np.isnan(logs)] = -np.inf
+    closed = Targets(np.tile(np.arange(3, dtype=np.uint32), (4, 1)), logs, np.full(4, -np.inf, np.float32))
+    assert with_possible_rest(closed, 3).log_left_out.tolist() == pytest.approx(
+        [LOG_SMALLEST_MASS, math.log(1e-12), LOG_SMALLEST_MASS, -math.inf], rel=1e-6
+    )
+    assert with_possible_rest(closed, 102).log_left_out.tolist() == pytest.approx(
+        [LOG_SMALLEST_MASS, math.log(100e-12), LOG_SMALLEST_MASS, LOG_SMALLEST_MASS], rel=1e-6
+    )
+    silent = Targets(np.full((2, 3), EMPTY_ID, np.uint32), np.full((2, 3), -np.inf, np.float32), np.zeros(2, np.float32))
+    assert with_possible_rest(silent, 9) is silent

@@ -1,5 +1,7 @@
 """Sparse targets against their definition, written out naively in float64."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -101,11 +103,61 @@ def test_the_whole_vocabulary_leaves_nothing_out(name, k):
 
 
 @pytest.mark.parametrize("name", ["one dominant", "one overwhelming", "one possible"])
-def test_one_token_with_all_the_mass_leaves_nothing_out(name):
+def test_one_token_with_all_the_mass_leaves_nothing_out_only_where_no_other_is_possible(name):
     _, log_probs, log_left_out, scalars = kept(name, 1)
     assert (log_probs == 0).all()
-    assert np.isneginf(log_left_out).all()
+    assert (log_left_out < -50).all()
+    assert np.isneginf(log_left_out).all() == (name == "one possible")
     assert (scalars["entropy"] < 1e-6).all()
+
+
+SMALLEST = math.log(np.finfo(np.float32).tiny)
+
+
+def left_out_in_float64(logits, ids):
+    """Return the log of the mass of all tokens but ``ids`` (n, k), by definition: (n,) float64."""
+    others = logits.astype(np.float64)
+    total = np.logaddexp.reduce(others, axis=1)
+    np.put_along_axis(others, ids, -np.inf, axis=1)
+    return np.logaddexp.reduce(others, axis=1) - total
+
+
+def assert_left_out(found, truth, vocabulary):
+    """Check masses to float32's relative precision; those too small for it lie between 0 and the smallest number."""
+    assert (np.isneginf(found) == np.isneginf(truth)).all()
+    plain = truth > SMALLEST + math.log(vocabulary)  # or some of the terms underflow
+    found, truth, low = found[plain], truth[plain], found[~plain]
+    assert (np.abs(found - truth) <= np.finfo(np.float32).eps * (8 + np.log2(vocabulary) + np.abs(truth))).all()
+    assert (low <= SMALLEST + math.log(vocabulary)).all()
+
+
+def test_the_mass_left_out_is_exact_however_small(name, k):
+    ids, _, log_left_out, _ = kept(name, k)
+    assert_left_out(log_left_out, left_out_in_float64(LOGITS[name], ids), VOCABULARY)
+
+
+@pytest.mark.parametrize("gap", [0, 10, 17, 25, 40, 80, 200])
+@pytest.mark.parametrize("kind", ["topk", "topp"])
+def test_kept_probabilities_that_sum_to_one_in_float32_leave_something_out(kind, gap):
+    rng, vocabulary = np.random.default_rng(gap), 5000
+    logits = rng.normal(0, 2, (200, vocabulary)).astype(np.float32)
+    logits[:, :64] += gap
+    gold = torch.zeros(200, dtype=torch.int64)
+    targets = sparse_targets(torch.from_numpy(logits.copy()), gold, Keep(kind, k=64, p=0.9))
+    kept_ids = [ids[log_probs > -np.inf] for ids, log_probs in zip(targets.ids.numpy(), targets.log_probs.numpy())]
+    truth = np.concatenate([left_out_in_float64(row[None], ids[None]) for row, ids in zip(logits, kept_ids)])
+    sums = np.exp(targets.log_probs.numpy()).sum(axis=1)
+    assert (sums >= 1).any() == (kind == "topk" and gap >= 25)
+    assert_left_out(targets.log_left_out.numpy(), truth, vocabulary)
+
+
+@pytest.mark.parametrize("possible", [64, 65, 4000])
+def test_a_row_leaves_nothing_out_only_if_it_holds_every_possible_token(possible):
+    logits = np.full((20, 5000), -np.inf, np.float32)
+    logits[:, :possible] = np.random.default_rng(0).normal(0, 2, (20, possible))
+    logits[:, :64] += 300
+    targets = sparse_targets(torch.from_numpy(logits), torch.zeros(20, dtype=torch.int64), Keep(k=64))
+    assert np.isneginf(targets.log_left_out.numpy()).all() == (possible == 64)
 
 
 def test_scalars_describe_the_whole_distribution(name, k):

@@ -11,9 +11,12 @@ name                summand                                                gradi
 ``total_variation`` |p - q| / 2                                            ~ 1 / T
 =================== ====================================================== ==============
 
-All are f-divergences: summing p and q over groups of outcomes first can only make them smaller,
-which is why one outcome for the whole tail gives a lower bound of each. Jensen-Shannon is the
-generalised one of GKD (arXiv 2306.13649); beta = 0.5 is the usual one, at most log 2.
+All are f-divergences: summing p and q over groups of outcomes first can only make them smaller, which is why one
+outcome for the whole tail gives a lower bound of each. Jensen-Shannon is the generalised one of GKD (arXiv
+2306.13649); beta = 0.5 is the usual one, at most log 2.
+
+Reverse KL takes LOG_SMALLEST_MASS for the log of a teacher's mass of 0: a mass that was a difference from 1 in
+float32 is not known below it, and a student's least mass there would cost infinity.
 """
 
 import math
@@ -21,14 +24,11 @@ import math
 import torch
 from torch import Tensor
 
+from cache_tools.targets import LOG_SMALLEST_MASS
 from trainer.config import LossConfig
 
 LOWEST = -1e4
 """Stands for log 0: its exponential is 0 in float32, and 0 times it is 0 and not NaN."""
-
-LOG_SMALLEST_MASS = -24 * math.log(2)
-"""What reverse KL takes for the log of a teacher's mass of 0. Masses are differences from 1 in float32,
-so below 2**-24 they are not known, and a student's least mass there would cost infinity."""
 
 
 def summands(log_p: Tensor, log_q: Tensor, settings: LossConfig) -> Tensor:

@@ -1,0 +1,100 @@
+"""Do a cached teacher's rows fit the scalars and the sequences beside them? See ``gold_check.py`` for the rules.
+
+``verify --deep`` asks of every row, ``inspect`` of its sample, and ``train`` of a few chunks of each teacher before
+anything is trained, which costs less than a batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.cached_teacher import CachedTeacher
+from cache_tools.errors import DamageError
+from cache_tools.gold_check import Claims, Evidence, Rules, broken, contradictions
+from cache_tools.sampling import Window, drawn_windows
+
+CHECKED_POSITIONS = 8192
+"""Positions that ``train`` looks at: two chunks of the usual size, or more smaller ones."""
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """A rule that rows of a window break.
+
+    Attributes:
+        rule: Its text.
+        count: Rows that break it.
+        first: The first of them, counted as in the arrays.
+    """
+
+    rule: str
+    count: int
+    first: int
+
+
+def window_rules(teacher: CachedTeacher, window: Window) -> Rules:
+    """Return which rows of a window break which rule: (n,) bool by the rule's text.
+
+    Errors as for ``CachedTeacher.targets``.
+    """
+    first = window.shard * teacher.encoding.manifest.positions_per_shard
+    stored = teacher.stored_targets(window.shard, window.start - first, window.stop - first)
+    narrowed = "narrowed_from" in teacher.manifest.identity
+    low, high = stored.codec.bounds(stored.arrays, stored.parameters, narrowed)
+    scalars = {
+        name: teacher.scalar(name, window.start, window.stop).astype(np.float64)
+        for name in ("gold_logprob", "entropy", "logsumexp")
+        if name in teacher.manifest.scalars
+    }
+    rows = Evidence(
+        stored.decode(0, window.stop - window.start),
+        low,
+        high,
+        gold_ids(teacher, window),
+        scalars.get("gold_logprob"),
+        scalars.get("entropy"),
+        scalars.get("logsumexp", np.zeros(window.stop - window.start)),
+    )
+    return contradictions(Claims.of(teacher.manifest), rows)
+
+
+def gold_ids(teacher: CachedTeacher, window: Window) -> NDArray[np.uint32]:
+    """Return the token that each row of a window should predict: (n,) uint32."""
+    objective = teacher.encoding.manifest.objective
+    ids = [sequence.gold_ids(objective) for sequence in teacher.encoding.sequences(window.shard)]
+    first = window.shard * teacher.encoding.manifest.positions_per_shard
+    return np.concatenate(ids)[window.start - first : window.stop - first]
+
+
+def window_contradictions(teacher: CachedTeacher, window: Window) -> Iterator[Contradiction]:
+    """Yield the rules that rows of a window break; errors as for ``CachedTeacher.targets``."""
+    for rule, rows in window_rules(teacher, window).items():
+        if rows.any():
+            yield Contradiction(rule, int(rows.sum()), window.start + int(np.flatnonzero(rows)[0]))
+
+
+def contradicting_rows(teacher: CachedTeacher, window: Window) -> NDArray[np.bool_]:
+    """Return which rows of a window break any rule: (n,) bool; errors as for ``CachedTeacher.targets``."""
+    return broken(window_rules(teacher, window))
+
+
+def require_consistent(teachers: Sequence[CachedTeacher], seed: int = 0) -> None:
+    """Refuse teachers whose rows, in a sample, contradict what is stored beside them.
+
+    Raises:
+        DamageError: they do, or stored bytes are missing or damaged.
+        IncompleteError: no shard is finished.
+    """
+    for teacher in teachers:
+        for window in drawn_windows([teacher], CHECKED_POSITIONS, seed):
+            for problem in window_contradictions(teacher, window):
+                raise DamageError(
+                    f"rows of teacher {teacher.name!r} contradict what is stored beside them",
+                    where=teacher.path,
+                    expected="rows that gold_logprob and entropy follow from",
+                    found=f"row {problem.first}: {problem.rule} ({problem.count} of {window.stop - window.start} rows)",
+                    why="ids or probabilities are not those of the teacher, and a student would learn them",
+                    fix="Run 'logitcask verify --deep' to list all such shards, then 'logitcask repair' or capture again",
+                )
