@@ -6,7 +6,7 @@ PyYAML reads YAML 1.1, where ``no`` is false, ``1:30`` is ninety, ``010`` is eig
 written as, so that ``cache: 0x10`` still names the folder ``0x10``; ``configuration.py`` decides by the type of the key.
 
 Refused, with the line: a key that stands twice in a mapping (the first would be lost without a word), tags, more than
-one document, and files of more than 1 MiB, 50 levels or 100,000 values once every alias has been written out: a few
+one document, and files of more than 1 MiB, 50 levels or 20,000 values once every alias has been written out: a few
 lines of nested aliases would otherwise fill the memory. Keys are always text. Aliases and ``<<`` work.
 
 Rejected: ruamel.yaml, another dependency that still needs these bounds.
@@ -26,7 +26,7 @@ from cache_tools.errors import ConfigError
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 50
-MAX_VALUES = 100_000
+MAX_VALUES = 20_000
 MERGE = "<<"
 
 _INTEGER = re.compile(r"[-+]?[0-9]+|0x[0-9a-fA-F]+|0o[0-7]+")
@@ -106,9 +106,11 @@ def _described(error: yaml.YAMLError) -> str:
 
 
 def _check_events(text: str) -> None:
-    """Refuse tags, a second document and deep nesting; the parser below this level does not recurse, the composer does."""
+    """Refuse tags, a second document, deep nesting and too many values: the composer recurses, the parser does not."""
     depth = documents = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
+    for number, event in enumerate(yaml.parse(text, yaml.SafeLoader)):
+        if number > 2 * MAX_VALUES:
+            raise _refusal(f"more than {MAX_VALUES:,} values", event.start_mark)
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         documents += isinstance(event, yaml.DocumentStartEvent)
         if depth > MAX_DEPTH:

@@ -20,7 +20,7 @@ from student_fixtures import (
     weights,
 )
 from trainer.progress import StepProgress
-from trainer.run_folder import last_checkpoint
+from trainer.checkpoints import last_checkpoint
 
 LONG = {"max_steps": 14, "save_steps": 2}
 """A run into its second epoch: the cache's 70 training sequences make 8 steps."""
