@@ -36,7 +36,7 @@ from pipeline.hidden_budget import OutputHead, kl_nats
 from pipeline.restriction import Restriction, read_restriction
 from pipeline.run import Reporter, check_teacher
 from pipeline.teacher import Teacher, load_teacher, resolve_model
-from pipeline.tokenizers import load_tokenizer
+from pipeline.tokenizers import cached_tokenizer
 
 Report = dict[str, Any]
 
@@ -106,7 +106,7 @@ def _tokenizer(encoding: Encoding) -> PreTrainedTokenizerFast:
     """Load the tokenizer that the cache holds."""
     with tempfile.TemporaryDirectory() as folder:
         encoding.save_tokenizer(Path(folder))
-        return load_tokenizer(folder)
+        return cached_tokenizer(Path(folder), encoding.path)
 
 
 def _audit_teacher(

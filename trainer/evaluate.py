@@ -27,6 +27,7 @@ from cache_tools.manifest import Split
 from cache_tools.union_vocabulary import UnionVocabulary
 from trainer import fused
 from trainer.data import IGNORED, CachedSequences, collate, to_device
+from trainer.finite import check_measures, check_student
 from trainer.head import StudentHead
 from trainer.measures import Measures, Sums, measured_reading
 from trainer.objective import TeacherRows
@@ -47,6 +48,7 @@ def evaluate_folder(
     progress: Callable[[int], None] = lambda _: None,
     union: UnionVocabulary | None = None,
     positions: Positions = "all",
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Evaluate the student in a model folder on a split of a cache.
 
@@ -59,13 +61,14 @@ def evaluate_folder(
         progress: Told how many tokens were read.
         union: The student's vocabulary, if it is not the cache's own; hidden states are not compared then.
         positions: Of an encoding with labels: the ``labels``, the other ``tokens``, or ``all``.
+        trust_remote_code: Run Python code that comes with the student; without it such a student is refused.
 
     Returns:
         ``split``, ``positions``, the measures of ``measures.py``, ``teacher_cross_entropy_nats``, and the
         ``reliability`` of the student's probabilities by bin: ``confidence``, ``accuracy``, ``positions``.
 
     Raises:
-        ModelError: the folder holds no model that can be loaded.
+        ModelError: the folder holds no model that can be loaded, or one whose weights or predictions are not finite.
         IdentityError: its tokenizer is not the cache's, or the union's; or see ``translation.check_vocabulary``.
         ConfigError: these documents have no labels.
     """
@@ -76,8 +79,10 @@ def evaluate_folder(
     try:
         if not folder.is_dir():  # transformers would take it for a model on the hub
             raise NotADirectoryError("no such folder")
-        check_tokenizer(str(folder), vocabulary)
-        model = auto.from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True)
+        check_tokenizer(str(folder), vocabulary, remote=trust_remote_code)
+        model = auto.from_pretrained(
+            str(folder), dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
     except LOADING_ERRORS as error:
         raise ModelError(
             "no student can be loaded from here",
@@ -86,6 +91,7 @@ def evaluate_folder(
             fix="Give the folder of a finished student, such as <output_dir>/final",
         ) from error
     check_vocabulary_size(model, vocabulary)
+    check_student(model, folder, "Evaluate an earlier checkpoint, or train again with a lower learning rate")
     torch.nn.Module.to(model, device)
     return evaluate(model, teacher, split, batch_size, progress, union, positions)
 
@@ -103,6 +109,7 @@ def evaluate(
     dataset = evaluated_sequences(teacher, split, vocabulary_size(model), union, positions)
     measures = measure(model, dataset, batch_size, progress)
     result = {"split": split} | measures.means()
+    check_measures(result, type(model).__name__)
     result["teacher_cross_entropy_nats"] = _teacher_cross_entropy(teacher, split, ROWS[positions])
     return result | {"reliability": measures.reliability()}
 
