@@ -16,6 +16,7 @@ from cache_tools.reader import Encoding
 from cache_tools.sequences import read_recorded
 from cache_tools.storage import StorePath
 from cache_tools.token_map import token_map_bytes
+from cache_tools.tokenizer_files import without_code
 from cache_tools.tokens import tokens_of
 from cache_tools.vocabulary_folder import (
     SETTINGS_FILE,

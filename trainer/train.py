@@ -22,6 +22,7 @@ from cache_tools.vocabulary import Vocabulary
 from cache_tools.vocabulary_folder import save_token_map
 from trainer.checkpoints import saving
 from trainer.config import StudentConfig, StudentModelConfig
+from trainer.config_keys import check_config_keys
 from trainer.data import collate
 from trainer.distillation_trainer import DistillationTrainer, step_sequences
 from trainer.evaluate import evaluated_sequences
@@ -44,6 +45,7 @@ def run_training(config: StudentConfig) -> Path:
         LogitcaskError: cache, student and configuration do not fit, or another run lies in the output folder.
     """
     arguments = training_arguments(config)
+    check_config_keys(config.student.config or {})
     output = Path(str(arguments.output_dir))
     teachers = open_teachers(config)
     teacher = teachers[0]
