@@ -22,6 +22,8 @@ from transformers.modeling_rope_utils import RopeParameters
 
 from cache_tools.errors import ConfigError
 
+NUMBER = re.compile(r"(num|n)_\w+|\w+_(size|dim)")
+"""Keys that count something; transformers accepts -1 layers, and makes a student that has none."""
 ROPE = ("rope_parameters", "rope_scaling")
 LAYER_KINDS = re.compile(r"\w*attention")
 """Keys under ``rope_parameters`` that hold a block each, one per kind of layer."""
@@ -38,8 +40,9 @@ def check_config_keys(config: dict[str, Any], where: str = "student.config") -> 
     Raises:
         ConfigError: naming the first such key, and the one that may be meant.
     """
-    if config.get("model_type") in CONFIG_MAPPING:
-        _check(config, CONFIG_MAPPING[str(config["model_type"])], where)
+    model_type = config.get("model_type")
+    if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
+        _check(config, CONFIG_MAPPING[model_type], where)
 
 
 def _check(config: dict[str, Any], kind: type[PreTrainedConfig], where: str) -> None:
@@ -47,6 +50,8 @@ def _check(config: dict[str, Any], kind: type[PreTrainedConfig], where: str) -> 
     for key, value in config.items():
         if key not in fields and not _is_read(key, _source(kind)):
             raise _unread(f"{where}.{key}", key, fields)
+        if isinstance(value, int) and value < 0 and NUMBER.fullmatch(key):
+            raise ConfigError("this number is negative", where=f"{where}.{key}", found=value)
         if isinstance(value, dict):
             _check_block(key, value, kind, f"{where}.{key}")
 
@@ -56,9 +61,10 @@ def _check_block(key: str, block: dict[str, Any], kind: type[PreTrainedConfig], 
     inner = kind.sub_configs.get(key)
     if inner is not None:
         is_open = not hasattr(inner, "__dataclass_fields__")  # AutoConfig: the block says of which model it is
-        named = CONFIG_MAPPING[block["model_type"]] if is_open and block.get("model_type") in CONFIG_MAPPING else None
-        if named is not None or not is_open:
-            _check(block, named or inner, where)
+        if is_open:
+            check_config_keys(block, where)
+        else:
+            _check(block, inner, where)
     elif key in ROPE:
         for name, value in block.items():
             if LAYER_KINDS.fullmatch(name) and isinstance(value, dict | None):

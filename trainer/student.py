@@ -49,6 +49,8 @@ from trainer.translation import teacher_ids
 logger = logging.getLogger(__name__)
 
 LOADING_ERRORS = (
+    ArithmeticError,
+    AttributeError,
     ImportError,
     OSError,
     ValueError,
