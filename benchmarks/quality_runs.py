@@ -23,7 +23,7 @@ from trainer.config import LossConfig, StudentConfig
 from trainer.data import IGNORED, CachedSequences, collate
 from trainer.distillation_trainer import DistillationTrainer
 from trainer.evaluate import evaluate_folder
-from trainer.run_folder import FINAL, last_checkpoint
+from trainer.run_folder import FINAL
 from trainer.student import DistilledStudent, build_student, vocabulary_size
 from trainer.teachers import open_teachers
 from trainer.train import run_training, training_arguments
@@ -106,7 +106,7 @@ def train_live(config: StudentConfig, teacher_folder: Path) -> Path:
     trainer.remove_callback(transformers.ProgressCallback)
     trainer.remove_callback(transformers.PrinterCallback)
     output = Path(str(arguments.output_dir))
-    trainer.train(resume_from_checkpoint=last_checkpoint(output))
+    trainer.continue_training()
     trainer.save_model(str(output / FINAL))
     encoding.save_tokenizer(output / FINAL)
     return output / FINAL

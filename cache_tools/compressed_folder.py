@@ -16,6 +16,7 @@ from cache_tools.reader import Encoding
 from cache_tools.sequences import read_recorded
 from cache_tools.storage import StorePath
 from cache_tools.token_map import token_map_bytes
+from cache_tools.tokenizer_files import without_code
 from cache_tools.tokens import tokens_of
 from cache_tools.vocabulary_folder import (
     SETTINGS_FILE,
@@ -58,7 +59,8 @@ def write_compressed(
     union = compressed(key, tokens, kept, stand_ins(kept, tokens, vectors))
     files = {TOKEN_MAP_KEY: token_map_bytes(union.read[key], kept.astype(np.uint32))}
     for name in (TOKENIZER_FILE, SETTINGS_FILE):
-        files[name] = read_recorded(encodings[0].path / name, encodings[0].manifest.files[name].sha256)
+        content = read_recorded(encodings[0].path / name, encodings[0].manifest.files[name].sha256)
+        files[name] = without_code(name.rpartition("/")[2], content)
     found = {split: coverage(counts[split], kept, tokens) for split in SPLITS if counts[split].any()}
     return write_folder(folder, union, [json.loads(tokenizer.to_str())], files, found)
 

@@ -2,36 +2,29 @@
 
 Precedence: the model's defaults, then the file, then ``--set key=value``. Unknown keys
 are errors, with the known ones listed: a misspelt option that is silently ignored costs a
-day of GPU time. YAML is loaded in its safe form, so a stranger's file cannot run code.
+day of GPU time. The YAML is read by ``yaml_file.py``, which runs no code and keeps numbers as they were written:
+a key whose values are text is given that text (``name: 007``), any other the number.
 """
 
 import difflib
-import re
+import types
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cache_tools.errors import ConfigError
+from cache_tools.storage import PlaceText
+from cache_tools.yaml_file import Scalar, read_file, read_text
 
 
 class Config(BaseModel):
-    """Base of every configuration block: frozen, unknown keys refused."""
+    """Base of every configuration block: frozen, unknown keys refused, no number that is infinite or NaN."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 C = TypeVar("C", bound=Config)
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which ``1e-4`` is a number, as in YAML 1.2; PyYAML alone takes it for text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$"), list("-+.0123456789")
-)
 
 
 def load_config(path: Path, model: type[C], overrides: tuple[str, ...] = ()) -> C:
@@ -46,11 +39,13 @@ def load_config(path: Path, model: type[C], overrides: tuple[str, ...] = ()) -> 
     Raises:
         ConfigError: the file cannot be read or breaks the model; the message lists every problem.
     """
-    values = _read_yaml(path)
+    values = read_file(path)
+    if not isinstance(values, dict):
+        raise ConfigError("a configuration is a mapping of keys", where=path, found=_named(values))
     for override in overrides:
         _assign(values, override)
     try:
-        return model.model_validate(values)
+        return model.model_validate(_typed(values, [model]))
     except ValidationError as error:
         found = error.errors()
         problems = [_problem(model, e) for e in found if not _is_echo(e, found)]
@@ -60,16 +55,10 @@ def load_config(path: Path, model: type[C], overrides: tuple[str, ...] = ()) -> 
         ) from error
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("cannot read the configuration", where=path, found=error) from error
-    except yaml.YAMLError as error:
-        raise ConfigError("this is not YAML", where=path, found=" ".join(str(error).split())) from error
-    if not isinstance(values, dict):
-        raise ConfigError("a configuration is a mapping of keys", where=path, found=type(values).__name__)
-    return values
+def _named(values: Any) -> str:
+    if values is None or values == Scalar(None, ""):
+        return "nothing"
+    return "a list" if isinstance(values, list) else "a single value"
 
 
 def _assign(values: dict[str, Any], override: str) -> None:
@@ -77,16 +66,74 @@ def _assign(values: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
     if not separator or not path:
         raise ConfigError("an override has the form key=value", where=f"--set {override}")
+    value = read_text(text, f"--set {override}", "the value is not YAML")
     *parents, last = path.split(".")
     node: Any = values
     try:
         for key in parents:
             node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
-        node[int(last) if isinstance(node, list) else last] = yaml.load(text, _Loader)
+        node[int(last) if isinstance(node, list) else last] = Scalar(None, "") if value is None else value
     except (ValueError, IndexError, TypeError, AttributeError) as error:
-        raise ConfigError("this key does not lead anywhere", where=f"--set {override}", found=error) from error
-    except yaml.YAMLError as error:
-        raise ConfigError("the value is not YAML", where=f"--set {override}") from error
+        raise ConfigError(
+            "this key does not lead anywhere",
+            where=f"--set {override}",
+            found="a single value on the way to it" if isinstance(node, str | Scalar) else error,
+        ) from error
+
+
+def _typed(value: Any, annotations: list[Any]) -> Any:
+    """Return a value as the model's types want it: a :class:`Scalar` as its text where only text is accepted.
+
+    Args:
+        value: From ``yaml_file.py``.
+        annotations: Types of which it may be any.
+    """
+    kinds = [kind for annotation in annotations for kind in _alternatives(annotation)]
+    if isinstance(value, Scalar):
+        return value.text if _is_text(kinds) and not _is_taken(value.value, kinds) else value.value
+    if isinstance(value, dict):
+        return {key: _typed(inner, _types_inside(kinds, key)) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_typed(inner, _types_inside(kinds, number)) for number, inner in enumerate(value)]
+    return value
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """Return what an annotation allows: the members of a union, the values of a literal, else itself."""
+    if get_origin(annotation) is Annotated:
+        inner, *metadata = get_args(annotation)
+        return [str] if PlaceText in metadata else _alternatives(inner)
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [kind for member in get_args(annotation) for kind in _alternatives(member)]
+    return list(get_args(annotation)) if get_origin(annotation) is Literal else [annotation]
+
+
+def _is_text(kinds: list[Any]) -> bool:
+    return any(kind in (str, Path) or isinstance(kind, str) for kind in kinds)
+
+
+def _is_taken(value: Any, kinds: list[Any]) -> bool:
+    """Say whether a number, truth value or null is accepted as it is."""
+    accepted = {bool: (bool,), int: (int, float), float: (float,), type(None): (types.NoneType, None)}[type(value)]
+    return any(kind in (Any, object, *accepted) or (type(kind) is type(value) and kind == value) for kind in kinds)
+
+
+def _types_inside(kinds: list[Any], key: str | int) -> list[Any]:
+    """Return the types of an entry of a block, a dictionary, a list or a tuple."""
+    found: list[Any] = []
+    for kind in kinds:
+        origin, arguments = get_origin(kind), get_args(kind)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            field = kind.model_fields.get(str(key))
+            if field is not None:
+                found.append(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation)
+        elif origin is dict:
+            found.append(arguments[1])
+        elif origin is tuple and Ellipsis not in arguments and isinstance(key, int):
+            found += arguments[key : key + 1]
+        elif origin in (list, tuple):
+            found.append(arguments[0])
+    return found or [Any]
 
 
 def _problem(model: type[BaseModel], error: Any) -> str:

@@ -12,13 +12,14 @@ import builtins
 import json
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cache_tools import layout
 from cache_tools.errors import FormatError
 from cache_tools.fingerprint import fingerprint
 from cache_tools.sealed import UNSEALED, read_sealed, sealed_bytes
 from cache_tools.storage import StorePath, object_exists, read_object, sha256, write_object
+from cache_tools.tokenizer_files import check_keys
 from cache_tools.vocabulary import Vocabulary
 
 FORMAT = 1
@@ -108,6 +109,12 @@ class EncodingManifest(_Manifest):
     positions_per_shard: int = Field(gt=0)
     parts: tuple[Part, ...]
     files: dict[Key, ObjectRecord]
+
+    @field_validator("files")
+    @classmethod
+    def _data_only(cls, files: dict[str, ObjectRecord]) -> dict[str, ObjectRecord]:
+        check_keys(files)
+        return files
 
     @property
     def fingerprint(self) -> str:

@@ -23,6 +23,7 @@ from cache_tools.manifest import CacheManifest, EncodingManifest, Split, read_ma
 from cache_tools.sequences import Sequence, read_recorded, read_sequences
 from cache_tools.shards import ShardEntry, read_shard_tables
 from cache_tools.storage import StorePath, names, object_exists, store_path, write_object
+from cache_tools.tokenizer_files import without_code
 
 SEQUENCE_SHARDS_IN_MEMORY = 8
 """Decoded sequence files that an Encoding keeps; a shuffle window reads that many at once."""
@@ -113,13 +114,14 @@ class Encoding:
         return shard
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Copy the tokenizer's files into a local folder, each checked against the manifest.
+        """Copy the tokenizer's files into a local folder, each checked against the manifest, and none that runs code.
 
         Raises:
             DamageError: a file is missing or not what was written.
         """
         for key, record in self.manifest.files.items():
-            write_object(folder / key.rpartition("/")[2], read_recorded(self.path / key, record.sha256))
+            name = key.removeprefix(f"{layout.TOKENIZER}/")
+            write_object(folder / name, without_code(name, read_recorded(self.path / key, record.sha256)))
 
     @cached_property
     def _first_sequences(self) -> list[int]:

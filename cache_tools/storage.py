@@ -92,7 +92,17 @@ def _register(protocol: str) -> None:
     register(protocol)
 
 
-CachePath = Annotated[Any, PlainValidator(store_path), PlainSerializer(str)]
+def _configured_path(place: Any) -> StorePath:
+    if not isinstance(place, str | Path | UPath) or not str(place):
+        raise ValueError("a path or URL is text")
+    return store_path(place)
+
+
+class PlaceText:
+    """Marks a type whose values are written as text, whatever they look like."""
+
+
+CachePath = Annotated[Any, PlaceText, PlainValidator(_configured_path), PlainSerializer(str)]
 """A cache's place in a configuration file."""
 
 

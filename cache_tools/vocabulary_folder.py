@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
@@ -32,6 +32,7 @@ from cache_tools.sealed import UNSEALED, read_sealed, sealed_bytes
 from cache_tools.sequences import read_recorded, read_table, table_bytes
 from cache_tools.storage import StorePath, object_exists, read_object, write_object, write_objects
 from cache_tools.token_map import TOKEN_MAP, read_map
+from cache_tools.tokenizer_files import check_keys, without_code
 from cache_tools.tokens import tokens_of
 from cache_tools.union_tokenizer import differing_rules, tokenizer_files
 from cache_tools.union_vocabulary import NO_ID, UnionVocabulary, unite
@@ -83,6 +84,12 @@ class VocabularyManifest(BaseModel):
     tokenizers: tuple[Part, ...]
     files: dict[Key, ObjectRecord]
     coverage: dict[Split, float] | None = None
+
+    @field_validator("files")
+    @classmethod
+    def _data_only(cls, files: dict[str, ObjectRecord]) -> dict[str, ObjectRecord]:
+        check_keys(files, also=frozenset({TOKEN_MAP_KEY}))
+        return files
 
 
 def write_vocabulary(folder: StorePath, encodings: Sequence[Encoding]) -> VocabularyManifest:
@@ -189,7 +196,8 @@ def save_tokenizer(folder: StorePath, target: StorePath) -> None:
     """
     for key, record in read_manifest(folder).files.items():
         if key.startswith(f"{TOKENIZER}/"):
-            write_object(target / key.rpartition("/")[2], read_recorded(folder / key, record.sha256))
+            name = key.removeprefix(f"{TOKENIZER}/")
+            write_object(target / name, without_code(name, read_recorded(folder / key, record.sha256)))
 
 
 def save_token_map(folder: StorePath, target: StorePath) -> None:

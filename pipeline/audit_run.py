@@ -37,7 +37,7 @@ from pipeline.restriction import Restriction, read_restriction
 from pipeline.run import Reporter, check_teacher
 from pipeline.teacher import Teacher, load_teacher, resolve_model
 from pipeline.teacher_probe import check_rows
-from pipeline.tokenizers import load_tokenizer
+from pipeline.tokenizers import cached_tokenizer
 
 Report = dict[str, Any]
 
@@ -107,7 +107,7 @@ def _tokenizer(encoding: Encoding) -> PreTrainedTokenizerFast:
     """Load the tokenizer that the cache holds."""
     with tempfile.TemporaryDirectory() as folder:
         encoding.save_tokenizer(Path(folder))
-        return load_tokenizer(folder)
+        return cached_tokenizer(Path(folder), encoding.path)
 
 
 def _audit_teacher(

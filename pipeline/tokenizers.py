@@ -16,9 +16,10 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from cache_tools.errors import ModelError
+from cache_tools.errors import FormatError, ModelError
 from cache_tools.fingerprint import fingerprint
-from cache_tools.storage import storage_errors
+from cache_tools.storage import StorePath, storage_errors
+from cache_tools.tokenizer_files import is_tokenizer_file, without_code
 from cache_tools.vocabulary import vocabulary_fingerprint
 
 
@@ -52,6 +53,32 @@ def load_tokenizer(
     return tokenizer
 
 
+def cached_tokenizer(folder: Path, where: StorePath) -> PreTrainedTokenizerFast:
+    """Load the tokenizer of a cache as the data of a stranger: from these files alone, by one class.
+
+    Args:
+        folder: Where ``Encoding.save_tokenizer`` has copied its files to.
+        where: The encoding, for errors.
+
+    Raises:
+        FormatError: they are no tokenizer.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except BaseException as error:  # the library in Rust raises panics, which are no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise FormatError(
+            "the tokenizer's files cannot be read",
+            where=where,
+            found=shorten(str(error), 300),
+            fix="Check the cache with 'logitcask verify --deep'; if it passes, capture it again",
+        ) from error
+    return tokenizer
+
+
 def tokenizer_identity(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """Return the two hashes of a tokenizer, for an encoding's identity."""
     behaviour = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -64,7 +91,7 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 
 def tokenizer_files(tokenizer: PreTrainedTokenizerFast) -> dict[str, bytes]:
-    """Return the contents of the files in which a tokenizer is saved, by name.
+    """Return the contents of the files in which a tokenizer is saved, by name; of one that came with code, the data.
 
     Raises:
         StorageError: the disk with the temporary files is full or refuses.
@@ -77,7 +104,8 @@ def tokenizer_files(tokenizer: PreTrainedTokenizerFast) -> dict[str, bytes]:
             if number is None:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-        return {path.name: path.read_bytes() for path in sorted(Path(name).iterdir())}
+        files = {path.relative_to(name).as_posix(): path for path in sorted(Path(name).rglob("*")) if path.is_file()}
+        return {name: without_code(name, path.read_bytes()) for name, path in files.items() if is_tokenizer_file(name)}
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:

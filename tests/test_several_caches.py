@@ -20,7 +20,7 @@ from trainer.compatibility import normaliser_names
 from trainer.config import StudentConfig
 from trainer.data import Reading, collate
 from trainer.objective import TeacherRows
-from trainer.run_folder import last_checkpoint
+from trainer.checkpoints import last_checkpoint
 from trainer.sampler import ShardWindowSampler
 from trainer.several import MixedOrder, interleaved, sequences_per_epoch
 from trainer.sources import common_reading, order_of

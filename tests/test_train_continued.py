@@ -20,7 +20,7 @@ from student_fixtures import (
     weights,
 )
 from trainer.progress import StepProgress
-from trainer.run_folder import last_checkpoint
+from trainer.checkpoints import last_checkpoint, write_hashes
 
 LONG = {"max_steps": 14, "save_steps": 2}
 """A run into its second epoch: the cache's 70 training sequences make 8 steps."""
@@ -118,7 +118,8 @@ def test_checkpoints_are_ordered_by_number(tmp_path):
     for step in (2, 10, 9, 11):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if step != 11:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+            write_hashes(tmp_path / f"checkpoint-{step}")
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 

@@ -37,6 +37,9 @@ WHAT = {"all": "positions", "labels": "labels", "tokens": "positions of tokens"}
 @click.option(
     "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw the reliability diagram (.png, .svg, .pdf)."
 )
+@click.option(
+    "--trust-remote-code", is_flag=True, help="Run Python code that comes with STUDENT. Only for models you trust."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def evaluate_command(
     student: Path,
@@ -49,6 +52,7 @@ def evaluate_command(
     batch_size: int,
     device: str,
     plot: Path | None,
+    trust_remote_code: bool,
     as_json: bool,
 ) -> None:
     """Compare the model in folder STUDENT with the teacher in CACHE; no teacher is loaded.
@@ -74,7 +78,12 @@ def evaluate_command(
     disable_progress_bar()
     chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     with Console(stderr=True).status("evaluating"):
-        result = evaluate_folder(student, cached, split, batch_size, chosen, union=union, positions=positions)
+        result = evaluate_folder(
+            *(student, cached, split, batch_size, chosen),
+            union=union,
+            positions=positions,
+            trust_remote_code=trust_remote_code,
+        )
     if plot is not None:
         plots.draw_reliability(result, plot)
     if as_json:

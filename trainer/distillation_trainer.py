@@ -1,10 +1,12 @@
 """transformers' Trainer for a student that learns from a cache.
 
 The Trainer does what it does well (devices, distribution, precision, accumulation, schedules, checkpoints). Added here:
-the cache's order, the parts of the loss and the waits for data in the log, measuring against the cached teacher, and
-checkpoints of the bare student, so that every one of them is an ordinary model folder.
+the cache's order, the parts of the loss and the waits for data in the log, measuring against the cached teacher,
+checkpoints of the bare student, so that every one of them is an ordinary model folder, each with the hashes of its
+files (``checkpoints.py``), and an end to runs whose loss is not finite (``finite.py``).
 """
 
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate.utils import DistributedType  # type: ignore[import-untyped]
+from accelerate.utils import DistributedType, broadcast_object_list  # type: ignore[import-untyped]
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
@@ -20,8 +22,17 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from cache_tools.manifest import Objective
+from trainer.checkpoints import broadcast_choice, reading, remove, remove_oldest, saving, write_hashes
 from trainer.data import CachedSequences, to_device
 from trainer.evaluate import measured, shared_batches
+from trainer.finite import (
+    MAX_SKIPPED_STEPS,
+    check_measures,
+    first_not_finite,
+    not_finite,
+    step_error,
+    weights_error,
+)
 from trainer.loading import load_checkpoint
 from trainer.lora import has_adapter, load_adapter
 from trainer.measures import Sums
@@ -41,11 +52,15 @@ from trainer.sharding import (
 )
 from trainer.sources import TrainingSequences, order_of
 from trainer.stall import StallClock
-from trainer.student import DistilledStudent
+from trainer.student import LOADING_ERRORS, DistilledStudent
 from trainer.student_probe import check_rows
+from trainer.training_arguments import argument_errors
 
 PROJECTIONS = "projections.safetensors"
 """In a checkpoint: the projections between hidden states."""
+
+READING_ERRORS = (*LOADING_ERRORS, AssertionError, EOFError, IndexError, AttributeError, pickle.UnpicklingError)
+"""What torch and transformers raise when a file of a checkpoint is no good."""
 
 
 def step_sequences(arguments: TrainingArguments) -> int:
@@ -70,10 +85,14 @@ class DistillationTrainer(Trainer):
         self.add_callback(self._stall)
         self._sums: dict[str, Tensor] = {}
         self._num_positions = 0
+        self._step_loss: Tensor | None = None
+        self._skipped_steps = 0
+        self._checkpoints_kept, self.args.save_total_limit = self.args.save_total_limit, None  # see _save_checkpoint
 
     def create_accelerator_and_postprocess(self) -> None:
         """Make accelerate's object; on CPUs too one that shards, if FSDP was asked for."""
-        super().create_accelerator_and_postprocess()
+        with argument_errors():
+            super().create_accelerator_and_postprocess()
         keep_sharding(self.accelerator, self.args.fsdp_plugin_args)
         self.is_fsdp_enabled = self.accelerator.distributed_type == DistributedType.FSDP
 
@@ -85,6 +104,27 @@ class DistillationTrainer(Trainer):
         prepared = prepare(max_steps, train_dataloader, resume_from_checkpoint)
         register_fsdp_forward_method(self._distilled(), "over_positions")
         return prepared
+
+    def continue_training(self) -> None:
+        """Train to the end, from the newest checkpoint that holds if there is one.
+
+        Raises:
+            DamageError: there are checkpoints, and none of them holds.
+            ModelError: the student or its loss is not finite.
+            StorageError: the disk is full or refuses.
+        """
+        output = Path(str(self.args.output_dir))
+        self.train(resume_from_checkpoint=broadcast_choice(output, self.args.process_index, broadcast_object_list))
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Make the optimizer; what it does not accept is an argument's fault."""
+        with argument_errors("training.optim"):
+            return super().create_optimizer(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Make the schedule; what it does not accept is an argument's fault."""
+        with argument_errors("training.lr_scheduler_kwargs"):
+            return super().create_scheduler(num_training_steps, optimizer)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self._sampler
@@ -112,10 +152,39 @@ class DistillationTrainer(Trainer):
         """Add up the parts of the loss for the log."""
         named["return_outputs"] = True
         loss, parts = super().compute_loss(model, inputs, *arguments, **named)
+        self._step_loss = loss.detach() if self._step_loss is None else self._step_loss + loss.detach()
         self._num_positions += len(inputs["target_ids"])
         for name in parts.keys() - {"loss"}:
             self._sums[name] = self._sums.get(name, 0) + parts[name]
         return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Return the norm of a step's gradient; the last moment before the weights move, see ``finite.py``.
+
+        Raises:
+            ModelError: loss or gradient is not finite, on all processes if on one.
+        """
+        norm, loss, self._step_loss = super()._get_grad_norm(model, grad_norm), self._step_loss, None
+        counts = self._over_ranks({"counts": not_finite(loss, norm)})["counts"]
+        bad_loss, bad_gradient = counts.tolist()
+        scaler = getattr(self.accelerator, "scaler", None)
+        self._skipped_steps = self._skipped_steps + 1 if bad_gradient else 0
+        may_skip = scaler is not None and self._skipped_steps < min(MAX_SKIPPED_STEPS, self.state.max_steps)
+        if bad_loss or (bad_gradient and not may_skip):
+            step, weight = self.state.global_step + 1, first_not_finite(self._distilled())
+            raise step_error(step, loss, norm, self._get_learning_rate(), weight)
+        return norm
+
+    def _check_weights(self) -> None:
+        """Refuse to save weights that are not finite, on all processes if on one."""
+        name = first_not_finite(self._distilled())
+        broken = self._over_ranks({"broken": torch.tensor(float(name is not None), device=self.args.device)})["broken"]
+        if broken:
+            raise weights_error(
+                name or "a part of another process",
+                where=f"step {self.state.global_step}",
+                fix="Lower training.learning_rate, or raise training.adam_epsilon, in another training.output_dir",
+            )
 
     def check_signal(self) -> None:
         """Refuse a student that what the teacher said would not reach, see ``self_test.py``."""
@@ -134,6 +203,7 @@ class DistillationTrainer(Trainer):
             measures = measured(module.over_positions, dataset, shared, module.student.device)
         measures.totals = self._over_ranks(measures.totals)
         metrics: dict[str, Any] = {f"{metric_key_prefix}_{name}": value for name, value in measures.means().items()}
+        check_measures(metrics, f"step {self.state.global_step}")
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -146,6 +216,25 @@ class DistillationTrainer(Trainer):
             logs |= self._stall.drain() | {name: float(total) / positions for name, total in sorted(sums.items())}
             self._sums, self._num_positions = {}, 0
         super().log(logs, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the bare student, unless its weights are not finite."""
+        self._check_weights()
+        super().save_model(output_dir, _internal_call)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save a checkpoint, finish it with its hashes, and only then delete older ones."""
+        output = Path(str(self.args.output_dir))
+        folder = output / f"checkpoint-{self.state.global_step}"
+        with saving(folder):
+            if self.args.should_save:
+                remove(folder)
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # every process has written the state of its random numbers
+            if self.args.should_save:
+                write_hashes(folder)
+                remove_oldest(output, self._checkpoints_kept, self.state.best_model_checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         student = self._bare_student()
@@ -170,7 +259,7 @@ class DistillationTrainer(Trainer):
                 save_file(projections, Path(output_dir) / PROJECTIONS)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with self._optimizer_of_one_process():
+        with self._optimizer_of_one_process(), reading(Path(str(checkpoint)), READING_ERRORS):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     @contextmanager
@@ -187,7 +276,19 @@ class DistillationTrainer(Trainer):
         finally:
             self.optimizer, self.is_fsdp_enabled = pieces, True
 
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with reading(Path(str(checkpoint)), READING_ERRORS):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(Path(str(checkpoint)), READING_ERRORS):
+            super()._load_rng_state(checkpoint)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with reading(Path(resume_from_checkpoint), READING_ERRORS):
+            self._load_weights(resume_from_checkpoint)
+
+    def _load_weights(self, resume_from_checkpoint: str) -> None:
         student = self._bare_student()
         if has_adapter(student):
             load_adapter(student, Path(resume_from_checkpoint))

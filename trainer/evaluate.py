@@ -27,12 +27,13 @@ from cache_tools.manifest import Split
 from cache_tools.union_vocabulary import UnionVocabulary
 from trainer import fused
 from trainer.data import IGNORED, CachedSequences, collate, to_device
+from trainer.finite import check_measures, check_student
 from trainer.head import StudentHead
 from trainer.loading import load_checkpoint
 from trainer.measures import Measures, Sums, measured_reading
 from trainer.objective import TeacherRows
-from trainer.student_probe import check_rows
 from trainer.student import LOADING_ERRORS, check_tokenizer, check_vocabulary_size, vocabulary_size
+from trainer.student_probe import check_rows
 from trainer.translation import check_vocabulary, student_ids, student_vocabulary
 
 Positions = Literal["all", "labels", "tokens"]
@@ -49,6 +50,7 @@ def evaluate_folder(
     progress: Callable[[int], None] = lambda _: None,
     union: UnionVocabulary | None = None,
     positions: Positions = "all",
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Evaluate the student in a model folder on a split of a cache.
 
@@ -61,13 +63,14 @@ def evaluate_folder(
         progress: Told how many tokens were read.
         union: The student's vocabulary, if it is not the cache's own; hidden states are not compared then.
         positions: Of an encoding with labels: the ``labels``, the other ``tokens``, or ``all``.
+        trust_remote_code: Run Python code that comes with the student; without it such a student is refused.
 
     Returns:
         ``split``, ``positions``, the measures of ``measures.py``, ``teacher_cross_entropy_nats``, and the
         ``reliability`` of the student's probabilities by bin: ``confidence``, ``accuracy``, ``positions``.
 
     Raises:
-        ModelError: the folder holds no model that can be loaded.
+        ModelError: the folder holds no model that can be loaded, or one whose weights or predictions are not finite.
         IdentityError: its tokenizer is not the cache's, or the union's; or see ``translation.check_vocabulary``.
         ConfigError: these documents have no labels.
     """
@@ -78,8 +81,8 @@ def evaluate_folder(
     try:
         if not folder.is_dir():  # transformers would take it for a model on the hub
             raise NotADirectoryError("no such folder")
-        check_tokenizer(str(folder), vocabulary)
-        model = load_checkpoint(auto, folder, dtype=torch.float32)
+        check_tokenizer(str(folder), vocabulary, remote=trust_remote_code)
+        model = load_checkpoint(auto, folder, dtype=torch.float32, trust_remote_code=trust_remote_code)
     except LOADING_ERRORS as error:
         raise ModelError(
             "no student can be loaded from here",
@@ -88,6 +91,7 @@ def evaluate_folder(
             fix="Give the folder of a finished student, such as <output_dir>/final",
         ) from error
     check_vocabulary_size(model, vocabulary)
+    check_student(model, folder, "Evaluate an earlier checkpoint, or train again with a lower learning rate")
     torch.nn.Module.to(model, device)
     return evaluate(model, teacher, split, batch_size, progress, union, positions)
 
@@ -107,9 +111,12 @@ def evaluate(
         ModelError: its predictions depend on later tokens, on padding, or on other sequences of a batch.
     """
     dataset = evaluated_sequences(teacher, split, vocabulary_size(model), union, positions)
-    check_rows(model, None, (dataset[i] for i in range(len(dataset))), teacher.encoding.manifest.objective, packed=False)
+    check_rows(
+        model, None, (dataset[i] for i in range(len(dataset))), teacher.encoding.manifest.objective, packed=False
+    )
     measures = measure(model, dataset, batch_size, progress)
     result = {"split": split} | measures.means()
+    check_measures(result, type(model).__name__)
     result["teacher_cross_entropy_nats"] = _teacher_cross_entropy(teacher, split, ROWS[positions])
     return result | {"reliability": measures.reliability()}
 

@@ -99,7 +99,7 @@ class Measures:
             kl_N = kl_N + own_entropy(said.targets) - said.scalars["entropy"]
         variation_N, _ = self.variation.terms(logits_NV, gold_N, said)
         confidence_N, chosen_N = logits_NV.softmax(dim=1).max(dim=1)
-        bins_N = (confidence_N * BINS).long().clamp(max=BINS - 1)
+        bins_N = (confidence_N * BINS).long().clamp(0, BINS - 1)  # NaN, which the means show, has no number
         binned = {
             "confidence": confidence_N,
             "correct": (chosen_N == gold_N).float(),

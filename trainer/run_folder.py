@@ -5,13 +5,14 @@
     <output_dir>/run.json        resolved configuration, fingerprints, versions: before the first step
     <output_dir>/metrics.jsonl   one JSON object per logging step
     <output_dir>/curves.png      the same as a picture, at the end, if matplotlib is installed
-    <output_dir>/checkpoint-N/   the Trainer's own, for continuing
+    <output_dir>/checkpoint-N/   the Trainer's own, for continuing; see checkpoints.py
     <output_dir>/final/          the student as an ordinary model folder; there when the run is done
 
 A run is continued only by the same student file on the same cache and teacher, from the same initial weights.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ import transformers
 from transformers import TrainerCallback
 
 from cache_tools.cached_teacher import CachedTeacher
-from cache_tools.errors import IdentityError
+from cache_tools.errors import DamageError, IdentityError
 from cache_tools.fingerprint import differences
 from cache_tools.manifest import SOFTWARE
 from cache_tools.storage import write_object
 from cache_tools.union_vocabulary import UnionVocabulary
+from trainer.checkpoints import numbered
 from trainer.config import StudentConfig
 from trainer.initial_weights import initial_weights
 
@@ -65,6 +67,7 @@ def record_run(
 
     Raises:
         IdentityError: the folder holds a run of another configuration, cache, teacher or initial weights.
+        DamageError: its run.json is missing or cannot be read.
     """
     path = output / "run.json"
     resolved = config.model_dump(mode="json", exclude=_places(config))
@@ -79,7 +82,7 @@ def record_run(
     if config.student.pretrained is not None:
         identity["initial_weights"] = initial_weights(config.student)
     if path.exists():
-        found = differences(json.loads(path.read_text())["identity"], identity)
+        found = differences(_recorded_identity(path), identity)
         if found:  # a key that an older version did not know counts as null
             raise IdentityError(
                 "another run lies in this folder",
@@ -90,12 +93,57 @@ def record_run(
                 fix="Choose another training.output_dir, or delete this one",
             )
         return
+    if numbered(output):
+        raise DamageError(
+            "this folder has checkpoints and no run.json",
+            where=output,
+            why="it cannot be known of which run they are",
+            fix="Restore run.json from a copy, or choose another training.output_dir",
+        )
     record = {
         "identity": identity,
         "config": config.model_dump(mode="json"),
         "versions": {"software": SOFTWARE, "torch": torch.__version__, "transformers": transformers.__version__},
     }
     write_object(path, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _recorded_identity(path: Path) -> dict[str, Any]:
+    try:
+        identity = json.loads(path.read_bytes())["identity"]
+        if not isinstance(identity, dict):
+            raise TypeError("identity is no object")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamageError(
+            "this file says nothing about the run",
+            where=path,
+            expected="what 'logitcask train' wrote before the first step",
+            found=str(error),
+            why="a run is continued only by the same student file on the same cache",
+            fix="Restore it from a copy, or choose another training.output_dir",
+        ) from error
+    return identity
+
+
+def is_finished(output: Path) -> bool:
+    """Say whether a run has its finished student.
+
+    Raises:
+        DamageError: what lies there is not what a run leaves when it is done.
+    """
+    final = output / FINAL
+    if not os.path.lexists(final):
+        return False
+    missing = [name for name in ("logitcask.json", "config.json", "*.safetensors") if not any(final.glob(name))]
+    if missing:
+        raise DamageError(
+            "this is not a finished student",
+            where=final,
+            expected=missing[0],
+            found="nothing of that name" if final.is_dir() else "no folder",
+            fix="Move it away, and run the same command again; it continues from the last checkpoint",
+        )
+    return True
 
 
 def _places(config: StudentConfig) -> dict[str, Any]:
@@ -108,12 +156,6 @@ def _places(config: StudentConfig) -> dict[str, Any]:
 
 def _one_or_all(fingerprints: list[str]) -> str | list[str]:
     return fingerprints[0] if len(fingerprints) == 1 else fingerprints
-
-
-def last_checkpoint(output: Path) -> str | None:
-    """Return the newest checkpoint that was written to its end; its trainer_state.json is written last."""
-    whole = [path.parent for path in output.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
 
 
 class MetricsFile(TrainerCallback):

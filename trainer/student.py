@@ -33,8 +33,9 @@ from cache_tools.storage import StorePath
 from cache_tools.token_map import mapped
 from cache_tools.union_vocabulary import IdMaps
 from cache_tools.vocabulary import Vocabulary, vocabulary_fingerprint
-from cache_tools.vocabulary_folder import save_tokenizer
+from cache_tools.vocabulary_folder import read_vocabulary, save_tokenizer
 from trainer import fused
+from trainer.cached_tokenizer import open_tokenizer
 from trainer.config import HiddenPair, LossConfig, StudentModelConfig
 from trainer.data import IGNORED
 from trainer.full_losses import TeacherHead
@@ -49,6 +50,8 @@ from trainer.translation import teacher_ids
 logger = logging.getLogger(__name__)
 
 LOADING_ERRORS = (
+    ArithmeticError,
+    AttributeError,
     ImportError,
     OSError,
     ValueError,
@@ -139,6 +142,11 @@ class DistilledStudent(nn.Module):
     ) -> tuple[dict[str, Tensor], Any]:
         """Return the sums of any function of the student's logits, see ``fused.over_positions``."""
         return fused.over_positions(self.student, self.head, inputs, kept_BL, loss_of)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the student's; NEFTune adds its noise there while the module is in training mode."""
+        embeddings: nn.Module = self.student.get_input_embeddings()
+        return embeddings
 
     def gradient_checkpointing_enable(self, **arguments: Any) -> None:
         """Pass on to the student; the Trainer calls it."""
@@ -276,14 +284,20 @@ def check_tokenizer(source: str, vocabulary: Vocabulary, revision: str | None = 
 
 
 def student_tokenizer(vocabulary: StorePath | None, encoding: Encoding) -> PreTrainedTokenizerBase:
-    """Load the student's tokenizer: that of the folder of a vocabulary, or else the encoding's."""
+    """Load the student's tokenizer: that of the folder of a vocabulary, or else the encoding's.
+
+    Raises:
+        FormatError: its files are no tokenizer.
+        IdentityError: they are another one than the recorded.
+    """
     with TemporaryDirectory() as folder:  # either may lie in a bucket
         if vocabulary is None:
             encoding.save_tokenizer(Path(folder))
         else:
             save_tokenizer(vocabulary, Path(folder))
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    return tokenizer
+        if vocabulary is None:
+            return open_tokenizer(Path(folder), encoding.manifest.vocabulary, encoding.path)
+        return open_tokenizer(Path(folder), read_vocabulary(vocabulary).vocabulary, vocabulary)
 
 
 def vocabulary_size(student: PreTrainedModel) -> int:

@@ -11,40 +11,33 @@ import os
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
-from transformers import TrainingArguments, set_seed
-from transformers.training_args import ParallelMode
+from transformers import set_seed
 
-from cache_tools.errors import ConfigError
 from cache_tools.reader import Encoding
+from cache_tools.storage import remove_tree
 from cache_tools.vocabulary import Vocabulary
 from cache_tools.vocabulary_folder import save_token_map
-from trainer.best import check_best, direction
+from trainer.checkpoints import saving
 from trainer.config import StudentConfig, StudentModelConfig
+from trainer.config_keys import check_config_keys
 from trainer.data import collate
 from trainer.distillation_trainer import DistillationTrainer, step_sequences
 from trainer.evaluate import evaluated_sequences
+from trainer.finite import check_student
 from trainer.lora import ADAPTER, merge_adapter
 from trainer.packing import pack
 from trainer.plots import can_plot, draw_curves
 from trainer.progress import StepProgress
-from trainer.run_folder import FINAL, MetricsFile, last_checkpoint, record_run
+from trainer.run_folder import FINAL, MetricsFile, is_finished, record_run
 from trainer.sources import objective_of, training_sequences
 from trainer.student import build_student, distilled, vocabulary_size
 from trainer.student_tokens import KeptTokens, share_special_tokens, tokenizer_of
 from trainer.teachers import check_sources, open_teachers
+from trainer.training_arguments import training_arguments
 from trainer.translation import open_union, student_ids, student_vocabulary
-
-NOT_SUPPORTED = {
-    "label_smoothing_factor": "the teacher's distribution takes the place of smoothed labels",
-    "train_sampling_strategy": "the order of training comes from the cache's own sampler",
-    "load_best_model_at_end": "the finished student is the one that a run without a stop ends with",
-    "save_only_model": "a stopped run could not go on as if it had never stopped",
-}
-"""Training arguments that must keep their defaults, and why."""
 
 
 def run_training(config: StudentConfig) -> Path:
@@ -54,6 +47,7 @@ def run_training(config: StudentConfig) -> Path:
         LogitcaskError: cache, student and configuration do not fit, or another run lies in the output folder.
     """
     arguments = training_arguments(config)
+    check_config_keys(config.student.config or {})
     output = Path(str(arguments.output_dir))
     teachers = open_teachers(config)
     teacher = teachers[0]
@@ -61,15 +55,17 @@ def run_training(config: StudentConfig) -> Path:
     union = open_union(config.vocabulary, teachers, config.loss)
     vocabulary = student_vocabulary(union, teacher.encoding)
     record_run(output, config, teachers, step_sequences(arguments), union)
-    if (output / FINAL).exists():
+    if is_finished(output):
         return output / FINAL
     set_seed(arguments.seed)
     student = build_student(config.student, teacher.encoding, vocabulary)
+    check_student(student, config.student.pretrained or "student.config", "Start from other weights")
     tokenizer = tokenizer_of(config.student, config.vocabulary, teacher.encoding)
     share_special_tokens(student, tokenizer, keep_own=config.student.pretrained is not None)
     if arguments.dataloader_num_workers and not isinstance(teacher.path, Path):
         torch.multiprocessing.set_start_method("forkserver", force=True)  # a bucket's client does not survive a fork
     width = vocabulary_size(student)
+    measures_on_the_way = arguments.do_eval or arguments.eval_on_start
     trainer = DistillationTrainer(
         model=distilled(
             student,
@@ -80,7 +76,7 @@ def run_training(config: StudentConfig) -> Path:
         ),
         args=arguments,
         train_dataset=training_sequences(config, teachers, width, union),
-        eval_dataset=evaluated_sequences(teacher, "held_out", width, union) if arguments.do_eval else None,
+        eval_dataset=evaluated_sequences(teacher, "held_out", width, union) if measures_on_the_way else None,
         data_collator=partial(pack, row_tokens=config.packing.row_tokens) if config.packing else collate,
         processing_class=tokenizer,
         callbacks=[MetricsFile(output), KeptTokens(student)],
@@ -93,56 +89,10 @@ def run_training(config: StudentConfig) -> Path:
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(StepProgress())
     trainer.check_signal()
-    trainer.train(resume_from_checkpoint=last_checkpoint(output))
-    _save_final(trainer, config, teacher.encoding, vocabulary, output)
+    trainer.continue_training()
+    with saving(output / FINAL):
+        _save_final(trainer, config, teacher.encoding, vocabulary, output)
     return output / FINAL
-
-
-def training_arguments(config: StudentConfig) -> TrainingArguments:
-    """Build ``TrainingArguments`` from the ``training:`` block.
-
-    Defaults that differ from transformers': no reporting to outside services, CPUs where there is nothing else, and the
-    columns of a batch are ours, so none is removed.
-
-    Raises:
-        ConfigError: an argument is unknown or has a wrong value.
-    """
-    defaults: dict[str, Any] = {
-        "report_to": [],
-        "use_cpu": not torch.accelerator.is_available(),  # or ranks would not find each other without a GPU
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "logging_steps": 10,
-        "include_num_input_tokens_seen": "non_padding",
-        **direction(config.training),
-    }
-    try:
-        arguments = TrainingArguments(**{**defaults, **config.training, "remove_unused_columns": False})
-    except (TypeError, ValueError, ImportError) as error:
-        raise ConfigError(
-            "these arguments are not transformers' TrainingArguments",
-            where="training",
-            found=str(error).splitlines()[0],
-        ) from error
-    _refuse_unsupported(arguments)
-    check_best(arguments)
-    if arguments.fsdp and arguments.parallel_mode != ParallelMode.DISTRIBUTED:
-        raise ConfigError(
-            "FSDP needs ranks to share a student", where="training.fsdp", fix="Start with torchrun, or leave it out"
-        )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # nn.DataParallel would cut predictions apart from their sequences
-    return arguments
-
-
-def _refuse_unsupported(arguments: TrainingArguments) -> None:
-    for name, reason in NOT_SUPPORTED.items():
-        if getattr(arguments, name) != TrainingArguments.__dataclass_fields__[name].default:
-            raise ConfigError(
-                "this argument has no place here",
-                where=f"training.{name}",
-                found=getattr(arguments, name),
-                why=reason,
-                fix="Leave it out",
-            )
 
 
 def _save_final(
@@ -150,6 +100,8 @@ def _save_final(
 ) -> None:
     """Write the finished student under a temporary name and rename it; every rank calls this."""
     partial = output / f"{FINAL}.partial"
+    if trainer.is_world_process_zero():
+        remove_tree(partial)  # of a process that was killed here
     trainer.save_model(str(partial / ADAPTER if config.student.lora else partial))
     if trainer.is_world_process_zero():
         if config.student.lora:

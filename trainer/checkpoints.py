@@ -1,0 +1,278 @@
+"""Checkpoints that hold what was written: each ends with the hashes of its files, and no other is continued from.
+
+::
+
+    <output_dir>/checkpoint-N/sha256.json   bytes and sha256 of every other file of the checkpoint; written last
+
+transformers writes a checkpoint file by file and reads whatever is there: without ``optimizer.pt`` it goes on with a
+fresh optimizer, with a flipped bit to another student, both without a word. So the newest checkpoint is read through
+before a run continues (about 1.5 GB/s). What happens then:
+
+- It holds: the run continues from it.
+- It was never finished, for the process was killed or the disk full: it is removed.
+- It is damaged: it is renamed to ``checkpoint-N.damaged``, and the run continues from the one before, which costs the
+  steps between them and leads to the same student. If there is none before, nothing is done: starting over may cost
+  days, so that is for the user to decide.
+- It has no hashes, for an older version wrote it: the run continues if the files that it needs are there, with a warning.
+
+Folders with other names, such as ``checkpoint-old``, are nobody's business here; transformers would delete them when
+``save_total_limit`` is reached.
+"""
+
+import errno
+import json
+import logging
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cache_tools.errors import DamageError, LogitcaskError
+from cache_tools.storage import PARTIAL_SUFFIX, file_sha256, remove_tree, storage_errors, write_object
+
+logger = logging.getLogger(__name__)
+
+HASHES = "sha256.json"
+STATE = "trainer_state.json"
+"""Of the Trainer, which writes it after all else."""
+NUMBERED = re.compile(r"checkpoint-(0|[1-9][0-9]{0,17})")
+PROBE_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """What lies in a run folder.
+
+    Attributes:
+        newest: The newest checkpoint to continue from; None if there is none.
+        has_hashes: Whether ``newest`` was checked against its hashes.
+        unfinished: Those that were never written to their end.
+        damaged: Newer ones that do not hold, each with what is wrong.
+    """
+
+    newest: Path | None
+    has_hashes: bool
+    unfinished: tuple[Path, ...]
+    damaged: tuple[tuple[Path, str], ...]
+
+
+def write_hashes(checkpoint: Path) -> None:
+    """Finish a checkpoint: write the hashes of its files, which takes one reading of them.
+
+    Raises:
+        StorageError: the disk is full or refuses.
+    """
+    files = {
+        path.relative_to(checkpoint).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(checkpoint.rglob("*"))
+        if path.is_file() and path.name != HASHES
+    }
+    write_object(checkpoint / HASHES, (json.dumps({"files": files}, indent=1) + "\n").encode())
+
+
+def read_checkpoints(output: Path) -> Checkpoints:
+    """Look for the newest checkpoint that holds; it and those after it are read through.
+
+    Raises:
+        DamageError: there are checkpoints, and none of them holds.
+    """
+    unfinished, damaged = [], []
+    for checkpoint in reversed(numbered(output)):
+        if _is_unfinished(checkpoint):
+            unfinished.append(checkpoint)
+            continue
+        problem = damage(checkpoint)
+        if problem is None:
+            return Checkpoints(checkpoint, (checkpoint / HASHES).exists(), tuple(unfinished), tuple(damaged))
+        damaged.append((checkpoint, problem))
+    if damaged:
+        checkpoint, problem = damaged[0]
+        raise DamageError(
+            f"this checkpoint is damaged: {problem}",
+            where=checkpoint,
+            why="continuing from it would make another student, and there is no older one that holds",
+            fix=f"Restore it from a copy, or delete {checkpoint.name} to start over, and run the same command again",
+        )
+    return Checkpoints(None, False, tuple(unfinished), ())
+
+
+def last_checkpoint(output: Path) -> str | None:
+    """Return the newest checkpoint that holds; changes nothing. Errors as for :func:`read_checkpoints`."""
+    newest = read_checkpoints(output).newest
+    return None if newest is None else str(newest)
+
+
+def prepare_to_continue(output: Path) -> str | None:
+    """Return the checkpoint to continue from; removes unfinished ones, sets damaged ones aside, and says so.
+
+    Raises:
+        DamageError: there are checkpoints, and none of them holds.
+        StorageError: the disk refuses.
+    """
+    checkpoints = read_checkpoints(output)
+    for checkpoint in checkpoints.unfinished:
+        remove(checkpoint)
+    for checkpoint, problem in checkpoints.damaged:
+        aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+        remove(aside)
+        with storage_errors(checkpoint):
+            os.replace(checkpoint, aside)
+        logger.warning(
+            "%s is damaged: %s. It is now called %s, and the run continues from %s, to the same student.",
+            *(checkpoint, problem, aside.name, getattr(checkpoints.newest, "name", "")),
+        )
+    if checkpoints.newest is None:
+        return None
+    if not checkpoints.has_hashes:
+        logger.warning(
+            "%s has no %s, as checkpoints of older versions: whether its files are what was written cannot be checked.",
+            *(checkpoints.newest, HASHES),
+        )
+    return str(checkpoints.newest)
+
+
+def numbered(output: Path) -> list[Path]:
+    """Return the checkpoints of a run folder, by number."""
+    matches = [(NUMBERED.fullmatch(path.name), path) for path in output.glob("checkpoint-*") if path.is_dir()]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in matches if match)]
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Say what is wrong with a finished checkpoint; None if it is as it was written, as far as can be known."""
+    try:
+        records = json.loads((checkpoint / HASHES).read_bytes())["files"]
+        expected = {str(name): (record["bytes"], record["sha256"]) for name, record in records.items()}
+    except FileNotFoundError:
+        return _missing_file(checkpoint)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"{HASHES} cannot be read"
+    for name, (num_bytes, sha256) in expected.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != num_bytes or file_sha256(path) != sha256:
+            return f"{name} is not what was written"
+    return None
+
+
+def _missing_file(checkpoint: Path) -> str | None:
+    """Say which file a checkpoint without hashes lacks; DeepSpeed keeps optimizer and schedule in a folder of its own."""
+    needed = ["*.safetensors", "rng_state*.pth"]
+    needed += [] if any(checkpoint.glob("global_step*")) else ["optimizer.pt", "scheduler.pt"]
+    return next((f"{name} is missing" for name in needed if not any(checkpoint.glob(name))), None)
+
+
+def _is_unfinished(checkpoint: Path) -> bool:
+    if (checkpoint / HASHES).exists():
+        return False
+    try:
+        return not isinstance(json.loads((checkpoint / STATE).read_bytes()), dict)
+    except (OSError, ValueError, RecursionError):
+        return True
+
+
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint if it is there; of a link, the link alone."""
+    if checkpoint.is_symlink() or checkpoint.is_file():
+        with storage_errors(checkpoint):
+            checkpoint.unlink()
+    else:
+        remove_tree(checkpoint)
+
+
+def remove_oldest(output: Path, keep: int | None, best: str | None) -> None:
+    """Delete the oldest checkpoints until ``keep`` are left; never the newest, nor the best.
+
+    Args:
+        output: The run folder.
+        keep: ``save_total_limit``; None for all.
+        best: Path of the best checkpoint, if there is one.
+    """
+    checkpoints = numbered(output)
+    protected = {path.name for path in checkpoints[-1:]} | ({Path(best).name} if best else set())
+    spare = [path for path in checkpoints if path.name not in protected]
+    for checkpoint in spare[: max(0, len(checkpoints) - keep) if keep else 0]:
+        remove(checkpoint)
+
+
+@contextmanager
+def saving(place: Path) -> Iterator[None]:
+    """Turn whatever a refusing disk makes of torch, safetensors or tokenizers inside the block into a StorageError."""
+    with storage_errors(place):
+        try:
+            yield
+        except (OSError, LogitcaskError):
+            raise
+        except Exception as error:
+            refusal = _refusal(error, place)
+            if refusal is None:
+                raise
+            raise refusal from error
+
+
+def _refusal(error: Exception, place: Path) -> OSError | None:
+    """Return what the disk said; libraries in Rust put it into their message, torch's archive writer loses it."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    if number is not None:
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    if not re.search("inline_container|PytorchStreamWriter|iostream error", str(error)):
+        return None
+    return _probe(place) or OSError(errno.EIO, str(error).splitlines()[0])
+
+
+def _probe(place: Path) -> OSError | None:
+    """Ask the disk again with a small file."""
+    folder = next(parent for parent in (place, *place.parents) if parent.is_dir())
+    probe = folder / f"probe.{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
+    try:
+        probe.write_bytes(bytes(PROBE_BYTES))
+        if shutil.disk_usage(folder).free < PROBE_BYTES:
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        return error
+    finally:
+        probe.unlink(missing_ok=True)
+    return None
+
+
+@contextmanager
+def reading(checkpoint: Path, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Turn what torch or safetensors make of a damaged file inside the block into a DamageError."""
+    try:
+        yield
+    except errors as error:
+        raise DamageError(
+            "this checkpoint cannot be read",
+            where=checkpoint,
+            found=(str(error).splitlines() or [type(error).__name__])[0][:300],
+            fix=f"Delete {checkpoint.name} to continue from the checkpoint before it, and run the same command again",
+        ) from error
+
+
+def broadcast_choice(output: Path, rank: int, broadcast: Any) -> str | None:
+    """Let the first process choose the checkpoint for all of them, so that each file is read through once.
+
+    Args:
+        output: The run folder.
+        rank: Of this process.
+        broadcast: Gives a list of objects of the first process to all.
+
+    Raises:
+        LogitcaskError: on every process, what it is on the first.
+    """
+    outcome: list[Any] = [None]
+    if rank == 0:
+        try:
+            outcome = [prepare_to_continue(output)]
+        except LogitcaskError as error:
+            outcome = [error]
+    broadcast(outcome)
+    if isinstance(outcome[0], LogitcaskError):
+        raise outcome[0]
+    checkpoint: str | None = outcome[0]
+    return checkpoint

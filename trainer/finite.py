@@ -1,0 +1,111 @@
+"""A student that is not finite stops its run: weights, losses and gradients that are NaN or infinite are never saved.
+
+A run whose student became NaN ends like any other, and transformers even reports a loss of 0 for it. Here the loss and
+the gradient's norm are looked at once per optimizer step, after the gradient is complete and before the weights move:
+one number goes from the device to the host, where transformers otherwise fetches one per micro-batch, and several
+processes add up one number, so that all of them stop together. Weights are looked at where a run starts and before
+anything is saved, since they can be NaN where the loss is not: in the rows of tokens that no batch holds.
+
+With ``fp16`` a gradient that overflows is no error: the step is skipped and the scale of the loss halved. It is one
+when it goes on for MAX_SKIPPED_STEPS, or for the whole run.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from cache_tools.errors import ModelError
+
+MAX_SKIPPED_STEPS = 20
+"""Scaling starts at 2**16, so after 20 steps in a row the gradient overflows at a sixteenth of the loss."""
+
+
+def first_not_finite(module: nn.Module) -> str | None:
+    """Return the name of the first parameter that holds NaN or infinity, of what this process keeps of each; or None."""
+    named = [(name, _local(parameter)) for name, parameter in module.named_parameters()]
+    if not named:
+        return None
+    finite = torch.stack([torch.isfinite(values).all().to(named[0][1].device) for _, values in named])
+    return None if bool(finite.all()) else named[int((~finite).nonzero()[0])][0]
+
+
+def not_finite(*values: Tensor | float | None) -> Tensor:
+    """Return 1 for each value that is NaN or infinite, else 0; None counts as finite. Needs no synchronisation.
+
+    Args:
+        values: Scalars.
+    """
+    tensors = [torch.as_tensor(0.0 if value is None else _local(value)).detach().float() for value in values]
+    device = next((tensor.device for tensor in tensors if tensor.device.type != "cpu"), tensors[0].device)
+    return torch.stack([(~torch.isfinite(tensor)).float().to(device) for tensor in tensors])
+
+
+def _local(value: Any) -> Any:
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def check_student(module: nn.Module, where: object, fix: str) -> None:
+    """Refuse a student with weights that are not finite.
+
+    Raises:
+        ModelError: naming the first of them.
+    """
+    name = first_not_finite(module)
+    if name is not None:
+        raise weights_error(name, where, fix)
+
+
+def weights_error(name: str, where: object, fix: str) -> ModelError:
+    """Return the error about a weight that is not finite."""
+    return ModelError(
+        "the student's weights are not finite",
+        where=where,
+        found=f"NaN or infinity in {name}",
+        why="such a student predicts nothing",
+        fix=fix,
+    )
+
+
+def step_error(step: int, loss: Any, norm: Any, learning_rate: float, weight: str | None) -> ModelError:
+    """Return the error about a step whose loss or gradient is not finite.
+
+    Args:
+        step: Number of the step, from 1.
+        loss: Of this process.
+        norm: Of the gradient.
+        learning_rate: Of this step.
+        weight: A weight that is not finite before this step, if there is one.
+    """
+    weights = f"NaN or infinity in {weight}" if weight else "all weights finite"
+    return ModelError(
+        "the loss or its gradient is not finite",
+        where=f"step {step}",
+        found=f"loss {_number(loss)}, gradient norm {_number(norm)}, learning rate {learning_rate:g}, {weights}",
+        why="every later step would train a student of NaN, so nothing of this step was kept",
+        fix="Lower training.learning_rate or raise training.warmup_steps, in another training.output_dir",
+    )
+
+
+def _number(value: Any) -> str:
+    return "unknown" if value is None else f"{float(_local(value)):g}"
+
+
+def check_measures(measures: Mapping[str, Any], where: object) -> None:
+    """Refuse measures of a student that are NaN.
+
+    Raises:
+        ModelError: naming the first of them.
+    """
+    broken = next((name for name, value in measures.items() if isinstance(value, float) and math.isnan(value)), None)
+    if broken is not None:
+        raise ModelError(
+            "the student's predictions are not numbers",
+            where=where,
+            found=f"{broken} is NaN",
+            why="a mean over them says nothing",
+            fix="Train it again with a lower learning rate, or evaluate an earlier checkpoint",
+        )
