@@ -73,7 +73,7 @@ def token_texts(encoding: Encoding) -> TokenTexts:
     record = encoding.manifest.files.get(TOKENIZER_FILE)
     if record is None:
         return TokenTexts(None)
-    content = read_recorded(encoding.path / TOKENIZER_FILE, record.sha256)
+    content = read_recorded(encoding.path / TOKENIZER_FILE, record.sha256, record.bytes)
     from tokenizers import Tokenizer
 
     try:

@@ -30,6 +30,9 @@ SHARD_POSITIONS = 2**22
 CHUNK_BYTES = 2**28
 """An inner chunk of an array, unpacked; blosc itself ends at 2**31."""
 
+CHUNK_ENTRIES = 2**24
+"""Targets of an inner chunk, rows times entries; decoding one needs some 30 bytes for each."""
+
 OBJECT_BYTES = 2**40
 """A stored object or file; no more of it is read than its record states."""
 

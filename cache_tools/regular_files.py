@@ -52,7 +52,7 @@ def refuse_links(path: Path) -> None:
                 "this is a symbolic link, and links inside a cache are not followed",
                 where=place,
                 why="a link could lead to any file of yours",
-                fix="Put the files themselves in its place (cp -RL copies a cache without links), or mount the other disk",
+                fix="Put the files in its place ('cp -RL' copies a cache without links), or mount the other disk there",
             )
 
 

@@ -5,8 +5,8 @@ bit in a number of levels would silently bend every probability of a shard. The 
 sha256 of the file's bytes with the seal's own 64 digits replaced by zeros, so it needs no
 canonical form of JSON and covers every byte, the last newline included.
 
-A seal proves no good will: a stranger seals what he likes. So JSON is also checked for what Python's parser lets pass and
-what would stop a program later: nesting without end, numbers that are none or infinite, halves of characters.
+A seal proves no good will: strangers can seal what they like. So JSON is also checked for what Python's parser lets
+pass and what would stop a program later: endless nesting, numbers that are NaN or infinite, halves of characters.
 """
 
 import hashlib
