@@ -14,8 +14,8 @@ Layout of a shard's object: encoded inner chunks; then one (offset, bytes) pair 
 little-endian uint64 per inner chunk, all ones for a chunk of fill values; then the
 index's crc32c. An encoded chunk ends with its own crc32c.
 
-A checksum proves only that bytes are those that somebody wrote. What a chunk's header states is believed by blosc, which
-would read and write beyond its buffers. So ``refuse_header`` and ``read_index`` compare it with the layout first.
+A checksum proves only that somebody wrote these bytes. Blosc believes what a chunk's header states, and would read and
+write beyond its buffers. So ``refuse_header`` and ``read_index`` compare headers with the layout first.
 """
 
 import json

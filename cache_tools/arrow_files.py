@@ -2,9 +2,9 @@
 
 Arrow compresses each buffer by itself and writes the size that it had before it; the reader allocates what is written
 there, so 20 kB can ask for gigabytes. Pyarrow neither bounds this nor tells the sizes, hence the few lines below that
-walk from the footer of a file to its record batches and to their buffers, as `Message.fbs` and `File.fbs` of the Arrow
-format define them. Then pyarrow reads the file and checks it in full (offsets, UTF-8), and the columns must have exactly
-the types that the cache's format gives them: no dictionaries, no extension types, no nulls where there can be none.
+walk from the footer of a file to its record batches and to their buffers, as `File.fbs` and `Message.fbs` of the Arrow
+format define them. Then pyarrow reads the file and checks it in full (offsets, UTF-8), and the columns must have the
+types that the cache's format gives them: no dictionaries, no extension types, no nulls where there can be none.
 
 The format of the metadata is flatbuffers: a table begins with the distance back to its vtable, which holds the place of
 each field relative to the table, or 0 for one that is absent. Every access is checked by ``struct``.

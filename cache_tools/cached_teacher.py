@@ -52,7 +52,14 @@ class StoredTargets:
     def decode(self, start: int, stop: int, out: Targets | None = None) -> Targets:
         """Return the targets of rows ``[start, stop)`` of this run, in ``out`` if given."""
         rows = {name: values[start:stop] for name, values in self.arrays.items()}
-        return self.codec.decode(rows, self.parameters, out)
+        try:
+            return self.codec.decode(rows, self.parameters, out)
+        except ValueError as error:
+            raise DamageError(
+                "stored rows break a rule of their codec",
+                found=error,
+                fix="Run 'logitcask verify --deep' to see which shards are damaged",
+            ) from error
 
 
 @dataclass(frozen=True)

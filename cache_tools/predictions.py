@@ -79,8 +79,8 @@ def group_layouts(manifest: TeacherManifest, positions_per_shard: int) -> dict[s
     """Return the layout of each array by name, by group.
 
     Raises:
-        FormatError: the codec is not known, a scalar has the name of one of its arrays, or the chunks do not fill a shard
-            or are too large.
+        FormatError: the codec is not known, a scalar has the name of one of its arrays, or the chunks do not fill a
+            shard or are too large.
     """
     codec = codec_of(manifest)
     targets = {name: ArrayType(*t, codec.compression_level(name)) for name, t in codec.array_types().items()}
@@ -234,7 +234,7 @@ def mean_statistics(parts: list[tuple[int, Mapping[str, float]]]) -> dict[str, f
         elif name.endswith("_positions"):
             result[name] = sum(value for _, value in having)
         else:
-            result[name] = sum(n * value for n, value in having) / sum(n for n, _ in having)
+            result[name] = sum(n * value for n, value in having) / max(sum(n for n, _ in having), 1)
     return result
 
 

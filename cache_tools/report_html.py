@@ -16,7 +16,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cache_tools import report_plots
 from cache_tools.escaping import printable
-from cache_tools.print_inspect import codec_words, maker_words, number_words, progress_words, sample_words
+from cache_tools.print_inspect import (
+    codec_words,
+    maker_words,
+    means_words,
+    model_words,
+    number_words,
+    progress_words,
+    sample_words,
+)
 from cache_tools.print_show import BANDS, FRAGMENT
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -39,6 +47,8 @@ def render(data: dict[str, Any]) -> str:
         "shown": shown,
         "codec": codec_words,
         "maker": maker_words,
+        "means": means_words,
+        "model": model_words,
         "nats": number_words,
         "progress": progress_words,
         "sample": sample_words,

@@ -10,8 +10,8 @@ The gold token of position t is ``input_ids[t + 1]`` for a causal teacher, and
 ``byte_lengths`` cuts ``text`` into the tokens' surface forms: their sum is the length of
 the text in UTF-8, so a token's place in the text is a running sum.
 
-What a file holds is checked twice: its columns when it is read (``read_sequences``), and what it says of rows and tokens
-against the shard table (``contradiction``) before anything uses it.
+What a file holds is checked twice: its columns when it is read (``read_sequences``), and what it says of rows and
+tokens against the shard table (``contradiction``) before anything uses it.
 """
 
 from dataclasses import dataclass
@@ -158,14 +158,11 @@ def read_sequences(
     columns = [_values(table.column(field.name).combine_chunks()) for field in SCHEMA]
     sequences = [Sequence(*row) for row in zip(*columns, strict=True)]
     for number, sequence in enumerate(sequences):
-        tokens = len(sequence.input_ids)
-        aligned = {tokens, len(sequence.position_mask), len(sequence.byte_lengths)}
-        if (
-            not tokens
-            or len(aligned) > 1
-            or (sequence.original_ids is not None and len(sequence.original_ids) != tokens)
-        ):
-            raise unreadable(path, f"sequence number {number} has lists of different lengths, or no token")
+        aligned = {len(sequence.input_ids), len(sequence.position_mask), len(sequence.byte_lengths)}
+        if sequence.original_ids is not None:
+            aligned.add(len(sequence.original_ids))
+        if len(aligned) > 1:
+            raise unreadable(path, f"sequence number {number} has lists of different lengths")
     return sequences
 
 
@@ -181,7 +178,9 @@ def contradiction(
         first_sequence: Id of the shard's first sequence.
         first_row: The shard's first row.
     """
-    lengths = np.array([len(sequence.input_ids) for sequence in sequences])
+    lengths = np.array([len(sequence.input_ids) for sequence in sequences], dtype=np.int64)
+    if not lengths.all():
+        return "a sequence has no token"
     ends = np.cumsum(lengths)
     starts = ends - lengths
     masks = np.concatenate([sequence.position_mask for sequence in sequences])

@@ -146,7 +146,7 @@ def _alternatives(teacher: CachedTeacher, row: int, gold: int, texts: TokenTexts
             for i, p in zip(ids[order[:top]], logs[order[:top]], strict=True)
         ],
         "kept": len(order),
-        "left_out": math.exp(targets.log_left_out[0]),
+        "left_out": math.exp(min(float(targets.log_left_out[0]), 0.0)),
         "gold_rank": rank,
         "gold_probability": _exp(teacher, GOLD_LOGPROB, row) if GOLD_LOGPROB in names else None,
         "entropy_nats": finite(float(teacher.scalar(ENTROPY, row, row + 1)[0])) if ENTROPY in names else None,

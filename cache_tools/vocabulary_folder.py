@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 
 from cache_tools.decoding import TOKENIZER_FILE
 from cache_tools.errors import FormatError, IdentityError
-from cache_tools.manifest import SOFTWARE, Count, Key, ObjectRecord, Sha256, Split
+from cache_tools.manifest import SOFTWARE, Count, Key, ObjectRecord, Split
 from cache_tools.reader import Encoding
 from cache_tools.regular_files import enclose
 from cache_tools.sealed import UNSEALED, read_sealed, sealed_bytes
@@ -60,7 +60,7 @@ class Part(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True)
-    vocabulary: Sha256
+    vocabulary: str
     ids: Count
     shared: Count
     same_rules: bool
@@ -83,7 +83,7 @@ class VocabularyManifest(BaseModel):
     format: int = 1
     software: str = SOFTWARE
     size: Count
-    fingerprint: Sha256
+    fingerprint: str
     tokenizers: tuple[Part, ...] = Field(min_length=1)
     files: dict[Key, ObjectRecord]
     coverage: dict[Split, float] | None = None
@@ -237,10 +237,8 @@ def _tokenizer(encoding: Encoding) -> tuple[Tokenizer, dict[str, Any]]:
     files = encoding.manifest.files
     if not {TOKENIZER_FILE, SETTINGS_FILE} <= set(files):
         raise FormatError("this encoding keeps no tokenizer", where=encoding.path, expected=TOKENIZER_FILE)
-    state, settings = (
-        read_recorded(encoding.path / key, files[key].sha256, files[key].bytes)
-        for key in (TOKENIZER_FILE, SETTINGS_FILE)
-    )
+    records = {key: files[key] for key in (TOKENIZER_FILE, SETTINGS_FILE)}
+    state, settings = (read_recorded(encoding.path / key, r.sha256, r.bytes) for key, r in records.items())
     try:
         tokenizer = Tokenizer.from_buffer(state)
         if vocabulary_fingerprint(tokenizer.get_vocab()) != encoding.manifest.vocabulary.fingerprint:
