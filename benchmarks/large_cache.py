@@ -37,7 +37,8 @@ def repeat_cache(source: Cache, target: StorePath, copies: int) -> None:
 def write_encoding(source: Encoding, folder: StorePath, copies: int) -> None:
     """Write the sequences of every copy as a part, then the manifest."""
     files, manifest = read_file_tables(source.path, source.manifest.parts), source.manifest
-    write_objects(folder, {key: read_recorded(source.path / key, r.sha256) for key, r in manifest.files.items()})
+    records = manifest.files.items()
+    write_objects(folder, {key: read_recorded(source.path / key, r.sha256, r.bytes) for key, r in records})
     parts = []
     for copy in range(copies):
         entries = []
@@ -76,7 +77,7 @@ def write_teacher(source: CachedTeacher, encoding: Encoding, copies: int) -> Non
         keys = {key: key_of_shard(key, number) for key in receipt.objects}
         write_objects(
             teacher.path,
-            {keys[key]: read_recorded(source.path / key, r.sha256) for key, r in receipt.objects.items()},
+            {keys[key]: read_recorded(source.path / key, r.sha256, r.bytes) for key, r in receipt.objects.items()},
         )
         changes = {
             "shard": number,

@@ -13,10 +13,14 @@ speed. zarr-python is the oracle in the tests.
 Layout of a shard's object: encoded inner chunks; then one (offset, bytes) pair of
 little-endian uint64 per inner chunk, all ones for a chunk of fill values; then the
 index's crc32c. An encoded chunk ends with its own crc32c.
+
+A checksum proves only that somebody wrote these bytes. Blosc believes what a chunk's header states, and would read and
+write beyond its buffers. So ``refuse_header`` and ``read_index`` compare headers with the layout first.
 """
 
 import json
 import os
+import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,12 +33,20 @@ import numpy as np
 from numcodecs.blosc import Blosc
 from numpy.typing import NDArray
 
+from cache_tools.limits import TOTAL
 from cache_tools.manifest import KEY
 from cache_tools.sealed import UNSEALED, read_sealed, sealed_bytes
 
 CHECKSUM_BYTES = 4
 ABSENT = 2**64 - 1
 """Offset and length of an inner chunk that holds nothing but fill values."""
+
+BLOSC_HEADER = struct.Struct("<BBBBIII")
+"""Format version, codec's version, flags, size of a value; then bytes unpacked, bytes of a block, bytes packed."""
+
+BLOSC_FORMAT = 2
+BLOSC_COPIED = 0x02
+"""Flag of a chunk whose values follow the header uncompressed."""
 
 THREADS = min(8, os.cpu_count() or 1)
 """Chunks compressed or decoded side by side; blosc and numpy leave the interpreter's lock meanwhile."""
@@ -85,8 +97,13 @@ class ArrayLayout:
     def _blosc(self) -> dict[str, Any]:
         """Parameters of the compressor; a chunk of columns is one block, which is 1 % smaller than blosc's choice."""
         size = self.type.dtype.itemsize
-        block = self.chunk_rows * prod(self.chunk_row) * size if self.type.chunk_columns else 0
+        block = self.chunk_bytes if self.type.chunk_columns else 0
         return {"typesize": size, "cname": "zstd", "clevel": self.type.level, "shuffle": "shuffle", "blocksize": block}
+
+    @cached_property
+    def chunk_bytes(self) -> int:
+        """Size of an inner chunk, unpacked."""
+        return self.chunk_rows * prod(self.chunk_row) * self.type.dtype.itemsize
 
     @property
     def num_chunks(self) -> int:
@@ -175,16 +192,25 @@ def read_layout(metadata: bytes) -> tuple[ArrayLayout, int] | None:
     """Return the layout and the number of rows that a ``zarr.json`` states, or None if only zarr can read it.
 
     Raises:
-        ValueError, KeyError, TypeError: the metadata is damaged.
+        ValueError: the metadata is damaged.
     """
     stated = read_sealed(metadata)
+    try:
+        return _layout_of(stated)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _layout_of(stated: Any) -> tuple[ArrayLayout, int] | None:
     sharding = stated["codecs"][0].get("configuration", {})
-    shape, dtype = stated["shape"], np.dtype(stated["data_type"])
-    inner = sharding.get("chunk_shape", [0])
+    shape, dtype = axis_sizes(stated["shape"]), np.dtype(str(stated["data_type"]))
+    inner = axis_sizes(sharding.get("chunk_shape", [0]))
     row = tuple(shape[1:])
+    if 0 in row:
+        raise ValueError("a row of an array holds no value")
     columns = inner[1] if row and inner[1] < row[0] else None
     kind = ArrayType(row, dtype, chunk_columns=columns)
-    layout = ArrayLayout(kind, stated["chunk_grid"]["configuration"]["chunk_shape"][0], inner[0])
+    layout = ArrayLayout(kind, axis_sizes(stated["chunk_grid"]["configuration"]["chunk_shape"])[0], inner[0])
     ours = json.loads(layout.metadata(shape[0])) if layout.chunk_rows else {}
     for document in (stated, ours):  # parameters of blosc stand in each chunk, too, and may vary
         document.pop("attributes", None)
@@ -194,8 +220,61 @@ def read_layout(metadata: bytes) -> tuple[ArrayLayout, int] | None:
     return (layout, shape[0]) if stated == ours else None
 
 
+def axis_sizes(stated: Any) -> list[int]:
+    """Return the lengths of one or two axes.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    axes = isinstance(stated, list) and 1 <= len(stated) <= 2
+    if not axes or any(type(size) is not int or not 0 <= size <= TOTAL for size in stated):
+        raise ValueError("an array has one or two axes, each of zero or more values")
+    return list(stated)
+
+
 def _with_checksum(content: bytes) -> bytes:
     return content + int(google_crc32c.value(content)).to_bytes(CHECKSUM_BYTES, "little")
+
+
+def refuse_header(packed: bytes, typesize: int, unpacked_bytes: int) -> None:
+    """Raise ValueError unless a chunk's blosc header states the sizes that its array has.
+
+    Args:
+        packed: The chunk without its crc32c.
+        typesize: Bytes of a value.
+        unpacked_bytes: Bytes of the inner chunk.
+    """
+    if len(packed) < BLOSC_HEADER.size:
+        raise ValueError("a chunk is too short for its header")
+    version, _, flags, size, unpacked, block, length = BLOSC_HEADER.unpack_from(packed)
+    if version != BLOSC_FORMAT or size != typesize or unpacked != unpacked_bytes or length != len(packed):
+        raise ValueError("a chunk's header states other sizes than the array has")
+    if not 0 < block <= unpacked or (flags & BLOSC_COPIED and length != unpacked + BLOSC_HEADER.size):
+        raise ValueError("a chunk's header contradicts itself")
+
+
+def read_index(content: bytes, end: int) -> NDArray[np.uint64]:
+    """Return the index of an object, (inner chunks, 2) uint64: offset and bytes of each, ABSENT in both or neither.
+
+    Args:
+        content: The index with its crc32c.
+        end: Where the chunks end and the index begins.
+
+    Raises:
+        ValueError: the crc32c is wrong, or chunks overlap or lie outside the object.
+    """
+    index = np.frombuffer(without_checksum(content), dtype="<u8").reshape(-1, 2)
+    absent = index == np.uint64(ABSENT)
+    if (absent[:, 0] != absent[:, 1]).any():
+        raise ValueError("a chunk has a place or a size, but not both")
+    stored = index[~absent[:, 0]]
+    offsets, sizes = stored[np.argsort(stored[:, 0], kind="stable")].T
+    if (offsets > end).any() or (sizes > end).any() or (sizes <= CHECKSUM_BYTES).any():
+        raise ValueError("a chunk lies outside its object")
+    ends = offsets + sizes
+    if (ends > end).any() or (ends[:-1] > offsets[1:]).any():
+        raise ValueError("a chunk lies outside its object, or in another chunk")
+    return index
 
 
 def without_checksum(content: bytes) -> bytes:

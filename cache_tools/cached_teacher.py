@@ -20,7 +20,7 @@ from cache_tools import layout
 from cache_tools.arrays import THREADS
 from cache_tools.codec import Arrays, Codec, Targets
 from cache_tools.direct import StoredArray, open_array, read_shard_rows
-from cache_tools.errors import IdentityError, IncompleteError
+from cache_tools.errors import DamageError, FormatError, IdentityError, IncompleteError
 from cache_tools.hidden import Transform, transform_from_bytes
 from cache_tools.manifest import HiddenSpec, Split, TeacherManifest, read_manifest
 from cache_tools.predictions import codec_of, decode_hidden, from_steps, group_layouts, hidden_array
@@ -52,7 +52,14 @@ class StoredTargets:
     def decode(self, start: int, stop: int, out: Targets | None = None) -> Targets:
         """Return the targets of rows ``[start, stop)`` of this run, in ``out`` if given."""
         rows = {name: values[start:stop] for name, values in self.arrays.items()}
-        return self.codec.decode(rows, self.parameters, out)
+        try:
+            return self.codec.decode(rows, self.parameters, out)
+        except ValueError as error:
+            raise DamageError(
+                "stored rows break a rule of their codec",
+                found=error,
+                fix="Run 'logitcask verify --deep' to see which shards are damaged",
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,7 @@ class CachedTeacher:
 
     Raises:
         IdentityError: the predictions belong to another encoding.
+        FormatError: the manifest describes arrays that cannot be, or a layer without its transform.
     """
 
     def __init__(self, encoding: "Encoding", path: StorePath, name: str) -> None:
@@ -97,6 +105,11 @@ class CachedTeacher:
                 why="its rows would be joined to other tokens",
                 fix="Restore the encoding this teacher was captured with, or capture it again",
             )
+        groups = group_layouts(self.manifest, encoding.manifest.positions_per_shard)
+        self._layouts = {name: cut for group in groups.values() for name, cut in group.items()}
+        for layer, spec in self.manifest.hidden.items():
+            if spec.codec == "transform" and layout.transform_key(layer) not in self.manifest.files:
+                raise FormatError("a layer lacks its transform", where=path, expected=layout.transform_key(layer))
 
     @cached_property
     def codec(self) -> Codec:
@@ -215,7 +228,17 @@ class CachedTeacher:
         if self.manifest.hidden[layer].codec != "transform":
             return None
         if layer not in self._transforms:
-            self._transforms[layer] = transform_from_bytes(self.file(layout.transform_key(layer)))
+            key, width = layout.transform_key(layer), self.manifest.hidden[layer].width
+            transform = transform_from_bytes(self.file(key))
+            if len(transform.mean) != width:
+                raise DamageError(
+                    "the transform has another width than its layer",
+                    where=self.path / key,
+                    expected=width,
+                    found=len(transform.mean),
+                    fix="Restore the file from a copy, or drop the layer with 'logitcask drop' and capture it again",
+                )
+            self._transforms[layer] = transform
         return self._transforms[layer]
 
     def file(self, key: str) -> bytes:
@@ -224,7 +247,8 @@ class CachedTeacher:
         Raises:
             DamageError: it is missing or not what was written.
         """
-        return read_recorded(self.path / key, self.manifest.files[key].sha256)
+        record = self.manifest.files[key]
+        return read_recorded(self.path / key, record.sha256, record.bytes)
 
     def require_complete(self, split: Split, group: str = TARGETS) -> None:
         """Raise IncompleteError unless every shard of the split has the group of arrays."""
@@ -242,7 +266,17 @@ class CachedTeacher:
             if name not in self._arrays:
                 self._arrays[name] = open_array(self.path, name, self._layouts[name])
         arrays = [self._arrays[name] for name in wanted]
-        return read_shard_rows(arrays, shard, self._receipts[shard].objects, start, stop)
+        rows = read_shard_rows(arrays, shard, self._receipts[shard].objects, start, stop)
+        for name, values in rows.items():
+            expected = self._layouts[name].type
+            if values.shape != (stop - start, *expected.row) or values.dtype != expected.dtype:
+                raise DamageError(
+                    "an array holds other values than the manifest says",
+                    where=self.path / name,
+                    expected=f"{expected.dtype} {expected.row}",
+                    found=f"{values.dtype} {values.shape[1:]}",
+                )
+        return rows
 
     @cached_property
     def _transforms(self) -> dict[str, Transform]:
@@ -274,11 +308,6 @@ class CachedTeacher:
         if not self._has(shard, group):
             raise self._incomplete([shard], group)
         return self._receipts[shard]
-
-    @cached_property
-    def _layouts(self) -> dict[str, Any]:
-        groups = group_layouts(self.manifest, self.encoding.manifest.positions_per_shard)
-        return {name: cut for group in groups.values() for name, cut in group.items()}
 
     def _incomplete(self, missing: list[int], group: str) -> IncompleteError:
         what = "" if group == TARGETS else f" of {group}"

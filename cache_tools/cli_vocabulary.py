@@ -94,7 +94,7 @@ def _kept(made: "VocabularyManifest", folder: "StorePath") -> "Group":
     from rich.table import Table
 
     from cache_tools.compressed_vocabulary import crowding
-    from cache_tools.decoding import printable
+    from cache_tools.escaping import printable
     from cache_tools.vocabulary_folder import read_vocabulary
 
     (part,), coverage = made.tokenizers, made.coverage or {}

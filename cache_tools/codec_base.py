@@ -57,6 +57,11 @@ class Codec(ABC):
         """Return the codec's entry in the manifest."""
         return {"name": self.name}
 
+    @property
+    def row_entries(self) -> int:
+        """Numbers in the widest array's row."""
+        return max(int(np.prod(row)) for row, _ in self.array_types().values())
+
     @abstractmethod
     def array_types(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         """Return (shape of a row, dtype) of each stored array, by name."""

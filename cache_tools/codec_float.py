@@ -22,6 +22,10 @@ from cache_tools.targets import BLOCK_ROWS, EMPTY_ID, Arrays, Targets, blocks, r
 
 FLOAT = np.dtype(np.float32)
 
+HIGHEST = np.float32(1)
+"""Far above the logarithm of any probability. A stranger's row of NaN or of 1e38 decodes to this, so that nothing that
+is computed from it overflows, and its mass is still not 1, which is how ``verify`` finds it."""
+
 
 @dataclass(frozen=True)
 class DeltaFloat32(Codec):
@@ -54,7 +58,8 @@ class DeltaFloat32(Codec):
         for rows in blocks(n):
             decode_ids(arrays, rows, differences[: rows.stop - rows.start], out.ids[rows])
             out.ids[rows][arrays["log_probs"][rows] == -np.inf] = EMPTY_ID
-        out.log_probs[...], out.log_left_out[...] = arrays["log_probs"], arrays["left_out"]
+        np.fmin(arrays["log_probs"], HIGHEST, out=out.log_probs)
+        np.fmin(arrays["left_out"], HIGHEST, out=out.log_left_out)
         return out
 
     def narrow(
@@ -108,5 +113,6 @@ class DenseFloat32(Codec):
         out = prepared(out, len(stored), self.k)
         out.ids[...] = np.arange(self.k, dtype=np.uint32)
         out.ids[stored == -np.inf] = EMPTY_ID
-        out.log_probs[...], out.log_left_out[...] = stored, -np.inf
+        np.fmin(stored, HIGHEST, out=out.log_probs)
+        out.log_left_out[...] = -np.inf
         return out

@@ -59,7 +59,8 @@ def write_compressed(
     union = compressed(key, tokens, kept, stand_ins(kept, tokens, vectors))
     files = {TOKEN_MAP_KEY: token_map_bytes(union.read[key], kept.astype(np.uint32))}
     for name in (TOKENIZER_FILE, SETTINGS_FILE):
-        content = read_recorded(encodings[0].path / name, encodings[0].manifest.files[name].sha256)
+        record = encodings[0].manifest.files[name]
+        content = read_recorded(encodings[0].path / name, record.sha256, record.bytes)
         files[name] = without_code(name.rpartition("/")[2], content)
     found = {split: coverage(counts[split], kept, tokens) for split in SPLITS if counts[split].any()}
     return write_folder(folder, union, [json.loads(tokenizer.to_str())], files, found)

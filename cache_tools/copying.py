@@ -11,6 +11,7 @@ from cache_tools import layout
 from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.drop import drop_hidden
 from cache_tools.errors import DamageError, IdentityError
+from cache_tools.limits import TABLE_BYTES
 from cache_tools.manifest import (
     EncodingManifest,
     ObjectRecord,
@@ -76,10 +77,11 @@ def copy_sequences(source: Encoding, folder: StorePath, progress: Progress) -> N
     known = 0
     if object_exists(folder / layout.MANIFEST):
         known = _known_shards(source, folder)
-    write_objects(folder, {key: read_recorded(source.path / key, r.sha256) for key, r in source.manifest.files.items()})
+    files = source.manifest.files
+    write_objects(folder, {key: read_recorded(source.path / key, r.sha256, r.bytes) for key, r in files.items()})
     for shard, entry in enumerate(source.shards):
         if shard >= known:
-            content = read_recorded(layout.sequences_file(source.path, shard), entry.sha256)
+            content = read_recorded(layout.sequences_file(source.path, shard), entry.sha256, entry.bytes)
             write_object(layout.sequences_file(folder, shard), content)
         progress(entry.bytes)
     for number, part in enumerate(source.manifest.parts):
@@ -87,7 +89,7 @@ def copy_sequences(source: Encoding, folder: StorePath, progress: Progress) -> N
             (layout.file_table_file, part.files_sha256),
             (layout.shard_table_file, part.shards_sha256),
         ):
-            write_object(place(folder, number), read_recorded(place(source.path, number), sha256))
+            write_object(place(folder, number), read_recorded(place(source.path, number), sha256, TABLE_BYTES))
     write_group(folder / "teachers")
     write_manifest(folder, source.manifest)
 
@@ -155,7 +157,7 @@ def _copy_shard(source: CachedTeacher, folder: StorePath, shard: int, done: set[
         new = {key: record for key, record in receipt.objects.items() if known.get(key) != record}
         if new.keys() & known.keys():
             remove_object(path)
-        write_objects(folder, {key: read_recorded(source.path / key, record.sha256) for key, record in new.items()})
+        write_objects(folder, {key: read_recorded(source.path / key, r.sha256, r.bytes) for key, r in new.items()})
         write_object(path, content)
     progress(receipt.stored_bytes)
 

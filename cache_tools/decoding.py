@@ -1,9 +1,7 @@
 r"""Token ids as text, by the tokenizer that the encoding keeps, and text that a terminal can show safely.
 
 A token is bytes, not always characters: an emoji may be three tokens, none of which is UTF-8. So a
-token is first turned into the bytes it stands for, and shown last: ``printable`` leaves letters, marks
-and pictures alone and escapes everything that moves a cursor, hides or turns text around. Corpora come
-from strangers; a document must not be able to write to the reader's terminal.
+token is first turned into the bytes it stands for, and shown last, see ``escaping.py``.
 
 ``tokenizer.decode`` is not used: of a single token it drops the space in front (SentencePiece) or
 gives ``U+FFFD`` for a fragment. Neither is transformers: the library ``tokenizers`` reads the file alone, and is
@@ -15,6 +13,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from cache_tools import layout
+from cache_tools.escaping import printable
 from cache_tools.reader import Encoding
 from cache_tools.sequences import Sequence, read_recorded
 
@@ -74,7 +73,7 @@ def token_texts(encoding: Encoding) -> TokenTexts:
     record = encoding.manifest.files.get(TOKENIZER_FILE)
     if record is None:
         return TokenTexts(None)
-    content = read_recorded(encoding.path / TOKENIZER_FILE, record.sha256)
+    content = read_recorded(encoding.path / TOKENIZER_FILE, record.sha256, record.bytes)
     from tokenizers import Tokenizer
 
     try:
@@ -95,26 +94,6 @@ def piece_bytes(piece: str, kinds: frozenset[str]) -> bytes:
     if "ByteFallback" in kinds and re.fullmatch("<0x[0-9A-F]{2}>", piece):
         return bytes([int(piece[3:5], 16)])
     return (piece.replace("▁", " ") if kinds & {"Metaspace", "Replace"} else piece).encode()
-
-
-def printable(content: bytes | str, keep: str = "") -> str:
-    r"""Return text that does nothing to a terminal but stand there.
-
-    Control characters, bidirectional and other invisible marks, line separators and unassigned
-    characters become escapes (``\x1b``, ``\u202e``), and so do bytes that are not UTF-8.
-
-    Args:
-        content: Text, or its bytes.
-        keep: Control characters to leave alone, such as a line feed.
-    """
-    text = content if isinstance(content, str) else content.decode("utf-8", "backslashreplace")
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() or char in keep else _escaped(char) for char in text)
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode()
 
 
 def decoder_kinds(decoder: dict[str, Any] | None) -> frozenset[str]:

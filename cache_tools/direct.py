@@ -3,13 +3,13 @@
 zarr-python spends about 2.4 ms a chunk on its own machinery; a shuffled student reads many
 small windows. Here a window costs one batch of byte ranges for the indexes (kept from then
 on) and one for the inner chunks, over all arrays together, so that a bucket is asked twice
-at most. Each chunk's crc32c is checked and blosc decompresses it where it belongs.
+at most. Each chunk's crc32c and header are checked and blosc decompresses it where it belongs.
 
 What lies in an object is known from the receipt: an object that it lists must be there and
 whole, one that it does not list holds fill values only.
 
-An array with any other codecs, order or data type is left to zarr, which is also the
-oracle that this is tested against.
+An array with other codecs, order or fill value is left to zarr, which is also the oracle that this is tested
+against; see ``other_layouts.py``.
 """
 
 from collections.abc import Mapping
@@ -21,9 +21,19 @@ from numcodecs import blosc
 from numpy.typing import NDArray
 
 from cache_tools import layout
-from cache_tools.arrays import ABSENT, CHECKSUM_BYTES, ArrayLayout, read_layout, without_checksum
-from cache_tools.errors import DamageError, StorageError
+from cache_tools.arrays import (
+    ABSENT,
+    BLOSC_HEADER,
+    CHECKSUM_BYTES,
+    ArrayLayout,
+    read_index,
+    read_layout,
+    refuse_header,
+    without_checksum,
+)
+from cache_tools.errors import DamageError, LogitcaskError
 from cache_tools.manifest import ObjectRecord
+from cache_tools.other_layouts import read_with_zarr
 from cache_tools.storage import Span, StorePath, read_object, read_spans
 
 Index = NDArray[np.uint64]
@@ -55,9 +65,7 @@ def open_array(teacher: StorePath, name: str, expected: ArrayLayout) -> StoredAr
     path = layout.array_metadata_file(teacher, name)
     try:
         found = read_layout(read_object(path))
-    except StorageError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise DamageError(
             "the array's metadata is missing or damaged",
             where=path,
@@ -103,9 +111,9 @@ def read_shard_rows(
             _decode_chunks(one.layout, numbers, [next(contents) for _ in spans], start, result[one.name])
         for array in arrays:
             if array.layout is None:
-                result[array.name] = _read_with_zarr(array, shard, objects, start, stop)
+                result[array.name] = read_with_zarr(array.teacher, array.name, shard, objects, start, stop)
         return result
-    except StorageError:
+    except LogitcaskError:
         raise
     except Exception as error:  # damaged bytes make json, zarr and blosc raise many kinds
         raise DamageError(
@@ -124,29 +132,33 @@ class _Object:
         self.name, self.layout, self.type = array.name, array.layout, array.layout.type
         key = layout.shard_key(array.name, shard, 1 + len(self.type.row))
         self.path, self.record = array.teacher / key, objects.get(key)
+        self.identity = (f"{array.teacher}/{key}", self.record.sha256 if self.record else "")
 
 
-_indexes: dict[str, Index] = {}
-"""Indexes read so far, by the hash of their object."""
+_indexes: dict[tuple[str, str], Index] = {}
+"""Indexes read so far, by place and hash of their object; a stranger may claim the hash of another cache's object."""
 
 INDEXES_IN_MEMORY = 1024
+
+OVERHEAD_BYTES = BLOSC_HEADER.size + CHECKSUM_BYTES
+"""What the largest encoded chunk has besides its values: blosc copies them if they do not shrink."""
 
 
 def _read_indexes(objects: list[_Object]) -> list[Index | None]:
     """Return the index of each object, (inner chunks, 2) uint64, or None where there is no object."""
-    stored = {one.record.sha256: one for one in objects if one.record}
-    known = {sha256: index for sha256 in stored if (index := _indexes.get(sha256)) is not None}
-    wanted = {sha256: one for sha256, one in stored.items() if sha256 not in known}
-    spans = [Span(one.path, _index_start(one), one.record.bytes) for one in wanted.values() if one.record]
+    stored = {one.identity: one for one in objects if one.record}
+    known = {identity: index for identity in stored if (index := _indexes.get(identity)) is not None}
+    wanted = [one for identity, one in stored.items() if identity not in known]
+    spans = [Span(one.path, _index_start(one), one.record.bytes) for one in wanted if one.record]
     fresh = {
-        sha256: np.frombuffer(without_checksum(content), dtype="<u8").reshape(-1, 2)
-        for sha256, content in zip(wanted, _read_whole(spans), strict=True)
+        one.identity: read_index(content, span.start)
+        for one, span, content in zip(wanted, spans, _read_whole(spans), strict=True)
     }
     if len(_indexes) + len(fresh) > INDEXES_IN_MEMORY:
         _indexes.clear()
     _indexes.update(fresh)
     known |= fresh
-    return [known[one.record.sha256] if one.record else None for one in objects]
+    return [known[one.identity] if one.record else None for one in objects]
 
 
 def _read_whole(spans: list[Span]) -> list[bytes]:
@@ -175,8 +187,8 @@ def _chunk_spans(one: _Object, index: Index | None, start: int, stop: int) -> tu
     spans = []
     for number in stored:
         offset, size = (int(value) for value in index[number])
-        if size <= CHECKSUM_BYTES or offset + size > _index_start(one):
-            raise ValueError("a chunk lies outside its object")
+        if size > one.layout.chunk_bytes + OVERHEAD_BYTES:
+            raise ValueError("a chunk is larger than its values")
         spans.append(Span(one.path, offset, offset + size))
     return stored, spans
 
@@ -191,31 +203,12 @@ def _decode_chunks(cut: ArrayLayout, numbers: list[int], encoded: list[bytes], s
         begin = max(chunk * cut.chunk_rows, start)
         end = min((chunk + 1) * cut.chunk_rows, start + len(rows))
         target = rows[(slice(begin - start, end - start), *cut.columns(column))]
+        packed = without_checksum(content)
+        refuse_header(packed, cut.type.dtype.itemsize, cut.chunk_bytes)
         if target.flags.c_contiguous and target.shape == (cut.chunk_rows, *cut.chunk_row):
-            blosc.decompress(without_checksum(content), dest=target)
+            blosc.decompress(packed, dest=target)
         else:
             whole = np.empty((cut.chunk_rows, *cut.chunk_row), dtype=cut.type.dtype)
-            blosc.decompress(without_checksum(content), dest=whole)
+            blosc.decompress(packed, dest=whole)
             part = whole[begin - chunk * cut.chunk_rows : end - chunk * cut.chunk_rows]
             target[...] = part[(slice(None), *(slice(0, size) for size in target.shape[1:]))]
-
-
-def _read_with_zarr(
-    array: StoredArray, shard: int, objects: Mapping[str, ObjectRecord], start: int, stop: int
-) -> NDArray[Any]:
-    """Read rows of an array with any codecs that zarr knows, from its metadata and the shard's one object."""
-    import zarr
-    from zarr.buffer.cpu import Buffer
-
-    folder = array.teacher / array.name
-    keys = [key for key in objects if key.startswith(f"{array.name}/c/{shard}")]
-    contents = {layout.MANIFEST: read_object(folder / layout.MANIFEST)}
-    contents |= {key.removeprefix(f"{array.name}/"): read_object(array.teacher / key) for key in keys}
-    if any(len(contents[key.removeprefix(f"{array.name}/")]) != objects[key].bytes for key in keys):
-        raise ValueError("an object is not whole")
-    memory = zarr.storage.MemoryStore({key: Buffer.from_bytes(content) for key, content in contents.items()})
-    opened = zarr.open_array(store=memory, mode="r")
-    assert isinstance(opened, zarr.Array)
-    first = shard * (opened.shards or opened.chunks)[0]
-    rows: NDArray[Any] = np.asarray(opened[first + start : first + stop])
-    return rows

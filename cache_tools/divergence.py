@@ -121,7 +121,8 @@ def _outcomes(targets: Targets, common: NDArray[np.bool_]) -> tuple[NDArray[np.f
     left_out = np.exp(targets.log_left_out, dtype=np.float64)
     alone = np.where(common, 0, probabilities).sum(axis=1)
     mass = np.where(common, probabilities, 0).sum(axis=1) + alone + left_out
-    return (probabilities / mass[:, None])[common], alone / mass, left_out / mass
+    with np.errstate(invalid="ignore"):  # a row of no mass at all
+        return (probabilities / mass[:, None])[common], alone / mass, left_out / mass
 
 
 def _kl(

@@ -13,8 +13,14 @@
     └── StorageError       the disk or bucket refused
 
 A message answers five questions in a fixed order: where, what was expected and found,
-why it matters, what to do next. The command line prints it and exits with ``exit_code``.
+why it matters, what to do next. The command line prints it and exits with ``exit_code``. Parts of it come from
+strangers' files, so it is escaped and each part is cut.
 """
+
+from cache_tools.escaping import printable
+
+PART_CHARACTERS = 2000
+"""What is shown at most of a value that was expected or found."""
 
 
 class LogitcaskError(Exception):
@@ -41,20 +47,25 @@ class LogitcaskError(Exception):
         why: str = "",
         fix: str = "",
     ) -> None:
-        self.where = str(where)
+        self.where = _shown(where)
         text = problem
-        sides = [f"{side} {value}" for side, value in (("expected", expected), ("found", found)) if str(value)]
+        sides = [f"{side} {_shown(value)}" for side, value in (("expected", expected), ("found", found)) if str(value)]
         if sides:
             text += f" ({', '.join(sides)})"
         text += "."
         for sentence in filter(None, (why, fix)):
             text += f" {sentence[0].upper()}{sentence[1:]}."
-        self.message = text
-        super().__init__(f"{where}: {text}" if self.where else text)
+        self.message = text = printable(text, keep="\n")
+        super().__init__(f"{self.where}: {text}" if self.where else text)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pass to another process as it is; by default its text would be taken for a problem and worded again."""
         return _restored, (type(self), self.args, self.__dict__)
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return printable(text if len(text) <= PART_CHARACTERS else f"{text[:PART_CHARACTERS]}…", keep="\n")
 
 
 def _restored(kind: type[LogitcaskError], args: tuple[object, ...], attributes: dict[str, object]) -> LogitcaskError:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.cached_teacher import CachedTeacher
-from cache_tools.decoding import printable
 from cache_tools.divergence import divergence
+from cache_tools.escaping import printable
 from cache_tools.predictions import tokens_of_whole_row
 from cache_tools.reader import Encoding
 from cache_tools.sequences import Sequence

@@ -7,7 +7,7 @@
     frame = to_pandas(teacher, rows=(0, 10_000))        # if pandas is installed; it is no dependency
 
 Memory is what is asked for: about 12 bytes for each kept token of each position. Text here is as it was; whoever
-prints it to a terminal escapes it (see ``decoding.printable``).
+prints it to a terminal escapes it (see ``escaping.printable``).
 """
 
 from collections.abc import Iterable

@@ -131,11 +131,12 @@ def encode(transform: Transform, states: Floats, step: float) -> NDArray[np.uint
 def decode(transform: Transform, stored: NDArray[np.uint16], step: float, out: Floats | None = None) -> Floats:
     """Return the states (n, d) that stored integers stand for, in ``out`` if given; 2 d**2 operations a position."""
     result = np.empty(stored.shape, dtype=np.float32) if out is None else out
-    scaled = transform.basis * np.float32(step)
-    for start in range(0, len(stored), BLOCK_ROWS):
-        part = result[start : start + BLOCK_ROWS]
-        np.matmul(_unzigzag(stored[start : start + BLOCK_ROWS]), scaled, out=part)
-        part += transform.mean
+    with np.errstate(over="ignore", invalid="ignore"):  # verify tells of states that are not finite
+        scaled = transform.basis * np.float32(step)
+        for start in range(0, len(stored), BLOCK_ROWS):
+            part = result[start : start + BLOCK_ROWS]
+            np.matmul(_unzigzag(stored[start : start + BLOCK_ROWS]), scaled, out=part)
+            part += transform.mean
     return result
 
 
@@ -218,6 +219,8 @@ def transform_from_bytes(content: bytes) -> Transform:
             expected="float32 mean (d,) and basis (d, d)",
             found=shapes,
         )
+    if not (np.isfinite(transform.mean).all() and np.isfinite(transform.basis).all()):
+        raise FormatError("a transform of hidden states holds numbers that are not finite")
     return transform
 
 

@@ -48,6 +48,11 @@ def encoding_folder(cache: StorePath, encoding: str) -> StorePath:
     return encodings_folder(cache) / checked_name(encoding)
 
 
+def cache_of(encoding: StorePath) -> StorePath:
+    """Return the cache in which the folder of an encoding lies."""
+    return encoding.parent.parent
+
+
 def sequences_file(encoding: StorePath, shard: int) -> StorePath:
     """Return the Arrow file that holds the sequences of a shard."""
     return encoding / "sequences" / f"{shard:05d}.arrow"

@@ -6,18 +6,21 @@ in one central file, so two machines that add two teachers never write the same 
 A manifest changes in two ways only, each by one atomic write: an encoding gains a part
 when documents are appended, a teacher gains or loses a layer of hidden states. Identities
 never change. Unknown keys are ignored, so that later versions of format 1 may say more.
+
+Numbers and names are checked here, when a manifest is read, so that no command meets a size that cannot be.
 """
 
 import builtins
-import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cache_tools import layout
-from cache_tools.errors import FormatError
+from cache_tools.errors import FormatError, LogitcaskError
 from cache_tools.fingerprint import fingerprint
-from cache_tools.sealed import UNSEALED, read_sealed, sealed_bytes
+from cache_tools.limits import OBJECT_BYTES, SHARD_POSITIONS, TOTAL
+from cache_tools.sealed import UNSEALED, parse_json, read_sealed, sealed_bytes
 from cache_tools.storage import StorePath, object_exists, read_object, sha256, write_object
 from cache_tools.tokenizer_files import check_keys
 from cache_tools.vocabulary import Vocabulary
@@ -37,6 +40,8 @@ Name = Annotated[str, Field(pattern=layout.NAME_PATTERN)]
 """Becomes a folder inside the cache, so a stranger's manifest must not make it a path."""
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")]
 """Path of an object relative to a folder of the cache; never leads out of it."""
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0, le=TOTAL)]
 
 
 class _Manifest(BaseModel):
@@ -44,7 +49,10 @@ class _Manifest(BaseModel):
 
 
 class CacheManifest(_Manifest):
-    """The root group: nothing but the format version, which every reader checks first."""
+    """The root group: nothing but the format version, which every reader checks first.
+
+    A manifest without the version is never read as one, or any group of a cache would pass as its root.
+    """
 
     format: int = FORMAT
     software: str = SOFTWARE
@@ -53,8 +61,8 @@ class CacheManifest(_Manifest):
 class ObjectRecord(_Manifest):
     """Size and hash of one stored object."""
 
-    bytes: int
-    sha256: str
+    bytes: int = Field(ge=0, le=OBJECT_BYTES)
+    sha256: Sha256
 
     @classmethod
     def of(cls, content: "builtins.bytes") -> Self:
@@ -65,11 +73,11 @@ class ObjectRecord(_Manifest):
 class SplitTotals(_Manifest):
     """How much one split of an encoding holds."""
 
-    documents: int = 0
-    sequences: int = 0
-    tokens: int = 0
-    positions: int = 0
-    shards: int = 0
+    documents: Count = 0
+    sequences: Count = 0
+    tokens: Count = 0
+    positions: Count = 0
+    shards: Count = 0
 
     def __add__(self, other: "SplitTotals") -> "SplitTotals":
         mine, its = self.model_dump(), other.model_dump()
@@ -86,8 +94,8 @@ class Part(_Manifest):
     """
 
     splits: dict[Split, SplitTotals]
-    files_sha256: str
-    shards_sha256: str
+    files_sha256: Sha256
+    shards_sha256: Sha256
 
 
 class EncodingManifest(_Manifest):
@@ -105,8 +113,8 @@ class EncodingManifest(_Manifest):
 
     identity: dict[str, Any]
     objective: Objective
-    vocabulary_size: int
-    positions_per_shard: int = Field(gt=0)
+    vocabulary_size: int = Field(gt=0, lt=2**32)
+    positions_per_shard: int = Field(gt=0, le=SHARD_POSITIONS)
     parts: tuple[Part, ...]
     files: dict[Key, ObjectRecord]
 
@@ -123,8 +131,22 @@ class EncodingManifest(_Manifest):
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """What a student must know of the tokenizer."""
-        return Vocabulary(self.vocabulary_size, self.identity["tokenizer"]["vocabulary"])
+        """What a student must know of the tokenizer.
+
+        Raises:
+            FormatError: the identity does not name it.
+        """
+        tokenizer = self.identity.get("tokenizer")
+        vocabulary = tokenizer.get("vocabulary") if isinstance(tokenizer, dict) else None
+        if not isinstance(vocabulary, str):
+            raise FormatError(
+                "this encoding's identity does not name its tokenizer's vocabulary",
+                expected="a fingerprint under tokenizer.vocabulary",
+                found=repr(vocabulary),
+                why="ids could be taken for other tokens",
+                fix="Capture the corpus again",
+            )
+        return Vocabulary(self.vocabulary_size, vocabulary)
 
     @property
     def labelled(self) -> bool:
@@ -155,7 +177,7 @@ class TargetSpec(_Manifest):
     """
 
     kind: Kind = "topk"
-    k: int = Field(gt=0)
+    k: int = Field(gt=0, lt=2**32)
     codec: dict[str, Any]
     settings: dict[str, Any] = Field(default_factory=dict)
 
@@ -170,9 +192,9 @@ class HiddenSpec(_Manifest):
             distribution in nats (layer ``last``), or relative to each channel's rms (other layers).
     """
 
-    width: int = Field(gt=0)
+    width: int = Field(gt=0, lt=2**32)
     codec: Literal["bfloat16", "float32", "transform"]
-    budget: float | None = None
+    budget: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
 
 class TeacherManifest(_Manifest):
@@ -195,11 +217,11 @@ class TeacherManifest(_Manifest):
     model: dict[str, Any]
     vocabulary_size: int = Field(gt=0, lt=2**32)
     target: TargetSpec
-    scalar_step_nats: float = Field(ge=0)
+    scalar_step_nats: float = Field(ge=0, le=1, allow_inf_nan=False)
     scalars: tuple[Name, ...]
     hidden: dict[Name, HiddenSpec] = Field(default_factory=dict)
     files: dict[Key, ObjectRecord] = Field(default_factory=dict)
-    chunk_positions: int = Field(gt=0)
+    chunk_positions: int = Field(gt=0, le=SHARD_POSITIONS)
 
     @classmethod
     def describe(cls, identity: dict[str, Any], model: dict[str, Any], chunk_positions: int, **decoding: Any) -> Self:
@@ -221,6 +243,12 @@ class TeacherManifest(_Manifest):
         stated = self.model_dump(mode="json", include=set(DECODING_KEYS))
         if any(self.identity.get(key) != value for key, value in stated.items()):
             raise ValueError(f"{', '.join(DECODING_KEYS)} must equal those of the identity")
+        if self.target.k > self.vocabulary_size:
+            raise ValueError(f"rows of k = {self.target.k} entries need more than {self.vocabulary_size} ids")
+        if len(set(self.scalars)) < len(self.scalars) or not RESERVED.isdisjoint(self.scalars):
+            raise ValueError("scalars must have different names, none that the format uses itself")
+        if layout.MANIFEST in self.hidden:
+            raise ValueError(f"{layout.MANIFEST} is no name of a layer")
         return self
 
     @property
@@ -233,6 +261,9 @@ DECODING_KEYS = ("vocabulary_size", "target", "scalar_step_nats", "scalars")
 """Keys of a teacher's manifest without which its targets and scalars cannot be decoded; repeated in
 its identity, so that every receipt vouches for them. Layers of hidden states come and go; a receipt
 vouches for those that its shard has."""
+
+RESERVED = frozenset({"hidden", "receipts", "transforms", layout.HEAD, layout.MANIFEST})
+"""Names in a teacher's folder that no array of one number a position can have."""
 
 M = TypeVar("M", bound=_Manifest)
 
@@ -258,32 +289,58 @@ def read_manifest(folder: StorePath, model: type[M]) -> M:
     """Read the manifest of the group in ``folder``.
 
     Raises:
-        FormatError: there is none, it is damaged, or it is not one of this version.
+        FormatError: there is none, it is damaged, or it is not one of this version; or another group's manifest lies
+            there.
+        DamageError: it is not a regular file, or too large.
     """
     path = folder / layout.MANIFEST
+    kind = model.__name__.removesuffix("Manifest").lower()
     try:
         content = read_object(path)
         if model is CacheManifest:  # first of all: another format may have other seals
             _check_format(path, content)
-        return model.model_validate(read_sealed(content)["attributes"][KEY])
+        attributes = read_sealed(content)["attributes"][KEY]
+        if model is CacheManifest and isinstance(attributes, dict) and not _is_root(attributes):
+            raise ValueError("it belongs to a group inside a cache, not to its root")
+        return model.model_validate(attributes)
     except (OSError, ValueError, KeyError, TypeError) as error:
+        root = _root_above(folder) if model is CacheManifest else None
         raise FormatError(
-            f"there is no readable {model.__name__.removesuffix('Manifest').lower()} manifest here",
+            f"there is no readable {kind} manifest here",
             where=path,
             expected="a folder that 'logitcask capture' has written",
             found=_summary(error),
-            fix="Check the path, or look one level up or down",
+            fix=f"The cache's root seems to be {root}" if root else "Check the path, or look one level up or down",
         ) from error
+
+
+def _root_above(folder: StorePath) -> StorePath | None:
+    """Return the folder above that holds a cache's own manifest; None if the nearest levels have none."""
+    for parent in list(folder.parents)[:LEVELS]:
+        try:
+            if _is_root(read_sealed(read_object(parent / layout.MANIFEST))["attributes"][KEY]):
+                return parent
+        except (OSError, LogitcaskError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def _is_root(attributes: Mapping[str, Any]) -> bool:
+    return "format" in attributes and "identity" not in attributes
+
+
+LEVELS = 6
+"""Folders from the deepest array, a layer of hidden states, up to the root."""
 
 
 def _check_format(path: StorePath, content: bytes) -> None:
     """Refuse another format version; what states none is left to the seal."""
     try:
-        attributes = json.loads(content)["attributes"][KEY]
+        attributes = parse_json(content)["attributes"][KEY]
         found, software = attributes["format"], attributes.get("software", "unknown software")
     except (ValueError, KeyError, TypeError, AttributeError):
         return
-    if found != FORMAT:
+    if found != FORMAT or isinstance(found, bool):
         raise FormatError(
             "this cache has another format version",
             where=path,
@@ -294,12 +351,16 @@ def _check_format(path: StorePath, content: bytes) -> None:
         )
 
 
+SHOWN_ERRORS = 5
+
+
 def _summary(error: Exception) -> str:
     if isinstance(error, OSError):
         return "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
     if isinstance(error, ValidationError):
         return "; ".join(
-            ": ".join([*map(str, e["loc"]), e["msg"].removeprefix("Value error, ")]) for e in error.errors()
+            ": ".join([*map(str, e["loc"]), e["msg"].removeprefix("Value error, ")])
+            for e in error.errors(include_input=False, include_url=False)[:SHOWN_ERRORS]
         )
     if isinstance(error, ValueError):
         return f"damaged ({error})"

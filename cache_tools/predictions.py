@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 from cache_tools import hidden as transform_code
 from cache_tools.arrays import ArrayLayout, ArrayType
 from cache_tools.codec import Arrays, Codec, Targets, codec_from_dict
+from cache_tools.codec_base import number
+from cache_tools.errors import FormatError
 from cache_tools.hidden import ErrorOf, Transform
 from cache_tools.hidden_metric import channel_scales
+from cache_tools.limits import CHUNK_BYTES, CHUNK_ENTRIES
 from cache_tools.manifest import HiddenSpec, TeacherManifest
 from cache_tools.receipts import TARGETS
 
@@ -31,6 +34,7 @@ TEMPERED = "logsumexp_t"
 """Beginning of the names of scalars that hold log-normalisers at other temperatures; the temperature follows."""
 
 SCALAR_STEP_NATS = 2.0**-10
+TINY = float(np.finfo(np.float32).tiny)
 MINUS_INFINITY = int(np.iinfo(np.int32).min)
 
 
@@ -104,16 +108,43 @@ def hidden_array(layer: str) -> str:
 
 
 def group_layouts(manifest: TeacherManifest, positions_per_shard: int) -> dict[str, dict[str, ArrayLayout]]:
-    """Return the layout of each array by name, by group."""
+    """Return the layout of each array by name, by group.
+
+    Raises:
+        FormatError: the codec is not known, a scalar has the name of one of its arrays, or the chunks do not fill a
+            shard or are too large.
+    """
     codec = codec_of(manifest)
     targets = {name: ArrayType(*t, codec.compression_level(name)) for name, t in codec.array_types().items()}
     scalar = ArrayType((), np.dtype(np.int32 if manifest.scalar_step_nats else np.float32))
     groups = {TARGETS: targets | dict.fromkeys(manifest.scalars, scalar)}
     groups |= {hidden_array(layer): {hidden_array(layer): _hidden_type(s)} for layer, s in manifest.hidden.items()}
+    if not targets.keys().isdisjoint(manifest.scalars):
+        raise FormatError("a scalar has the name of an array of the targets", found=", ".join(manifest.scalars))
+    if positions_per_shard % manifest.chunk_positions:
+        raise FormatError(
+            "the chunks of this teacher's arrays do not fill a shard",
+            expected=f"chunk_positions that divides {positions_per_shard}",
+            found=manifest.chunk_positions,
+        )
+    if codec.row_entries * manifest.chunk_positions > CHUNK_ENTRIES:
+        raise _too_large(f"{codec.row_entries:,} entries", manifest.chunk_positions)
+    for name, kind in (item for types in groups.values() for item in types.items()):
+        if ArrayLayout(kind, positions_per_shard, manifest.chunk_positions).chunk_bytes > CHUNK_BYTES:
+            raise _too_large(f"the array {name}", manifest.chunk_positions)
     return {
         group: {name: ArrayLayout(t, positions_per_shard, manifest.chunk_positions) for name, t in types.items()}
         for group, types in groups.items()
     }
+
+
+def _too_large(what: str, chunk_positions: int) -> FormatError:
+    return FormatError(
+        f"chunks of {chunk_positions:,} rows of {what} are too large",
+        expected=f"at most {CHUNK_ENTRIES:,} entries and {CHUNK_BYTES:,} bytes",
+        why="a reader unpacks a chunk as a whole",
+        fix="Capture with a smaller encoding.chunk_positions",
+    )
 
 
 def encode_targets(manifest: TeacherManifest, predictions: Predictions) -> Group:
@@ -184,7 +215,7 @@ def decode_hidden(
     if spec.codec == "bfloat16":
         return from_bfloat16(stored)
     assert transform is not None
-    return transform_code.decode(transform, stored, float(parameters["step"]))
+    return transform_code.decode(transform, stored, number(parameters, "step", TINY, 1 / TINY))
 
 
 def to_steps(values: NDArray[np.float32], step_nats: float) -> NDArray[Any]:
@@ -236,7 +267,7 @@ def mean_statistics(parts: list[tuple[int, Mapping[str, float]]]) -> dict[str, f
         elif name.endswith("_positions"):
             result[name] = sum(value for _, value in having)
         else:
-            result[name] = sum(n * value for n, value in having) / sum(n for n, _ in having)
+            result[name] = sum(n * value for n, value in having) / max(sum(n for n, _ in having), 1)
     return result
 
 

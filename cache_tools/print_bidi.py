@@ -3,7 +3,7 @@
 A terminal that knows Unicode's bidirectional algorithm orders a line as a whole, so a Hebrew word in one column
 would move the border and the numbers of the next. Such text is put between FIRST STRONG ISOLATE and POP DIRECTIONAL
 ISOLATE (UAX #9), which take no room; a terminal that knows no directions shows nothing for them. A line without
-right-to-left text gets none. A document cannot close an isolate by itself: ``decoding.printable`` escapes its marks.
+right-to-left text gets none. A document cannot close an isolate by itself: ``escaping.printable`` escapes its marks.
 """
 
 import unicodedata

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cache_tools.decoding import printable
+from cache_tools.escaping import printable
 from cache_tools.print_bidi import IsolatedLines, isolated
 from cache_tools.print_show import shortened, token_cell
 

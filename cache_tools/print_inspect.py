@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cache_tools.decoding import printable
+from cache_tools.escaping import printable
 from cache_tools.print_bidi import isolated
 from cache_tools.print_show import shortened
 
@@ -69,7 +69,7 @@ def _groups_table(teacher: dict[str, Any]) -> Table:
 def _teacher_rows(teacher: dict[str, Any]) -> list[tuple[str, str]]:
     model, target = teacher["model"], teacher["target"]
     rows = [
-        ("model", f"{model['name']} · {model['architecture']} · {model['parameters']:,} parameters · {model['dtype']}"),
+        ("model", model_words(model)),
         ("fingerprint", teacher["fingerprint"][:FINGERPRINT_DIGITS]),
         ("target", f"{target['kind']}, k = {target['k']}, {codec_words(target['codec'])}"),
         ("captured", progress_words(teacher)),
@@ -83,10 +83,9 @@ def _teacher_rows(teacher: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(
             (
                 split,
-                f"cross-entropy {_nats(means['cross_entropy_nats'])} (perplexity {means['perplexity']:.1f}) · "
-                f"entropy {means['entropy_nats']:.3f} nats · kept mass {means['kept_mass']:.1%}"
+                means_words(means)
                 + _error("codec error", means.get("codec_kl_nats"), "nats")
-                + (f" · {means['skipped_positions']:,.0f} skipped" if "skipped_positions" in means else ""),
+                + (f" · {skipped:,.0f} skipped" if (skipped := means.get("skipped_positions")) is not None else ""),
             )
         )
     rows += [(f"  hidden {layer}", _hidden(layer, spec, teacher)) for layer, spec in teacher["hidden"].items()]
@@ -96,10 +95,30 @@ def _teacher_rows(teacher: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def model_words(model: dict[str, Any]) -> str:
+    """Return what a manifest says of its model, for people, as one phrase; a stranger's may say anything."""
+    name, architecture, dtype = (str(model.get(key, "?")) for key in ("name", "architecture", "dtype"))
+    parameters = model.get("parameters")
+    count = f"{parameters:,}" if isinstance(parameters, int) else "?"
+    return f"{name} · {architecture} · {count} parameters · {dtype}"
+
+
+def means_words(means: dict[str, float | None]) -> str:
+    """Return a split's means as one phrase; a name that the receipts lack is left out."""
+    loss, perplexity, kept_mass = (means.get(key) for key in ("cross_entropy_nats", "perplexity", "kept_mass"))
+    words = f"cross-entropy {_nats(loss)}" + ("" if perplexity is None else f" (perplexity {perplexity:.1f})")
+    words += f" · entropy {_nats(means.get('entropy_nats'))}"
+    return words + ("" if kept_mass is None else f" · kept mass {kept_mass:.1%}")
+
+
 def codec_words(codec: dict[str, Any]) -> str:
     """Return a codec as one phrase."""
-    settings = ", ".join(f"{key} {value:g}" for key, value in codec.items() if key != "name")
+    settings = ", ".join(f"{key} {_setting(value)}" for key, value in codec.items() if key != "name")
     return f"{codec['name']} ({settings})" if settings else str(codec["name"])
+
+
+def _setting(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _hidden(layer: str, spec: dict[str, Any], teacher: dict[str, Any]) -> str:
@@ -112,7 +131,8 @@ def _hidden(layer: str, spec: dict[str, Any], teacher: dict[str, Any]) -> str:
     if positions < teacher["positions"]:
         text += f", {positions:,} of {teacher['positions']:,} positions"
     for name, unit in (("kl_nats", "nats of KL"), ("relative_error", "relative error")):
-        errors = [m[f"hidden_{layer}_{name}"] for m in teacher["statistics"].values() if f"hidden_{layer}_{name}" in m]
+        errors = [m.get(f"hidden_{layer}_{name}") for m in teacher["statistics"].values()]
+        errors = [error for error in errors if error is not None]
         if errors:
             text += f", {max(errors):.1e} {unit}"
     return text
@@ -145,11 +165,11 @@ def progress_words(teacher: dict[str, Any]) -> str:
     """Return how far a capture is; of an unfinished one also how much is left."""
     done, expected = teacher["positions"], teacher["positions_expected"]
     words = f"{teacher['shards_done']} of {teacher['shards']} shards, {done:,} positions"
-    if done == expected:
+    if done == expected or not expected:
         return words
     words += f" ({done / expected:.1%})"
     seconds = sum(maker["seconds"] for maker in teacher["made_by"])
-    if seconds:
+    if seconds and done:
         words += f"; the rest takes one such worker about {duration_words(seconds * (expected / done - 1))}"
     return words
 

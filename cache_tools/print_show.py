@@ -1,7 +1,7 @@
 """What ``logitcask show`` prints: tokens coloured by surprise, alternatives as bars, sequences that were found.
 
 Everything that comes from a corpus is put into ``Text`` objects, never into rich's markup, and is
-escaped before (see ``decoding.printable``). What is written from right to left is isolated (see ``print_bidi``).
+escaped before (see ``escaping.printable``). What is written from right to left is isolated (see ``print_bidi``).
 """
 
 import math
@@ -12,7 +12,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from cache_tools.decoding import printable
+from cache_tools.escaping import printable
 from cache_tools.finding import Found
 from cache_tools.print_bidi import IsolatedLines, isolated
 

@@ -9,7 +9,7 @@
     targets = teacher.targets(*sequence.rows)
 
 A shard without a receipt does not exist: reading its rows is an error, never zeros.
-Opening reads manifests only.
+Opening reads manifests only, and from then on no link in the cache is followed (``regular_files.py``).
 """
 
 from bisect import bisect_right
@@ -20,7 +20,8 @@ from cache_tools import layout
 from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import FormatError
 from cache_tools.manifest import CacheManifest, EncodingManifest, Split, read_manifest
-from cache_tools.sequences import Sequence, read_recorded, read_sequences
+from cache_tools.regular_files import enclose
+from cache_tools.sequences import Sequence, contradiction, read_recorded, read_sequences, unreadable
 from cache_tools.shards import ShardEntry, read_shard_tables
 from cache_tools.storage import StorePath, names, object_exists, store_path, write_object
 from cache_tools.tokenizer_files import without_code
@@ -41,6 +42,7 @@ class Cache:
 
     def __init__(self, path: str | StorePath) -> None:
         self.path = store_path(path)
+        enclose(self.path)
         self.manifest = read_manifest(self.path, CacheManifest)
 
     @property
@@ -59,6 +61,7 @@ class Encoding:
 
     def __init__(self, path: StorePath, name: str) -> None:
         self.path, self.name = path, name
+        enclose(layout.cache_of(path))
         self.manifest = read_manifest(path, EncodingManifest)
         self._read_shard = lru_cache(maxsize=SEQUENCE_SHARDS_IN_MEMORY)(self._read_shard_uncached)
 
@@ -89,9 +92,19 @@ class Encoding:
         """Return the sequences of a shard, in position order; the last few shards stay in memory.
 
         Raises:
-            DamageError: the file is missing or not what was written.
+            DamageError: the file is missing or not what was written, or contradicts the shard table.
         """
         return self._read_shard(shard)
+
+    def stored_sequences(self, shard: int) -> list[Sequence]:
+        """Return the sequences of a shard as they are stored, even if they contradict the shard table.
+
+        Raises:
+            DamageError: the file is missing or not what was written.
+        """
+        entry = self.shards[shard]
+        path = layout.sequences_file(self.path, shard)
+        return read_sequences(path, entry.sha256, entry.bytes, entry.unpacked_bytes)
 
     def sequence(self, sequence_id: int) -> Sequence:
         """Return one sequence by its id.
@@ -120,15 +133,32 @@ class Encoding:
             DamageError: a file is missing or not what was written.
         """
         for key, record in self.manifest.files.items():
-            name = key.removeprefix(f"{layout.TOKENIZER}/")
-            write_object(folder / name, without_code(name, read_recorded(self.path / key, record.sha256)))
+            name = key.rpartition("/")[2]
+            content = read_recorded(self.path / key, record.sha256, record.bytes)
+            write_object(folder / name, without_code(name, content))
 
     @cached_property
     def _first_sequences(self) -> list[int]:
         return [entry.first_sequence for entry in self.shards]
 
     def _read_shard_uncached(self, shard: int) -> list[Sequence]:
-        return read_sequences(layout.sequences_file(self.path, shard), self.shards[shard].sha256)
+        entry, manifest, sequences = self.shards[shard], self.manifest, self.stored_sequences(shard)
+        stated = (entry.sequences, entry.tokens, entry.positions)
+        counted = (
+            len(sequences),
+            sum(len(sequence.input_ids) for sequence in sequences),
+            sum(sequence.num_positions for sequence in sequences),
+        )
+        first_row = shard * manifest.positions_per_shard
+        wrong = None
+        if stated != counted or entry.positions > manifest.positions_per_shard:
+            wrong = f"{counted} sequences, tokens and positions, where the shard table states {stated}"
+        wrong = wrong or contradiction(
+            sequences, manifest.objective, manifest.vocabulary_size, entry.first_sequence, first_row
+        )
+        if wrong:
+            raise unreadable(layout.sequences_file(self.path, shard), wrong)
+        return sequences
 
 
 def _groups(folder: StorePath) -> list[str]:

@@ -7,18 +7,25 @@ size reads no array. It is sealed: a flipped bit in it is damage, never another 
 """
 
 import json
-from typing import Any
+import math
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from cache_tools import layout
 from cache_tools.errors import DamageError
-from cache_tools.manifest import Key, ObjectRecord
+from cache_tools.manifest import Count, Key, ObjectRecord, Sha256
 from cache_tools.sealed import UNSEALED, read_sealed, sealed_bytes
 from cache_tools.storage import StorePath, read_object, remove_partial, write_object
 
 TARGETS = "targets"
 """Group of arrays that holds the sparse target and the scalars; each hidden layer is another, ``hidden/<layer>``."""
+
+
+def _no_nan(value: float) -> float:
+    if math.isnan(value):
+        raise ValueError("a mean is not a number")
+    return value
 
 
 class Receipt(BaseModel):
@@ -38,14 +45,14 @@ class Receipt(BaseModel):
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")  # JSON has no infinity
 
-    shard: int
-    positions: int
-    tokens: int
-    teacher_fingerprint: str
-    sequences_sha256: str
+    shard: Count
+    positions: Count
+    tokens: Count
+    teacher_fingerprint: Sha256
+    sequences_sha256: Sha256
     groups: dict[str, dict[str, Any]]
     objects: dict[Key, ObjectRecord]
-    statistics: dict[str, float]
+    statistics: dict[str, Annotated[float, AfterValidator(_no_nan)]]
     provenance: dict[str, dict[str, Any]]
 
     @property

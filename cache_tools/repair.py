@@ -6,6 +6,7 @@ a problem there is reported and left alone.
 """
 
 from cache_tools import layout
+from cache_tools.errors import DamageError
 from cache_tools.manifest import group_bytes
 from cache_tools.predictions import group_layouts
 from cache_tools.reader import Cache, Encoding
@@ -31,13 +32,20 @@ def repair(
     """
     cache = Cache(path)
     damage = [problem for problem in verify(path, deep, progress) if problem.kind == "damage"]
-    for problem in damage:
+    mended = [problem for problem in damage if _mended(cache, problem)]
+    return mended, [problem for problem in damage if problem not in mended]
+
+
+def _mended(cache: Cache, problem: Problem) -> bool:
+    """Mend a problem and say whether that was possible; nothing behind a link is touched."""
+    try:
         if problem.remedy == "redo":
             _forget(cache, problem)
         elif problem.remedy == "metadata":
             _rewrite(cache, problem)
-    mended = [problem for problem in damage if problem.remedy != "restore"]
-    return mended, [problem for problem in damage if problem.remedy == "restore"]
+    except DamageError:
+        return False
+    return problem.remedy != "restore"
 
 
 def _forget(cache: Cache, problem: Problem) -> None:

@@ -71,7 +71,8 @@ def sample_data(encoding: Encoding, teachers: list[CachedTeacher], positions: in
     """
     sample = read_sample(encoding, teachers, positions, seed)
     by: measures.By = "folder" if any("/" in document for document, _ in sample.names) else "group"
-    widest = max(float(np.nanmax(a.entropy_nats, initial=1.0)) for a in sample.answers.values())
+    entropies = np.concatenate([answers.entropy_nats for answers in sample.answers.values()])
+    widest = float(np.max(entropies[np.isfinite(entropies)], initial=1.0))
     texts = token_texts(encoding)
     return {
         **describe_sample(sample, sum(encoding.shards[shard].positions for shard in committed_shards(teachers))),

@@ -1,7 +1,7 @@
 """A report's data as one HTML page that needs nothing else: no script, no network, no file beside it.
 
 The page comes from a template that escapes every value. What comes from a corpus is also made harmless as text
-(see ``decoding.printable``) and cut, so neither markup nor control characters nor a line of a hundred thousand
+(see ``escaping.printable``) and cut, so neither markup nor control characters nor a line of a hundred thousand
 characters gets through; the page's own policy forbids scripts, should anything ever. Matplotlib and Jinja2 are
 imported here only.
 """
@@ -15,8 +15,16 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cache_tools import report_plots
-from cache_tools.decoding import printable
-from cache_tools.print_inspect import codec_words, maker_words, number_words, progress_words, sample_words
+from cache_tools.escaping import printable
+from cache_tools.print_inspect import (
+    codec_words,
+    maker_words,
+    means_words,
+    model_words,
+    number_words,
+    progress_words,
+    sample_words,
+)
 from cache_tools.print_show import BANDS, FRAGMENT
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -39,6 +47,8 @@ def render(data: dict[str, Any]) -> str:
         "shown": shown,
         "codec": codec_words,
         "maker": maker_words,
+        "means": means_words,
+        "model": model_words,
         "nats": number_words,
         "progress": progress_words,
         "sample": sample_words,

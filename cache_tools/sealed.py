@@ -4,13 +4,19 @@ Arrays carry checksums; the small files that say how to read them must too, or o
 bit in a number of levels would silently bend every probability of a shard. The seal is the
 sha256 of the file's bytes with the seal's own 64 digits replaced by zeros, so it needs no
 canonical form of JSON and covers every byte, the last newline included.
+
+A seal proves no good will: strangers can seal what they like. So JSON is also checked for what Python's parser lets
+pass and what would stop a program later: endless nesting, numbers that are NaN or infinite, halves of characters.
 """
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from cache_tools.limits import DOCUMENT_DEPTH
 
 UNSEALED = "0" * 64
 """What a document holds in the place of its seal before it is written."""
@@ -31,7 +37,7 @@ def read_sealed(content: bytes) -> Any:
     Raises:
         ValueError: it is not JSON, has no seal, or is not what was sealed.
     """
-    document = json.loads(content)
+    document = parse_json(content)
     places = list(_SEAL.finditer(content))
     if len(places) != 1:
         raise ValueError("it has no seal")
@@ -39,6 +45,45 @@ def read_sealed(content: bytes) -> Any:
     if hashlib.sha256(zeroed).hexdigest().encode() != places[0][1]:
         raise ValueError("its seal is broken, so it is not what was written")
     return document
+
+
+def parse_json(content: bytes) -> Any:
+    """Return the value in JSON text that a stranger may have written.
+
+    Raises:
+        ValueError: it is not JSON, is nested more than DOCUMENT_DEPTH deep, or holds a number that is not finite or
+            text that is not Unicode.
+    """
+    try:
+        document = json.loads(content, parse_constant=_refuse_constant, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    level = [document]
+    for _ in range(DOCUMENT_DEPTH):
+        level = [value for item in level for value in _inside(item)]
+        if not level:
+            return document
+    raise ValueError(f"it is nested more than {DOCUMENT_DEPTH} deep")
+
+
+def _inside(item: Any) -> Any:
+    """Return the values inside a JSON value; refuse text with half a character."""
+    if isinstance(item, dict):
+        return [*item, *item.values()]
+    if isinstance(item, str) and not item.isascii():
+        item.encode()  # UnicodeEncodeError is a ValueError
+    return item if isinstance(item, list) else ()
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:20]} is too large")
+    return value
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is no JSON number")
 
 
 def _with_digits(content: bytes, place: re.Match[bytes], digits: bytes) -> bytes:

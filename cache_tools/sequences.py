@@ -9,6 +9,9 @@ The gold token of position t is ``input_ids[t + 1]`` for a causal teacher, and
 
 ``byte_lengths`` cuts ``text`` into the tokens' surface forms: their sum is the length of
 the text in UTF-8, so a token's place in the text is a running sum.
+
+What a file holds is checked twice: its columns when it is read (``read_sequences``), and what it says of rows and
+tokens against the shard table (``contradiction``) before anything uses it.
 """
 
 from dataclasses import dataclass
@@ -19,9 +22,20 @@ import pyarrow as pa
 import pyarrow.ipc
 from numpy.typing import NDArray
 
-from cache_tools.errors import DamageError
+from cache_tools.arrow_files import read_arrow
+from cache_tools.errors import ConfigError, DamageError
+from cache_tools.limits import (
+    DOCUMENT_BYTES,
+    SEQUENCES_BYTES,
+    SEQUENCES_FLOOR_BYTES,
+    SEQUENCES_TOKEN_BYTES,
+    SHARD_SEQUENCES,
+)
 from cache_tools.manifest import Objective
 from cache_tools.storage import StorePath, read_object, sha256, write_object
+
+PADDING_BYTES = 2**16
+"""Much more than what Arrow adds to the ends of buffers."""
 
 SCHEMA = pa.schema(
     [
@@ -36,6 +50,8 @@ SCHEMA = pa.schema(
         pa.field("byte_lengths", pa.list_(pa.uint32()), nullable=False),
     ]
 )
+
+DOCUMENT_IDS = pa.schema([SCHEMA.field("document_id")])
 
 
 @dataclass(frozen=True)
@@ -97,25 +113,98 @@ def write_sequences(path: StorePath, sequences: list[Sequence]) -> tuple[int, st
 
 
 def sequences_bytes(sequences: list[Sequence]) -> bytes:
-    """Return the file that ``write_sequences`` writes."""
+    """Return the file that ``write_sequences`` writes.
+
+    Raises:
+        ConfigError: it is larger than what a reader unpacks, see ``limits.py``.
+    """
     columns = [[getattr(s, field.name) for s in sequences] for field in SCHEMA]
     arrays = [pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA, strict=True)]
-    return table_bytes(pa.Table.from_arrays(arrays, schema=SCHEMA))
+    table = pa.Table.from_arrays(arrays, schema=SCHEMA)
+    largest = largest_unpacked(sum(len(sequence.input_ids) for sequence in sequences)) - PADDING_BYTES
+    if len(sequences) > SHARD_SEQUENCES or table.nbytes > largest:
+        raise ConfigError(
+            "the sequences of a shard are too many, or too large",
+            expected=f"at most {SHARD_SEQUENCES:,} sequences and {largest:,} bytes",
+            found=f"{len(sequences):,} sequences and {table.nbytes:,} bytes",
+            why="no reader would unpack them",
+            fix="Set a smaller encoding.positions_per_shard",
+        )
+    return table_bytes(table)
 
 
-def read_sequences(path: StorePath, expected_sha256: str) -> list[Sequence]:
+def largest_unpacked(tokens: int) -> int:
+    """Return to how many bytes the sequences of so many tokens may unpack."""
+    return min(SEQUENCES_BYTES, SEQUENCES_FLOOR_BYTES + SEQUENCES_TOKEN_BYTES * tokens)
+
+
+def read_sequences(
+    path: StorePath, expected_sha256: str, file_bytes: int = SEQUENCES_BYTES, unpacked_bytes: int = SEQUENCES_BYTES
+) -> list[Sequence]:
     """Read one shard's sequences.
 
     Args:
         path: The Arrow file.
         expected_sha256: Hash that the shard table records for it.
+        file_bytes: Size that the shard table records.
+        unpacked_bytes: What its columns may unpack to.
 
     Raises:
-        DamageError: the file is missing or not what was written.
+        DamageError: the file is missing or not what was written, or its columns cannot be.
     """
-    table = read_table(path, expected_sha256)
-    columns = {name: _values(table.column(name).combine_chunks()) for name in table.column_names}
-    return [Sequence(*row) for row in zip(*(columns[field.name] for field in SCHEMA), strict=True)]
+    table = read_table(path, expected_sha256, SCHEMA, file_bytes, unpacked_bytes)
+    if table.num_rows > SHARD_SEQUENCES:
+        raise unreadable(path, f"{table.num_rows:,} sequences, more than {SHARD_SEQUENCES:,}")
+    columns = [_values(table.column(field.name).combine_chunks()) for field in SCHEMA]
+    sequences = [Sequence(*row) for row in zip(*columns, strict=True)]
+    for number, sequence in enumerate(sequences):
+        aligned = {len(sequence.input_ids), len(sequence.position_mask), len(sequence.byte_lengths)}
+        if sequence.original_ids is not None:
+            aligned.add(len(sequence.original_ids))
+        if len(aligned) > 1:
+            raise unreadable(path, f"sequence number {number} has lists of different lengths")
+    return sequences
+
+
+def contradiction(
+    sequences: list[Sequence], objective: Objective, vocabulary_size: int, first_sequence: int, first_row: int
+) -> str | None:
+    """Return how a shard's sequences contradict their encoding, None if they do not.
+
+    Args:
+        sequences: As ``read_sequences`` returned them.
+        objective: Of the encoding.
+        vocabulary_size: Token ids are below this.
+        first_sequence: Id of the shard's first sequence.
+        first_row: The shard's first row.
+    """
+    lengths = np.array([len(sequence.input_ids) for sequence in sequences], dtype=np.int64)
+    if not lengths.all():
+        return "a sequence has no token"
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    masks = np.concatenate([sequence.position_mask for sequence in sequences])
+    kept = np.add.reduceat(masks, starts, dtype=np.int64)
+    covered = np.add.reduceat(np.concatenate([s.byte_lengths for s in sequences]), starts, dtype=np.int64)
+    originals = [s.original_ids for s in sequences if s.original_ids is not None]
+    rules = {
+        "has another number": _column(sequences, "sequence_id") != first_sequence + np.arange(len(sequences)),
+        "starts at another row": _column(sequences, "first_position") != first_row + np.cumsum(kept) - kept,
+        "keeps a prediction at its last token, which has no next": masks[ends - 1] & (objective == "causal"),
+        "has byte lengths that do not add up to its text": covered != [len(s.text.encode()) for s in sequences],
+    }
+    for rule, broken in rules.items():
+        if broken.any():
+            return f"sequence {first_sequence + int(np.flatnonzero(broken)[0])} {rule}"
+    if len(originals) != (0 if objective == "causal" else len(sequences)):
+        return f"a sequence is not {objective}"
+    if max(int(np.max(ids)) for ids in [*(s.input_ids for s in sequences), *originals]) >= vocabulary_size:
+        return f"a token id is not below {vocabulary_size}"
+    return None
+
+
+def _column(sequences: list[Sequence], name: str) -> NDArray[np.int64]:
+    return np.array([getattr(sequence, name) for sequence in sequences], dtype=np.int64)
 
 
 def table_bytes(table: pa.Table) -> bytes:
@@ -128,24 +217,41 @@ def table_bytes(table: pa.Table) -> bytes:
     return content
 
 
-def read_table(path: StorePath, expected_sha256: str) -> pa.Table:
-    """Read an Arrow IPC file whose hash is known.
+def read_table(
+    path: StorePath, expected_sha256: str, schema: pa.Schema, file_bytes: int, unpacked_bytes: int
+) -> pa.Table:
+    """Read the columns of an Arrow IPC file whose hash is known.
+
+    Args:
+        path: The file.
+        expected_sha256: Its hash.
+        schema: The columns that it must have.
+        file_bytes: Its size, or the largest that it can have.
+        unpacked_bytes: The largest that its columns can have.
 
     Raises:
-        DamageError: it is missing or not what was written.
+        DamageError: it is missing or not what was written, or no such file.
     """
-    content = read_recorded(path, expected_sha256)
-    return pa.ipc.open_file(pa.BufferReader(content)).read_all()
+    content = read_recorded(path, expected_sha256, file_bytes)
+    try:
+        return read_arrow(content, schema, unpacked_bytes)
+    except ValueError as error:
+        raise unreadable(path, error) from error
 
 
-def read_recorded(path: StorePath, expected_sha256: str) -> bytes:
+def read_recorded(path: StorePath, expected_sha256: str, largest_bytes: int = DOCUMENT_BYTES) -> bytes:
     """Read a file of an encoding or teacher whose hash is known.
+
+    Args:
+        path: The file.
+        expected_sha256: Its hash.
+        largest_bytes: Its recorded size; nothing of a larger one is read.
 
     Raises:
         DamageError: it is missing or not what was written.
     """
     try:
-        content = read_object(path)
+        content = read_object(path, largest_bytes)
     except OSError as error:
         raise DamageError(
             "the file is missing",
@@ -163,6 +269,17 @@ def read_recorded(path: StorePath, expected_sha256: str) -> bytes:
             fix="Restore it from a copy, or delete the folder of this encoding or teacher and capture it again",
         )
     return content
+
+
+def unreadable(path: StorePath, found: object) -> DamageError:
+    """Return the error that a file is what was written, but cannot be what the format asks for."""
+    return DamageError(
+        "the file cannot be used",
+        where=path,
+        found=found,
+        why="its hash holds, so it was written like this",
+        fix="Ask whoever made the cache, or capture the corpus again",
+    )
 
 
 def _values(column: Any) -> list[Any]:

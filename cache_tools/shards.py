@@ -7,12 +7,14 @@ shards behind the others, whose files and rows stay what they are.
 """
 
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import pyarrow as pa
 
 from cache_tools import layout
+from cache_tools.limits import OBJECT_BYTES, SHARD_POSITIONS, SHARD_SEQUENCES, TABLE_BYTES, TOTAL
 from cache_tools.manifest import SPLITS, Part, Split, SplitTotals
-from cache_tools.sequences import Sequence, read_table, table_bytes, write_sequences
+from cache_tools.sequences import Sequence, largest_unpacked, read_table, table_bytes, unreadable, write_sequences
 from cache_tools.storage import StorePath, sha256, write_object
 
 SHARDS = pa.schema(
@@ -54,6 +56,11 @@ class ShardEntry:
     bytes: int
     sha256: str
 
+    @property
+    def unpacked_bytes(self) -> int:
+        """What the sequence file may unpack to."""
+        return largest_unpacked(self.tokens)
+
 
 def write_shard(encoding: StorePath, shard: int, split: Split, documents: int, sequences: list[Sequence]) -> ShardEntry:
     """Write the sequences of a shard and return its row of the table.
@@ -64,6 +71,9 @@ def write_shard(encoding: StorePath, shard: int, split: Split, documents: int, s
         split: Which it belongs to.
         documents: Documents that begin in it.
         sequences: Numbered, and with their rows.
+
+    Raises:
+        ConfigError: they are more than a reader unpacks.
     """
     size, digest = write_sequences(layout.sequences_file(encoding, shard), sequences)
     return ShardEntry(
@@ -106,10 +116,36 @@ def read_shard_tables(encoding: StorePath, parts: tuple[Part, ...]) -> list[Shar
     """Read the shards of all parts, in order.
 
     Raises:
-        DamageError: a table is missing or not what was written.
+        DamageError: a table is missing, not what was written, or says what cannot be.
     """
-    tables = (read_table(layout.shard_table_file(encoding, i), part.shards_sha256) for i, part in enumerate(parts))
-    return [ShardEntry(**row) for table in tables for row in table.to_pylist()]
+    entries: list[ShardEntry] = []
+    for number, part in enumerate(parts):
+        path = layout.shard_table_file(encoding, number)
+        table = read_table(path, part.shards_sha256, SHARDS, TABLE_BYTES, TABLE_BYTES)
+        for row in zip(*(table.column(name).to_pylist() for name in SHARDS.names), strict=True):
+            entry = ShardEntry(*row)
+            following = entries[-1].first_sequence + entries[-1].sequences if entries else 0
+            wrong = _wrong(entry, following)
+            if wrong:
+                raise unreadable(path, f"shard {len(entries)}: {wrong}")
+            entries.append(entry)
+    return entries
+
+
+def _wrong(entry: ShardEntry, first_sequence: int) -> str | None:
+    """Return what cannot be in a row of the table, None if nothing."""
+    values: dict[str, Any] = vars(entry)
+    if any(value is None for value in values.values()):
+        return "a value is missing"
+    if entry.split not in SPLITS:
+        return f"the split {entry.split!r}"
+    if entry.first_sequence != first_sequence:
+        return f"first_sequence {entry.first_sequence} instead of {first_sequence}"
+    if not 0 < entry.sequences <= min(entry.tokens, SHARD_SEQUENCES) or not 0 <= entry.documents <= TOTAL:
+        return f"{entry.documents} documents, {entry.sequences} sequences, {entry.tokens} tokens"
+    if not 0 <= entry.positions <= min(entry.tokens, SHARD_POSITIONS) or not entry.tokens <= entry.unpacked_bytes // 8:
+        return f"{entry.positions} positions, {entry.tokens} tokens"
+    return None if 0 < entry.bytes <= OBJECT_BYTES else f"{entry.bytes} bytes"
 
 
 def read_file_tables(encoding: StorePath, parts: tuple[Part, ...]) -> dict[str, str]:
@@ -118,8 +154,14 @@ def read_file_tables(encoding: StorePath, parts: tuple[Part, ...]) -> dict[str, 
     Raises:
         DamageError: a table is missing or not what was written.
     """
-    tables = (read_table(layout.file_table_file(encoding, i), part.files_sha256) for i, part in enumerate(parts))
-    return {row["name"]: row["sha256"] for table in tables for row in table.to_pylist()}
+    found: dict[str, str] = {}
+    for number, part in enumerate(parts):
+        path = layout.file_table_file(encoding, number)
+        table = read_table(path, part.files_sha256, FILES, TABLE_BYTES, TABLE_BYTES)
+        if any(column.null_count for column in table.columns):
+            raise unreadable(path, "a name or hash is missing")
+        found |= dict(zip(*(table.column(name).to_pylist() for name in FILES.names), strict=True))
+    return found
 
 
 def totals(entries: list[ShardEntry], split: Split) -> SplitTotals:

@@ -10,6 +10,9 @@ An object is written whole or not at all: locally under a temporary name in its 
 then renamed; on a bucket by one upload, which exists only when it is complete. A killed
 writer leaves at most a ``*.partial`` file that nothing reads. No fsync: a process may be
 killed anywhere, but after a power cut ``verify --deep`` decides.
+
+Caches come from strangers, so local files are read by the rules of ``regular_files.py``, and no
+more of an object is read than its reader expects.
 """
 
 import errno
@@ -28,7 +31,9 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 from pydantic import PlainSerializer, PlainValidator
 from upath import UPath
 
-from cache_tools.errors import ConfigError, StorageError
+from cache_tools.errors import ConfigError, DamageError, StorageError
+from cache_tools.limits import DOCUMENT_BYTES
+from cache_tools.regular_files import open_regular, read_regular, refuse_large, refuse_links, regular_size
 
 PARTIAL_SUFFIX = ".partial"
 BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs")
@@ -106,15 +111,36 @@ CachePath = Annotated[Any, PlaceText, PlainValidator(_configured_path), PlainSer
 """A cache's place in a configuration file."""
 
 
-def read_object(path: StorePath) -> bytes:
+def read_object(path: StorePath, largest_bytes: int = DOCUMENT_BYTES) -> bytes:
     """Return the bytes of a file or object.
+
+    Args:
+        path: Where it lies.
+        largest_bytes: Refuse a larger one; by default what a manifest may have.
 
     Raises:
         FileNotFoundError: there is none.
+        DamageError: it is larger, or not a regular file.
         StorageError: the disk or bucket refused.
     """
     with _reading(path):
-        return path.read_bytes() if isinstance(path, Path) else bytes(_asked(lambda: _driver(path).cat_file(path.path)))
+        if isinstance(path, Path):
+            return read_regular(path, largest_bytes)
+        content = bytes(_asked(lambda: _driver(path).cat_file(path.path, 0, largest_bytes + 1)))
+        refuse_large(path, len(content), largest_bytes)
+        return content
+
+
+def object_sha256(path: StorePath, size: int) -> str:
+    """Return the hex sha256 of an object of ``size`` bytes; of a local file without holding it in memory.
+
+    Errors as for ``read_object``.
+    """
+    if not isinstance(path, Path):
+        return sha256(read_object(path, size))
+    with _reading(path), open_regular(path) as (file, found):
+        refuse_large(path, found, size)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_spans(spans: Sequence[Span]) -> list[bytes]:
@@ -124,6 +150,7 @@ def read_spans(spans: Sequence[Span]) -> list[bytes]:
 
     Raises:
         FileNotFoundError: an object does not exist.
+        DamageError: an object is not a regular file.
         StorageError: the disk or bucket refused.
     """
     if not spans:
@@ -138,19 +165,32 @@ def read_spans(spans: Sequence[Span]) -> list[bytes]:
 
 
 def object_size(path: StorePath) -> int | None:
-    """Return the size of an object in bytes, or None if there is none."""
+    """Return the size of an object in bytes, or None if there is none.
+
+    Raises:
+        DamageError: it is not a regular file.
+        StorageError: the disk or bucket refused.
+    """
     try:
         with _reading(path):
             if isinstance(path, Path):
-                return path.stat().st_size
+                return regular_size(path)
             return int(_asked(lambda: _driver(path).info(path.path)["size"]))
     except (FileNotFoundError, NotADirectoryError):
         return None
 
 
 def object_exists(path: StorePath) -> bool:
-    """Say whether there is an object of this name."""
-    return object_size(path) is not None
+    """Say whether there is an object of this name, or locally anything else of it."""
+    if not isinstance(path, Path):
+        return object_size(path) is not None
+    refuse_links(path)
+    try:
+        with _reading(path):
+            path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def names(folder: StorePath) -> list[str]:
@@ -158,6 +198,7 @@ def names(folder: StorePath) -> list[str]:
     try:
         with _reading(folder):
             if isinstance(folder, Path):
+                refuse_links(folder)
                 return sorted(os.listdir(folder))
             found = _asked(lambda: _driver(folder).ls(folder.path, detail=False))
             inside = {name.strip("/") for name in found} - {folder.path.strip("/")}  # an object lists itself
@@ -197,23 +238,26 @@ def write_objects(folder: StorePath, contents: Mapping[str, bytes]) -> None:
 def remove_partial(path: StorePath) -> None:
     """Remove what killed writers of a local ``path`` left beside it; only its single owner may call this."""
     if isinstance(path, Path):
+        refuse_links(path.parent)
         for partial in path.parent.glob(f"{path.name}.*{PARTIAL_SUFFIX}"):
             partial.unlink(missing_ok=True)
 
 
 def remove_object(path: StorePath) -> None:
-    """Delete an object if it exists."""
+    """Delete an object if it exists; a link in its place goes, and what it leads to stays."""
     with storage_errors(path):
         if isinstance(path, Path):
+            refuse_links(path.parent)
             path.unlink(missing_ok=True)
         elif object_exists(path):
             _driver(path).rm_file(path.path)
 
 
 def remove_tree(folder: StorePath) -> None:
-    """Delete everything below a folder, and the folder."""
+    """Delete everything below a folder, and the folder; of links in it, not what they lead to."""
     with storage_errors(folder):
         if isinstance(folder, Path):
+            refuse_links(folder)
             with suppress(FileNotFoundError):
                 shutil.rmtree(folder)
         elif names(folder):
@@ -226,8 +270,8 @@ def sha256(content: bytes) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the hex sha256 of a local file without holding it in memory."""
-    with path.open("rb") as file:
+    """Return the hex sha256 of a regular local file without holding it in memory."""
+    with open_regular(path) as (file, _):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -236,7 +280,7 @@ def storage_errors(path: StorePath) -> Iterator[None]:
     """Turn a refusal to write (disk full, no permission, bucket gone) inside the block into a StorageError."""
     try:
         yield
-    except StorageError:
+    except (StorageError, DamageError):
         raise
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -268,7 +312,7 @@ def _asked(request: Callable[[], T]) -> T:
 def _reading(path: StorePath) -> Iterator[None]:
     try:
         yield
-    except (FileNotFoundError, NotADirectoryError, StorageError):
+    except (FileNotFoundError, NotADirectoryError, StorageError, DamageError):
         raise
     except OSError as error:
         raise StorageError(f"cannot read: {error.strerror or error}", where=path) from error
@@ -295,7 +339,7 @@ def _read_local(spans: Sequence[Span]) -> list[bytes]:
         by_path[span.path].append(number)
     result = [b""] * len(spans)
     for path, numbers in by_path.items():
-        with open(str(path), "rb", buffering=0) as file:
+        with open_regular(Path(path)) as (file, _):
             for number in numbers:
                 start, stop = spans[number][1:]
                 result[number] = os.pread(file.fileno(), stop - start, start)
@@ -303,6 +347,7 @@ def _read_local(spans: Sequence[Span]) -> list[bytes]:
 
 
 def _write_local(path: Path, content: bytes) -> None:
+    refuse_links(path.parent)
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
     try:
         for attempt in range(1, ATTEMPTS + 1):

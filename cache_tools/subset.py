@@ -156,7 +156,7 @@ def _entry(folder: StorePath, shard: int, sequences: list[Sequence], source: Sha
 
 def _commit(source: Encoding, folder: StorePath, identity: dict[str, Any], entries: list[ShardEntry]) -> None:
     files = source.manifest.files
-    write_objects(folder, {key: read_recorded(source.path / key, record.sha256) for key, record in files.items()})
+    write_objects(folder, {key: read_recorded(source.path / key, r.sha256, r.bytes) for key, r in files.items()})
     part = write_part(folder, 0, read_file_tables(source.path, source.manifest.parts), entries)
     write_group(folder / "teachers")
     write_manifest(folder, source.manifest.model_copy(update={"identity": identity, "parts": (part,)}))

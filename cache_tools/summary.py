@@ -20,6 +20,9 @@ from cache_tools.sample import Sample, read_sample
 LARGEST_EXPONENT = 700.0
 """exp of more overflows a float; a teacher that gives gold tokens no probability gets there."""
 
+LONGEST_SECONDS = 1e12
+"""Of a shard; a receipt that states more is not believed."""
+
 VARYING = ("seconds", "shard")
 """Keys of a receipt's provenance that are another in every shard."""
 
@@ -120,8 +123,15 @@ def _makers(receipts: list[Receipt]) -> list[dict[str, Any]]:
             maker = makers.setdefault(json.dumps([group, who], sort_keys=True), {"group": group} | who | NOTHING)
             maker["shards"] += 1
             maker["positions"] += receipt.positions
-            maker["seconds"] += made.get("seconds", 0.0)
+            maker["seconds"] += _seconds(made)
     return list(makers.values())
+
+
+def _seconds(made: dict[str, Any]) -> float:
+    """Return the seconds that a group took; 0 if what stands there is no such number."""
+    seconds = made.get("seconds")
+    sensible = isinstance(seconds, int | float) and 0 <= seconds <= LONGEST_SECONDS
+    return float(seconds) if sensible else 0.0  # type: ignore[arg-type]
 
 
 def _bytes_by_array(receipts: list[Receipt]) -> dict[str, int]:
@@ -139,7 +149,8 @@ def _statistics(teacher: CachedTeacher, receipts: list[Receipt]) -> dict[str, di
         shards = set(teacher.encoding.split_shards(split))
         means = mean_statistics([(r.positions, r.statistics) for r in receipts if r.shard in shards])
         if means:
-            perplexity = math.exp(min(means["cross_entropy_nats"], LARGEST_EXPONENT))
+            loss = means.get("cross_entropy_nats")
+            perplexity = None if loss is None else math.exp(min(loss, LARGEST_EXPONENT))
             finite = {name: value if math.isfinite(value) else None for name, value in means.items()}
             result[split] = finite | {"perplexity": perplexity}
     return result

@@ -15,10 +15,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from cache_tools.errors import FormatError
+from cache_tools.regular_files import read_regular
 from cache_tools.union_vocabulary import NO_ID
 from cache_tools.vocabulary import mapped_fingerprint
 
 TOKEN_MAP = "token_map.safetensors"
+
+LARGEST_BYTES = 2**28
+"""Of the file, for 16 million ids and as many tokens."""
 
 Ids = NDArray[np.uint32]
 
@@ -59,6 +63,6 @@ def mapped(vocabulary: str, folder: Path) -> str:
     if not path.is_file():
         return vocabulary
     try:
-        return mapped_fingerprint(vocabulary, load(path.read_bytes())["student_ids"])
-    except (OSError, KeyError, SafetensorError) as error:
+        return mapped_fingerprint(vocabulary, load(read_regular(path, LARGEST_BYTES))["student_ids"])
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise FormatError("this is not a student's map of ids", where=path, found=error) from error

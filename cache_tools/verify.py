@@ -18,14 +18,14 @@ from cache_tools.arrays import ArrayLayout
 from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.codec import EMPTY_ID, MASS_TOLERANCE, DenseFloat32
 from cache_tools.direct import open_array
-from cache_tools.errors import LogitcaskError
+from cache_tools.errors import DamageError, LogitcaskError
 from cache_tools.manifest import ObjectRecord
 from cache_tools.predictions import group_layouts, hidden_array
 from cache_tools.reader import Cache, Encoding
 from cache_tools.receipts import TARGETS, Receipt
 from cache_tools.sealed import read_sealed
 from cache_tools.shards import read_file_tables
-from cache_tools.storage import StorePath, object_size, read_object, sha256
+from cache_tools.storage import StorePath, object_sha256, object_size, read_object
 
 Remedy = Literal["capture", "redo", "metadata", "restore"]
 """What helps: run the capture; redo one shard; rewrite metadata that follows from the manifests; a copy."""
@@ -98,7 +98,7 @@ def _group(folder: StorePath, blank: Problem) -> Iterator[Problem]:
     """Check the ``zarr.json`` of a group without a manifest."""
     try:
         read_sealed(read_object(folder / layout.MANIFEST))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DamageError) as error:
         yield _found(blank, f"the group's metadata is missing or damaged: {error}", folder / layout.MANIFEST)
 
 
@@ -129,7 +129,7 @@ def _file_tables(encoding: Encoding) -> Iterator[Problem]:
 
 def _sequences(encoding: Encoding, shard: int, blank: Problem) -> Iterator[Problem]:
     """Hash and read one sequence file (reading checks the hash) and compare it with the shard table."""
-    entry, sequences = encoding.shards[shard], encoding.sequences(shard)
+    entry, sequences = encoding.shards[shard], encoding.stored_sequences(shard)
     where = layout.sequences_file(encoding.path, shard)
     row = shard * encoding.manifest.positions_per_shard
     for sequence in sequences:
@@ -197,13 +197,17 @@ def _shard(teacher: CachedTeacher, blank: Problem, deep: bool, values: bool) -> 
 def _files(folder: StorePath, objects: dict[str, ObjectRecord], blank: Problem, deep: bool) -> Iterator[Problem]:
     """Compare objects with their recorded sizes, and when deep with their hashes."""
     for key, record in objects.items():
-        size = object_size(folder / key)
-        if size is None:
-            yield _found(blank, "the object is missing", folder / key)
-        elif size != record.bytes:
-            yield _found(blank, f"{size} bytes instead of {record.bytes}", folder / key)
-        elif deep and sha256(read_object(folder / key)) != record.sha256:
-            yield _found(blank, "the bytes are not those that were written", folder / key)
+        yield from _guarded(blank, partial(_file, folder / key, record, blank, deep))
+
+
+def _file(path: StorePath, record: ObjectRecord, blank: Problem, deep: bool) -> Iterator[Problem]:
+    size = object_size(path)
+    if size is None:
+        yield _found(blank, "the object is missing", path)
+    elif size != record.bytes:
+        yield _found(blank, f"{size} bytes instead of {record.bytes}", path)
+    elif deep and object_sha256(path, size) != record.sha256:
+        yield _found(blank, "the bytes are not those that were written", path)
 
 
 def _values(teacher: CachedTeacher, receipt: Receipt, blank: Problem) -> Iterator[Problem]:

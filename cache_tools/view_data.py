@@ -5,7 +5,7 @@ sequence goes with its answer; between requests only manifests, the tokenizer, r
 sequences stay in memory (see ``reader.py``).
 
 Text leaves here without a character that acts: control characters as their pictures (``␛``), marks that turn or
-hide text as escapes (see ``decoding.printable``). A browser gets it as text and never as HTML.
+hide text as escapes (see ``escaping.printable``). A browser gets it as text and never as HTML.
 """
 
 from itertools import combinations
@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from cache_tools.cached_teacher import CachedTeacher
-from cache_tools.decoding import TokenTexts, printable, token_texts
+from cache_tools.decoding import TokenTexts, token_texts
 from cache_tools.divergence import divergence
 from cache_tools.errors import ConfigError, IncompleteError
+from cache_tools.escaping import printable
 from cache_tools.manifest import DRAWN_KINDS
 from cache_tools.predictions import tokens_of_whole_row
 from cache_tools.reader import Cache, Encoding

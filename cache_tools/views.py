@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.cached_teacher import CachedTeacher
-from cache_tools.decoding import TokenTexts, printable
+from cache_tools.decoding import TokenTexts
 from cache_tools.errors import ConfigError
+from cache_tools.escaping import printable
 from cache_tools.reader import Encoding
 from cache_tools.sequences import Sequence
 
@@ -34,7 +35,7 @@ def sequence_view(
 
     Returns:
         ``sequence_id``, ``document_id``, ``group_id``, ``objective`` and ``tokens``: for each its ``index``, ``id``,
-        ``text`` (escaped, see ``decoding``), ``masked`` (the teacher saw ``seen`` instead) and ``position``, the
+        ``text`` (escaped, see ``escaping``), ``masked`` (the teacher saw ``seen`` instead) and ``position``, the
         kept position that predicts it, or None. ``teachers``: for each its ``name``, ``surprise_nats``, aligned with
         the tokens, and its ``mean_surprise_nats``; None where no prediction was kept, or the surprise is infinite.
 
@@ -145,7 +146,7 @@ def _alternatives(teacher: CachedTeacher, row: int, gold: int, texts: TokenTexts
             for i, p in zip(ids[order[:top]], logs[order[:top]], strict=True)
         ],
         "kept": len(order),
-        "left_out": math.exp(targets.log_left_out[0]),
+        "left_out": math.exp(min(float(targets.log_left_out[0]), 0.0)),
         "gold_rank": rank,
         "gold_probability": _exp(teacher, GOLD_LOGPROB, row) if GOLD_LOGPROB in names else None,
         "entropy_nats": finite(float(teacher.scalar(ENTROPY, row, row + 1)[0])) if ENTROPY in names else None,

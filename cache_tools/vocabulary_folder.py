@@ -20,14 +20,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
 from cache_tools.decoding import TOKENIZER_FILE
 from cache_tools.errors import FormatError, IdentityError
-from cache_tools.manifest import SOFTWARE, Key, ObjectRecord, Split
+from cache_tools.manifest import SOFTWARE, Count, Key, ObjectRecord, Split
 from cache_tools.reader import Encoding
+from cache_tools.regular_files import enclose
 from cache_tools.sealed import UNSEALED, read_sealed, sealed_bytes
 from cache_tools.sequences import read_recorded, read_table, table_bytes
 from cache_tools.storage import StorePath, object_exists, read_object, write_object, write_objects
@@ -45,6 +46,9 @@ SETTINGS_FILE = TOKENIZER_FILE.replace("tokenizer.json", "tokenizer_config.json"
 LARGEST_VOCABULARY = 2**24
 """Ids of a tokenizer; a stranger's table must not fill the memory."""
 
+TOKENS_BYTES = 64 * 2**20
+"""The table of tokens, unpacked: about two million tokens of four tokenizers."""
+
 
 class Part(BaseModel):
     """One tokenizer of a union.
@@ -58,8 +62,8 @@ class Part(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     vocabulary: str
-    ids: int
-    shared: int
+    ids: Count
+    shared: Count
     same_rules: bool
 
 
@@ -79,9 +83,9 @@ class VocabularyManifest(BaseModel):
     model_config = ConfigDict(frozen=True)
     format: int = 1
     software: str = SOFTWARE
-    size: int
+    size: Count
     fingerprint: str
-    tokenizers: tuple[Part, ...]
+    tokenizers: tuple[Part, ...] = Field(min_length=1)
     files: dict[Key, ObjectRecord]
     coverage: dict[Split, float] | None = None
 
@@ -150,6 +154,7 @@ def read_manifest(folder: StorePath) -> VocabularyManifest:
         FormatError: there is none, it is damaged, or of another format.
     """
     path = folder / DOCUMENT
+    enclose(folder)
     try:
         found = VocabularyManifest.model_validate(read_sealed(read_object(path)))
         if found.format not in (1, 2):
@@ -175,7 +180,9 @@ def read_vocabulary(folder: StorePath) -> UnionVocabulary:
     """
     manifest = read_manifest(folder)
     try:
-        table = read_table(folder / TOKENS, manifest.files[TOKENS].sha256)
+        record = manifest.files[TOKENS]
+        schema = pa.schema([("name", pa.string()), *((part.vocabulary, pa.uint32()) for part in manifest.tokenizers)])
+        table = read_table(folder / TOKENS, record.sha256, schema, record.bytes, TOKENS_BYTES)
         maps = {part.vocabulary: _map(table.column(part.vocabulary)) for part in manifest.tokenizers}
         union = UnionVocabulary(tuple(table.column("name").to_pylist()), maps, _read_maps(folder, manifest, maps))
         if union.fingerprint != manifest.fingerprint:
@@ -196,8 +203,9 @@ def save_tokenizer(folder: StorePath, target: StorePath) -> None:
     """
     for key, record in read_manifest(folder).files.items():
         if key.startswith(f"{TOKENIZER}/"):
-            name = key.removeprefix(f"{TOKENIZER}/")
-            write_object(target / name, without_code(name, read_recorded(folder / key, record.sha256)))
+            name = key.rpartition("/")[2]
+            content = read_recorded(folder / key, record.sha256, record.bytes)
+            write_object(target / name, without_code(name, content))
 
 
 def save_token_map(folder: StorePath, target: StorePath) -> None:
@@ -209,7 +217,7 @@ def save_token_map(folder: StorePath, target: StorePath) -> None:
     """
     record = read_manifest(folder).files.get(TOKEN_MAP_KEY)
     if record is not None:
-        write_object(target / TOKEN_MAP, read_recorded(folder / TOKEN_MAP_KEY, record.sha256))
+        write_object(target / TOKEN_MAP, read_recorded(folder / TOKEN_MAP_KEY, record.sha256, record.bytes))
 
 
 def tokenizers_of(encodings: Sequence[Encoding]) -> dict[str, tuple[Tokenizer, dict[str, Any]]]:
@@ -228,7 +236,8 @@ def _read_maps(folder: StorePath, manifest: VocabularyManifest, maps: dict[str, 
     if TOKEN_MAP_KEY not in manifest.files:
         return {}
     ((tokenizer, predicted),) = maps.items()
-    content = read_recorded(folder / TOKEN_MAP_KEY, manifest.files[TOKEN_MAP_KEY].sha256)
+    record = manifest.files[TOKEN_MAP_KEY]
+    content = read_recorded(folder / TOKEN_MAP_KEY, record.sha256, record.bytes)
     return {tokenizer: read_map(content, predicted)}
 
 
@@ -237,7 +246,8 @@ def _tokenizer(encoding: Encoding) -> tuple[Tokenizer, dict[str, Any]]:
     files = encoding.manifest.files
     if not {TOKENIZER_FILE, SETTINGS_FILE} <= set(files):
         raise FormatError("this encoding keeps no tokenizer", where=encoding.path, expected=TOKENIZER_FILE)
-    state, settings = (read_recorded(encoding.path / key, files[key].sha256) for key in (TOKENIZER_FILE, SETTINGS_FILE))
+    records = {key: files[key] for key in (TOKENIZER_FILE, SETTINGS_FILE)}
+    state, settings = (read_recorded(encoding.path / key, r.sha256, r.bytes) for key, r in records.items())
     try:
         tokenizer = Tokenizer.from_buffer(state)
         if vocabulary_fingerprint(tokenizer.get_vocab()) != encoding.manifest.vocabulary.fingerprint:

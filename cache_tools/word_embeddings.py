@@ -4,7 +4,6 @@ A safetensors file begins with the length of its header, 8 bytes, and the header
 and place. The library's numpy reader is not used because numpy has no bfloat16.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.errors import ModelError
+from cache_tools.limits import DOCUMENT_BYTES
 from cache_tools.model_files import weight_files
 from cache_tools.predictions import from_bfloat16
+from cache_tools.regular_files import open_regular
+from cache_tools.sealed import parse_json
 
 ENDINGS = ("word_embeddings.weight", "embed_tokens.weight", "tok_embeddings.weight", "wte.weight")
 """What transformers calls the matrix, in most models."""
 
 DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-
-LARGEST_HEADER = 100_000_000
-"""Bytes; the format's own bound."""
 
 
 def word_embeddings(folder: Path, tokens: int) -> NDArray[np.float32]:
@@ -37,11 +36,11 @@ def word_embeddings(folder: Path, tokens: int) -> NDArray[np.float32]:
     found = []
     try:
         for path in weight_files(folder):
-            with path.open("rb") as file:
+            with open_regular(path) as (file, size):
                 length = int.from_bytes(file.read(8), "little")
-                if length > LARGEST_HEADER:
+                if length > min(DOCUMENT_BYTES, size):
                     raise ValueError("its header is too long")
-                header = json.loads(file.read(length))
+                header = parse_json(file.read(length))
             places = (name for name in header if name.endswith(ENDINGS) and len(header[name]["shape"]) == 2)
             found += [(path, header[name], 8 + length) for name in places]
         if len(found) != 1:
@@ -49,7 +48,7 @@ def word_embeddings(folder: Path, tokens: int) -> NDArray[np.float32]:
         matrix = _matrix(*found[0])
         if len(matrix) < tokens:
             raise ValueError(f"{len(matrix)} rows for {tokens} tokens")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ModelError(
             "no word embeddings can be read here",
             where=folder,

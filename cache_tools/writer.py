@@ -35,6 +35,7 @@ from cache_tools.predictions import (
 )
 from cache_tools.reader import Encoding
 from cache_tools.receipts import TARGETS, Receipt, write_receipt
+from cache_tools.regular_files import enclose
 from cache_tools.storage import (
     PARTIAL_SUFFIX,
     StorePath,
@@ -54,6 +55,7 @@ def create_cache(cache: StorePath) -> None:
     Raises:
         FormatError: the folder holds something else, or another format version.
     """
+    enclose(cache)
     if object_exists(cache / layout.MANIFEST):
         read_manifest(cache, CacheManifest)
         return
@@ -142,7 +144,7 @@ def _stored_rows(metadata: StorePath, expected: ArrayLayout) -> int:
     """Return the length of an array's first axis; 0 if it has no readable metadata, or that of a dropped array."""
     try:
         found = read_layout(read_object(metadata))
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+    except (OSError, ValueError):
         return 0
     return found[1] if found and found[0] == expected else 0
 

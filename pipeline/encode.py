@@ -17,7 +17,7 @@ from cache_tools import layout
 from cache_tools.errors import FormatError, IdentityError, LogitcaskError
 from cache_tools.fingerprint import differences, fingerprint
 from cache_tools.manifest import EncodingManifest, ObjectRecord, read_manifest, write_group, write_manifest
-from cache_tools.sequences import read_table
+from cache_tools.sequences import DOCUMENT_IDS, read_table
 from cache_tools.shards import ShardEntry, read_file_tables, read_shard_tables, write_part
 from cache_tools.storage import (
     StorePath,
@@ -203,7 +203,10 @@ def _keep_only(folder: StorePath, known: set[str]) -> None:
 
 def _document_ids(folder: StorePath, entries: list[ShardEntry]) -> set[str]:
     """Return the ids of all documents in these shards."""
-    tables = (read_table(layout.sequences_file(folder, i), entry.sha256) for i, entry in enumerate(entries))
+    tables = (
+        read_table(layout.sequences_file(folder, i), entry.sha256, DOCUMENT_IDS, entry.bytes, entry.unpacked_bytes)
+        for i, entry in enumerate(entries)
+    )
     return {name for table in tables for name in table.column("document_id").to_pylist()}
 
 

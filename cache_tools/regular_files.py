@@ -1,0 +1,120 @@
+"""Local files that may be a stranger's: regular files only, no link inside a cache, no more bytes than expected.
+
+An archive can carry more than files and folders: a FIFO makes whoever opens it wait for ever, a device never ends, a
+symbolic link leads a reader, a writer or a deletion to any file of the user's. So a file is looked at before it is
+opened, opened without waiting, and looked at again.
+
+A folder is **enclosed** when it is opened as a cache or as a vocabulary. From then on no function of ``storage.py``
+follows a link below it; the path of the folder itself may be a link or lie below one, for that is the user's choice.
+Links that stay inside the cache are refused as well: nothing writes them, and a deletion through one would still
+destroy another teacher. Whoever keeps a teacher on another disk mounts that disk there, or links to the whole cache.
+
+The cost is one ``lstat`` for each folder between the cache and the file. Rejected: resolving every path and comparing
+prefixes (as many system calls, and links inside would pass); looking at the whole tree when a cache is opened (minutes
+for a million objects). A user who exchanges files while they are read is not defended against: the cache is at rest.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from cache_tools.errors import DamageError
+
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+
+_enclosed: set[str] = set()
+"""Paths of the folders below which no link is followed."""
+
+
+def enclose(folder: object) -> None:
+    """Follow no link below a local folder from now on; other places have none."""
+    if isinstance(folder, Path):
+        _enclosed.add(str(folder))
+
+
+def refuse_links(path: Path) -> None:
+    """Raise DamageError if a path inside an enclosed folder is a symbolic link, or leads through one."""
+    text, inside = str(path), []
+    while text not in _enclosed:
+        inside.append(text)
+        parent = os.path.dirname(text) or "."
+        if parent == text or (parent == "." and text == "."):
+            return
+        text = parent
+    for place in inside:
+        if os.path.islink(place):
+            raise DamageError(
+                "this is a symbolic link, and links inside a cache are not followed",
+                where=place,
+                why="a link could lead to any file of yours",
+                fix="Put the files in its place ('cp -RL' copies a cache without links), or mount the other disk there",
+            )
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a regular file for reading, without waiting; yield it and its size in bytes.
+
+    Raises:
+        DamageError: it is a folder, a FIFO, a socket, a device, or a link inside an enclosed folder.
+        OSError: it does not exist or cannot be read.
+    """
+    refuse_links(path)
+    _refuse_special(path, os.stat(path).st_mode)  # before opening, which alone can set a device going
+    descriptor = os.open(path, _FLAGS)
+    with open(descriptor, "rb", buffering=0) as file:
+        status = os.fstat(descriptor)
+        _refuse_special(path, status.st_mode)
+        yield file, status.st_size
+
+
+def read_regular(path: Path, largest_bytes: int) -> bytes:
+    """Return the bytes of a regular file.
+
+    Raises:
+        DamageError: it is no regular file, or larger than ``largest_bytes``.
+        OSError: it does not exist or cannot be read.
+    """
+    with open_regular(path) as (file, size):
+        refuse_large(path, size, largest_bytes)
+        parts = []
+        while size > 0 and (part := file.read(size)):
+            parts.append(part)
+            size -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def regular_size(path: Path) -> int:
+    """Return the size of a regular file in bytes; errors as for ``open_regular``."""
+    refuse_links(path)
+    status = os.stat(path)
+    _refuse_special(path, status.st_mode)
+    return status.st_size
+
+
+def refuse_large(path: object, size: int, largest_bytes: int) -> None:
+    """Raise DamageError if a file is larger than expected."""
+    if size > largest_bytes:
+        raise DamageError(
+            "the file is larger than it can be",
+            where=path,
+            expected=f"at most {largest_bytes:,} bytes",
+            found=f"{size:,}",
+            why="it is not read, so that it cannot fill the memory",
+        )
+
+
+def _refuse_special(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise DamageError(
+            "this is not a regular file",
+            where=path,
+            expected="a file that holds bytes",
+            found=_KINDS.get(stat.S_IFMT(mode), "a device"),
+            fix="Delete it, and restore the file from a copy",
+        )
