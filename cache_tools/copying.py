@@ -26,6 +26,7 @@ from cache_tools.storage import (
     StorePath,
     names,
     object_exists,
+    object_sizes,
     read_object,
     remove_object,
     write_object,
@@ -77,8 +78,10 @@ def copy_sequences(source: Encoding, folder: StorePath, progress: Progress) -> N
     if object_exists(folder / layout.MANIFEST):
         known = _known_shards(source, folder)
     write_objects(folder, {key: read_recorded(source.path / key, r.sha256) for key, r in source.manifest.files.items()})
+    stored = object_sizes(layout.sequences_file(folder, 0).parent)
     for shard, entry in enumerate(source.shards):
-        if shard >= known:
+        name = layout.sequences_file(folder, shard).name
+        if shard >= known or stored.get(name) != entry.bytes:  # an earlier copy may have lost one
             content = read_recorded(layout.sequences_file(source.path, shard), entry.sha256)
             write_object(layout.sequences_file(folder, shard), content)
         progress(entry.bytes)

@@ -82,11 +82,14 @@ class Part(_Manifest):
         splits: Totals per split.
         files_sha256: Hash of the part's ``files.arrow``: names and hashes of the corpus files.
         shards_sha256: Hash of the part's ``shards.arrow``, which holds the hashes of the sequence files.
+        chat_sequences_without_beginning: Sequences that begin in the middle of a chat longer than a sequence, so that
+            the teacher read an answer without (all of) its prompt; not stored if there are none.
     """
 
     splits: dict[Split, SplitTotals]
     files_sha256: str
     shards_sha256: str
+    chat_sequences_without_beginning: int = Field(default=0, ge=0, exclude_if=lambda count: count == 0)
 
 
 class EncodingManifest(_Manifest):
@@ -267,6 +270,14 @@ def read_manifest(folder: StorePath, model: type[M]) -> M:
             found=_summary(error),
             fix="Check the path, or look one level up or down",
         ) from error
+
+
+def stated_format(content: bytes) -> Any:
+    """Return the format version that a cache's manifest states, sealed or not; None if it states none."""
+    try:
+        return json.loads(content)["attributes"][KEY]["format"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _check_format(path: StorePath, content: bytes) -> None:

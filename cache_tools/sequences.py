@@ -37,6 +37,15 @@ SCHEMA = pa.schema(
     ]
 )
 
+TURN = pa.field("turn", pa.int32(), nullable=True)
+"""Optional column: there if a sequence of the file ends with one turn of a chat."""
+
+MENDING = (
+    "run 'logitcask repair' on the cache and then the same capture again, which writes the files of an encoding anew from "
+    "their corpus; or restore the file from a copy with 'logitcask copy'"
+)
+"""What helps when a file with a recorded hash is missing or damaged."""
+
 
 @dataclass(frozen=True)
 class Sequence:
@@ -52,6 +61,8 @@ class Sequence:
         original_ids: (n,) uint32 before masking; None for a causal objective.
         text: The piece of text that the tokens cover.
         byte_lengths: (n,) uint32, UTF-8 bytes of ``text`` that belong to each token.
+        turn: Number of the chat's message, from 0, that is kept, where a chat became a sequence for each turn; None where
+            a document is read as a whole.
     """
 
     sequence_id: int
@@ -63,6 +74,7 @@ class Sequence:
     original_ids: NDArray[np.uint32] | None
     text: str
     byte_lengths: NDArray[np.uint32]
+    turn: int | None = None
 
     @property
     def num_positions(self) -> int:
@@ -98,9 +110,10 @@ def write_sequences(path: StorePath, sequences: list[Sequence]) -> tuple[int, st
 
 def sequences_bytes(sequences: list[Sequence]) -> bytes:
     """Return the file that ``write_sequences`` writes."""
-    columns = [[getattr(s, field.name) for s in sequences] for field in SCHEMA]
-    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA, strict=True)]
-    return table_bytes(pa.Table.from_arrays(arrays, schema=SCHEMA))
+    schema = SCHEMA if all(sequence.turn is None for sequence in sequences) else SCHEMA.append(TURN)
+    columns = [[getattr(s, field.name) for s in sequences] for field in schema]
+    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)]
+    return table_bytes(pa.Table.from_arrays(arrays, schema=schema))
 
 
 def read_sequences(path: StorePath, expected_sha256: str) -> list[Sequence]:
@@ -115,7 +128,8 @@ def read_sequences(path: StorePath, expected_sha256: str) -> list[Sequence]:
     """
     table = read_table(path, expected_sha256)
     columns = {name: _values(table.column(name).combine_chunks()) for name in table.column_names}
-    return [Sequence(*row) for row in zip(*(columns[field.name] for field in SCHEMA), strict=True)]
+    turns = columns.get(TURN.name, [None] * table.num_rows)
+    return [Sequence(*row) for row in zip(*(columns[field.name] for field in SCHEMA), turns, strict=True)]
 
 
 def table_bytes(table: pa.Table) -> bytes:
@@ -150,7 +164,7 @@ def read_recorded(path: StorePath, expected_sha256: str) -> bytes:
         raise DamageError(
             "the file is missing",
             where=path,
-            fix="Restore it from a copy, or delete the folder of this encoding or teacher and capture it again",
+            fix=MENDING,
         ) from error
     found = sha256(content)
     if found != expected_sha256:
@@ -160,7 +174,7 @@ def read_recorded(path: StorePath, expected_sha256: str) -> bytes:
             expected=f"sha256 {expected_sha256[:12]}…",
             found=f"{found[:12]}…",
             why="predictions would be joined to other tokens",
-            fix="Restore it from a copy, or delete the folder of this encoding or teacher and capture it again",
+            fix=MENDING,
         )
     return content
 

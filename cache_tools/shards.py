@@ -66,6 +66,11 @@ def write_shard(encoding: StorePath, shard: int, split: Split, documents: int, s
         sequences: Numbered, and with their rows.
     """
     size, digest = write_sequences(layout.sequences_file(encoding, shard), sequences)
+    return shard_entry(split, documents, sequences, size, digest)
+
+
+def shard_entry(split: Split, documents: int, sequences: list[Sequence], size: int, digest: str) -> ShardEntry:
+    """Return the row of the table for a sequence file of so many bytes with this hash."""
     return ShardEntry(
         split=split,
         documents=documents,
@@ -78,7 +83,9 @@ def write_shard(encoding: StorePath, shard: int, split: Split, documents: int, s
     )
 
 
-def write_part(encoding: StorePath, number: int, files: dict[str, str], entries: list[ShardEntry]) -> Part:
+def write_part(
+    encoding: StorePath, number: int, files: dict[str, str], entries: list[ShardEntry], without_beginning: int = 0
+) -> Part:
     """Write the tables of a part and return what the encoding's manifest says of it.
 
     Args:
@@ -86,20 +93,29 @@ def write_part(encoding: StorePath, number: int, files: dict[str, str], entries:
         number: Index of the part.
         files: Hash of each corpus file by its name.
         entries: The part's shards.
+        without_beginning: Sequences of chats that begin in the middle of their conversation.
     """
-    columns = [field.name for field in fields(ShardEntry)]
+    listed, shards = file_table_bytes(files), shard_table_bytes(entries)
+    write_object(layout.file_table_file(encoding, number), listed)
+    write_object(layout.shard_table_file(encoding, number), shards)
+    return Part(
+        splits={split: totals(entries, split) for split in SPLITS},
+        files_sha256=sha256(listed),
+        shards_sha256=sha256(shards),
+        chat_sequences_without_beginning=without_beginning,
+    )
+
+
+def file_table_bytes(files: dict[str, str]) -> bytes:
+    """Return the table of corpus files, given as hashes by name."""
+    return table_bytes(pa.Table.from_pydict({"name": list(files), "sha256": list(files.values())}, schema=FILES))
+
+
+def shard_table_bytes(entries: list[ShardEntry]) -> bytes:
+    """Return the table of a part's shards."""
     rows = [asdict(entry) for entry in entries]
-    shards = pa.Table.from_pydict({name: [row[name] for row in rows] for name in columns}, schema=SHARDS)
-    listed = pa.Table.from_pydict({"name": list(files), "sha256": list(files.values())}, schema=FILES)
-    hashes = []
-    for path, table in (
-        (layout.file_table_file(encoding, number), listed),
-        (layout.shard_table_file(encoding, number), shards),
-    ):
-        content = table_bytes(table)
-        write_object(path, content)
-        hashes.append(sha256(content))
-    return Part(splits={s: totals(entries, s) for s in SPLITS}, files_sha256=hashes[0], shards_sha256=hashes[1])
+    columns = {field.name: [row[field.name] for row in rows] for field in fields(ShardEntry)}
+    return table_bytes(pa.Table.from_pydict(columns, schema=SHARDS))
 
 
 def read_shard_tables(encoding: StorePath, parts: tuple[Part, ...]) -> list[ShardEntry]:
@@ -118,8 +134,14 @@ def read_file_tables(encoding: StorePath, parts: tuple[Part, ...]) -> dict[str, 
     Raises:
         DamageError: a table is missing or not what was written.
     """
-    tables = (read_table(layout.file_table_file(encoding, i), part.files_sha256) for i, part in enumerate(parts))
-    return {row["name"]: row["sha256"] for table in tables for row in table.to_pylist()}
+    tables = (read_file_table(encoding, number, part) for number, part in enumerate(parts))
+    return {name: digest for table in tables for name, digest in table.items()}
+
+
+def read_file_table(encoding: StorePath, number: int, part: Part) -> dict[str, str]:
+    """Read the corpus files of one part, in the order in which they were encoded; raises as above."""
+    table = read_table(layout.file_table_file(encoding, number), part.files_sha256)
+    return {row["name"]: row["sha256"] for row in table.to_pylist()}
 
 
 def totals(entries: list[ShardEntry], split: Split) -> SplitTotals:

@@ -13,6 +13,7 @@ bytes, each object whole, and delete nothing that the other has written.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +29,7 @@ from pipeline.capture import capture_shards
 from pipeline.config import CaptureConfig, TeacherConfig
 from pipeline.declare import declare, is_declared
 from pipeline.documents import corpus_sources
-from pipeline.encode import encode, is_encoded
+from pipeline.encode import encode, is_encoded, is_whole
 from pipeline.plan import known_totals, plan_encoding, plan_teacher, survey
 from pipeline.plan_held import held_encoding
 from pipeline.plan_measure import measure
@@ -115,7 +116,7 @@ def prepare(
         sources = corpus_sources(config.corpus)
         _wait_for_rank_0(
             "encode",
-            lambda: is_encoded(config, sources) or (not append and _has_encoding(config)),
+            lambda: is_encoded(config, sources) or (not append and is_whole(config)),
             config,
             worker,
             reporter,
@@ -232,17 +233,15 @@ def check_teacher(
         )
 
 
-def _has_encoding(config: CaptureConfig) -> bool:
-    return object_exists(layout.encoding_folder(config.cache, config.encoding.name) / layout.MANIFEST)
-
-
 def _wait_for_rank_0(
     task: str, done: Callable[[], bool], config: CaptureConfig, worker: Worker, reporter: Reporter
 ) -> None:
     """Wait until rank 0 has done its task; give up when it shows no sign of life for too long."""
     reporter.stage(f"waiting for rank 0 to {task}", None)
     folder = layout.encoding_folder(config.cache, config.encoding.name)
-    shards, last_sign = len(names(folder / "sequences")), time.monotonic()
+    written = set(names(folder / "sequences"))
+    shards = next(i for i in count() if layout.sequences_file(folder, i).name not in written)
+    last_sign = time.monotonic()
     while not done():
         if object_exists(layout.sequences_file(folder, shards)):
             shards, last_sign = shards + 1, time.monotonic()
