@@ -7,7 +7,8 @@ the same work may join, because it writes the same bytes; one with other work is
 
 A claim is removed when the work is committed or has failed. After a kill it stays, and the same command goes
 on; other work is refused with a sentence that says what to delete. Whoever holds a claim checks it again before every
-file, so a process that slept through the deletion of its claim stops instead of overwriting its successor.
+file, so a process that slept through the deletion of its claim stops instead of overwriting its successor; only the
+file that it was writing at that moment can be lost, and its hash shows that.
 
 The order makes this safe without clocks: first the manifest, then the claim is removed; first the claim is taken, then
 the manifest is read. Rejected: locks with a time limit, which need clocks that agree, and files under names of
@@ -25,10 +26,10 @@ from typing import Any
 
 from cache_tools.errors import IdentityError
 from cache_tools.fingerprint import differences, fingerprint
-from cache_tools.storage import StorePath, create_object, read_object, remove_object
+from cache_tools.storage import StorePath, create_object, read_object, remove_object, remove_partial
 
 CLAIM = "claim.json"
-ATTEMPTS = 5
+ATTEMPTS = 20
 """How often a claim that vanishes while it is looked at is taken anew."""
 
 
@@ -51,8 +52,11 @@ class Claim:
         """The claim's document."""
         return self.folder / CLAIM
 
-    def hold(self) -> None:
+    def hold(self) -> bool:
         """Take the claim, or check that it still names this work.
+
+        Returns:
+            Whether it was taken just now, so that another process may have held one and committed before.
 
         Raises:
             IdentityError: it names other work.
@@ -61,15 +65,15 @@ class Claim:
         started = datetime.now(UTC).isoformat("T", "seconds")
         maker = {"host": socket.gethostname(), "process": os.getpid(), "started": started}
         content = json.dumps({"work": dict(self.work)} | maker, indent=1).encode()
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             stored = self._stored()
             if stored is None:
                 create_object(self.path, content)  # and read back: whoever created it, its document decides
             elif self._is_same(stored):
-                return
+                return attempt > 0
             else:
-                self._refuse(stored)
-        self._refuse({})
+                raise self._refusal(stored)
+        raise self._refusal({})
 
     def is_held(self) -> bool:
         """Say whether the claim names this work."""
@@ -80,6 +84,7 @@ class Claim:
         """Remove the claim if it names this work."""
         if self.is_held():
             remove_object(self.path)
+            remove_partial(self.path)
 
     def _is_same(self, stored: Mapping[str, Any]) -> bool:
         work = stored.get("work")
@@ -95,10 +100,10 @@ class Claim:
             return {}
         return document if isinstance(document, dict) else {}
 
-    def _refuse(self, stored: Mapping[str, Any]) -> None:
+    def _refusal(self, stored: Mapping[str, Any]) -> IdentityError:
         work = stored.get("work")
         maker = f"process {stored.get('process')} on {stored.get('host')} began it at {stored.get('started')}"
-        raise IdentityError(
+        return IdentityError(
             self.problem,
             where=self.folder,
             found="; ".join(differences(work, self.work)[:5]) if isinstance(work, dict) else "",

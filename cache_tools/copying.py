@@ -8,6 +8,7 @@ it was when the same command runs again, and one whose source has grown copies w
 from collections.abc import Callable
 
 from cache_tools import layout
+from cache_tools.apart import require_apart
 from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.drop import drop_hidden
 from cache_tools.errors import DamageError, IdentityError
@@ -47,10 +48,12 @@ def copy_cache(source: Cache, target: StorePath, progress: Progress = lambda _: 
         progress: Told how many bytes were copied.
 
     Raises:
+        ConfigError: the target is the source, or one lies inside the other.
         IdentityError: the target holds another encoding or teacher of the same name.
         DamageError: bytes of the source are missing or not what was written.
         StorageError: a disk or bucket refused.
     """
+    require_apart(target, source.path)
     create_cache(target)
     for name in source.encodings:
         encoding = source.encoding(name)

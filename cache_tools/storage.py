@@ -40,6 +40,9 @@ RETRIES = {"max_retries": 10, "retry_timeout": timedelta(seconds=60)}
 ATTEMPTS = 3
 """How often a request is made whose answer breaks off in the middle, which obstore does not retry."""
 
+NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+"""What a file system without hard links answers."""
+
 StorePath = Path | UPath
 T = TypeVar("T")
 
@@ -184,7 +187,7 @@ def create_object(path: StorePath, content: bytes) -> bool:
     """
     with storage_errors(path):
         try:
-            _create_local(path, content) if isinstance(path, Path) else _create_remote(path, content)
+            (_create_local if isinstance(path, Path) else _create_remote)(path, content)
         except FileExistsError:
             return read_object(path) == content
     return True
@@ -344,15 +347,19 @@ def _write_local(path: Path, content: bytes) -> None:
 
 def _create_local(path: Path, content: bytes) -> None:
     """Link a finished file to its name, which fails if the name is taken; without hard links, open it exclusively."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
     try:
-        partial.write_bytes(content)
-        os.link(partial, path)
-    except FileExistsError:
-        raise
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial.write_bytes(content)
+                os.link(partial, path)
+                return
+            except FileNotFoundError:  # as in _write_local
+                if attempt == ATTEMPTS:
+                    raise
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+        if error.errno not in NO_HARD_LINKS:
             raise
         with path.open("xb") as file:
             file.write(content)

@@ -13,6 +13,7 @@ ones, which stay what they are.
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
@@ -111,9 +112,19 @@ def encode(
         work = {"identity": identity, "part": len(stored.parts) if stored else 0}
         work["corpus"] = fingerprint({name: hashes[name] for name in new})
         with claimed(folder, work, "the cache holds this encoding from another corpus or with other settings") as claim:
-            if _stored(folder) == stored:  # or another process has committed in between
+            with suppress(_Overtaken):
+                _check_unchanged(folder, stored)
                 _add_part(folder, stored, new, hashes, config, tokenizer, progress, claim)
                 return folder
+
+
+class _Overtaken(Exception):
+    """Another capture has committed, so that the encoding is to be looked at again."""
+
+
+def _check_unchanged(folder: StorePath, stored: EncodingManifest | None) -> None:
+    if _stored(folder) != stored:
+        raise _Overtaken
 
 
 def _stored(folder: StorePath) -> EncodingManifest | None:
@@ -184,7 +195,7 @@ def _add_part(
     """Encode sources as a further part, or the first; the manifest that counts it is written last."""
     manifest = stored or _new_manifest(folder, config, tokenizer)
     part, before = len(manifest.parts), read_shard_tables(folder, manifest.parts)
-    writer = ShardWriter(folder, config.encoding.positions_per_shard, before, write=_while_held(claim))
+    writer = ShardWriter(folder, config.encoding.positions_per_shard, before, write=_while_held(claim, stored))
     sequences = without_beginning = 0
     try:
         for document, sequence, without in _encoded(sources.values(), config, tokenizer, _document_ids(folder, before)):
@@ -198,7 +209,8 @@ def _add_part(
             remove_tree(layout.shard_table_file(folder, part).parent)
         raise
     entries = writer.finish()
-    claim.hold()
+    if claim.hold():
+        _check_unchanged(folder, stored)
     files = {name: hashes[name] for name in sources}
     written = write_part(folder, part, files, entries, without_beginning)
     write_group(folder / "teachers")
@@ -208,11 +220,12 @@ def _add_part(
         logger.warning(WITHOUT_BEGINNING, without_beginning, sequences)
 
 
-def _while_held(claim: Claim) -> WriteShard:
+def _while_held(claim: Claim, stored: EncodingManifest | None) -> WriteShard:
     """Return ``write_shard``, which first checks that no other capture has taken the folder."""
 
     def write(folder: StorePath, shard: int, split: Split, documents: int, sequences: list[Sequence]) -> ShardEntry:
-        claim.hold()
+        if claim.hold():
+            _check_unchanged(folder, stored)
         return write_shard(folder, shard, split, documents, sequences)
 
     return write

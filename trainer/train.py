@@ -18,6 +18,7 @@ import transformers
 from transformers import TrainingArguments, set_seed
 from transformers.training_args import ParallelMode
 
+from cache_tools.apart import require_outside
 from cache_tools.errors import ConfigError
 from cache_tools.reader import Encoding
 from cache_tools.vocabulary import Vocabulary
@@ -56,6 +57,8 @@ def run_training(config: StudentConfig) -> Path:
     output = Path(str(arguments.output_dir))
     teachers = open_teachers(config)
     teacher = teachers[0]
+    for cached in teachers:
+        require_outside(output, cached.encoding.path.parent.parent, "training.output_dir")
     check_sources(config, teachers)
     union = open_union(config.vocabulary, teachers, config.loss)
     vocabulary = student_vocabulary(union, teacher.encoding)
