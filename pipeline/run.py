@@ -23,6 +23,7 @@ from cache_tools import layout
 from cache_tools.errors import IdentityError, IncompleteError, ModelError
 from cache_tools.model_files import weight_files
 from cache_tools.reader import Cache, Encoding
+from cache_tools.same_tokenizer import probes, require_same, sampled_texts
 from cache_tools.storage import names, object_exists
 from cache_tools.writer import create_cache
 from pipeline.capture import capture_shards
@@ -122,7 +123,10 @@ def prepare(
             reporter,
         )
         encode(config, tokenizer)  # only compares: the encoding exists
-    return Cache(config.cache).encoding(config.encoding.name), folders
+    encoding = Cache(config.cache).encoding(config.encoding.name)
+    for teacher in config.teachers:
+        check_behaviour(teacher, folders[teacher.name], tokenizer, encoding)
+    return encoding, folders
 
 
 def plan_capture(
@@ -221,6 +225,7 @@ def check_teacher(
             why="it would read ids that mean other tokens",
             fix="Give it an encoding of its own, in a capture file with another encoding.name",
         )
+    check_behaviour(teacher, folder, tokenizer)
     restriction = read_restriction(teacher.target.vocabulary)
     if restriction is not None and restriction.tokenizer != shared["vocabulary"]:
         raise IdentityError(
@@ -231,6 +236,34 @@ def check_teacher(
             why="its ids mean other tokens",
             fix="Make it with 'logitcask vocabulary --keep' of a cache with this tokenizer",
         )
+
+
+def check_behaviour(
+    teacher: TeacherConfig, folder: Path, tokenizer: PreTrainedTokenizerFast, encoding: Encoding | None = None
+) -> None:
+    """Refuse a teacher whose tokenizer, with the same vocabulary, splits text unlike the encoding's.
+
+    Args:
+        teacher: Its block of the capture file.
+        folder: Its model folder.
+        tokenizer: The encoding's tokenizer.
+        encoding: Try its texts, and not the probes that need none.
+
+    Raises:
+        IdentityError: it does.
+    """
+    loaded = load_tokenizer(folder, trust_remote_code=teacher.trust_remote_code)
+    if tokenizer_identity(loaded) == tokenizer_identity(tokenizer):
+        return
+    own, shared = loaded.backend_tokenizer, tokenizer.backend_tokenizer
+    require_same(
+        shared,
+        own,
+        probes(shared) if encoding is None else sampled_texts(encoding),
+        f"the tokenizer of teacher {teacher.name!r} splits text unlike that of the encoding",
+        folder,
+        "Give it an encoding of its own, in a capture file with another encoding.name",
+    )
 
 
 def _wait_for_rank_0(

@@ -30,7 +30,14 @@ from trainer.data import IGNORED, CachedSequences, collate, to_device
 from trainer.head import StudentHead
 from trainer.measures import Measures, Sums, measured_reading
 from trainer.objective import TeacherRows
-from trainer.student import LOADING_ERRORS, check_tokenizer, check_vocabulary_size, vocabulary_size
+from trainer.student import (
+    LOADING_ERRORS,
+    check_tokenizer,
+    check_vocabulary_size,
+    student_tokenizer,
+    vocabulary_size,
+)
+from trainer.tokenizer_check import check_behaviour
 from trainer.translation import check_vocabulary, student_ids, student_vocabulary
 
 Positions = Literal["all", "labels", "tokens"]
@@ -77,6 +84,8 @@ def evaluate_folder(
         if not folder.is_dir():  # transformers would take it for a model on the hub
             raise NotADirectoryError("no such folder")
         check_tokenizer(str(folder), vocabulary)
+        if union is None or union.read:  # of a union of vocabularies, only longest matches are asked for
+            check_behaviour(str(folder), student_tokenizer(None, teacher.encoding), teacher.encoding)
         model = auto.from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True)
     except LOADING_ERRORS as error:
         raise ModelError(

@@ -36,6 +36,7 @@ from trainer.run_folder import FINAL, MetricsFile, last_checkpoint, record_run
 from trainer.sources import objective_of, training_sequences
 from trainer.student import build_student, distilled, student_tokenizer, vocabulary_size
 from trainer.teachers import check_sources, open_teachers
+from trainer.tokenizer_check import check_behaviour
 from trainer.translation import open_union, student_ids, student_vocabulary
 
 NOT_SUPPORTED = {
@@ -68,6 +69,9 @@ def run_training(config: StudentConfig) -> Path:
     set_seed(arguments.seed)
     student = build_student(config.student, teacher.encoding, vocabulary)
     tokenizer = student_tokenizer(config.vocabulary, teacher.encoding)
+    own = config.student
+    if own.pretrained is not None:
+        check_behaviour(own.pretrained, tokenizer, teacher.encoding, own.revision, own.trust_remote_code)
     _share_special_tokens(student, tokenizer)
     if arguments.dataloader_num_workers and not isinstance(teacher.path, Path):
         torch.multiprocessing.set_start_method("forkserver", force=True)  # a bucket's client does not survive a fork
