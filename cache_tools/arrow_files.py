@@ -32,7 +32,7 @@ def read_arrow(content: bytes, schema: pa.Schema, largest_bytes: int) -> pa.Tabl
 
     Args:
         content: The file.
-        schema: Names, types and nullability; further columns are left out.
+        schema: Names, types and nullability; further columns are left out, nullable ones that are missing are null.
         largest_bytes: Refuse a file whose buffers are larger when unpacked.
 
     Raises:
@@ -44,6 +44,9 @@ def read_arrow(content: bytes, schema: pa.Schema, largest_bytes: int) -> pa.Tabl
             raise ValueError(f"it unpacks to {unpacked:,} bytes, more than {largest_bytes:,}")
         table = pa.ipc.open_file(pa.BufferReader(content)).read_all()
         table.validate(full=True)
+        for field in schema:
+            if field.nullable and field.name not in table.column_names:
+                table = table.append_column(field, pa.nulls(table.num_rows, field.type))
         chosen = table.select(schema.names)
     except (pa.ArrowException, struct.error, KeyError, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"it is not the Arrow file that belongs here: {str(error).splitlines()[0][:200]}") from error

@@ -40,6 +40,7 @@ def report_command(
     """
     from rich.console import Console
 
+    from cache_tools.apart import require_outside
     from cache_tools.errors import ConfigError
     from cache_tools.reader import Cache
     from cache_tools.report import report_data
@@ -54,6 +55,7 @@ def report_command(
             fix="Install it: pip install 'logitcask[plots]'",
         ) from error
     opened = Cache(cache)
+    require_outside(output, opened.path, "the report")
     chosen = opened.encoding(encoding)
     asked = [chosen.teacher(name) for name in teachers or chosen.teachers]
     with Console(stderr=True).status("reading"):

@@ -51,11 +51,14 @@ def vocabulary_command(
         raise click.UsageError("--forced and --embeddings need --keep")
     if keep is not None and keep <= 0:
         raise click.BadParameter("a share or a number above 0", param_hint="--keep")
+    from cache_tools.apart import require_outside
     from cache_tools.compressed_folder import write_compressed
     from cache_tools.reader import Cache
     from cache_tools.vocabulary_folder import write_vocabulary
 
     opened = [Cache(place) for place in caches]
+    for cache in opened:
+        require_outside(output, cache.path, "the vocabulary")
     encodings = [cache.encoding(name) for cache in opened for name in cache.encodings]
     if keep is None:
         made = write_vocabulary(output, encodings)

@@ -13,6 +13,7 @@ from cache_tools.decoding import TOKENIZER_FILE
 from cache_tools.errors import FormatError, IdentityError
 from cache_tools.manifest import SPLITS
 from cache_tools.reader import Encoding
+from cache_tools.same_tokenizer import require_same_encodings
 from cache_tools.sequences import read_recorded
 from cache_tools.storage import StorePath
 from cache_tools.token_map import token_map_bytes
@@ -75,6 +76,8 @@ def _only_tokenizer(encodings: Sequence[Encoding]) -> tuple[str, Tokenizer, dict
             found=" and ".join(f"{key[:12]}…" for key in found),
             fix="Leave --keep out to unite them, or give caches of one tokenizer",
         )
+    for encoding in encodings[1:]:
+        require_same_encodings(encodings[0], encoding, "these caches have several tokenizers", "Give caches of one tokenizer")
     ((key, (tokenizer, settings)),) = found.items()
     return key, tokenizer, settings
 

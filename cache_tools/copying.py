@@ -8,6 +8,7 @@ it was when the same command runs again, and one whose source has grown copies w
 from collections.abc import Callable
 
 from cache_tools import layout
+from cache_tools.apart import require_apart
 from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.drop import drop_hidden
 from cache_tools.errors import DamageError, IdentityError
@@ -27,6 +28,7 @@ from cache_tools.storage import (
     StorePath,
     names,
     object_exists,
+    object_sizes,
     read_object,
     remove_object,
     write_object,
@@ -47,10 +49,12 @@ def copy_cache(source: Cache, target: StorePath, progress: Progress = lambda _: 
         progress: Told how many bytes were copied.
 
     Raises:
+        ConfigError: the target is the source, or one lies inside the other.
         IdentityError: the target holds another encoding or teacher of the same name.
         DamageError: bytes of the source are missing or not what was written.
         StorageError: a disk or bucket refused.
     """
+    require_apart(target, source.path)
     create_cache(target)
     for name in source.encodings:
         encoding = source.encoding(name)
@@ -79,8 +83,10 @@ def copy_sequences(source: Encoding, folder: StorePath, progress: Progress) -> N
         known = _known_shards(source, folder)
     files = source.manifest.files
     write_objects(folder, {key: read_recorded(source.path / key, r.sha256, r.bytes) for key, r in files.items()})
+    stored = object_sizes(layout.sequences_file(folder, 0).parent)
     for shard, entry in enumerate(source.shards):
-        if shard >= known:
+        name = layout.sequences_file(folder, shard).name
+        if shard >= known or stored.get(name) != entry.bytes:  # an earlier copy may have lost one
             content = read_recorded(layout.sequences_file(source.path, shard), entry.sha256, entry.bytes)
             write_object(layout.sequences_file(folder, shard), content)
         progress(entry.bytes)

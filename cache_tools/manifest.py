@@ -91,11 +91,14 @@ class Part(_Manifest):
         splits: Totals per split.
         files_sha256: Hash of the part's ``files.arrow``: names and hashes of the corpus files.
         shards_sha256: Hash of the part's ``shards.arrow``, which holds the hashes of the sequence files.
+        chat_sequences_without_beginning: Sequences that begin in the middle of a chat longer than a sequence, so that
+            the teacher read an answer without (all of) its prompt; not stored if there are none.
     """
 
     splits: dict[Split, SplitTotals]
     files_sha256: Sha256
     shards_sha256: Sha256
+    chat_sequences_without_beginning: int = Field(default=0, ge=0, exclude_if=lambda count: count == 0)
 
 
 class EncodingManifest(_Manifest):
@@ -331,6 +334,12 @@ def _is_root(attributes: Mapping[str, Any]) -> bool:
 
 LEVELS = 6
 """Folders from the deepest array, a layer of hidden states, up to the root."""
+def stated_format(content: bytes) -> Any:
+    """Return the format version that a cache's manifest states, sealed or not; None if it states none."""
+    try:
+        return json.loads(content)["attributes"][KEY]["format"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _check_format(path: StorePath, content: bytes) -> None:

@@ -30,13 +30,18 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
 def _splits_table(encoding: dict[str, Any]) -> Table:
     table = Table(
         title=f"encoding {encoding['name']} · {encoding['objective']} · vocabulary {encoding['vocabulary_size']:,}",
-        caption=f"fingerprint {encoding['fingerprint'][:FINGERPRINT_DIGITS]}",
+        caption=f"fingerprint {encoding['fingerprint'][:FINGERPRINT_DIGITS]}" + _without_beginning(encoding),
     )
     for column in ("split", "documents", "sequences", "tokens", "positions", "shards"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for name, totals in encoding["splits"].items():
         table.add_row(name, *(f"{value:,}" for value in totals.values()))
     return table
+
+
+def _without_beginning(encoding: dict[str, Any]) -> str:
+    cut = encoding["chat_sequences_without_beginning"]
+    return f"\n{cut:,} sequences begin in the middle of a long chat, so their prompt was not read" if cut else ""
 
 
 def _teacher_table(teacher: dict[str, Any]) -> Table:

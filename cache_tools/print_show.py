@@ -37,7 +37,8 @@ MOST_SURPRISING = 5
 def print_sequence(console: Console, view: dict[str, Any]) -> None:
     """Print a sequence as each teacher saw it, side by side, then where each was most surprised."""
     document = isolated(printable(view["document_id"]))
-    title = f"sequence {view['sequence_id']} · document {document} · {len(view['tokens'])} tokens"
+    turn = "" if view["turn"] is None else f", turn {view['turn']}"
+    title = f"sequence {view['sequence_id']} · document {document}{turn} · {len(view['tokens'])} tokens"
     console.print(Text(title, style="bold"))
     table = Table(expand=True, show_lines=False)
     for teacher in view["teachers"]:

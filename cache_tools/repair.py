@@ -1,16 +1,31 @@
 """Repair: forget what is damaged, so that the next capture redoes that and nothing else.
 
-A damaged shard loses its receipt, and metadata that follows from the manifests is written
-again. Sequences, manifests and files such as ``head.safetensors`` cannot be derived from the rest;
-a problem there is reported and left alone.
+A damaged shard loses its receipt, and metadata that follows from the manifests is written again; so is the
+cache's own manifest, which says nothing but the format. A damaged sequence file, table or tokenizer file of an
+encoding is removed: with the corpus at hand the capture writes it again and compares it with the recorded hash, so
+predictions stay. Manifests and files such as ``head.safetensors`` cannot be derived from the rest; a problem
+there is reported and left alone.
 """
 
+from collections.abc import Iterator
+from contextlib import suppress
+
 from cache_tools import layout
-from cache_tools.errors import DamageError
-from cache_tools.manifest import group_bytes
+from cache_tools.encoding_files import lost_files
+from cache_tools.errors import DamageError, FormatError
+from cache_tools.manifest import (
+    FORMAT,
+    CacheManifest,
+    EncodingManifest,
+    group_bytes,
+    read_manifest,
+    stated_format,
+    write_manifest,
+)
 from cache_tools.predictions import group_layouts
 from cache_tools.reader import Cache, Encoding
-from cache_tools.storage import StorePath, remove_object, write_object
+from cache_tools.sealed import read_sealed
+from cache_tools.storage import StorePath, names, read_object, remove_object, write_object
 from cache_tools.verify import Problem, Progress, verify
 
 
@@ -30,9 +45,11 @@ def repair(
     Raises:
         FormatError: the path is not a cache of this format version.
     """
+    mended = list(_mend_root(path))
     cache = Cache(path)
     damage = [problem for problem in verify(path, deep, progress) if problem.kind == "damage"]
-    mended = [problem for problem in damage if _mended(cache, problem)]
+    forgotten = set(_forget_files(cache, damage))
+    mended += [problem for problem in damage if problem.where in forgotten or _mended(cache, problem)]
     return mended, [problem for problem in damage if problem not in mended]
 
 
@@ -46,6 +63,48 @@ def _mended(cache: Cache, problem: Problem) -> bool:
     except DamageError:
         return False
     return problem.remedy != "restore"
+
+
+def _mend_root(path: StorePath) -> Iterator[Problem]:
+    """Write the cache's manifest again if it is missing or damaged and a readable encoding shows that this is a cache."""
+    where = path / layout.MANIFEST
+    try:
+        content = read_object(where)
+        read_sealed(content)
+        return
+    except FileNotFoundError:
+        reason = "no such file"
+    except ValueError as error:
+        if stated_format(content) not in (None, FORMAT):
+            return
+        reason = str(error)
+    folder = layout.encodings_folder(path)
+    if any(_is_encoding(folder / name) for name in names(folder)):
+        write_manifest(path, CacheManifest())
+        yield Problem("damage", str(where), f"the cache's manifest is missing or damaged: {reason}", "metadata")
+
+
+def _is_encoding(folder: StorePath) -> bool:
+    try:
+        read_manifest(folder, EncodingManifest)
+    except FormatError:
+        return False
+    return True
+
+
+def _forget_files(cache: Cache, damage: list[Problem]) -> Iterator[str]:
+    """Remove the damaged files that a capture can write again; yield what verify calls them."""
+    for name in {problem.encoding for problem in damage if problem.remedy == "restore" and problem.teacher is None}:
+        if name is None:
+            continue
+        try:
+            encoding = cache.encoding(name)
+        except FormatError:  # its manifest is what is damaged
+            continue
+        for path in list(lost_files(encoding.path, encoding.manifest)):
+            with suppress(DamageError):  # behind a link
+                remove_object(path)
+                yield str(path)
 
 
 def _forget(cache: Cache, problem: Problem) -> None:

@@ -52,6 +52,14 @@ SCHEMA = pa.schema(
 )
 
 DOCUMENT_IDS = pa.schema([SCHEMA.field("document_id")])
+TURN = pa.field("turn", pa.int32(), nullable=True)
+"""Optional column: there if a sequence of the file ends with one turn of a chat."""
+
+MENDING = (
+    "run 'logitcask repair' on the cache and then the same capture again, which writes the files of an encoding anew from "
+    "their corpus; or restore the file from a copy with 'logitcask copy'"
+)
+"""What helps when a file with a recorded hash is missing or damaged."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,8 @@ class Sequence:
         original_ids: (n,) uint32 before masking; None for a causal objective.
         text: The piece of text that the tokens cover.
         byte_lengths: (n,) uint32, UTF-8 bytes of ``text`` that belong to each token.
+        turn: Number of the chat's message, from 0, that is kept, where a chat became a sequence for each turn; None where
+            a document is read as a whole.
     """
 
     sequence_id: int
@@ -79,6 +89,7 @@ class Sequence:
     original_ids: NDArray[np.uint32] | None
     text: str
     byte_lengths: NDArray[np.uint32]
+    turn: int | None = None
 
     @property
     def num_positions(self) -> int:
@@ -118,9 +129,10 @@ def sequences_bytes(sequences: list[Sequence]) -> bytes:
     Raises:
         ConfigError: it is larger than what a reader unpacks, see ``limits.py``.
     """
-    columns = [[getattr(s, field.name) for s in sequences] for field in SCHEMA]
-    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA, strict=True)]
-    table = pa.Table.from_arrays(arrays, schema=SCHEMA)
+    schema = SCHEMA if all(sequence.turn is None for sequence in sequences) else SCHEMA.append(TURN)
+    columns = [[getattr(s, field.name) for s in sequences] for field in schema]
+    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)]
+    table = pa.Table.from_arrays(arrays, schema=schema)
     largest = largest_unpacked(sum(len(sequence.input_ids) for sequence in sequences)) - PADDING_BYTES
     if len(sequences) > SHARD_SEQUENCES or table.nbytes > largest:
         raise ConfigError(
@@ -152,10 +164,10 @@ def read_sequences(
     Raises:
         DamageError: the file is missing or not what was written, or its columns cannot be.
     """
-    table = read_table(path, expected_sha256, SCHEMA, file_bytes, unpacked_bytes)
+    table = read_table(path, expected_sha256, SCHEMA.append(TURN), file_bytes, unpacked_bytes)
     if table.num_rows > SHARD_SEQUENCES:
         raise unreadable(path, f"{table.num_rows:,} sequences, more than {SHARD_SEQUENCES:,}")
-    columns = [_values(table.column(field.name).combine_chunks()) for field in SCHEMA]
+    columns = [_values(column.combine_chunks()) for column in table.columns]
     sequences = [Sequence(*row) for row in zip(*columns, strict=True)]
     for number, sequence in enumerate(sequences):
         aligned = {len(sequence.input_ids), len(sequence.position_mask), len(sequence.byte_lengths)}
@@ -256,7 +268,7 @@ def read_recorded(path: StorePath, expected_sha256: str, largest_bytes: int = DO
         raise DamageError(
             "the file is missing",
             where=path,
-            fix="Restore it from a copy, or delete the folder of this encoding or teacher and capture it again",
+            fix=MENDING,
         ) from error
     found = sha256(content)
     if found != expected_sha256:
@@ -266,7 +278,7 @@ def read_recorded(path: StorePath, expected_sha256: str, largest_bytes: int = DO
             expected=f"sha256 {expected_sha256[:12]}…",
             found=f"{found[:12]}…",
             why="predictions would be joined to other tokens",
-            fix="Restore it from a copy, or delete the folder of this encoding or teacher and capture it again",
+            fix=MENDING,
         )
     return content
 

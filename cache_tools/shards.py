@@ -76,6 +76,11 @@ def write_shard(encoding: StorePath, shard: int, split: Split, documents: int, s
         ConfigError: they are more than a reader unpacks.
     """
     size, digest = write_sequences(layout.sequences_file(encoding, shard), sequences)
+    return shard_entry(split, documents, sequences, size, digest)
+
+
+def shard_entry(split: Split, documents: int, sequences: list[Sequence], size: int, digest: str) -> ShardEntry:
+    """Return the row of the table for a sequence file of so many bytes with this hash."""
     return ShardEntry(
         split=split,
         documents=documents,
@@ -88,7 +93,9 @@ def write_shard(encoding: StorePath, shard: int, split: Split, documents: int, s
     )
 
 
-def write_part(encoding: StorePath, number: int, files: dict[str, str], entries: list[ShardEntry]) -> Part:
+def write_part(
+    encoding: StorePath, number: int, files: dict[str, str], entries: list[ShardEntry], without_beginning: int = 0
+) -> Part:
     """Write the tables of a part and return what the encoding's manifest says of it.
 
     Args:
@@ -96,20 +103,29 @@ def write_part(encoding: StorePath, number: int, files: dict[str, str], entries:
         number: Index of the part.
         files: Hash of each corpus file by its name.
         entries: The part's shards.
+        without_beginning: Sequences of chats that begin in the middle of their conversation.
     """
-    columns = [field.name for field in fields(ShardEntry)]
+    listed, shards = file_table_bytes(files), shard_table_bytes(entries)
+    write_object(layout.file_table_file(encoding, number), listed)
+    write_object(layout.shard_table_file(encoding, number), shards)
+    return Part(
+        splits={split: totals(entries, split) for split in SPLITS},
+        files_sha256=sha256(listed),
+        shards_sha256=sha256(shards),
+        chat_sequences_without_beginning=without_beginning,
+    )
+
+
+def file_table_bytes(files: dict[str, str]) -> bytes:
+    """Return the table of corpus files, given as hashes by name."""
+    return table_bytes(pa.Table.from_pydict({"name": list(files), "sha256": list(files.values())}, schema=FILES))
+
+
+def shard_table_bytes(entries: list[ShardEntry]) -> bytes:
+    """Return the table of a part's shards."""
     rows = [asdict(entry) for entry in entries]
-    shards = pa.Table.from_pydict({name: [row[name] for row in rows] for name in columns}, schema=SHARDS)
-    listed = pa.Table.from_pydict({"name": list(files), "sha256": list(files.values())}, schema=FILES)
-    hashes = []
-    for path, table in (
-        (layout.file_table_file(encoding, number), listed),
-        (layout.shard_table_file(encoding, number), shards),
-    ):
-        content = table_bytes(table)
-        write_object(path, content)
-        hashes.append(sha256(content))
-    return Part(splits={s: totals(entries, s) for s in SPLITS}, files_sha256=hashes[0], shards_sha256=hashes[1])
+    columns = {field.name: [row[field.name] for row in rows] for field in fields(ShardEntry)}
+    return table_bytes(pa.Table.from_pydict(columns, schema=SHARDS))
 
 
 def read_shard_tables(encoding: StorePath, parts: tuple[Part, ...]) -> list[ShardEntry]:
@@ -120,15 +136,32 @@ def read_shard_tables(encoding: StorePath, parts: tuple[Part, ...]) -> list[Shar
     """
     entries: list[ShardEntry] = []
     for number, part in enumerate(parts):
-        path = layout.shard_table_file(encoding, number)
-        table = read_table(path, part.shards_sha256, SHARDS, TABLE_BYTES, TABLE_BYTES)
-        for row in zip(*(table.column(name).to_pylist() for name in SHARDS.names), strict=True):
-            entry = ShardEntry(*row)
-            following = entries[-1].first_sequence + entries[-1].sequences if entries else 0
-            wrong = _wrong(entry, following)
-            if wrong:
-                raise unreadable(path, f"shard {len(entries)}: {wrong}")
-            entries.append(entry)
+        following = entries[-1].first_sequence + entries[-1].sequences if entries else 0
+        entries += read_shard_table(encoding, number, part, following)
+    return entries
+
+
+def read_shard_table(
+    encoding: StorePath, number: int, part: Part, first_sequence: int | None = None
+) -> list[ShardEntry]:
+    """Read the shards of one part, in order; raises as above.
+
+    Args:
+        encoding: Folder of the encoding.
+        number: Index of the part.
+        part: What the manifest says of it.
+        first_sequence: Id of its first sequence; None if the part before it cannot be read.
+    """
+    path = layout.shard_table_file(encoding, number)
+    table = read_table(path, part.shards_sha256, SHARDS, TABLE_BYTES, TABLE_BYTES)
+    entries: list[ShardEntry] = []
+    for row in zip(*(table.column(name).to_pylist() for name in SHARDS.names), strict=True):
+        entry = ShardEntry(*row)
+        following = entries[-1].first_sequence + entries[-1].sequences if entries else first_sequence
+        wrong = _wrong(entry, entry.first_sequence if following is None else following)
+        if wrong:
+            raise unreadable(path, f"row {len(entries)}: {wrong}")
+        entries.append(entry)
     return entries
 
 
@@ -154,14 +187,17 @@ def read_file_tables(encoding: StorePath, parts: tuple[Part, ...]) -> dict[str, 
     Raises:
         DamageError: a table is missing or not what was written.
     """
-    found: dict[str, str] = {}
-    for number, part in enumerate(parts):
-        path = layout.file_table_file(encoding, number)
-        table = read_table(path, part.files_sha256, FILES, TABLE_BYTES, TABLE_BYTES)
-        if any(column.null_count for column in table.columns):
-            raise unreadable(path, "a name or hash is missing")
-        found |= dict(zip(*(table.column(name).to_pylist() for name in FILES.names), strict=True))
-    return found
+    tables = (read_file_table(encoding, number, part) for number, part in enumerate(parts))
+    return {name: digest for table in tables for name, digest in table.items()}
+
+
+def read_file_table(encoding: StorePath, number: int, part: Part) -> dict[str, str]:
+    """Read the corpus files of one part, in the order in which they were encoded; raises as above."""
+    path = layout.file_table_file(encoding, number)
+    table = read_table(path, part.files_sha256, FILES, TABLE_BYTES, TABLE_BYTES)
+    if any(column.null_count for column in table.columns):
+        raise unreadable(path, "a name or hash is missing")
+    return dict(zip(*(table.column(name).to_pylist() for name in FILES.names), strict=True))
 
 
 def totals(entries: list[ShardEntry], split: Split) -> SplitTotals:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools import layout
+from cache_tools.apart import require_apart
 from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.codec import can_narrow, narrow
 from cache_tools.errors import ConfigError, IdentityError
@@ -67,10 +68,11 @@ def subset_cache(source: Cache, target: StorePath, choice: Choice, progress: Pro
         progress: Told how many (teacher, shard) were done.
 
     Raises:
-        ConfigError: nothing fits the choice, or a row cannot be made smaller as asked.
+        ConfigError: the target is the source, or one lies inside the other; nothing fits the choice; or a row cannot be made smaller as asked.
         IdentityError: the target holds something else.
         IncompleteError: a shard has not been captured.
     """
+    require_apart(target, source.path)
     for encoding in map(source.encoding, source.encodings):
         for teacher in _chosen(encoding, choice):
             _check_k(teacher, choice.k)

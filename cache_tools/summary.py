@@ -64,6 +64,7 @@ def describe_encoding(encoding: Encoding) -> dict[str, Any]:
         "objective": manifest.objective,
         "vocabulary_size": manifest.vocabulary_size,
         "positions_per_shard": manifest.positions_per_shard,
+        "chat_sequences_without_beginning": sum(part.chat_sequences_without_beginning for part in manifest.parts),
         "splits": {name: totals.model_dump() for name, totals in manifest.splits.items()},
         "sequence_bytes": sum(entry.bytes for entry in encoding.shards),
     }

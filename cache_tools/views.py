@@ -34,7 +34,8 @@ def sequence_view(
     """Return a sequence's tokens and how surprised each teacher was at them.
 
     Returns:
-        ``sequence_id``, ``document_id``, ``group_id``, ``objective`` and ``tokens``: for each its ``index``, ``id``,
+        ``sequence_id``, ``document_id``, ``turn`` (number of the chat's message that is kept, None of a whole document),
+        ``group_id``, ``objective`` and ``tokens``: for each its ``index``, ``id``,
         ``text`` (escaped, see ``escaping``), ``masked`` (the teacher saw ``seen`` instead) and ``position``, the
         kept position that predicts it, or None. ``teachers``: for each its ``name``, ``surprise_nats``, aligned with
         the tokens, and its ``mean_surprise_nats``; None where no prediction was kept, or the surprise is infinite.
@@ -63,6 +64,7 @@ def sequence_view(
     return {
         "sequence_id": sequence.sequence_id,
         "document_id": sequence.document_id,
+        "turn": sequence.turn,
         "group_id": sequence.group_id,
         "objective": encoding.manifest.objective,
         "tokens": tokens,

@@ -14,13 +14,18 @@ class Vocabulary:
     """What a model must know of a tokenizer.
 
     Attributes:
-        size: Number of ids, added tokens included.
+        size: Highest id plus one, added tokens included; there may be ids without a token.
         fingerprint: See ``vocabulary_fingerprint``; of a student that reads a tokenizer's ids through a map, see
             ``mapped_fingerprint``.
     """
 
     size: int
     fingerprint: str
+
+
+def vocabulary_size(vocabulary: Mapping[str, int]) -> int:
+    """Return the highest id of a token-to-id mapping plus one: the logits that a model needs; ids may have gaps."""
+    return max(vocabulary.values()) + 1
 
 
 def vocabulary_fingerprint(vocabulary: Mapping[str, int]) -> str:

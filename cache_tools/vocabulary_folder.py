@@ -228,7 +228,7 @@ def tokenizers_of(encodings: Sequence[Encoding]) -> dict[str, tuple[Tokenizer, d
         FormatError: an encoding keeps none, or it cannot be read.
     """
     by_vocabulary = {encoding.manifest.vocabulary.fingerprint: encoding for encoding in encodings}
-    return {key: _tokenizer(encoding) for key, encoding in by_vocabulary.items()}
+    return {key: open_tokenizer(encoding) for key, encoding in by_vocabulary.items()}
 
 
 def _read_maps(folder: StorePath, manifest: VocabularyManifest, maps: dict[str, Any]) -> dict[str, Any]:
@@ -241,8 +241,13 @@ def _read_maps(folder: StorePath, manifest: VocabularyManifest, maps: dict[str, 
     return {tokenizer: read_map(content, predicted)}
 
 
-def _tokenizer(encoding: Encoding) -> tuple[Tokenizer, dict[str, Any]]:
-    """Return an encoding's tokenizer and its settings, checked to be the one that its identity names."""
+def open_tokenizer(encoding: Encoding) -> tuple[Tokenizer, dict[str, Any]]:
+    """Return an encoding's tokenizer and its settings, checked to be the one that its identity names.
+
+    Raises:
+        DamageError: a file of it is missing or not what was written.
+        FormatError: the encoding keeps none, or it cannot be read.
+    """
     files = encoding.manifest.files
     if not {TOKENIZER_FILE, SETTINGS_FILE} <= set(files):
         raise FormatError("this encoding keeps no tokenizer", where=encoding.path, expected=TOKENIZER_FILE)

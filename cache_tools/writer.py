@@ -13,6 +13,7 @@ from typing import Any
 from cache_tools import layout
 from cache_tools.arrays import ArrayLayout, read_layout
 from cache_tools.cached_teacher import CachedTeacher
+from cache_tools.claims import Claim, claimed
 from cache_tools.drop import clear_hidden
 from cache_tools.errors import FormatError, IdentityError
 from cache_tools.fingerprint import differences
@@ -95,20 +96,38 @@ def declare_teacher(
         FormatError: predictions without a manifest lie there.
     """
     folder = layout.teacher_folder(encoding.path, name)
-    stored = read_manifest(folder, TeacherManifest) if object_exists(folder / layout.MANIFEST) else None
-    if stored:
-        _check_same(name, folder, stored, manifest)
-        clear_remains(encoding.teacher(name), manifest)
-    else:
-        refuse_remains(name, folder)
-        write_group(folder.parent)
-    if stored is None or set(manifest.hidden) - set(stored.hidden):
-        write_objects(folder, files or {})
-        write_manifest(folder, manifest)
+    if not _is_declared(name, folder, manifest):
+        work = {"identity": manifest.identity, "hidden": manifest.model_dump(mode="json")["hidden"]}
+        with claimed(folder, work, f"the cache already holds another teacher under the name {name!r}") as claim:
+            if not _is_declared(name, folder, manifest):  # or another process has declared it in between
+                _write_declaration(encoding, name, manifest, files or {}, claim)
     if manifest.hidden:
         write_group(folder / "hidden")
     write_array_metadata(encoding, folder, manifest)
     return encoding.teacher(name)
+
+
+def _is_declared(name: str, folder: StorePath, manifest: TeacherManifest) -> bool:
+    """Say whether the same teacher is there with all its layers; refuse another one."""
+    if not object_exists(folder / layout.MANIFEST):
+        return False
+    stored = read_manifest(folder, TeacherManifest)
+    _check_same(name, folder, stored, manifest)
+    return set(manifest.hidden) <= set(stored.hidden)
+
+
+def _write_declaration(
+    encoding: Encoding, name: str, manifest: TeacherManifest, files: Mapping[str, bytes], claim: Claim
+) -> None:
+    """Write a teacher's files and its manifest, which comes last."""
+    if object_exists(claim.folder / layout.MANIFEST):
+        clear_remains(encoding.teacher(name), manifest)
+    else:
+        refuse_remains(name, claim.folder)
+        write_group(claim.folder.parent)
+    write_objects(claim.folder, files)
+    claim.hold()
+    write_manifest(claim.folder, manifest)
 
 
 def clear_remains(teacher: CachedTeacher, wanted: TeacherManifest) -> None:

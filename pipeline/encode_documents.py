@@ -7,7 +7,7 @@ another; memory is bounded by a batch, or by the longest document.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from pipeline.config import EncodingConfig
 from pipeline.documents import Document
 from pipeline.labels import label_id, label_position
 from pipeline.masking import draw_mask
-from pipeline.pieces import Frame, Piece, frame_of, readable, split_documents
+from pipeline.pieces import Frame, Piece, Readable, frame_of, readable, split_documents
 
 T = TypeVar("T")
 
@@ -29,21 +29,35 @@ DOCUMENT_CHARACTERS = 256
 """What a document counts for beside its text, so that a batch of tiny ones is bounded too."""
 
 
+class EncodedSequence(NamedTuple):
+    """A sequence, before its id and rows are assigned.
+
+    Attributes:
+        document: The document that it is a piece of.
+        sequence: The sequence.
+        without_beginning: Whether it begins in the middle of a chat, so that the prompt or a part of it is not read.
+    """
+
+    document: Document
+    sequence: Sequence
+    without_beginning: bool = False
+
+
 def encode_documents(
     documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast, config: EncodingConfig
-) -> Iterator[tuple[Document, Sequence]]:
-    """Yield the sequences of all documents, each with its document; ids and rows are assigned when a shard is written.
+) -> Iterator[EncodedSequence]:
+    """Yield the sequences of all documents; ids and rows are assigned when a shard is written.
 
     Raises:
         CorpusError: a document has no token that a teacher could predict, or a label that is no token.
     """
     rules = _Rules.of(tokenizer, config)
-    texts = (readable(document, tokenizer) for document in documents)
-    for batch in batches_of(texts, lambda one: len(one.text) + len(one.document.ids or ())):
-        for document, pieces in split_documents(batch, tokenizer, rules.frame, config):
+    texts = (text for document in documents for text in readable(document, tokenizer))
+    for batch in batches_of(texts, lambda text: len(text.text) + len(text.document.ids or ())):
+        for text, pieces in split_documents(batch, tokenizer, rules.frame, config):
             for number, piece in enumerate(pieces):
-                for sequence in _sequences(document, number, piece, rules):
-                    yield document, sequence
+                for sequence in _sequences(text, number, piece, rules):
+                    yield EncodedSequence(text.document, sequence, text.spans is not None and not piece.begins)
 
 
 def batches_of(items: Iterable[T], characters: Callable[[T], int]) -> Iterator[list[T]]:
@@ -76,10 +90,11 @@ class _Rules:
         return cls(config, frame, tokenizer.mask_token_id, ordinary_ids(tokenizer), tokenizer.get_vocab())
 
 
-def _sequences(document: Document, number: int, piece: Piece, rules: _Rules) -> Iterator[Sequence]:
+def _sequences(text: Readable, number: int, piece: Piece, rules: _Rules) -> Iterator[Sequence]:
     """Yield a piece as the teacher reads it: once, or as differently masked copies."""
+    document = text.document
     if rules.config.objective == "causal":
-        yield _sequence(document, piece, piece.input_ids, np.append(piece.trainable[1:], False), None)
+        yield _sequence(text, piece, piece.input_ids, np.append(piece.trainable[1:], False), None)
         return
     assert rules.mask_id is not None
     original_ids, masking = piece.input_ids.copy(), rules.config.masking
@@ -89,13 +104,13 @@ def _sequences(document: Document, number: int, piece: Piece, rules: _Rules) -> 
         original_ids[position] = label_id(document, rules.vocabulary, rules.frame, number)
         kept[position] = True
     for copy in range(masking.copies):
-        key = f"{document.id}\0{number}\0{copy}"
+        key = f"{document.id}\0{number}\0{copy}" + ("" if text.turn is None else f"\0{text.turn}")
         shown, slots = draw_mask(piece.input_ids, piece.trainable, rules.mask_id, rules.random_ids, masking, key)
-        yield _sequence(document, piece, shown, kept | slots, original_ids)
+        yield _sequence(text, piece, shown, kept | slots, original_ids)
 
 
 def _sequence(
-    document: Document,
+    text: Readable,
     piece: Piece,
     input_ids: NDArray[np.uint32],
     position_mask: NDArray[np.bool_],
@@ -104,17 +119,19 @@ def _sequence(
     unassigned = -1
     return Sequence(
         unassigned,
-        document.id,
-        document.group,
+        text.document.id,
+        text.document.group,
         unassigned,
         input_ids,
         position_mask,
         original_ids,
         piece.text,
         piece.byte_lengths,
+        text.turn,
     )
 
 
 def ordinary_ids(tokenizer: PreTrainedTokenizerFast) -> NDArray[np.uint32]:
     """Return every id that is not a special token: (m,) uint32, ascending."""
-    return np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids).astype(np.uint32)
+    ids = np.fromiter(tokenizer.get_vocab().values(), np.uint32)  # there may be gaps between them
+    return np.setdiff1d(ids, np.array(tokenizer.all_special_ids, np.uint32))

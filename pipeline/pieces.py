@@ -36,12 +36,14 @@ class Piece:
             from the piece before, and in a chat it belongs to an assistant's turn.
         byte_lengths: (n,) uint32, UTF-8 bytes of ``text`` per token.
         text: The text that the window covers.
+        begins: Whether the window begins where the document does.
     """
 
     input_ids: NDArray[np.uint32]
     trainable: NDArray[np.bool_]
     byte_lengths: NDArray[np.uint32]
     text: str
+    begins: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,13 @@ class Readable:
         document: The document.
         text: Its text, or its chat as rendered; empty for token ids.
         spans: Character spans that an assistant wrote; None where all is trained on.
+        turn: Number of the chat's message, from 0, that the text ends with; None if the text is the whole document.
     """
 
     document: Document
     text: str
     spans: Spans | None = None
+    turn: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,36 +112,46 @@ class Tokens:
     trainable: NDArray[np.bool_]
 
 
-def readable(document: Document, tokenizer: PreTrainedTokenizerFast) -> Readable:
-    """Render a chat; leave other documents as they are.
+def readable(document: Document, tokenizer: PreTrainedTokenizerFast) -> list[Readable]:
+    """Render a chat, once or once for each turn of the assistant; leave other documents as they are.
 
     Raises:
         CorpusError: the chat template refuses the chat.
     """
     if document.messages is None:
-        return Readable(document, document.text or "")
-    return Readable(document, *render_chat(document.messages, tokenizer, document.place, document.tools))
+        return [Readable(document, document.text or "")]
+    rendered = render_chat(document.messages, tokenizer, document.place, document.tools)
+    return [Readable(document, chat.text, chat.spans, chat.turn) for chat in rendered]
 
 
 def split_documents(
     batch: Sequence[Readable], tokenizer: PreTrainedTokenizerFast, frame: Frame, config: EncodingConfig
-) -> Iterator[tuple[Document, Iterator[Piece]]]:
-    """Yield each document with its pieces that keep at least one position; texts are tokenised together, on all cores.
+) -> Iterator[tuple[Readable, Iterator[Piece]]]:
+    """Yield each text with its pieces that keep at least one position; texts are tokenised together, on all cores.
 
     Raises:
         CorpusError: a document has no token that a teacher could predict, or ids that are no tokens.
     """
     tokenised = iter(_tokenise([one.text for one in batch if one.document.ids is None], tokenizer))
     special_ids = tokenizer.all_special_ids
+    known = known_ids(tokenizer) if any(one.document.ids is not None for one in batch) else np.zeros(0, dtype=bool)
     for one in batch:
         own_frame = frame if one.document.text is not None else Frame([], [], [])
         if one.document.ids is None:
             tokens = _text_tokens(one, *next(tokenised), own_frame)
         else:
-            tokens = _given_tokens(one.document, len(tokenizer))
+            tokens = _given_tokens(one.document, known)
         if config.objective == "masked":  # special tokens that stand in the text itself
             tokens = replace(tokens, trainable=tokens.trainable & ~np.isin(tokens.ids, special_ids))
-        yield one.document, _pieces(one, tokens, own_frame, config)
+        yield one, _pieces(one, tokens, own_frame, config)
+
+
+def known_ids(tokenizer: PreTrainedTokenizerFast) -> NDArray[np.bool_]:
+    """Return for each id up to the highest whether it has a token: (n,) bool; ids may have gaps."""
+    ids = list(tokenizer.get_vocab().values())
+    known = np.zeros(max(ids) + 1, dtype=bool)
+    known[ids] = True
+    return known
 
 
 def _tokenise(
@@ -161,20 +175,22 @@ def _text_tokens(one: Readable, ids: NDArray[np.uint32], starts: NDArray[np.int6
     return Tokens(ids, starts, np.ones(len(ids), dtype=bool) if one.spans is None else _inside(starts, one.spans))
 
 
-def _given_tokens(document: Document, vocabulary_size: int) -> Tokens:
+def _given_tokens(document: Document, known: NDArray[np.bool_]) -> Tokens:
     assert document.ids
-    for extreme in (min(document.ids), max(document.ids)):
-        if not 0 <= extreme < vocabulary_size:
-            raise CorpusError(
-                "a token id is not in the tokenizer's vocabulary",
-                where=f"{document.place} (id {document.id!r})",
-                expected=f"0 to {vocabulary_size - 1}",
-                found=extreme,
-                fix="Use the tokenizer that made the ids as encoding.tokenizer",
-            )
+    beyond = next((extreme for extreme in (min(document.ids), max(document.ids)) if not 0 <= extreme < len(known)), None)
+    ids = np.array(document.ids if beyond is None else [], dtype=np.int64)
+    gaps = ids[~known[ids]]
+    if beyond is not None or len(gaps):
+        raise CorpusError(
+            "a token id is not in the tokenizer's vocabulary",
+            where=f"{document.place} (id {document.id!r})",
+            expected=f"0 to {len(known) - 1}" + ("" if known.all() else f", {int((~known).sum())} of which have no token"),
+            found=int(gaps[0]) if beyond is None else beyond,
+            fix="Use the tokenizer that made the ids as encoding.tokenizer",
+        )
     trained = np.ones(len(document.ids)) if document.mask is None else np.array(document.mask)
     starts = np.zeros(len(document.ids), dtype=np.int64)
-    return Tokens(np.array(document.ids, dtype=np.uint32), starts, trained.astype(bool))
+    return Tokens(ids.astype(np.uint32), starts, trained.astype(bool))
 
 
 def _pieces(one: Readable, tokens: Tokens, frame: Frame, config: EncodingConfig) -> Iterator[Piece]:
@@ -218,6 +234,7 @@ def _windows(text: str, tokens: Tokens, frame: Frame, config: EncodingConfig) ->
                 trainable=_framed(kept, frame),
                 byte_lengths=_framed(np.diff(bytes_before[chars]).astype(np.uint32), frame),
                 text=text[chars[0] : chars[-1]],
+                begins=first == 0,
             )
         if last == len(ids):
             break

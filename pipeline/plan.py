@@ -76,7 +76,7 @@ def survey(config: CaptureConfig, tokenizer: PreTrainedTokenizerFast, sample_doc
     step = -(-len(sizes) // sample_documents)
     chosen = (document for i, document in enumerate(_documents(config)) if i % step == 0)
     found: dict[Split, list[Sequence]] = {split: [] for split in SPLITS}
-    for document, sequence in encode_documents(chosen, tokenizer, config.encoding):
+    for document, sequence, _ in encode_documents(chosen, tokenizer, config.encoding):
         held_out = is_held_out(document.group, config.corpus.held_out_fraction)
         found["held_out" if held_out else "train"].append(sequence)
     scale = sum(sizes) / sum(sizes[::step])

@@ -13,6 +13,7 @@ bytes, each object whole, and delete nothing that the other has written.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,13 +23,14 @@ from cache_tools import layout
 from cache_tools.errors import IdentityError, IncompleteError, ModelError
 from cache_tools.model_files import weight_files
 from cache_tools.reader import Cache, Encoding
+from cache_tools.same_tokenizer import probes, require_same, sampled_texts
 from cache_tools.storage import names, object_exists
 from cache_tools.writer import create_cache
 from pipeline.capture import capture_shards
 from pipeline.config import CaptureConfig, TeacherConfig
 from pipeline.declare import declare, is_declared
 from pipeline.documents import corpus_sources
-from pipeline.encode import encode, is_encoded
+from pipeline.encode import encode, is_encoded, is_whole
 from pipeline.loading import check_tensors
 from pipeline.plan import known_totals, plan_encoding, plan_teacher, survey
 from pipeline.plan_held import held_encoding
@@ -117,13 +119,16 @@ def prepare(
         sources = corpus_sources(config.corpus)
         _wait_for_rank_0(
             "encode",
-            lambda: is_encoded(config, sources) or (not append and _has_encoding(config)),
+            lambda: is_encoded(config, sources) or (not append and is_whole(config)),
             config,
             worker,
             reporter,
         )
         encode(config, tokenizer)  # only compares: the encoding exists
-    return Cache(config.cache).encoding(config.encoding.name), folders
+    encoding = Cache(config.cache).encoding(config.encoding.name)
+    for teacher in config.teachers:
+        check_behaviour(teacher, folders[teacher.name], tokenizer, encoding)
+    return encoding, folders
 
 
 def plan_capture(
@@ -222,6 +227,7 @@ def check_teacher(
             why="it would read ids that mean other tokens",
             fix="Give it an encoding of its own, in a capture file with another encoding.name",
         )
+    check_behaviour(teacher, folder, tokenizer)
     restriction = read_restriction(teacher.target.vocabulary)
     if restriction is not None and restriction.tokenizer != shared["vocabulary"]:
         raise IdentityError(
@@ -234,8 +240,32 @@ def check_teacher(
         )
 
 
-def _has_encoding(config: CaptureConfig) -> bool:
-    return object_exists(layout.encoding_folder(config.cache, config.encoding.name) / layout.MANIFEST)
+def check_behaviour(
+    teacher: TeacherConfig, folder: Path, tokenizer: PreTrainedTokenizerFast, encoding: Encoding | None = None
+) -> None:
+    """Refuse a teacher whose tokenizer, with the same vocabulary, splits text unlike the encoding's.
+
+    Args:
+        teacher: Its block of the capture file.
+        folder: Its model folder.
+        tokenizer: The encoding's tokenizer.
+        encoding: Try its texts, and not the probes that need none.
+
+    Raises:
+        IdentityError: it does.
+    """
+    loaded = load_tokenizer(folder, trust_remote_code=teacher.trust_remote_code)
+    if tokenizer_identity(loaded) == tokenizer_identity(tokenizer):
+        return
+    own, shared = loaded.backend_tokenizer, tokenizer.backend_tokenizer
+    require_same(
+        shared,
+        own,
+        probes(shared) if encoding is None else sampled_texts(encoding),
+        f"the tokenizer of teacher {teacher.name!r} splits text unlike that of the encoding",
+        folder,
+        "Give it an encoding of its own, in a capture file with another encoding.name",
+    )
 
 
 def _wait_for_rank_0(
@@ -244,7 +274,9 @@ def _wait_for_rank_0(
     """Wait until rank 0 has done its task; give up when it shows no sign of life for too long."""
     reporter.stage(f"waiting for rank 0 to {task}", None)
     folder = layout.encoding_folder(config.cache, config.encoding.name)
-    shards, last_sign = len(names(folder / "sequences")), time.monotonic()
+    written = set(names(folder / "sequences"))
+    shards = next(i for i in count() if layout.sequences_file(folder, i).name not in written)
+    last_sign = time.monotonic()
     while not done():
         if object_exists(layout.sequences_file(folder, shards)):
             shards, last_sign = shards + 1, time.monotonic()

@@ -3,12 +3,15 @@
 Sequence ids and rows follow the order in which shards are written, behind those of earlier parts.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from cache_tools.manifest import Split
 from cache_tools.sequences import Sequence
 from cache_tools.shards import ShardEntry, write_shard
 from cache_tools.storage import StorePath
+
+WriteShard = Callable[[StorePath, int, Split, int, list[Sequence]], ShardEntry]
 
 
 @dataclass
@@ -19,11 +22,13 @@ class ShardWriter:
         folder: The encoding's folder.
         shard_rows: Positions that a shard can hold.
         before: Shards of earlier parts.
+        write: Writes a shard; arguments and result as for ``write_shard``.
     """
 
     folder: StorePath
     shard_rows: int
     before: list[ShardEntry]
+    write: WriteShard = write_shard
     open: dict[Split, list[Sequence]] = field(default_factory=lambda: {"train": [], "held_out": []})
     rows: dict[Split, int] = field(default_factory=lambda: {"train": 0, "held_out": 0})
     entries: list[ShardEntry] = field(default_factory=list)
@@ -51,7 +56,7 @@ class ShardWriter:
             sequences.append(replace(sequence, sequence_id=number, first_position=row))
             row += sequence.num_positions
         documents = self._new_documents(split, sequences)
-        self.entries.append(write_shard(self.folder, len(earlier), split, documents, sequences))
+        self.entries.append(self.write(self.folder, len(earlier), split, documents, sequences))
         self.open[split], self.rows[split] = [], 0
 
     def _new_documents(self, split: Split, sequences: list[Sequence]) -> int:

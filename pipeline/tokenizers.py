@@ -2,8 +2,8 @@
 
 Two hashes, for two questions. ``behaviour`` covers the whole fast tokenizer (normaliser,
 merges, vocabulary, special tokens): the same text gives the same ids. ``vocabulary``
-covers only which id means which token: a teacher or student with the same one can use
-sequences that were encoded by somebody else.
+covers only which id means which token. A teacher that shares an encoding must have the same vocabulary and
+split text alike; that two tokenizers with other hashes may do, see ``cache_tools/same_tokenizer.py``.
 """
 
 import json

@@ -65,6 +65,13 @@ def tokenizer(template):
     return made
 
 
+def rendered(messages, made, tools=None):
+    """Return text and spans of a chat that is rendered as a whole."""
+    (chat,) = render_chat(messages, made, PLACE, tools)
+    assert chat.turn is None
+    return chat.text, chat.spans
+
+
 def refusal(template, messages):
     with pytest.raises(CorpusError) as error:
         render_chat(messages, tokenizer(template), PLACE)
@@ -77,28 +84,13 @@ def test_spans_are_exactly_the_assistants_turns(name, template):
     messages = chat(name)
     if "default system" in template and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": "Be kind."}, *messages]
-    assert render_chat(chat(name), tokenizer(TEMPLATES[template]), PLACE) == naive(messages)
+    assert rendered(chat(name), tokenizer(TEMPLATES[template])) == naive(messages)
 
 
 def test_special_tokens_of_the_tokenizer_reach_both_kinds_of_template():
     for template in (CHATML, MARKED):
-        text, _ = render_chat(chat("one turn"), tokenizer("{{ eos_token }}" + template), PLACE)
+        text, _ = rendered(chat("one turn"), tokenizer("{{ eos_token }}" + template))
         assert text.startswith("<|end|><|im_start|>user")
-
-
-@pytest.mark.parametrize("turns", ["several turns", "assistant twice"])
-def test_refuses_a_template_that_rewrites_earlier_turns(turns):
-    forgetful = CHATML.replace("{{ m.content }}", "{{ m.content if loop.last or m.role != 'assistant' else '…' }}")
-    message = refusal(forgetful, chat(turns))
-    assert message.startswith(f"{PLACE}: the chat template rewrites earlier turns, so turn 1's tokens cannot be told")
-    assert "{% generation %}" in message
-    render_chat(chat("one turn"), tokenizer(forgetful), PLACE)
-
-
-def test_refuses_a_template_whose_header_of_a_reply_is_not_the_one_of_a_turn():
-    thinking = CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif")
-    for name in ("one turn", "assistant first"):
-        assert "rewrites earlier turns" in refusal(thinking, chat(name))
 
 
 @pytest.mark.parametrize(
@@ -110,6 +102,7 @@ def test_refuses_a_template_whose_header_of_a_reply_is_not_the_one_of_a_turn():
         ("{% if %}", "Expected an expression"),
         ("{{ messages[9].role.upper() }}", "has no element 9"),
         ("{{ 1 // 0 }}", "division"),
+        (CHATML + "{% if messages | length == 1 %}{{ raise_exception('too short') }}{% endif %}", "too short"),
     ],
 )
 def test_refuses_a_chat_that_the_template_refuses_and_names_its_place(template, reason):
@@ -219,7 +212,7 @@ SAID = [
 @pytest.mark.parametrize("template", WITH_TOOLS)
 @pytest.mark.parametrize("tools", [TOOLS, None])
 def test_calls_of_tools_are_the_assistants_and_their_replies_are_not(template, tools):
-    text, spans = render_chat(TALK, tokenizer(WITH_TOOLS[template]), PLACE, tools)
+    text, spans = rendered(TALK, tokenizer(WITH_TOOLS[template]), tools)
     assert [text[start:end] for start, end in spans] == SAID
     assert text.startswith("<|im_start|>system\nBe brief.")
     assert ('"name": "weather", "description": "Tells the weather."' in text) == bool(tools)
@@ -228,7 +221,7 @@ def test_calls_of_tools_are_the_assistants_and_their_replies_are_not(template, t
 
 def test_both_ways_to_find_the_assistants_words_agree_where_tools_are_listed():
     for messages in (TALK, TALK[1:], TALK[:6], TALK[2:], TALK[:3]):
-        found = [render_chat(messages, tokenizer(template), PLACE, TOOLS) for template in WITH_TOOLS.values()]
+        found = [rendered(messages, tokenizer(template), TOOLS) for template in WITH_TOOLS.values()]
         assert found[0] == found[1]
 
 
@@ -244,8 +237,8 @@ def test_refuses_a_template_that_would_leave_tools_out(template, messages, tools
 
 def test_a_tokenizers_own_template_for_tools_is_the_one_that_is_used():
     made = tokenizer({"default": CHATML, "tool_use": WITH_TOOLS["by prefixes"]})
-    assert "# Tools" in render_chat(TALK, made, PLACE, TOOLS)[0]
-    assert "# Tools" not in render_chat(chat("one turn"), made, PLACE)[0]
+    assert "# Tools" in rendered(TALK, made, TOOLS)[0]
+    assert "# Tools" not in rendered(chat("one turn"), made)[0]
 
 
 def write_lists(path):

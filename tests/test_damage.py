@@ -6,6 +6,8 @@ kind of file gets its share.
 
 import json
 import shutil
+from functools import partial
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -14,9 +16,10 @@ import tiny
 from benchmarks.damage import GOLDEN, damage, kind_of, tally
 from cache_tools import direct, layout
 from cache_tools.cli_manage import repair_command
-from cache_tools.errors import DamageError
+from cache_tools.errors import DamageError, FormatError
 from cache_tools.reader import Cache
 from cache_tools.repair import repair
+from cache_tools.subset import Choice, subset_cache
 from cache_tools.verify import verify
 from kinds import make
 from store_fixtures import flip_bit, snapshot
@@ -107,12 +110,16 @@ def test_repair_rewrites_a_bare_group(cache, group):
     assert snapshot(cache.path) == before
 
 
-KEPT = [
-    "encodings/tiny/zarr.json",
+FORGOTTEN = [
     "encodings/tiny/sequences/00001.arrow",
     "encodings/tiny/parts/00000/shards.arrow",
     "encodings/tiny/parts/00000/files.arrow",
     "encodings/tiny/tokenizer/tokenizer.json",
+]
+"""What the corpus determines; ``test_restore.py`` shows that a capture writes it again."""
+
+KEPT = [
+    "encodings/tiny/zarr.json",
     "encodings/tiny/teachers/toy/zarr.json",
     "encodings/tiny/teachers/toy/head.safetensors",
     "encodings/tiny/teachers/toy/transforms/1.safetensors",
@@ -129,13 +136,54 @@ def test_repair_leaves_what_only_a_copy_can_mend_and_deletes_nothing(cache, key)
     assert snapshot(cache.path) == before
 
 
+@pytest.mark.parametrize("key", FORGOTTEN)
+@pytest.mark.parametrize("harm", [partial(flip_bit, byte=-3), cut, Path.unlink])
+def test_repair_forgets_a_file_that_the_corpus_determines_and_nothing_else(cache, key, harm):
+    harm(cache.path / key)
+    before = snapshot(cache.path)
+    mended, left = repair(cache.path)
+    assert ([problem.where.endswith(key) for problem in mended], left) == ([True], [])
+    assert snapshot(cache.path) == {name: content for name, content in before.items() if name != key}
+
+
+def test_repair_forgets_no_file_of_a_subset_which_no_corpus_determines(cache, tmp_path):
+    subset_cache(Cache(cache.path), tmp_path / "subset", Choice(split="train"))
+    flip_bit(tmp_path / "subset" / FORGOTTEN[0], -3)
+    before = snapshot(tmp_path / "subset")
+    mended, left = repair(tmp_path / "subset")
+    assert (mended, len(left)) == ([], 1)
+    assert snapshot(tmp_path / "subset") == before
+
+
+@pytest.mark.parametrize("harm", [lambda path: flip_bit(path, -3), Path.unlink, cut])
+def test_repair_writes_the_caches_own_manifest_again(cache, harm):
+    before = snapshot(cache.path)
+    harm(cache.path / layout.MANIFEST)
+    mended, left = repair(cache.path)
+    assert ([problem.remedy for problem in mended], left) == (["metadata"], [])
+    assert snapshot(cache.path) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"attributes": {"logitcask": {"format": 2}}}'])
+def test_repair_makes_no_cache_of_a_folder_without_an_encoding_or_of_another_format(cache, tmp_path, content):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / layout.MANIFEST).write_bytes(content)
+    with pytest.raises(FormatError):
+        repair(tmp_path / "other")
+    assert snapshot(tmp_path / "other") == {layout.MANIFEST: content}
+    if b"format" in content:
+        (cache.path / layout.MANIFEST).write_bytes(content)
+        with pytest.raises(FormatError, match="another format version"):
+            repair(cache.path)
+
+
 def test_damage_beside_a_damaged_file_is_still_mended(cache):
-    for key in KEPT[3:5] + KEPT[6:]:
+    for key in FORGOTTEN[2:] + KEPT[2:]:
         flip_bit(cache.path / key, -3)
     flip_bit(cache.objects(0)[0])
     mended, left = repair(cache.path)
-    assert [problem.shard for problem in mended] == [0]
-    assert len(left) == 4
+    assert [problem.shard for problem in mended] == [None, None, 0]
+    assert len(left) == 2
 
 
 def test_a_capture_after_repair_restores_the_same_bytes(tmp_path):
@@ -177,7 +225,7 @@ def test_the_command_exits_0_when_all_is_mended_and_1_when_something_is_left(cac
     document = json.loads(output)
     assert (code, len(document["mended"]), document["left"]) == (0, 1, [])
     assert document["mended"][0]["shard"] == 1
-    flip_bit(cache.path / KEPT[1])
+    flip_bit(cache.path / KEPT[1], -3)
     code, output = repair_with(cache, "--json")
     document = json.loads(output)
     assert (code, document["mended"], len(document["left"])) == (1, [], 1)

@@ -74,7 +74,7 @@ def document(text):
 
 def split(document, tokenizer, settings):
     """Return the pieces of one document."""
-    ((_, made),) = split_documents([readable(document, tokenizer)], tokenizer, frame_of(tokenizer, settings), settings)
+    ((_, made),) = split_documents(readable(document, tokenizer), tokenizer, frame_of(tokenizer, settings), settings)
     return list(made)
 
 
@@ -86,7 +86,7 @@ def pieces(text, name, settings):
 def predicted(text, name, settings):
     """Return the tokens of all pieces whose predictions are kept, in order, from finished sequences."""
     made = encode_documents([document(text)], TOKENIZERS[name], settings)
-    return [token for _, sequence in made for token in sequence.gold_ids(settings.objective).tolist()]
+    return [token for _, sequence, _ in made for token in sequence.gold_ids(settings.objective).tolist()]
 
 
 def rebuilt(made, length, repeated):
@@ -282,7 +282,7 @@ def test_only_ids_under_the_mask_are_trained_on_and_each_once(objective, length,
     assert [token for piece in made for token in piece.input_ids[piece.trainable].tolist()] == kept
     if objective == "causal":
         sequences = encode_documents([given_ids(ids, mask)], TOKENIZERS["bert"], settings)
-        assert [token for _, s in sequences for token in s.gold_ids("causal").tolist()] == kept
+        assert [token for _, s, _ in sequences for token in s.gold_ids("causal").tolist()] == kept
 
 
 def test_given_special_tokens_are_never_masked():
@@ -310,8 +310,8 @@ def test_documents_of_all_kinds_in_one_batch_are_those_one_by_one():
     settings, tokenizer = config(8), TOKENIZERS["both"]
     batch = [document(TEXT), given_ids([5, 6, 7]), document("é"), given_ids([9] * 20, [0, 1] * 10), document(SCRIPTS)]
     frame = frame_of(tokenizer, settings)
-    together = split_documents([readable(one, tokenizer) for one in batch], tokenizer, frame, settings)
+    together = split_documents([text for one in batch for text in readable(one, tokenizer)], tokenizer, frame, settings)
     for (one, made), alone in zip(together, batch, strict=True):
-        assert one is alone
+        assert one.document is alone
         for left, right in zip(made, split(alone, tokenizer, settings), strict=True):
             assert all(np.array_equal(getattr(left, key), getattr(right, key)) for key in vars(left))

@@ -7,6 +7,7 @@ are forked from one server that has imported torch once; each takes a fraction o
 import os
 import signal
 import threading
+from functools import partial
 from unittest.mock import patch
 
 import pytest
@@ -64,12 +65,13 @@ def is_partial(key):
 def killed_before_rename(folder, teacher, suffix):
     """Run a capture that dies when a file is written but not yet in its place."""
 
-    def replace(source, destination, real=os.replace):
+    def renaming(real, source, destination):
         if str(destination).endswith(suffix):
             os.kill(os.getpid(), signal.SIGKILL)
         real(source, destination)
 
-    with patch("os.replace", replace):
+    patches = [patch(f"os.{name}", partial(renaming, getattr(os, name))) for name in ("replace", "link")]
+    with patches[0], patches[1]:
         capture(folder, teacher)
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from unittest.mock import patch
 
 import pytest
@@ -62,12 +63,13 @@ def stopped_before_rename(folder, teacher, suffix):
     """Run a capture that stops once, and may be continued, when a file is written but not yet in its place."""
     first = iter([True])
 
-    def replace(source, destination, real=os.replace):
+    def renaming(real, source, destination):
         if str(destination).endswith(suffix) and next(first, False):
             os.kill(os.getpid(), signal.SIGSTOP)
         real(source, destination)
 
-    with patch("os.replace", replace):
+    patches = [patch(f"os.{name}", partial(renaming, getattr(os, name))) for name in ("replace", "link")]
+    with patches[0], patches[1]:
         capture(folder, teacher)
 
 

@@ -61,11 +61,13 @@ def evaluate_command(
     Example:
         logitcask evaluate runs/demo/student_cached/final runs/demo/cache
     """
+    from cache_tools.apart import require_outside
     from cache_tools.reader import Cache
     from trainer import plots
 
     if plot is not None:
         plots.check_plot(plot)
+        require_outside(plot, cache, "the diagram")
     cached = Cache(cache).encoding(encoding).teacher(teacher)
     import torch
     from rich.console import Console

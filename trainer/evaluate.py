@@ -32,8 +32,15 @@ from trainer.head import StudentHead
 from trainer.loading import load_checkpoint
 from trainer.measures import Measures, Sums, measured_reading
 from trainer.objective import TeacherRows
-from trainer.student import LOADING_ERRORS, check_tokenizer, check_vocabulary_size, vocabulary_size
+from trainer.student import (
+    LOADING_ERRORS,
+    check_tokenizer,
+    check_vocabulary_size,
+    student_tokenizer,
+    vocabulary_size,
+)
 from trainer.student_probe import check_rows
+from trainer.tokenizer_check import check_behaviour
 from trainer.translation import check_vocabulary, student_ids, student_vocabulary
 
 Positions = Literal["all", "labels", "tokens"]
@@ -82,6 +89,9 @@ def evaluate_folder(
         if not folder.is_dir():  # transformers would take it for a model on the hub
             raise NotADirectoryError("no such folder")
         check_tokenizer(str(folder), vocabulary, remote=trust_remote_code)
+        if union is None or union.read:  # of a union of vocabularies, only longest matches are asked for
+            tokenizer = student_tokenizer(None, teacher.encoding)
+            check_behaviour(str(folder), tokenizer, teacher.encoding, trust_remote_code=trust_remote_code)
         model = load_checkpoint(auto, folder, dtype=torch.float32, trust_remote_code=trust_remote_code)
     except LOADING_ERRORS as error:
         raise ModelError(

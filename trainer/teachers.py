@@ -10,6 +10,7 @@ from typing import Any
 from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import IdentityError
 from cache_tools.reader import Cache
+from cache_tools.same_tokenizer import require_same_encodings
 from trainer.compatibility import Verdict, check_loss
 from trainer.config import StudentConfig
 from trainer.mixture_verdict import check_mixture, worst
@@ -33,6 +34,8 @@ def open_teachers(config: StudentConfig) -> list[CachedTeacher]:
     for number, teacher in enumerate(teachers[1:], start=1):
         if config.vocabulary is None:
             _require_same("tokenizer's vocabulary", teachers[0], teacher, number, _vocabulary, ONE_VOCABULARY)
+            problem = f"caches.{number} has a tokenizer that splits text unlike that of the first cache"
+            require_same_encodings(teachers[0].encoding, teacher.encoding, problem, "Leave it out, or capture it anew")
         _require_same("objective", teachers[0], teacher, number, lambda each: each.encoding.manifest.objective)
     return teachers
 

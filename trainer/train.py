@@ -16,6 +16,7 @@ import torch
 import transformers
 from transformers import set_seed
 
+from cache_tools.apart import require_outside
 from cache_tools.reader import Encoding
 from cache_tools.storage import remove_tree
 from cache_tools.vocabulary import Vocabulary
@@ -33,9 +34,10 @@ from trainer.plots import can_plot, draw_curves
 from trainer.progress import StepProgress
 from trainer.run_folder import FINAL, MetricsFile, is_finished, record_run
 from trainer.sources import objective_of, training_sequences
-from trainer.student import build_student, distilled, vocabulary_size
+from trainer.student import build_student, distilled, student_tokenizer, vocabulary_size
 from trainer.student_tokens import KeptTokens, share_special_tokens, tokenizer_of
 from trainer.teachers import check_sources, open_teachers
+from trainer.tokenizer_check import check_behaviour
 from trainer.training_arguments import training_arguments
 from trainer.translation import open_union, student_ids, student_vocabulary
 
@@ -51,6 +53,8 @@ def run_training(config: StudentConfig) -> Path:
     output = Path(str(arguments.output_dir))
     teachers = open_teachers(config)
     teacher = teachers[0]
+    for cached in teachers:
+        require_outside(output, cached.encoding.path.parent.parent, "training.output_dir")
     check_sources(config, teachers)
     union = open_union(config.vocabulary, teachers, config.loss)
     vocabulary = student_vocabulary(union, teacher.encoding)
@@ -60,7 +64,11 @@ def run_training(config: StudentConfig) -> Path:
     set_seed(arguments.seed)
     student = build_student(config.student, teacher.encoding, vocabulary)
     check_student(student, config.student.pretrained or "student.config", "Start from other weights")
-    tokenizer = tokenizer_of(config.student, config.vocabulary, teacher.encoding)
+    own = config.student
+    if own.pretrained is not None:
+        expected = student_tokenizer(config.vocabulary, teacher.encoding)
+        check_behaviour(own.pretrained, expected, teacher.encoding, own.revision, own.trust_remote_code)
+    tokenizer = tokenizer_of(own, config.vocabulary, teacher.encoding)
     share_special_tokens(student, tokenizer, keep_own=config.student.pretrained is not None)
     if arguments.dataloader_num_workers and not isinstance(teacher.path, Path):
         torch.multiprocessing.set_start_method("forkserver", force=True)  # a bucket's client does not survive a fork

@@ -1,0 +1,48 @@
+"""A student's own tokenizer must split text as the cache's did: with other merges, it would meet other tokens than it learned.
+
+The vocabularies are compared in ``student.check_tokenizer``; this is about what they do not say.
+"""
+
+from itertools import chain
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from cache_tools.reader import Encoding
+from cache_tools.same_tokenizer import Encode, probes, require_same, sampled_texts
+
+
+def check_behaviour(
+    source: str,
+    reference: PreTrainedTokenizerBase,
+    encoding: Encoding,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> None:
+    """Refuse a student whose tokenizer splits text unlike the one it shall have.
+
+    Args:
+        source: Folder or hub id of the student.
+        reference: The tokenizer that the student shall have; a fast one.
+        encoding: An encoding whose texts are tried, too.
+        revision: Revision of a hub id.
+        trust_remote_code: Whether its tokenizer may be code of its own.
+
+    Raises:
+        IdentityError: it does.
+        OSError: there is no tokenizer at ``source``.
+    """
+    own = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    backend = reference.backend_tokenizer
+    require_same(
+        backend,
+        getattr(own, "backend_tokenizer", None) or _encode(own),
+        chain(sampled_texts(encoding), probes(backend)),
+        "the student's tokenizer splits text unlike the one that it is trained with",
+        source,
+        "Take a student with this tokenizer, or capture an encoding with the student's",
+    )
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase) -> Encode:
+    """Return what encodes with a tokenizer that is not a fast one."""
+    return lambda texts: [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
