@@ -17,12 +17,13 @@ from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import ModelError
 from cache_tools.manifest import TeacherManifest
 from cache_tools.predictions import SCALARS
+from cache_tools.progress import Advance, ignore
 from cache_tools.sequences import Sequence
 from cache_tools.targets import EMPTY_ID, Targets, by_id
 from pipeline.audit import LOWEST_NATS, Rows
 from pipeline.batches import Batch, pad, token_budget_batches
 from pipeline.draws import position_keys
-from pipeline.predict import Progress, chunk_positions
+from pipeline.predict import chunk_positions
 from pipeline.restriction import Restriction
 from pipeline.split_model import HeadOutput, run_body, run_head
 from pipeline.targets import Keep, sparse_targets, temperature_of
@@ -52,7 +53,7 @@ def compare(
     layers: list[str],
     teacher: Teacher,
     batch_tokens: int,
-    progress: Progress = lambda _: None,
+    advance: Advance = ignore,
     restriction: Restriction | None = None,
 ) -> Compared:
     """Read what the cache holds of some sequences, run the teacher over them, and return both sides.
@@ -63,7 +64,7 @@ def compare(
         layers: Hidden layers that those shards have.
         teacher: The loaded teacher, with logits as wide as the cached one's.
         batch_tokens: Tokens per forward pass, padding included.
-        progress: Told how many tokens were read.
+        advance: Told how many tokens were read.
         restriction: The tokens that the teacher was asked about, if not all.
 
     Raises:
@@ -81,7 +82,7 @@ def compare(
         asked = _Question(pad(sequences, indices), gold, stored.ids[where], stored.log_probs[where], keep, layers)
         answers.append(_ask(asked, teacher))
         order.append(where)
-        progress(sum(len(sequences[i].input_ids) for i in indices))
+        advance(sum(len(sequences[i].input_ids) for i in indices))
     back = np.argsort(np.concatenate(order))
     live = {name: np.concatenate([answer[name] for answer in answers])[back] for name in answers[0]}
     if not np.isfinite(live["logsumexp"]).all():

@@ -22,12 +22,13 @@ from cache_tools.errors import ModelError
 from cache_tools.hidden import ErrorOf
 from cache_tools.manifest import SOFTWARE
 from cache_tools.predictions import Predictions
+from cache_tools.progress import Advance, ignore
 from cache_tools.reader import Encoding
 from cache_tools.writer import commit_shard
 from pipeline.config import TeacherConfig
 from pipeline.declare import keep_of
 from pipeline.hidden_budget import OutputHead, kl_error
-from pipeline.predict import Progress, Wanted, predict, probe_ids
+from pipeline.predict import Wanted, predict, probe_ids
 from pipeline.split_model import HeadOutput, run_body, run_head
 from pipeline.teacher import Teacher
 
@@ -37,7 +38,7 @@ def capture_shards(
     shards: list[int],
     teacher: Teacher,
     config: TeacherConfig,
-    progress: Progress = lambda _: None,
+    advance: Advance = ignore,
 ) -> None:
     """Capture what these shards lack of a declared teacher.
 
@@ -46,7 +47,7 @@ def capture_shards(
         shards: Shards to do.
         teacher: The loaded teacher.
         config: Its block of the capture file.
-        progress: Told how many tokens were read.
+        advance: Told how many tokens were read.
 
     Raises:
         ModelError: a prediction is not a number, or cannot be stored.
@@ -60,7 +61,7 @@ def capture_shards(
             started = time.monotonic()
             wanted = Wanted(cached.manifest, cached.missing_groups(shard), keep, skip_nan)
             sequences = encoding.sequences(shard)
-            predictions = predict(sequences, objective, teacher, wanted, config.batch_tokens, progress)
+            predictions = predict(sequences, objective, teacher, wanted, config.batch_tokens, advance)
             if writing:
                 writing.result()
             writing = writer.submit(_commit, cached, shard, predictions, _provenance(teacher, started), errors)

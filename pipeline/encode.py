@@ -8,7 +8,7 @@ Files and datasets that are appended to the corpus become a further part: new sh
 ones, which stay what they are.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
@@ -17,6 +17,7 @@ from cache_tools import layout
 from cache_tools.errors import FormatError, IdentityError, LogitcaskError
 from cache_tools.fingerprint import differences, fingerprint
 from cache_tools.manifest import EncodingManifest, ObjectRecord, read_manifest, write_group, write_manifest
+from cache_tools.progress import Advance, ignore
 from cache_tools.sequences import read_table
 from cache_tools.shards import ShardEntry, read_file_tables, read_shard_tables, write_part
 from cache_tools.storage import (
@@ -35,16 +36,12 @@ from pipeline.shard_writer import ShardWriter
 from pipeline.split import is_held_out
 from pipeline.tokenizers import tokenizer_files, tokenizer_identity
 
-Progress = Callable[[int, float | None], None]
-"""Called with the number of tokens encoded since the last call, and about which share of the corpus that
-completes, in [0, 1], if it is known."""
-
 
 def encode(
     config: CaptureConfig,
     tokenizer: PreTrainedTokenizerFast,
     append: bool = False,
-    progress: Progress = lambda *_: None,
+    advance: Advance = ignore,
 ) -> StorePath:
     """Encode the corpus into the cache, or check that it already is.
 
@@ -52,7 +49,7 @@ def encode(
         config: The capture file.
         tokenizer: The encoding's tokenizer.
         append: Encode files and datasets that the encoding lacks as a further part of it.
-        progress: Told how many tokens were encoded, and how far that is.
+        advance: Told how many tokens were encoded, and about which share of the corpus that completes.
 
     Returns:
         The encoding's folder.
@@ -75,7 +72,7 @@ def encode(
             parts=(),
             files=_save_tokenizer(tokenizer, folder),
         )
-        _add_part(folder, manifest, sources, hashes, config, tokenizer, progress)
+        _add_part(folder, manifest, sources, hashes, config, tokenizer, advance)
         return folder
     stored = read_manifest(folder, EncodingManifest)
     _check_same(folder, stored.identity, identity)
@@ -83,7 +80,7 @@ def encode(
     _check_files(folder, known, hashes, append)
     new = {name: source for name, source in sources.items() if name not in known}
     if new:
-        _add_part(folder, stored, new, hashes, config, tokenizer, progress)
+        _add_part(folder, stored, new, hashes, config, tokenizer, advance)
     return folder
 
 
@@ -94,7 +91,7 @@ def _add_part(
     hashes: dict[str, str],
     config: CaptureConfig,
     tokenizer: PreTrainedTokenizerFast,
-    progress: Progress,
+    advance: Advance,
 ) -> None:
     """Encode sources as a further part; the manifest that counts it is written last."""
     part, before = len(manifest.parts), read_shard_tables(folder, manifest.parts)
@@ -104,8 +101,8 @@ def _add_part(
         for document, sequence in encode_documents(documents, tokenizer, config.encoding):
             held_out = is_held_out(document.group, config.corpus.held_out_fraction)
             writer.add("held_out" if held_out else "train", sequence)
-            progress(len(sequence.input_ids), document.share_before)
-        progress(0, 1.0)
+            advance(len(sequence.input_ids), document.share_before)
+        advance(0, 1.0)
     except LogitcaskError:
         _clear(folder, manifest, len(before), part)
         remove_tree(layout.shard_table_file(folder, part).parent)
