@@ -76,6 +76,7 @@ class Stage:
         advanced: Clock at the last advance, in seconds.
         estimated: The total follows from a share, and is not exact.
         note: Shown with the figures: a loss, the part being worked on.
+        in_part: A part has begun that is not counted yet.
         marks: (clock, done, work) at some of the last advances.
     """
 
@@ -88,6 +89,7 @@ class Stage:
     work: int = 0
     estimated: bool = False
     note: str = ""
+    in_part: bool = False
     first: int = field(init=False)
     advanced: float = field(init=False)
     marks: deque[tuple[float, int, int]] = field(init=False)
@@ -104,6 +106,12 @@ class Stage:
             self.total, self.estimated = round(self.done / share_done), share_done < 1
         if now - self.marks[-1][0] >= MARK_SECONDS:
             self.marks.append((now, self.done, self.work))
+
+    def end_part(self, now: float) -> None:
+        """Count the part that has begun, if one has."""
+        if self.in_part:
+            self.advance(now, 1, None, 1)
+            self.in_part, self.note = False, ""
 
     def seconds(self, now: float) -> float:
         """Return how long the stage has run."""
@@ -196,6 +204,9 @@ class Reporter:
     def note(self, text: str) -> None:
         """Show a text beside the current stage's figures from now on."""
 
+    def part(self, name: str) -> None:
+        """Begin a part of the current stage, and count the one before: a ``BeginPart``."""
+
     def __enter__(self) -> Self:
         """Begin to show stages."""
         return self
@@ -237,6 +248,13 @@ class StageReporter(Reporter):
         """Keep the text."""
         assert self.current is not None, "there is no stage to note this beside"
         self.current.note = text
+
+    def part(self, name: str) -> None:
+        """Count the part before, and name this one beside the figures."""
+        assert self.current is not None, "there is no stage that this could be a part of"
+        self.current.end_part(self.clock())
+        self.current.in_part = True
+        self.note(name)
 
     def end(self, finished: bool = True) -> None:
         """End the current stage, if there is one."""
@@ -299,11 +317,13 @@ class LineReporter(StageReporter):
         stage, self.current, now = self.current, None, self.clock()
         if stage is None:
             return
+        if finished:
+            stage.end_part(now)
         short = stage.seconds(now) < FIRST_LINE_SECONDS
-        if not finished:
-            self._print(stage, f"stopped at {stage.amount()} after {clock_time(stage.seconds(now))}")
-        elif not short or (stage.done > stage.first and not self._brief):
-            self._print(stage, stage.ending(now))
+        if short and (stage.done == stage.first or self._brief):
+            return
+        stopped = f"stopped at {stage.amount()} after {clock_time(stage.seconds(now))}"
+        self._print(stage, stage.ending(now) if finished else stopped)
 
     def __enter__(self) -> Self:
         """Start the thread."""

@@ -20,7 +20,11 @@ class BarReporter(StageReporter):
 
     def __init__(self, brief: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock)
-        text = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[figures]}"))
+        text = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[figures]}", markup=False),
+        )
         columns = (*text, TimeElapsedColumn(), TimeRemainingColumn())
         self._bars = Progress(*columns, console=Console(stderr=True), transient=brief)
         self._bar: TaskID | None = None
@@ -50,9 +54,12 @@ class BarReporter(StageReporter):
 
     def end(self, finished: bool = True) -> None:
         """Stop the bar."""
-        stage, self.current = self.current, None
-        if stage is None or self._bar is None:
+        if self.current is None or self._bar is None:
             return
+        if finished:
+            self.current.end_part(self.clock())
+        self._show()
+        stage, self.current = self.current, None
         self._bars.stop_task(self._bar)
         if stage.done == stage.first:
             self._bars.remove_task(self._bar)

@@ -53,7 +53,7 @@ def compare(
     layers: list[str],
     teacher: Teacher,
     batch_tokens: int,
-    advance: Advance = ignore,
+    progress: Advance = ignore,
     restriction: Restriction | None = None,
 ) -> Compared:
     """Read what the cache holds of some sequences, run the teacher over them, and return both sides.
@@ -64,7 +64,7 @@ def compare(
         layers: Hidden layers that those shards have.
         teacher: The loaded teacher, with logits as wide as the cached one's.
         batch_tokens: Tokens per forward pass, padding included.
-        advance: Told how many tokens were read.
+        progress: Told how many tokens were read.
         restriction: The tokens that the teacher was asked about, if not all.
 
     Raises:
@@ -82,7 +82,7 @@ def compare(
         asked = _Question(pad(sequences, indices), gold, stored.ids[where], stored.log_probs[where], keep, layers)
         answers.append(_ask(asked, teacher))
         order.append(where)
-        advance(sum(len(sequences[i].input_ids) for i in indices))
+        progress(sum(len(sequences[i].input_ids) for i in indices))
     back = np.argsort(np.concatenate(order))
     live = {name: np.concatenate([answer[name] for answer in answers])[back] for name in answers[0]}
     if not np.isfinite(live["logsumexp"]).all():

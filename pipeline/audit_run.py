@@ -124,7 +124,7 @@ def _audit_teacher(
     chosen = sample(cached, settings)
     sequences = [sequence for part in chosen.values() for sequence in part]
     reporter.stage(f"asking teacher {config.name}", sum(len(sequence.input_ids) for sequence in sequences))
-    ask = partial(compare, batch_tokens=config.batch_tokens, advance=reporter.advance, restriction=restriction)
+    ask = partial(compare, batch_tokens=config.batch_tokens, progress=reporter.advance, restriction=restriction)
     rows, checks = _compare_shards(cached, chosen, teacher, ask, tolerance)
     checks += checks_of_sample(rows, cached.manifest, tolerance)
     passed = not identity and all(check.passed for check in checks)

@@ -38,7 +38,7 @@ def capture_shards(
     shards: list[int],
     teacher: Teacher,
     config: TeacherConfig,
-    advance: Advance = ignore,
+    progress: Advance = ignore,
 ) -> None:
     """Capture what these shards lack of a declared teacher.
 
@@ -47,7 +47,7 @@ def capture_shards(
         shards: Shards to do.
         teacher: The loaded teacher.
         config: Its block of the capture file.
-        advance: Told how many tokens were read.
+        progress: Told how many tokens were read.
 
     Raises:
         ModelError: a prediction is not a number, or cannot be stored.
@@ -61,7 +61,7 @@ def capture_shards(
             started = time.monotonic()
             wanted = Wanted(cached.manifest, cached.missing_groups(shard), keep, skip_nan)
             sequences = encoding.sequences(shard)
-            predictions = predict(sequences, objective, teacher, wanted, config.batch_tokens, advance)
+            predictions = predict(sequences, objective, teacher, wanted, config.batch_tokens, progress)
             if writing:
                 writing.result()
             writing = writer.submit(_commit, cached, shard, predictions, _provenance(teacher, started), errors)

@@ -98,4 +98,3 @@ def _check_executor(executor: str) -> None:
     if given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise click.UsageError(f"{options} cannot be combined with --executor {executor}")
-

@@ -26,8 +26,9 @@ class SizeType(click.ParamType[int]):
         """Turn "80GB" or "79.6 GiB" into bytes."""
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(value).strip())
         if match is None or match[2] not in UNITS or not float(match[1]):
-            self.fail(f"{value!r} is no size. Write a number and a unit, such as 80GB or 79.6GiB.", param, ctx)
-        return round(float(match[1]) * UNITS[match[2]])
+            raise click.BadParameter(f"{value!r} is no size. Write a number and a unit, such as 80GB or 79.6GiB.")
+        unit: int = UNITS[match[2]]
+        return round(float(match[1]) * unit)
 
 
 @click.command("plan")

@@ -41,7 +41,7 @@ def encode(
     config: CaptureConfig,
     tokenizer: PreTrainedTokenizerFast,
     append: bool = False,
-    advance: Advance = ignore,
+    progress: Advance = ignore,
 ) -> StorePath:
     """Encode the corpus into the cache, or check that it already is.
 
@@ -49,7 +49,7 @@ def encode(
         config: The capture file.
         tokenizer: The encoding's tokenizer.
         append: Encode files and datasets that the encoding lacks as a further part of it.
-        advance: Told how many tokens were encoded, and about which share of the corpus that completes.
+        progress: Told how many tokens were encoded, and about which share of the corpus that completes.
 
     Returns:
         The encoding's folder.
@@ -72,7 +72,7 @@ def encode(
             parts=(),
             files=_save_tokenizer(tokenizer, folder),
         )
-        _add_part(folder, manifest, sources, hashes, config, tokenizer, advance)
+        _add_part(folder, manifest, sources, hashes, config, tokenizer, progress)
         return folder
     stored = read_manifest(folder, EncodingManifest)
     _check_same(folder, stored.identity, identity)
@@ -80,7 +80,7 @@ def encode(
     _check_files(folder, known, hashes, append)
     new = {name: source for name, source in sources.items() if name not in known}
     if new:
-        _add_part(folder, stored, new, hashes, config, tokenizer, advance)
+        _add_part(folder, stored, new, hashes, config, tokenizer, progress)
     return folder
 
 
@@ -91,7 +91,7 @@ def _add_part(
     hashes: dict[str, str],
     config: CaptureConfig,
     tokenizer: PreTrainedTokenizerFast,
-    advance: Advance,
+    progress: Advance,
 ) -> None:
     """Encode sources as a further part; the manifest that counts it is written last."""
     part, before = len(manifest.parts), read_shard_tables(folder, manifest.parts)
@@ -101,8 +101,8 @@ def _add_part(
         for document, sequence in encode_documents(documents, tokenizer, config.encoding):
             held_out = is_held_out(document.group, config.corpus.held_out_fraction)
             writer.add("held_out" if held_out else "train", sequence)
-            advance(len(sequence.input_ids), document.share_before)
-        advance(0, 1.0)
+            progress(len(sequence.input_ids), document.share_before)
+        progress(0, 1.0)
     except LogitcaskError:
         _clear(folder, manifest, len(before), part)
         remove_tree(layout.shard_table_file(folder, part).parent)

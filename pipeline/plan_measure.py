@@ -4,12 +4,12 @@ For a choice of k, three numbers say what it means: the mass that the k tokens h
 a position takes, and the KL floor, the divergence from the teacher's distribution to the best that
 can be rebuilt from the row (the tokens kept, and the rest spread evenly over all others).
 
-The sample is read in a random order, each sequence once: the largest k is taken from it, and every smaller one, ``topp``
-too, is the beginning of those rows. It ends with the sample or with the time, whichever comes first. Groups of
-sequences are cut by the time left, looking at no length but those of sequences already in, so a run that is
-cut short has read a random sample too (Wald: the expected sums are those of the sequences read). Standard errors are
-those of a ratio of sums over sequences, since neighbouring positions are alike. Scalars of the tail are those outside
-the largest k; their size hardly depends on it.
+The sample is read in a random order, each sequence once: the largest k is taken from it, and the rows of every smaller
+one, and of ``topp``, are the beginnings of those. Reading ends with the sample or with the time. What ends it depends
+on the sequences read and never on the next one, so the sums over them have the expectations of a random sample of that
+size (Wald's identity): stopping early adds no bias. The standard errors are those of a ratio of sums over
+sequences, because neighbouring positions are alike. Scalars of the tail are those outside the largest k; their size
+hardly depends on it.
 
 Memory: the rows of one block at the largest k, 134 MB, beside what a capture needs.
 """
@@ -17,6 +17,7 @@ Memory: the rows of one block at the largest k, 134 MB, beside what a capture ne
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -88,12 +89,14 @@ def measure(
     tally, waiting = Tally(config.target, vocabulary, ks), _Block()
     tokens, seconds = [], []
     reporter = reporter or Reporter()
-    for group, predictions, spent in _read(
-        teacher, _wanted(config, keep, vocabulary), config.batch_tokens, objective, sequences, max_seconds, reporter, clock
-    ):
-        tokens.append(sum(len(sequence.input_ids) for sequence in group))
+    reporter.stage(f"measuring teacher {config.name}", None)
+    read = partial(predict, objective=objective, teacher=teacher, wanted=_wanted(config, keep, vocabulary))
+    read = partial(read, batch_tokens=config.batch_tokens)
+    most_tokens = GROUP_BATCHES * config.batch_tokens
+    for group, predictions, spent in _read(read, sequences, most_tokens, max_seconds, reporter, clock):
+        tokens.append(sum(map(_length, group)))
         seconds.append(spent)
-        waiting.add(predictions, [sequence.num_positions for sequence in group])
+        waiting.add(predictions, group)
         if waiting.rows >= BLOCK_ROWS:
             tally.add(*waiting.take())
     reporter.stage(f"compressing what teacher {config.name} predicted")
@@ -115,33 +118,44 @@ def measure(
 
 
 def _read(
-    teacher: Teacher,
-    wanted: Wanted,
-    batch_tokens: int,
-    objective: Objective,
+    read: Callable[..., Predictions],
     sequences: list[Sequence],
+    most_tokens: int,
     max_seconds: float,
     reporter: Reporter,
     clock: Callable[[], float],
 ) -> Iterator[tuple[list[Sequence], Predictions, float]]:
-    """Read groups of sequences until none is left or the time is up; the first group is a single sequence.
+    """Read groups of sequences until none is left or the time is up.
+
+    The first group is a single sequence, whose speed says how many fit into the time. Later ones are of
+    ``most_tokens`` at most, and take about half of the time left, down to a single sequence: speed varies, and what
+    is begun is finished.
 
     Yields:
         The group, what was predicted, and the seconds it took.
     """
-    reporter.stage(f"measuring teacher {wanted.manifest.target.kind}", None)
-    read, spent, room = 0, 0.0, 1.0
-    while read < len(sequences) and (not read or spent < max_seconds):
-        group = _group(sequences[read:], room)
+    all_tokens, tokens, spent, room, began = sum(map(_length, sequences)), 0, 0.0, 1.0, 0.0
+
+    def advance(count: int, share_done: float | None = None, /) -> None:
+        nonlocal tokens
+        tokens += count
+        share = max(tokens / all_tokens, (spent + clock() - began) / max_seconds)
+        reporter.advance(count, min(1.0, share))
+
+    left = sequences
+    while left and spent < max_seconds:
+        group = _group(left, room)
         began = clock()
-        predictions = predict(group, objective, teacher, wanted, batch_tokens)
+        predictions = read(group, progress=advance)
         seconds = clock() - began
-        read, spent = read + len(group), spent + seconds
-        tokens = sum(len(sequence.input_ids) for sequence in group)
-        reporter.advance(tokens, min(1.0, max(read / len(sequences), spent / max_seconds)))
-        speed = tokens / max(seconds, 1e-9)
-        room = min(GROUP_BATCHES * batch_tokens, speed * (max_seconds - spent))
+        left, spent = left[len(group) :], spent + seconds
+        speed = sum(map(_length, group)) / max(seconds, 1e-9)
+        room = min(most_tokens, speed * (max_seconds - spent) / 2)
         yield group, predictions, seconds
+
+
+def _length(sequence: Sequence) -> int:
+    return len(sequence.input_ids)
 
 
 def _group(sequences: list[Sequence], tokens: float) -> list[Sequence]:
@@ -151,7 +165,7 @@ def _group(sequences: list[Sequence], tokens: float) -> list[Sequence]:
         if group and tokens <= 0:
             break
         group.append(sequence)
-        tokens -= len(sequence.input_ids)
+        tokens -= _length(sequence)
     return group
 
 
@@ -187,22 +201,29 @@ def _codec_of_k(target: TargetConfig, k: int, vocabulary: int) -> Codec:
 
 
 class _Block:
-    """Predictions that wait until they are enough to be compressed together."""
+    """Predictions that wait until they are enough to be compressed together, as they would stand in a cache."""
 
     def __init__(self) -> None:
-        self.rows, self._parts, self._positions = 0, list[Predictions](), list[int]()
+        self.rows, self._parts, self._sequences = 0, list[Predictions](), list[Sequence]()
 
-    def add(self, predictions: Predictions, positions: list[int]) -> None:
-        """Let some more wait, with the number of positions of each of their sequences."""
-        self.rows += sum(positions)
+    def add(self, predictions: Predictions, sequences: list[Sequence]) -> None:
+        """Let the predictions of some more sequences wait."""
+        self.rows += sum(sequence.num_positions for sequence in sequences)
         self._parts.append(predictions)
-        self._positions += positions
+        self._sequences += sequences
 
     def take(self) -> tuple[Predictions, list[int]]:
-        """Return all that wait, as one, and begin again."""
-        parts, positions = self._parts, self._positions
-        self.__init__()  # type: ignore[misc]
-        return _joined(parts), positions
+        """Return all that wait, in the order of the corpus, with each sequence's positions; and begin again.
+
+        Neighbours in a corpus are alike and compress better together than strangers.
+        """
+        parts, sequences = self._parts, self._sequences
+        self.rows, self._parts, self._sequences = 0, [], []
+        positions = [sequence.num_positions for sequence in sequences]
+        starts = np.cumsum([0, *positions])
+        order = sorted(range(len(sequences)), key=lambda i: sequences[i].sequence_id)
+        rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in order])
+        return _joined(parts, rows), [positions[i] for i in order]
 
 
 @dataclass
@@ -339,18 +360,20 @@ def _emptied(targets: Targets, empty: NDArray[np.bool_]) -> Targets:
 def _log_sum(logs: NDArray[Any], log_rest: NDArray[Any]) -> NDArray[np.float32]:
     """Return the log of the mass of some entries of each row and of the rest."""
     with np.errstate(divide="ignore"):
-        return np.log(np.exp(logs, dtype=np.float64).sum(axis=1) + np.exp(log_rest)).astype(np.float32)
+        sums: NDArray[np.float64] = np.log(np.exp(logs, dtype=np.float64).sum(axis=1) + np.exp(log_rest))
+    return sums.astype(np.float32)
 
 
-def _joined(parts: list[Predictions]) -> Predictions:
-    """Return predictions one behind the other."""
+def _joined(parts: list[Predictions], rows: NDArray[np.int64]) -> Predictions:
+    """Return these rows of predictions one behind the other."""
     targets = [part.targets for part in parts if part.targets is not None]
     joined = Targets(
-        np.concatenate([part.ids for part in targets]),
-        np.concatenate([part.log_probs for part in targets]),
-        np.concatenate([part.log_left_out for part in targets]),
+        np.concatenate([part.ids for part in targets])[rows],
+        np.concatenate([part.log_probs for part in targets])[rows],
+        np.concatenate([part.log_left_out for part in targets])[rows],
     )
-    return Predictions(joined, {name: np.concatenate([p.scalars[name] for p in parts]) for name in parts[0].scalars})
+    scalars = {name: np.concatenate([part.scalars[name] for part in parts])[rows] for name in parts[0].scalars}
+    return Predictions(joined, scalars)
 
 
 def _target_bytes(codec: Codec, targets: Targets) -> int:

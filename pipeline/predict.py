@@ -85,11 +85,11 @@ def predict(
     teacher: Teacher,
     wanted: Wanted,
     batch_tokens: int,
-    advance: Advance = ignore,
+    progress: Advance = ignore,
 ) -> Predictions:
     """Run the teacher over sequences and return its predictions, position by position, in their order.
 
-    ``advance`` is told how many tokens were read.
+    ``progress`` is told how many tokens were read.
 
     Raises:
         ModelError: a prediction is not a number, and such rows are not skipped.
@@ -106,7 +106,7 @@ def predict(
         if on_its_way:
             rows.put(*on_its_way)
         on_its_way = queued
-        advance(sum(len(sequences[i].input_ids) for i in indices))
+        progress(sum(len(sequences[i].input_ids) for i in indices))
     if on_its_way:
         rows.put(*on_its_way)
     return rows.predictions()

@@ -31,8 +31,8 @@ from pipeline.declare import declare, is_declared
 from pipeline.documents import corpus_sources
 from pipeline.encode import encode, is_encoded
 from pipeline.plan import known_totals, plan_encoding, plan_teacher, survey
-from pipeline.plan_held import held_encoding
 from pipeline.plan_fit import plan_fit
+from pipeline.plan_held import held_encoding
 from pipeline.plan_measure import MEASURED_SECONDS, drawn_order, measure
 from pipeline.plan_memory import plan_memory
 from pipeline.process_group import Place

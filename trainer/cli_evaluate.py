@@ -64,17 +64,18 @@ def evaluate_command(
         plots.check_plot(plot)
     cached = Cache(cache).encoding(encoding).teacher(teacher)
     import torch
-    from rich.console import Console
     from transformers.utils.logging import disable_progress_bar
 
+    from cache_tools.progress import open_reporter
     from cache_tools.vocabulary_folder import read_vocabulary
     from trainer.evaluate import evaluate_folder
 
     union = None if vocabulary is None else read_vocabulary(vocabulary)
     disable_progress_bar()
     chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    with Console(stderr=True).status("evaluating"):
-        result = evaluate_folder(student, cached, split, batch_size, chosen, union=union, positions=positions)
+    with open_reporter() as reporter:
+        reporter.stage(f"evaluating on the {split} split", cached.encoding.manifest.splits[split].tokens)
+        result = evaluate_folder(student, cached, split, batch_size, chosen, reporter.advance, union, positions)
     if plot is not None:
         plots.draw_reliability(result, plot)
     if as_json:

@@ -19,6 +19,7 @@ from transformers import TrainingArguments, set_seed
 from transformers.training_args import ParallelMode
 
 from cache_tools.errors import ConfigError
+from cache_tools.progress import Reporter, open_reporter
 from cache_tools.reader import Encoding
 from cache_tools.vocabulary import Vocabulary
 from cache_tools.vocabulary_folder import save_token_map
@@ -49,10 +50,19 @@ NOT_SUPPORTED = {
 def run_training(config: StudentConfig) -> Path:
     """Train a student from a cache, or continue, and return the folder of the finished student.
 
+    What happens is shown on stderr, by the first of several processes.
+
     Raises:
         LogitcaskError: cache, student and configuration do not fit, or another run lies in the output folder.
     """
     arguments = training_arguments(config)
+    first = arguments.process_index == 0
+    with open_reporter(arguments.process_index, arguments.world_size) if first else Reporter() as reporter:
+        return _run(config, arguments, reporter)
+
+
+def _run(config: StudentConfig, arguments: TrainingArguments, reporter: Reporter) -> Path:
+    reporter.stage("checking the student file and its caches", None)
     output = Path(str(arguments.output_dir))
     teachers = open_teachers(config)
     teacher = teachers[0]
@@ -62,6 +72,7 @@ def run_training(config: StudentConfig) -> Path:
     record_run(output, config, teachers, step_sequences(arguments), union)
     if (output / FINAL).exists():
         return output / FINAL
+    reporter.stage("making the student", None)
     set_seed(arguments.seed)
     student = build_student(config.student, teacher.encoding, vocabulary)
     tokenizer = student_tokenizer(config.vocabulary, teacher.encoding)
@@ -89,8 +100,10 @@ def run_training(config: StudentConfig) -> Path:
         trainer.check_packing(config.packing.row_tokens)
     trainer.remove_callback(transformers.ProgressCallback)
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.add_callback(StepProgress())
+    trainer.add_callback(StepProgress(reporter))
+    reporter.stage("checking that the teacher reaches the student", None)
     trainer.check_signal()
+    reporter.stage("loading the first batches", None)
     trainer.train(resume_from_checkpoint=last_checkpoint(output))
     _save_final(trainer, config, teacher.encoding, vocabulary, output)
     return output / FINAL
