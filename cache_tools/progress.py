@@ -33,6 +33,9 @@ LINE_SECONDS = 30.0
 FIRST_LINE_SECONDS = 5.0
 """From the beginning of a stage to its first line with figures."""
 
+TICK_SECONDS = 1.0
+"""How often the thread looks whether a line is due."""
+
 STALL_SECONDS = 60.0
 """Without any advance, after which a line says so."""
 
@@ -140,7 +143,7 @@ class Stage:
     def figures(self, now: float) -> str:
         """Return a line's figures: amount, speed, note, time left, and how long nothing has been done."""
         begun = self.done > self.first
-        parts = [self.amount() if begun else None, self.speed(now), self.note or None, self.left(now)]
+        parts = [self.amount() if begun or self.total else None, self.speed(now), self.note or None, self.left(now)]
         if not begun or self.total is None:
             parts.append(f"{clock_time(self.seconds(now))} so far")
         elif now - self.advanced >= STALL_SECONDS:
@@ -337,7 +340,7 @@ class LineReporter(StageReporter):
             self.end(finished=kind is None)
 
     def _run(self) -> None:
-        while not self._closed.wait(1.0):
+        while not self._closed.wait(TICK_SECONDS):
             self.tick()
 
     def _print(self, stage: Stage, words: str) -> None:

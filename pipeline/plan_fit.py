@@ -37,9 +37,9 @@ def plan_fit(config: TeacherConfig, objective: Objective, folder: Path, memory: 
 
     Returns:
         ``device``; ``device_memory_bytes`` of one (of a CPU, the machine's); ``usable_bytes`` of that; ``devices`` that
-        the capture file gives one worker; ``devices_needed``, 1 if one is enough, None if no number is;
-        ``tensor_parallel``, the smallest such setting that fits, None if none does; ``fits`` with the capture file as
-        it is. Where the memory is unknown, it and what follows from it are None.
+        the capture file gives one worker; ``tensor_parallel`` and ``device_map_gpus``, the smallest settings that fit,
+        None where none does; ``devices_needed``, the smaller of the two; ``fits``, with the capture file as it is.
+        Where the memory is unknown, it and what follows from it are None.
     """
     there = host_memory_bytes() if memory["device"] == "cpu" else memory["device_total_bytes"]
     fit: dict[str, Any] = {
@@ -49,6 +49,7 @@ def plan_fit(config: TeacherConfig, objective: Objective, folder: Path, memory: 
         "devices": 1 if memory["device"] == "cpu" else given_devices(config),
         "devices_needed": None,
         "tensor_parallel": None,
+        "device_map_gpus": None,
         "fits": None,
     }
     if there is None:
@@ -61,11 +62,16 @@ def plan_fit(config: TeacherConfig, objective: Objective, folder: Path, memory: 
     model = meta_model(config, objective, folder)
     weights, batch = weight_bytes(model), max(memory["body_bytes"], memory["head_bytes"])
     if weights + batch <= usable:
-        return fit | {"fits": True, "devices_needed": 1, "tensor_parallel": 1}
+        return fit | {"fits": True, "devices_needed": 1, "tensor_parallel": 1, "device_map_gpus": 1}
     parallel = _tensor_parallel(model, batch, usable)
-    parts = -(-weights // (usable - batch)) if batch < usable else None
-    fits = memory["device_bytes"] <= usable if config.device_map is None else _at_most(parts, fit["devices"])
-    return fit | {"fits": fits, "devices_needed": parts, "tensor_parallel": parallel}
+    layers = model.config.get_text_config().num_hidden_layers
+    parts = -(-weights // (usable - batch)) if batch < usable else layers + 1
+    mapped = parts if parts <= layers else None  # a device holds whole layers
+    needed = min(filter(None, (parallel, mapped)), default=None)
+    fits = memory["device_bytes"] <= usable
+    if config.device_map is not None:
+        fits = mapped is not None and mapped <= fit["devices"]
+    return fit | {"fits": fits, "devices_needed": needed, "tensor_parallel": parallel, "device_map_gpus": mapped}
 
 
 def given_devices(config: TeacherConfig) -> int:
@@ -97,7 +103,3 @@ def _tensor_parallel(model: Any, batch_bytes: int, usable_bytes: int) -> int | N
         except ModelError:  # it does not divide the heads, or there is no plan to split this architecture
             continue
     return None
-
-
-def _at_most(number: int | None, limit: int) -> bool:
-    return number is not None and number <= limit

@@ -67,13 +67,17 @@ def _devices(fit: dict[str, Any]) -> str:
         return "unknown: give --device-memory"
     size, needed = _size(fit["device_memory_bytes"]), fit["devices_needed"]
     if fit["device"] == "cpu":
-        return f"fits this machine's {size}" if fit["fits"] else f"DOES NOT FIT this machine's {size}"
+        return (
+            f"fits this machine's {size}"
+            if fit["fits"]
+            else f"DOES NOT FIT this machine's {size}; for GPUs give --device-memory"
+        )
     if needed is None:
-        return f"one batch alone DOES NOT FIT a device of {size}: lower batch_tokens"
+        return f"DOES NOT FIT any number of {size}: a batch or a layer is too large; lower batch_tokens"
     if needed == 1:
         return f"one of {size}"
     ways = [f"tensor_parallel: {fit['tensor_parallel']}"] * (fit["tensor_parallel"] is not None)
-    ways += [f"device_map: auto with gpus: {needed}"]
+    ways += [f"device_map: auto with gpus: {fit['device_map_gpus']}"] * (fit["device_map_gpus"] is not None)
     return f"at least {needed} of {size}: set {', or '.join(ways)}"
 
 
