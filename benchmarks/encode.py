@@ -85,7 +85,7 @@ def encode_corpus(corpus: Path, tokenizer_folder: Path) -> dict[str, float]:
 
     tokenizer, before, tokens = load_tokenizer(tokenizer_folder), resident_bytes("VmHWM"), [0]
 
-    def count(num_tokens: int, _: float | None) -> None:
+    def count(num_tokens: int, _: float | None = None, /) -> None:
         tokens[0] += num_tokens
 
     with tempfile.TemporaryDirectory(dir=corpus.parent) as cache:

@@ -31,6 +31,7 @@ import psutil  # type: ignore[import-untyped]
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from cache_tools.progress import Reporter
 from cache_tools.verify import verify
 from pipeline.config import CaptureConfig
 from pipeline.run import Worker, run_capture
@@ -56,18 +57,16 @@ class Tally:
     equal: bool = True
 
 
-class Marker:
+class Marker(Reporter):
     """A worker's reporter, which leaves a file when the worker begins to read shards."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def stage(self, name: str, total_tokens: int | None) -> None:
+    def stage(self, name: str, *_: Any, **__: Any) -> None:
+        """Leave it when a teacher begins."""
         if name.startswith("teacher"):
             self._path.touch()
-
-    def advance(self, num_tokens: int, share_done: float | None = None) -> None:
-        """Ignore."""
 
 
 def make_config(folder: Path, cache: str, documents: int) -> CaptureConfig:

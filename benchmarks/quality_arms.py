@@ -8,12 +8,12 @@ that cache too: for the sequences, and for nothing else.
 import gzip
 import json
 import random
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cache_tools.progress import open_reporter
 from cache_tools.reader import Cache
 from cache_tools.storage import write_object
 from cache_tools.summary import summarise
@@ -113,7 +113,8 @@ def capture(scale: Scale, work: Path) -> Cache:
     config = capture_config(scale, work)
     if not (work / "corpus.jsonl").exists():
         write_object(work / "corpus.jsonl", "".join(_lines(scale)).encode())
-    run_capture(config, Worker(), Stages())
+    with open_reporter() as reporter:
+        run_capture(config, Worker(), reporter)
     return Cache(config.cache)
 
 
@@ -170,16 +171,6 @@ def bytes_per_position(cache: Cache) -> dict[str, float]:
         return float(total / teachers[arm.cached]["positions"])
 
     return {arm.name: stored(arm) for arm in ARMS}
-
-
-class Stages:
-    """A reporter that names each stage of the capture."""
-
-    def stage(self, name: str, total_tokens: int | None) -> None:
-        print(f"capture: {name}, {total_tokens or 'all'} tokens", file=sys.stderr)
-
-    def advance(self, num_tokens: int, share_done: float | None = None) -> None:
-        pass
 
 
 def _lines(scale: Scale) -> Iterator[str]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cache_tools.cli_places import CacheType, progress_bar
+from cache_tools.cli_places import CacheType
 
 if TYPE_CHECKING:
     from cache_tools.cached_teacher import CachedTeacher
@@ -46,10 +46,12 @@ def diff_command(
         logitcask diff runs/demo/cache --teacher-a toy --teacher-b large
     """
     from cache_tools.comparison import compare
+    from cache_tools.progress import open_reporter
 
-    mine, other = _sides(a, b, (teacher_a, teacher_b), (encoding_a, encoding_b))
-    with progress_bar("comparing", shards, "shards") as advance:
-        result = compare(mine, other, shards=shards, seed=seed, worst=worst, advance=advance)
+    with open_reporter() as reporter:
+        reporter.stage("comparing", None, "shards")
+        mine, other = _sides(a, b, (teacher_a, teacher_b), (encoding_a, encoding_b))
+        result = compare(mine, other, shards=shards, seed=seed, worst=worst, advance=reporter.advance)
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return

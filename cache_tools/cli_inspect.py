@@ -39,10 +39,13 @@ def inspect_command(
     Example:
         logitcask inspect runs/demo/cache --groups folder
     """
+    from cache_tools.progress import open_reporter
     from cache_tools.reader import Cache
     from cache_tools.summary import summarise
 
-    summary = summarise(Cache(cache), sample, seed, groups)
+    with open_reporter(brief=True) as reporter:
+        reporter.stage("reading receipts and a sample", None, "receipts and chunks")
+        summary = summarise(Cache(cache), sample, seed, groups, lambda count, *_: reporter.advance(count))
     if as_json:
         click.echo(json.dumps(summary, indent=2))
         return

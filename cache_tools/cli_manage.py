@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cache_tools.cli_places import CacheType, progress_bar
+from cache_tools.cli_places import CacheType
 
 if TYPE_CHECKING:
     from cache_tools.storage import StorePath
@@ -26,11 +26,14 @@ def copy_command(source: "StorePath", target: "StorePath") -> None:
         logitcask copy runs/demo/cache s3://bucket/demo-cache
     """
     from cache_tools.copying import copy_cache, stored_bytes
+    from cache_tools.progress import open_reporter
     from cache_tools.reader import Cache
 
-    cache = Cache(source)
-    with progress_bar("copying", stored_bytes(cache), "bytes") as advance:
-        copy_cache(cache, target, advance)
+    with open_reporter() as reporter:
+        reporter.stage("reading the receipts", None, "shards")
+        cache = Cache(source)
+        reporter.stage("copying", stored_bytes(cache), "bytes")
+        copy_cache(cache, target, reporter.advance)
     click.echo(str(target))
 
 
@@ -62,13 +65,15 @@ def subset_command(
     Example:
         logitcask subset runs/demo/cache runs/small --k 16 --split train
     """
+    from cache_tools.progress import open_reporter
     from cache_tools.reader import Cache
     from cache_tools.subset import Choice, subset_cache
 
     ids = {*documents, *(_lines(listed) if listed else ())} - {""}
     choice = Choice(teachers or None, frozenset(ids) if documents or listed else None, split, k)
-    with progress_bar("teacher shards", None, "shards") as advance:
-        subset_cache(Cache(source), target, choice, advance)
+    with open_reporter() as reporter:
+        reporter.stage("writing the subset", None, "shards")
+        subset_cache(Cache(source), target, choice, reporter.advance)
     click.echo(str(target))
 
 
@@ -123,12 +128,15 @@ def repair_command(cache: "StorePath", quick: bool, as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from rich.console import Console
-
+    from cache_tools.progress import open_reporter
+    from cache_tools.reader import Cache
     from cache_tools.repair import repair
+    from cache_tools.verify import shards_to_check
 
-    with Console(stderr=True).status("checking") as status:
-        mended, left = repair(cache, not quick, progress=lambda part: status.update(f"checking {part}"))
+    opened = Cache(cache)
+    with open_reporter() as reporter:
+        reporter.stage("checking", shards_to_check(opened), "shards")
+        mended, left = repair(cache, not quick, progress=reporter.part)
     if as_json:
         found = {"mended": [asdict(p) for p in mended], "left": [asdict(p) for p in left]}
         click.echo(json.dumps({"path": str(cache)} | found, indent=2))

@@ -1,7 +1,5 @@
-"""What the store's commands share: a cache's place, a progress bar. Nothing heavy is imported until it is used."""
+"""What the store's commands share: a cache's place. Nothing heavy is imported until it is used."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,16 +18,3 @@ class CacheType(click.ParamType["StorePath"]):
         from cache_tools.storage import store_path
 
         return store_path(value)
-
-
-@contextmanager
-def progress_bar(title: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar with speed and time left while the block runs."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
-    columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda count: progress.advance(task, count)

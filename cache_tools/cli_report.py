@@ -38,10 +38,9 @@ def report_command(
     Example:
         logitcask report runs/demo/cache -o report.html
     """
-    from rich.console import Console
-
     from cache_tools.apart import require_outside
     from cache_tools.errors import ConfigError
+    from cache_tools.progress import open_reporter
     from cache_tools.reader import Cache
     from cache_tools.report import report_data
     from cache_tools.storage import write_object
@@ -54,12 +53,14 @@ def report_command(
             where="logitcask report",
             fix="Install it: pip install 'logitcask[plots]'",
         ) from error
-    opened = Cache(cache)
-    require_outside(output, opened.path, "the report")
-    chosen = opened.encoding(encoding)
-    asked = [chosen.teacher(name) for name in teachers or chosen.teachers]
-    with Console(stderr=True).status("reading"):
-        data = report_data(opened, chosen, asked, sample, seed)
-    page = render(data).encode()
+    with open_reporter() as reporter:
+        reporter.stage("reading", None, "chunks")
+        opened = Cache(cache)
+        require_outside(output, opened.path, "the report")
+        chosen = opened.encoding(encoding)
+        asked = [chosen.teacher(name) for name in teachers or chosen.teachers]
+        data = report_data(opened, chosen, asked, sample, seed, reporter.advance)
+        reporter.stage("drawing the page", None)
+        page = render(data).encode()
     write_object(output, page)
     click.echo(f"wrote {output} ({len(page):,} bytes)")

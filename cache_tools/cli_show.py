@@ -1,16 +1,17 @@
 """``logitcask show``: one sequence as the teachers saw it, or where to find one worth seeing."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
 
-from cache_tools.cli_places import CacheType, progress_bar
+from cache_tools.cli_places import CacheType
 
 if TYPE_CHECKING:
     from cache_tools.cached_teacher import CachedTeacher
     from cache_tools.finding import Found, Measure
+    from cache_tools.progress import Advance
     from cache_tools.reader import Encoding
     from cache_tools.storage import StorePath
 
@@ -81,8 +82,7 @@ def show_command(
     if sequence is not None or position is not None:
         raise click.UsageError("give a SEQUENCE, or options that find some, not both")
     if wanted == "text":
-        with progress_bar("reading", min(shards or len(opened.shards), len(opened.shards)), "shards") as advance:
-            found = _with_text(opened, document_id, text, shards, limit, advance)
+        found = _with_text(opened, document_id, text, shards, limit)
     else:
         found = _highest(opened, chosen, disagreement, shards or SCANNED_SHARDS, seed, limit)
     _print_found(found, {"loss": "loss, nats", "kl": "KL, nats", "top1": "top-1 differs"}.get(wanted), as_json)
@@ -139,12 +139,14 @@ def _with_text(
     text: str | None,
     shards: int | None,
     limit: int,
-    advance: Callable[[int], None],
 ) -> list["Found"]:
     from cache_tools.finding import with_text
+    from cache_tools.progress import open_reporter
 
-    read = range(len(encoding.shards))[:shards]
-    return with_text(encoding, _counted(list(read), advance), document_id, text, limit)
+    read = list(range(len(encoding.shards))[:shards])
+    with open_reporter(brief=True) as reporter:
+        reporter.stage("reading", len(read), "shards")
+        return with_text(encoding, _counted(read, reporter.advance), document_id, text, limit)
 
 
 def _highest(
@@ -156,6 +158,7 @@ def _highest(
     limit: int,
 ) -> list["Found"]:
     from cache_tools.finding import disagreement_of, highest, loss_of
+    from cache_tools.progress import open_reporter
     from cache_tools.sampling import committed_shards, drawn
 
     needed = 2 if disagreement else 1
@@ -167,8 +170,9 @@ def _highest(
     measure: Measure = disagreement_of(teachers[0], teachers[1], disagreement) if disagreement else loss_of(teachers[0])
     committed = committed_shards(teachers)
     read = drawn(committed, shards, seed)
-    with progress_bar("scanning", len(read), "shards") as advance:
-        found = highest(encoding, _counted(read, advance), measure, limit)
+    with open_reporter(brief=True) as reporter:
+        reporter.stage("scanning", len(read), "shards")
+        found = highest(encoding, _counted(read, reporter.advance), measure, limit)
     if len(read) < len(committed):
         click.echo(f"scanned {len(read)} of {len(committed)} shards; --shards N scans more", err=True)
     return found
@@ -192,7 +196,7 @@ def _print_found(found: list["Found"], measure: str | None, as_json: bool) -> No
         click.echo("No sequence was found.", err=True)
 
 
-def _counted(shards: list[int], advance: Callable[[int], None]) -> Iterator[int]:
+def _counted(shards: list[int], advance: "Advance") -> Iterator[int]:
     """Yield shards and tell when each is done."""
     for shard in shards:
         yield shard

@@ -24,12 +24,14 @@ def verify_command(cache: "StorePath", deep: bool, as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from rich.console import Console
+    from cache_tools.progress import open_reporter
+    from cache_tools.reader import Cache
+    from cache_tools.verify import shards_to_check, verify
 
-    from cache_tools.verify import verify
-
-    with Console(stderr=True).status("checking") as status:
-        problems = verify(cache, deep, progress=lambda part: status.update(f"checking {part}"))
+    opened = Cache(cache)
+    with open_reporter() as reporter:
+        reporter.stage("checking", shards_to_check(opened), "shards")
+        problems = verify(cache, deep, progress=reporter.part)
     if as_json:
         click.echo(json.dumps({"path": str(cache), "deep": deep, "problems": [asdict(p) for p in problems]}, indent=2))
     else:

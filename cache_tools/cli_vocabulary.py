@@ -53,17 +53,22 @@ def vocabulary_command(
         raise click.BadParameter("a share or a number above 0", param_hint="--keep")
     from cache_tools.apart import require_outside
     from cache_tools.compressed_folder import write_compressed
+    from cache_tools.progress import open_reporter
     from cache_tools.reader import Cache
     from cache_tools.vocabulary_folder import write_vocabulary
 
-    opened = [Cache(place) for place in caches]
-    for cache in opened:
-        require_outside(output, cache.path, "the vocabulary")
-    encodings = [cache.encoding(name) for cache in opened for name in cache.encodings]
-    if keep is None:
-        made = write_vocabulary(output, encodings)
-    else:
-        made = write_compressed(output, encodings, keep, _names(forced), embeddings)
+    with open_reporter() as reporter:
+        reporter.stage("opening the caches", None)
+        opened = [Cache(place) for place in caches]
+        for cache in opened:
+            require_outside(output, cache.path, "the vocabulary")
+        encodings = [cache.encoding(name) for cache in opened for name in cache.encodings]
+        if keep is None:
+            reporter.stage("uniting the vocabularies", None)
+            made = write_vocabulary(output, encodings)
+        else:
+            reporter.stage("counting tokens and choosing among them", sum(len(e.shards) for e in encodings), "shards")
+            made = write_compressed(output, encodings, keep, _names(forced), embeddings, reporter.advance)
     if as_json:
         click.echo(json.dumps(made.model_dump(mode="json"), indent=2))
         return

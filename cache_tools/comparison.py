@@ -7,7 +7,6 @@ drawn by a seed, is read one at a time; memory is one shard of both targets.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from cache_tools.divergence import Divergence, divergence
 from cache_tools.errors import ConfigError, IdentityError
 from cache_tools.manifest import DRAWN_KINDS
 from cache_tools.predictions import tokens_of_whole_row
+from cache_tools.progress import Advance, ignore
 from cache_tools.reader import Encoding
 from cache_tools.sampling import committed_shards, drawn
 from cache_tools.sequences import Sequence
@@ -38,7 +38,7 @@ def compare(
     shards: int | None,
     seed: int,
     worst: int,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Advance = ignore,
 ) -> dict[str, Any]:
     """Compare two teachers on a sample of shards.
 
@@ -48,7 +48,7 @@ def compare(
         shards: How many shards to draw; None for all that both have.
         seed: Of the draw.
         worst: Positions to list, the farthest apart first.
-        advance: Called with 1 after each shard.
+        advance: Told of each shard.
 
     Returns:
         ``a``, ``b`` (names), ``shards`` (read), ``shards_in_common``, ``all`` (see ``Sums``), ``bins`` and
@@ -69,13 +69,13 @@ def compare(
     groups: dict[str, Sums] = defaultdict(Sums)
     farthest: list[tuple[float, int, int]] = []  # KL, shard, row of the shard
     tokens = (tokens_of_whole_row(a.manifest), tokens_of_whole_row(b.manifest))
-    for shard in chosen:
+    for count, shard in enumerate(chosen, 1):
         rows = a.shard_rows(shard)
         found = divergence(a.targets(*rows), b.targets(*rows), tokens)
         _add_bins(bins, found)
         _add_groups(groups, found, a.encoding.sequences(shard))
         farthest = sorted([*farthest, *_farthest(found, shard, worst)], key=lambda item: -item[0])[:worst]
-        advance(1)
+        advance(1, count / len(chosen))
     texts = token_texts(a.encoding)
     return {
         "a": a.name,

@@ -12,6 +12,7 @@ from cache_tools.compressed_vocabulary import compressed, coverage, kept_ids, ke
 from cache_tools.decoding import TOKENIZER_FILE
 from cache_tools.errors import FormatError, IdentityError
 from cache_tools.manifest import SPLITS
+from cache_tools.progress import Advance, ignore
 from cache_tools.reader import Encoding
 from cache_tools.same_tokenizer import require_same_encodings
 from cache_tools.sequences import read_recorded
@@ -35,6 +36,7 @@ def write_compressed(
     keep: float,
     forced: Collection[str] = (),
     embeddings: Path | None = None,
+    progress: Advance = ignore,
 ) -> VocabularyManifest:
     """Choose which tokens of the encodings' one tokenizer a student has, and write them.
 
@@ -44,6 +46,7 @@ def write_compressed(
         keep: See ``compressed_vocabulary.kept_size``.
         forced: Names of tokens that are kept in any case.
         embeddings: Folder of a model whose word embeddings say what dropped tokens are read as.
+        progress: Told of each shard whose tokens are counted.
 
     Raises:
         IdentityError: the encodings have several tokenizers; or the folder holds another vocabulary.
@@ -54,7 +57,7 @@ def write_compressed(
     key, tokenizer, settings = _only_tokenizer(encodings)
     tokens = tokens_of(tokenizer, settings)
     size, must = max(tokens) + 1, [_id_of(tokenizer, name) for name in forced]
-    counts = {split: token_counts(encodings, split, size) for split in SPLITS}
+    counts = {split: token_counts(encodings, split, size, progress) for split in SPLITS}
     kept = kept_ids(counts["train"], tokens, must, kept_size(keep, len(tokens)))
     vectors = None if embeddings is None else word_embeddings(embeddings, size)
     union = compressed(key, tokens, kept, stand_ins(kept, tokens, vectors))

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from cache_tools.errors import FormatError
 from cache_tools.manifest import Split
+from cache_tools.progress import Advance, ignore
 from cache_tools.reader import Encoding
 from cache_tools.tokens import Token
 from cache_tools.union_vocabulary import NO_ID, UNKNOWN, UnionVocabulary, token_names
@@ -40,14 +41,18 @@ def kept_size(keep: float, tokens: int) -> int:
     return min(wanted, tokens)
 
 
-def token_counts(encodings: Iterable[Encoding], split: Split, size: int) -> Ids:
-    """Return how often each id below ``size`` stands in the texts of a split, before masking: (size,)."""
+def token_counts(encodings: Iterable[Encoding], split: Split, size: int, progress: Advance = ignore) -> Ids:
+    """Return how often each id below ``size`` stands in the texts of a split, before masking: (size,).
+
+    ``progress`` is told of each shard.
+    """
     counts = np.zeros(size, np.int64)
     for encoding in encodings:
         for shard in encoding.split_shards(split):
             sequences = encoding.sequences(shard)
             texts = [s.input_ids if s.original_ids is None else s.original_ids for s in sequences]
             counts += np.bincount(np.concatenate(texts), minlength=size)
+            progress(1)
     return counts
 
 

@@ -5,8 +5,6 @@ makes things exist is written last, as in a capture: a copy that is stopped goes
 it was when the same command runs again, and one whose source has grown copies what is new.
 """
 
-from collections.abc import Callable
-
 from cache_tools import layout
 from cache_tools.apart import require_apart
 from cache_tools.cached_teacher import CachedTeacher
@@ -21,6 +19,7 @@ from cache_tools.manifest import (
     write_group,
     write_manifest,
 )
+from cache_tools.progress import Advance, ignore
 from cache_tools.reader import Cache, Encoding
 from cache_tools.receipts import read_receipt
 from cache_tools.sequences import read_recorded
@@ -36,11 +35,8 @@ from cache_tools.storage import (
 )
 from cache_tools.writer import clear_remains, create_cache, refuse_remains, write_array_metadata
 
-Progress = Callable[[int], None]
-"""Called with the number of bytes copied since the last call."""
 
-
-def copy_cache(source: Cache, target: StorePath, progress: Progress = lambda _: None) -> None:
+def copy_cache(source: Cache, target: StorePath, progress: Advance = ignore) -> None:
     """Copy everything that a cache holds, or what an earlier copy still lacks.
 
     Args:
@@ -76,7 +72,7 @@ def stored_bytes(source: Cache) -> int:
     return total
 
 
-def copy_sequences(source: Encoding, folder: StorePath, progress: Progress) -> None:
+def copy_sequences(source: Encoding, folder: StorePath, progress: Advance) -> None:
     """Copy an encoding without its teachers: files, sequences, tables, then the manifest."""
     known = 0
     if object_exists(folder / layout.MANIFEST):
@@ -115,7 +111,7 @@ def _known_shards(source: Encoding, folder: StorePath) -> int:
     return sum(totals.shards for totals in stored.splits.values())
 
 
-def copy_teacher(source: CachedTeacher, encoding: Encoding, progress: Progress) -> None:
+def copy_teacher(source: CachedTeacher, encoding: Encoding, progress: Advance) -> None:
     """Copy a teacher into a copied encoding: manifest and metadata, then shard by shard, receipts last."""
     folder = layout.teacher_folder(encoding.path, source.name)
     if object_exists(folder / layout.MANIFEST):
@@ -152,7 +148,7 @@ def _changed_layers(found: TeacherManifest, wanted: TeacherManifest) -> list[str
     return [layer for layer in found.hidden if described(found, layer) != described(wanted, layer)]
 
 
-def _copy_shard(source: CachedTeacher, folder: StorePath, shard: int, done: set[str], progress: Progress) -> None:
+def _copy_shard(source: CachedTeacher, folder: StorePath, shard: int, done: set[str], progress: Advance) -> None:
     """Copy the objects that an earlier copy lacks, then the receipt; one that would vouch for others goes first."""
     receipt, path = source.receipt(shard), layout.receipt_file(folder, shard)
     if receipt is None:

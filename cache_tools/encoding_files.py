@@ -14,8 +14,8 @@ from itertools import accumulate
 
 from cache_tools import layout
 from cache_tools.errors import DamageError
-from cache_tools.manifest import EncodingManifest
 from cache_tools.limits import TABLE_BYTES
+from cache_tools.manifest import EncodingManifest
 from cache_tools.sequences import read_recorded
 from cache_tools.shards import ShardEntry, read_shard_table
 from cache_tools.storage import StorePath, object_exists, object_sizes

@@ -337,7 +337,7 @@ LEVELS = 6
 def stated_format(content: bytes) -> Any:
     """Return the format version that a cache's manifest states, sealed or not; None if it states none."""
     try:
-        return json.loads(content)["attributes"][KEY]["format"]
+        return parse_json(content)["attributes"][KEY]["format"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
 

@@ -23,14 +23,15 @@ from cache_tools.manifest import (
     write_manifest,
 )
 from cache_tools.predictions import group_layouts
+from cache_tools.progress import BeginPart
 from cache_tools.reader import Cache, Encoding
 from cache_tools.sealed import read_sealed
 from cache_tools.storage import StorePath, names, read_object, remove_object, write_object
-from cache_tools.verify import Problem, Progress, verify
+from cache_tools.verify import Problem, verify
 
 
 def repair(
-    path: StorePath, deep: bool = True, progress: Progress = lambda _: None
+    path: StorePath, deep: bool = True, progress: BeginPart = lambda _: None
 ) -> tuple[list[Problem], list[Problem]]:
     """Check a cache and mend what can be mended.
 

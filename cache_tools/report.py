@@ -13,6 +13,7 @@ import numpy as np
 from cache_tools import measures
 from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.decoding import TokenTexts, token_texts
+from cache_tools.progress import Advance, ignore
 from cache_tools.reader import Cache, Encoding
 from cache_tools.sample import Answers, Sample, read_sample
 from cache_tools.sampling import committed_shards
@@ -31,6 +32,7 @@ def report_data(
     teachers: list[CachedTeacher],
     positions: int,
     seed: int,
+    progress: Advance = ignore,
 ) -> dict[str, Any]:
     """Describe an encoding and some of its teachers.
 
@@ -41,6 +43,7 @@ def report_data(
         positions: To sample, of the shards that all these teachers have committed; those that have none are
             described without it.
         seed: Of the sample.
+        progress: Told of each chunk of positions of the sample.
 
     Returns:
         ``path``, ``format``, ``software``, ``encoding`` (see ``summary.describe_encoding``), ``teachers`` (see
@@ -57,11 +60,13 @@ def report_data(
         "software": cache.manifest.software,
         "encoding": describe_encoding(encoding),
         "teachers": [describe_teacher(teacher) for teacher in teachers],
-        "sample": sample_data(encoding, begun, positions, seed) if begun else None,
+        "sample": sample_data(encoding, begun, positions, seed, progress) if begun else None,
     }
 
 
-def sample_data(encoding: Encoding, teachers: list[CachedTeacher], positions: int, seed: int) -> dict[str, Any]:
+def sample_data(
+    encoding: Encoding, teachers: list[CachedTeacher], positions: int, seed: int, progress: Advance = ignore
+) -> dict[str, Any]:
     """Describe a sample of positions.
 
     Returns:
@@ -69,7 +74,7 @@ def sample_data(encoding: Encoding, teachers: list[CachedTeacher], positions: in
         ``calibration``, ``entropy`` and ``kept_mass`` (histograms), ``places`` and ``groups``, see ``measures``;
         ``groups_by`` (``folder``, or ``group`` if no id has a folder), ``agreement`` and ``passages``.
     """
-    sample = read_sample(encoding, teachers, positions, seed)
+    sample = read_sample(encoding, teachers, positions, seed, progress)
     by: measures.By = "folder" if any("/" in document for document, _ in sample.names) else "group"
     entropies = np.concatenate([answers.entropy_nats for answers in sample.answers.values()])
     widest = float(np.max(entropies[np.isfinite(entropies)], initial=1.0))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.divergence import likeliest
 from cache_tools.manifest import DRAWN_KINDS
+from cache_tools.progress import Advance, ignore
 from cache_tools.reader import Encoding
 from cache_tools.sampling import Window, drawn_windows
 from cache_tools.targets import EMPTY_ID
@@ -83,6 +84,7 @@ def read_sample(
     teachers: list[CachedTeacher],
     positions: int,
     seed: int,
+    progress: Advance = ignore,
 ) -> Sample:
     """Read about so many positions of the shards that all these teachers have committed.
 
@@ -91,6 +93,7 @@ def read_sample(
         teachers: Of this encoding, at least one.
         positions: Rounded up to whole chunks.
         seed: Of the draw.
+        progress: Told of each chunk of positions.
 
     Raises:
         IncompleteError: there is no such shard.
@@ -100,9 +103,10 @@ def read_sample(
     told: list[Columns] = []
     said: list[list[Columns]] = []
     windows = drawn_windows(teachers, positions, seed)
-    for window in windows:
+    for count, window in enumerate(windows, 1):
         told.append(tuple(_joined(_tokens(encoding, window, names))))
         said.append([_answers(teacher, window) for teacher in teachers])
+        progress(1, count / len(windows))
     answers = {
         teacher.name: Answers(teacher.manifest.target.kind not in DRAWN_KINDS, *_joined(parts))
         for teacher, parts in zip(teachers, zip(*said, strict=True), strict=True)

@@ -6,7 +6,6 @@ measured over all rows of a shard are not claimed for a choice of them: such sta
 A subset is a cache of its own, with identities that say what it was taken from.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,15 +20,13 @@ from cache_tools.errors import ConfigError, IdentityError
 from cache_tools.fingerprint import fingerprint
 from cache_tools.manifest import EncodingManifest, Split, TeacherManifest, read_manifest, write_group, write_manifest
 from cache_tools.predictions import Group, from_steps, hidden_array
+from cache_tools.progress import Advance, ignore
 from cache_tools.reader import Cache, Encoding
 from cache_tools.receipts import TARGETS, Receipt
 from cache_tools.sequences import Sequence, read_recorded
 from cache_tools.shards import ShardEntry, read_file_tables, write_part, write_shard
 from cache_tools.storage import StorePath, object_exists, write_objects
 from cache_tools.writer import commit_groups, create_cache, declare_teacher
-
-Progress = Callable[[int], None]
-"""Called with the number of shards done since the last call."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +55,14 @@ class _Kept:
     whole: bool
 
 
-def subset_cache(source: Cache, target: StorePath, choice: Choice, progress: Progress = lambda _: None) -> None:
+def subset_cache(source: Cache, target: StorePath, choice: Choice, progress: Advance = ignore) -> None:
     """Write a subset of a cache, or go on with one that was stopped.
 
     Args:
         source: The cache to read.
         target: A new place, or an unfinished subset by the same choice.
         choice: What to keep.
-        progress: Told how many (teacher, shard) were done.
+        progress: Told of each (teacher, shard).
 
     Raises:
         ConfigError: the target is the source, or one lies inside the other; nothing fits the choice; or a row cannot be made smaller as asked.
@@ -177,7 +174,7 @@ def _check_same(folder: StorePath, identity: dict[str, Any]) -> None:
 
 
 def _write_teacher(
-    source: CachedTeacher, encoding: Encoding, kept: list[_Kept], k: int | None, progress: Progress
+    source: CachedTeacher, encoding: Encoding, kept: list[_Kept], k: int | None, progress: Advance
 ) -> None:
     source.require_shards([one.shard for one in kept])
     manifest = _manifest(source, encoding, k)

@@ -13,6 +13,7 @@ from typing import Any
 from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.measures import By, by_group, calibration
 from cache_tools.predictions import mean_statistics
+from cache_tools.progress import Advance, ignore
 from cache_tools.reader import Cache, Encoding
 from cache_tools.receipts import Receipt
 from cache_tools.sample import Sample, read_sample
@@ -29,7 +30,9 @@ VARYING = ("seconds", "shard")
 NOTHING = {"shards": 0, "positions": 0, "seconds": 0.0}
 
 
-def summarise(cache: Cache, sample_positions: int = 0, seed: int = 0, by: By | None = None) -> dict[str, Any]:
+def summarise(
+    cache: Cache, sample_positions: int = 0, seed: int = 0, by: By | None = None, progress: Advance = ignore
+) -> dict[str, Any]:
     """Return what ``inspect --json`` prints: encodings, their splits, and each teacher's share.
 
     Args:
@@ -37,18 +40,21 @@ def summarise(cache: Cache, sample_positions: int = 0, seed: int = 0, by: By | N
         sample_positions: Positions of each teacher to read for what no receipt tells; 0 for none, and no array is read.
         seed: Of their draw.
         by: Also tell the sample's groups of documents apart, put together by this.
+        progress: Told of each receipt, and of each chunk of a sample.
     """
     return {
         "path": str(cache.path),
         "format": cache.manifest.format,
         "software": cache.manifest.software,
-        "encodings": [_encoding(cache.encoding(name), sample_positions, seed, by) for name in cache.encodings],
+        "encodings": [
+            _encoding(cache.encoding(name), sample_positions, seed, by, progress) for name in cache.encodings
+        ],
     }
 
 
-def _encoding(encoding: Encoding, sample_positions: int, seed: int, by: By | None) -> dict[str, Any]:
+def _encoding(encoding: Encoding, sample_positions: int, seed: int, by: By | None, progress: Advance) -> dict[str, Any]:
     teachers = [
-        describe_teacher(teacher) | {"sample": _sampled(teacher, sample_positions, seed, by)}
+        describe_teacher(teacher, progress) | {"sample": _sampled(teacher, sample_positions, seed, by, progress)}
         for teacher in map(encoding.teacher, encoding.teachers)
     ]
     return describe_encoding(encoding) | {"teachers": teachers}
@@ -70,10 +76,15 @@ def describe_encoding(encoding: Encoding) -> dict[str, Any]:
     }
 
 
-def describe_teacher(teacher: CachedTeacher) -> dict[str, Any]:
-    """Return what a teacher's manifest and receipts say: model, sizes, statistics, progress and who made it."""
-    manifest = teacher.manifest
-    receipts = [r for shard in range(len(teacher.encoding.shards)) if (r := teacher.receipt(shard))]
+def describe_teacher(teacher: CachedTeacher, progress: Advance = ignore) -> dict[str, Any]:
+    """Return what a teacher's manifest and receipts say: model, sizes, statistics, progress and who made it.
+
+    ``progress`` is told of each receipt.
+    """
+    manifest, receipts = teacher.manifest, list[Receipt]()
+    for shard in range(len(teacher.encoding.shards)):
+        receipts += filter(None, [teacher.receipt(shard)])
+        progress(1)
     positions = sum(receipt.positions for receipt in receipts)
     stored = sum(r.stored_bytes for r in receipts) + sum(record.bytes for record in manifest.files.values())
     return {
@@ -103,12 +114,14 @@ def describe_sample(sample: Sample, of_positions: int) -> dict[str, int]:
     return {"positions": len(sample.rows), "of_positions": of_positions, "windows": sample.windows, "seed": sample.seed}
 
 
-def _sampled(teacher: CachedTeacher, positions: int, seed: int, by: By | None) -> dict[str, Any] | None:
+def _sampled(
+    teacher: CachedTeacher, positions: int, seed: int, by: By | None, progress: Advance
+) -> dict[str, Any] | None:
     """Return what a sample of the finished shards tells; None if there are none or none was asked for."""
     shards = set(range(len(teacher.encoding.shards))) - set(teacher.missing_shards())
     if not positions or not shards:
         return None
-    sample = read_sample(teacher.encoding, [teacher], positions, seed)
+    sample = read_sample(teacher.encoding, [teacher], positions, seed, progress)
     answers = sample.answers[teacher.name]
     drawn = describe_sample(sample, sum(teacher.encoding.shards[shard].positions for shard in shards))
     groups = {} if by is None else {"groups": by_group(sample, answers, by)}

@@ -21,6 +21,7 @@ from cache_tools.direct import open_array
 from cache_tools.errors import DamageError, LogitcaskError
 from cache_tools.manifest import ObjectRecord
 from cache_tools.predictions import group_layouts, hidden_array
+from cache_tools.progress import BeginPart
 from cache_tools.reader import Cache, Encoding
 from cache_tools.receipts import TARGETS, Receipt
 from cache_tools.sealed import read_sealed
@@ -54,10 +55,7 @@ class Problem:
     shard: int | None = None
 
 
-Progress = Callable[[str], None]
-
-
-def verify(path: StorePath, deep: bool = False, progress: Progress = lambda _: None) -> list[Problem]:
+def verify(path: StorePath, deep: bool = False, progress: BeginPart = lambda _: None) -> list[Problem]:
     """Check a cache and return every problem found; an empty list means it is whole.
 
     Args:
@@ -77,6 +75,15 @@ def verify(path: StorePath, deep: bool = False, progress: Progress = lambda _: N
         blank = Problem("damage", str(folder / name), "", encoding=name)
         problems += _guarded(blank, partial(_encoding, cache, blank, deep, progress))
     return problems
+
+
+def shards_to_check(cache: Cache) -> int | None:
+    """Return how many parts ``verify`` will begin; None if the cache is too damaged to say, which it will report."""
+    try:
+        encodings = [cache.encoding(name) for name in cache.encodings]
+        return sum(len(encoding.shards) * (1 + len(encoding.teachers)) for encoding in encodings)
+    except LogitcaskError:
+        return None
 
 
 def _guarded(blank: Problem, check: Callable[[], Iterator[Problem]]) -> list[Problem]:
@@ -102,7 +109,7 @@ def _group(folder: StorePath, blank: Problem) -> Iterator[Problem]:
         yield _found(blank, f"the group's metadata is missing or damaged: {error}", folder / layout.MANIFEST)
 
 
-def _encoding(cache: Cache, blank: Problem, deep: bool, progress: Progress) -> Iterator[Problem]:
+def _encoding(cache: Cache, blank: Problem, deep: bool, progress: BeginPart) -> Iterator[Problem]:
     encoding = cache.encoding(blank.encoding)
     yield from _files(encoding.path, encoding.manifest.files, blank, deep=True)
     yield from _guarded(blank, partial(_file_tables, encoding))
@@ -142,7 +149,7 @@ def _sequences(encoding: Encoding, shard: int, blank: Problem) -> Iterator[Probl
         yield _found(blank, f"the shard table promises {entry.positions} positions", where)
 
 
-def _teacher(encoding: Encoding, blank: Problem, deep: bool, progress: Progress) -> Iterator[Problem]:
+def _teacher(encoding: Encoding, blank: Problem, deep: bool, progress: BeginPart) -> Iterator[Problem]:
     teacher = encoding.teacher(blank.teacher)
     beside = list(_files(teacher.path, teacher.manifest.files, blank, deep))
     metadata = Problem(**{**vars(blank), "remedy": "metadata"})

@@ -17,12 +17,13 @@ from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import ModelError
 from cache_tools.manifest import TeacherManifest
 from cache_tools.predictions import SCALARS, temperature_of
+from cache_tools.progress import Advance, ignore
 from cache_tools.sequences import Sequence
 from cache_tools.targets import EMPTY_ID, Targets, by_id
 from pipeline.audit import LOWEST_NATS, Rows
 from pipeline.batches import Batch, pad, token_budget_batches
 from pipeline.draws import position_keys
-from pipeline.predict import Progress, chunk_positions
+from pipeline.predict import chunk_positions
 from pipeline.restriction import Restriction
 from pipeline.split_model import HeadOutput, run_body, run_head
 from pipeline.targets import Keep, sparse_targets
@@ -52,7 +53,7 @@ def compare(
     layers: list[str],
     teacher: Teacher,
     batch_tokens: int,
-    progress: Progress = lambda _: None,
+    progress: Advance = ignore,
     restriction: Restriction | None = None,
 ) -> Compared:
     """Read what the cache holds of some sequences, run the teacher over them, and return both sides.

@@ -24,6 +24,7 @@ from cache_tools.errors import ConfigError, IdentityError, IncompleteError
 from cache_tools.fingerprint import differences
 from cache_tools.hidden import relative_error
 from cache_tools.predictions import hidden_array
+from cache_tools.progress import Reporter
 from cache_tools.reader import Cache, Encoding
 from cache_tools.sequences import Sequence
 from pipeline import audit
@@ -34,7 +35,7 @@ from pipeline.capture import probe_head
 from pipeline.config import AuditConfig, CaptureConfig, TeacherConfig
 from pipeline.hidden_budget import OutputHead, kl_nats
 from pipeline.restriction import Restriction, read_restriction
-from pipeline.run import Reporter, check_teacher
+from pipeline.run import check_teacher
 from pipeline.teacher import Teacher, load_teacher, resolve_model
 from pipeline.teacher_probe import check_rows
 from pipeline.tokenizers import cached_tokenizer
@@ -114,7 +115,7 @@ def _audit_teacher(
     cached: CachedTeacher, config: TeacherConfig, folder: Path, settings: AuditConfig, reporter: Reporter
 ) -> tuple[Report, list[Report]]:
     """Return a teacher's report and its worst positions."""
-    reporter.stage(f"loading {config.name}", None)
+    reporter.stage(f"loading teacher {config.name}")
     teacher = load_teacher(config, folder, cached.encoding.manifest.objective)
     _check_shapes(cached, teacher)
     check_rows(cached.encoding, teacher, config)
@@ -124,7 +125,7 @@ def _audit_teacher(
     tolerance = tolerance_of(settings, str(stored_identity["dtype"]))
     chosen = sample(cached, settings)
     sequences = [sequence for part in chosen.values() for sequence in part]
-    reporter.stage(f"teacher {config.name}", sum(len(sequence.input_ids) for sequence in sequences))
+    reporter.stage(f"asking teacher {config.name}", sum(len(sequence.input_ids) for sequence in sequences))
     ask = partial(compare, batch_tokens=config.batch_tokens, progress=reporter.advance, restriction=restriction)
     rows, checks = _compare_shards(cached, chosen, teacher, ask, tolerance)
     checks += checks_of_sample(rows, cached.manifest, tolerance)

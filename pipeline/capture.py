@@ -22,12 +22,13 @@ from cache_tools.errors import ModelError
 from cache_tools.hidden import ErrorOf
 from cache_tools.manifest import SOFTWARE
 from cache_tools.predictions import Predictions, temperatures_of
+from cache_tools.progress import Advance, ignore
 from cache_tools.reader import Encoding
 from cache_tools.writer import commit_shard
 from pipeline.config import TeacherConfig
 from pipeline.declare import keep_of
 from pipeline.hidden_budget import OutputHead, kl_error
-from pipeline.predict import Progress, Wanted, predict, probe_ids
+from pipeline.predict import Wanted, predict, probe_ids
 from pipeline.split_model import HeadOutput, run_body, run_head
 from pipeline.teacher import Teacher
 
@@ -37,7 +38,7 @@ def capture_shards(
     shards: list[int],
     teacher: Teacher,
     config: TeacherConfig,
-    progress: Progress = lambda _: None,
+    progress: Advance = ignore,
 ) -> None:
     """Capture what these shards lack of a declared teacher.
 

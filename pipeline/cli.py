@@ -1,14 +1,9 @@
 """``logitcask capture``: stage one, from a capture file."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
 
 
 @click.command("capture")
@@ -62,6 +57,7 @@ def capture_command(
     from transformers.utils.logging import disable_progress_bar
 
     from cache_tools.configuration import load_config
+    from cache_tools.progress import open_reporter
     from pipeline.config import CaptureConfig
     from pipeline.process_group import Place
     from pipeline.run import Worker, run_capture
@@ -73,14 +69,14 @@ def capture_command(
     worker = Worker(rank, world_size, wait_minutes)
 
     def run(place: Place) -> dict[str, int]:
-        with progress_bars(console) as progress:
-            return run_capture(settings, worker.with_groups(place), ProgressReporter(progress), append)
+        own = worker.with_groups(place)
+        with open_reporter(own.rank, own.world_size) as reporter:
+            return run_capture(settings, own, reporter, append)
 
     if executor == "ray":
         from pipeline.ray_executor import run_capture_on_ray
 
-        with progress_bars(console) as progress:
-            reporter = ProgressReporter(progress)
+        with open_reporter(0, 1) as reporter:
             committed: dict[str, int] | None
             committed = run_capture_on_ray(settings, address or "local", workers, reporter, append)
     else:
@@ -102,35 +98,3 @@ def _check_executor(executor: str) -> None:
     if given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise click.UsageError(f"{options} cannot be combined with --executor {executor}")
-
-
-class ProgressReporter:
-    """Shows each stage as one bar with its speed."""
-
-    def __init__(self, progress: "Progress") -> None:
-        self._progress = progress
-        self._task: TaskID | None = None
-
-    def stage(self, name: str, total_tokens: int | None) -> None:
-        """Begin a bar."""
-        if self._task is not None:
-            self._progress.stop_task(self._task)
-        self._task = self._progress.add_task(name, total=total_tokens, speed="")
-
-    def advance(self, num_tokens: int, share_done: float | None = None) -> None:
-        """Move the bar on, and its end, if that is estimated."""
-        assert self._task is not None
-        self._progress.advance(self._task, num_tokens)
-        task = self._progress.tasks[self._task]
-        if share_done:
-            self._progress.update(self._task, total=round(task.completed / share_done))
-        if task.elapsed:
-            self._progress.update(self._task, speed=f"{task.completed / task.elapsed:,.0f} tokens/s")
-
-
-def progress_bars(console: "Console") -> "Progress":
-    """Return bars of tokens read."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
-    return Progress(*columns, TimeRemainingColumn(), console=console)

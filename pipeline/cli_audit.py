@@ -37,12 +37,11 @@ def audit_command(
     Example:
         logitcask audit configs/demo/capture.yaml
     """
-    from rich.console import Console
     from transformers.utils.logging import disable_progress_bar
 
     from cache_tools.configuration import load_config
+    from cache_tools.progress import open_reporter
     from pipeline.audit_run import run_audit
-    from pipeline.cli import ProgressReporter, progress_bars
     from pipeline.config import CaptureConfig
     from pipeline.tensor_parallel import run_together
 
@@ -50,8 +49,8 @@ def audit_command(
     assignments = tuple(f"{key}={value}" for key, value in given.items() if value is not None)
     settings = load_config(config, CaptureConfig, (*overrides, *assignments))
     disable_progress_bar()
-    with progress_bars(Console(stderr=True)) as progress:
-        reports = run_together(settings, lambda _: run_audit(settings, teacher, ProgressReporter(progress)))
+    with open_reporter() as reporter:
+        reports = run_together(settings, lambda _: run_audit(settings, teacher, reporter))
     if reports is None:  # another process says what was found
         return
     passed = all(report["passed"] for report in reports)

@@ -1,12 +1,34 @@
 """``logitcask plan``: what a capture will cost, before it is paid for."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import click
 
 ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
+
+UNITS = {"": 1, "B": 1} | {
+    prefix + suffix: base ** (1 + "KMGT".index(prefix.upper()))
+    for prefix in "kKMGT"
+    for suffix, base in (("B", 1000), ("iB", 1024))
+}
+"""Bytes of each unit of memory."""
+
+
+class SizeType(click.ParamType[int]):
+    """A size in bytes, with or without a unit."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Turn "80GB" or "79.6 GiB" into bytes."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(value).strip())
+        if match is None or match[2] not in UNITS or not float(match[1]):
+            raise click.BadParameter(f"{value!r} is no size. Write a number and a unit, such as 80GB or 79.6GiB.")
+        unit: int = UNITS[match[2]]
+        return round(float(match[1]) * unit)
 
 
 @click.command("plan")
@@ -60,7 +82,23 @@ ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
     "--sample-documents", type=click.IntRange(1), default=500, show_default=True, help="Documents to tokenise."
 )
 @click.option(
-    "--sample-sequences", type=click.IntRange(1), default=256, show_default=True, help="Sequences to measure on."
+    "--sample-sequences",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Sequences to measure on, at most.",
+)
+@click.option(
+    "--measure-seconds",
+    type=ABOVE_ZERO,
+    default=60,
+    show_default=True,
+    help="How long each teacher reads to be measured, at most.",
+)
+@click.option(
+    "--device-memory",
+    type=SizeType(),
+    help="Memory of the GPU to plan for, such as 80GB.  [default: that of the device here]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def plan_command(
@@ -71,13 +109,16 @@ def plan_command(
     tokens: float | None,
     sample_documents: int,
     sample_sequences: int,
+    measure_seconds: float,
+    device_memory: int | None,
     as_json: bool,
     **scale: Any,
 ) -> None:
     """Say what the capture CONFIG will cost: sequences, bytes, objects, hours, memory, bandwidth.
 
     The corpus is read once and an even sample of it tokenised; nothing is written. What the cache
-    already holds is subtracted. Exits 1 if the rest would not fit on the disk.
+    already holds is subtracted. Of a teacher only its configuration and tokenizer are needed, its
+    weights only with --measure. Exits 1 if the rest would not fit on the disk.
 
     \b
     Example:
@@ -85,10 +126,10 @@ def plan_command(
     """
     if scale["simulate"] and not (measure or tokens_per_s):
         raise click.UsageError("--simulate needs a speed: give --tokens-per-s, or --measure")
-    from rich.console import Console
     from transformers.utils.logging import disable_progress_bar
 
     from cache_tools.configuration import load_config
+    from cache_tools.progress import open_reporter
     from pipeline.config import CaptureConfig
     from pipeline.plan import require_space
     from pipeline.print_plan import print_plan
@@ -97,8 +138,17 @@ def plan_command(
     settings = load_config(config, CaptureConfig, overrides)
     disable_progress_bar()
     sample_sequences *= measure
-    with Console(stderr=True).status("planning") as status:
-        plan = plan_capture(settings, sample_documents, sample_sequences, tokens_per_s, status.update, tokens)
+    with open_reporter() as reporter:
+        plan = plan_capture(
+            settings,
+            sample_documents,
+            sample_sequences,
+            tokens_per_s,
+            reporter,
+            tokens,
+            measure_seconds,
+            device_memory,
+        )
     for teacher in plan["teachers"]:
         _scale(teacher, plan["encoding"]["sequence_bytes_per_position"], settings.encoding.positions_per_shard, **scale)
     if as_json:

@@ -11,8 +11,7 @@ Files and datasets that are appended to the corpus become a further part: new sh
 ones, which stay what they are.
 """
 
-import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -32,6 +31,7 @@ from cache_tools.manifest import (
     write_group,
     write_manifest,
 )
+from cache_tools.progress import Advance, ignore
 from cache_tools.sequences import DOCUMENT_IDS, Sequence, read_table
 from cache_tools.shards import (
     ShardEntry,
@@ -60,23 +60,12 @@ from pipeline.shard_writer import ShardWriter, WriteShard
 from pipeline.split import is_held_out
 from pipeline.tokenizers import tokenizer_files, tokenizer_identity
 
-logger = logging.getLogger(__name__)
-
-WITHOUT_BEGINNING = (
-    "%d of %d sequences begin in the middle of a chat that is longer than encoding.max_length_tokens: the teacher reads "
-    "their answers without the prompt, or with a part of it. Raise encoding.max_length_tokens, or shorten these chats"
-)
-
-Progress = Callable[[int, float | None], None]
-"""Called with the number of tokens encoded since the last call, and about which share of the corpus that
-completes, in [0, 1], if it is known."""
-
 
 def encode(
     config: CaptureConfig,
     tokenizer: PreTrainedTokenizerFast,
     append: bool = False,
-    progress: Progress = lambda *_: None,
+    progress: Advance = ignore,
 ) -> StorePath:
     """Encode the corpus into the cache, or check that it already is.
 
@@ -84,7 +73,7 @@ def encode(
         config: The capture file.
         tokenizer: The encoding's tokenizer.
         append: Encode files and datasets that the encoding lacks as a further part of it.
-        progress: Told how many tokens were encoded, and how far that is.
+        progress: Told how many tokens were encoded, and about which share of the corpus that completes.
 
     Returns:
         The encoding's folder.
@@ -150,7 +139,7 @@ def _restored(
     hashes: dict[str, str],
     config: CaptureConfig,
     tokenizer: PreTrainedTokenizerFast,
-    progress: Progress,
+    progress: Advance,
 ) -> dict[str, str]:
     """Write what the encoding has lost, if it has, and return the hash of each corpus file by its name."""
     missing = missing_files(folder, stored)
@@ -189,7 +178,7 @@ def _add_part(
     hashes: dict[str, str],
     config: CaptureConfig,
     tokenizer: PreTrainedTokenizerFast,
-    progress: Progress,
+    progress: Advance,
     claim: Claim,
 ) -> None:
     """Encode sources as a further part, or the first; the manifest that counts it is written last."""

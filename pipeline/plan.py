@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 from cache_tools.codec import DeltaFloat32, DeltaPower
 from cache_tools.errors import StorageError
 from cache_tools.manifest import SPLITS, Split
+from cache_tools.progress import Reporter
 from cache_tools.reader import Encoding
 from cache_tools.sequences import Sequence, sequences_bytes
 from cache_tools.storage import StorePath
@@ -66,17 +67,32 @@ class Survey:
         return replace(self, documents=round(scale * self.documents), exact=False, totals=totals)
 
 
-def survey(config: CaptureConfig, tokenizer: PreTrainedTokenizerFast, sample_documents: int) -> Survey:
+def survey(
+    config: CaptureConfig, tokenizer: PreTrainedTokenizerFast, sample_documents: int, reporter: Reporter | None = None
+) -> Survey:
     """Read the corpus and tokenise an even sample of it.
+
+    Args:
+        config: The capture file.
+        tokenizer: The encoding's.
+        sample_documents: How many documents to tokenise.
+        reporter: Shown how much has been read.
 
     Raises:
         CorpusError: a document cannot be read or encoded.
     """
-    sizes = [_characters(document) for document in _documents(config)]
+    reporter = reporter or Reporter()
+    reporter.stage("reading the corpus", None, "documents")
+    sizes = []
+    for document in _documents(config):
+        sizes.append(_characters(document))
+        reporter.advance(1, document.share_before)
     step = -(-len(sizes) // sample_documents)
+    reporter.stage("tokenising a sample of the corpus", None)
     chosen = (document for i, document in enumerate(_documents(config)) if i % step == 0)
     found: dict[Split, list[Sequence]] = {split: [] for split in SPLITS}
     for document, sequence, _ in encode_documents(chosen, tokenizer, config.encoding):
+        reporter.advance(len(sequence.input_ids), document.share_before)
         held_out = is_held_out(document.group, config.corpus.held_out_fraction)
         found["held_out" if held_out else "train"].append(sequence)
     scale = sum(sizes) / sum(sizes[::step])
@@ -156,6 +172,7 @@ def plan_teacher(
     return {
         "name": config.name,
         "measured": measured is not None,
+        "measured_on": measured["measured_on"] if measured else None,
         "target_bytes_per_position": targets,
         "scalar_bytes_per_position": scalars,
         "hidden_bytes_per_position": hidden,

@@ -23,7 +23,9 @@ SHARDS_IN_MEMORY = 2
 """One is being read while the one before is written."""
 
 
-def plan_memory(config: TeacherConfig, encoding: EncodingConfig, folder: Path) -> dict[str, Any]:
+def plan_memory(
+    config: TeacherConfig, encoding: EncodingConfig, folder: Path, device_memory_bytes: int | None = None
+) -> dict[str, Any]:
     """Return the bytes that one worker needs at its peak; with tensor parallelism, the first process of one.
 
     That divides the weights that are split by the number of processes. What a batch needs is then an upper bound:
@@ -35,13 +37,15 @@ def plan_memory(config: TeacherConfig, encoding: EncodingConfig, folder: Path) -
         config: The teacher's block of the capture file.
         encoding: How long sequences and shards are.
         folder: The model's folder.
+        device_memory_bytes: Of a GPU that is not here, to plan for that one.
 
     Returns:
         ``weights_bytes``, ``body_bytes`` and ``head_bytes`` on the device, of which the latter two follow each
         other, ``kept_bytes`` of predictions on the host, ``device_bytes`` and ``host_bytes`` in all, ``device`` by
-        name, and ``device_total_bytes`` of a GPU that is here, otherwise None.
+        name, and ``device_total_bytes`` of a GPU that is here or was described, otherwise None.
     """
-    model, device = meta_model(config, encoding.objective, folder), chosen_device(config.device)
+    model = meta_model(config, encoding.objective, folder)
+    device = torch.device("cuda") if device_memory_bytes else chosen_device(config.device)
     chunk_bytes = HEAD_CHUNK_BYTES.get(device.type, HEAD_CHUNK_BYTES["cuda"])
     tokens = max(config.batch_tokens, encoding.max_length_tokens)  # a longer sequence is a batch of its own
     weights = weight_bytes(model, config.tensor_parallel)
@@ -57,8 +61,13 @@ def plan_memory(config: TeacherConfig, encoding: EncodingConfig, folder: Path) -
         "kept_bytes": kept,
         "device_bytes": on_device,
         "host_bytes": on_device + kept if device.type == "cpu" else max(weights, kept),
-        "device_total_bytes": torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None,
+        "device_total_bytes": device_memory_bytes or _gpu_bytes(device),
     }
+
+
+def _gpu_bytes(device: torch.device) -> int | None:
+    """Return the memory of a GPU that is here; None of anything else."""
+    return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
 
 
 def body_bytes(model: PreTrainedConfig, tokens: int, length_tokens: int, config: TeacherConfig, itemsize: int) -> int:

@@ -10,7 +10,7 @@ softmax of half of those.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -24,6 +24,7 @@ from cache_tools.codec import Targets
 from cache_tools.errors import ModelError
 from cache_tools.manifest import Objective, TeacherManifest
 from cache_tools.predictions import Predictions, hidden_array
+from cache_tools.progress import Advance, ignore
 from cache_tools.reader import Encoding
 from cache_tools.receipts import TARGETS
 from cache_tools.sequences import Sequence
@@ -39,9 +40,6 @@ HEAD_CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 """Size of one chunk of logits by device type, in the model's own type; and of as many in float32 as are looked at
 together. On a CPU one that stays near its caches is faster (16 MiB measured best of 8 to 64), but the output matrix
 wants many rows; on a GPU a larger one hides launches (not measured)."""
-
-Progress = Callable[[int], None]
-"""Called with the number of tokens read since the last call."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +85,11 @@ def predict(
     teacher: Teacher,
     wanted: Wanted,
     batch_tokens: int,
-    progress: Progress = lambda _: None,
+    progress: Advance = ignore,
 ) -> Predictions:
     """Run the teacher over sequences and return its predictions, position by position, in their order.
+
+    ``progress`` is told how many tokens were read.
 
     Raises:
         ModelError: a prediction is not a number, and such rows are not skipped.

@@ -21,7 +21,7 @@ def print_plan(plan: dict[str, Any]) -> None:
             costs.add_row(*row)
         console.print(costs)
         if teacher["choices"]:
-            console.print(_choices(teacher["choices"]))
+            console.print(_choices(teacher["choices"], teacher["measured_on"]))
         if "simulation" in teacher:
             for table in _simulation(teacher["simulation"]):
                 console.print(table)
@@ -36,6 +36,7 @@ def _cost_rows(teacher: dict[str, Any]) -> list[tuple[str, str]]:
         ("hidden states", f"{teacher['hidden_bytes_per_position']:,.0f} bytes per position"),
         ("teacher", _hours(teacher)),
         ("memory, " + ("this CPU" if memory["device"] == "cpu" else "device"), _device_memory(memory)),
+        ("devices needed", _devices(teacher["fit"])),
         ("memory, host", f"{_size(memory['host_bytes'])}, of which {_size(memory['kept_bytes'])} kept predictions"),
         ("a student reads", f"{_size(teacher['student_bytes_per_s'])}/s"),
     ]
@@ -60,14 +61,46 @@ def _device_memory(memory: dict[str, Any]) -> str:
     return f"{_size(memory['device_bytes'])} ({parts}){fits}"
 
 
-def _choices(choices: list[dict[str, Any]]) -> Table:
+def _devices(fit: dict[str, Any]) -> str:
+    """Return whether the teacher fits, and what to set if one device is too small."""
+    if fit["fits"] is None:
+        return "unknown: give --device-memory"
+    size, needed = _size(fit["device_memory_bytes"]), fit["devices_needed"]
+    if fit["device"] == "cpu":
+        return (
+            f"fits this machine's {size}"
+            if fit["fits"]
+            else f"DOES NOT FIT this machine's {size}; for GPUs give --device-memory"
+        )
+    if needed is None:
+        return f"DOES NOT FIT any number of {size}: a batch or a layer is too large; lower batch_tokens"
+    if needed == 1:
+        return f"one of {size}"
+    ways = [f"tensor_parallel: {fit['tensor_parallel']}"] * (fit["tensor_parallel"] is not None)
+    ways += [f"device_map: auto with gpus: {fit['device_map_gpus']}"] * (fit["device_map_gpus"] is not None)
+    return f"at least {needed} of {size}: set {', or '.join(ways)}"
+
+
+def _choices(choices: list[dict[str, Any]], measured_on: dict[str, Any]) -> Table:
     table = _table("what k keeps and costs")
+    table.caption = (
+        f"Measured on {measured_on['positions']:,} positions of {measured_on['sequences']:,} sequences in "
+        f"{measured_on['seconds']:,.0f} s; ± is the standard error over sequences."
+    )
     _headings(table, "k", "kept mass", "KL floor (nats)", "bytes per position")
     for row in choices:
         table.add_row(
-            str(row["k"]), f"{row['kept_mass']:.1%}", f"{row['kl_floor_nats']:.3g}", f"{row['bytes_per_position']:.1f}"
+            str(row["k"]),
+            _with_error(row["kept_mass"], row["kept_mass_standard_error"], ".1%"),
+            _with_error(row["kl_floor_nats"], row["kl_floor_standard_error_nats"], ".3g"),
+            f"{row['bytes_per_position']:.1f}",
         )
     return table
+
+
+def _with_error(value: float, standard_error: float | None, form: str) -> str:
+    error = "" if standard_error is None else f" ± {standard_error:{'.1%' if '%' in form else '.1g'}}"
+    return f"{value:{form}}{error}"
 
 
 def _simulation(found: dict[str, Any]) -> list[Table]:

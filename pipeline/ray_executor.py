@@ -23,12 +23,13 @@ from typing import Any
 
 from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import ConfigError, LogitcaskError, ModelError
+from cache_tools.progress import Reporter, open_reporter
 from cache_tools.reader import Cache, Encoding
 from cache_tools.storage import store_path
 from pipeline.capture import capture_shards
 from pipeline.config import CaptureConfig, TeacherConfig
 from pipeline.declare import declare
-from pipeline.run import Reporter, Worker, prepare
+from pipeline.run import Worker, prepare
 from pipeline.teacher import Teacher, load_teacher, resolve_model
 
 try:
@@ -77,7 +78,9 @@ def run_capture_on_ray(
         )
     if not ray.is_initialized():
         _check_reachable(address)
+    reporter.stage("checking the capture file and its teachers", None)
     encoding, _ = prepare(config, Worker(), reporter, append)
+    reporter.stage("connecting to Ray", None)
     with _connected(address):
         return {teacher.name: _run_teacher(encoding, teacher, config, workers, reporter) for teacher in config.teachers}
 
@@ -103,7 +106,9 @@ class ShardReader:
         """Capture what a shard lacks; nothing, if an actor died between its commit and saying so."""
         teacher, cached = self._loaded
         if cached.missing_groups(shard):
-            capture_shards(cached, [shard], teacher, self.config)
+            with open_reporter(0, 1) as reporter:  # in the worker's own log
+                reporter.stage(f"teacher {self.config.name}, shard {shard}", cached.encoding.shards[shard].tokens)
+                capture_shards(cached, [shard], teacher, self.config, reporter.advance)
 
     @cached_property
     def _loaded(self) -> tuple[Teacher, CachedTeacher]:

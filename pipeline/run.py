@@ -15,13 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from cache_tools import layout
 from cache_tools.errors import IdentityError, IncompleteError, ModelError
 from cache_tools.model_files import weight_files
+from cache_tools.progress import Reporter
 from cache_tools.reader import Cache, Encoding
 from cache_tools.same_tokenizer import probes, require_same, sampled_texts
 from cache_tools.storage import names, object_exists
@@ -33,8 +34,9 @@ from pipeline.documents import corpus_sources
 from pipeline.encode import encode, is_encoded, is_whole
 from pipeline.loading import check_tensors
 from pipeline.plan import known_totals, plan_encoding, plan_teacher, survey
+from pipeline.plan_fit import plan_fit
 from pipeline.plan_held import held_encoding
-from pipeline.plan_measure import measure
+from pipeline.plan_measure import MEASURED_SECONDS, drawn_order, measure
 from pipeline.plan_memory import plan_memory
 from pipeline.process_group import Place
 from pipeline.restriction import read_restriction
@@ -42,16 +44,6 @@ from pipeline.teacher import chosen_device, load_teacher, max_positions, resolve
 from pipeline.tokenizers import load_tokenizer, tokenizer_identity
 
 POLL_SECONDS = 1.0
-
-
-class Reporter(Protocol):
-    """What the command line shows while a capture runs."""
-
-    def stage(self, name: str, total_tokens: int | None) -> None:
-        """Begin a stage of a known or unknown number of tokens."""
-
-    def advance(self, num_tokens: int, share_done: float | None = None) -> None:
-        """Count tokens of the current stage; where their total is unknown, the share that is done tells it roughly."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +81,7 @@ def run_capture(config: CaptureConfig, worker: Worker, reporter: Reporter, appen
     Raises:
         LogitcaskError: something was refused; what was committed before stays.
     """
+    reporter.stage("checking the capture file and its teachers", None)
     for teacher in config.teachers:
         chosen_device(teacher.device)
     encoding, folders = prepare(config, worker, reporter, append)
@@ -136,26 +129,33 @@ def plan_capture(
     sample_documents: int,
     measured_sequences: int,
     tokens_per_s: float | None,
-    report: Callable[[str], None] = lambda _: None,
+    reporter: Reporter | None = None,
     tokens: float | None = None,
+    measured_seconds: float = MEASURED_SECONDS,
+    device_memory_bytes: int | None = None,
 ) -> dict[str, Any]:
     """Return what a capture will cost one worker; nothing is written.
+
+    Unless teachers are to be measured, their configurations and tokenizers are all that is read of them.
 
     Args:
         config: The capture file.
         sample_documents: Documents to tokenise.
-        measured_sequences: Sequences that each teacher reads to be measured; 0 for none.
+        measured_sequences: Sequences that each teacher reads at most to be measured; 0 for none.
         tokens_per_s: Speed to plan with; the measured one by default.
-        report: Told what is being done.
+        reporter: Shown what happens.
         tokens: Size of a corpus like this one to plan for instead of its own.
+        measured_seconds: How long each teacher reads at most to be measured.
+        device_memory_bytes: Of the GPU to plan for, if it is not the device here.
 
     Raises:
         LogitcaskError: something was refused.
     """
-    folders = {teacher.name: resolve_model(teacher) for teacher in config.teachers}
+    reporter, measuring = reporter or Reporter(), measured_sequences > 0
+    reporter.stage("checking the capture file and its teachers", None)
+    folders = {teacher.name: resolve_model(teacher, weights=measuring) for teacher in config.teachers}
     tokenizer = load_tokenizer(config.encoding.tokenizer or folders[config.teachers[0].name])
-    report("reading the corpus")
-    found, teachers = survey(config, tokenizer, sample_documents), []
+    found, teachers = survey(config, tokenizer, sample_documents, reporter), []
     encoding = held_encoding(config, tokenizer)
     if encoding and is_encoded(config, corpus_sources(config.corpus)):
         found = known_totals(found, encoding)
@@ -163,14 +163,18 @@ def plan_capture(
         found = found.of_size(tokens, config.encoding.positions_per_shard)
     for teacher in config.teachers:
         folder = folders[teacher.name]
-        check_teacher(teacher, folder, tokenizer, config)
+        check_teacher(teacher, folder, tokenizer, config, weights=measuring)
         measured = None
-        if measured_sequences:
-            report(f"measuring {teacher.name}")
+        if measuring:
+            reporter.stage(f"loading teacher {teacher.name}", None)
             loaded = load_teacher(teacher, folder, config.encoding.objective)
-            measured = measure(loaded, teacher, config.encoding.objective, found.sequences, measured_sequences)
+            sample = drawn_order(found.sequences)[:measured_sequences]
+            measured = measure(loaded, teacher, config.encoding.objective, sample, measured_seconds, reporter)
+        reporter.stage(f"planning teacher {teacher.name}", None)
         planned = plan_teacher(teacher, folder, found, measured, tokens_per_s, encoding)
-        teachers.append(planned | {"memory": plan_memory(teacher, config.encoding, folder)})
+        memory = plan_memory(teacher, config.encoding, folder, device_memory_bytes)
+        fit = plan_fit(teacher, config.encoding.objective, folder, memory)
+        teachers.append(planned | {"memory": memory, "fit": fit})
     sequences = plan_encoding(found, encoding)
     return {
         "documents": found.documents,
@@ -186,9 +190,11 @@ def plan_capture(
 def _run_teacher(
     encoding: Encoding, config: TeacherConfig, folder: Path, capture: CaptureConfig, worker: Worker, reporter: Reporter
 ) -> int:
+    reporter.stage(f"loading teacher {config.name}", None)
     teacher = load_teacher(config, folder, encoding.manifest.objective)
     if worker.rank > 0:
         _wait_for_rank_0(f"declare {config.name}", lambda: is_declared(encoding, config), capture, worker, reporter)
+    reporter.stage(f"declaring teacher {config.name}", None)
     cached = declare(encoding, teacher, config, capture.encoding.chunk_positions)
     mine = range(worker.rank, len(encoding.shards), worker.world_size)
     missing = [shard for shard in mine if cached.missing_groups(shard)]
@@ -198,15 +204,27 @@ def _run_teacher(
 
 
 def check_teacher(
-    teacher: TeacherConfig, folder: Path, tokenizer: PreTrainedTokenizerFast, config: CaptureConfig
+    teacher: TeacherConfig,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    config: CaptureConfig,
+    weights: bool = True,
 ) -> None:
     """Refuse a teacher that could not be used, before anything is encoded or loaded.
+
+    Args:
+        teacher: Its block of the capture file.
+        folder: Its model folder.
+        tokenizer: The encoding's.
+        config: The capture file.
+        weights: Whether it needs any.
 
     Raises:
         ModelError: it has no safe weights, its device is not there, or sequences are longer than it can read.
         IdentityError: it, or its vocabulary, has another tokenizer than the encoding.
     """
-    weight_files(folder)
+    if weights:
+        weight_files(folder)
     limit, wanted = max_positions(folder, teacher.trust_remote_code), config.encoding.max_length_tokens
     if limit is not None and wanted > limit:
         raise ModelError(

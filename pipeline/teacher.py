@@ -39,7 +39,8 @@ LOADING_ERRORS = (
 )
 """What transformers raises when a model folder is no good."""
 
-SNAPSHOT_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+WEIGHTS_PATTERN = "*.safetensors"
+SNAPSHOT_PATTERNS = [WEIGHTS_PATTERN, "*.json", "*.jinja", "*.txt", "*.model"]
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,12 @@ class Teacher:
     packs: bool = False
 
 
-def resolve_model(config: TeacherConfig) -> Path:
+def resolve_model(config: TeacherConfig, weights: bool = True) -> Path:
     """Return the local folder of a teacher, downloading a hub id if need be.
+
+    Args:
+        config: The teacher's block of the capture file.
+        weights: Download those too, and not the configuration and tokenizer alone.
 
     Raises:
         ModelError: neither a folder nor a hub id that can be reached.
@@ -71,7 +76,8 @@ def resolve_model(config: TeacherConfig) -> Path:
     if local.is_dir():
         return local
     try:
-        return Path(snapshot_download(config.model, revision=config.revision, allow_patterns=SNAPSHOT_PATTERNS))
+        patterns = SNAPSHOT_PATTERNS if weights else [name for name in SNAPSHOT_PATTERNS if name != WEIGHTS_PATTERN]
+        return Path(snapshot_download(config.model, revision=config.revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"teacher {config.name!r} cannot be found",

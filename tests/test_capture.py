@@ -14,6 +14,7 @@ import tiny
 from cache_tools import layout
 from cache_tools.errors import IdentityError, ModelError
 from cache_tools.predictions import from_bfloat16, to_bfloat16
+from cache_tools.progress import Reporter
 from cache_tools.reader import Cache
 from cache_tools.verify import verify
 from pipeline.config import CaptureConfig
@@ -209,17 +210,19 @@ def test_what_is_read_back_costs_no_more_than_the_budget(tmp_path, max_kl_nats):
         assert max_kl_nats / 10 < kl.mean() < max_kl_nats * 1.02
 
 
-class Counting:
-    """Counts the tokens of each stage."""
+class Counting(Reporter):
+    """Counts the tokens of each stage that counts any."""
 
     def __init__(self):
         self.expected, self.counted = {}, {}
 
-    def stage(self, name, total_tokens):
-        self.name, self.expected[name], self.counted[name] = name, total_tokens, 0
+    def stage(self, name, total=None, *_, **__):
+        self.name, self.total = name, total
+        self.counted.pop(name, None)
 
-    def advance(self, num_tokens, share_done=None):
-        self.counted[self.name] += num_tokens
+    def advance(self, count, share_done=None, **__):
+        self.expected[self.name] = self.total
+        self.counted[self.name] = self.counted.get(self.name, 0) + count
 
 
 def run(values, reporter=None):

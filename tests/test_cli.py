@@ -1,6 +1,5 @@
 """The command line: help that helps, data on stdout, one sentence and an exit code for every error."""
 
-import io
 import json
 import shlex
 import shutil
@@ -8,13 +7,11 @@ import shutil
 import click
 import pytest
 from click.testing import CliRunner
-from rich.console import Console
 
 import tiny
 from cache_tools import layout
 from cache_tools.reader import Cache
 from logitcask import COMMANDS, cli, main
-from pipeline.cli import ProgressReporter, progress_bars
 
 PARSED = click.Context(cli)
 
@@ -217,13 +214,3 @@ def test_capture_refuses_a_rank_outside_the_world(tmp_path, monkeypatch, rank, w
     result = run("capture", write_capture_file(tmp_path), "--rank", rank, "--world-size", world_size)
     assert result.exit_code == 2
     assert "--rank" in result.stderr or "--world-size" in result.stderr
-
-
-def test_a_bar_ends_where_the_share_that_is_done_says():
-    with progress_bars(Console(file=io.StringIO())) as progress:
-        reporter, totals = ProgressReporter(progress), []
-        reporter.stage("encode", None)
-        for tokens, share in ((50, 0.0), (50, 0.25), (100, 0.5), (50, 0.9), (0, 1.0)):
-            reporter.advance(tokens, share)
-            totals.append(progress.tasks[0].total)
-    assert totals == [None, 400, 400, 278, 250]

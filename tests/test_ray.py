@@ -98,7 +98,7 @@ class Killer(tiny.SilentReporter):
     def __init__(self, cache):
         self.cache, self.committed, self.name, self.thread = cache, {}, "", None
 
-    def stage(self, name, total_tokens):
+    def stage(self, name, *_, **__):
         self.name = name
 
     def advance(self, num_tokens, share_done=None):

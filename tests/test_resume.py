@@ -181,7 +181,7 @@ class Waiting(tiny.SilentReporter):
     def __init__(self, what):
         self.event, self.name = threading.Event(), f"waiting for rank 0 to {what}"
 
-    def stage(self, name, total_tokens):
+    def stage(self, name, *_, **__):
         if name.startswith(self.name):
             self.event.set()
 

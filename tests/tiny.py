@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from cache_tools.progress import Reporter
 from cache_tools.reader import Cache
 from pipeline.config import CaptureConfig
 from pipeline.run import Worker, run_capture
@@ -64,14 +65,8 @@ TEACHER_KEYS = {"name", "target", "hidden", "batch_tokens", "dtype", "attention"
 """Keys that ``capture_values`` puts into the teacher's block."""
 
 
-class SilentReporter:
-    """A reporter for captures whose progress nobody watches."""
-
-    def stage(self, name: str, total_tokens: int | None) -> None:
-        """Ignore."""
-
-    def advance(self, num_tokens: int, share_done: float | None = None) -> None:
-        """Ignore."""
+SilentReporter = Reporter
+"""A reporter for captures whose progress nobody watches."""
 
 
 def tokenizer(vocabulary_size: int = 300, masked: bool = False) -> PreTrainedTokenizerFast:

@@ -70,20 +70,19 @@ def evaluate_command(
         require_outside(plot, cache, "the diagram")
     cached = Cache(cache).encoding(encoding).teacher(teacher)
     import torch
-    from rich.console import Console
     from transformers.utils.logging import disable_progress_bar
 
+    from cache_tools.progress import open_reporter
     from cache_tools.vocabulary_folder import read_vocabulary
     from trainer.evaluate import evaluate_folder
 
     union = None if vocabulary is None else read_vocabulary(vocabulary)
     disable_progress_bar()
     chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    with Console(stderr=True).status("evaluating"):
+    with open_reporter() as reporter:
+        reporter.stage(f"evaluating on the {split} split", cached.encoding.manifest.splits[split].tokens)
         result = evaluate_folder(
-            *(student, cached, split, batch_size, chosen),
-            union=union,
-            positions=positions,
+            *(student, cached, split, batch_size, chosen, reporter.advance, union, positions),
             trust_remote_code=trust_remote_code,
         )
     if plot is not None:

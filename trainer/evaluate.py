@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedM
 from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import ConfigError, IncompleteError, ModelError
 from cache_tools.manifest import Split
+from cache_tools.progress import Advance, ignore
 from cache_tools.union_vocabulary import UnionVocabulary
 from trainer import fused
 from trainer.data import IGNORED, CachedSequences, collate, to_device
@@ -54,7 +55,7 @@ def evaluate_folder(
     split: Split,
     batch_size: int = 8,
     device: str = "cpu",
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Advance = ignore,
     union: UnionVocabulary | None = None,
     positions: Positions = "all",
     trust_remote_code: bool = False,
@@ -111,7 +112,7 @@ def evaluate(
     teacher: CachedTeacher,
     split: Split,
     batch_size: int = 8,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Advance = ignore,
     union: UnionVocabulary | None = None,
     positions: Positions = "all",
 ) -> dict[str, Any]:
@@ -166,7 +167,7 @@ def measure(
     model: PreTrainedModel,
     dataset: CachedSequences,
     batch_size: int = 8,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Advance = ignore,
 ) -> Measures:
     """Measure a student on cached sequences; leaves it in evaluation mode, and draws no random number.
 
@@ -212,7 +213,7 @@ def measured(
     dataset: CachedSequences,
     shared: SharedBatches,
     device: torch.device,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Advance = ignore,
 ) -> Measures:
     """Return the sums of one rank's share; arguments as for :func:`measure`.
 

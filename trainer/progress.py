@@ -1,40 +1,43 @@
-"""One line that moves while a student trains: steps, tokens per second, loss, time left."""
+"""What a student's training shows: steps, tokens per second, loss, time left, through the one reporter."""
 
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
+
+from cache_tools.progress import Reporter
 
 
 class StepProgress(TrainerCallback):
-    """Shows optimizer steps on stderr; a terminal gets a bar, a log file gets the last state."""
+    """Tells a reporter of optimizer steps; the Trainer's own printing and bars are taken out for it.
 
-    def __init__(self) -> None:
-        columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-        self._progress = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-        self._loss = ""
+    Args:
+        reporter: Shown the steps.
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the bar at the step a continued run begins with."""
-        self._first_tokens = state.num_input_tokens_seen
-        self._task = self._progress.add_task("train", total=state.max_steps, completed=state.global_step, note="")
-        if state.is_world_process_zero:
-            self._progress.start()
+        """Begin at the step with which a continued run begins."""
+        counted = args.include_num_input_tokens_seen not in ("no", False)
+        self._step, self._tokens = state.global_step, state.num_input_tokens_seen
+        self._reporter.stage(
+            "train", state.max_steps, "steps", speed_unit="tokens" if counted else "steps", done=state.global_step
+        )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Move the bar."""
-        elapsed = self._progress.tasks[self._task].elapsed or 0
-        tokens = state.num_input_tokens_seen - self._first_tokens
-        speed = f"{tokens / elapsed:,.0f} tokens/s" if elapsed else ""
-        self._progress.update(self._task, completed=state.global_step, note=f"{speed}{self._loss}")
+        """Count a step and its tokens."""
+        steps, tokens = state.global_step - self._step, state.num_input_tokens_seen - self._tokens
+        counted = args.include_num_input_tokens_seen not in ("no", False)
+        self._reporter.advance(steps, work=tokens if counted else steps)
+        self._step, self._tokens = state.global_step, state.num_input_tokens_seen
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Remember the last loss that was logged."""
+        """Show the last loss that was logged; an evaluation's log has none."""
         logged = state.log_history[-1]
         if "loss" in logged:
-            self._loss = f" · loss {float(logged['loss']):.3f}"
+            self._reporter.note(f"loss {float(logged['loss']):.3f}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stop the bar."""
-        self._progress.stop()
+        """Go on to what is left."""
+        self._reporter.stage("saving the student", None)

@@ -17,6 +17,7 @@ import transformers
 from transformers import set_seed
 
 from cache_tools.apart import require_outside
+from cache_tools.progress import Reporter, open_reporter
 from cache_tools.reader import Encoding
 from cache_tools.storage import remove_tree
 from cache_tools.vocabulary import Vocabulary
@@ -45,11 +46,20 @@ from trainer.translation import open_union, student_ids, student_vocabulary
 def run_training(config: StudentConfig) -> Path:
     """Train a student from a cache, or continue, and return the folder of the finished student.
 
+    What happens is shown on stderr, by the first of several processes.
+
     Raises:
         LogitcaskError: cache, student and configuration do not fit, or another run lies in the output folder.
     """
     arguments = training_arguments(config)
     check_config_keys(config.student.config or {})
+    first = arguments.process_index == 0
+    with open_reporter(arguments.process_index, arguments.world_size) if first else Reporter() as reporter:
+        return _run(config, arguments, reporter)
+
+
+def _run(config: StudentConfig, arguments: TrainingArguments, reporter: Reporter) -> Path:
+    reporter.stage("checking the student file and its caches", None)
     output = Path(str(arguments.output_dir))
     teachers = open_teachers(config)
     teacher = teachers[0]
@@ -61,6 +71,7 @@ def run_training(config: StudentConfig) -> Path:
     record_run(output, config, teachers, step_sequences(arguments), union)
     if is_finished(output):
         return output / FINAL
+    reporter.stage("making the student", None)
     set_seed(arguments.seed)
     student = build_student(config.student, teacher.encoding, vocabulary)
     check_student(student, config.student.pretrained or "student.config", "Start from other weights")
@@ -95,8 +106,10 @@ def run_training(config: StudentConfig) -> Path:
         trainer.check_packing(config.packing.row_tokens)
     trainer.remove_callback(transformers.ProgressCallback)
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.add_callback(StepProgress())
+    trainer.add_callback(StepProgress(reporter))
+    reporter.stage("checking that the teacher reaches the student", None)
     trainer.check_signal()
+    reporter.stage("loading the first batches", None)
     trainer.continue_training()
     with saving(output / FINAL):
         _save_final(trainer, config, teacher.encoding, vocabulary, output)

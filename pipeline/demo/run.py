@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_tools.errors import LogitcaskError, ModelError
+from cache_tools.progress import open_reporter
 from pipeline.demo.corpus import write_corpus
 
 FILES = Path(__file__).resolve().parents[2] / "configs" / "demo"
@@ -48,7 +49,9 @@ def run_demo(output: Path, own_teacher: bool, say: Say) -> dict[str, Any]:
         say("Training the toy teacher itself (about half an hour on two cores).")
         _timed(seconds, "teacher", partial(_python, "-m", "pipeline.demo.teacher", str(teacher)))
     say("Corpus: the Python interpreter's own documentation, on every machine already.")
-    _timed(seconds, "corpus", partial(_write_corpus_once, output / "corpus.jsonl"))
+    with open_reporter() as reporter:
+        reporter.stage("writing the corpus", None)
+        _timed(seconds, "corpus", partial(_write_corpus_once, output / "corpus.jsonl"))
     say("Stage one: the toy teacher reads it once; what it predicts goes into a cache.")
     _timed(seconds, "capture", partial(_capture, output, cache, teacher))
     results: dict[str, dict[str, float]] = {"teacher": {}}

@@ -11,12 +11,22 @@ About half an hour on two cores; ``logitcask demo --train-teacher`` runs it.
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
+from cache_tools.progress import Reporter, open_reporter
 from pipeline.demo import corpus
 from pipeline.split import is_held_out
 
@@ -28,13 +38,40 @@ PASSES = 2
 """Passes over the source; the documentation, which is what is measured, is read twice in each."""
 
 
-def train_teacher(folder: Path, passes: float = PASSES) -> None:
+class Steps(TrainerCallback):
+    """Tells a reporter of optimizer steps.
+
+    Args:
+        reporter: Shown the steps.
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Begin."""
+        self._reporter.stage("train the toy teacher", state.max_steps, "steps")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Count a step."""
+        self._reporter.advance(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Show the last loss that was logged."""
+        if "loss" in state.log_history[-1]:
+            self._reporter.note(f"loss {float(state.log_history[-1]['loss']):.3f}")
+
+
+def train_teacher(folder: Path, passes: float = PASSES, reporter: Reporter | None = None) -> None:
     """Train the toy teacher and write weights (bf16) and tokenizer to ``folder``.
 
     Args:
         folder: Where the model goes; created if absent.
         passes: Passes over the training text; a fraction makes a quick, worse teacher.
+        reporter: Shown what happens.
     """
+    reporter = reporter or Reporter()
+    reporter.stage("reading the standard library and training a tokenizer", None)
     torch.manual_seed(0)
     root = corpus.standard_library()
     prose = _training_texts([*corpus.topic_documents(), *corpus.docstring_documents(root)])
@@ -55,9 +92,12 @@ def train_teacher(folder: Path, passes: float = PASSES) -> None:
         logging_steps=100,
         report_to=[],
         use_cpu=not torch.cuda.is_available(),
+        disable_tqdm=True,
         seed=0,
     )
-    Trainer(model=model, args=arguments, train_dataset=windows).train()
+    trainer = Trainer(model=model, args=arguments, train_dataset=windows, callbacks=[Steps(reporter)])
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
     torch.nn.Module.to(model, torch.bfloat16)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -108,4 +148,5 @@ def _windows(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[dict[
 
 
 if __name__ == "__main__":
-    train_teacher(Path(sys.argv[1]))
+    with open_reporter() as shown:
+        train_teacher(Path(sys.argv[1]), reporter=shown)

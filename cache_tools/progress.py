@@ -1,0 +1,405 @@
+"""The one reporter: what a long command shows on stderr while it works.
+
+A command works through stages. A stage has a name, a unit, a total where it is known, and is told what gets done. In a
+terminal it is a bar (``progress_bars.py``). Everywhere else (a log file, nohup, Slurm, a notebook, ``TERM=dumb``,
+``NO_COLOR``) it is plain lines: one when the stage begins, one after FIRST_LINE_SECONDS, one every LINE_SECONDS, and
+one with the total at its end::
+
+    teacher toy: 601,041 tokens to do
+    teacher toy: 81,920 of 601,041 tokens (13.6%), 16,384 tokens/s, 0:00:32 left
+    teacher toy: 601,041 tokens in 0:00:38, 15,816 tokens/s
+
+Lines are printed by time, from a thread that wakes once a second, and not when something gets done. Checking the clock
+on each advance would be simpler, and silent exactly when a user wonders: while a model loads, the first batch hangs,
+or another rank is awaited. The thread holds nothing, ends with the process, and costs microseconds a second. A C
+function that never releases the GIL silences it too, which is why each stage begins with a line.
+
+A reporter never ends a command: what stderr refuses (a closed pipe, a terminal that is gone) is dropped.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol, Self
+
+LINE_SECONDS = 30.0
+"""Between two lines where there is no terminal."""
+
+FIRST_LINE_SECONDS = 5.0
+"""From the beginning of a stage to its first line with figures."""
+
+TICK_SECONDS = 1.0
+"""How often the thread looks whether a line is due."""
+
+STALL_SECONDS = 60.0
+"""Without any advance, after which a line says so."""
+
+MARK_SECONDS, MARKS = 10.0, 6
+"""Speed is the mean over the last MARKS marks, set at advances at least MARK_SECONDS apart: about a minute."""
+
+
+class Advance(Protocol):
+    """Told how much more is done."""
+
+    def __call__(self, count: int, share_done: float | None = None, /) -> object:
+        """Count some more.
+
+        Args:
+            count: How much was done since the last call, in the unit of the stage.
+            share_done: Where no total is known, about which share of the stage is done now, in [0, 1].
+        """
+
+
+BeginPart = Callable[[str], object]
+"""Called with the name of each part before it is worked on."""
+
+
+def ignore(count: int, share_done: float | None = None, /) -> None:
+    """Show nothing: the default ``Advance``."""
+
+
+@dataclass
+class Stage:
+    """The figures of one stage.
+
+    Attributes:
+        name: What is being done.
+        total: How much there is to do, in ``unit``; None if unknown.
+        unit: What is counted.
+        speed_unit: What the speed counts: ``unit``, or another measure of the same work.
+        began: Clock at its beginning, in seconds.
+        done: How much is done.
+        first: How much was done when it began, by an earlier run.
+        work: What was done since it began, in ``speed_unit``.
+        advanced: Clock at the last advance, in seconds.
+        estimated: The total follows from a share, and is not exact.
+        note: Shown with the figures: a loss, the part being worked on.
+        in_part: A part has begun that is not counted yet.
+        marks: (clock, done, work) at some of the last advances.
+    """
+
+    name: str
+    total: int | None
+    unit: str
+    speed_unit: str
+    began: float
+    done: int = 0
+    work: int = 0
+    estimated: bool = False
+    note: str = ""
+    in_part: bool = False
+    first: int = field(init=False)
+    advanced: float = field(init=False)
+    marks: deque[tuple[float, int, int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.first, self.advanced = self.done, self.began
+        self.marks = deque([(self.began, self.done, 0)], maxlen=MARKS)
+
+    def advance(self, now: float, count: int, share_done: float | None, work: int) -> None:
+        """Count what was done up to now; a share, if it is known, moves the total."""
+        self.done, self.work = self.done + count, self.work + work
+        self.advanced = now
+        if share_done:
+            self.total, self.estimated = round(self.done / share_done), share_done < 1
+        if now - self.marks[-1][0] >= MARK_SECONDS:
+            self.marks.append((now, self.done, self.work))
+
+    def end_part(self, now: float) -> None:
+        """Count the part that has begun, if one has."""
+        if self.in_part:
+            self.advance(now, 1, None, 1)
+            self.in_part, self.note = False, ""
+
+    def seconds(self, now: float) -> float:
+        """Return how long the stage has run."""
+        return now - self.began
+
+    def amount(self) -> str:
+        """Return how much is done, of how much: "120 of 400 steps (30.0%)"."""
+        if not self.total:
+            return quantity(self.done, self.unit)
+        done = quantity(self.done, "bytes" if self.unit == "bytes" else "")
+        about = "about " if self.estimated else ""
+        return f"{done} of {about}{quantity(self.total, self.unit)} ({self.done / self.total:.1%})"
+
+    def speed(self, now: float) -> str | None:
+        """Return the speed of about the last minute; None before anything is done."""
+        began, _, work = self.marks[0]
+        return rate(self.work - work, now - began, self.speed_unit) if self.work and now > began else None
+
+    def left(self, now: float) -> str | None:
+        """Return the time left at the speed of about the last minute; None if nobody knows."""
+        began, done, _ = self.marks[0]
+        if self.total is None or self.done <= done:
+            return None
+        return f"{clock_time((self.total - self.done) * (now - began) / (self.done - done))} left"
+
+    def figures(self, now: float) -> str:
+        """Return a line's figures: amount, speed, note, time left, and how long nothing has been done."""
+        begun = self.done > self.first
+        parts = [self.amount() if begun or self.total else None, self.speed(now), self.note or None, self.left(now)]
+        if not begun or self.total is None:
+            parts.append(f"{clock_time(self.seconds(now))} so far")
+        elif now - self.advanced >= STALL_SECONDS:
+            parts.append(f"nothing new for {clock_time(now - self.advanced)}")
+        return ", ".join(part for part in parts if part)
+
+    def beginning(self) -> str:
+        """Return what there is to do."""
+        if self.total is None:
+            return "started"
+        if self.total <= self.done:
+            return "nothing left to do"
+        return f"{quantity(self.total - self.done, self.unit)} to do" + (
+            f", {quantity(self.done)} done before" if self.done else ""
+        )
+
+    def ending(self, now: float) -> str:
+        """Return the totals of a finished stage."""
+        seconds = self.seconds(now)
+        parts = [f"done in {clock_time(seconds)}"]
+        if self.done > self.first:
+            parts = [f"{quantity(self.done - self.first, self.unit)} in {clock_time(seconds)}"]
+            parts += [rate(self.work, seconds, self.speed_unit)] if seconds > 0 and self.work else []
+        return ", ".join([*parts, self.note] if self.note else parts)
+
+
+class Reporter:
+    """Shows nothing. The interface of all reporters, and what a program takes that wants no output.
+
+    Use it as a context manager; the last stage ends with the block.
+    """
+
+    def stage(
+        self,
+        name: str,
+        total: int | None = None,
+        unit: str = "tokens",
+        *,
+        speed_unit: str | None = None,
+        done: int = 0,
+    ) -> None:
+        """Begin a stage, and end the one before.
+
+        Args:
+            name: What is being done.
+            total: How much there is to do; None if unknown.
+            unit: What is counted.
+            speed_unit: What the speed counts, if not the same.
+            done: How much of it an earlier run has done.
+        """
+
+    def advance(self, count: int, share_done: float | None = None, *, work: int | None = None) -> None:
+        """Count what was done of the current stage; an ``Advance``.
+
+        Args:
+            count: How much was done since the last call, in the stage's unit.
+            share_done: Where no total is known, about which share of the stage is done now, in [0, 1].
+            work: The same in the stage's ``speed_unit``, if that is another.
+        """
+
+    def note(self, text: str) -> None:
+        """Show a text beside the current stage's figures from now on."""
+
+    def part(self, name: str) -> None:
+        """Begin a part of the current stage, and count the one before: a ``BeginPart``."""
+
+    def __enter__(self) -> Self:
+        """Begin to show stages."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End the last stage; one that an exception ended is not called finished."""
+
+
+class StageReporter(Reporter):
+    """Keeps the figures of the current stage, for reporters that show them.
+
+    Args:
+        clock: Returns seconds; only differences count.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.current: Stage | None = None
+
+    def stage(
+        self,
+        name: str,
+        total: int | None = None,
+        unit: str = "tokens",
+        *,
+        speed_unit: str | None = None,
+        done: int = 0,
+    ) -> None:
+        """End the stage before, and begin another."""
+        self.end()
+        self.current = Stage(name, total, unit, speed_unit or unit, self.clock(), done)
+
+    def advance(self, count: int, share_done: float | None = None, *, work: int | None = None) -> None:
+        """Count."""
+        assert self.current is not None, "there is no stage to advance"
+        self.current.advance(self.clock(), count, share_done, count if work is None else work)
+
+    def note(self, text: str) -> None:
+        """Keep the text."""
+        assert self.current is not None, "there is no stage to note this beside"
+        self.current.note = text
+
+    def part(self, name: str) -> None:
+        """Count the part before, and name this one beside the figures."""
+        assert self.current is not None, "there is no stage that this could be a part of"
+        self.current.end_part(self.clock())
+        self.current.in_part = True
+        self.note(name)
+
+    def end(self, finished: bool = True) -> None:
+        """End the current stage, if there is one."""
+        self.current = None
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End the last stage."""
+        self.end(finished=kind is None)
+
+
+class LineReporter(StageReporter):
+    """Plain lines, for wherever there is no terminal.
+
+    Args:
+        write: Takes a line; stderr by default.
+        prefix: Before each line: which of several processes this is.
+        brief: Say nothing of stages shorter than FIRST_LINE_SECONDS, for commands that are mostly quick.
+        clock: Returns seconds; only differences count.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[str], object] | None = None,
+        prefix: str = "",
+        brief: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(clock)
+        self._write, self._prefix, self._brief = write or _to_stderr, prefix, brief
+        self._due = 0.0
+        self._lock, self._closed = threading.Lock(), threading.Event()
+
+    def stage(
+        self,
+        name: str,
+        total: int | None = None,
+        unit: str = "tokens",
+        *,
+        speed_unit: str | None = None,
+        done: int = 0,
+    ) -> None:
+        """Print what there is to do."""
+        with self._lock:
+            super().stage(name, total, unit, speed_unit=speed_unit, done=done)
+            assert self.current is not None
+            self._due = self.current.began + FIRST_LINE_SECONDS
+            if not self._brief:
+                self._print(self.current, self.current.beginning())
+
+    def tick(self) -> None:
+        """Print the current figures if a line is due; the thread calls this every second."""
+        with self._lock:
+            now = self.clock()
+            if self.current is not None and now >= self._due:
+                self._print(self.current, self.current.figures(now))
+                self._due = now + LINE_SECONDS
+
+    def end(self, finished: bool = True) -> None:
+        """Print the stage's totals; of a short one that counts nothing, its beginning says enough."""
+        stage, self.current, now = self.current, None, self.clock()
+        if stage is None:
+            return
+        if finished:
+            stage.end_part(now)
+        short = stage.seconds(now) < FIRST_LINE_SECONDS
+        if short and (stage.done == stage.first or self._brief):
+            return
+        stopped = f"stopped at {stage.amount()} after {clock_time(stage.seconds(now))}"
+        self._print(stage, stage.ending(now) if finished else stopped)
+
+    def __enter__(self) -> Self:
+        """Start the thread."""
+        threading.Thread(target=self._run, name="progress", daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End the thread and the last stage."""
+        self._closed.set()
+        with self._lock:
+            self.end(finished=kind is None)
+
+    def _run(self) -> None:
+        while not self._closed.wait(TICK_SECONDS):
+            self.tick()
+
+    def _print(self, stage: Stage, words: str) -> None:
+        with suppress(OSError, ValueError):  # ValueError: a closed file
+            self._write(f"{self._prefix}{stage.name}: {words}\n")
+
+
+def open_reporter(rank: int | None = None, world_size: int | None = None, brief: bool = False) -> Reporter:
+    """Return the reporter for this process' stderr: a bar in a terminal, plain lines elsewhere.
+
+    Args:
+        rank: Of this process among several that do the same; torchrun's by default.
+        world_size: Their number.
+        brief: For a command that is mostly quick: nothing is left of a stage that took less than FIRST_LINE_SECONDS.
+    """
+    rank = int(os.environ.get("RANK", 0)) if rank is None else rank
+    world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
+    if in_terminal():
+        from cache_tools.progress_bars import BarReporter
+
+        return BarReporter(brief)
+    return LineReporter(prefix=f"[rank {rank} of {world_size}] " if world_size > 1 else "", brief=brief)
+
+
+def in_terminal() -> bool:
+    """Say whether stderr can show a bar that moves; a notebook cannot, whatever it says of itself."""
+    if sys.stderr is None or sys.stderr.closed or not sys.stderr.isatty() or os.environ.get("NO_COLOR"):
+        return False
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def _to_stderr(line: str) -> None:
+    if sys.stderr is not None:
+        sys.stderr.write(line)
+        sys.stderr.flush()
+
+
+def quantity(amount: float, unit: str = "") -> str:
+    """Return an amount with its unit: "1,234 tokens", "1.2 GB"."""
+    if unit == "bytes":
+        for name, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+            if amount >= size:
+                return f"{amount / size:,.1f} {name}"
+    return f"{amount:,.0f} {unit}".rstrip()
+
+
+def rate(amount: float, seconds: float, unit: str) -> str:
+    """Return a speed: "15,816 tokens/s", "0.25 shards/s"."""
+    speed = amount / seconds
+    if unit == "bytes" or speed >= 10 or not speed:
+        return f"{quantity(speed, unit)}/s"
+    return f"{speed:.2g} {unit}/s"
+
+
+def clock_time(seconds: float) -> str:
+    """Return seconds as hours, minutes and seconds: "1:02:03"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

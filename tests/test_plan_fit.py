@@ -1,0 +1,189 @@
+"""A plan needs no weights, and says whether the teacher fits and how many devices it takes."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers import AutoConfig
+
+import pipeline.plan_fit
+import pipeline.teacher
+import tiny
+from cache_tools.errors import ModelError
+from pipeline.cli_plan import plan_command
+from pipeline.config import CaptureConfig
+from pipeline.plan_fit import USABLE_SHARE, host_memory_bytes, plan_fit
+from pipeline.plan_memory import plan_memory
+from pipeline.run import plan_capture
+from refusal_fixtures import write_yaml
+
+QWEN3_235B = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 94,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "intermediate_size": 12288,
+    "moe_intermediate_size": 1536,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "vocab_size": 151_936,
+    "max_position_embeddings": 40_960,
+    "dtype": "bfloat16",
+}
+
+
+def described(folder, model_type="llama", **shape):
+    """Write a model folder without weights."""
+    config = AutoConfig.for_model(model_type, **{**tiny.SHAPE, "vocab_size": 300, "pad_token_id": 0, **shape})
+    config.save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    assert not list(folder.glob("*.safetensors"))
+    return folder
+
+
+def values_of(folder, model, **keys):
+    values = tiny.capture_values(folder, model)
+    values["teachers"][0] |= keys
+    return values
+
+
+def planned(values, device_memory_bytes=None, sequences=0):
+    config = CaptureConfig.model_validate(values)
+    return plan_capture(config, 5, sequences, None, device_memory_bytes=device_memory_bytes)["teachers"][0]
+
+
+def test_a_plan_without_weights_is_the_plan_with_them(tmp_path):
+    whole = tiny.save_teacher(tmp_path / "teacher")
+    bare = described(tmp_path / "bare")
+    with_weights, without = (planned(values_of(tmp_path, folder)) for folder in (whole, bare))
+    assert with_weights == without
+
+
+def test_only_measuring_needs_weights(tmp_path):
+    values = values_of(tmp_path, described(tmp_path / "bare"))
+    with pytest.raises(ModelError, match="no safetensors weights"):
+        planned(values, sequences=5)
+    assert planned(values)["stored_bytes"] > 0
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_plan_downloads_no_weights_from_the_hub(tmp_path, monkeypatch, weights):
+    asked = {}
+    monkeypatch.setattr(pipeline.teacher, "snapshot_download", lambda *_, **named: asked.update(named) or tmp_path)
+    config = CaptureConfig.model_validate(values_of(tmp_path, "someone/model")).teachers[0]
+    pipeline.teacher.resolve_model(config, weights=weights)
+    assert ("*.safetensors" in asked["allow_patterns"]) == weights
+    assert "*.json" in asked["allow_patterns"]
+
+
+def test_a_model_of_235_billion_weights_is_planned_and_allocates_none(tmp_path):
+    teacher = planned(
+        values_of(tmp_path, described(tmp_path / "big", "qwen3_moe", **QWEN3_235B), dtype="bfloat16"), 80 * 10**9
+    )
+    memory, fit = teacher["memory"], teacher["fit"]
+    assert memory["weights_bytes"] == pytest.approx(2 * 235.1e9, rel=0.001)
+    assert not fit["fits"]
+    assert fit["devices_needed"] == 7  # 470 GB over 72 GB of each
+    assert fit["tensor_parallel"] is None  # four key heads: at most four processes
+
+
+GPU = 80 * 10**9
+
+
+def fit_of(tmp_path, device_memory_bytes, **keys):
+    folder = tmp_path / "model"
+    if not folder.exists():
+        described(folder, num_attention_heads=8, num_key_value_heads=8, hidden_size=256, num_hidden_layers=6)
+    config = CaptureConfig.model_validate(values_of(tmp_path, folder, dtype="float32", batch_tokens=64, **keys))
+    memory = plan_memory(config.teachers[0], config.encoding, folder, device_memory_bytes)
+    return memory, plan_fit(config.teachers[0], "causal", folder, memory)
+
+
+def test_one_device_is_enough_from_its_usable_share_on(tmp_path):
+    memory, fit = fit_of(tmp_path, GPU)
+    assert (fit["fits"], fit["devices_needed"], fit["device_memory_bytes"]) == (True, 1, GPU)
+    just = int(memory["device_bytes"] / USABLE_SHARE) + 2
+    assert fit_of(tmp_path, just)[1]["fits"]
+    _, small = fit_of(tmp_path, just - 10)
+    assert (small["fits"], small["devices_needed"], small["tensor_parallel"]) == (False, 2, 2)
+
+
+def test_the_number_of_devices_holds_the_weights_and_each_a_batch(tmp_path):
+    memory, _ = fit_of(tmp_path, GPU)
+    batch = max(memory["body_bytes"], memory["head_bytes"])
+    assert fit_of(tmp_path, int(batch / USABLE_SHARE) + 1000)[1]["device_map_gpus"] is None  # more than layers
+    for devices in (2, 3, 5):
+        room = batch + -(-memory["weights_bytes"] // devices)
+        _, fit = fit_of(tmp_path, int(room / USABLE_SHARE) + 2)
+        assert fit["device_map_gpus"] == devices
+        assert fit["tensor_parallel"] in (2, 4, 8, None)  # divisors of the heads
+        assert fit["devices_needed"] == min(devices, fit["tensor_parallel"] or devices)
+
+
+def test_what_the_capture_file_gives_is_taken_into_account(tmp_path):
+    memory, _ = fit_of(tmp_path, GPU)
+    size = int((memory["weights_bytes"] * 0.7 + max(memory["body_bytes"], memory["head_bytes"])) / USABLE_SHARE)
+    assert not fit_of(tmp_path, size)[1]["fits"]
+    for keys, devices in (({"tensor_parallel": 2}, 2), ({"device_map": "auto", "gpus": 2}, 2)):
+        _, fit = fit_of(tmp_path, size, **keys)
+        assert (fit["fits"], fit["devices"]) == (True, devices)
+
+
+def test_a_batch_that_fits_no_device_is_not_helped_by_more(tmp_path):
+    _, fit = fit_of(tmp_path, 10_000)
+    assert (fit["fits"], fit["devices_needed"], fit["tensor_parallel"]) == (False, None, None)
+
+
+@pytest.mark.parametrize(("there", "fits"), [(10**12, True), (10**6, False), (None, None)])
+def test_on_a_cpu_the_machines_memory_counts(tmp_path, monkeypatch, there, fits):
+    monkeypatch.setattr(pipeline.plan_fit, "host_memory_bytes", lambda: there)
+    _, fit = fit_of(tmp_path, None, device="cpu")
+    assert (fit["fits"], fit["device_memory_bytes"], fit["device"]) == (fits, there, "cpu")
+
+
+def test_a_containers_limit_counts_as_its_memory(tmp_path, monkeypatch):
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(pipeline.plan_fit, "CGROUP_LIMIT", limit)
+    installed = host_memory_bytes()
+    for text, expected in (("max\n", installed), ("1000000\n", 1_000_000)):
+        limit.write_text(text)
+        assert host_memory_bytes() == expected
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU here is one that could be used")
+def test_a_gpu_that_is_not_here_can_be_planned_for(tmp_path):
+    config = write_yaml(tmp_path, values_of(tmp_path, described(tmp_path / "model"), device="cuda"))
+    refused = CliRunner().invoke(plan_command, [str(config)])
+    assert refused.exit_code == 1
+    result = CliRunner().invoke(plan_command, [str(config), "--device-memory", "80GB", "--json"])
+    assert json.loads(result.stdout)["teachers"][0]["fit"]["fits"]
+
+
+@pytest.mark.parametrize(
+    ("size", "bytes_"), [("80GB", 80e9), ("79.6 GiB", 79.6 * 2**30), ("500mb", None), ("512MiB", 2**29), ("1e9", None)]
+)
+def test_sizes_have_units(tmp_path, size, bytes_):
+    config = write_yaml(tmp_path, values_of(tmp_path, described(tmp_path / "model")))
+    result = CliRunner().invoke(plan_command, [str(config), "--device-memory", size, "--json"])
+    if bytes_ is None:
+        assert result.exit_code == 2
+        assert "Write a number and a unit" in result.stderr
+    else:
+        assert json.loads(result.stdout)["teachers"][0]["fit"]["device_memory_bytes"] == round(bytes_)
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ("80GB", "one of 80.0 GB"),
+        ("1300kB", "set tensor_parallel: 2, or device_map: auto with gpus: 2"),
+        ("1kB", "lower"),
+    ],
+)
+def test_the_table_says_what_to_set(tmp_path, size, words):
+    model = described(tmp_path / "model", intermediate_size=1024)
+    config = write_yaml(tmp_path, values_of(tmp_path, model, dtype="float32", batch_tokens=8))
+    result = CliRunner().invoke(plan_command, [str(config), "--device-memory", size], env={"COLUMNS": "200"})
+    assert words in " ".join(result.stdout.split())
