@@ -18,18 +18,13 @@ from cache_tools.reader import Cache
 from cache_tools.verify import verify
 from pipeline.config import CaptureConfig
 from pipeline.run import Worker, run_capture
-from tolerances import assert_same_kept_tokens, log_prob_rounding, model_rounding
+from tolerances import assert_same_kept_tokens, loss_rounding, model_rounding
 
 TOKENS = 48
 """Of the longest sequence."""
 EXACT = {"k": 300, "exact": True}
 SCALAR_ROUNDING = 2.0**-11
 """Half of the step in which scalars are stored."""
-
-
-def noise(config, logits):
-    """Return how far logits and log-probabilities differ by rounding, in batches and chunks of other shapes."""
-    return model_rounding(config, TOKENS, logits) + log_prob_rounding(config.vocab_size, logits)
 
 
 def build(model_type, **changes):
@@ -100,7 +95,7 @@ def test_every_kept_position_holds_what_the_model_says(whole):
         targets, truth = whole.teacher.targets(*sequence.rows), said(whole.model, sequence).log_probs
         stored = np.full_like(truth, np.nan)
         np.put_along_axis(stored, targets.ids.astype(int), targets.log_probs, axis=1)
-        assert (np.abs(stored - truth) <= noise(whole.model.config, truth)).all()
+        assert (np.abs(stored - truth) <= loss_rounding(whole.model.config, TOKENS, truth)).all()
         assert np.isneginf(targets.log_left_out).all()
 
 
@@ -114,7 +109,7 @@ def test_every_kept_position_holds_the_scalars_of_the_whole_distribution(whole):
         }
         for name, values in expected.items():
             stored = whole.teacher.scalar(name, *sequence.rows)
-            tolerance = SCALAR_ROUNDING + noise(whole.model.config, truth.logits)
+            tolerance = SCALAR_ROUNDING + loss_rounding(whole.model.config, TOKENS, truth.logits)
             np.testing.assert_allclose(stored, values, rtol=0, atol=tolerance, err_msg=name)
 
 
@@ -161,7 +156,7 @@ def test_the_batch_size_changes_nothing(tmp_path, model_type):
     few, many = (captured(tmp_path / str(tokens), model, batch_tokens=tokens).teacher for tokens in (1, 4096))
     for sequence in sequences(few.encoding):
         rows, truth = sequence.rows, said(model, sequence)
-        tolerance = noise(model.config, truth.logits)
+        tolerance = loss_rounding(model.config, TOKENS, truth.logits)
         assert_same_kept_tokens(few.targets(*rows).ids, many.targets(*rows).ids, truth.log_probs, tolerance)
         for name in few.manifest.scalars:
             left, right = (teacher.scalar(name, *rows) for teacher in (few, many))
@@ -182,7 +177,7 @@ def test_ids_of_a_large_vocabulary_survive(tmp_path, vocabulary):
     for sequence in sequences(one.encoding):
         targets, truth = one.teacher.targets(*sequence.rows), said(one.model, sequence).log_probs
         top = np.argpartition(-truth, 4, axis=1)[:, :4]
-        assert_same_kept_tokens(targets.ids, top, truth, noise(model.config, truth[truth > -40]))
+        assert_same_kept_tokens(targets.ids, top, truth, loss_rounding(model.config, TOKENS, truth[truth > -40]))
         kept = np.take_along_axis(truth, targets.ids.astype(int), axis=1)
         likeliest = kept > -3  # steps are coarse below
         np.testing.assert_allclose(targets.log_probs[likeliest], kept[likeliest], atol=0.05)
@@ -202,7 +197,7 @@ def test_receipts_hold_the_means_of_their_shard(tmp_path):
         }
         receipt = one.teacher.receipt(shard)
         assert (receipt.positions, receipt.tokens) == (len(gold), entry.tokens)
-        tolerance = noise(one.model.config, log_probs)
+        tolerance = loss_rounding(one.model.config, TOKENS, log_probs)
         assert {name: receipt.statistics[name] for name in expected} == pytest.approx(expected, rel=0, abs=tolerance)
         assert 0 < receipt.statistics["codec_kl_nats"] < receipt.statistics["codec_kl_nats_max"] < 1e-2
         assert receipt.provenance["targets"]["seconds"] >= 0
@@ -328,7 +323,7 @@ def test_packed_sequences_are_read_as_if_alone(tmp_path, model_type):
         rows = padded.shard_rows(shard)
         theirs, ours = padded.targets(*rows), packed.targets(*rows)
         np.testing.assert_allclose(
-            ours.log_probs, theirs.log_probs, rtol=0, atol=noise(model.config, theirs.log_probs)
+            ours.log_probs, theirs.log_probs, rtol=0, atol=loss_rounding(model.config, TOKENS, theirs.log_probs)
         )
         left, right = (teacher.hidden("1", *rows) for teacher in (packed, padded))
         # Rounded to bfloat16 when stored: a difference in the last bit of float32 can cost one step of it.

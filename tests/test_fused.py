@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_iter
 
 import tiny
 from student_fixtures import naive_kl_nats, python
-from tolerances import gradient_rounding, log_prob_rounding, model_rounding, rounding, softmax_roundings
+from tolerances import gradient_rounding, loss_rounding, rounding, softmax_roundings
 from trainer import fused
 from trainer.config import LossConfig
 from trainer.data import IGNORED
@@ -104,10 +104,6 @@ def reference(made, batch):
     return collected(module, loss)
 
 
-def loss_tolerance(made, logits):
-    return model_rounding(made.config, 21, logits) + log_prob_rounding(VOCABULARY, logits)
-
-
 def difference(found, expected):
     """Return the largest relative difference, by norm, between two results.
 
@@ -136,8 +132,8 @@ def test_loss_and_gradients_are_those_of_whole_logits_and_of_float64(name):
     expected = reference(made, batch)
     assert difference(found, whole) < tolerance(made)
     assert difference(found, expected) < tolerance(made)
-    largest = made(input_ids=batch["input_ids"]).logits
-    assert float(found["loss"]) == pytest.approx(float(expected["loss"]), rel=0, abs=loss_tolerance(made, largest))
+    rounded = loss_rounding(made.config, 21, made(input_ids=batch["input_ids"]).logits)
+    assert float(found["loss"]) == pytest.approx(float(expected["loss"]), rel=0, abs=rounded)
 
 
 @pytest.mark.parametrize("name", STUDENTS)

@@ -132,6 +132,17 @@ def log_prob_rounding(entries: int, largest: Any, dtype: torch.dtype = torch.flo
     return rounding(dtype, softmax_roundings(entries)) + rounding(dtype, 3, largest)
 
 
+def loss_rounding(config: Any, tokens: int, logits: Any) -> float:
+    """Return the tolerance of log-probabilities, and of losses in nats, of a model in batches of other shapes.
+
+    Args:
+        config: The model's configuration, with ``vocab_size``.
+        tokens: Tokens of the longest sequence.
+        logits: Largest absolute logit: a number, an array or a tensor.
+    """
+    return model_rounding(config, tokens, logits) + log_prob_rounding(config.vocab_size, logits)
+
+
 def adam_rounding(gradient: float, steps: int, learning_rate: float, largest_weight: float = 1.0) -> float:
     """Return the tolerance between the weights of two runs with Adam, as a mean over all weights.
 
