@@ -334,6 +334,7 @@ def test_recomputed_activations_change_nothing():
     assert difference(trained(module, batch), expected) < tolerance(made)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at what passes its graph break
 def test_a_compiled_student_has_the_same_loss_and_gradients():
     made = student()
@@ -421,6 +422,7 @@ def test_log_probabilities_at_tokens_are_those_of_the_whole_softmax(k):
     assert difference(*results) < rounding(torch.float32, softmax_roundings(VOCABULARY))
 
 
+@pytest.mark.slow
 def test_two_ranks_end_with_the_gradients_of_one_process(tmp_path):
     script = """if True:
         import sys, torch

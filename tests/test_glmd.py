@@ -118,11 +118,13 @@ def test_the_committed_files_are_whole(name, model):
     load_config(bench.HERE / f"{name}.yaml", model)
 
 
+@pytest.mark.slow
 def test_a_student_learns_the_task_from_the_teacher_alone(folder):
     found = {name: bench_of(folder).measured(arm, 0, False).accuracy for name, arm in run.PARTS["stages"][0].items()}
     assert found["no training"] < 0.5 < found["P, F1, F2"]
 
 
+@pytest.mark.slow
 def test_no_gold_label_reaches_a_student(folder):
     """The fine-tuned teacher saw them. With other labels in the texts, its students stay the same bit for bit."""
     shutil.copytree(folder / "texts", folder / "wrong")
@@ -139,6 +141,7 @@ def test_no_gold_label_reaches_a_student(folder):
     assert largest_difference(ours, theirs) == 0
 
 
+@pytest.mark.slow
 def test_a_student_begins_as_the_teacher_s_first_layers_with_the_kept_rows(folder):
     teacher = AutoModelForMaskedLM.from_pretrained(folder / "work" / "teacher" / "final").eval()
     for name in ("1", "0.5"):
@@ -151,6 +154,7 @@ def test_a_student_begins_as_the_teacher_s_first_layers_with_the_kept_rows(folde
         torch.testing.assert_close(student(input_ids=ids).logits[0], theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_embeddings_are_as_many_fewer_as_tokens_and_every_class_is_kept(folder):
     for name, keep in bench.VOCABULARIES.items():
         made, union = (read(folder / "work" / "vocabularies" / name) for read in (read_manifest, read_vocabulary))
@@ -160,6 +164,7 @@ def test_embeddings_are_as_many_fewer_as_tokens_and_every_class_is_kept(folder):
         assert set(WORDS) <= set(union.names)
 
 
+@pytest.mark.slow
 def test_the_distance_of_the_start_is_that_of_the_two_models(folder):
     """Measured from the cache, and by running teacher and student over the same held-out text."""
     work, vocabulary = folder / "work", folder / "work" / "vocabularies" / "0.5"
@@ -182,6 +187,7 @@ def test_the_distance_of_the_start_is_that_of_the_two_models(folder):
     assert measured == pytest.approx(torch.cat(found).mean().item(), rel=0.02)  # hidden states lie there as bfloat16
 
 
+@pytest.mark.slow
 def test_the_same_command_again_trains_nothing_and_prints_the_same_tables(folder):
     before = {path: path.stat().st_mtime_ns for path in (folder / "work").rglob("*.safetensors")}
     for part, words in (("forms", "| k + rest |"), ("vocabularies", "| 0.5-unknown | 60 | 1,920 |")):

@@ -140,7 +140,7 @@ def difference(one, two):
     return max(found)
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_processes_with_half_of_each_matrix_say_what_one_says(tmp_path, tied):
     folder = tiny.save_teacher(tmp_path / "teacher", tiny.model(tie_word_embeddings=tied))
     assert together(2, say_what_is_held, settings(tmp_path, folder, 2, "two"), tmp_path / "held") == [0, 0]
@@ -155,11 +155,13 @@ def test_two_processes_with_half_of_each_matrix_say_what_one_says(tmp_path, tied
     assert [(tmp_path / f"held.{rank}").read_text() for rank in range(2)] == [f"{part} {head}"] * 2
 
 
+@pytest.mark.slow
 def test_groups_share_the_shards(tmp_path, teacher, straight):
     assert together(4, capture, settings(tmp_path, teacher, 2)) == [0] * 4
     assert tree(tmp_path / "cache") == tree(straight / "cache")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_death_ends_both_and_the_same_command_continues(tmp_path, teacher, straight, rank):
     config = settings(tmp_path, teacher, 2)
@@ -172,6 +174,7 @@ def test_a_death_ends_both_and_the_same_command_continues(tmp_path, teacher, str
     assert verify(tmp_path / "cache", deep=True) == []
 
 
+@pytest.mark.slow
 def test_a_cache_of_one_process_passes_the_audit_of_two(tmp_path, teacher):
     capture(settings(tmp_path, teacher, 1))
     assert together(2, audit, settings(tmp_path, teacher, 2)) == [0, 0]

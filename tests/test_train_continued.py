@@ -81,6 +81,7 @@ def test_weights_that_files_name_otherwise_are_continued_too(cache, tmp_path, mo
     assert largest_difference(weights(final), weights(continued)) == 0
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_continues_to_the_same_weights(cache, straight, tmp_path):
     script = """if True:
         import json, os, signal, sys
@@ -163,6 +164,7 @@ def test_a_training_process_never_touches_the_teacher(tmp_path):
     assert (tmp_path / "run" / "final" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_two_ranks_end_as_one_process_does_even_when_stopped_in_their_second_epoch(cache, tmp_path):
     script = """if True:
         import json, os, sys

@@ -73,6 +73,7 @@ def test_two_ranks_end_as_one_process_does_and_measure_the_same_on_the_way(cache
     assert len(logged(one.parent)) == len(curve(one.parent)) + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "then"), [("FSDP", "one process"), ("FSDP", "DDP"), ("FSDP", "FSDP"), ("one process", "FSDP")]
 )
@@ -88,6 +89,7 @@ def test_a_run_in_pieces_continues_whole_and_the_other_way(cache, one, tmp_path,
     assert [line["step"] for line in curve(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", ["DDP", "FSDP"])
 def test_after_50_steps_every_rank_has_the_weights_of_one_process(cache, tmp_path, wrapper):
     long = {"max_steps": 50, "learning_rate": 0.001}
@@ -98,6 +100,7 @@ def test_after_50_steps_every_rank_has_the_weights_of_one_process(cache, tmp_pat
     assert_same_run(one, two, steps=50, learning_rate=0.001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", ["DDP", "FSDP"])
 def test_micro_batches_on_two_ranks_equal_one_batch(cache, tmp_path, wrapper):
     """Four parts with different numbers of positions, divided by the positions of all; SGD, in float32."""
@@ -107,6 +110,7 @@ def test_micro_batches_on_two_ranks_equal_one_batch(cache, tmp_path, wrapper):
     assert_same_run(whole, train_on(2, cache, tmp_path / "two", **parts), optim="sgd")
 
 
+@pytest.mark.slow
 def test_a_run_continues_in_mid_epoch_on_two_then_one_then_four_ranks(cache, tmp_path):
     steps = {"max_steps": 12, "save_steps": 3}  # an epoch has 8
     straight = train(cache, tmp_path / "straight", **steps | {"per_device_train_batch_size": 8})
@@ -119,6 +123,7 @@ def test_a_run_continues_in_mid_epoch_on_two_then_one_then_four_ranks(cache, tmp
     assert_same_run(final, straight, steps=12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -138,6 +143,7 @@ def test_any_student_ends_the_same_in_pieces(cache, tmp_path, changes):
     assert_same_run(whole, pieces, steps=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", ["DDP", "FSDP"])
 def test_adapters_on_two_ranks_end_and_continue_as_in_one_process(cache, tmp_path, wrapper):
     pytest.importorskip("peft")
@@ -150,6 +156,7 @@ def test_adapters_on_two_ranks_end_and_continue_as_in_one_process(cache, tmp_pat
     assert_same_run(whole, again, steps=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", ["DDP", "FSDP"])
 def test_packed_on_two_ranks_ends_as_padded_in_one_process(cache, one, tmp_path, wrapper):
     run, changes = RUNS[wrapper]
@@ -166,6 +173,7 @@ def test_ranks_share_a_split_each_sequence_once_in_equally_many_batches(num_sequ
     assert counted == list(range(num_sequences))
 
 
+@pytest.mark.slow
 def test_two_ranks_train_from_a_bucket_as_from_disk(cache, one, tmp_path):
     with bucket.serve() as server:
         environment = bucket.environment(server)
@@ -177,6 +185,7 @@ def test_two_ranks_train_from_a_bucket_as_from_disk(cache, one, tmp_path):
     assert_same_run(final, one, steps=6)
 
 
+@pytest.mark.slow
 def test_half_precision_in_pieces_learns_what_half_precision_in_one_process_does(cache, tmp_path):
     whole = train(cache, tmp_path / "one", **ONE | {"bf16": True, "max_steps": 3})
     pieces = train_on(2, cache, tmp_path / "two", **SHARDED | {"bf16": True, "max_steps": 3})
@@ -185,6 +194,7 @@ def test_half_precision_in_pieces_learns_what_half_precision_in_one_process_does
     assert weights(pieces)["lm_head.weight"].dtype == weights(whole)["lm_head.weight"].dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 def test_deepspeed_ends_as_one_process_does_and_continues_on_as_many_ranks_only(cache, one, tmp_path):
     auto = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
