@@ -62,9 +62,15 @@ def student_values(cache: Path, output: Path, **changes: Any) -> dict[str, Any]:
     return values
 
 
-def train(cache: Path, output: Path, **changes: Any) -> Path:
-    """Train a student and return its folder; arguments as for ``student_values``."""
-    return run_training(StudentConfig.model_validate(student_values(cache, output, **changes)))
+def train(cache: Path, output: Path, picture: bool = False, **changes: Any) -> Path:
+    """Train a student and return its folder; arguments as for ``student_values``.
+
+    Without ``picture`` as if matplotlib were not installed: to draw the curves takes longer than to train.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if not picture:
+            patch.setattr("trainer.train.can_plot", lambda: False)
+        return run_training(StudentConfig.model_validate(student_values(cache, output, **changes)))
 
 
 def train_and_stop(step: int, cache: Path, output: Path, **changes: Any) -> None:

@@ -35,7 +35,7 @@ from cache_tools.verify import verify
 from cache_tools.writer import create_cache
 from store_fixtures import make_cache, snapshot
 
-TIMEOUT_SECONDS = 60
+TIMEOUT_SECONDS = 600
 NUMBERS = count()
 
 

@@ -335,6 +335,6 @@ def test_explain_needs_manifests_only_and_no_model_library(student_file):
     script = "import sys; from logitcask import cli; cli.main(sys.argv[1:], standalone_mode=False)"
     script += "; assert not {'torch', 'transformers'} & set(sys.modules)"
     process = python(script, "train", student_file, "--explain")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert "lower bound" in out

@@ -28,7 +28,7 @@ from pipeline import ray_executor  # noqa: E402
 from pipeline.ray_executor import run_capture_on_ray  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMEOUT_SECONDS = 60
+TIMEOUT_SECONDS = 600
 
 
 @pytest.fixture(scope="module")
