@@ -1,5 +1,6 @@
 # Two commands set everything up: 'make demo' runs the main job, 'make test' the tests.
-# 'make dev' builds .venv with all tools; 'make check' adds lint, types and import contracts.
+# 'make dev' builds .venv with all tools; 'make check' adds the slow tests, other processors, lint, types and
+# import contracts.
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,19 +16,26 @@ else
 INSTALL_TORCH = $(PIP) torch==2.13.0
 endif
 
-.PHONY: demo test check dev bench clean
+.PHONY: demo test check processors dev bench clean
 
 demo: $(VENV)/run
 	$(BIN)/logitcask demo
 
-test: $(VENV)/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-check: test
+test: $(VENV)/dev
+	$(PYTEST) -m "not slow"
+
+check: $(VENV)/dev
+	$(PYTEST)
+	$(MAKE) processors
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+processors: $(VENV)/dev
+	$(BIN)/python -m benchmarks.processors --setting all-avx2 --setting all-oldest --threads 1 --processes 2
 
 dev: $(VENV)/dev
 
@@ -41,6 +49,7 @@ bench: $(VENV)/dev
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.kills
 	$(BIN)/python -m benchmarks.losses
+	$(BIN)/python -m benchmarks.processors
 	$(BIN)/python -m benchmarks.kills --executor ray
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.quality

@@ -11,6 +11,7 @@ Files and datasets that are appended to the corpus become a further part: new sh
 ones, which stay what they are.
 """
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -59,6 +60,13 @@ from pipeline.restore import restore_file_tables, restore_shards, restore_tokeni
 from pipeline.shard_writer import ShardWriter, WriteShard
 from pipeline.split import is_held_out
 from pipeline.tokenizers import tokenizer_files, tokenizer_identity
+
+logger = logging.getLogger(__name__)
+
+WITHOUT_BEGINNING = (
+    "%d of %d sequences begin in the middle of a chat that is longer than encoding.max_length_tokens: the teacher reads "
+    "their answers without the prompt, or with a part of it. Raise encoding.max_length_tokens, or shorten these chats"
+)
 
 
 def encode(

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import tiny
+from tolerances import adam_rounding, gradient_rounding, loss_rounding, training_rounding
 from trainer.config import StudentConfig
 from trainer.progress import StepProgress
 from trainer.train import run_training
@@ -25,6 +27,12 @@ from trainer.train import run_training
 LLAMA: dict[str, Any] = {"model_type": "llama", **tiny.SHAPE, "bos_token_id": None, "eos_token_id": 0}
 BERT: dict[str, Any] = {"model_type": "bert", **tiny.SHAPE, "hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
 
+
+TINY = SimpleNamespace(**tiny.SHAPE, vocab_size=300)
+GRADIENT_ROUNDING = gradient_rounding(TINY, tokens=48, positions=16 * 48, vocabulary=300)
+"""Relative tolerance of a gradient of such a student, over at most 16 sequences of 48 tokens."""
+LOSS_ROUNDING = loss_rounding(TINY, tokens=48, logits=1)
+"""Tolerance in nats of the loss of such a student; untrained, its logits are below 1."""
 
 CLOCK = ("runtime", "per_second", "stall")
 """Parts of names of what depends on the clock."""
@@ -54,9 +62,15 @@ def student_values(cache: Path, output: Path, **changes: Any) -> dict[str, Any]:
     return values
 
 
-def train(cache: Path, output: Path, **changes: Any) -> Path:
-    """Train a student and return its folder; arguments as for ``student_values``."""
-    return run_training(StudentConfig.model_validate(student_values(cache, output, **changes)))
+def train(cache: Path, output: Path, picture: bool = False, **changes: Any) -> Path:
+    """Train a student and return its folder; arguments as for ``student_values``.
+
+    Without ``picture`` as if matplotlib were not installed: to draw the curves takes longer than to train.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if not picture:
+            patch.setattr("trainer.train.can_plot", lambda: False)
+        return run_training(StudentConfig.model_validate(student_values(cache, output, **changes)))
 
 
 def train_and_stop(step: int, cache: Path, output: Path, **changes: Any) -> None:
@@ -98,6 +112,25 @@ def largest_difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> flo
     """Return the largest absolute difference between two sets of weights."""
     assert left.keys() == right.keys()
     return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+def assert_same_run(left: Path, right: Path, steps: int = 3, learning_rate: float = 0.01, optim: str = "adam") -> None:
+    """Assert that two runs ended with the same weights, though they cut their batches in different ways.
+
+    Args:
+        left: Folder of one finished student.
+        right: Folder of the other.
+        steps: Steps of each.
+        learning_rate: The largest on the way.
+        optim: ``sgd``, where the largest difference has a bound, or ``adam``, where the mean difference has one.
+    """
+    one, other = weights(left), weights(right)
+    assert one.keys() == other.keys()
+    differences = torch.cat([(one[name] - other[name]).abs().flatten() for name in one])
+    if optim == "sgd":
+        assert differences.max() <= training_rounding(GRADIENT_ROUNDING, steps, learning_rate)
+    else:
+        assert differences.mean() <= adam_rounding(GRADIENT_ROUNDING, steps, learning_rate)
 
 
 def python(script, *arguments, **environment):

@@ -167,9 +167,9 @@ def test_decoded_rows_are_distributions():
 def test_rows_without_anything_to_round_take_the_fewest_levels_at_once(kept, k):
     weights = np.zeros((3000, k + 1))
     weights[:, 0 if kept == "one" else k] = 1
-    targets, start = targets_of(weights, V), time.perf_counter()
+    targets, start = targets_of(weights, V), time.process_time()
     encoded, decoded = coded(power(targets, 1e-6), targets)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert encoded.kl_nats.max() < 1e-6
     assert encoded.parameters["levels"] == 15
     assert np.allclose(naive_kl(targets, decoded)[:50], 0, atol=1e-9)

@@ -74,6 +74,7 @@ def said(printed):
     return weights.held_out(Cache(printed[1] / "cache").encoding(), DOMAINS)
 
 
+@pytest.mark.slow
 def test_rules_that_see_the_gold_token_trust_the_expert_of_the_domain_and_beat_the_plain_mean(said):
     """Of the entropy that is not asked here: an expert of one small language is as sure of itself in another."""
     nats = {name: weights.nats(said, weights.weights(said, rule)).mean() for name, rule in weights.RULES.items()}
@@ -99,6 +100,7 @@ def test_items_of_the_bootstrap_are_sequences_and_their_mean_is_that_of_position
     assert weights.over_sequences(said).scalars["entropy"].tolist() == [[2.0, 4.0], [2.0, 4.0], [5.0, 0.0]]
 
 
+@pytest.mark.slow
 def test_all_students_are_in_the_table_and_one_mark_is_reached_by_all(printed):
     output, work = printed
     for arm in arms(DOMAINS):
@@ -110,6 +112,7 @@ def test_all_students_are_in_the_table_and_one_mark_is_reached_by_all(printed):
     assert all(curve.steps_to(mark) <= 20 for curve in curves)
 
 
+@pytest.mark.slow
 def test_no_expert_has_read_a_held_out_document_of_the_mixed_corpus(printed):
     work = printed[1]
     groups = {}
@@ -120,6 +123,7 @@ def test_no_expert_has_read_a_held_out_document_of_the_mixed_corpus(printed):
     assert all(groups["cache"].isdisjoint(groups[f"{domain}/text"]) for domain in DOMAINS)
 
 
+@pytest.mark.slow
 def test_the_same_command_again_trains_nothing_and_prints_the_same_tables(printed):
     output, work = printed
     before = {path: path.stat().st_mtime_ns for path in work.rglob("*.safetensors")}

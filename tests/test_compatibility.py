@@ -20,6 +20,7 @@ from logitcask import cli
 from loss_fixtures import loss, naive_sum, random_logits, top_k, with_gradient
 from store_fixtures import make_cache, teacher_manifest
 from student_fixtures import python, student_values
+from tolerances import log_prob_rounding
 from trainer.compatibility import FAMILIES, LEVELS, RULES, TEMPERED, Source, check_loss, explain, verdict_at_1
 from trainer.config import Divergence, HiddenPair, LossConfig, TailPolicy
 from trainer.full_losses import full_divergence
@@ -97,6 +98,12 @@ def measured(case, student):
     return with_gradient(divergence, student.expand(rows, -1), targets, gold, settings)
 
 
+def tolerance(case):
+    """Return the rounding of a value or gradient: of both sides' log-probabilities, times the factor of the loss."""
+    factor = max(1, settings_of(*case).temperature) ** 2
+    return 2 * factor * log_prob_rounding(VOCABULARY, torch.cat([TEACHER, STUDENT]).abs().max() + math.log(VOCABULARY))
+
+
 def full(case, student):
     """Return (value, gradient) of the divergence from the teacher's whole distribution, in float64."""
     settings = settings_of(*case)
@@ -112,7 +119,7 @@ def mean_and_error(rows):
 @cases("exact")
 def test_what_is_called_exact_equals_the_full_divergence_and_its_gradient(case):
     for found, expected in zip(measured(case, STUDENT), full(case, STUDENT), strict=True):
-        torch.testing.assert_close(found.double().squeeze(), expected.squeeze(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found.double().squeeze(), expected.squeeze(), rtol=0, atol=tolerance(case))
 
 
 @cases("unbiased")
@@ -142,12 +149,12 @@ def test_a_drawn_forward_kl_is_a_value_only_with_the_stored_entropy(name):
 def test_what_is_called_a_lower_bound_is_one_and_zero_at_the_teacher(case):
     students = [random_logits(1, VOCABULARY, seed=seed) for seed in range(20)]
     below = [float(full(case, student)[0] - measured(case, student)[0]) for student in students]
-    assert min(below) > -1e-5
+    assert min(below) > -tolerance(case)
     assert max(below) > 1e-3  # or it would have to be called exact
     value, gradient = measured(case, TEACHER)
-    assert abs(float(value)) < 1e-5
+    assert abs(float(value)) < tolerance(case)
     if case[1] != "total_variation":  # whose slope is not continuous there
-        assert gradient.abs().max() < 1e-5
+        assert gradient.abs().max() < tolerance(case)
     assert measured(case, STUDENT)[0] > 1e-3
 
 
@@ -172,7 +179,7 @@ def test_a_ghost_is_exact_where_student_and_teacher_shape_the_tail_alike():
     student[0, TEACHER[0].topk(4).indices] = torch.tensor([0.3, -0.1, 0.2, 1.0])
     for kind in get_args(Divergence):
         case = ("likeliest", kind, "ghost", 1)
-        assert abs(float(measured(case, student)[0] - full(case, student)[0])) < 1e-6
+        assert abs(float(measured(case, student)[0] - full(case, student)[0])) < tolerance(case)
 
 
 def test_every_loss_has_a_verdict_and_every_rule_is_needed():
@@ -328,6 +335,6 @@ def test_explain_needs_manifests_only_and_no_model_library(student_file):
     script = "import sys; from logitcask import cli; cli.main(sys.argv[1:], standalone_mode=False)"
     script += "; assert not {'torch', 'transformers'} & set(sys.modules)"
     process = python(script, "train", student_file, "--explain")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert "lower bound" in out

@@ -40,7 +40,7 @@ def cut(path):
 # Found and never misread
 
 
-@pytest.mark.parametrize(("name", "seed"), [("hidden", 1), ("sampled", 2)])
+@pytest.mark.parametrize(("name", "seed"), [pytest.param("hidden", 1, marks=pytest.mark.slow), ("sampled", 2)])
 def test_every_damage_is_found_and_nothing_is_misread(tmp_path, name, seed):
     path = shutil.copytree(GOLDEN / f"format1-{name}", tmp_path / "cache")
     before = snapshot(path)

@@ -28,6 +28,7 @@ def cache(tmp_path_factory):
     return tiny.capture(tmp_path_factory.mktemp("cache")).path
 
 
+@pytest.mark.slow
 def test_finished_students_load_and_write_text_in_a_process_that_does_not_know_this_package(cache, tmp_path):
     start = tiny.save_teacher(tmp_path / "start", tiny.model(seed=5))
     students = {"random": {"config": LLAMA}, "tuned": {"pretrained": str(start)}}

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_iter
 
 import tiny
 from student_fixtures import naive_kl_nats, python
+from tolerances import gradient_rounding, loss_rounding, rounding, softmax_roundings
 from trainer import fused
 from trainer.config import LossConfig
 from trainer.data import IGNORED
@@ -26,6 +27,8 @@ from trainer.log_probs import log_probs_at
 from trainer.student import DistilledStudent
 
 VOCABULARY, WIDTH, POSITIONS, K = 509, 36, 53, 5
+HALF_ROUNDINGS = 5
+"""In half precision: of the logits, their gradient, the gradients of the matrix and the states, and the result."""
 
 STUDENTS = {
     "llama": ("llama", {"tie_word_embeddings": False}),
@@ -112,6 +115,11 @@ def difference(found, expected):
     return max(float((found[name] - expected[name]).norm() / expected[name].norm().clamp(min=floor)) for name in found)
 
 
+def tolerance(made, dtype=torch.float32):
+    """Return how far two results may lie apart, by ``difference``, if only the order of sums differs."""
+    return gradient_rounding(made.config, tokens=21, positions=POSITIONS, vocabulary=VOCABULARY, dtype=dtype)
+
+
 @pytest.fixture(autouse=True)
 def seven_positions_in_a_chunk(monkeypatch):
     monkeypatch.setattr(fused, "CHUNK_POSITIONS", 7)
@@ -122,23 +130,26 @@ def test_loss_and_gradients_are_those_of_whole_logits_and_of_float64(name):
     made, batch = student(name), a_batch()
     found, whole = trained(distilled(made), batch), trained(distilled(made, fused_path=False), batch)
     expected = reference(made, batch)
-    assert difference(found, whole) < 5e-6
-    assert difference(found, expected) < 1.3 * difference(whole, expected) + 1e-6 < 2e-5
-    assert float(found["loss"]) == pytest.approx(float(expected["loss"]), rel=2e-7)
+    assert difference(found, whole) < tolerance(made)
+    assert difference(found, expected) < tolerance(made)
+    rounded = loss_rounding(made.config, 21, made(input_ids=batch["input_ids"]).logits)
+    assert float(found["loss"]) == pytest.approx(float(expected["loss"]), rel=0, abs=rounded)
 
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_in_bfloat16_the_chunks_are_as_close_to_float64_as_whole_logits_are(name):
     made, batch = student(name).bfloat16(), a_batch()
     expected = reference(made, batch)
-    whole = difference(trained(distilled(made, fused_path=False), batch), expected)
-    assert difference(trained(distilled(made), batch), expected) < 1.3 * whole < 0.2
+    whole = trained(distilled(made, fused_path=False), batch)
+    error = difference(whole, expected)
+    assert error < tolerance(made, torch.bfloat16)
+    assert difference(trained(distilled(made), batch), expected) < 2 * error  # as an error of the same size may be
 
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("scale", "softcap"), [(1.0, 0.0), (0.3, 5.0)])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 6e-3), (torch.float16, 2e-3)])
-def test_the_engine_equals_float64_in_every_precision(dtype, tolerance, scale, softcap, bias):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_engine_equals_float64_in_every_precision(dtype, scale, softcap, bias):
     gold = torch.arange(POSITIONS)[:, None]
     results = []
     for fused_path in (True, False):
@@ -155,7 +166,8 @@ def test_the_engine_equals_float64_in_every_precision(dtype, tolerance, scale, s
             loss = F.cross_entropy(head.logits(head.matrix.double()(hidden)), gold[:, 0], reduction="sum")
         (loss / POSITIONS).backward()
         results.append(collected(head.matrix, loss) | {"hidden": hidden.grad.double()})
-    assert difference(*results) < tolerance
+    sums = WIDTH + softmax_roundings(VOCABULARY) + VOCABULARY + POSITIONS
+    assert difference(*results) < rounding(dtype, sums if dtype == torch.float32 else HALF_ROUNDINGS)
 
 
 def test_the_gradient_of_a_bfloat16_matrix_does_not_stagnate_over_many_chunks():
@@ -175,14 +187,14 @@ def test_the_gradient_of_a_bfloat16_matrix_does_not_stagnate_over_many_chunks():
         )
         sums["loss"].backward()
         gradients.append({"weight": matrix.weight.grad.double()})
-    assert difference(*gradients) < 1e-2
+    assert difference(*gradients) < rounding(torch.bfloat16, 2)
 
 
 @pytest.mark.parametrize("positions", [0, 1, 6, 7, 8, 53])
 def test_any_number_of_positions_will_do(positions):
     made, batch = student(), a_batch(positions)
     found = trained(distilled(made), batch, num_items_in_batch=23)
-    assert difference(found, trained(distilled(made, fused_path=False), batch, num_items_in_batch=23)) < 2e-6
+    assert difference(found, trained(distilled(made, fused_path=False), batch, num_items_in_batch=23)) < tolerance(made)
     assert (found["loss"] == 0) == (positions == 0)
 
 
@@ -197,7 +209,7 @@ def test_the_size_of_a_chunk_changes_nothing(size):
     before = trained(distilled(made), batch)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "CHUNK_POSITIONS", size)
-        assert difference(trained(distilled(made), batch), before) < 1e-6
+        assert difference(trained(distilled(made), batch), before) < tolerance(made)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -274,7 +286,7 @@ def test_autocast_multiplies_in_bfloat16_and_keeps_gradients_in_float32(name):
             results.append(trained(module, batch))
     assert all(parameter.grad.dtype == torch.float32 for parameter in module.parameters())
     assert 0 < difference(results[0], trained(distilled(made), batch)) < 0.1
-    assert difference(*results) < 0.02
+    assert difference(*results) < rounding(torch.bfloat16, HALF_ROUNDINGS)
 
 
 def test_a_scaled_loss_scales_every_gradient():
@@ -294,7 +306,7 @@ def test_accumulated_batches_end_as_one():
         for loss in losses:
             loss.backward()
         results.append(collected(module, sum(losses)))
-    assert difference(*results) < 1e-6
+    assert difference(*results) < tolerance(made)
 
 
 def test_the_gradients_can_be_used_once():
@@ -319,9 +331,10 @@ def test_recomputed_activations_change_nothing():
     expected = trained(module, batch)
     later = hasattr(made, "activation_checkpointing_enable")
     (module.activation_checkpointing_enable if later else module.gradient_checkpointing_enable)()
-    assert difference(trained(module, batch), expected) < 1e-6
+    assert difference(trained(module, batch), expected) < tolerance(made)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at what passes its graph break
 def test_a_compiled_student_has_the_same_loss_and_gradients():
     made = student()
@@ -329,7 +342,7 @@ def test_a_compiled_student_has_the_same_loss_and_gradients():
     for seed in range(2):
         batch = a_batch(50 + seed, seed)
         found = {name.removeprefix("_orig_mod."): value for name, value in trained(module, batch).items()}
-        assert difference(found, trained(distilled(made), batch)) < 1e-6
+        assert difference(found, trained(distilled(made), batch)) < tolerance(made)
 
 
 def test_the_student_is_whole_again_after_its_loss():
@@ -406,9 +419,10 @@ def test_log_probabilities_at_tokens_are_those_of_the_whole_softmax(k):
         values = function(leaf, ids)
         (values * arriving).sum().backward()
         results.append({"values": values.detach().double(), "gradient": leaf.grad.double()})
-    assert difference(*results) < 1e-6
+    assert difference(*results) < rounding(torch.float32, softmax_roundings(VOCABULARY))
 
 
+@pytest.mark.slow
 def test_two_ranks_end_with_the_gradients_of_one_process(tmp_path):
     script = """if True:
         import sys, torch
@@ -452,5 +466,5 @@ def test_two_ranks_end_with_the_gradients_of_one_process(tmp_path):
         for engine in ("ddp", "fsdp2"):
             first, second = (load_file(tmp_path / f"{name} {engine} {rank}") for rank in (0, 1))
             found = {"loss": expected["loss"]} | {key: value.double() for key, value in first.items()}
-            assert difference(found, expected) < 2e-6
+            assert difference(found, expected) < tolerance(student(name))
             assert all(torch.equal(first[key], second[key]) for key in first)

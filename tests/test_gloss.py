@@ -81,12 +81,14 @@ def held_out(group):
     return is_held_out(group, HELD_OUT_FRACTION)
 
 
+@pytest.mark.slow
 def test_a_gloss_of_a_held_out_synset_is_in_no_training_pair(printed):
     trained = [each for each in records(printed[1], "pairs") if not held_out(each["group"])]
     assert trained
     assert not any(held_out(corpora.group_of(baselines.candidate_of(each["id"]))) for each in trained)
 
 
+@pytest.mark.slow
 def test_a_held_out_instance_has_all_senses_of_its_word_and_one_right_gloss(printed, wordnet):
     senses = instances.by_lemma(list(synsets(wordnet)))
     pairs = [each for each in records(printed[1], "pairs") if held_out(each["group"])]
@@ -99,6 +101,7 @@ def test_a_held_out_instance_has_all_senses_of_its_word_and_one_right_gloss(prin
         assert Counter(pair["label"] for pair in each) == {"[yes]": 1, "[no]": len(each) - 1}
 
 
+@pytest.mark.slow
 def test_seen_instances_are_of_trained_synsets_and_their_sentences_are_new(printed):
     trained = [each for each in records(printed[1], "pairs") if not held_out(each["group"])]
     seen = records(printed[1], "seen")
@@ -108,12 +111,14 @@ def test_seen_instances_are_of_trained_synsets_and_their_sentences_are_new(print
     assert ids[0].isdisjoint(ids[1])
 
 
+@pytest.mark.slow
 def test_glosses_are_definitions_without_examples(printed, wordnet):
     examples = [example for each in synsets(wordnet) for example in each.examples]
     glosses = {each["text"].partition(" [SEP] ")[2] for each in records(printed[1], "pairs")}
     assert not any(example in gloss for gloss in glosses for example in examples)
 
 
+@pytest.mark.slow
 def test_swapped_pairs_differ_in_the_sentence_alone(printed):
     right = [each for each in records(printed[1], "pairs") if held_out(each["group"])]
     swapped = records(printed[1], "swapped")
@@ -131,6 +136,7 @@ def test_shuffled_glosses_are_the_same_glosses_elsewhere():
     assert sum(found[name] == glosses[name] for name in glosses) < 10
 
 
+@pytest.mark.slow
 def test_labels_stand_at_the_first_token_and_the_separator_is_read_as_one(printed):
     encoding = Cache(printed[1] / "caches" / "labels").encoding()
     sequences = [each for shard in encoding.split_shards("train") for each in encoding.sequences(shard)]
@@ -140,12 +146,14 @@ def test_labels_stand_at_the_first_token_and_the_separator_is_read_as_one(printe
     assert len(separators) == 2
 
 
+@pytest.mark.slow
 def test_masked_pairs_keep_the_label_and_some_tokens(printed):
     encoding = Cache(printed[1] / "caches" / "masked").encoding()
     sequences = [each for shard in encoding.split_shards("train") for each in encoding.sequences(shard)]
     assert all(each.positions()[0] == 0 and each.num_positions > 1 for each in sequences)
 
 
+@pytest.mark.slow
 def test_every_student_is_in_the_tables_and_has_two_tokens_more(printed):
     output = printed[0]
     for name in ("chance", "first sense", "TF-IDF", "LSA", "LMGC", "LMGC-M", "shuffled"):
@@ -155,6 +163,7 @@ def test_every_student_is_in_the_tables_and_has_two_tokens_more(printed):
     assert after - before == tokens * (width + 1)
 
 
+@pytest.mark.slow
 def test_the_same_command_again_trains_nothing_and_prints_the_same_tables(printed, wordnet):
     output, work = printed
     before = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.suffix in (".safetensors", ".json")}

@@ -33,7 +33,7 @@ def cache(tmp_path_factory):
 def python(code, *arguments, path=(), cwd=ROOT):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT]))}
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=600)
 
 
 def imported_by(code, *arguments):

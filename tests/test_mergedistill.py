@@ -70,6 +70,7 @@ def nats(work, language):
     return {name: measured[language]["cross_entropy_nats"] for name, measured in models.items() if language in measured}
 
 
+@pytest.mark.slow
 def test_all_models_are_measured_at_the_same_held_out_positions(work):
     found = results(work)
     assert list(found["students"]) == [*run.ARMS, "k=1"]
@@ -80,6 +81,7 @@ def test_all_models_are_measured_at_the_same_held_out_positions(work):
         assert {model[language]["positions"] for model in models} == {held_out}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", TRAINED)
 def test_what_teachers_said_elsewhere_does_harm(work, language):
     """That it helps in its own place is too small an effect for seconds of training: docs/results/mergedistill.md."""
@@ -88,6 +90,7 @@ def test_what_teachers_said_elsewhere_does_harm(work, language):
     assert max(found["distilled"], found["text only"]) + 0.3 < found["control"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", TRAINED)
 def test_the_multilingual_teacher_read_the_very_sequences_that_a_languages_own_teacher_read(work, language):
     to = student_ids(read_vocabulary(work / "vocabulary"), Cache(work / language / "cache").encoding()).read
@@ -105,6 +108,7 @@ def sequences(cache, split):
     return [each for shard in encoding.split_shards(split) for each in encoding.sequences(shard)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", TRAINED)
 def test_the_loss_from_the_cache_is_the_loss_with_the_teacher_at_hand(work, language):
     """The reference asks the teacher itself, in its own ids, and writes the formula down in float64."""
@@ -155,6 +159,7 @@ def test_there_is_an_interval_where_there_are_two_seeds():
     assert tables.with_interval(np.array([1.0, 3.0])).startswith("+2.000 [-10.7")
 
 
+@pytest.mark.slow
 def test_words_that_the_union_splits_otherwise_are_counted_as_a_person_would(work):
     folders = [work / place for place in ("de/untrained", "vocabulary/tokenizer")]
     tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in folders]
@@ -164,6 +169,7 @@ def test_words_that_the_union_splits_otherwise_are_counted_as_a_person_would(wor
     assert measures.split_otherwise(*folders, [" ".join(words)]) == pytest.approx(len(different) / len(words))
 
 
+@pytest.mark.slow
 def test_no_held_out_scene_is_in_any_training_split(work):
     """Translations have one group, so what is held out in one language was read in none, by teachers either."""
     groups = {
@@ -179,6 +185,7 @@ def test_no_held_out_scene_is_in_any_training_split(work):
     assert groups["train"] & groups["held_out"] == set()
 
 
+@pytest.mark.slow
 def test_a_word_of_both_languages_is_one_token_of_the_student(work):
     union, manifest = read_vocabulary(work / "vocabulary"), read_manifest(work / "vocabulary")
     tokenizers = [AutoTokenizer.from_pretrained(work / name / "cache/encodings/main/tokenizer") for name in TRAINED]
@@ -191,6 +198,7 @@ def test_a_word_of_both_languages_is_one_token_of_the_student(work):
         assert np.array(union.names)[ids].tolist() == tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
 
 
+@pytest.mark.slow
 def test_the_same_command_again_trains_nothing_and_prints_the_same_tables(work):
     before = {path: path.stat().st_mtime_ns for path in work.rglob("*.safetensors")}
     first = results(work)
@@ -206,6 +214,7 @@ def test_the_same_command_again_trains_nothing_and_prints_the_same_tables(work):
     assert {path: path.stat().st_mtime_ns for path in work.rglob("*.safetensors")} == before
 
 
+@pytest.mark.slow
 def test_the_classified_texts_were_read_by_no_student(work):
     """Their groups are held out in every language; what the classifier learns from is not."""
     caches = {name: work / name / "cache" for name in (*TRAINED, "nl")}

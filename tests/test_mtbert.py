@@ -75,6 +75,7 @@ def found(work, teachers):
     return {name: values[0] for name, values in read.items()}
 
 
+@pytest.mark.slow
 def test_all_students_and_teachers_answer_the_same_held_out_texts(found, teachers):
     held_out = labelled_sequences(teachers / "cache")
     assert len(held_out) > 60
@@ -82,15 +83,18 @@ def test_all_students_and_teachers_answer_the_same_held_out_texts(found, teacher
         assert found[f"{name}/right"].shape == (len(held_out),)
 
 
+@pytest.mark.slow
 def test_teachers_learn_the_task_and_the_student_learns_it_from_them(found, teachers):
     assert min(found[f"{name}/right"].mean() for name in (*JOINT, *ALONE)) > 0.5  # by chance a third
     assert found[f"{MT_BERT}/right"].mean() > 0.5
 
 
+@pytest.mark.slow
 def test_the_noisy_teacher_counts_least(found, teachers):
     assert found[f"weight/{NOISY[-1]}"] < min(found[f"weight/{name}"] for name in ALONE)
 
 
+@pytest.mark.slow
 def test_the_weights_in_the_table_are_those_of_the_teachers_asked_anew(found, teachers):
     texts, losses = labelled_sequences(teachers / "cache", "train"), []
     model = AutoModelForMaskedLM.from_pretrained(teachers / NOISY[-1]).eval().double()
@@ -102,6 +106,7 @@ def test_the_weights_in_the_table_are_those_of_the_teachers_asked_anew(found, te
     assert found[f"weight/{NOISY[-1]}"] == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_teachers_tuned_together_have_one_head_and_encoders_of_their_own(found, teachers):
     together, alone = ([weights(teachers / name) for name in names] for names in (JOINT, ALONE))
     head = [name for name in together[0] if name.startswith("cls.")]
@@ -117,6 +122,7 @@ def test_teachers_tuned_together_have_one_head_and_encoders_of_their_own(found, 
     assert found["agreement/alone/own_head"] - found["agreement/alone/other_head"] > 0.1
 
 
+@pytest.mark.slow
 def test_no_held_out_text_was_seen_in_stage_zero(work, teachers):
     tokenizer = AutoTokenizer.from_pretrained(work / "start")
     seen = training_examples(work.parent / "texts" / "wordnet.jsonl", 0.3, tokenizer)
@@ -127,6 +133,7 @@ def test_no_held_out_text_was_seen_in_stage_zero(work, teachers):
     ][:3]
 
 
+@pytest.mark.slow
 def test_the_same_command_again_trains_nothing_and_prints_the_same_tables(work):
     before = {path: path.stat().st_mtime_ns for path in work.rglob("*.safetensors")}
     assert run_recipe(work) == (work.parent / "printed").read_text()
@@ -163,6 +170,7 @@ class Live:
         return output.logits[:, 0].log_softmax(dim=1), [states[self.kept] for states in output.hidden_states]
 
 
+@pytest.mark.slow
 def test_the_cached_loss_is_the_paper_s_of_teachers_asked_live(work, teachers):
     """The soft term is a KL, which is the paper's cross-entropy less what the student cannot change."""
     live = Live(work, teachers)
@@ -196,6 +204,7 @@ def test_every_arm_weighs_the_task_and_each_hidden_pair_alike(tmp_path):
             assert config == load_config(STUDENT, StudentConfig)
 
 
+@pytest.mark.slow
 def test_the_loss_of_stage_zero_is_the_sum_of_each_teacher_s_own(work):
     starts = [work / "pretrained" / name / "final" for name in ("wordnet", "debian", "both")]
     teachers = with_one_head(starts).eval()
@@ -212,6 +221,7 @@ def test_the_loss_of_stage_zero_is_the_sum_of_each_teacher_s_own(work):
     assert len({id(teacher.cls) for teacher in teachers}) == 1
 
 
+@pytest.mark.slow
 def test_stage_zero_lowers_its_loss_and_depends_on_its_seed_alone(work, tmp_path):
     start = work / "pretrained" / "debian" / "final"
     tokenizer = AutoTokenizer.from_pretrained(start)

@@ -9,7 +9,7 @@ import tiny
 from cache_tools.errors import StorageError
 from cache_tools.verify import verify
 
-TIMEOUT_SECONDS = 60
+TIMEOUT_SECONDS = 600
 
 
 def recorded(monkeypatch, name, before):

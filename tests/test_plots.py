@@ -24,7 +24,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def output(cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    train(cache, folder, eval_strategy="steps", eval_steps=1)
+    train(cache, folder, picture=True, eval_strategy="steps", eval_steps=1)
     return folder
 
 
@@ -85,7 +85,7 @@ def test_without_evaluation_its_panel_is_left_out(tmp_path, drawn):
 
 def test_a_run_without_matplotlib_ends_without_a_picture(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "find_spec", lambda name: None)
-    assert (train(cache, tmp_path, max_steps=1) / "model.safetensors").exists()
+    assert (train(cache, tmp_path, picture=True, max_steps=1) / "model.safetensors").exists()
     assert not (tmp_path / "curves.png").exists()
 
 

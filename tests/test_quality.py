@@ -18,7 +18,7 @@ from benchmarks.quality_gradients import angle_degrees, batch_gradients, differe
 from benchmarks.quality_runs import load_live, train_live
 from benchmarks.quality_table import T_975, gains_percent, gaps_nats, interval
 from cache_tools.reader import Cache
-from student_fixtures import largest_difference, student_values, train, weights
+from student_fixtures import GRADIENT_ROUNDING, largest_difference, student_values, train, weights
 from trainer.config import LossConfig, StudentConfig
 
 HIDDEN = Arm("hidden", LossConfig(source="hidden"), cached="toy")
@@ -86,7 +86,7 @@ def test_the_cached_hidden_state_has_the_live_teachers_gradient_and_a_few_likely
         batch_gradients(arm, student, encoding, live, scale) for arm in (replace(LIVE, cached="toy"), HIDDEN, few)
     )
     for one, other in zip(asked, hidden, strict=True):
-        assert float((one - other).abs().max()) < 1e-5 * float(one.abs().max())
+        assert float((one - other).abs().max()) < GRADIENT_ROUNDING * float(one.abs().max())
     found = differences(hidden, asked)
     assert found["angle_degrees"] < 1e-3
     assert found["norm_ratio"] == pytest.approx(1, abs=1e-5)

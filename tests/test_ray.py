@@ -28,12 +28,12 @@ from pipeline import ray_executor  # noqa: E402
 from pipeline.ray_executor import run_capture_on_ray  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMEOUT_SECONDS = 60
+TIMEOUT_SECONDS = 600
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def cluster():
-    """One Ray for all tests; a capture uses the one that its program is connected to."""
+    """One Ray for all tests that need one; a capture uses the one that its program is connected to."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(
         address="local",
@@ -115,6 +115,8 @@ class Killer(tiny.SilentReporter):
                 process.kill()
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_actors_continue_a_capture_to_the_same_bytes_and_a_killed_one_costs_its_shard(tmp_path, teacher, straight):
     shutil.copytree(straight.parent, tmp_path, dirs_exist_ok=True)
     config, killer = settings(tmp_path, teacher), Killer(tmp_path / "cache")
@@ -127,6 +129,8 @@ def test_actors_continue_a_capture_to_the_same_bytes_and_a_killed_one_costs_its_
     assert receipts(config.cache).items() >= killer.committed.items()  # with the time of writing: none was redone
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_an_error_in_an_actor_is_the_error_of_a_capture_without_ray(tmp_path):
     broken = tiny.model()
     broken.get_output_embeddings().weight.data[:] = float("nan")

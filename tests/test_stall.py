@@ -6,8 +6,6 @@ The clock is a counter that only the test moves: what is asserted is what is cou
 import json
 import time
 
-import pytest
-
 import tiny
 from student_fixtures import train
 from trainer.data import CachedSequences
@@ -69,11 +67,13 @@ def test_a_slow_dataset_shows_up_in_the_log(tmp_path, monkeypatch):
         return read(dataset, index)
 
     monkeypatch.setattr(CachedSequences, "__getitem__", slowly)
+    start = time.perf_counter()
     train(cache, tmp_path / "run", max_steps=4, logging_steps=2)
+    elapsed_seconds = time.perf_counter() - start
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     logged = [line for line in lines if "loss" in line]
     assert len(logged) == 2
     for line in logged:
         assert line["data_stall_seconds"] > 0.079  # eight sequences a step
         assert 0 < line["data_stall_share"] < 1
-    assert logged[1]["data_stall_seconds"] == pytest.approx(0.08, rel=0.9)
+    assert sum(2 * line["data_stall_seconds"] for line in logged) < elapsed_seconds  # of two steps each, counted once

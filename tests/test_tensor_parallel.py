@@ -28,6 +28,7 @@ from pipeline.teacher import load_teacher
 from pipeline.tensor_parallel import run_together
 from processes import finish, kill_at_rename, start
 from store_fixtures import snapshot
+from tolerances import loss_rounding
 
 EVERYTHING = {"target": {"k": 16, "exact": True}, "hidden": {"layers": [1, "last"], "codec": "float32"}}
 
@@ -90,7 +91,7 @@ def say_what_is_held(config, path):
 
 
 def as_process(port, rank, world, work, *arguments):
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in names.items()} | {
         "TORCHELASTIC_RUN_ID": "test",
@@ -139,7 +140,7 @@ def difference(one, two):
     return max(found)
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_processes_with_half_of_each_matrix_say_what_one_says(tmp_path, tied):
     folder = tiny.save_teacher(tmp_path / "teacher", tiny.model(tie_word_embeddings=tied))
     assert together(2, say_what_is_held, settings(tmp_path, folder, 2, "two"), tmp_path / "held") == [0, 0]
@@ -147,16 +148,20 @@ def test_two_processes_with_half_of_each_matrix_say_what_one_says(tmp_path, tied
     assert verify(tmp_path / "two", deep=True) == []
     one, two = (Cache(tmp_path / name).encoding("main").teacher("toy") for name in ("one", "two"))
     assert one.manifest == two.manifest  # with the hash of the kept head
-    assert 0 < difference(one, two) < 1e-4
+    config = tiny.model().config
+    logits = max(np.abs(one.scalar("logsumexp", *one.shard_rows(shard))).max() for shard in range(3)) + 10
+    assert 0 < difference(one, two) < loss_rounding(config, 48, logits)
     part, head = 48 // 2 * 32, 300 * 32
     assert [(tmp_path / f"held.{rank}").read_text() for rank in range(2)] == [f"{part} {head}"] * 2
 
 
+@pytest.mark.slow
 def test_groups_share_the_shards(tmp_path, teacher, straight):
     assert together(4, capture, settings(tmp_path, teacher, 2)) == [0] * 4
     assert tree(tmp_path / "cache") == tree(straight / "cache")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_death_ends_both_and_the_same_command_continues(tmp_path, teacher, straight, rank):
     config = settings(tmp_path, teacher, 2)
@@ -169,6 +174,7 @@ def test_a_death_ends_both_and_the_same_command_continues(tmp_path, teacher, str
     assert verify(tmp_path / "cache", deep=True) == []
 
 
+@pytest.mark.slow
 def test_a_cache_of_one_process_passes_the_audit_of_two(tmp_path, teacher):
     capture(settings(tmp_path, teacher, 1))
     assert together(2, audit, settings(tmp_path, teacher, 2)) == [0, 0]

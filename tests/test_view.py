@@ -361,7 +361,7 @@ def test_the_printed_address_works_and_ctrl_c_ends_quietly(cache):
         with urllib.request.urlopen(address) as answer:
             assert b"logitcask" in answer.read()
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=600)
     assert (process.returncode, out, err) == (0, "", "Ctrl-C ends.\n")
 
 
@@ -373,7 +373,7 @@ def test_an_address_that_others_reach_is_printed_with_a_token_and_shows_nothing_
         with pytest.raises(HTTPError, match="401"):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/api/summary").close()
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=600) == 0
         process.communicate()
 
 

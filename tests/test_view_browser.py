@@ -16,9 +16,9 @@ from view_fixtures import ATTACKS, copy_of, hostile_cache, serve
 
 sync_api = pytest.importorskip("playwright.sync_api")
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")]
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-TIMEOUT_MS = 20_000
+TIMEOUT_MS = 120_000
 WIDE, NARROW = {"width": 1400, "height": 850}, {"width": 400, "height": 800}
 
 

@@ -6,6 +6,7 @@ here depends on a model being any good.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from cache_tools.reader import Cache
 from pipeline.config import CaptureConfig
 from pipeline.run import Worker, run_capture
 
-torch.set_num_threads(1)
-"""On a busy machine two threads wait for each other a hundred times longer than a tiny model runs."""
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+"""On a busy machine two threads wait for each other a hundred times longer than a tiny model runs. Two are asked for
+by ``python -m benchmarks.processors``."""
 
 TEXTS = [
     f"Document {i}: the {word} of a shard is kept in order, {word} after {word}, until position {i * 7} ends it. "

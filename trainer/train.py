@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import set_seed
+from transformers import TrainingArguments, set_seed
 
 from cache_tools.apart import require_outside
 from cache_tools.progress import Reporter, open_reporter
