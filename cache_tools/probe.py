@@ -156,7 +156,7 @@ def _finding(states_of: StatesOf, probe: Probe) -> tuple[str, float, float, str,
 def _padding_finding(
     states_of: StatesOf, row: Ids, limit: float, probe: Probe
 ) -> tuple[str, float, float, str, str] | None:
-    """Compare rows of several lengths, padded together, with each row alone, and with other tokens below the padding."""
+    """Compare rows that are padded together with each row alone, and with other tokens below the padding."""
     lengths = sorted({max(1, round(share * len(row))) for share in SHARES}, reverse=True)
     mask = (np.arange(len(row)) < np.array(lengths)[:, None]).astype(np.int64)
     empty, filled = (states_of(np.where(mask == 1, row, below), mask) for below in (0, others(row)))
@@ -178,8 +178,8 @@ def _moved(moved: list[NDArray[np.float64]]) -> float:
 LATER_TOKENS = (
     "{subject} sees later tokens when it predicts earlier ones",
     "its predictions of a causal cache would be made from the answers",
-    "Use a model that is trained to predict the next token; of an encoder, set encoding.objective: masked; of a decoder "
-    "in this architecture, is_decoder: true in its configuration",
+    "Use a model that is trained to predict the next token; for an encoder, set encoding.objective: masked; for a "
+    "decoder of this architecture, set is_decoder: true in its configuration",
 )
 PADDING = (
     "the padding beside a sequence moves what {subject} predicts for it",

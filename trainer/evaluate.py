@@ -31,8 +31,8 @@ from trainer.head import StudentHead
 from trainer.loading import load_checkpoint
 from trainer.measures import Measures, Sums, measured_reading
 from trainer.objective import TeacherRows
-from trainer.student_probe import check_rows
 from trainer.student import LOADING_ERRORS, check_tokenizer, check_vocabulary_size, vocabulary_size
+from trainer.student_probe import check_rows
 from trainer.translation import check_vocabulary, student_ids, student_vocabulary
 
 Positions = Literal["all", "labels", "tokens"]
@@ -107,7 +107,8 @@ def evaluate(
         ModelError: its predictions depend on later tokens, on padding, or on other sequences of a batch.
     """
     dataset = evaluated_sequences(teacher, split, vocabulary_size(model), union, positions)
-    check_rows(model, None, (dataset[i] for i in range(len(dataset))), teacher.encoding.manifest.objective, packed=False)
+    examples, objective = (dataset[i] for i in range(len(dataset))), teacher.encoding.manifest.objective
+    check_rows(model.eval(), StudentHead.of(model), examples, objective, packed=False)
     measures = measure(model, dataset, batch_size, progress)
     result = {"split": split} | measures.means()
     result["teacher_cross_entropy_nats"] = _teacher_cross_entropy(teacher, split, ROWS[positions])
