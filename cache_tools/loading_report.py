@@ -46,7 +46,9 @@ CAUSES = (
 )
 """Names of unexpected tensors, and what to do about them; the first that fits is said."""
 
-HEAD = re.compile(r"^(lm_head|cls|predictions|generator_\w+|vocab_\w+|embed_out|output_layer|pred_layer|lm_loss|head)\b")
+HEAD = re.compile(
+    r"^(lm_head|cls|predictions|generator_\w+|vocab_\w+|embed_out|output_layer|pred_layer|lm_loss|head)\b"
+)
 
 
 def check_report(report: Mapping[str, Iterable[Any]], subject: str, where: object, model: str) -> None:

@@ -195,7 +195,7 @@ class TeacherConfig(Config):
             every matrix and run each batch together. They are started by torchrun.
         gpus: How many GPUs a worker of a Ray cluster takes for this teacher; several need ``device_map``. If not
             given, one, or none if the cluster has none.
-        batch_tokens: Tokens per forward pass, padding included.
+        batch_tokens: Tokens per forward pass, padding included; 1 reads each sequence alone.
         attention: Implementation, by transformers' name (``sdpa``, ``eager``, ``flash_attention_2``, …);
             default: what transformers chooses.
         packing: Whether the sequences of a batch stand in one row, kept apart by their positions, instead of

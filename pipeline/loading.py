@@ -49,7 +49,7 @@ def load_checkpoint(config: TeacherConfig, folder: Path, objective: Objective, *
     """
     refuse_adapter(config, folder)
     with quiet_loading():
-        model, report = auto_class(objective).from_pretrained(
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = auto_class(objective).from_pretrained(  # type: ignore[assignment]
             str(folder),
             dtype=config.dtype,
             trust_remote_code=config.trust_remote_code,
@@ -59,9 +59,9 @@ def load_checkpoint(config: TeacherConfig, folder: Path, objective: Objective, *
             ignore_mismatched_sizes=True,  # shapes are then in the report, and refused with their names
             **placement,
         )
+    model, report = loaded
     check_report(report, f"teacher {config.name!r}", folder, type(model).__name__)
-    loaded: PreTrainedModel = model
-    return loaded
+    return model
 
 
 def check_tensors(config: TeacherConfig, folder: Path, objective: Objective) -> None:
@@ -75,13 +75,13 @@ def check_tensors(config: TeacherConfig, folder: Path, objective: Objective) -> 
             adapter lies in the folder.
     """
     refuse_adapter(config, folder)
-    tensors = _tensors_without_storage(folder)
+    tensors = _tensors_without_storage(config, folder)
     try:
         with quiet_loading():
             empty = meta_model(config, objective, folder)
             if any(getattr(empty.config, key, None) for key in ELSEWHERE):
                 return
-            _, report = type(empty).from_pretrained(
+            loaded: tuple[PreTrainedModel, dict[str, Any]] = type(empty).from_pretrained(  # type: ignore[assignment]
                 None,
                 config=empty.config,
                 state_dict=tensors,
@@ -91,7 +91,7 @@ def check_tensors(config: TeacherConfig, folder: Path, objective: Objective) -> 
             )
     except Exception:  # whatever it was, loading the weights says it better
         return
-    check_report(report, f"teacher {config.name!r}", folder, type(empty).__name__)
+    check_report(loaded[1], f"teacher {config.name!r}", folder, type(empty).__name__)
 
 
 def refuse_adapter(config: TeacherConfig, folder: Path) -> None:
@@ -127,7 +127,7 @@ def _no_table(record: logging.LogRecord) -> bool:
     return "LOAD REPORT" not in record.getMessage()
 
 
-def _tensors_without_storage(folder: Path) -> dict[str, Tensor]:
+def _tensors_without_storage(config: TeacherConfig, folder: Path) -> dict[str, Tensor]:
     """Return every tensor of the files that transformers would read, on torch's ``meta`` device."""
     tensors = {}
     for path in _files(folder):
@@ -138,7 +138,8 @@ def _tensors_without_storage(folder: Path) -> dict[str, Tensor]:
                     dtype = DTYPES.get(part.get_dtype(), torch.float32)
                     tensors[name] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
         except (OSError, SafetensorError) as error:
-            raise ModelError("a weight file cannot be read", where=path, found=error) from error
+            found = f"{path.name}: {error}"
+            raise ModelError(f"teacher {config.name!r} cannot be loaded", where=folder, found=found) from error
     return tensors
 
 
@@ -157,7 +158,7 @@ def _files(folder: Path) -> list[Path]:
             "weight files are missing",
             where=folder,
             expected=f"{len(names)} files, as {INDEX} lists them",
-            found=f"{len(names) - len(missing)}; {', '.join(missing[:4])} {'is' if len(missing) == 1 else 'are'} missing",
+            found=f"{len(names) - len(missing)}; missing: {', '.join(missing[:4])}",
             fix="Copy or download the model again",
         )
     return [folder / name for name in names]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -114,7 +115,7 @@ def test_a_missing_weight_file_of_several_is_one_sentence(tmp_path):
     assert len(files) > 2
     check_tensors(block(tmp_path / "model"), tmp_path / "model", "causal")
     files[1].unlink()
-    with pytest.raises(ModelError, match=rf"weight files are missing .*{files[1].name} is missing"):
+    with pytest.raises(ModelError, match=rf"weight files are missing .*missing: {files[1].name}"):
         tiny.capture(tmp_path, tmp_path / "model")
 
 
@@ -184,7 +185,7 @@ def test_a_pretrained_student_that_does_not_fit_is_refused(cache, tmp_path, dama
 
 def test_a_student_that_lacks_a_tensor_is_not_evaluated(cache, tmp_path):
     folder = change(tiny.save_teacher(tmp_path / "student"), lose=["lm_head.weight"])
-    with pytest.raises(ModelError, match="1 missing: lm_head.weight"):
+    with pytest.raises(ModelError, match=r"1 missing: lm_head\.weight"):
         evaluate_folder(folder, Cache(cache).encoding().teacher(), "held_out")
 
 
@@ -193,3 +194,31 @@ def test_a_run_is_not_continued_from_a_checkpoint_that_lacks_a_tensor(cache, tmp
     change(tmp_path / "checkpoint-1", lose=[UP])
     with pytest.raises(LogitcaskError):
         train(cache, tmp_path, save_steps=1, student={"config": LLAMA})
+
+
+@pytest.mark.skipif(not find_spec("peft"), reason="peft is not installed")
+def test_an_adapter_is_evaluated_on_its_base_and_only_if_it_is_whole(cache, tmp_path):
+    start = tiny.save_teacher(tmp_path / "start", tiny.model(seed=5))
+    final = train(cache, tmp_path / "run", student={"pretrained": str(start), "lora": {}}, max_steps=1, save_steps=1)
+    checkpoint, cached = tmp_path / "run" / "checkpoint-1", Cache(cache).encoding().teacher()
+    merged, adapted = (evaluate_folder(folder, cached, "held_out") for folder in (final, checkpoint))
+    assert adapted["kl_to_teacher_nats"] == pytest.approx(merged["kl_to_teacher_nats"], abs=1e-5)
+    weights = checkpoint / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    tensors.pop(next(iter(tensors)))
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="1 missing"):
+        evaluate_folder(checkpoint, cached, "held_out")
+
+
+@pytest.mark.skipif(not find_spec("peft"), reason="peft is not installed")
+def test_a_run_is_not_continued_from_half_an_adapter(cache, tmp_path):
+    start = tiny.save_teacher(tmp_path / "start", tiny.model(seed=5))
+    values = {"student": {"pretrained": str(start), "lora": {}}, "save_steps": 1}
+    train_and_stop(2, cache, tmp_path / "run", **values)
+    weights = tmp_path / "run" / "checkpoint-1" / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    tensors.pop(next(iter(tensors)))
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(LogitcaskError, match="adapter"):
+        train(cache, tmp_path / "run", **values)

@@ -122,9 +122,8 @@ def evaluate(
         ModelError: its predictions depend on later tokens, on padding, or on other sequences of a batch.
     """
     dataset = evaluated_sequences(teacher, split, vocabulary_size(model), union, positions)
-    check_rows(
-        model, None, (dataset[i] for i in range(len(dataset))), teacher.encoding.manifest.objective, packed=False
-    )
+    examples, objective = (dataset[i] for i in range(len(dataset))), teacher.encoding.manifest.objective
+    check_rows(model.eval(), StudentHead.of(model), examples, objective, packed=False)
     measures = measure(model, dataset, batch_size, progress)
     result = {"split": split} | measures.means()
     check_measures(result, type(model).__name__)

@@ -36,19 +36,22 @@ def load_checkpoint(auto: Any, source: str | Path, **arguments: Any) -> PreTrain
     if adapter.is_file():
         base = json.loads(adapter.read_bytes())["base_model_name_or_path"]
         model = load_checkpoint(auto, base, **arguments)
-        report = model.load_adapter(str(source)).to_dict()  # type: ignore[union-attr]
+        report = model.load_adapter(str(source)).to_dict()
         check_report(report, "the adapter", source, type(model).__name__)
         return model
     with _quiet_loading():
-        model, report = auto.from_pretrained(
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = auto.from_pretrained(
             str(source),
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # shapes are then in the report, and refused with their names
             **arguments,
         )
+    model, report = loaded
     if getattr(model, "_hf_peft_config_loaded", False):
-        raise ModelError("a hub id that holds only an adapter cannot be loaded", where=source, fix="Name a merged model")
+        raise ModelError(
+            "a hub id that holds only an adapter cannot be loaded", where=source, fix="Name a merged model"
+        )
     check_report(report, "the student", source, type(model).__name__)
     return model
 
