@@ -144,9 +144,10 @@ class DeltaPower(Codec):
         low, high = np.take(low, levels, mode="clip"), np.take(high, levels, mode="clip")
         if narrowed:  # every dropped entry was as uncertain as level 1 at most
             low[:, -1], high[:, -1] = 0, high[:, -1] * 1.5 ** (1 / curve.exponent)
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):  # a damaged row may have no weight at all
             log_low, log_high = np.log(low.sum(axis=1)), np.log(high.sum(axis=1))
-            return np.log(low) - log_high[:, None], np.log(high) - log_low[:, None]
+            lowest, highest = np.log(low) - log_high[:, None], np.log(high) - log_low[:, None]
+        return np.where(low > 0, lowest, -np.inf), np.where(high > 0, highest, -np.inf)
 
     def broken_rows(
         self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int]

@@ -119,13 +119,14 @@ class Evidence:
 def contradictions(claims: Claims, rows: Evidence) -> Rules:
     """Return which rows contradict what is stored beside them; rows without any token say nothing and are skipped."""
     kept = rows.used.any(axis=1)
-    rules = _ranges(claims, rows)
-    if claims.kind in ("topk", "topp", "dense"):
-        rules |= _rest(claims, rows)
-    if claims.kind == "sampled":
-        rules |= _drawn_gold(claims, rows)
-    elif rows.gold is not None:
-        rules |= _gold(claims, rows)
+    with np.errstate(all="ignore"):  # rows and scalars may hold anything; what is no number fits nothing
+        rules = _ranges(claims, rows)
+        if claims.kind in ("topk", "topp", "dense"):
+            rules |= _rest(claims, rows)
+        if claims.kind == "sampled":
+            rules |= _drawn_gold(claims, rows)
+        elif rows.gold is not None:
+            rules |= _gold(claims, rows)
     return {rule: broken & kept for rule, broken in rules.items()}
 
 
