@@ -113,7 +113,8 @@ class Evidence:
     def rounding(self) -> Floats:
         """How far float32 may be off in a log-probability and in a sum of the row's probabilities: (n,)."""
         slots = self.targets.ids.shape[1]
-        return EPSILON * (slots + 8 + np.abs(np.where(np.isfinite(self.logsumexp), self.logsumexp, 0)))
+        rounding: Floats = EPSILON * (slots + 8 + np.abs(np.where(np.isfinite(self.logsumexp), self.logsumexp, 0)))
+        return rounding
 
 
 def contradictions(claims: Claims, rows: Evidence) -> Rules:
@@ -132,7 +133,8 @@ def contradictions(claims: Claims, rows: Evidence) -> Rules:
 
 def broken(rules: Rules) -> NDArray[np.bool_]:
     """Return which rows break at least one rule: (n,) bool."""
-    return np.logical_or.reduce(list(rules.values()))
+    rows: NDArray[np.bool_] = np.logical_or.reduce(list(rules.values()))
+    return rows
 
 
 def _ranges(claims: Claims, rows: Evidence) -> Rules:

@@ -98,6 +98,23 @@ def contradicting_rows(teacher: CachedTeacher, window: Window) -> NDArray[np.boo
     return broken(rules) if rules else np.zeros(window.stop - window.start, np.bool_)
 
 
+def contradicting_share(teacher: CachedTeacher, positions: int, seed: int) -> float | None:
+    """Return the share of rows that contradict what is stored beside them, in a sample drawn by a seed.
+
+    Args:
+        teacher: At least one shard of it is finished.
+        positions: To read, see ``sampling.drawn_windows``.
+        seed: Seed of the draw.
+
+    Returns:
+        A share from 0 to 1; None of a teacher without weights, whose rows are not judged.
+    """
+    if teacher.manifest.identity.get("weights") == MADE_UP:
+        return None
+    rows = [contradicting_rows(teacher, window) for window in drawn_windows([teacher], positions, seed)]
+    return float(np.concatenate(rows).mean())
+
+
 def require_consistent(teachers: Sequence[CachedTeacher], seed: int = 0) -> None:
     """Refuse teachers whose rows, in a sample, contradict what is stored beside them.
 
@@ -114,5 +131,5 @@ def require_consistent(teachers: Sequence[CachedTeacher], seed: int = 0) -> None
                     expected="rows that gold_logprob and entropy follow from",
                     found=f"row {problem.first}: {problem.rule} ({problem.count} of {window.stop - window.start} rows)",
                     why="ids or probabilities are not those of the teacher, and a student would learn them",
-                    fix="Run 'logitcask verify --deep' to list all such shards, then 'logitcask repair' or capture again",
+                    fix="Run 'logitcask verify --deep' to list such shards, then 'logitcask repair' or capture again",
                 )

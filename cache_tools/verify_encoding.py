@@ -50,7 +50,7 @@ def manifest_problems(encoding: Encoding) -> Iterator[str]:
         entries, start = encoding.shards[start:stop], stop
         for split in SPLITS:
             stated, counted = part.splits.get(split), totals(entries, split)
-            if stated is not None and stated != counted or (stated is None and counted.shards):
+            if (stated is not None and stated != counted) or (stated is None and counted.shards):
                 yield f"part {number} states other totals of the split {split!r} than its shard table adds up to"
     yield from tokenizer_problems(encoding.path, manifest)
 
@@ -121,7 +121,8 @@ def tokenizer_problems(folder: StorePath, manifest: EncodingManifest) -> Iterato
         yield "tokenizer.json splits texts by other rules than the identity of the encoding records"
     largest = max(vocabulary.values(), default=-1) + 1
     if not len(vocabulary) <= manifest.vocabulary_size <= max(largest, len(vocabulary)):
-        yield f"vocabulary_size is {manifest.vocabulary_size}, but tokenizer.json has {len(vocabulary)} ids below {largest}"
+        size = manifest.vocabulary_size
+        yield f"vocabulary_size is {size}, but tokenizer.json has {len(vocabulary)} ids below {largest}"
 
 
 def _settings(folder: StorePath, manifest: EncodingManifest) -> dict[str, Any]:
@@ -140,7 +141,7 @@ def _behaviour(content: bytes, settings: dict[str, Any], vocabulary: dict[str, i
     tokenizer = {key: value for key, value in json.loads(content).items() if key not in TRANSIENT}
     special = {role: settings.get(f"{role}_token") for role in ROLES}
     names = {role: token.get("content") if isinstance(token, dict) else token for role, token in special.items()}
-    return fingerprint({"tokenizer": tokenizer, "special": {role: vocabulary.get(names[role]) for role in ROLES}})
+    return fingerprint({"tokenizer": tokenizer, "special": {role: vocabulary.get(str(names[role])) for role in ROLES}})
 
 
 def file_vocabulary(content: bytes) -> dict[str, int] | None:

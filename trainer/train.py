@@ -20,6 +20,7 @@ from transformers.training_args import ParallelMode
 
 from cache_tools.errors import ConfigError
 from cache_tools.reader import Encoding
+from cache_tools.row_check import require_consistent
 from cache_tools.vocabulary import Vocabulary
 from cache_tools.vocabulary_folder import save_token_map
 from trainer.best import check_best, direction
@@ -57,6 +58,8 @@ def run_training(config: StudentConfig) -> Path:
     teachers = open_teachers(config)
     teacher = teachers[0]
     check_sources(config, teachers)
+    if config.loss.kd_weight > 0:
+        require_consistent(teachers)
     union = open_union(config.vocabulary, teachers, config.loss)
     vocabulary = student_vocabulary(union, teacher.encoding)
     record_run(output, config, teachers, step_sequences(arguments), union)
