@@ -99,7 +99,7 @@ TEMPERATURES = (1.2, 1.5, 2, 3, 4, 6, 15)
 
 
 def tempered(targets, decoded, temperature):
-    """Return the KL (n,) between the kept tokens of true and decoded rows, each tempered and scaled to 1, in float64."""
+    """Return the KL (n,) between the kept tokens of true and decoded rows, tempered and scaled to 1, in float64."""
     rows = []
     for row in range(len(targets.ids)):
         true = naive_row(targets, row)[0]

@@ -1,4 +1,4 @@
-"""A cache under right hashes whose numbers cannot be right: verify tells each, train refuses wrong rows, inspect says it.
+"""A cache under right hashes whose numbers cannot be right: verify tells, train refuses wrong rows, inspect says so.
 
 Every change is made as a faulty writer or a stranger would make it: seals, hashes and receipts fit.
 """
@@ -79,7 +79,9 @@ CHANGES = {
         lambda c: edit_tables(c, table=lambda t: t.update(first_sequence=[100, 0, -5])), "begins with sequence 100"
     ),
     "unknown split": (lambda c: edit_tables(c, table=lambda t: t["split"].__setitem__(0, "evil")), "'evil'"),
-    "tokens of a shard": (lambda c: edit_tables(c, table=lambda t: t["tokens"].__setitem__(0, 99)), "promises 99 tokens"),
+    "tokens of a shard": (
+        lambda c: edit_tables(c, table=lambda t: t["tokens"].__setitem__(0, 99)), "promises 99 tokens"
+    ),
     "documents of a shard": (
         lambda c: edit_tables(c, table=lambda t: t["documents"].__setitem__(0, 7)), "promises 7 documents"
     ),
