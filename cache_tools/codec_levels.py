@@ -52,7 +52,7 @@ class Scratch:
 def quantise(
     rows: SortedRows, curve: Curve, scales: NDArray[np.float32]
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint16], NDArray[np.float64]]:
-    """Return (levels (n, k), left-out levels (n,), KL (n,) in nats) of checked rows, each on its scale (n,), at most M."""
+    """Return (levels (n, k), left-out levels (n,), KL (n,) in nats) of checked rows, each on its scale (n,) up to M."""
     n, k = rows.log_probs.shape
     levels, kl, scratch = np.empty((n, k), np.uint16), np.empty(n), Scratch(n, k)
     log_weights = curve.log_weights()
@@ -80,9 +80,7 @@ def quantise(
     return levels, left_out, kl
 
 
-def tempered_kl(
-    rows: SortedRows, levels: NDArray[np.uint16], curve: Curve, temperature: float
-) -> NDArray[np.float64]:
+def tempered_kl(rows: SortedRows, levels: NDArray[np.uint16], curve: Curve, temperature: float) -> NDArray[np.float64]:
     """Return the KL (n,), in nats, that reading the kept tokens back costs at a temperature.
 
     Both sides are the kept tokens alone, tempered and scaled to 1: what is outside them at a temperature does not

@@ -14,7 +14,8 @@ it does. A row whose kept tokens would come back too coarsely at another tempera
 on a larger scale than the others (``codec_scales.py``).
 
 The exponent is chosen per shard too, the first of EXPONENTS at which 16 bits hold every row's levels. At T = 1 alone
-0.4 costs least, by 0.1 to 0.8 % of all bytes on ordinary rows; with the rows' least scales 0.3 saves 2 % on peaked rows.
+0.4 costs least, by 0.1 to 0.8 % of all bytes on ordinary rows; with the rows' least scales 0.3 saves 2 % on peaked
+rows.
 
 Arrays of n rows, besides the two of ``codec_ids``:
 
@@ -97,7 +98,9 @@ class DeltaPower(Codec):
             curve = Curve(math.ceil(scales.max(initial=MIN_LEVELS)), exponent)
             levels, left_out, kl = quantise(rows, curve, scales)
             tempered = {t: tempered_kl(rows, levels, curve, t) for t in self.temperatures if t != 1}
-            temperature, mean = max(((t, _mean(values)) for t, values in {1.0: kl, **tempered}.items()), key=lambda pair: pair[1])
+            temperature, mean = max(
+                ((t, _mean(values)) for t, values in {1.0: kl, **tempered}.items()), key=lambda pair: pair[1]
+            )
             if mean <= self.max_kl_nats:
                 break
             if scales.min(initial=MAX_LEVELS) == MAX_LEVELS:
@@ -144,9 +147,10 @@ class DeltaPower(Codec):
         low, high = np.take(low, levels, mode="clip"), np.take(high, levels, mode="clip")
         if narrowed:  # every dropped entry was as uncertain as level 1 at most
             low[:, -1], high[:, -1] = 0, high[:, -1] * 1.5 ** (1 / curve.exponent)
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):  # a damaged row may have no weight at all
             log_low, log_high = np.log(low.sum(axis=1)), np.log(high.sum(axis=1))
-            return np.log(low) - log_high[:, None], np.log(high) - log_low[:, None]
+            lowest, highest = np.log(low) - log_high[:, None], np.log(high) - log_low[:, None]
+        return np.where(low > 0, lowest, -np.inf), np.where(high > 0, highest, -np.inf)
 
     def broken_rows(
         self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int]

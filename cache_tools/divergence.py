@@ -62,8 +62,8 @@ def divergence(a: Targets, b: Targets, tokens: tuple[int, int] = (0, 0)) -> Dive
     Args:
         a: (n, k) decoded, so ids ascend in a row.
         b: (n, m) decoded.
-        tokens: That A's and B's distributions are over, see ``predictions.tokens_of_whole_row``; by default, no more than
-            a row holds.
+        tokens: How many A's and B's rows must hold to rule all others out, see ``predictions.tokens_of_whole_row``;
+            by default every row does.
 
     Raises:
         ValueError: the numbers of rows differ.

@@ -84,7 +84,6 @@ def disagreement_of(a: CachedTeacher, b: CachedTeacher, by: str) -> Measure:
         by: ``kl`` for the mean of both directions in nats, see ``divergence``; ``top1`` for 1 where the likeliest
             tokens differ.
     """
-
     tokens = (tokens_of_whole_row(a.manifest), tokens_of_whole_row(b.manifest))
 
     def measure(shard: int) -> NDArray[np.float64]:

@@ -113,25 +113,28 @@ class Evidence:
     def rounding(self) -> Floats:
         """How far float32 may be off in a log-probability and in a sum of the row's probabilities: (n,)."""
         slots = self.targets.ids.shape[1]
-        return EPSILON * (slots + 8 + np.abs(np.where(np.isfinite(self.logsumexp), self.logsumexp, 0)))
+        rounding: Floats = EPSILON * (slots + 8 + np.abs(np.where(np.isfinite(self.logsumexp), self.logsumexp, 0)))
+        return rounding
 
 
 def contradictions(claims: Claims, rows: Evidence) -> Rules:
     """Return which rows contradict what is stored beside them; rows without any token say nothing and are skipped."""
     kept = rows.used.any(axis=1)
-    rules = _ranges(claims, rows)
-    if claims.kind in ("topk", "topp", "dense"):
-        rules |= _rest(claims, rows)
-    if claims.kind == "sampled":
-        rules |= _drawn_gold(claims, rows)
-    elif rows.gold is not None:
-        rules |= _gold(claims, rows)
+    with np.errstate(all="ignore"):  # rows and scalars may hold anything; what is no number fits nothing
+        rules = _ranges(claims, rows)
+        if claims.kind in ("topk", "topp", "dense"):
+            rules |= _rest(claims, rows)
+        if claims.kind == "sampled":
+            rules |= _drawn_gold(claims, rows)
+        elif rows.gold is not None:
+            rules |= _gold(claims, rows)
     return {rule: broken & kept for rule, broken in rules.items()}
 
 
 def broken(rules: Rules) -> NDArray[np.bool_]:
     """Return which rows break at least one rule: (n,) bool."""
-    return np.logical_or.reduce(list(rules.values()))
+    rows: NDArray[np.bool_] = np.logical_or.reduce(list(rules.values()))
+    return rows
 
 
 def _ranges(claims: Claims, rows: Evidence) -> Rules:

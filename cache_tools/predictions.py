@@ -76,7 +76,7 @@ def codec_of(manifest: TeacherManifest) -> Codec:
 
 
 def possible_tokens(manifest: TeacherManifest) -> int:
-    """Return how many tokens a teacher's distributions are over: its vocabulary, or the smaller one it was asked about."""
+    """Return how many tokens a teacher's distributions are over: its vocabulary, or the smaller one asked about."""
     tokens = manifest.target.settings.get("tokens")
     return tokens if type(tokens) is int and 0 < tokens < manifest.vocabulary_size else manifest.vocabulary_size
 

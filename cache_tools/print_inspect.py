@@ -11,6 +11,9 @@ from cache_tools.print_bidi import isolated
 from cache_tools.print_show import shortened
 
 FINGERPRINT_DIGITS = 12
+AT_TEMPERATURE = "codec_kl_nats_t"
+"""Beginning of the statistics that hold the codec's error at a declared temperature."""
+
 GROUPS = 20
 """Groups of documents that are listed."""
 
@@ -48,6 +51,9 @@ def _teacher_table(teacher: dict[str, Any]) -> Table:
     table = Table(title=f"teacher {teacher['name']}", show_header=False)
     for key, value in _teacher_rows(teacher):
         table.add_row(Text(key), Text(printable(value)))
+    share = (teacher["sample"] or {}).get("contradicting")
+    if share:
+        table.add_row(Text("CONTRADICTION", style="bold red"), Text(_contradiction(share), style="bold red"))
     return table
 
 
@@ -90,6 +96,11 @@ def _teacher_rows(teacher: dict[str, Any]) -> list[tuple[str, str]]:
                 split,
                 means_words(means)
                 + _error("codec error", means.get("codec_kl_nats"), "nats")
+                + "".join(
+                    _error(f"at T = {name.removeprefix(AT_TEMPERATURE)}", value, "nats")
+                    for name, value in means.items()
+                    if name.startswith(AT_TEMPERATURE) and value is not None
+                )
                 + (f" · {skipped:,.0f} skipped" if (skipped := means.get("skipped_positions")) is not None else ""),
             )
         )
@@ -150,6 +161,13 @@ def _calibration(sample: dict[str, Any]) -> str:
     return (
         f"right {found['accuracy']:.1%} of the time at a mean confidence of {found['confidence']:.1%}, "
         f"ECE {found['ece']:.1%} over {len(found['bins'])} bins; {sample_words(sample)}"
+    )
+
+
+def _contradiction(share: float) -> str:
+    return (
+        f"{share:.1%} of the sampled rows cannot be this teacher's: they contradict the gold log-probability or the "
+        "entropy beside them. Run 'logitcask verify --deep'; do not train on this cache"
     )
 
 

@@ -5,7 +5,7 @@ anything is trained, which costs less than a batch.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,11 @@ from cache_tools.errors import DamageError
 from cache_tools.gold_check import Claims, Evidence, Rules, broken, contradictions
 from cache_tools.sampling import Window, drawn_windows
 
+MADE_UP = "none"
+"""What the identity says of the weights of rows that no model predicted; nothing follows from their scalars."""
+
 CHECKED_POSITIONS = 8192
-"""Positions that ``train`` looks at: two chunks of the usual size, or more smaller ones."""
+"""Positions that ``train`` looks at, two chunks of the usual size, and that ``verify`` decodes at a time."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,12 @@ class Contradiction:
 
 
 def window_rules(teacher: CachedTeacher, window: Window) -> Rules:
-    """Return which rows of a window break which rule: (n,) bool by the rule's text.
+    """Return which rows of a window break which rule: (n,) bool by the rule's text; none of a teacher without weights.
 
     Errors as for ``CachedTeacher.targets``.
     """
+    if teacher.manifest.identity.get("weights") == MADE_UP:
+        return {}
     first = window.shard * teacher.encoding.manifest.positions_per_shard
     stored = teacher.stored_targets(window.shard, window.start - first, window.stop - first)
     narrowed = "narrowed_from" in teacher.manifest.identity
@@ -75,9 +80,39 @@ def window_contradictions(teacher: CachedTeacher, window: Window) -> Iterator[Co
             yield Contradiction(rule, int(rows.sum()), window.start + int(np.flatnonzero(rows)[0]))
 
 
+def shard_contradictions(teacher: CachedTeacher, shard: int) -> list[Contradiction]:
+    """Return the rules that rows of a whole shard break, each once; errors as for ``CachedTeacher.targets``."""
+    start, stop = teacher.shard_rows(shard)
+    windows = (Window(shard, row, min(row + CHECKED_POSITIONS, stop)) for row in range(start, stop, CHECKED_POSITIONS))
+    broken_rules: dict[str, Contradiction] = {}
+    for window in windows:
+        for problem in window_contradictions(teacher, window):
+            before = broken_rules.get(problem.rule, Contradiction(problem.rule, 0, problem.first))
+            broken_rules[problem.rule] = replace(before, count=before.count + problem.count)
+    return list(broken_rules.values())
+
+
 def contradicting_rows(teacher: CachedTeacher, window: Window) -> NDArray[np.bool_]:
     """Return which rows of a window break any rule: (n,) bool; errors as for ``CachedTeacher.targets``."""
-    return broken(window_rules(teacher, window))
+    rules = window_rules(teacher, window)
+    return broken(rules) if rules else np.zeros(window.stop - window.start, np.bool_)
+
+
+def contradicting_share(teacher: CachedTeacher, positions: int, seed: int) -> float | None:
+    """Return the share of rows that contradict what is stored beside them, in a sample drawn by a seed.
+
+    Args:
+        teacher: At least one shard of it is finished.
+        positions: To read, see ``sampling.drawn_windows``.
+        seed: Seed of the draw.
+
+    Returns:
+        A share from 0 to 1; None of a teacher without weights, whose rows are not judged.
+    """
+    if teacher.manifest.identity.get("weights") == MADE_UP:
+        return None
+    rows = [contradicting_rows(teacher, window) for window in drawn_windows([teacher], positions, seed)]
+    return float(np.concatenate(rows).mean())
 
 
 def require_consistent(teachers: Sequence[CachedTeacher], seed: int = 0) -> None:
@@ -96,5 +131,5 @@ def require_consistent(teachers: Sequence[CachedTeacher], seed: int = 0) -> None
                     expected="rows that gold_logprob and entropy follow from",
                     found=f"row {problem.first}: {problem.rule} ({problem.count} of {window.stop - window.start} rows)",
                     why="ids or probabilities are not those of the teacher, and a student would learn them",
-                    fix="Run 'logitcask verify --deep' to list all such shards, then 'logitcask repair' or capture again",
+                    fix="Run 'logitcask verify --deep' to list such shards, then 'logitcask repair' or capture again",
                 )

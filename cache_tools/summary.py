@@ -16,6 +16,7 @@ from cache_tools.predictions import mean_statistics
 from cache_tools.progress import Advance, ignore
 from cache_tools.reader import Cache, Encoding
 from cache_tools.receipts import Receipt
+from cache_tools.row_check import contradicting_share
 from cache_tools.sample import Sample, read_sample
 
 LARGEST_EXPONENT = 700.0
@@ -125,7 +126,8 @@ def _sampled(
     answers = sample.answers[teacher.name]
     drawn = describe_sample(sample, sum(teacher.encoding.shards[shard].positions for shard in shards))
     groups = {} if by is None else {"groups": by_group(sample, answers, by)}
-    return drawn | {"calibration": calibration(answers, sample.gold_ids)} | groups
+    contradicting = contradicting_share(teacher, positions, seed)
+    return drawn | {"contradicting": contradicting, "calibration": calibration(answers, sample.gold_ids)} | groups
 
 
 def _makers(receipts: list[Receipt]) -> list[dict[str, Any]]:

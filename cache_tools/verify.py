@@ -24,9 +24,11 @@ from cache_tools.predictions import group_layouts, hidden_array
 from cache_tools.progress import BeginPart
 from cache_tools.reader import Cache, Encoding
 from cache_tools.receipts import TARGETS, Receipt
+from cache_tools.row_check import shard_contradictions
 from cache_tools.sealed import read_sealed
 from cache_tools.shards import read_file_tables
 from cache_tools.storage import StorePath, object_sha256, object_size, read_object
+from cache_tools.verify_encoding import manifest_problems, root_problems, sequence_problems, table_problems
 
 Remedy = Literal["capture", "redo", "metadata", "restore"]
 """What helps: run the capture; redo one shard; rewrite metadata that follows from the manifests; a copy."""
@@ -68,7 +70,9 @@ def verify(path: StorePath, deep: bool = False, progress: BeginPart = lambda _: 
     """
     cache = Cache(path)
     folder = layout.encodings_folder(cache.path)
-    problems = list(_group(folder, Problem("damage", str(folder / layout.MANIFEST), "", "metadata")))
+    root = Problem("damage", str(cache.path / layout.MANIFEST), "")
+    problems = [_found(root, message) for message in root_problems(cache.path)]
+    problems += list(_group(folder, Problem("damage", str(folder / layout.MANIFEST), "", "metadata")))
     if not cache.encodings:
         problems.append(Problem("missing", str(path), "no encoding has been committed", "capture"))
     for name in cache.encodings:
@@ -113,7 +117,9 @@ def _encoding(cache: Cache, blank: Problem, deep: bool, progress: BeginPart) -> 
     encoding = cache.encoding(blank.encoding)
     yield from _files(encoding.path, encoding.manifest.files, blank, deep=True)
     yield from _guarded(blank, partial(_file_tables, encoding))
-    for shard in range(len(encoding.shards)):
+    shards = range(len(encoding.shards))
+    yield from _guarded(blank, lambda: (_found(blank, message) for message in manifest_problems(encoding)))
+    for shard in shards:
         progress(f"{encoding.name}: sequences {shard}")
         yield from _guarded(blank, partial(_sequences, encoding, shard, blank))
     if not encoding.teachers:
@@ -136,8 +142,10 @@ def _file_tables(encoding: Encoding) -> Iterator[Problem]:
 
 def _sequences(encoding: Encoding, shard: int, blank: Problem) -> Iterator[Problem]:
     """Hash and read one sequence file (reading checks the hash) and compare it with the shard table."""
-    entry, sequences = encoding.shards[shard], encoding.stored_sequences(shard)
-    where = layout.sequences_file(encoding.path, shard)
+    entry, where = encoding.shards[shard], layout.sequences_file(encoding.path, shard)
+    for message in table_problems(encoding.shards, encoding.manifest.positions_per_shard, shard):
+        yield _found(blank, message)
+    sequences = encoding.stored_sequences(shard)
     row = shard * encoding.manifest.positions_per_shard
     for sequence in sequences:
         if sequence.first_position != row:
@@ -147,6 +155,8 @@ def _sequences(encoding: Encoding, shard: int, blank: Problem) -> Iterator[Probl
         row += sequence.num_positions
     if row - shard * encoding.manifest.positions_per_shard != entry.positions:
         yield _found(blank, f"the shard table promises {entry.positions} positions", where)
+    for message in sequence_problems(encoding.manifest, entry, sequences, object_size(where)):
+        yield _found(blank, message, where)
 
 
 def _teacher(encoding: Encoding, blank: Problem, deep: bool, progress: BeginPart) -> Iterator[Problem]:
@@ -243,3 +253,17 @@ def _values(teacher: CachedTeacher, receipt: Receipt, blank: Problem) -> Iterato
         if broken.any():
             row = start + int(np.flatnonzero(broken)[0])
             yield _found(blank, f"shard {receipt.shard}, row {row}: {rule}")
+    if TARGETS in receipt.groups and not any(broken.any() for broken in rules.values()):
+        yield from _contradictions(teacher, receipt.shard, blank)
+
+
+def _contradictions(teacher: CachedTeacher, shard: int, blank: Problem) -> Iterator[Problem]:
+    """Compare a shard's rows with the scalars and gold tokens beside them."""
+    try:
+        teacher.encoding.sequences(shard)
+    except LogitcaskError:  # told where the encoding is checked, and no fault of this shard's
+        return
+    positions = teacher.encoding.shards[shard].positions
+    for problem in shard_contradictions(teacher, shard):
+        told = f"row {problem.first}: {problem.rule} ({problem.count} of {positions} rows)"
+        yield _found(blank, f"shard {shard}, {told}")

@@ -180,8 +180,7 @@ def heat(opened: OpenCache, encoding: Encoding, number: int) -> dict[str, Any]:
     comparable = [teacher.name for teacher in teachers if teacher.manifest.target.kind not in DRAWN_KINDS]
     tokens = {teacher.name: tokens_of_whole_row(teacher.manifest) for teacher in teachers}
     pairs = [
-        {"a": a, "b": b}
-        | measure("kl_nats", divergence(targets[a], targets[b], (tokens[a], tokens[b])).mean_kl_nats)
+        {"a": a, "b": b} | measure("kl_nats", divergence(targets[a], targets[b], (tokens[a], tokens[b])).mean_kl_nats)
         for a, b in combinations(comparable, 2)
     ]
     shard = encoding.shard_of(number)

@@ -103,13 +103,14 @@ class TargetConfig(Config):
         p: Mass of ``topp``.
         draws: Of ``sampled`` (the paper: 50) and ``hybrid``.
         seed: Of the draws; each depends on (seed, sequence, position) alone.
-        temperatures: For each, the log-normaliser of the logits divided by it is kept, by which
-            the kept probabilities can be tempered exactly.
+        temperatures: For each, the log-normaliser of the logits divided by it is kept, by which the kept
+            probabilities can be tempered without bias; and ``max_kl_nats`` counts at it as it does at 1.
         scalars: Further numbers per position: ``gold_rank`` (tokens likelier than the gold one), ``tail_mean``,
             ``tail_variance`` and ``tail_minimum`` of the logits outside the k most likely.
         max_kl_nats: What storing may cost: the mean over a shard of the KL divergence, over the k
-            tokens and the rest, of what is read back from what the teacher said. Each shard
-            is quantised as coarsely as that allows.
+            tokens and the rest, of what is read back from what the teacher predicted. Each shard is quantised as
+            coarsely as that allows. It also bounds the KL between the kept tokens at each of ``temperatures``, whose
+            error ``inspect`` shows; at any other temperature a row's expected error is at most 16 times this.
         exact: Keep float32 instead, three times the bytes.
         vocabulary: Folder of a smaller vocabulary, from ``logitcask vocabulary --keep``: the distribution is the one
             over its tokens. The teacher reads the text as it is, and ids stay the teacher's.
@@ -158,7 +159,8 @@ class HiddenConfig(Config):
             matrix, from which, with the ``head.safetensors`` kept beside it, the full
             distribution follows. Layers added later are captured without redoing the rest.
         codec: ``bfloat16`` and ``float32`` as they are; ``budget`` quantises to an error.
-        max_kl_nats: Budget of layer ``last``: mean KL divergence of the logits' distribution.
+        max_kl_nats: Budget of layer ``last``: mean KL divergence of the logits' distribution, at temperature 1 and at
+            those of ``target.temperatures``.
         max_relative_error: Budget of other layers: rms error of each channel over its rms.
     """
 

@@ -9,7 +9,7 @@ from cache_tools import layout
 from cache_tools.codec import DeltaCount, DeltaFloat32, DeltaPower, DenseFloat32, Targets
 from cache_tools.hidden import Transform, transform_bytes
 from cache_tools.manifest import HiddenSpec
-from store_fixtures import TinyCache, make_cache
+from store_fixtures import TinyCache, make_cache, spread_rest
 
 DRAWS = 8
 EVERY_HIDDEN = {
@@ -59,7 +59,7 @@ def ragged(k: int, vocabulary: int):
         ids = np.stack([rng.choice(vocabulary, k, replace=False) for _ in range(n)]).astype(np.uint32)
         weights = np.exp(rng.normal(0, 1, (n, k + 1)))
         weights[:, :k][np.arange(k) >= sizes[:, None]] = 0
-        logs = logarithm(weights)
+        logs = logarithm(spread_rest(weights, vocabulary))
         return Targets(ids, logs[:, :k], logs[:, k])
 
     return draw

@@ -126,9 +126,12 @@ def make_cache(
     encoding = layout.encoding_folder(path, "tiny")
     sequences = [random_sequences(rng, shard, vocabulary) for shard in range(shards)]
     entries = write_encoding(encoding, sequences, vocabulary)
-    manifest = teacher_manifest({"corpus": "random"}, vocabulary, k, target, hidden, files)
+    manifest = teacher_manifest({"corpus": "random"}, vocabulary, k, target, hidden, files, weights="thrown")
     teacher = declare_teacher(Encoding(encoding, "tiny"), "toy", manifest, files).path
-    predictions = [random_predictions(rng, entry.positions, k, vocabulary, draw, hidden) for entry in entries]
+    predictions = [
+        random_predictions(rng, entry.positions, k, vocabulary, draw, hidden, gold_of(shard))
+        for entry, shard in zip(entries, sequences, strict=True)
+    ]
     tiny = TinyCache(path, encoding, teacher, manifest, entries, sequences, predictions)
     for shard in range(shards if committed is None else committed):
         tiny.commit(shard)
@@ -184,12 +187,16 @@ def teacher_manifest(
     target: tuple[str, Codec] | None = None,
     hidden: dict[str, HiddenSpec] = HIDDEN,
     files: dict[str, bytes] | None = None,
+    weights: str = "none",
 ) -> TeacherManifest:
-    """Return the manifest of a made-up teacher over the encoding with this identity."""
+    """Return the manifest of a made-up teacher over the encoding with this identity.
+
+    Rows of a teacher without weights are not compared with their scalars; any other name says that they fit.
+    """
     kind, codec = target or ("topk", DeltaPower(k, vocabulary))
     records = {key: ObjectRecord.of(content).model_dump() for key, content in (files or {}).items()}
     return TeacherManifest.describe(
-        {"encoding": fingerprint(encoding_identity), "weights": "none"},
+        {"encoding": fingerprint(encoding_identity), "weights": weights},
         {"name": "toy", "architecture": "dice", "parameters": 0, "dtype": "float32"},
         CHUNK_POSITIONS,
         vocabulary_size=vocabulary,
@@ -208,13 +215,56 @@ def random_predictions(
     vocabulary: int,
     draw: Draw | None = None,
     hidden: dict[str, HiddenSpec] = HIDDEN,
+    gold_ids: NDArray[np.uint32] | None = None,
 ) -> Predictions:
-    """Return n random predictions, with hidden states that bfloat16 holds exactly."""
+    """Return n random predictions, with hidden states that bfloat16 holds exactly.
+
+    Scalars are those of distributions with these rows if ``gold_ids`` (n,) are given, and random otherwise.
+    """
+    targets = draw(rng, n) if draw else random_targets(rng, n, k, vocabulary)
+    scalars = {name: rng.normal(0, 5, n).astype(np.float32) for name in SCALARS}
+    if gold_ids is not None:
+        scalars |= fitting_scalars(rng, targets, gold_ids, vocabulary)
     return Predictions(
-        targets=draw(rng, n) if draw else random_targets(rng, n, k, vocabulary),
-        scalars={name: rng.normal(0, 5, n).astype(np.float32) for name in SCALARS},
+        targets=targets,
+        scalars=scalars,
         hidden={name: rng.integers(-9, 9, (n, spec.width)).astype(np.float32) for name, spec in hidden.items()},
     )
+
+
+def gold_of(sequences: list[Sequence]) -> NDArray[np.uint32]:
+    """Return the token that each position of causal sequences should predict."""
+    return np.concatenate([sequence.gold_ids("causal") for sequence in sequences])
+
+
+def fitting_scalars(
+    rng: np.random.Generator, targets: Targets, gold_ids: NDArray[np.uint32], vocabulary: int
+) -> dict[str, NDArray[np.float32]]:
+    """Return an entropy and a gold log-probability that rows allow, the rest being spread evenly."""
+    used = targets.log_probs > -np.inf
+    log_p, p = np.where(used, targets.log_probs, 0).astype(np.float64), np.exp(targets.log_probs, dtype=np.float64)
+    rest = np.exp(targets.log_left_out, dtype=np.float64)
+    each = rest / np.maximum(vocabulary - used.sum(axis=1), 1)
+    entropy = -(p * log_p).sum(axis=1) - rest * np.log(np.where(each > 0, each, 1))
+    with np.errstate(divide="ignore"):
+        absent = np.log(each) - rng.uniform(0, 3, len(rest))
+    absent[rest == 0] = -5.0 if vocabulary > used.shape[1] else -np.inf  # a draw may miss it; a dense row may not
+    is_gold = (targets.ids == gold_ids[:, None]) & used
+    gold = np.where(is_gold.any(axis=1), np.where(is_gold, targets.log_probs, -np.inf).max(axis=1), absent)
+    silent = ~used.any(axis=1)
+    return {
+        "entropy": np.where(silent, 0, entropy).astype(np.float32),
+        "gold_logprob": np.where(silent, 0, gold).astype(np.float32),
+    }
+
+
+def spread_rest(weights: NDArray[np.float64], vocabulary: int) -> NDArray[np.float64]:
+    """Return weights (n, k + 1) whose last, the rest's, is no more than that many less likely tokens can have."""
+    kept = weights[:, :-1]
+    least = np.where(kept > 0, kept, np.inf).min(axis=1)
+    most = np.where(np.isfinite(least), least, 1) * (vocabulary - (kept > 0).sum(axis=1))
+    weights[:, -1] = np.minimum(weights[:, -1], most)
+    return weights
 
 
 def random_targets(rng: np.random.Generator, n: int, k: int, vocabulary: int) -> Targets:
@@ -222,6 +272,7 @@ def random_targets(rng: np.random.Generator, n: int, k: int, vocabulary: int) ->
     ids = np.stack([rng.choice(vocabulary, k, replace=False) for _ in range(n)]).astype(np.uint32)
     weights = np.exp(rng.normal(0, 3, (n, k + 1)))
     weights[:, :k][np.arange(k) >= k - np.arange(n)[:, None] % k] = 0
+    weights = spread_rest(weights, vocabulary)
     with np.errstate(divide="ignore"):
         logs = np.log(weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
     return Targets(ids, logs[:, :k], logs[:, k])

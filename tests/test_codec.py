@@ -73,7 +73,7 @@ def test_decoded_rows_are_those_of_the_stated_formula(name, budget):
         used = decoded.log_probs[row] > EMPTY
         assert decoded.ids[row, used].tolist() == list(weights) == sorted(naive_row(targets, row)[0])
         expected = [math.log(weight / total) for weight in weights.values()]
-        rounding = 4 * EPSILON * (1 + abs(math.log(min([*weights.values(), rest or 1]))))  # of logs of weights and total
+        rounding = 4 * EPSILON * (1 + abs(math.log(min([*weights.values(), rest or 1]))))  # of two logs
         np.testing.assert_allclose(decoded.log_probs[row, used], expected, rtol=0, atol=rounding)
         assert decoded.log_left_out[row] == pytest.approx(math.log(rest / total) if rest else EMPTY, abs=rounding)
 
@@ -99,7 +99,7 @@ TEMPERATURES = (1.2, 1.5, 2, 3, 4, 6, 15)
 
 
 def tempered(targets, decoded, temperature):
-    """Return the KL (n,) between the kept tokens of true and decoded rows, each tempered and scaled to 1, in float64."""
+    """Return the KL (n,) between the kept tokens of true and decoded rows, tempered and scaled to 1, in float64."""
     rows = []
     for row in range(len(targets.ids)):
         true = naive_row(targets, row)[0]

@@ -1,7 +1,6 @@
 """Two teachers compared: sums against a loop over positions, samples by seed, refusals."""
 
 import json
-
 import math
 
 import numpy as np

@@ -163,5 +163,7 @@ def test_the_rest_that_a_closed_row_may_have_is_bounded_by_its_least_likely_toke
     assert with_possible_rest(closed, 102).log_left_out.tolist() == pytest.approx(
         [LOG_SMALLEST_MASS, math.log(100e-12), LOG_SMALLEST_MASS, LOG_SMALLEST_MASS], rel=1e-6
     )
-    silent = Targets(np.full((2, 3), EMPTY_ID, np.uint32), np.full((2, 3), -np.inf, np.float32), np.zeros(2, np.float32))
+    silent = Targets(
+        np.full((2, 3), EMPTY_ID, np.uint32), np.full((2, 3), -np.inf, np.float32), np.zeros(2, np.float32)
+    )
     assert with_possible_rest(silent, 9) is silent

@@ -95,7 +95,9 @@ class Stored:
         if change is shifted:
             low, high = np.roll(low, 1, axis=0), np.roll(high, 1, axis=0)
         scalars = {name: self.scalars[name].astype(np.float64) for name in ("gold_logprob", "entropy", "logsumexp")}
-        return Evidence(decoded, low, high, self.gold, scalars["gold_logprob"], scalars["entropy"], scalars["logsumexp"])
+        return Evidence(
+            decoded, low, high, self.gold, scalars["gold_logprob"], scalars["entropy"], scalars["logsumexp"]
+        )
 
     def claims(self):
         tokens = self.keep.tokens(V)
@@ -159,7 +161,9 @@ def shifted(targets):
 
 def permuted(targets):
     targets.ids[...] = np.where(
-        targets.ids == 0xFFFFFFFF, targets.ids, np.random.default_rng(0).permutation(V).astype(np.uint32)[targets.ids % V]
+        targets.ids == 0xFFFFFFFF,
+        targets.ids,
+        np.random.default_rng(0).permutation(V).astype(np.uint32)[targets.ids % V],
     )
 
 

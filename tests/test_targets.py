@@ -147,8 +147,10 @@ def test_kept_probabilities_that_sum_to_one_in_float32_leave_something_out(kind,
     logits[:, :64] += gap
     gold = torch.zeros(200, dtype=torch.int64)
     targets = sparse_targets(torch.from_numpy(logits.copy()), gold, Keep(kind, k=64, p=0.9))
-    kept_ids = [ids[log_probs > -np.inf] for ids, log_probs in zip(targets.ids.numpy(), targets.log_probs.numpy())]
-    truth = np.concatenate([left_out_in_float64(row[None], ids[None]) for row, ids in zip(logits, kept_ids)])
+    used = targets.log_probs.numpy() > -np.inf
+    kept_ids = [ids[here] for ids, here in zip(targets.ids.numpy(), used, strict=True)]
+    rows = zip(logits, kept_ids, strict=True)
+    truth = np.concatenate([left_out_in_float64(row[None], ids[None]) for row, ids in rows])
     sums = np.exp(targets.log_probs.numpy()).sum(axis=1)
     assert (sums >= 1).any() == (kind == "topk" and gap >= 25)
     assert_left_out(targets.log_left_out.numpy(), truth, vocabulary)

@@ -14,6 +14,11 @@ they are float32). Each is off by s / 2 at most, so all kept log-probabilities o
 (1 + 1/T) s / 2, 7.3e-4 nats at T = 2, and the left-out mass by as much in absolute terms. Where the kept
 tokens would then exceed 1 they are scaled to 1.
 
+The log p of a kept token is itself rounded, by the codec of the targets. Its budget ``max_kl_nats`` bounds the mean KL
+between the kept tokens at temperature 1 and at every temperature that the capture declared, which are those with
+a normaliser; the receipts state it. Rows tempered without one (of the whole vocabulary) cost at most about 20 times
+that budget.
+
 Draws cannot be tempered: a count says how often a token was drawn at temperature 1.
 """
 

@@ -19,6 +19,7 @@ from transformers import TrainingArguments, set_seed
 from cache_tools.apart import require_outside
 from cache_tools.progress import Reporter, open_reporter
 from cache_tools.reader import Encoding
+from cache_tools.row_check import require_consistent
 from cache_tools.storage import remove_tree
 from cache_tools.vocabulary import Vocabulary
 from cache_tools.vocabulary_folder import save_token_map
@@ -66,6 +67,8 @@ def _run(config: StudentConfig, arguments: TrainingArguments, reporter: Reporter
     for cached in teachers:
         require_outside(output, cached.encoding.path.parent.parent, "training.output_dir")
     check_sources(config, teachers)
+    if config.loss.kd_weight > 0:
+        require_consistent(teachers)
     union = open_union(config.vocabulary, teachers, config.loss)
     vocabulary = student_vocabulary(union, teacher.encoding)
     record_run(output, config, teachers, step_sequences(arguments), union)
