@@ -242,6 +242,15 @@ def test_a_finished_run_reads_no_checkpoint(cache, run):
     assert train(cache, run, **KEYS) == run / "final"
 
 
+def test_a_run_that_was_stopped_after_its_last_step_makes_no_further_one(cache, tmp_path):
+    changes = KEYS | {"lr_scheduler_type": "constant"}
+    final = train(cache, tmp_path, **changes)
+    whole = weights(final)
+    shutil.rmtree(final)
+    assert largest_difference(weights(train(cache, tmp_path, **changes)), whole) == 0
+    assert [path.name for path in numbered(tmp_path)] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+
+
 def test_adapters_have_hashes(cache, tmp_path):
     pytest.importorskip("peft")
     start = train(cache, tmp_path / "start", max_steps=1)

@@ -113,6 +113,12 @@ class DistillationTrainer(Trainer):
         output = Path(str(self.args.output_dir))
         self.train(resume_from_checkpoint=broadcast_choice(output, self.args.process_index, broadcast_object_list))
 
+    def _run_epoch(self, **named: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # continued after its last step, before it was finished
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**named)
+
     def create_optimizer(self, model: Any = None) -> Any:
         """Make the optimizer; what it does not accept is an argument's fault."""
         with argument_errors("training.optim"):

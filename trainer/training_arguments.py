@@ -206,7 +206,7 @@ def _checked_values(given: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def _adapter(name: str) -> TypeAdapter[Any]:
-    kind: Any = FIELDS[name].type
+    kind: Any = bool | str | list[str] | None if name == "fsdp" else FIELDS[name].type  # documented as either
     bounded = Annotated[kind, BOUNDS[name]] if name in BOUNDS else kind
     return TypeAdapter(bounded, config=ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True))
 
