@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def crafted(made, tmp_path, monkeypatch):
-    """Return a function that puts files into a copy of the cache, with hashes and seal that fit, and a user who says yes."""
+    """Return a function that puts files into a copy of the cache, with hashes and seal that fit; a user says yes."""
     shutil.copytree(made, tmp_path / "cache")
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 100))
 
@@ -56,7 +57,17 @@ def settings_of(made, **changes):
     return {"tokenizer/tokenizer_config.json": json.dumps(json.loads(path.read_text()) | changes).encode()}
 
 
-NO_DATA = ["evil.py", "evil", "evil.pkl", "evil.bin", "evil.pt", "evil.so", "evil.json.py", "sub/evil.json", "sub/evil.py"]
+NO_DATA = [
+    "evil.py",
+    "evil",
+    "evil.pkl",
+    "evil.bin",
+    "evil.pt",
+    "evil.so",
+    "evil.json.py",
+    "sub/evil.json",
+    "sub/evil.py",
+]
 NO_DATA += ["additional_chat_templates/evil.py", "a.safetensors", "evil.PY", "evil.pth", "evil.sh", "evil.pyc"]
 
 
@@ -100,7 +111,18 @@ def test_a_finished_student_holds_no_such_setting(made, crafted, tmp_path):
 
 
 DEEP = b"[" * 100_000
-GARBAGE = [b"not a tokenizer", b"", b"{}", b"[]", b"3", b"null", b"\xff\xfe", DEEP, b'{"version": "1.0"}', b'{"model": {"type": "BPE"}}']
+GARBAGE = [
+    b"not a tokenizer",
+    b"",
+    b"{}",
+    b"[]",
+    b"3",
+    b"null",
+    b"\xff\xfe",
+    DEEP,
+    b'{"version": "1.0"}',
+    b'{"model": {"type": "BPE"}}',
+]
 
 
 @pytest.mark.parametrize("content", GARBAGE, ids=lambda content: repr(content[:12]))
@@ -109,13 +131,19 @@ def test_unreadable_files_are_one_sentence_that_names_the_cache(crafted, name, c
     cache = crafted({f"tokenizer/{name}": content})
     encoding = Cache(cache).encoding()
     for load in (lambda: student_tokenizer(None, encoding), lambda: _tokenizer(encoding)):
-        try:
-            load()
-        except LogitcaskError as error:
-            assert str(error).startswith(f"{cache}/encodings/main: the tokenizer's files ")
-            assert "[y/N]" not in str(error)
-        else:
+        message = refusal(load)
+        if message is None:
             assert name == "tokenizer_config.json"  # an empty one leaves a tokenizer without special tokens
+        else:
+            assert message.startswith(f"{cache}/encodings/main: the tokenizer's files ")
+
+
+def refusal(load):
+    try:
+        load()
+    except LogitcaskError as error:
+        return str(error)
+    return None
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(made, crafted, tmp_path):
@@ -126,7 +154,9 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(made, crafted, tmp_path):
     exchanged = json.dumps(state).encode()
     Tokenizer.from_str(exchanged.decode())
     cache = crafted({"tokenizer/tokenizer.json": exchanged})
-    with pytest.raises(IdentityError, match="encodings/main: the tokenizer's files are not those of the recorded tokenizer"):
+    with pytest.raises(
+        IdentityError, match="encodings/main: the tokenizer's files are not those of the recorded tokenizer"
+    ):
         train(cache, tmp_path / "run", max_steps=1)
     assert not (tmp_path / "run" / "final").exists()
 
@@ -136,7 +166,9 @@ def test_what_is_data_and_what_is_not():
     assert all(map(is_tokenizer_file, [*names, "additional_chat_templates/tool_use.jinja"]))
     assert not any(map(is_tokenizer_file, [*NO_DATA, "../tokenizer.json", ".json", "", "a\n.json", "tokenizer.json\n"]))
     assert without_code("tokenizer.json", b'{"auto_map": 1}') == b'{"auto_map": 1}'
-    assert json.loads(without_code("tokenizer_config.json", b'{"auto_map": 1, "a_file": 2, "eos_token": "x"}')) == {"eos_token": "x"}
+    assert json.loads(without_code("tokenizer_config.json", b'{"auto_map": 1, "a_file": 2, "eos_token": "x"}')) == {
+        "eos_token": "x"
+    }
 
 
 def test_a_tokenizer_that_came_with_code_is_captured_as_data(monkeypatch):
@@ -164,7 +196,9 @@ def test_several_chat_templates_survive_a_capture(tmp_path):
     assert student_tokenizer(None, cache.encoding()).chat_template == tokenizer.chat_template
 
 
-@pytest.mark.parametrize("escape", ["{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ cycler.__init__.__globals__.os }}"])
+@pytest.mark.parametrize(
+    "escape", ["{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ cycler.__init__.__globals__.os }}"]
+)
 def test_chat_templates_of_a_cache_run_in_a_sandbox(made, crafted, escape):
     cache = crafted({"tokenizer/chat_template.jinja": escape.encode()})
     loaded = student_tokenizer(None, Cache(cache).encoding())
@@ -183,13 +217,9 @@ def test_a_students_folder_cannot_ask_to_run_its_code(made, tmp_path, monkeypatc
             value = ["evil.Evil", "evil.Evil"] if key == "AutoTokenizer" else "evil.Evil"
             auto_map = {"AutoConfig": "evil.Evil", key: value}
             (final / name).write_text(json.dumps(content | {"auto_map": auto_map} | changes))
-            try:
+            with suppress(ModelError):
                 evaluate_folder(final, Cache(made).encoding().teacher(), "held_out")
-            except ModelError:
-                pass
-            try:
+            with suppress(LogitcaskError):
                 train(made, tmp_path / "next", max_steps=1, student={"pretrained": str(final)})
-            except LogitcaskError:
-                pass
             assert not mark.exists()
         (final / name).write_text(json.dumps(content))

@@ -1,4 +1,4 @@
-"""A student that is not finite stops its run at the first such step, on every process, and is never saved or measured."""
+"""A student that is not finite stops its run at the first such step, on every process, and is never saved."""
 
 import json
 import math
@@ -133,7 +133,7 @@ def test_a_loss_that_is_finite_is_logged_as_it_is(cache, tmp_path):
 
 @pytest.fixture
 def overflows(monkeypatch):
-    """Scale losses on the CPU as accelerate does on a GPU, and let the gradients of the first so many steps overflow."""
+    """Scale losses on the CPU as accelerate does on a GPU, and let the gradients of the first steps overflow."""
     made, measured_norm = DistillationTrainer.create_accelerator_and_postprocess, Trainer._get_grad_norm
 
     def scaled(self):
@@ -168,7 +168,7 @@ def test_one_that_goes_on_overflowing_is(cache, tmp_path, overflows, max_steps, 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp"])
 def test_all_processes_stop_together_when_one_is_not_finite(cache, tmp_path, sharded):
-    """Twice: a loss that is NaN on one process, with a finite gradient, and a weight. Slow: two processes import torch."""
+    """Twice: a loss that is NaN on one process, with a finite gradient, and a weight. Two processes import torch."""
     script = """if True:
         import json, math, os, sys
         import trainer.distillation_trainer as module
@@ -214,7 +214,14 @@ def test_the_first_weight_that_is_not_finite_is_named():
 
 
 def test_counts_of_what_is_not_finite():
-    values = (torch.tensor(1.0), torch.tensor(math.nan), 3.0, math.inf, None, torch.tensor(-math.inf, dtype=torch.bfloat16))
+    values = (
+        torch.tensor(1.0),
+        torch.tensor(math.nan),
+        3.0,
+        math.inf,
+        None,
+        torch.tensor(-math.inf, dtype=torch.bfloat16),
+    )
     assert not_finite(*values).tolist() == [0, 1, 0, 1, 0, 1]
 
 

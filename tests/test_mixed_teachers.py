@@ -18,12 +18,12 @@ from loss_fixtures import naive_divergence
 from mixture_fixtures import BOTH, T, capture_two_teachers, config_of, sequences_of
 from student_fixtures import LLAMA, curve, largest_difference, student_values, train, train_and_stop, weights
 from trainer import config_mixture
+from trainer.checkpoints import last_checkpoint
 from trainer.config import StudentConfig
 from trainer.config_mixture import MixtureConfig
 from trainer.data import IGNORED, collate
 from trainer.mixed_objective import MixedObjective
 from trainer.mixture_verdict import check_mixture
-from trainer.checkpoints import last_checkpoint
 from trainer.student import distilled
 from trainer.tails import SparseTargets
 from trainer.teachers import open_teachers

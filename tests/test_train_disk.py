@@ -86,7 +86,7 @@ def test_a_disk_that_refuses_later_does_not_cost_the_checkpoint_before(cache, wh
     with monkeypatch.context() as patch:
         patch.setattr("torch.save", second_time)
         patch.setattr(checkpoints, "_probe", lambda _: OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)))
-        with pytest.raises(StorageError, match="checkpoint-4: the disk is full"):
+        with pytest.raises(StorageError, match=r"checkpoint-4: the disk is full"):
             train(cache, tmp_path, **KEYS)
     assert checkpoints.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
     assert largest_difference(weights(train(cache, tmp_path, **KEYS)), whole) == 0
@@ -99,7 +99,10 @@ def test_a_folder_that_may_not_be_written_is_one_sentence(cache, tmp_path):
 
 
 def test_what_torch_loses_is_asked_of_the_disk_again(tmp_path, monkeypatch):
-    with pytest.raises(StorageError, match="cannot write: .*unexpected pos"), saving(tmp_path / "missing" / "checkpoint-2"):
+    with (
+        pytest.raises(StorageError, match=r"cannot write: .*unexpected pos"),
+        saving(tmp_path / "missing" / "checkpoint-2"),
+    ):
         torch_on_a_full_disk(None, tmp_path / "optimizer.pt")
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)

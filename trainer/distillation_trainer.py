@@ -113,11 +113,12 @@ class DistillationTrainer(Trainer):
         output = Path(str(self.args.output_dir))
         self.train(resume_from_checkpoint=broadcast_choice(output, self.args.process_index, broadcast_object_list))
 
-    def _run_epoch(self, **named: Any) -> None:
+    def _run_epoch(self, *arguments: Any, **named: Any) -> None:
         if self.state.global_step >= self.state.max_steps:  # continued after its last step, before it was finished
             self.control.should_training_stop = True
         else:
-            super()._run_epoch(**named)
+            run: Any = super()._run_epoch
+            run(*arguments, **named)
 
     def create_optimizer(self, model: Any = None) -> Any:
         """Make the optimizer; what it does not accept is an argument's fault."""
@@ -158,7 +159,8 @@ class DistillationTrainer(Trainer):
         Raises:
             ModelError: loss or gradient is not finite, on all processes if on one.
         """
-        norm, loss, self._step_loss = super()._get_grad_norm(model, grad_norm), self._step_loss, None
+        measured_norm: Any = super()._get_grad_norm
+        norm, loss, self._step_loss = measured_norm(model, grad_norm), self._step_loss, None
         counts = self._over_ranks({"counts": not_finite(loss, norm)})["counts"]
         bad_loss, bad_gradient = counts.tolist()
         scaler = getattr(self.accelerator, "scaler", None)

@@ -25,7 +25,7 @@ MAX_SKIPPED_STEPS = 20
 
 
 def first_not_finite(module: nn.Module) -> str | None:
-    """Return the name of the first parameter that holds NaN or infinity, of what this process keeps of each; or None."""
+    """Return the name of the first parameter of which this process keeps NaN or infinity; None if there is none."""
     named = [(name, _local(parameter)) for name, parameter in module.named_parameters()]
     if not named:
         return None

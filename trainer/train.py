@@ -38,6 +38,7 @@ from trainer.teachers import check_sources, open_teachers
 from trainer.training_arguments import training_arguments
 from trainer.translation import open_union, student_ids, student_vocabulary
 
+
 def run_training(config: StudentConfig) -> Path:
     """Train a student from a cache, or continue, and return the folder of the finished student.
 
