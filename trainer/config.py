@@ -19,7 +19,7 @@ class StudentModelConfig(Config):
     Attributes:
         pretrained: Local folder or hub id of weights to start from.
         revision: Branch, tag or commit of a hub id.
-        config: Keys of a transformers configuration, ``model_type`` among them, all of which the model reads, for a student
+        config: Keys of a transformers configuration, ``model_type`` among them, for a student
             from random weights; ``vocab_size`` defaults to the teacher's.
         dtype: Type of the weights.
         attention: Implementation, by transformers' name (``sdpa``, ``eager``, ``flash_attention_2``, …);
@@ -167,10 +167,9 @@ class StudentConfig(Config):
         window_shards: Shards whose sequences are shuffled together; each loader worker keeps
             that many in memory, 260 to 320 bytes a position at k = 64, and the hidden states that
             the loss uses, as they are stored.
-        training: Arguments of transformers' ``TrainingArguments``, by their own names; those that have no effect here are
-            refused, see ``training_arguments.py``. With
-            ``eval_strategy`` the held-out split is measured on the way, as by ``logitcask evaluate``; of
-            several teachers or caches, the first.
+        training: Arguments of transformers' ``TrainingArguments``, by their own names; those without an effect here
+            are refused. With ``eval_strategy`` the held-out split is measured on the way, as by ``logitcask
+            evaluate``; of several teachers or caches, the first.
     """
 
     cache: CachePath | None = None
