@@ -26,7 +26,8 @@ from trainer.evaluate import evaluate_folder
 from trainer.run_folder import FINAL
 from trainer.student import DistilledStudent, build_student, vocabulary_size
 from trainer.teachers import open_teachers
-from trainer.train import run_training, training_arguments
+from trainer.train import run_training
+from trainer.training_arguments import training_arguments
 
 # P: kept positions of a batch, N: positions of a chunk, V: vocabulary
 

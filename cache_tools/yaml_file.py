@@ -1,9 +1,9 @@
 """YAML as it is written: text, line numbers, and nothing that a reader would not expect.
 
 PyYAML reads YAML 1.1, where ``no`` is false, ``1:30`` is ninety, ``010`` is eight and ``2024-13-45`` raises a
-``ValueError``. Here the rules are those of YAML 1.2: only ``true`` and ``false`` are truth values, only decimal digits,
+``ValueError``. Here the rules are those of YAML 1.2: only ``true`` and ``false`` are truth values, only digits,
 ``0x…`` and ``0o…`` are integers, and everything else that is not quoted is text. A scalar keeps the text that it was
-written as, so that ``cache: 0x10`` still names the folder ``0x10``; ``configuration.py`` decides by the type of the key.
+written as, so that ``cache: 0x10`` names the folder ``0x10``; ``configuration.py`` decides by the type of the key.
 
 Refused, with the line: a key that stands twice in a mapping (the first would be lost without a word), tags, more than
 one document, and files of more than 1 MiB, 50 levels or 20,000 values once every alias has been written out: a few
@@ -155,7 +155,7 @@ def _mapping(node: yaml.MappingNode) -> dict[str, Any]:
         key = _key(key_node)
         if key in own or (key == MERGE and merged):
             raise _refusal(f"the key {key!r} stands twice in one mapping", key_node.start_mark)
-        if key == MERGE and key_node.style is None:
+        if key == MERGE and getattr(key_node, "style", None) is None:
             merged = _merged(value_node)
         else:
             own[key] = _value(value_node)
@@ -179,7 +179,7 @@ def _merged(node: yaml.Node) -> dict[str, Any]:
     return result
 
 
-def _scalar(node: yaml.Node) -> str | Scalar:
+def _scalar(node: Any) -> str | Scalar:
     text = _checked_text(node)
     if node.style is not None:  # quoted, or a block of text
         return text
@@ -192,8 +192,10 @@ def _scalar(node: yaml.Node) -> str | Scalar:
     return text
 
 
-def _checked_text(node: yaml.Node) -> str:
+def _checked_text(node: yaml.ScalarNode) -> str:
     text: str = node.value
     if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
-        raise _refusal("text holds a NUL or half of a surrogate pair, which no file name or message can", node.start_mark)
+        raise _refusal(
+            "text holds a NUL or half of a surrogate pair, which no file name or message can", node.start_mark
+        )
     return text

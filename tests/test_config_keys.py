@@ -1,4 +1,4 @@
-"""Keys of ``student.config``: what a model reads is accepted, what it would ignore is refused with the key that is meant."""
+"""Keys of ``student.config``: what a model reads is accepted, what it would ignore is refused."""
 
 import pytest
 from transformers import CONFIG_MAPPING
@@ -8,12 +8,24 @@ from cache_tools.errors import ConfigError, IdentityError, ModelError
 from student_fixtures import BERT, LLAMA, train
 from trainer.config_keys import check_config_keys
 
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tiny.capture(tmp_path_factory.mktemp("cache")).path
 
 
-MODELS = ["llama", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "bert", "modernbert", "deepseek_v3"]
+MODELS = [
+    "llama",
+    "qwen3",
+    "qwen3_moe",
+    "gemma2",
+    "gemma3_text",
+    "gpt2",
+    "gpt_neox",
+    "bert",
+    "modernbert",
+    "deepseek_v3",
+]
 
 
 @pytest.mark.parametrize("model_type", MODELS)
@@ -38,7 +50,10 @@ def test_every_declared_key_with_a_letter_missing_is_refused(model_type):
         {"attn_implementation": "eager", "torch_dtype": "float32", "dtype": "float32", "_name_or_path": "x"},
         {"id2label": {"0": "a"}, "num_labels": 1, "architectures": ["LlamaForCausalLM"], "output_attentions": False},
         {"model_type": "gpt2", "n_layer": 2, "num_hidden_layers": 2},
-        {"model_type": "gemma3_text", "rope_parameters": {"full_attention": {"rope_theta": 1e4}, "sliding_attention": None}},
+        {
+            "model_type": "gemma3_text",
+            "rope_parameters": {"full_attention": {"rope_theta": 1e4}, "sliding_attention": None},
+        },
         {"model_type": "nobody knows this", "whatever": 1},
         {"model_type": ["a list"], "whatever": 1},
     ],
@@ -78,8 +93,17 @@ def test_a_run_refuses_it_before_anything_is_written(cache, tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"hidden_size": "64"}, {"num_hidden_layers": 2.5}, {"rms_norm_eps": [1]}, {"num_attention_heads": None}, {"hidden_act": "x"}]
-    + [{"hidden_size": -2}, {"num_hidden_layers": -1}, {"rope_parameters": 3}, {"dtype": "x"}],
+    [
+        {"hidden_size": "64"},
+        {"num_hidden_layers": 2.5},
+        {"rms_norm_eps": [1]},
+        {"num_attention_heads": None},
+        {"hidden_act": "x"},
+        {"hidden_size": -2},
+        {"num_hidden_layers": -1},
+        {"rope_parameters": 3},
+        {"dtype": "x"},
+    ],
     ids=str,
 )
 def test_values_of_a_wrong_type_are_one_sentence(cache, tmp_path, changes):

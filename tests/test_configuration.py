@@ -151,7 +151,10 @@ def test_refuses_broken_yaml(load, text):
     assert "this is not YAML" in refusal(load, text)
 
 
-@pytest.mark.parametrize(("text", "found"), [("", "nothing"), ("# words", "nothing"), ("~", "a single value"), ("- 1", "a list"), ("words", "a single value")])
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("", "nothing"), ("# words", "nothing"), ("~", "a single value"), ("- 1", "a list"), ("words", "a single value")],
+)
 def test_refuses_a_file_that_is_no_mapping(load, text, found):
     assert f"a configuration is a mapping of keys (found {found})" in refusal(load, text)
 

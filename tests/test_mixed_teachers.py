@@ -27,12 +27,12 @@ from student_fixtures import (
     weights,
 )
 from trainer import config_mixture
+from trainer.checkpoints import last_checkpoint
 from trainer.config import StudentConfig
 from trainer.config_mixture import MixtureConfig
 from trainer.data import IGNORED, collate
 from trainer.mixed_objective import MixedObjective
 from trainer.mixture_verdict import check_mixture
-from trainer.checkpoints import last_checkpoint
 from trainer.student import distilled
 from trainer.tails import SparseTargets
 from trainer.teachers import open_teachers

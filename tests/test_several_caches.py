@@ -16,11 +16,11 @@ from cache_tools.errors import ConfigError, IdentityError
 from logitcask import cli
 from mixture_fixtures import T, capture_draws, capture_two_teachers, config_of, of_caches, sequences_of
 from student_fixtures import curve, largest_difference, student_values, train, train_and_stop, weights
+from trainer.checkpoints import last_checkpoint
 from trainer.compatibility import normaliser_names
 from trainer.config import StudentConfig
 from trainer.data import Reading, collate
 from trainer.objective import TeacherRows
-from trainer.checkpoints import last_checkpoint
 from trainer.sampler import ShardWindowSampler
 from trainer.several import MixedOrder, interleaved, sequences_per_epoch
 from trainer.sources import common_reading, order_of

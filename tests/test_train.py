@@ -30,7 +30,7 @@ from trainer.config import StudentConfig
 from trainer.data import IGNORED, CachedSequences, collate
 from trainer.sampler import ShardWindowSampler
 from trainer.student import build_student
-from trainer.train import training_arguments
+from trainer.training_arguments import training_arguments
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,9 @@ def test_an_argument_that_would_break_a_promise_is_refused(cache, tmp_path, chan
 
 
 def test_an_unknown_training_argument_is_refused_by_its_name(cache, tmp_path):
-    with pytest.raises(ConfigError, match=r"training.learning_rat: .* no such argument \(expected perhaps learning_rate\)"):
+    with pytest.raises(
+        ConfigError, match=r"training.learning_rat: .* no such argument \(expected perhaps learning_rate\)"
+    ):
         train(cache, tmp_path, learning_rat=0.1)
     assert not any(tmp_path.iterdir())
 

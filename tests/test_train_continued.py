@@ -20,8 +20,8 @@ from student_fixtures import (
     train_and_stop,
     weights,
 )
-from trainer.progress import StepProgress
 from trainer.checkpoints import last_checkpoint, write_hashes
+from trainer.progress import StepProgress
 
 LONG = {"max_steps": 14, "save_steps": 2}
 """A run into its second epoch: the cache's 70 training sequences make 8 steps."""

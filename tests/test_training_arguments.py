@@ -1,4 +1,4 @@
-"""Every argument of transformers' ``TrainingArguments`` is honoured or refused with a reason, before a model is made."""
+"""Every argument of transformers' ``TrainingArguments`` is honoured or refused with a reason."""
 
 import json
 import math
@@ -13,21 +13,24 @@ from student_fixtures import curve, largest_difference, student_values, train, t
 from trainer.config import StudentConfig
 from trainer.training_arguments import BOUNDS, FIELDS, FIXED, HONOURED, REFUSED, training_arguments
 
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tiny.capture(tmp_path_factory.mktemp("cache")).path
 
 
 def arguments_of(tmp_path, **changes):
-    return training_arguments(StudentConfig.model_validate(student_values(tmp_path / "cache", tmp_path / "run", **changes)))
+    return training_arguments(
+        StudentConfig.model_validate(student_values(tmp_path / "cache", tmp_path / "run", **changes))
+    )
 
 
 def test_every_argument_of_transformers_is_decided_on():
-    assert {field for field in FIELDS} == HONOURED | REFUSED.keys()
+    assert set(FIELDS) == HONOURED | REFUSED.keys()
     assert not HONOURED & REFUSED.keys()
     assert BOUNDS.keys() <= HONOURED
     assert FIXED.keys() <= REFUSED.keys()
-    assert all(reason and reason[0].islower() or reason.startswith("'") for reason in REFUSED.values())
+    assert all((reason and reason[0].islower()) or reason.startswith("'") for reason in REFUSED.values())
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -98,8 +101,13 @@ def test_values_that_end_in_a_traceback_of_torch_are_refused(tmp_path, changes, 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"lr_scheduler_kwargs": {"numcycles": 1}}, {"lr_scheduler_type": "cosine_with_min_lr"}, {"optim": "adamw_bnb_8bit"}]
-    + [{"optim": "galore_adamw"}, {"lr_scheduler_kwargs": "not json"}],
+    [
+        {"lr_scheduler_kwargs": {"numcycles": 1}},
+        {"lr_scheduler_type": "cosine_with_min_lr"},
+        {"optim": "adamw_bnb_8bit"},
+        {"optim": "galore_adamw"},
+        {"lr_scheduler_kwargs": "not json"},
+    ],
     ids=str,
 )
 def test_what_only_the_optimizer_or_schedule_can_refuse_is_one_sentence_too(cache, tmp_path, changes):
@@ -108,7 +116,12 @@ def test_what_only_the_optimizer_or_schedule_can_refuse_is_one_sentence_too(cach
 
 
 def test_words_are_read_as_truth_values_and_not_as_true(tmp_path):
-    assert [arguments_of(tmp_path, bf16=word).bf16 for word in ("no", "off", "false", "yes")] == [False, False, False, True]
+    assert [arguments_of(tmp_path, bf16=word).bf16 for word in ("no", "off", "false", "yes")] == [
+        False,
+        False,
+        False,
+        True,
+    ]
     assert arguments_of(tmp_path, learning_rate="1e-4", max_steps="7").max_steps == 7
 
 
@@ -119,7 +132,8 @@ def logged(run, name):
 
 def test_measuring_at_the_start_needs_no_other_argument(cache, tmp_path):
     train(cache, tmp_path, max_steps=1, eval_on_start=True)
-    assert logged(tmp_path, "eval_kl_to_teacher_nats") and logged(tmp_path, "step")[0] == 0
+    assert logged(tmp_path, "eval_kl_to_teacher_nats")
+    assert logged(tmp_path, "step")[0] == 0
 
 
 def test_measured_memory_is_logged(cache, tmp_path):

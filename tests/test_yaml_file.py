@@ -1,4 +1,4 @@
-"""Configuration is read as it is written: text stays text, and what YAML would lose or blow up is refused with its line."""
+"""Configuration is read as it is written; what YAML would lose or blow up is refused with its line."""
 
 import os
 import time
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from pydantic import Field
 
 from cache_tools.configuration import Config, load_config
 from cache_tools.errors import ConfigError
@@ -31,7 +32,7 @@ class Written(Config):
     count: int = 0
     flag: bool = False
     inner: tuple[Inner, ...] = ()
-    anything: dict[str, Any] = {}
+    anything: dict[str, Any] = Field(default_factory=dict)
 
 
 @pytest.fixture
@@ -83,7 +84,13 @@ def test_what_may_be_a_number_or_a_word_is_either(load):
     assert (load("layer: 3").layer, load("layer: last").layer) == (3, "last")
     assert load("devices: {a: 1, b: cpu}").devices == {"a": 1, "b": "cpu"}
     assert load("anything: {a: 1, b: 1.5, c: true, d: no, e: ~, f: '1', g: [2]}").anything == {
-        **{"a": 1, "b": 1.5, "c": True, "d": "no", "e": None, "f": "1", "g": [2]}
+        "a": 1,
+        "b": 1.5,
+        "c": True,
+        "d": "no",
+        "e": None,
+        "f": "1",
+        "g": [2],
     }
 
 
@@ -105,7 +112,13 @@ def test_a_list_or_mapping_is_no_text(load, key, value):
 
 @pytest.mark.parametrize(
     "text",
-    ["name: a\nname: b", "name: a\n'name': b", "inner: [{name: a, place: p,\n name: b}]", "1: a\n1: b", "<<: {}\nname: a\nname: b"],
+    [
+        "name: a\nname: b",
+        "name: a\n'name': b",
+        "inner: [{name: a, place: p,\n name: b}]",
+        "1: a\n1: b",
+        "<<: {}\nname: a\nname: b",
+    ],
 )
 def test_a_key_that_stands_twice_is_refused_with_its_line(load, text):
     message = refusal(load, text)
@@ -114,19 +127,23 @@ def test_a_key_that_stands_twice_is_refused_with_its_line(load, text):
 
 
 def test_aliases_and_merged_mappings_are_read(load):
-    text = "anything:\n  base: &base {a: 1, b: 2}\n  more: {<<: *base, b: 3}\n  both: {<<: [{a: 4}, *base]}\n  same: *base"
+    text = (
+        "anything:\n  base: &base {a: 1, b: 2}\n  more: {<<: *base, b: 3}\n  both: {<<: [{a: 4}, *base]}\n  same: *base"
+    )
     base, more, both, same = load(text).anything.values()
     assert (base, more, both, same) == ({"a": 1, "b": 2}, {"a": 1, "b": 3}, {"a": 4, "b": 2}, {"a": 1, "b": 2})
 
 
 BOMBS = {
-    "laughs": "anything:\n  a0: &a0 [x]\n" + "".join(f"  a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)),
+    "laughs": "anything:\n  a0: &a0 [x]\n"
+    + "".join(f"  a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)),
     "merged": "anything:\n  a0: &a0 {x: 1}\n"
     + "".join(f"  a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 12)),
     "endless": "anything: &a {b: *a}",
     "endless list": "names: &a [*a]",
     "endless merge": "anything: &a {<<: *a}",
-    "chained": "anything:\n  a0: &a0 [x]\n" + "".join(f"  a{i}: &a{i} {'[' * 40}*a{i - 1}{']' * 40}\n" for i in range(1, 90)),
+    "chained": "anything:\n  a0: &a0 [x]\n"
+    + "".join(f"  a{i}: &a{i} {'[' * 40}*a{i - 1}{']' * 40}\n" for i in range(1, 90)),
     "deep": f"place: {'[' * 5000}{']' * 5000}",
     "deep mapping": f"anything: {'{a: ' * 5000}{'}' * 5000}",
     "large": "names: [" + "a, " * 500_000 + "]",
@@ -142,13 +159,16 @@ def test_a_small_file_cannot_become_a_large_one(load, bomb):
     assert time.process_time() - started < 10
 
 
-@pytest.mark.parametrize("bomb", [BOMBS["laughs"].partition("\n")[2].replace("  a0", "{a0", 1), "[" * 5000, "{a: " * 5000, "a: &a [*a]"])
+@pytest.mark.parametrize(
+    "bomb", [BOMBS["laughs"].partition("\n")[2].replace("  a0", "{a0", 1), "[" * 5000, "{a: " * 5000, "a: &a [*a]"]
+)
 def test_neither_can_an_override(load, bomb):
     assert "--set anything=" in refusal(load, "flag: true", f"anything={bomb}")
 
 
 @pytest.mark.parametrize(
-    "value", ["!!int many", "!!float x", "!!timestamp x", "!!python/name:os.system", "!own x", "!!binary aGk=", "!!set {a}"]
+    "value",
+    ["!!int many", "!!float x", "!!timestamp x", "!!python/name:os.system", "!own x", "!!binary aGk=", "!!set {a}"],
 )
 def test_tags_are_refused(load, value):
     assert "the tag " in refusal(load, f"name: {value}")
@@ -162,8 +182,20 @@ def test_keys_are_text(load, text):
 
 @pytest.mark.parametrize(
     "text",
-    [b"name: \xff\xfe", "name: x".encode("utf-16"), b"name: a\x00b", b'name: "a\\0b"', b'name: "\\ud800"', b"name: a\n\tflag: true"]
-    + [b"name: a\n---\nname: b", b"name: [a", b"name: *nowhere", b"%YAML 3.0\n---\nname: a", b"name: \x07", b"name: a: b"],
+    [
+        b"name: \xff\xfe",
+        "name: x".encode("utf-16"),
+        b"name: a\x00b",
+        b'name: "a\\0b"',
+        b'name: "\\ud800"',
+        b"name: a\n\tflag: true",
+        b"name: a\n---\nname: b",
+        b"name: [a",
+        b"name: *nowhere",
+        b"%YAML 3.0\n---\nname: a",
+        b"name: \x07",
+        b"name: a: b",
+    ],
 )
 def test_what_is_not_one_yaml_document_in_utf8_is_refused(load, text):
     refusal(load, text)
@@ -175,7 +207,14 @@ def test_a_byte_order_mark_is_no_text(load):
 
 def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path, tmp_path / "pipe", Path(os.devnull), tmp_path / "missing", Path("a\0b"), tmp_path / ("x" * 300)):
+    for path in (
+        tmp_path,
+        tmp_path / "pipe",
+        Path(os.devnull),
+        tmp_path / "missing",
+        Path("a\0b"),
+        tmp_path / ("x" * 300),
+    ):
         with pytest.raises(ConfigError, match="cannot read the configuration"):
             load_config(path, Written)
 

@@ -62,6 +62,6 @@ def _tokenizer_class(folder: Path) -> type[PreTrainedTokenizerFast]:
     path = folder / SETTINGS
     settings = json.loads(path.read_bytes()) if path.exists() else {}
     name = settings.get("tokenizer_class")
-    named = tokenizer_class_from_name(name) if isinstance(name, str) else None
+    named: Any = tokenizer_class_from_name(name) if isinstance(name, str) else None
     is_fast = isclass(named) and issubclass(named, PreTrainedTokenizerFast)
     return named if is_fast else PreTrainedTokenizerFast

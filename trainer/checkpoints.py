@@ -11,9 +11,9 @@ before a run continues (about 1.5 GB/s). What happens then:
 - It holds: the run continues from it.
 - It was never finished, for the process was killed or the disk full: it is removed.
 - It is damaged: it is renamed to ``checkpoint-N.damaged``, and the run continues from the one before, which costs the
-  steps between them and leads to the same student. If there is none before, nothing is done: starting over may cost
-  days, so that is for the user to decide.
-- It has no hashes, for an older version wrote it: the run continues if the files that it needs are there, with a warning.
+  steps between them and leads to the same student. If there is none before, the run is refused: starting over may
+  cost days, so that is for the user to decide.
+- It has no hashes, for an older version wrote it: with a warning the run continues, if its files are there.
 
 Folders with other names, such as ``checkpoint-old``, are nobody's business here; transformers would delete them when
 ``save_total_limit`` is reached.
@@ -81,7 +81,8 @@ def read_checkpoints(output: Path) -> Checkpoints:
     Raises:
         DamageError: there are checkpoints, and none of them holds.
     """
-    unfinished, damaged = [], []
+    unfinished: list[Path] = []
+    damaged: list[tuple[Path, str]] = []
     for checkpoint in reversed(numbered(output)):
         if _is_unfinished(checkpoint):
             unfinished.append(checkpoint)
@@ -161,7 +162,7 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def _missing_file(checkpoint: Path) -> str | None:
-    """Say which file a checkpoint without hashes lacks; DeepSpeed keeps optimizer and schedule in a folder of its own."""
+    """Say which file a checkpoint without hashes lacks; DeepSpeed keeps the optimizer in a folder of its own."""
     needed = ["*.safetensors", "rng_state*.pth"]
     needed += [] if any(checkpoint.glob("global_step*")) else ["optimizer.pt", "scheduler.pt"]
     return next((f"{name} is missing" for name in needed if not any(checkpoint.glob(name))), None)
@@ -241,11 +242,15 @@ def _probe(place: Path) -> OSError | None:
 
 
 @contextmanager
-def reading(checkpoint: Path, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+def reading(checkpoint: Path) -> Iterator[None]:
     """Turn what torch or safetensors make of a damaged file inside the block into a DamageError."""
     try:
         yield
-    except errors as error:
+    except (LogitcaskError, MemoryError):
+        raise
+    except Exception as error:  # the libraries raise a dozen kinds
+        if "out of memory" in str(error):
+            raise
         raise DamageError(
             "this checkpoint cannot be read",
             where=checkpoint,

@@ -167,9 +167,9 @@ class StudentConfig(Config):
         window_shards: Shards whose sequences are shuffled together; each loader worker keeps
             that many in memory, 260 to 320 bytes a position at k = 64, and the hidden states that
             the loss uses, as they are stored.
-        training: Arguments of transformers' ``TrainingArguments``, by their own names. With
-            ``eval_strategy`` the held-out split is measured on the way, as by ``logitcask evaluate``; of
-            several teachers or caches, the first.
+        training: Arguments of transformers' ``TrainingArguments``, by their own names; those without an effect here
+            are refused. With ``eval_strategy`` the held-out split is measured on the way, as by ``logitcask
+            evaluate``; of several teachers or caches, the first.
     """
 
     cache: CachePath | None = None

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig, modeling_rope_utils
+from transformers import CONFIG_MAPPING, modeling_rope_utils
 from transformers.modeling_rope_utils import RopeParameters
 
 from cache_tools.errors import ConfigError
@@ -45,7 +45,7 @@ def check_config_keys(config: dict[str, Any], where: str = "student.config") -> 
         _check(config, CONFIG_MAPPING[model_type], where)
 
 
-def _check(config: dict[str, Any], kind: type[PreTrainedConfig], where: str) -> None:
+def _check(config: dict[str, Any], kind: Any, where: str) -> None:
     fields = _fields(kind)
     for key, value in config.items():
         if key not in fields and not _is_read(key, _source(kind)):
@@ -56,7 +56,7 @@ def _check(config: dict[str, Any], kind: type[PreTrainedConfig], where: str) -> 
             _check_block(key, value, kind, f"{where}.{key}")
 
 
-def _check_block(key: str, block: dict[str, Any], kind: type[PreTrainedConfig], where: str) -> None:
+def _check_block(key: str, block: dict[str, Any], kind: Any, where: str) -> None:
     """Check the keys of a block inside a configuration: another configuration, or rotary embeddings; no other."""
     inner = kind.sub_configs.get(key)
     if inner is not None:
@@ -87,22 +87,24 @@ def _unread(where: str, key: str, fields: Collection[str]) -> ConfigError:
 def _is_read(key: str, source: str) -> bool:
     name = re.escape(key)
     quoted = rf"""["']{name}["']"""
-    reads = rf"""\b(pop|get|getattr|hasattr|setdefault)\([^()"']*{quoted}|{quoted}\]|{quoted} (not )?in |\bconfig\.{name}\b"""
-    return re.search(reads, source) is not None
+    called = rf"""\b(pop|get|getattr|hasattr|setdefault)\([^()"']*{quoted}"""
+    return re.search(rf"{called}|{quoted}\]|{quoted} (not )?in |\bconfig\.{name}\b", source) is not None
 
 
 @cache
-def _fields(kind: type[PreTrainedConfig]) -> frozenset[str]:
+def _fields(kind: Any) -> frozenset[str]:
     """Return the keys that a configuration declares, by all their names, and those that its default has."""
     try:
         default = set(kind().to_dict())
     except Exception:  # some classes have no defaults that pass their own checks
         default = set()
-    return frozenset({*kind.__dataclass_fields__, *kind.attribute_map, *kind.attribute_map.values(), *default, "model_type"})
+    return frozenset(
+        {*kind.__dataclass_fields__, *kind.attribute_map, *kind.attribute_map.values(), *default, "model_type"}
+    )
 
 
 @cache
-def _source(kind: type[PreTrainedConfig]) -> str:
+def _source(kind: Any) -> str:
     """Return the source of a configuration's class and its bases, and of the model beside it."""
     own = {Path(inspect.getfile(base)) for base in kind.__mro__ if base.__module__.startswith("transformers.")}
     beside = {path for file in own if "models" in file.parts for path in file.parent.glob("*.py")}

@@ -6,7 +6,6 @@ checkpoints of the bare student, so that every one of them is an ordinary model 
 files (``checkpoints.py``), and an end to runs whose loss is not finite (``finite.py``).
 """
 
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,10 +26,9 @@ from trainer.data import CachedSequences, to_device
 from trainer.evaluate import measured, shared_batches
 from trainer.finite import (
     MAX_SKIPPED_STEPS,
+    StepWatch,
     check_measures,
     first_not_finite,
-    not_finite,
-    step_error,
     weights_error,
 )
 from trainer.loading import load_checkpoint
@@ -52,15 +50,12 @@ from trainer.sharding import (
 )
 from trainer.sources import TrainingSequences, order_of
 from trainer.stall import StallClock
-from trainer.student import LOADING_ERRORS, DistilledStudent
+from trainer.student import DistilledStudent
 from trainer.student_probe import check_rows
 from trainer.training_arguments import argument_errors
 
 PROJECTIONS = "projections.safetensors"
 """In a checkpoint: the projections between hidden states."""
-
-READING_ERRORS = (*LOADING_ERRORS, AssertionError, EOFError, IndexError, AttributeError, pickle.UnpicklingError)
-"""What torch and transformers raise when a file of a checkpoint is no good."""
 
 
 def step_sequences(arguments: TrainingArguments) -> int:
@@ -85,8 +80,7 @@ class DistillationTrainer(Trainer):
         self.add_callback(self._stall)
         self._sums: dict[str, Tensor] = {}
         self._num_positions = 0
-        self._step_loss: Tensor | None = None
-        self._skipped_steps = 0
+        self._watch = StepWatch(self._over_ranks)
         self._checkpoints_kept, self.args.save_total_limit = self.args.save_total_limit, None  # see _save_checkpoint
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -115,6 +109,13 @@ class DistillationTrainer(Trainer):
         """
         output = Path(str(self.args.output_dir))
         self.train(resume_from_checkpoint=broadcast_choice(output, self.args.process_index, broadcast_object_list))
+
+    def _run_epoch(self, *arguments: Any, **named: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # continued after its last step, before it was finished
+            self.control.should_training_stop = True
+        else:
+            run: Any = super()._run_epoch
+            run(*arguments, **named)
 
     def create_optimizer(self, model: Any = None) -> Any:
         """Make the optimizer; what it does not accept is an argument's fault."""
@@ -152,27 +153,18 @@ class DistillationTrainer(Trainer):
         """Add up the parts of the loss for the log."""
         named["return_outputs"] = True
         loss, parts = super().compute_loss(model, inputs, *arguments, **named)
-        self._step_loss = loss.detach() if self._step_loss is None else self._step_loss + loss.detach()
+        self._watch.add(loss)
         self._num_positions += len(inputs["target_ids"])
         for name in parts.keys() - {"loss"}:
             self._sums[name] = self._sums.get(name, 0) + parts[name]
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Return the norm of a step's gradient; the last moment before the weights move, see ``finite.py``.
-
-        Raises:
-            ModelError: loss or gradient is not finite, on all processes if on one.
-        """
-        norm, loss, self._step_loss = super()._get_grad_norm(model, grad_norm), self._step_loss, None
-        counts = self._over_ranks({"counts": not_finite(loss, norm)})["counts"]
-        bad_loss, bad_gradient = counts.tolist()
-        scaler = getattr(self.accelerator, "scaler", None)
-        self._skipped_steps = self._skipped_steps + 1 if bad_gradient else 0
-        may_skip = scaler is not None and self._skipped_steps < min(MAX_SKIPPED_STEPS, self.state.max_steps)
-        if bad_loss or (bad_gradient and not may_skip):
-            step, weight = self.state.global_step + 1, first_not_finite(self._distilled())
-            raise step_error(step, loss, norm, self._get_learning_rate(), weight)
+        """Return the norm of a step's gradient; the last moment before the weights move, see ``finite.py``."""
+        measured_norm: Any = super()._get_grad_norm
+        norm, scaled = measured_norm(model, grad_norm), getattr(self.accelerator, "scaler", None) is not None
+        patience = min(MAX_SKIPPED_STEPS, self.state.max_steps) if scaled else 1
+        self._watch.check(norm, self.state.global_step + 1, patience, self._get_learning_rate(), self._distilled())
         return norm
 
     def _check_weights(self) -> None:
@@ -259,7 +251,7 @@ class DistillationTrainer(Trainer):
                 save_file(projections, Path(output_dir) / PROJECTIONS)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with self._optimizer_of_one_process(), reading(Path(str(checkpoint)), READING_ERRORS):
+        with self._optimizer_of_one_process(), reading(Path(str(checkpoint))):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     @contextmanager
@@ -277,15 +269,15 @@ class DistillationTrainer(Trainer):
             self.optimizer, self.is_fsdp_enabled = pieces, True
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        with reading(Path(str(checkpoint)), READING_ERRORS):
+        with reading(Path(str(checkpoint))):
             super()._load_scaler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with reading(Path(str(checkpoint)), READING_ERRORS):
+        with reading(Path(str(checkpoint))):
             super()._load_rng_state(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with reading(Path(resume_from_checkpoint), READING_ERRORS):
+        with reading(Path(resume_from_checkpoint)):
             self._load_weights(resume_from_checkpoint)
 
     def _load_weights(self, resume_from_checkpoint: str) -> None:

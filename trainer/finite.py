@@ -11,7 +11,7 @@ when it goes on for MAX_SKIPPED_STEPS, or for the whole run.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -24,8 +24,44 @@ MAX_SKIPPED_STEPS = 20
 """Scaling starts at 2**16, so after 20 steps in a row the gradient overflows at a sixteenth of the loss."""
 
 
+class StepWatch:
+    """Looks at each optimizer step of a run.
+
+    Args:
+        over_ranks: Adds up named numbers over all processes.
+    """
+
+    def __init__(self, over_ranks: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+        self._over_ranks = over_ranks
+        self._loss: Tensor | None = None
+        self._skipped_steps = 0
+
+    def add(self, loss: Tensor) -> None:
+        """Take the loss of a micro-batch; needs no synchronisation."""
+        self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
+
+    def check(self, norm: Any, step: int, patience: int, learning_rate: float, student: nn.Module) -> None:
+        """Refuse the step whose micro-batches were added, before the weights move.
+
+        Args:
+            norm: Of the gradient.
+            step: Its number, from 1.
+            patience: Up to this many steps in a row, less one, a gradient may overflow.
+            learning_rate: Of this step.
+            student: Whose weights are looked at if the step is refused.
+
+        Raises:
+            ModelError: loss or gradient is not finite, on all processes if on one.
+        """
+        loss, self._loss = self._loss, None
+        bad_loss, bad_gradient = self._over_ranks({"counts": not_finite(loss, norm)})["counts"].tolist()
+        self._skipped_steps = self._skipped_steps + 1 if bad_gradient else 0
+        if bad_loss or self._skipped_steps >= patience:
+            raise step_error(step, loss, norm, learning_rate, first_not_finite(student))
+
+
 def first_not_finite(module: nn.Module) -> str | None:
-    """Return the name of the first parameter that holds NaN or infinity, of what this process keeps of each; or None."""
+    """Return the name of the first parameter of which this process keeps NaN or infinity; None if there is none."""
     named = [(name, _local(parameter)) for name, parameter in module.named_parameters()]
     if not named:
         return None

@@ -28,8 +28,7 @@ from trainer.config import StudentConfig
 
 FIELDS = TrainingArguments.__dataclass_fields__
 
-HONOURED = frozenset(
-    """
+_HONOURED_NAMES = """
     output_dir per_device_train_batch_size num_train_epochs max_steps gradient_accumulation_steps seed data_seed
     learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps
     optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm
@@ -45,8 +44,8 @@ HONOURED = frozenset(
     dataloader_multiprocessing_context dataloader_in_order
     ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout
     fsdp fsdp_config deepspeed
-    """.split()
-)
+    """
+HONOURED = frozenset(_HONOURED_NAMES.split())
 """Arguments that mean here what transformers says they mean."""
 
 _OWN_EVALUATION = "the held-out split is measured as by 'logitcask evaluate', which does not read it"
@@ -81,8 +80,7 @@ REFUSED = {
     "eval_accumulation_steps": _OWN_EVALUATION,
     "include_for_metrics": _OWN_EVALUATION,
     "batch_eval_metrics": _OWN_EVALUATION,
-    "load_best_model_at_end": "the finished student is the one that a run without a stop ends with; the best one lies in "
-    "its checkpoint",
+    "load_best_model_at_end": "the finished student is the one that a run without a stop ends with",
     "save_only_model": _CONTINUES,
     "save_on_each_node": "one process writes the run folder, and all of them must see it",
     "ignore_data_skip": _CONTINUES,
@@ -94,7 +92,15 @@ REFUSED = {
     "do_predict": "'logitcask evaluate' measures a student",
     "local_rank": "it comes from the launcher",
     **dict.fromkeys(
-        ("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
+        (
+            "push_to_hub",
+            "hub_token",
+            "hub_private_repo",
+            "hub_model_id",
+            "hub_strategy",
+            "hub_always_push",
+            "hub_revision",
+        ),
         _NO_UPLOAD,
     ),
 }
@@ -108,7 +114,9 @@ BOUNDS: dict[str, Any] = {
     **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon", "warmup_steps"), _NOT_NEGATIVE),
     **dict.fromkeys(("eval_delay", "dataloader_num_workers", "neftune_noise_alpha"), _NOT_NEGATIVE),
     **dict.fromkeys(("num_train_epochs", "logging_steps", "save_steps", "eval_steps"), _POSITIVE),
-    **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size"), _COUNT),
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size"), _COUNT
+    ),
     **dict.fromkeys(("save_total_limit", "dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout"), _COUNT),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), Field(ge=0, lt=1)),
     **dict.fromkeys(("seed", "data_seed"), Field(ge=0, lt=2**32)),
@@ -206,8 +214,8 @@ def _checked_values(given: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def _adapter(name: str) -> TypeAdapter[Any]:
-    kind: Any = FIELDS[name].type
-    bounded = Annotated[kind, BOUNDS[name]] if name in BOUNDS else kind
+    kind: Any = bool | str | list[str] | None if name == "fsdp" else FIELDS[name].type  # documented as either
+    bounded: Any = Annotated[kind, BOUNDS[name]] if name in BOUNDS else kind
     return TypeAdapter(bounded, config=ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True))
 
 
@@ -233,7 +241,9 @@ def _check_read(argument: str, keys: list[str], reader: Any) -> None:
     unread = [key for key in keys if f'"{key}"' not in source]
     if unread:
         raise ConfigError(
-            "nothing reads this key", where=f"training.{argument}.{unread[0]}", fix="Check its spelling, or leave it out"
+            "nothing reads this key",
+            where=f"training.{argument}.{unread[0]}",
+            fix="Check its spelling, or leave it out",
         )
 
 
