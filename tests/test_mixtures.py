@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from loss_fixtures import PAIRS, loss, naive_divergence, naive_sum, ragged, random_logits, top_k, with_gradient
+from tolerances import ELEMENTWISE, rounding, softmax_roundings
 from trainer.compatibility import Source
 from trainer.config_mixture import MixtureConfig
 from trainer.losses import loss_terms
@@ -182,7 +183,7 @@ def test_a_mixture_of_topk_distributions_pulls_at_a_student_that_equals_the_mean
     pull = [
         float(with_gradient(of_distributions, mean, each, weights, loss())[1].abs().max()) for each in (whole, kept)
     ]
-    assert pull[0] < 1e-6 < 1e-3 < pull[1]
+    assert pull[0] < rounding(torch.float32, softmax_roundings(p.shape[-1])) < 1e-3 < pull[1]
 
 
 FAMILIES = [
@@ -229,7 +230,9 @@ def test_weights_follow_their_formula(rule):
     for n in range(2):
         row = [formula(float(GIVEN[n, t]), 0 if scalars is None else float(scalars[n, t])) for t in range(3)]
         total = 1 if rule == "discounted" else sum(row)
-        assert found[n].tolist() == pytest.approx([w / total for w in row], rel=1e-6)
+        assert found[n].tolist() == pytest.approx(
+            [w / total for w in row], rel=rounding(torch.float32, 3 + 3 * ELEMENTWISE)
+        )
 
 
 @pytest.mark.parametrize("rule", RULES)
