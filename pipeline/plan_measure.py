@@ -8,7 +8,8 @@ The sample is read in a random order, each sequence once: the largest k is taken
 one, and of ``topp``, are the beginnings of those. Reading ends with the sample or with the time. What ends it depends
 on the sequences read and never on the next one, so the sums over them have the expectations of a random sample of that
 size (Wald's identity): stopping early adds no bias. The standard errors are those of a ratio of sums over
-sequences, because neighbouring positions are alike. Scalars of the tail are those outside the largest k; their size
+sequences, because neighbouring positions are alike; from a few dozen sequences they are too small where a few documents
+are unlike the rest. Scalars of the tail are those outside the largest k; their size
 hardly depends on it.
 
 Memory: the rows of one block at the largest k, 134 MB, beside what a capture needs.
@@ -261,7 +262,7 @@ class Tally:
                     "kept_mass_standard_error": mass_error,
                     "kl_floor_nats": floor,
                     "kl_floor_standard_error_nats": floor_error,
-                    "bytes_per_position": (self.bytes_of_k[k] + self.scalar_bytes) / positions.sum(),
+                    "bytes_per_position": (self.bytes_of_k[k] + self.scalar_bytes) / sum(self.positions),
                 }
             )
         return rows
