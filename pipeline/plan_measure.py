@@ -8,7 +8,8 @@ The sample is read in a random order, each sequence once: the largest k is taken
 one, and of ``topp``, are the beginnings of those. Reading ends with the sample or with the time. What ends it depends
 on the sequences read and never on the next one, so the sums over them have the expectations of a random sample of that
 size (Wald's identity): stopping early adds no bias. The standard errors are those of a ratio of sums over
-sequences, because neighbouring positions are alike. Scalars of the tail are those outside the largest k; their size
+sequences, because neighbouring positions are alike; from a few dozen sequences they are too small where a few documents
+are unlike the rest. Scalars of the tail are those outside the largest k; their size
 hardly depends on it.
 
 Memory: the rows of one block at the largest k, 134 MB, beside what a capture needs.
@@ -23,23 +24,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.arrays import ArrayLayout, ArrayType
 from cache_tools.codec import Codec, DeltaFloat32, DeltaPower, Targets
 from cache_tools.manifest import Objective, TeacherManifest
-from cache_tools.predictions import SCALAR_STEP_NATS, Predictions, to_steps
+from cache_tools.predictions import SCALAR_STEP_NATS, Predictions
 from cache_tools.progress import Reporter
 from cache_tools.receipts import TARGETS
 from cache_tools.sequences import Sequence
 from pipeline.config import TargetConfig, TeacherConfig
 from pipeline.declare import codec_of_target, keep_of, scalar_names
+from pipeline.plan_rows import CHUNK_ROWS, Block, as_asked, first_entries, scalar_bytes, target_bytes
 from pipeline.predict import Wanted, predict, vocabulary_of
 from pipeline.targets import Keep
 from pipeline.teacher import Teacher
 
 CHOICES = (8, 16, 32, 64, 128, 256)
 """Values of k that are compared, besides the one asked for."""
-
-CHUNK_ROWS = 4096
 
 BLOCK_ROWS = 16 * CHUNK_ROWS
 """Rows that are compressed together."""
@@ -86,7 +85,7 @@ def measure(
     """
     vocabulary = vocabulary_of(teacher)
     keep, ks = _widest(config.target, vocabulary)
-    tally, waiting = Tally(config.target, vocabulary, ks), _Block()
+    tally, waiting = Tally(config.target, vocabulary, ks), Block()
     tokens, seconds = [], []
     reporter = reporter or Reporter()
     reporter.stage(f"measuring teacher {config.name}", None)
@@ -200,32 +199,6 @@ def _codec_of_k(target: TargetConfig, k: int, vocabulary: int) -> Codec:
     return DeltaFloat32(k, vocabulary) if target.exact else DeltaPower(k, vocabulary, target.max_kl_nats, target.temperatures)
 
 
-class _Block:
-    """Predictions that wait until they are enough to be compressed together, as they would stand in a cache."""
-
-    def __init__(self) -> None:
-        self.rows, self._parts, self._sequences = 0, list[Predictions](), list[Sequence]()
-
-    def add(self, predictions: Predictions, sequences: list[Sequence]) -> None:
-        """Let the predictions of some more sequences wait."""
-        self.rows += sum(sequence.num_positions for sequence in sequences)
-        self._parts.append(predictions)
-        self._sequences += sequences
-
-    def take(self) -> tuple[Predictions, list[int]]:
-        """Return all that wait, in the order of the corpus, with each sequence's positions; and begin again.
-
-        Neighbours in a corpus are alike and compress better together than strangers.
-        """
-        parts, sequences = self._parts, self._sequences
-        self.rows, self._parts, self._sequences = 0, [], []
-        positions = [sequence.num_positions for sequence in sequences]
-        starts = np.cumsum([0, *positions])
-        order = sorted(range(len(sequences)), key=lambda i: sequences[i].sequence_id)
-        rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in order])
-        return _joined(parts, rows), [positions[i] for i in order]
-
-
 @dataclass
 class Tally:
     """Sums over the blocks of a sample.
@@ -254,10 +227,10 @@ class Tally:
         """Count a block of predictions of whole sequences."""
         assert block.targets is not None
         self.positions += positions
-        self.scalar_bytes += _scalar_bytes(block)
+        self.scalar_bytes += scalar_bytes(block)
         codec = codec_of_target(self.target, self.vocabulary)
         asked = as_asked(block.targets, self.target) if self.ks else block.targets
-        self.target_bytes += _target_bytes(codec, asked)
+        self.target_bytes += target_bytes(codec, asked)
         starts = np.cumsum([0, *positions[:-1]])
         for k in self.ks:
             targets = first_entries(block.targets, k)
@@ -265,7 +238,7 @@ class Tally:
             floor = kl_floor_rows(targets, block.scalars["entropy"], self.vocabulary)
             of_sequences = np.add.reduceat(np.stack([mass, floor], axis=1), starts)
             self.sums.setdefault(k, []).append(of_sequences)
-            size = _target_bytes(_codec_of_k(self.target, k, self.vocabulary), targets)
+            size = target_bytes(_codec_of_k(self.target, k, self.vocabulary), targets)
             self.bytes_of_k[k] = self.bytes_of_k.get(k, 0) + size
 
     def sizes(self) -> dict[str, float]:
@@ -289,7 +262,7 @@ class Tally:
                     "kept_mass_standard_error": mass_error,
                     "kl_floor_nats": floor,
                     "kl_floor_standard_error_nats": floor_error,
-                    "bytes_per_position": (self.bytes_of_k[k] + self.scalar_bytes) / positions.sum(),
+                    "bytes_per_position": (self.bytes_of_k[k] + self.scalar_bytes) / sum(self.positions),
                 }
             )
         return rows
@@ -329,69 +302,3 @@ def kl_floor_rows(targets: Targets, entropy: Any, vocabulary: int) -> NDArray[np
     spread = np.where(rest > 0, rest * (np.where(rest > 0, log_rest, 0) - np.log(others)), 0)
     floor: NDArray[np.float64] = np.maximum(-np.asarray(entropy, dtype=np.float64) - kept - spread, 0)
     return floor
-
-
-def as_asked(widest: Targets, target: TargetConfig) -> Targets:
-    """Return the target asked for, ``topk`` or ``topp``, from the most likely entries of each row."""
-    targets = first_entries(widest, target.k)
-    if target.kind != "topp":
-        return targets
-    assert target.p is not None
-    reached = np.exp(targets.log_probs, dtype=np.float64).cumsum(axis=1)
-    before = np.concatenate([np.zeros_like(reached[:, :1]), reached[:, :-1]], axis=1)
-    return _emptied(targets, before >= target.p)
-
-
-def first_entries(targets: Targets, k: int) -> Targets:
-    """Return the k most likely entries; rows stand by falling probability."""
-    logs = targets.log_probs
-    if k >= logs.shape[1]:
-        return targets
-    left_out = _log_sum(logs[:, k:], targets.log_left_out)
-    return Targets(targets.ids[:, :k], logs[:, :k], left_out)
-
-
-def _emptied(targets: Targets, empty: NDArray[np.bool_]) -> Targets:
-    """Return targets with some entries left out."""
-    left_out = _log_sum(np.where(empty, targets.log_probs, -np.inf), targets.log_left_out)
-    return Targets(targets.ids, np.where(empty, np.float32(-np.inf), targets.log_probs), left_out)
-
-
-def _log_sum(logs: NDArray[Any], log_rest: NDArray[Any]) -> NDArray[np.float32]:
-    """Return the log of the mass of some entries of each row and of the rest."""
-    with np.errstate(divide="ignore"):
-        sums: NDArray[np.float64] = np.log(np.exp(logs, dtype=np.float64).sum(axis=1) + np.exp(log_rest))
-    return sums.astype(np.float32)
-
-
-def _joined(parts: list[Predictions], rows: NDArray[np.int64]) -> Predictions:
-    """Return these rows of predictions one behind the other."""
-    targets = [part.targets for part in parts if part.targets is not None]
-    joined = Targets(
-        np.concatenate([part.ids for part in targets])[rows],
-        np.concatenate([part.log_probs for part in targets])[rows],
-        np.concatenate([part.log_left_out for part in targets])[rows],
-    )
-    scalars = {name: np.concatenate([part.scalars[name] for part in parts])[rows] for name in parts[0].scalars}
-    return Predictions(joined, scalars)
-
-
-def _target_bytes(codec: Codec, targets: Targets) -> int:
-    """Return the bytes of a target, compressed as a cache compresses it; the last chunk is cut to its rows."""
-    encoded, types = codec.encode(targets), codec.array_types()
-    size, rows = 0, len(targets.ids)
-    for name, values in encoded.arrays.items():
-        array_type = ArrayType(*types[name], codec.compression_level(name))
-        size += len(ArrayLayout(array_type, _whole_chunks(rows), CHUNK_ROWS).encode(values))
-    return size
-
-
-def _scalar_bytes(block: Predictions) -> int:
-    """Return the same of the scalars."""
-    rows = len(block.scalars["entropy"])
-    layout = ArrayLayout(ArrayType((), np.dtype(np.int32)), _whole_chunks(rows), CHUNK_ROWS)
-    return sum(len(layout.encode(to_steps(values, SCALAR_STEP_NATS))) for values in block.scalars.values())
-
-
-def _whole_chunks(rows: int) -> int:
-    return -(-rows // CHUNK_ROWS) * CHUNK_ROWS

@@ -14,7 +14,8 @@ from cache_tools.codec import Targets
 from pipeline.config import CaptureConfig
 from pipeline.declare import keep_of
 from pipeline.plan import survey
-from pipeline.plan_measure import as_asked, drawn_order, first_entries, measure, ratios
+from pipeline.plan_measure import drawn_order, measure, ratios
+from pipeline.plan_rows import as_asked, first_entries
 from pipeline.predict import predict
 from pipeline.targets import Keep, sparse_targets
 from pipeline.teacher import load_teacher
