@@ -1,7 +1,8 @@
 """Peak memory of a capture beside what ``plan`` says of it: ``python -m benchmarks.memory``.
 
-Two teachers: the demo's, and a random one with a vocabulary of 151,936. Each captures part of the
-demo's corpus in a process of its own. Printed, in megabytes: weights, body, head, kept predictions; on
+Three teachers: the demo's, a random one with a vocabulary of 151,936, and one with states of 1,024 values, of which each
+hidden state of the last layer is kept, in two sizes of shards. Each captures part of the demo's corpus in a process of its
+own. Printed, in megabytes: weights, body, head, kept predictions; on
 the device the predicted peak and the measured one (tensors alive at once); on the host the predicted peak
 and the measured one (Linux: resident memory, above what it was before the teacher was loaded, so
 what the allocator holds back and what torch sets up in its first pass is in it). On a CPU both are the same memory.
@@ -28,26 +29,41 @@ from pipeline.demo.run import FILES
 
 DOCUMENTS = 4
 WIDE_VOCABULARY = 151_936
+BROAD = {"hidden_size": 1024, "intermediate_size": 1024, "num_hidden_layers": 1, "num_attention_heads": 8}
+BROAD |= {"num_key_value_heads": 8, "head_dim": 128}
+HIDDEN = {"hidden": {"layers": ["last"], "codec": "bfloat16"}}
+CASES: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
+    "demo": ({}, 4096, {}),
+    "wide": ({"vocab_size": WIDE_VOCABULARY, "tie_word_embeddings": False}, 4096, {}),
+    "broad, targets only": (BROAD, 4096, {}),
+    "broad, hidden": (BROAD, 4096, HIDDEN),
+    "broad, targets only, shards of 16,384": (BROAD, 16_384, {}),
+    "broad, hidden, shards of 16,384": (BROAD, 16_384, HIDDEN),
+    "broad, hidden in float32": (BROAD, 4096, {"hidden": {"layers": ["last"], "codec": "float32"}}),
+    "broad, hidden to a budget": (BROAD, 4096, {"hidden": {"layers": ["last"], "codec": "budget"}}),
+}
+"""Shape of the teacher, positions of a shard, and more of its block in the capture file."""
 
 
-def capture_values(folder: Path, teacher: Path) -> dict[str, Any]:
+def capture_values(folder: Path, teacher: Path, positions: int = 4096, **block: Any) -> dict[str, Any]:
     """Write a corpus and return the capture file of several shards."""
-    documents = [json.dumps(document) for document, _ in zip(topic_documents(), range(DOCUMENTS), strict=False)]
+    documents = DOCUMENTS * positions // 4096
+    documents = [json.dumps(document) for document, _ in zip(topic_documents(), range(documents), strict=False)]
     (folder / "corpus.jsonl").write_text("\n".join(documents) + "\n")
     return {
         "cache": str(folder / "cache"),
         "corpus": {"paths": [str(folder / "corpus.jsonl")], "held_out_fraction": 0},
-        "encoding": {"max_length_tokens": 256, "positions_per_shard": 4096},
-        "teachers": [{"name": "one", "model": str(teacher), "dtype": "float32", "batch_tokens": 2048}],
+        "encoding": {"max_length_tokens": 256, "positions_per_shard": positions},
+        "teachers": [{"name": "one", "model": str(teacher), "dtype": "float32", "batch_tokens": 2048} | block],
     }
 
 
-def wide_teacher(folder: Path) -> Path:
-    """Save a random teacher with the demo's tokenizer and many more logits than it has ids."""
+def random_teacher(folder: Path, **changes: Any) -> Path:
+    """Save a random teacher with the demo's tokenizer and an own shape."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(str(FILES / "teacher"))
-    config.update({"vocab_size": WIDE_VOCABULARY, "tie_word_embeddings": False})
+    config.update(changes)
     AutoModelForCausalLM.from_config(config, dtype="float32").save_pretrained(folder)
     for path in (FILES / "teacher").glob("token*"):
         shutil.copy(path, folder)
@@ -105,17 +121,18 @@ def main(as_json: bool, values: str | None) -> None:
     if values:
         click.echo(json.dumps(measure(json.loads(values))))
         return
-    for name in ("demo", "wide"):
+    for name, (shape, positions, block) in CASES.items():
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
-            teacher = FILES / "teacher" if name == "demo" else wide_teacher(folder / "teacher")
+            teacher = random_teacher(folder / "teacher", **shape) if shape else FILES / "teacher"
+            capture = capture_values(folder, teacher, positions, **block)
             command = [sys.executable, "-m", "benchmarks.memory", "--values"]
-            answer = subprocess.check_output([*command, json.dumps(capture_values(folder, teacher))], text=True)
+            answer = subprocess.check_output([*command, json.dumps(capture)], text=True)
         row = json.loads(answer.splitlines()[-1])
         if as_json:
             click.echo(json.dumps({"teacher": name} | row))
             continue
-        keys = ("weights", "body", "head", "kept", "device", "measured_device", "host", "measured_host")
+        keys = ("weights", "body", "head", "kept", "writing", "batch", "device", "measured_device", "host", "measured_host")
         click.echo(f"{name}: " + ", ".join(f"{key} {row[f'{key}_bytes'] / 1e6:,.0f}" for key in keys))
 
 

@@ -295,7 +295,7 @@ def _power(trials: dict[float, float], otherwise: float) -> float:
 def _check_states(states: Floats) -> None:
     if states.ndim != 2 or states.size == 0:
         raise ValueError(f"hidden states must be (n, d) with n and d above zero, not {states.shape}")
-    _refuse_non_finite(states, "hidden state")
+    _refuse_non_finite(np.array([states.min(), states.max()]), "hidden state")  # NaN if one is, and no array of flags
 
 
 def _refuse_non_finite(values: NDArray[np.floating], what: str) -> None:

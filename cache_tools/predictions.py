@@ -25,6 +25,7 @@ from cache_tools.hidden_metric import channel_scales
 from cache_tools.limits import CHUNK_BYTES, CHUNK_ENTRIES
 from cache_tools.manifest import HiddenSpec, TeacherManifest
 from cache_tools.receipts import TARGETS
+from cache_tools.targets import blocks
 
 SCALARS = ("logsumexp", "entropy", "gold_logprob")
 """Kept at every position, in nats: log-normaliser of the logits, entropy of the
@@ -158,7 +159,9 @@ def encode_targets(manifest: TeacherManifest, predictions: Predictions) -> Group
     arrays = dict(encoded.arrays)
     for name in manifest.scalars:
         arrays[name] = to_steps(predictions.scalars[name], manifest.scalar_step_nats)
-    kept = np.exp(predictions.targets.log_probs, dtype=np.float64).sum(axis=1)
+    log_probs = predictions.targets.log_probs
+    parts = [np.exp(log_probs[rows], dtype=np.float64).sum(axis=1) for rows in blocks(len(log_probs))]
+    kept = np.concatenate(parts)  # a block at a time: all in float64 would be the largest array of a capture
     empty = (predictions.targets.log_probs == -np.inf).all(axis=1)  # skipped: the teacher said nothing
     said = slice(None) if empty.all() else ~empty
     statistics = {"skipped_positions": float(empty.sum())} if empty.any() else {}
@@ -189,7 +192,7 @@ def encode_hidden(
         ValueError: a value is not finite.
     """
     name, states = hidden_array(layer), states.astype(np.float32, copy=False)
-    if not np.isfinite(states).all():
+    if not np.isfinite([states.min(initial=0), states.max(initial=0)]).all():  # NaN if one is, without an array of flags
         raise ValueError(f"a hidden state of layer {layer} is not finite")
     if spec.codec == "float32":
         return Group({name: states}, {}, {})
@@ -243,10 +246,13 @@ def from_steps(stored: NDArray[Any], step_nats: float) -> NDArray[np.float32]:
 
 def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Round float32 to bfloat16, to nearest even; return the bits."""
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    rounded = bits + 0x7FFF + ((bits >> 16) & 1)
-    quiet_nan = (bits >> 16) | 0x40
-    return np.where(np.isnan(values), quiet_nan, rounded >> 16).astype(np.uint16)
+    result = np.empty(values.shape, np.uint16)
+    for rows in blocks(len(values)):
+        bits = np.ascontiguousarray(values[rows]).view(np.uint32)
+        rounded = bits + 0x7FFF + ((bits >> 16) & 1)
+        quiet_nan = (bits >> 16) | 0x40
+        result[rows] = np.where(np.isnan(values[rows]), quiet_nan, rounded >> 16)
+    return result
 
 
 def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:

@@ -184,7 +184,7 @@ def _write_teacher(
             receipt = source.receipt(one.shard)
             assert receipt is not None
             provenance = {"subset_of": source.manifest.fingerprint, "shard": one.shard}
-            commit_groups(teacher, shard, _groups(source, receipt, one, k), provenance)
+            commit_groups(teacher, shard, _groups(source, receipt, one, k).items(), provenance)
         progress(1)
 
 

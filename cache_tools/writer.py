@@ -7,7 +7,7 @@ does not exist. A group of arrays can be added to a committed shard: the receipt
 by one that also lists the new objects, and until then the old one holds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from cache_tools import layout
@@ -193,50 +193,57 @@ def commit_shard(
 
 
 def commit_groups(
-    teacher: CachedTeacher, shard: int, groups: Mapping[str, Group], provenance: dict[str, Any]
+    teacher: CachedTeacher, shard: int, groups: Iterable[tuple[str, Group]], provenance: dict[str, Any]
 ) -> Receipt:
-    """Write encoded groups of arrays of one shard; arguments and errors as for ``commit_shard``."""
+    """Write encoded groups of arrays of one shard, one after another, so that no two need be in memory.
+
+    Arguments and errors as for ``commit_shard``.
+    """
     entry, known = teacher.encoding.shards[shard], teacher.receipt(shard)
-    assert all(len(rows) == entry.positions for group in groups.values() for rows in group.arrays.values())
-    objects = _encode_objects(teacher, shard, groups)
-    for key, content in objects.items():
-        remove_partial(teacher.path / key)
-        if not content:  # whatever a killed run left there is not this shard's
-            remove_object(teacher.path / key)
-    write_objects(teacher.path, {key: content for key, content in objects.items() if content})
+    stated: dict[str, dict[str, Any]] = {"groups": {}, "objects": {}, "statistics": {}, "provenance": {}}
+    if known:
+        stated = {key: dict(getattr(known, key)) for key in stated}
+    for name, group in groups:
+        assert all(len(rows) == entry.positions for rows in group.arrays.values())
+        stated["groups"][name], stated["provenance"][name] = group.parameters, provenance
+        stated["statistics"] |= group.statistics
+        stated["objects"] |= _write_group(teacher, shard, name, group)
+        del group  # or it would live until the next is made
     receipt = Receipt(
         shard=shard,
         positions=entry.positions,
         tokens=entry.tokens,
         teacher_fingerprint=teacher.manifest.fingerprint,
         sequences_sha256=entry.sha256,
-        groups=(known.groups if known else {}) | {name: group.parameters for name, group in groups.items()},
-        objects=(known.objects if known else {}) | {key: ObjectRecord.of(c) for key, c in objects.items() if c},
-        statistics=(known.statistics if known else {})
-        | {name: value for group in groups.values() for name, value in group.statistics.items()},
-        provenance=(known.provenance if known else {}) | dict.fromkeys(groups, provenance),
+        **stated,
     )
     write_receipt(teacher.path, receipt)
     return receipt
 
 
-def _encode_groups(teacher: CachedTeacher, predictions: Predictions, errors: Mapping[str, ErrorOf]) -> dict[str, Group]:
-    groups = {} if predictions.targets is None else {TARGETS: encode_targets(teacher.manifest, predictions)}
+def _encode_groups(
+    teacher: CachedTeacher, predictions: Predictions, errors: Mapping[str, ErrorOf]
+) -> Iterator[tuple[str, Group]]:
+    if predictions.targets is not None:
+        yield TARGETS, encode_targets(teacher.manifest, predictions)
     for layer, states in predictions.hidden.items():
         spec = teacher.manifest.hidden[layer]
-        group = encode_hidden(layer, spec, states, teacher.transform(layer), errors.get(layer))
-        groups[hidden_array(layer)] = group
-    return groups
+        yield hidden_array(layer), encode_hidden(layer, spec, states, teacher.transform(layer), errors.get(layer))
 
 
-def _encode_objects(teacher: CachedTeacher, shard: int, groups: Mapping[str, Group]) -> dict[str, bytes]:
-    """Return the object of each array by key; empty for one of fill values, which is not stored."""
-    layouts = group_layouts(teacher.manifest, teacher.encoding.manifest.positions_per_shard)
-    return {
-        layout.shard_key(name, shard, rows.ndim): layouts[group_name][name].encode(rows)
-        for group_name, group in groups.items()
-        for name, rows in group.arrays.items()
+def _write_group(teacher: CachedTeacher, shard: int, name: str, group: Group) -> dict[str, ObjectRecord]:
+    """Write the object of each array of a group, and return their records by key; one of fill values is not stored."""
+    layouts = group_layouts(teacher.manifest, teacher.encoding.manifest.positions_per_shard)[name]
+    objects = {
+        layout.shard_key(array, shard, rows.ndim): layouts[array].encode(rows) for array, rows in group.arrays.items()
     }
+    for key, content in objects.items():
+        remove_partial(teacher.path / key)
+        if not content:  # whatever a killed run left there is not this shard's
+            remove_object(teacher.path / key)
+    stored = {key: content for key, content in objects.items() if content}
+    write_objects(teacher.path, stored)
+    return {key: ObjectRecord.of(content) for key, content in stored.items()}
 
 
 def _check_same(name: str, folder: StorePath, stored: TeacherManifest, wanted: TeacherManifest) -> None:

@@ -22,6 +22,21 @@ from pipeline.teacher import chosen_device
 SHARDS_IN_MEMORY = 2
 """One is being read while the one before is written."""
 
+BATCHES_IN_MEMORY = 2
+"""One is being computed while the one before is put into its shard."""
+
+SLOT_BYTES = {"dense": 44, "sampled": 40}
+OTHER_SLOT_BYTES = 24
+"""Bytes for each slot of a row while its shard is encoded: sorted ids and logarithms (8), levels (2), differences of ids
+twice (8), and what is stored (3 to 4); dense rows have their places, and drawn ones their counts, as 64-bit numbers."""
+
+VALUE_BYTES = {"bfloat16": 5, "float32": 8, "budget": 5}
+"""Bytes for each value of a hidden state while its shard is encoded: the stored number, unless it is the float32 itself,
+and its compressed form twice, for chunks are joined."""
+
+BASIS_BYTES = 24
+"""Bytes for each of width² numbers of a basis: it and its inverse (8), which is made in float64 (16)."""
+
 
 def plan_memory(
     config: TeacherConfig, encoding: EncodingConfig, folder: Path, device_memory_bytes: int | None = None
@@ -41,7 +56,8 @@ def plan_memory(
 
     Returns:
         ``weights_bytes``, ``body_bytes`` and ``head_bytes`` on the device, of which the latter two follow each
-        other, ``kept_bytes`` of predictions on the host, ``device_bytes`` and ``host_bytes`` in all, ``device`` by
+        other, ``kept_bytes`` of shards' predictions on the host, ``writing_bytes`` of encoding one of them, ``batch_bytes`` of
+        batches that are put into it, ``device_bytes`` and ``host_bytes`` in all, ``device`` by
         name, and ``device_total_bytes`` of a GPU that is here or was described, otherwise None.
     """
     model = meta_model(config, encoding.objective, folder)
@@ -51,16 +67,21 @@ def plan_memory(
     weights = weight_bytes(model, config.tensor_parallel)
     body = body_bytes(model.config.get_text_config(), tokens, encoding.max_length_tokens, config, model.dtype.itemsize)
     head = head_bytes(model, tokens, chunk_bytes)
-    kept = SHARDS_IN_MEMORY * encoding.positions_per_shard * kept_bytes_per_position(config, model)
-    on_device = weights + max(body, head)
+    per_position = kept_bytes_per_position(config, model)
+    kept = SHARDS_IN_MEMORY * encoding.positions_per_shard * per_position
+    batches = BATCHES_IN_MEMORY * tokens * per_position
+    writing = encoding.positions_per_shard * writing_bytes_per_position(config, model) + basis_bytes(config, model)
+    on_device, host = weights + max(body, head), kept + batches + writing
     return {
         "device": device.type,
         "weights_bytes": weights,
         "body_bytes": body,
         "head_bytes": head,
         "kept_bytes": kept,
+        "writing_bytes": writing,
+        "batch_bytes": batches,
         "device_bytes": on_device,
-        "host_bytes": on_device + kept if device.type == "cpu" else max(weights, kept),
+        "host_bytes": on_device + host if device.type == "cpu" else max(weights, host),
         "device_total_bytes": device_memory_bytes or _gpu_bytes(device),
     }
 
@@ -106,6 +127,20 @@ def kept_bytes_per_position(config: TeacherConfig, model: PreTrainedModel) -> in
     keep, width = keep_of(config.target), model.config.get_text_config().hidden_size
     numbers = 2 * keep.slots(vocabulary_of(model)) + 1 + len(scalar_names(keep)) + width * len(config.hidden.layers)
     return int(4 * numbers)
+
+
+def writing_bytes_per_position(config: TeacherConfig, model: PreTrainedModel) -> int:
+    """Return the host's bytes for one position while its shard is encoded and written; groups follow each other."""
+    slots, width = keep_of(config.target).slots(vocabulary_of(model)), model.config.get_text_config().hidden_size
+    targets = SLOT_BYTES.get(config.target.kind, OTHER_SLOT_BYTES) * slots
+    hidden = VALUE_BYTES[config.hidden.codec] * width if config.hidden.layers else 0
+    return int(max(targets, hidden))
+
+
+def basis_bytes(config: TeacherConfig, model: PreTrainedModel) -> int:
+    """Return the bytes of the bases of quantised hidden states."""
+    layers = len(config.hidden.layers) if config.hidden.codec == "budget" else 0
+    return int(layers * BASIS_BYTES * model.config.get_text_config().hidden_size ** 2)
 
 
 def vocabulary_of(model: PreTrainedModel) -> int:

@@ -37,7 +37,7 @@ def _cost_rows(teacher: dict[str, Any]) -> list[tuple[str, str]]:
         ("teacher", _hours(teacher)),
         ("memory, " + ("this CPU" if memory["device"] == "cpu" else "device"), _device_memory(memory)),
         ("devices needed", _devices(teacher["fit"])),
-        ("memory, host", f"{_size(memory['host_bytes'])}, of which {_size(memory['kept_bytes'])} kept predictions"),
+        ("memory, host", _host_memory(memory)),
         ("a student reads", f"{_size(teacher['student_bytes_per_s'])}/s"),
     ]
 
@@ -52,6 +52,11 @@ def _hours(teacher: dict[str, Any]) -> str:
     left = teacher["remaining"]["hours"]
     rest = "" if left == teacher["hours"] else f", {left:,.2f} remain"
     return f"{teacher['hours']:,.2f} hours at {teacher['tokens_per_s']:,.0f} tokens/s a worker{rest}"
+
+
+def _host_memory(memory: dict[str, Any]) -> str:
+    kept, writing = (_size(memory[f"{name}_bytes"]) for name in ("kept", "writing"))
+    return f"{_size(memory['host_bytes'])}, of which {kept} kept predictions and {writing} to write them"
 
 
 def _device_memory(memory: dict[str, Any]) -> str:

@@ -1,8 +1,12 @@
 """Planned memory: weights and kept rows are exact, and the formulas are those of the documentation."""
 
+import tracemalloc
+
 import pytest
 
 import tiny
+from cache_tools.writer import commit_shard
+from pipeline.capture import _error_measures
 from pipeline import plan_memory as planned
 from pipeline.config import CaptureConfig
 from pipeline.declare import keep_of
@@ -56,13 +60,57 @@ def test_activations_follow_the_formula(tmp_path):
     assert found["body_bytes"] == tokens * (4 * (4 * width + max(3 * inner, attention) + states) + length)
     assert found["head_bytes"] == (tokens + -(-tokens // 2)) * 4 * 300 + 2 * 4 * tokens * width
     assert found["device_bytes"] == found["weights_bytes"] + max(found["body_bytes"], found["head_bytes"])
-    assert found["host_bytes"] == found["device_bytes"] + found["kept_bytes"]
+    host = sum(found[f"{part}_bytes"] for part in ("kept", "writing", "batch"))
+    assert found["host_bytes"] == found["device_bytes"] + host
+    per_position = planned.kept_bytes_per_position(teacher, planned.meta_model(teacher, "causal", folder))
+    assert found["kept_bytes"] == 2 * config.encoding.positions_per_shard * per_position
+    assert found["batch_bytes"] == 2 * tokens * per_position
 
 
 def test_a_chunk_of_logits_bounds_the_head(tmp_path):
     _, teacher, folder = one_teacher(tmp_path)
     model = planned.meta_model(teacher, "causal", folder)
     assert planned.head_bytes(model, 512, 7 * 4 * 300) == (7 + 4) * 4 * 300 + 2 * 4 * 512 * 32
+
+
+POSITIONS = 8192
+WRITTEN = {
+    "topk": {"target": {"k": 64}},
+    "exact": {"target": {"k": 64, "exact": True}},
+    "sampled": {"target": {"kind": "sampled", "draws": 64}},
+    "hybrid": {"target": {"kind": "hybrid", "k": 16, "draws": 48}},
+    "dense": {"target": {"kind": "dense"}},
+    "bfloat16": {"target": {"k": 4}, "hidden": {"layers": ["last", 1], "codec": "bfloat16"}},
+    "float32": {"target": {"k": 4}, "hidden": {"layers": ["last", 1], "codec": "float32"}},
+    "budget": {"target": {"k": 4}, "hidden": {"layers": [1, 2], "codec": "budget"}},
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_a_shard_takes_while_it_is_written_is_what_is_planned(tmp_path, name):
+    """Arrays and bytes that are alive at once, as Python counts them: no allocator, no pages."""
+    folder = tmp_path / "teacher"
+    tiny.save_teacher(folder, tiny.model(hidden_size=64))
+    changes = {"positions_per_shard": POSITIONS, "chunk_positions": 1024} | WRITTEN[name]
+    values = tiny.capture_values(tmp_path, folder, held_out_fraction=0, **changes)
+    tiny.write_corpus(tmp_path / "corpus.jsonl", tiny.TEXTS * 6)
+    tiny.run(values)
+    config = CaptureConfig.model_validate(values)
+    teacher, encoding = config.teachers[0], tiny.Cache(values["cache"]).encoding()
+    cached, loaded = encoding.teacher("toy"), load_teacher(teacher, folder, "causal")
+    wanted = Wanted(cached.manifest, cached.groups, keep_of(teacher.target))
+    rows = predict(encoding.sequences(0), "causal", loaded, wanted, 512)
+    errors = _error_measures(cached, loaded)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    commit_shard(encoding.teacher("toy"), 0, rows, {}, errors)
+    peak = tracemalloc.get_traced_memory()[1] - before
+    tracemalloc.stop()
+    positions = encoding.shards[0].positions
+    per_position = planned.writing_bytes_per_position(teacher, loaded.model)
+    blocks = 2048 * 8 * 6 * max(64, keep_of(teacher.target).slots(300))  # of intermediate results, whatever the shard's size
+    assert positions > 0.9 * POSITIONS
+    assert 0.6 * per_position * positions < peak < per_position * positions + blocks
 
 
 @pytest.mark.parametrize(("there", "words"), [(10**12, False), (10**4, True), (None, False)])
