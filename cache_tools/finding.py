@@ -85,9 +85,11 @@ def disagreement_of(a: CachedTeacher, b: CachedTeacher, by: str) -> Measure:
     """
 
     def measure(shard: int) -> NDArray[np.float64]:
-        rows = a.shard_rows(shard)
-        found = divergence(a.targets(*rows), b.targets(*rows))
-        return found.mean_kl_nats if by == "kl" else np.where(found.said, ~found.same_top1, np.nan)
+        values = [np.zeros(0)]
+        for rows in a.row_blocks(shard):
+            found = divergence(a.targets(*rows), b.targets(*rows))
+            values.append(found.mean_kl_nats if by == "kl" else np.where(found.said, ~found.same_top1, np.nan))
+        return np.concatenate(values)
 
     return measure
 

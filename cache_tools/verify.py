@@ -211,11 +211,22 @@ def _file(path: StorePath, record: ObjectRecord, blank: Problem, deep: bool) -> 
 
 
 def _values(teacher: CachedTeacher, receipt: Receipt, blank: Problem) -> Iterator[Problem]:
-    """Decode every row of a shard and check the rules that FORMAT.md states."""
-    start, stop = teacher.shard_rows(receipt.shard)
+    """Decode every row of a shard, some at a time, and check the rules that FORMAT.md states."""
+    broken: set[str] = set()
+    for start, stop in teacher.row_blocks(receipt.shard):
+        for problem, rule in _broken_rules(teacher, receipt, blank, start, stop):
+            if rule not in broken:
+                yield problem
+            broken.add(rule)
+
+
+def _broken_rules(
+    teacher: CachedTeacher, receipt: Receipt, blank: Problem, start: int, stop: int
+) -> Iterator[tuple[Problem, str]]:
+    first = receipt.shard * teacher.encoding.manifest.positions_per_shard
     rules: dict[str, NDArray[np.bool_]] = {}
     if TARGETS in receipt.groups:
-        stored = teacher.stored_targets(receipt.shard, 0, stop - start)
+        stored = teacher.stored_targets(receipt.shard, start - first, stop - first)
         rules |= teacher.codec.broken_rows(stored.arrays, stored.parameters)
         targets = stored.decode(0, stop - start)
         used = targets.ids != EMPTY_ID
@@ -235,4 +246,4 @@ def _values(teacher: CachedTeacher, receipt: Receipt, blank: Problem) -> Iterato
     for rule, broken in rules.items():
         if broken.any():
             row = start + int(np.flatnonzero(broken)[0])
-            yield _found(blank, f"shard {receipt.shard}, row {row}: {rule}")
+            yield _found(blank, f"shard {receipt.shard}, row {row}: {rule}"), rule
