@@ -31,6 +31,9 @@ from cache_tools.storage import StorePath, names
 if TYPE_CHECKING:
     from cache_tools.reader import Encoding
 
+BLOCK_VALUES = 2**24
+"""Numbers of the widest array that ``row_blocks`` puts into a piece, if a chunk has no more."""
+
 BLOCK_CHUNKS = 8
 """Inner chunks that one thread fetches and decodes at a time."""
 
@@ -158,6 +161,15 @@ class CachedTeacher:
         """Return the used rows ``[start, stop)`` of a shard."""
         start = shard * self.encoding.manifest.positions_per_shard
         return start, start + self.encoding.shards[shard].positions
+
+    def row_blocks(self, shard: int) -> Iterator[tuple[int, int]]:
+        """Yield the used rows of a shard in pieces ``[start, stop)`` that fit into memory, whatever the rows hold."""
+        start, stop = self.shard_rows(shard)
+        widest = max([2 * self.codec.k, *(spec.width for spec in self.manifest.hidden.values())])
+        chunk = self.manifest.chunk_positions
+        step = max(BLOCK_VALUES // (widest * chunk), 1) * chunk
+        for begin in range(start, stop, step):
+            yield begin, min(begin + step, stop)
 
     def targets(self, start: int, stop: int, out: Targets | None = None) -> Targets:
         """Return the sparse targets of rows ``[start, stop)``.

@@ -87,9 +87,11 @@ def disagreement_of(a: CachedTeacher, b: CachedTeacher, by: str) -> Measure:
     tokens = (tokens_of_whole_row(a.manifest), tokens_of_whole_row(b.manifest))
 
     def measure(shard: int) -> NDArray[np.float64]:
-        rows = a.shard_rows(shard)
-        found = divergence(a.targets(*rows), b.targets(*rows), tokens)
-        return found.mean_kl_nats if by == "kl" else np.where(found.said, ~found.same_top1, np.nan)
+        values = [np.zeros(0)]
+        for rows in a.row_blocks(shard):
+            found = divergence(a.targets(*rows), b.targets(*rows), tokens)
+            values.append(found.mean_kl_nats if by == "kl" else np.where(found.said, ~found.same_top1, np.nan))
+        return np.concatenate(values)
 
     return measure
 

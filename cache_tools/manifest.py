@@ -184,6 +184,27 @@ class TargetSpec(_Manifest):
     codec: dict[str, Any]
     settings: dict[str, Any] = Field(default_factory=dict)
 
+    @field_validator("settings")
+    @classmethod
+    def _usable(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        for key, (low, high) in SETTINGS.items():
+            value = settings.get(key, low)
+            if isinstance(value, bool) or not isinstance(value, type(high) | int) or not low <= value <= high:
+                raise ValueError(f"{key} must be a number from {low} to {high}")
+        if not isinstance(settings.get("vocabulary", ""), str):
+            raise ValueError("vocabulary must be a fingerprint")
+        return settings
+
+
+SETTINGS: dict[str, tuple[float, float]] = {
+    "p": (0, 1.0),
+    "draws": (0, 65_535),
+    "seed": (-TOTAL, TOTAL),
+    "head": (0, 2**32),
+    "tokens": (1, 2**32),
+}
+"""Numbers among the settings of a kind, and their bounds."""
+
 
 class HiddenSpec(_Manifest):
     """One kept layer of hidden states.

@@ -81,8 +81,16 @@ class Encoding:
 
     @cached_property
     def shards(self) -> list[ShardEntry]:
-        """The shard table."""
-        return read_shard_tables(self.path, self.manifest.parts)
+        """The shard table.
+
+        Raises:
+            DamageError: it is missing, not what was written, or says what cannot be.
+        """
+        entries, size = read_shard_tables(self.path, self.manifest.parts), self.manifest.positions_per_shard
+        for shard, entry in enumerate(entries):
+            if entry.positions > size:
+                raise unreadable(self.path / "parts", f"shard {shard} has {entry.positions} positions in {size} rows")
+        return entries
 
     def split_shards(self, split: Split) -> list[int]:
         """Return the indices of the shards of a split."""
@@ -151,7 +159,7 @@ class Encoding:
         )
         first_row = shard * manifest.positions_per_shard
         wrong = None
-        if stated != counted or entry.positions > manifest.positions_per_shard:
+        if stated != counted:
             wrong = f"{counted} sequences, tokens and positions, where the shard table states {stated}"
         wrong = wrong or contradiction(
             sequences, manifest.objective, manifest.vocabulary_size, entry.first_sequence, first_row

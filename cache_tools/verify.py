@@ -228,11 +228,36 @@ def _file(path: StorePath, record: ObjectRecord, blank: Problem, deep: bool) -> 
 
 
 def _values(teacher: CachedTeacher, receipt: Receipt, blank: Problem) -> Iterator[Problem]:
-    """Decode every row of a shard and check the rules that FORMAT.md states."""
-    start, stop = teacher.shard_rows(receipt.shard)
+    """Decode every row of a shard, some at a time, and check the rules that FORMAT.md states."""
+    broken: set[str] = set()
+    for start, stop in teacher.row_blocks(receipt.shard):
+        for problem, rule in _broken_rules(teacher, receipt, blank, start, stop):
+            if rule not in broken:
+                yield problem
+            broken.add(rule)
+    if TARGETS in receipt.groups and not broken:
+        yield from _contradictions(teacher, receipt.shard, blank)
+
+
+def _contradictions(teacher: CachedTeacher, shard: int, blank: Problem) -> Iterator[Problem]:
+    """Compare a shard's rows with the scalars and gold tokens beside them."""
+    try:
+        teacher.encoding.sequences(shard)
+    except LogitcaskError:  # reported where the encoding is checked, and no fault of this shard's
+        return
+    positions = teacher.encoding.shards[shard].positions
+    for problem in shard_contradictions(teacher, shard):
+        rows = f"row {problem.first}: {problem.rule} ({problem.count} of {positions} rows)"
+        yield _found(blank, f"shard {shard}, {rows}")
+
+
+def _broken_rules(
+    teacher: CachedTeacher, receipt: Receipt, blank: Problem, start: int, stop: int
+) -> Iterator[tuple[Problem, str]]:
+    first = receipt.shard * teacher.encoding.manifest.positions_per_shard
     rules: dict[str, NDArray[np.bool_]] = {}
     if TARGETS in receipt.groups:
-        stored = teacher.stored_targets(receipt.shard, 0, stop - start)
+        stored = teacher.stored_targets(receipt.shard, start - first, stop - first)
         rules |= teacher.codec.broken_rows(stored.arrays, stored.parameters)
         targets = stored.decode(0, stop - start)
         used = targets.ids != EMPTY_ID
@@ -252,18 +277,4 @@ def _values(teacher: CachedTeacher, receipt: Receipt, blank: Problem) -> Iterato
     for rule, broken in rules.items():
         if broken.any():
             row = start + int(np.flatnonzero(broken)[0])
-            yield _found(blank, f"shard {receipt.shard}, row {row}: {rule}")
-    if TARGETS in receipt.groups and not any(broken.any() for broken in rules.values()):
-        yield from _contradictions(teacher, receipt.shard, blank)
-
-
-def _contradictions(teacher: CachedTeacher, shard: int, blank: Problem) -> Iterator[Problem]:
-    """Compare a shard's rows with the scalars and gold tokens beside them."""
-    try:
-        teacher.encoding.sequences(shard)
-    except LogitcaskError:  # told where the encoding is checked, and no fault of this shard's
-        return
-    positions = teacher.encoding.shards[shard].positions
-    for problem in shard_contradictions(teacher, shard):
-        told = f"row {problem.first}: {problem.rule} ({problem.count} of {positions} rows)"
-        yield _found(blank, f"shard {shard}, {told}")
+            yield _found(blank, f"shard {receipt.shard}, row {row}: {rule}"), rule

@@ -18,6 +18,9 @@ from cache_tools.reader import Encoding
 from cache_tools.sequences import Sequence
 
 GOLD_LOGPROB, ENTROPY, GOLD_RANK = "gold_logprob", "entropy", "gold_rank"
+SHOWN_TOKENS = 2**17
+"""Tokens of the longest sequence that is shown as a whole; each is some 500 bytes of Python objects."""
+
 CONTEXT_BYTES = 200
 """Text that is shown before a position."""
 
@@ -42,8 +45,16 @@ def sequence_view(
 
     Raises:
         IncompleteError: a teacher has not captured this sequence yet.
-        ConfigError: a teacher keeps no log-probability of the gold token.
+        ConfigError: a teacher keeps no log-probability of the gold token, or the sequence is too long.
     """
+    if len(sequence.input_ids) > SHOWN_TOKENS:
+        raise ConfigError(
+            "this sequence is too long to show",
+            where=f"sequence {sequence.sequence_id}",
+            expected=f"at most {SHOWN_TOKENS:,} tokens",
+            found=f"{len(sequence.input_ids):,}",
+            fix="Look at one position with --position",
+        )
     judged, positions = judged_tokens(encoding, sequence), sequence.positions().tolist()
     position_of = dict(zip(judged, positions, strict=True))
     original = sequence.input_ids if sequence.original_ids is None else sequence.original_ids
@@ -141,10 +152,10 @@ def _alternatives(teacher: CachedTeacher, row: int, gold: int, texts: TokenTexts
     rank = int((logs > logs[order[place[0]]]).sum()) if len(place) else None
     names = teacher.manifest.scalars
     if GOLD_RANK in names:
-        rank = int(teacher.scalar(GOLD_RANK, row, row + 1)[0])
+        rank = _whole(float(teacher.scalar(GOLD_RANK, row, row + 1)[0]))
     return {
         "alternatives": [
-            {"id": int(i), "text": texts.shown(int(i)), "probability": math.exp(p), "gold": int(i) == gold}
+            {"id": int(i), "text": texts.shown(int(i)), "probability": math.exp(min(p, 0.0)), "gold": int(i) == gold}
             for i, p in zip(ids[order[:top]], logs[order[:top]], strict=True)
         ],
         "kept": len(order),
@@ -184,8 +195,12 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _exp(teacher: CachedTeacher, name: str, row: int) -> float:
-    return math.exp(min(float(teacher.scalar(name, row, row + 1)[0]), 0.0))
+def _whole(value: float) -> int | None:
+    return int(value) if math.isfinite(value) else None
+
+
+def _exp(teacher: CachedTeacher, name: str, row: int) -> float | None:
+    return finite(math.exp(min(float(teacher.scalar(name, row, row + 1)[0]), 0.0)))
 
 
 def _text(surface: bytes) -> str:

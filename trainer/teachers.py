@@ -84,4 +84,4 @@ def _vocabulary(teacher: CachedTeacher) -> Any:
 
 
 def _hidden_identity(teacher: CachedTeacher) -> Any:
-    return teacher.manifest.identity["weights"]
+    return teacher.manifest.identity.get("weights")
