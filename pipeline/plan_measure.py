@@ -48,6 +48,9 @@ GROUP_BATCHES = 8
 
 MEASURED_SECONDS = 60.0
 
+FEWEST_SEQUENCES = 10
+"""From fewer than these, a standard error would itself be a guess, and none is given."""
+
 SEED = 0
 """Of the order in which the sample is read."""
 
@@ -81,7 +84,8 @@ def measure(
         ``tokens_per_s``, ``bytes_per_position`` of the target and scalars asked for, and of these
         ``scalar_bytes_per_position``; ``measured_on``: ``sequences``, ``positions``, ``tokens``, ``seconds`` and
         ``whole_sample``; and ``choices``: for kinds that keep the most likely tokens, ``k``, ``kept_mass``,
-        ``kl_floor_nats``, ``bytes_per_position``, and the standard errors of the first two, None from one sequence.
+        ``kl_floor_nats``, ``bytes_per_position``, and the standard errors of the first two, None from fewer than
+        FEWEST_SEQUENCES.
     """
     vocabulary = vocabulary_of(teacher)
     keep, ks = _widest(config.target, vocabulary)
@@ -271,13 +275,15 @@ class Tally:
 def ratios(sums_NM: NDArray[np.float64], positions_N: NDArray[np.float64]) -> tuple[list[float], list[float | None]]:
     """Return means over positions and their standard errors, from sums over N sequences drawn at random.
 
+    From fewer than FEWEST_SEQUENCES there are no errors.
+
     Args:
         sums_NM: Of M quantities over each sequence.
         positions_N: Number of positions of each sequence.
     """
     total, count = positions_N.sum(), len(positions_N)
     means_M = sums_NM.sum(axis=0) / total
-    if count < 2:
+    if count < FEWEST_SEQUENCES:
         return means_M.tolist(), [None] * len(means_M)
     squares_M = np.square(sums_NM - positions_N[:, None] * means_M).sum(axis=0)
     return means_M.tolist(), (np.sqrt(squares_M * count / (count - 1)) / total).tolist()

@@ -88,9 +88,11 @@ def _devices(fit: dict[str, Any]) -> str:
 
 def _choices(choices: list[dict[str, Any]], measured_on: dict[str, Any]) -> Table:
     table = _table("what k keeps and costs")
+    few = choices[0]["kept_mass_standard_error"] is None
+    error = "too few for a standard error, see --measure-seconds" if few else "± is the standard error over sequences"
     table.caption = (
         f"Measured on {measured_on['positions']:,} positions of {measured_on['sequences']:,} sequences in "
-        f"{measured_on['seconds']:,.0f} s; ± is the standard error over sequences."
+        f"{measured_on['seconds']:,.0f} s; {error}."
     )
     _headings(table, "k", "kept mass", "KL floor (nats)", "bytes per position")
     for row in choices:

@@ -135,7 +135,7 @@ def test_the_standard_error_is_that_of_a_ratio_over_sequences():
         deviations.append(mean - truth)
     # a standard deviation from 400 values is known to 1 / sqrt(800) = 3.5 %, here within four of these
     assert np.mean(errors) == pytest.approx(np.std(deviations), rel=0.15)
-    assert ratios(sums[:1, None], lengths[:1]) == ([pytest.approx(sums[0] / lengths[0])], [None])
+    assert ratios(sums[:9, None], lengths[:9]) == ([pytest.approx(sums[:9].sum() / lengths[:9].sum())], [None])
 
 
 def test_blocks_add_up(folder, monkeypatch):
@@ -156,3 +156,6 @@ def test_the_command_says_how_much_it_read(folder):
     assert "measuring teacher toy: " in text.stderr
     measured = json.loads(CliRunner().invoke(plan_command, [*asked, "--json"]).stdout)["teachers"][0]
     assert measured["measured_on"]["sequences"] == 30
+    few = CliRunner().invoke(plan_command, [str(config), "--measure", "--sample-sequences", "3"])
+    assert "3 sequences" in few.stdout
+    assert "too few for a standard error" in " ".join(few.stdout.split())
