@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,8 @@ CASES: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
 
 def capture_values(folder: Path, teacher: Path, positions: int = 4096, **block: Any) -> dict[str, Any]:
     """Write a corpus and return the capture file of several shards."""
-    documents = DOCUMENTS * positions // 4096
-    documents = [json.dumps(document) for document, _ in zip(topic_documents(), range(documents), strict=False)]
+    count = DOCUMENTS * positions // 4096
+    documents = [json.dumps(document) for document in islice(topic_documents(), count)]
     (folder / "corpus.jsonl").write_text("\n".join(documents) + "\n")
     return {
         "cache": str(folder / "cache"),

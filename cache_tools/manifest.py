@@ -340,7 +340,8 @@ def read_manifest(folder: StorePath, model: type[M]) -> M:
 
 def _root_above(folder: StorePath) -> StorePath | None:
     """Return the folder above that holds a cache's own manifest; None if the nearest levels have none."""
-    for parent in list(folder.parents)[:LEVELS]:
+    parents: list[StorePath] = list(folder.parents)
+    for parent in parents[:LEVELS]:
         try:
             if _is_root(read_sealed(read_object(parent / layout.MANIFEST))["attributes"][KEY]):
                 return parent

@@ -18,8 +18,8 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from cache_tools.errors import DamageError
 
@@ -57,7 +57,7 @@ def refuse_links(path: Path) -> None:
 
 
 @contextmanager
-def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+def open_regular(path: Path) -> Iterator[tuple[FileIO, int]]:
     """Open a regular file for reading, without waiting; yield it and its size in bytes.
 
     Raises:

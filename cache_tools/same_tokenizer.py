@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
-from cache_tools.decoding import printable
 from cache_tools.errors import IdentityError
+from cache_tools.escaping import printable
 from cache_tools.reader import Encoding
 from cache_tools.vocabulary_folder import open_tokenizer
 

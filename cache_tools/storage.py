@@ -238,7 +238,10 @@ def create_object(path: StorePath, content: bytes) -> bool:
     """
     with storage_errors(path):
         try:
-            (_create_local if isinstance(path, Path) else _create_remote)(path, content)
+            if isinstance(path, Path):
+                _create_local(path, content)
+            else:
+                _create_remote(path, content)
         except FileExistsError:
             return read_object(path) == content
     return True
@@ -376,7 +379,7 @@ def _read_local(spans: Sequence[Span]) -> list[bytes]:
         by_path[span.path].append(number)
     result = [b""] * len(spans)
     for path, numbers in by_path.items():
-        with open_regular(Path(path)) as (file, _):
+        with open_regular(Path(str(path))) as (file, _):
             for number in numbers:
                 start, stop = spans[number][1:]
                 result[number] = os.pread(file.fileno(), stop - start, start)
