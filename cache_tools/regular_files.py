@@ -16,12 +16,20 @@ for a million objects). A user who exchanges files while they are read is not de
 
 import os
 import stat
-from collections.abc import Iterator
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, NamedTuple
 
 from cache_tools.errors import DamageError
+
+PARTIAL_SUFFIX = ".partial"
+
+ATTEMPTS = 3
+"""How often a file is written whose temporary name a process at the same work took away."""
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
@@ -29,6 +37,14 @@ _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a so
 
 _enclosed: set[str] = set()
 """Paths of the folders below which no link is followed."""
+
+
+class Span(NamedTuple):
+    """Bytes ``[start, stop)`` of an object, on a disk or in a bucket."""
+
+    path: Any
+    start: int
+    stop: int
 
 
 def enclose(folder: object) -> None:
@@ -57,7 +73,7 @@ def refuse_links(path: Path) -> None:
 
 
 @contextmanager
-def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+def open_regular(path: Path) -> Iterator[tuple[FileIO, int]]:
     """Open a regular file for reading, without waiting; yield it and its size in bytes.
 
     Raises:
@@ -118,3 +134,35 @@ def _refuse_special(path: Path, mode: int) -> None:
             found=_KINDS.get(stat.S_IFMT(mode), "a device"),
             fix="Delete it, and restore the file from a copy",
         )
+
+
+def read_regular_spans(spans: Sequence[Span]) -> list[bytes]:
+    """Return the bytes of each span of regular files, each file opened once; errors as for ``open_regular``."""
+    by_path: dict[Any, list[int]] = defaultdict(list)
+    for number, span in enumerate(spans):
+        by_path[span.path].append(number)
+    result = [b""] * len(spans)
+    for path, numbers in by_path.items():
+        with open_regular(path) as (file, _):
+            for number in numbers:
+                start, stop = spans[number][1:]
+                result[number] = os.pread(file.fileno(), stop - start, start)
+    return result
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name in its own folder, then rename it; a link in its place is replaced."""
+    refuse_links(path.parent)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+    try:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial.write_bytes(content)
+                os.replace(partial, path)
+                return
+            except FileNotFoundError:  # a process at the same work took it for what a killed one left
+                if attempt == ATTEMPTS:
+                    raise
+    finally:
+        partial.unlink(missing_ok=True)
