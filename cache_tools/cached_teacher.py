@@ -8,7 +8,6 @@ Peak memory is the result plus one block of stored integers per thread.
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -22,11 +21,12 @@ from cache_tools.codec import Arrays, Codec, Targets
 from cache_tools.direct import StoredArray, open_array, read_shard_rows
 from cache_tools.errors import DamageError, FormatError, IdentityError, IncompleteError
 from cache_tools.hidden import Transform, transform_from_bytes
-from cache_tools.manifest import HiddenSpec, Split, TeacherManifest, read_manifest
-from cache_tools.predictions import codec_of, decode_hidden, from_steps, group_layouts, hidden_array
+from cache_tools.manifest import Split, TeacherManifest, read_manifest
+from cache_tools.predictions import codec_of, from_steps, group_layouts, hidden_array
 from cache_tools.receipts import TARGETS, Receipt, read_receipt
 from cache_tools.sequences import read_recorded
 from cache_tools.storage import StorePath, names
+from cache_tools.stored_rows import StoredHidden, StoredTargets
 
 if TYPE_CHECKING:
     from cache_tools.reader import Encoding
@@ -36,54 +36,6 @@ BLOCK_VALUES = 2**24
 
 BLOCK_CHUNKS = 8
 """Inner chunks that one thread fetches and decodes at a time."""
-
-
-@dataclass(frozen=True)
-class StoredTargets:
-    """The stored integers behind a run of rows of one shard, four times smaller than what they decode to.
-
-    Attributes:
-        codec: What decodes them.
-        parameters: The shard's own, from its receipt.
-        arrays: (n, …) by name.
-    """
-
-    codec: Codec
-    parameters: dict[str, Any]
-    arrays: Arrays
-
-    def decode(self, start: int, stop: int, out: Targets | None = None) -> Targets:
-        """Return the targets of rows ``[start, stop)`` of this run, in ``out`` if given."""
-        rows = {name: values[start:stop] for name, values in self.arrays.items()}
-        try:
-            return self.codec.decode(rows, self.parameters, out)
-        except ValueError as error:
-            raise DamageError(
-                "stored rows break a rule of their codec",
-                found=error,
-                fix="Run 'logitcask verify --deep' to see which shards are damaged",
-            ) from error
-
-
-@dataclass(frozen=True)
-class StoredHidden:
-    """The stored values behind a run of rows of one layer in one shard, in most codecs half of what they decode to.
-
-    Attributes:
-        spec: How the layer is kept.
-        transform: What a quantised layer is decoded with; None for the lossless codecs.
-        parameters: The shard's own, from its receipt.
-        values: (n, width).
-    """
-
-    spec: HiddenSpec
-    transform: Transform | None
-    parameters: dict[str, Any]
-    values: NDArray[Any]
-
-    def decode(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Return the states of rows ``[start, stop)`` of this run: (stop - start, width) float32."""
-        return decode_hidden(self.spec, self.values[start:stop], self.transform, self.parameters)
 
 
 class CachedTeacher:

@@ -7,21 +7,31 @@ A manifest changes in two ways only, each by one atomic write: an encoding gains
 when documents are appended, a teacher gains or loses a layer of hidden states. Identities
 never change. Unknown keys are ignored, so that later versions of format 1 may say more.
 
-Numbers and names are checked here, when a manifest is read, so that no command meets a size that cannot be.
+Numbers and names are checked when a manifest is read, here and in ``specs.py``.
 """
 
-import builtins
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from cache_tools import layout
 from cache_tools.errors import FormatError, LogitcaskError
 from cache_tools.fingerprint import fingerprint
-from cache_tools.limits import OBJECT_BYTES, SHARD_POSITIONS, TOTAL
+from cache_tools.limits import SHARD_POSITIONS
 from cache_tools.sealed import UNSEALED, parse_json, read_sealed, sealed_bytes
-from cache_tools.storage import StorePath, object_exists, read_object, sha256, write_object
+from cache_tools.specs import DRAWN_KINDS as DRAWN_KINDS
+from cache_tools.specs import Count as Count
+from cache_tools.specs import Document as Document
+from cache_tools.specs import HiddenSpec as HiddenSpec
+from cache_tools.specs import Key as Key
+from cache_tools.specs import Kind as Kind
+from cache_tools.specs import Name as Name
+from cache_tools.specs import ObjectRecord as ObjectRecord
+from cache_tools.specs import Sha256 as Sha256
+from cache_tools.specs import TargetSpec as TargetSpec
+from cache_tools.specs import summary
+from cache_tools.storage import StorePath, object_exists, read_object, write_object
 from cache_tools.tokenizer_files import check_keys
 from cache_tools.vocabulary import Vocabulary
 
@@ -33,22 +43,9 @@ KEY = "logitcask"
 Objective = Literal["causal", "masked"]
 Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = ("train", "held_out")
-Kind = Literal["topk", "topp", "sampled", "hybrid", "dense"]
-DRAWN_KINDS: tuple[Kind, ...] = ("sampled", "hybrid")
-"""Kinds that keep draws: their likeliest token need not be the teacher's, and they are no distribution."""
-Name = Annotated[str, Field(pattern=layout.NAME_PATTERN)]
-"""Becomes a folder inside the cache, so a stranger's manifest must not make it a path."""
-Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")]
-"""Path of an object relative to a folder of the cache; never leads out of it."""
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(ge=0, le=TOTAL)]
 
 
-class _Manifest(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class CacheManifest(_Manifest):
+class CacheManifest(Document):
     """The root group: nothing but the format version, which every reader checks first.
 
     A manifest without the version is never read as one, or any group of a cache would pass as its root.
@@ -58,19 +55,7 @@ class CacheManifest(_Manifest):
     software: str = SOFTWARE
 
 
-class ObjectRecord(_Manifest):
-    """Size and hash of one stored object."""
-
-    bytes: int = Field(ge=0, le=OBJECT_BYTES)
-    sha256: Sha256
-
-    @classmethod
-    def of(cls, content: "builtins.bytes") -> Self:
-        """Describe an object's content."""
-        return cls(bytes=len(content), sha256=sha256(content))
-
-
-class SplitTotals(_Manifest):
+class SplitTotals(Document):
     """How much one split of an encoding holds."""
 
     documents: Count = 0
@@ -84,7 +69,7 @@ class SplitTotals(_Manifest):
         return SplitTotals(**{name: mine[name] + its[name] for name in mine})
 
 
-class Part(_Manifest):
+class Part(Document):
     """What one run added to an encoding: some files of the corpus, as some further shards.
 
     Attributes:
@@ -101,7 +86,7 @@ class Part(_Manifest):
     chat_sequences_without_beginning: int = Field(default=0, ge=0, exclude_if=lambda count: count == 0)
 
 
-class EncodingManifest(_Manifest):
+class EncodingManifest(Document):
     """One way in which documents became sequences, and the parts of the corpus that have.
 
     Attributes:
@@ -169,59 +154,7 @@ class EncodingManifest(_Manifest):
         return {split: sum((part.splits.get(split, zero) for part in self.parts), zero) for split in SPLITS}
 
 
-class TargetSpec(_Manifest):
-    """What is kept of a teacher's distribution, and in which codec (see ``codec.py``).
-
-    Attributes:
-        kind: ``topk``, ``topp``, ``sampled``, ``hybrid`` or ``dense``.
-        k: Entries a row can hold.
-        codec: Its name and parameters.
-        settings: What else defines the kind, such as the mass of ``topp`` or the draws of ``sampled``.
-    """
-
-    kind: Kind = "topk"
-    k: int = Field(gt=0, lt=2**32)
-    codec: dict[str, Any]
-    settings: dict[str, Any] = Field(default_factory=dict)
-
-    @field_validator("settings")
-    @classmethod
-    def _usable(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        for key, (low, high) in SETTINGS.items():
-            value = settings.get(key, low)
-            if isinstance(value, bool) or not isinstance(value, type(high) | int) or not low <= value <= high:
-                raise ValueError(f"{key} must be a number from {low} to {high}")
-        if not isinstance(settings.get("vocabulary", ""), str):
-            raise ValueError("vocabulary must be a fingerprint")
-        return settings
-
-
-SETTINGS: dict[str, tuple[float, float]] = {
-    "p": (0, 1.0),
-    "draws": (0, 65_535),
-    "seed": (-TOTAL, TOTAL),
-    "head": (0, 2**32),
-    "tokens": (1, 2**32),
-}
-"""Numbers among the settings of a kind, and their bounds."""
-
-
-class HiddenSpec(_Manifest):
-    """One kept layer of hidden states.
-
-    Attributes:
-        width: Values per position.
-        codec: ``bfloat16`` (bits in uint16), ``float32``, or ``transform`` (see ``hidden.py``).
-        budget: For ``transform``, the error that each shard may make on average: of the logits'
-            distribution in nats (layer ``last``), or relative to each channel's rms (other layers).
-    """
-
-    width: int = Field(gt=0, lt=2**32)
-    codec: Literal["bfloat16", "float32", "transform"]
-    budget: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-
-
-class TeacherManifest(_Manifest):
+class TeacherManifest(Document):
     """One teacher's predictions.
 
     Attributes:
@@ -289,16 +222,16 @@ vouches for those that its shard has."""
 RESERVED = frozenset({"hidden", "receipts", "transforms", layout.HEAD, layout.MANIFEST})
 """Names in a teacher's folder that no array of one number a position can have."""
 
-M = TypeVar("M", bound=_Manifest)
+M = TypeVar("M", bound=Document)
 
 
-def group_bytes(manifest: _Manifest | None = None) -> bytes:
+def group_bytes(manifest: Document | None = None) -> bytes:
     """Return the ``zarr.json`` of a Zarr v3 group, with a manifest as its attributes if given."""
     attributes = {"seal": UNSEALED} | (manifest.model_dump(mode="json") if manifest else {})
     return sealed_bytes({"zarr_format": 3, "node_type": "group", "attributes": {KEY: attributes}})
 
 
-def write_manifest(folder: StorePath, manifest: _Manifest) -> None:
+def write_manifest(folder: StorePath, manifest: Document) -> None:
     """Write ``manifest`` as the attributes of a Zarr v3 group in ``folder``."""
     write_object(folder / layout.MANIFEST, group_bytes(manifest))
 
@@ -333,15 +266,16 @@ def read_manifest(folder: StorePath, model: type[M]) -> M:
             f"there is no readable {kind} manifest here",
             where=path,
             expected="a folder that 'logitcask capture' has written",
-            found=_summary(error),
+            found=summary(error),
             fix=f"The cache's root seems to be {root}" if root else "Check the path, or look one level up or down",
         ) from error
 
 
 def _root_above(folder: StorePath) -> StorePath | None:
     """Return the folder above that holds a cache's own manifest; None if the nearest levels have none."""
-    parents: list[StorePath] = list(folder.parents)
-    for parent in parents[:LEVELS]:
+    parent = folder
+    for _ in range(LEVELS):
+        parent = parent.parent
         try:
             if _is_root(read_sealed(read_object(parent / layout.MANIFEST))["attributes"][KEY]):
                 return parent
@@ -380,19 +314,3 @@ def _check_format(path: StorePath, content: bytes) -> None:
             why="reading it by the wrong rules would give wrong numbers",
             fix="Install the logitcask version that wrote it, or a newer one",
         )
-
-
-SHOWN_ERRORS = 5
-
-
-def _summary(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
-    if isinstance(error, ValidationError):
-        return "; ".join(
-            ": ".join([*map(str, e["loc"]), e["msg"].removeprefix("Value error, ")])
-            for e in error.errors(include_input=False, include_url=False)[:SHOWN_ERRORS]
-        )
-    if isinstance(error, ValueError):
-        return f"damaged ({error})"
-    return f"no {error} entry"

@@ -14,14 +14,26 @@ prefixes (as many system calls, and links inside would pass); looking at the who
 for a million objects). A user who exchanges files while they are read is not defended against: the cache is at rest.
 """
 
+import errno
 import os
 import stat
-from collections.abc import Iterator
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from cache_tools.errors import DamageError
+
+PARTIAL_SUFFIX = ".partial"
+
+ATTEMPTS = 3
+"""How often a file is written whose temporary name a process at the same work took away."""
+
+NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+"""What a file system without hard links answers."""
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
@@ -29,6 +41,14 @@ _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a so
 
 _enclosed: set[str] = set()
 """Paths of the folders below which no link is followed."""
+
+
+class Span(NamedTuple):
+    """Bytes ``[start, stop)`` of an object, on a disk or in a bucket."""
+
+    path: Any
+    start: int
+    stop: int
 
 
 def enclose(folder: object) -> None:
@@ -118,3 +138,62 @@ def _refuse_special(path: Path, mode: int) -> None:
             found=_KINDS.get(stat.S_IFMT(mode), "a device"),
             fix="Delete it, and restore the file from a copy",
         )
+
+
+def read_regular_spans(spans: Sequence[Span]) -> list[bytes]:
+    """Return the bytes of each span of regular files, each file opened once; errors as for ``open_regular``."""
+    by_path: dict[Any, list[int]] = defaultdict(list)
+    for number, span in enumerate(spans):
+        by_path[span.path].append(number)
+    result = [b""] * len(spans)
+    for path, numbers in by_path.items():
+        with open_regular(path) as (file, _):
+            for number in numbers:
+                start, stop = spans[number][1:]
+                result[number] = os.pread(file.fileno(), stop - start, start)
+    return result
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name in its own folder, then rename it; a link in its place is replaced."""
+    refuse_links(path.parent)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+    try:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial.write_bytes(content)
+                os.replace(partial, path)
+                return
+            except FileNotFoundError:  # a process at the same work took it for what a killed one left
+                if attempt == ATTEMPTS:
+                    raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def create_whole(path: Path, content: bytes) -> None:
+    """Write a file that does not exist yet: link a finished one to its name; without hard links, open it exclusively.
+
+    Raises:
+        FileExistsError: there is a file of this name.
+    """
+    refuse_links(path.parent)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+    try:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial.write_bytes(content)
+                os.link(partial, path)
+                return
+            except FileNotFoundError:  # as in write_whole
+                if attempt == ATTEMPTS:
+                    raise
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        with path.open("xb") as file:
+            file.write(content)
+    finally:
+        partial.unlink(missing_ok=True)

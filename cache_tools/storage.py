@@ -10,32 +10,38 @@ An object is written whole or not at all: locally under a temporary name in its 
 then renamed; on a bucket by one upload, which exists only when it is complete. A killed
 writer leaves at most a ``*.partial`` file that nothing reads. No fsync: a process may be
 killed anywhere, but after a power cut ``verify --deep`` decides.
-
-Caches come from strangers, so local files are read by the rules of ``regular_files.py``, and no
-more of an object is read than its reader expects.
+Caches may be a stranger's, so local files are read by the rules of ``regular_files.py``.
 """
 
 import errno
 import hashlib
 import os
 import shutil
-import uuid
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import PlainSerializer, PlainValidator
 from upath import UPath
 
 from cache_tools.errors import ConfigError, DamageError, StorageError
 from cache_tools.limits import DOCUMENT_BYTES
-from cache_tools.regular_files import open_regular, read_regular, refuse_large, refuse_links, regular_size
+from cache_tools.regular_files import PARTIAL_SUFFIX as PARTIAL_SUFFIX
+from cache_tools.regular_files import Span as Span
+from cache_tools.regular_files import (
+    create_whole,
+    open_regular,
+    read_regular,
+    read_regular_spans,
+    refuse_large,
+    refuse_links,
+    regular_size,
+    write_whole,
+)
 
-PARTIAL_SUFFIX = ".partial"
 BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs")
 """Protocols that obstore serves."""
 
@@ -45,19 +51,8 @@ RETRIES = {"max_retries": 10, "retry_timeout": timedelta(seconds=60)}
 ATTEMPTS = 3
 """How often a request is made whose answer breaks off in the middle, which obstore does not retry."""
 
-NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
-"""What a file system without hard links answers."""
-
 StorePath = Path | UPath
 T = TypeVar("T")
-
-
-class Span(NamedTuple):
-    """Bytes ``[start, stop)`` of an object."""
-
-    path: StorePath
-    start: int
-    stop: int
 
 
 def store_path(place: str | StorePath) -> StorePath:
@@ -135,10 +130,7 @@ def read_object(path: StorePath, largest_bytes: int = DOCUMENT_BYTES) -> bytes:
 
 
 def object_sha256(path: StorePath, size: int) -> str:
-    """Return the hex sha256 of an object of ``size`` bytes; of a local file without holding it in memory.
-
-    Errors as for ``read_object``.
-    """
+    """Return the hex sha256 of an object of ``size`` bytes; as ``read_object`` would read it, but in pieces."""
     if not isinstance(path, Path):
         return sha256(read_object(path, size))
     with _reading(path), open_regular(path) as (file, found):
@@ -161,8 +153,8 @@ def read_spans(spans: Sequence[Span]) -> list[bytes]:
     first = spans[0].path
     with _reading(first):
         if isinstance(first, Path):
-            return _read_local(spans)
-        paths, starts, stops = zip(*((s.path.path, s.start, s.stop) for s in spans), strict=True)  # type: ignore[union-attr]
+            return read_regular_spans(spans)
+        paths, starts, stops = zip(*((s.path.path, s.start, s.stop) for s in spans), strict=True)
         ranges = [list(paths), list(starts), list(stops)]
         return [bytes(part) for part in _asked(lambda: _driver(first).cat_ranges(*ranges, on_error="raise"))]
 
@@ -239,7 +231,7 @@ def create_object(path: StorePath, content: bytes) -> bool:
     with storage_errors(path):
         try:
             if isinstance(path, Path):
-                _create_local(path, content)
+                create_whole(path, content)
             else:
                 _create_remote(path, content)
         except FileExistsError:
@@ -255,7 +247,7 @@ def write_object(path: StorePath, content: bytes) -> None:
     """
     with storage_errors(path):
         if isinstance(path, Path):
-            _write_local(path, content)
+            write_whole(path, content)
         else:
             _asked(lambda: _driver(path).pipe_file(path.path, content))
 
@@ -371,58 +363,6 @@ def _bucket_error(path: StorePath, problem: str, error: Exception) -> StorageErr
         why="nothing that was committed before is lost",
         fix="Check the address, the credentials and the network, and run the same command again; it continues",
     )
-
-
-def _read_local(spans: Sequence[Span]) -> list[bytes]:
-    by_path: dict[StorePath, list[int]] = defaultdict(list)
-    for number, span in enumerate(spans):
-        by_path[span.path].append(number)
-    result = [b""] * len(spans)
-    for path, numbers in by_path.items():
-        with open_regular(Path(str(path))) as (file, _):
-            for number in numbers:
-                start, stop = spans[number][1:]
-                result[number] = os.pread(file.fileno(), stop - start, start)
-    return result
-
-
-def _write_local(path: Path, content: bytes) -> None:
-    refuse_links(path.parent)
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
-    try:
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial.write_bytes(content)
-                os.replace(partial, path)
-                return
-            except FileNotFoundError:  # a process at the same work took it for what a killed one left
-                if attempt == ATTEMPTS:
-                    raise
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _create_local(path: Path, content: bytes) -> None:
-    """Link a finished file to its name, which fails if the name is taken; without hard links, open it exclusively."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
-    try:
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial.write_bytes(content)
-                os.link(partial, path)
-                return
-            except FileNotFoundError:  # as in _write_local
-                if attempt == ATTEMPTS:
-                    raise
-    except OSError as error:
-        if error.errno not in NO_HARD_LINKS:
-            raise
-        with path.open("xb") as file:
-            file.write(content)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _create_remote(path: UPath, content: bytes) -> None:

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cache_tools.cached_teacher import CachedTeacher, StoredHidden, StoredTargets
+from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.codec import EMPTY_ID, Targets
 from cache_tools.manifest import Split, TeacherManifest
 from cache_tools.predictions import hidden_array
 from cache_tools.sequences import Sequence
+from cache_tools.stored_rows import StoredHidden, StoredTargets
 from cache_tools.union_vocabulary import IdMaps
 from trainer.compatibility import Source
 from trainer.config import LossConfig
