@@ -153,6 +153,7 @@ def file_vocabulary(content: bytes) -> dict[str, int] | None:
         stated = json.loads(content)
         pieces = stated["model"]["vocab"]  # a mapping, or for Unigram a list of (piece, score)
         vocabulary = {piece[0]: i for i, piece in enumerate(pieces)} if isinstance(pieces, list) else dict(pieces)
-        return vocabulary | {token["content"]: token["id"] for token in stated.get("added_tokens") or []}
+        vocabulary |= {token["content"]: token["id"] for token in stated.get("added_tokens") or []}
+        return vocabulary if all(type(i) is int and isinstance(t, str) for t, i in vocabulary.items()) else None
     except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         return None
