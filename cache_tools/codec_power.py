@@ -92,7 +92,7 @@ class DeltaPower(Codec):
         """
         rows = sorted_rows(targets, self.k, self.vocabulary_size)
         exponent, least = self._least_scales(rows)
-        scale = self._estimate(rows, exponent, least)
+        scale = self._estimate(rows, exponent)
         for attempt in range(100):
             scales = np.minimum(np.maximum(least, np.float32(scale)), np.float32(MAX_LEVELS))
             curve = Curve(math.ceil(scales.max(initial=MIN_LEVELS)), exponent)
@@ -196,17 +196,15 @@ class DeltaPower(Codec):
                 break
         return exponent, least
 
-    def _estimate(self, rows: SortedRows, exponent: float, least: NDArray[np.float32]) -> int:
-        """Return the scale of ordinary rows that should just meet the budget, judged by every n-th row."""
+    def _estimate(self, rows: SortedRows, exponent: float) -> int:
+        """Return the scale that should just meet the budget on all rows, judged by every n-th row."""
         step = max(1, -(-len(rows.mass) // SAMPLE_ROWS))
         sample = SortedRows(*(values[::step] for values in vars(rows).values()))
-        budget, scale = MARGIN * self.max_kl_nats * len(sample.mass), FIRST_LEVELS if len(sample.mass) else MIN_LEVELS
-        for _ in range(3 if len(sample.mass) else 0):
-            scales = np.minimum(np.maximum(least[::step], np.float32(scale)), np.float32(MAX_LEVELS))
-            kl = quantise(sample, Curve(math.ceil(scales.max()), exponent), scales)[2]
-            ordinary = scales == np.float32(scale)
-            error, spent = (max(0.0, float(kl[where].sum())) for where in (ordinary, ~ordinary))
-            estimate = math.ceil(scale * math.sqrt(error / max(budget - spent, 0.01 * budget)))
+        scale = FIRST_LEVELS if len(sample.mass) else MIN_LEVELS
+        for _ in range(2 if len(sample.mass) else 0):
+            scales = np.full(len(sample.mass), scale, np.float32)
+            mean = max(0.0, float(quantise(sample, Curve(scale, exponent), scales)[2].mean()))
+            estimate = math.ceil(scale * math.sqrt(mean / (MARGIN * self.max_kl_nats)))
             scale = min(MAX_LEVELS, max(MIN_LEVELS, estimate))
         return scale
 

@@ -145,10 +145,15 @@ def _behaviour(content: bytes, settings: dict[str, Any], vocabulary: dict[str, i
 
 
 def file_vocabulary(content: bytes) -> dict[str, int] | None:
-    """Return the ids by token of a ``tokenizer.json``, added tokens included; None if it cannot be read."""
-    from tokenizers import Tokenizer
+    """Return the ids by token of a ``tokenizer.json``, added tokens included; None if it cannot be read.
 
+    The file is read as plain JSON, so that checking a cache needs no library of tokenizers.
+    """
     try:
-        return dict(Tokenizer.from_buffer(content).get_vocab(with_added_tokens=True))
-    except Exception:  # the library raises nothing narrower
+        stated = json.loads(content)
+        pieces = stated["model"]["vocab"]  # a mapping, or for Unigram a list of (piece, score)
+        vocabulary = {piece[0]: i for i, piece in enumerate(pieces)} if isinstance(pieces, list) else dict(pieces)
+        vocabulary |= {token["content"]: token["id"] for token in stated.get("added_tokens") or []}
+        return vocabulary if all(type(i) is int and isinstance(t, str) for t, i in vocabulary.items()) else None
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         return None
