@@ -40,9 +40,6 @@ RETRIES = {"max_retries": 10, "retry_timeout": timedelta(seconds=60)}
 ATTEMPTS = 3
 """How often a request is made whose answer breaks off in the middle, which obstore does not retry."""
 
-NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
-"""What a file system without hard links answers."""
-
 StorePath = Path | UPath
 T = TypeVar("T")
 
@@ -160,10 +157,7 @@ def names(folder: StorePath) -> list[str]:
 
 
 def object_sizes(folder: StorePath) -> dict[str, int]:
-    """Return the size in bytes of each object directly inside a folder, by name; none if it does not exist.
-
-    On a bucket that is one request for a thousand objects.
-    """
+    """Return the size in bytes of each object directly inside a folder, by name; a bucket is asked once per thousand."""
     try:
         with _reading(folder):
             if isinstance(folder, Path):
@@ -172,25 +166,6 @@ def object_sizes(folder: StorePath) -> dict[str, int]:
             return {item["name"].rpartition("/")[2]: int(item["size"]) for item in listed if item["type"] == "file"}
     except (FileNotFoundError, NotADirectoryError):
         return {}
-
-
-def create_object(path: StorePath, content: bytes) -> bool:
-    """Write an object only if there is none of this name: of several writers, exactly one does.
-
-    An object with the same content counts as written, because a bucket's answer may be lost and the request repeated.
-
-    Returns:
-        Whether the object now has this content.
-
-    Raises:
-        StorageError: the disk is full, or disk or bucket refuse.
-    """
-    with storage_errors(path):
-        try:
-            (_create_local if isinstance(path, Path) else _create_remote)(path, content)
-        except FileExistsError:
-            return read_object(path) == content
-    return True
 
 
 def write_object(path: StorePath, content: bytes) -> None:
@@ -343,41 +318,3 @@ def _write_local(path: Path, content: bytes) -> None:
                     raise
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _create_local(path: Path, content: bytes) -> None:
-    """Link a finished file to its name, which fails if the name is taken; without hard links, open it exclusively."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
-    try:
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial.write_bytes(content)
-                os.link(partial, path)
-                return
-            except FileNotFoundError:  # as in _write_local
-                if attempt == ATTEMPTS:
-                    raise
-    except OSError as error:
-        if error.errno not in NO_HARD_LINKS:
-            raise
-        with path.open("xb") as file:
-            file.write(content)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _create_remote(path: UPath, content: bytes) -> None:
-    driver = _driver(path)
-    if path.protocol not in BUCKETS:
-        driver.pipe_file(path.path, content, mode="create")
-        return
-    import obstore
-    from obstore.exceptions import AlreadyExistsError
-
-    bucket, key = driver._split_path(path.path)
-    store = driver._construct_store(bucket)  # fsspec's interface has no conditional put
-    try:
-        _asked(lambda: obstore.put(store, key, content, mode="create"))
-    except AlreadyExistsError as error:
-        raise FileExistsError(str(path)) from error
