@@ -1,11 +1,11 @@
 """Peak memory of a capture beside what ``plan`` says of it: ``python -m benchmarks.memory``.
 
-Three teachers: the demo's, a random one with a vocabulary of 151,936, and one with states of 1,024 values, of which each
-hidden state of the last layer is kept, in two sizes of shards. Each captures part of the demo's corpus in a process of its
-own. Printed, in megabytes: weights, body, head, kept predictions; on
-the device the predicted peak and the measured one (tensors alive at once); on the host the predicted peak
-and the measured one (Linux: resident memory, above what it was before the teacher was loaded, so
-what the allocator holds back and what torch sets up in its first pass is in it). On a CPU both are the same memory.
+Three teachers: the demo's, a random one with a vocabulary of 151,936, and one with states of 1,024 values, captured
+with and without them, in two sizes of shards. Each captures part of the demo's corpus in a process of its own.
+Printed, in megabytes: weights, body, head, kept predictions; on the device the predicted peak and the measured one
+(tensors alive at once); on the host the predicted peak and the measured one (Linux: resident memory, above what it
+was before the teacher was loaded, so what the allocator holds back and what torch sets up in its first pass is in
+it). On a CPU both are the same memory.
 """
 
 import json
@@ -132,7 +132,18 @@ def main(as_json: bool, values: str | None) -> None:
         if as_json:
             click.echo(json.dumps({"teacher": name} | row))
             continue
-        keys = ("weights", "body", "head", "kept", "writing", "batch", "device", "measured_device", "host", "measured_host")
+        keys = (
+            "weights",
+            "body",
+            "head",
+            "kept",
+            "writing",
+            "batch",
+            "device",
+            "measured_device",
+            "host",
+            "measured_host",
+        )
         click.echo(f"{name}: " + ", ".join(f"{key} {row[f'{key}_bytes'] / 1e6:,.0f}" for key in keys))
 
 

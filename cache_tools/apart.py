@@ -1,8 +1,8 @@
 """Refuse to write into what is being read: an output inside its own input.
 
-Copying a cache into itself would list what it writes, and a file that lands inside a cache becomes a part of it. Places are
-compared as the file system knows them, so a link, ``..``, ``file://`` or a mounted folder changes nothing; in a bucket,
-as keys below prefixes. It costs one look at each folder above the output.
+Copying a cache into itself would list what it writes, and a file that lands inside a cache becomes a part of it.
+Places are compared as the file system knows them, so a link, ``..``, ``file://`` or a mounted folder changes nothing;
+in a bucket, as keys below prefixes. It costs one look at each folder above the output.
 """
 
 import os

@@ -24,9 +24,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from cache_tools.creation import create_object
 from cache_tools.errors import IdentityError
 from cache_tools.fingerprint import differences, fingerprint
-from cache_tools.storage import StorePath, create_object, read_object, remove_object, remove_partial
+from cache_tools.storage import StorePath, read_object, remove_object, remove_partial
 
 CLAIM = "claim.json"
 ATTEMPTS = 20

@@ -80,7 +80,9 @@ def _only_tokenizer(encodings: Sequence[Encoding]) -> tuple[str, Tokenizer, dict
             fix="Leave --keep out to unite them, or give caches of one tokenizer",
         )
     for encoding in encodings[1:]:
-        require_same_encodings(encodings[0], encoding, "these caches have several tokenizers", "Give caches of one tokenizer")
+        require_same_encodings(
+            encodings[0], encoding, "these caches have several tokenizers", "Give caches of one tokenizer"
+        )
     ((key, (tokenizer, settings)),) = found.items()
     return key, tokenizer, settings
 

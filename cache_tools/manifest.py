@@ -13,7 +13,7 @@ Numbers and names are checked when a manifest is read, here and in ``specs.py``.
 from collections.abc import Mapping
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cache_tools import layout
 from cache_tools.errors import FormatError, LogitcaskError

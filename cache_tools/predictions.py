@@ -192,7 +192,9 @@ def encode_hidden(
         ValueError: a value is not finite.
     """
     name, states = hidden_array(layer), states.astype(np.float32, copy=False)
-    if not np.isfinite([states.min(initial=0), states.max(initial=0)]).all():  # NaN if one is, without an array of flags
+    if not np.isfinite(
+        [states.min(initial=0), states.max(initial=0)]
+    ).all():  # NaN if one is, without an array of flags
         raise ValueError(f"a hidden state of layer {layer} is not finite")
     if spec.codec == "float32":
         return Group({name: states}, {}, {})

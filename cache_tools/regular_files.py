@@ -14,7 +14,6 @@ prefixes (as many system calls, and links inside would pass); looking at the who
 for a million objects). A user who exchanges files while they are read is not defended against: the cache is at rest.
 """
 
-import errno
 import os
 import stat
 import uuid
@@ -31,9 +30,6 @@ PARTIAL_SUFFIX = ".partial"
 
 ATTEMPTS = 3
 """How often a file is written whose temporary name a process at the same work took away."""
-
-NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
-"""What a file system without hard links answers."""
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
@@ -168,32 +164,5 @@ def write_whole(path: Path, content: bytes) -> None:
             except FileNotFoundError:  # a process at the same work took it for what a killed one left
                 if attempt == ATTEMPTS:
                     raise
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def create_whole(path: Path, content: bytes) -> None:
-    """Write a file that does not exist yet: link a finished one to its name; without hard links, open it exclusively.
-
-    Raises:
-        FileExistsError: there is a file of this name.
-    """
-    refuse_links(path.parent)
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
-    try:
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial.write_bytes(content)
-                os.link(partial, path)
-                return
-            except FileNotFoundError:  # as in write_whole
-                if attempt == ATTEMPTS:
-                    raise
-    except OSError as error:
-        if error.errno not in NO_HARD_LINKS:
-            raise
-        with path.open("xb") as file:
-            file.write(content)
     finally:
         partial.unlink(missing_ok=True)

@@ -67,7 +67,7 @@ def _mended(cache: Cache, problem: Problem) -> bool:
 
 
 def _mend_root(path: StorePath) -> Iterator[Problem]:
-    """Write the cache's manifest again if it is missing or damaged and a readable encoding shows that this is a cache."""
+    """Write the cache's manifest again if it is missing or damaged and a readable encoding shows what this is."""
     where = path / layout.MANIFEST
     try:
         content = read_object(where)

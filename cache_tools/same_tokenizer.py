@@ -1,10 +1,10 @@
 """Do two tokenizers turn the same text into the same ids? Vocabularies do not say: merges and normalisers decide.
 
-A second teacher would read, and a student would later write, ids that its own tokenizer never gives. First what determines
-ids is compared as it is written (``canonical_rules``: model, normaliser, splitting, added tokens; not templates, decoders,
-padding, or how merges are spelt). If that is equal, nothing is tried. If not, both read the same probes, because one
-behaviour has several spellings (SentencePiece models exist with a normaliser or with a splitter that puts ``▁`` in
-front):
+A second teacher would read, and a student would later write, ids that its own tokenizer never gives. First, what
+determines ids is compared as it is written (``canonical_rules``: model, normaliser, splitting, added tokens; not
+templates, decoders, padding, or how merges are spelt). If that is equal, nothing is tried. If not, both read the same
+probes, because one behaviour has several spellings (SentencePiece models exist with a normaliser or with a splitter
+that puts ``▁`` in front):
 
 - sentences in many scripts, with white space, digits, code, contractions, emoji and combining marks;
 - every assigned character of the basic plane, which shows what a normaliser does to it;
@@ -34,7 +34,11 @@ from cache_tools.vocabulary_folder import open_tokenizer
 SENTENCES = (
     "The quick brown fox can't jump; it's 12345678 3.14159 1,000,000 -5e-10 0xFF $9.99 50% #7.",
     "HELLO World McDonald's DON'T WE'LL I’d “quoted” ‘single’ «guillemets» … – — ― don´t",
-    " leading and trailing ", "  two  spaces   three\tTab\t\ttwo\nline\r\nwindows\n\n\n   indented\n\t\tmore \n ", "\n", " ", "",
+    " leading and trailing ",
+    "  two  spaces   three\tTab\t\ttwo\nline\r\nwindows\n\n\n   indented\n\t\tmore \n ",
+    "\n",
+    " ",
+    "",
     "def f(x_1: int = 0) -> None:\n    return {'a': [x_1 ** 2, x_1 // 3], \"b\": lambda y: y != x_1}\n\n\n# done",
     "SELECT * FROM t WHERE a<=1 AND b<>'x';  /* c */ <div class=\"x\">&nbsp;</div> https://a.b/c?d=e&f=g#h me@x.org",
     "café cafe\u0301 Ångström A\u030angstro\u0308m ﬁne ①②Ⅷ ½ ㎏ ｆｕｌｌ　ｗｉｄｔｈ ß ẞ İstanbul ıi Σίσυφος ς naïve",
@@ -140,7 +144,9 @@ def sampled_texts(encoding: Encoding) -> Iterator[str]:
     """Yield the texts of some sequences, spread over the encoding's shards; none if they were given as ids."""
     for shard in np.unique(np.linspace(0, len(encoding.shards) - 1, SAMPLED_SHARDS).astype(int)).tolist():
         sequences = encoding.sequences(shard)
-        yield from (sequence.text for sequence in sequences[:: max(1, len(sequences) // SAMPLED_TEXTS)] if sequence.text)
+        yield from (
+            sequence.text for sequence in sequences[:: max(1, len(sequences) // SAMPLED_TEXTS)] if sequence.text
+        )
 
 
 def canonical_rules(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -189,7 +195,9 @@ def _difference(text: str, left: list[int], right: list[int], tokenizer: Tokeniz
     start = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
 
     def tokens(ids: list[int]) -> str:
-        shown = [tokenizer.id_to_token(token_id) or f"<id {token_id}>" for token_id in ids[start : start + SHOWN_TOKENS]]
+        shown = [
+            tokenizer.id_to_token(token_id) or f"<id {token_id}>" for token_id in ids[start : start + SHOWN_TOKENS]
+        ]
         return printable(" ".join(shown) + (" …" if len(ids) > start + SHOWN_TOKENS else "")) or "nothing"
 
     shortened = text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"

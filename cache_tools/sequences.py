@@ -56,8 +56,8 @@ TURN = pa.field("turn", pa.int32(), nullable=True)
 """Optional column: there if a sequence of the file ends with one turn of a chat."""
 
 MENDING = (
-    "run 'logitcask repair' on the cache and then the same capture again, which writes the files of an encoding anew from "
-    "their corpus; or restore the file from a copy with 'logitcask copy'"
+    "run 'logitcask repair' on the cache and then the same capture again, which writes the files of an encoding anew "
+    "from their corpus; or restore the file from a copy with 'logitcask copy'"
 )
 """What helps when a file with a recorded hash is missing or damaged."""
 
@@ -76,8 +76,8 @@ class Sequence:
         original_ids: (n,) uint32 before masking; None for a causal objective.
         text: The piece of text that the tokens cover.
         byte_lengths: (n,) uint32, UTF-8 bytes of ``text`` that belong to each token.
-        turn: Number of the chat's message, from 0, that is kept, where a chat became a sequence for each turn; None where
-            a document is read as a whole.
+        turn: Number of the chat's message, from 0, that is kept, where a chat became a sequence for each turn; None
+            where a document is read as a whole.
     """
 
     sequence_id: int

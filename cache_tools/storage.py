@@ -32,7 +32,6 @@ from cache_tools.limits import DOCUMENT_BYTES
 from cache_tools.regular_files import PARTIAL_SUFFIX as PARTIAL_SUFFIX
 from cache_tools.regular_files import Span as Span
 from cache_tools.regular_files import (
-    create_whole,
     open_regular,
     read_regular,
     read_regular_spans,
@@ -203,10 +202,7 @@ def names(folder: StorePath) -> list[str]:
 
 
 def object_sizes(folder: StorePath) -> dict[str, int]:
-    """Return the size in bytes of each object directly inside a folder, by name; none if it does not exist.
-
-    On a bucket that is one request for a thousand objects.
-    """
+    """Return the size in bytes of each object directly inside a folder, by name; a bucket is asked once per thousand."""
     try:
         with _reading(folder):
             if isinstance(folder, Path):
@@ -215,28 +211,6 @@ def object_sizes(folder: StorePath) -> dict[str, int]:
             return {item["name"].rpartition("/")[2]: int(item["size"]) for item in listed if item["type"] == "file"}
     except (FileNotFoundError, NotADirectoryError):
         return {}
-
-
-def create_object(path: StorePath, content: bytes) -> bool:
-    """Write an object only if there is none of this name: of several writers, exactly one does.
-
-    An object with the same content counts as written, because a bucket's answer may be lost and the request repeated.
-
-    Returns:
-        Whether the object now has this content.
-
-    Raises:
-        StorageError: the disk is full, or disk or bucket refuse.
-    """
-    with storage_errors(path):
-        try:
-            if isinstance(path, Path):
-                create_whole(path, content)
-            else:
-                _create_remote(path, content)
-        except FileExistsError:
-            return read_object(path) == content
-    return True
 
 
 def write_object(path: StorePath, content: bytes) -> None:
@@ -363,19 +337,3 @@ def _bucket_error(path: StorePath, problem: str, error: Exception) -> StorageErr
         why="nothing that was committed before is lost",
         fix="Check the address, the credentials and the network, and run the same command again; it continues",
     )
-
-
-def _create_remote(path: UPath, content: bytes) -> None:
-    driver = _driver(path)
-    if path.protocol not in BUCKETS:
-        driver.pipe_file(path.path, content, mode="create")
-        return
-    import obstore
-    from obstore.exceptions import AlreadyExistsError
-
-    bucket, key = driver._split_path(path.path)
-    store = driver._construct_store(bucket)  # fsspec's interface has no conditional put
-    try:
-        _asked(lambda: obstore.put(store, key, content, mode="create"))
-    except AlreadyExistsError as error:
-        raise FileExistsError(str(path)) from error

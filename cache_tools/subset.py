@@ -65,7 +65,8 @@ def subset_cache(source: Cache, target: StorePath, choice: Choice, progress: Adv
         progress: Told of each (teacher, shard).
 
     Raises:
-        ConfigError: the target is the source, or one lies inside the other; nothing fits the choice; or a row cannot be made smaller as asked.
+        ConfigError: the target is the source, or one lies inside the other; nothing fits the choice; or a row cannot
+            be made smaller as asked.
         IdentityError: the target holds something else.
         IncompleteError: a shard has not been captured.
     """

@@ -37,8 +37,8 @@ def sequence_view(
     """Return a sequence's tokens and how surprised each teacher was at them.
 
     Returns:
-        ``sequence_id``, ``document_id``, ``turn`` (number of the chat's message that is kept, None of a whole document),
-        ``group_id``, ``objective`` and ``tokens``: for each its ``index``, ``id``,
+        ``sequence_id``, ``document_id``, ``turn`` (number of the chat's message that is kept; None of a document
+        that was read as a whole), ``group_id``, ``objective`` and ``tokens``: for each its ``index``, ``id``,
         ``text`` (escaped, see ``escaping``), ``masked`` (the teacher saw ``seen`` instead) and ``position``, the
         kept position that predicts it, or None. ``teachers``: for each its ``name``, ``surprise_nats``, aligned with
         the tokens, and its ``mean_surprise_nats``; None where no prediction was kept, or the surprise is infinite.

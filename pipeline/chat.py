@@ -8,12 +8,12 @@ assistant's characters:
 2. otherwise the chat is rendered up to before and after each assistant turn. Where both
    renderings are prefixes of the whole, the turn is what lies between them.
 
-Some templates rewrite earlier turns, for instance drop the reasoning of all but the last one, or open the reasoning in the
-prompt only. A chat has no single text then: what the model reads at one turn is not a beginning of what it reads at the
-next. Such a chat becomes one text per assistant turn, the chat up to that turn exactly as the template renders it there, of
-which only that turn is kept. That costs tokens (each turn repeats the ones before) and changes nothing for other
-templates. The turn begins behind the header that the template's prompt for a reply ends with; where the
-rendered turn has another one (the prompt opens ``<think>``, the turn does not), it begins with the reply's words.
+Some templates rewrite earlier turns, for instance drop the reasoning of all but the last one, or open the reasoning
+in the prompt only. A chat has no single text then: what the model reads at one turn is not a beginning of what it
+reads at the next. Such a chat becomes one text per assistant turn, the chat up to that turn exactly as the template
+renders it there, of which only that turn is kept. That costs tokens (each turn repeats the ones before) and changes
+nothing for other templates. The turn begins behind the header that the template's prompt for a reply ends with; where
+the rendered turn has another one (the prompt opens ``<think>``, the turn does not), it begins with the reply's words.
 
 A template that has no place for tools leaves them out without a word, so that is refused too.
 """

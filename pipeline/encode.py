@@ -20,9 +20,10 @@ from transformers import PreTrainedTokenizerFast
 
 from cache_tools import layout
 from cache_tools.claims import CLAIM, Claim, claimed
+from cache_tools.creation import create_object
 from cache_tools.encoding_files import missing_files
-from cache_tools.errors import FormatError, IdentityError, LogitcaskError
-from cache_tools.fingerprint import differences, fingerprint
+from cache_tools.errors import IdentityError, LogitcaskError
+from cache_tools.fingerprint import fingerprint
 from cache_tools.manifest import (
     EncodingManifest,
     ObjectRecord,
@@ -44,7 +45,6 @@ from cache_tools.shards import (
 )
 from cache_tools.storage import (
     StorePath,
-    create_object,
     names,
     object_exists,
     remove_object,
@@ -55,6 +55,7 @@ from cache_tools.storage import (
 from cache_tools.vocabulary import vocabulary_size
 from pipeline.config import CaptureConfig
 from pipeline.documents import Document, Source, corpus_sources, read_documents
+from pipeline.encode_checks import check_files, check_same, refuse_remains
 from pipeline.encode_documents import EncodedSequence, encode_documents
 from pipeline.restore import restore_file_tables, restore_shards, restore_tokenizer
 from pipeline.shard_writer import ShardWriter, WriteShard
@@ -63,9 +64,12 @@ from pipeline.tokenizers import tokenizer_files, tokenizer_identity
 
 logger = logging.getLogger(__name__)
 
+OTHER_ENCODING = "the cache holds this encoding from another corpus or with other settings"
+
 WITHOUT_BEGINNING = (
-    "%d of %d sequences begin in the middle of a chat that is longer than encoding.max_length_tokens: the teacher reads "
-    "their answers without the prompt, or with a part of it. Raise encoding.max_length_tokens, or shorten these chats"
+    "%d of %d sequences begin in the middle of a chat that is longer than encoding.max_length_tokens: the teacher "
+    "reads their answers without the prompt, or with a part of it. Raise encoding.max_length_tokens, or "
+    "shorten these chats"
 )
 
 
@@ -97,31 +101,30 @@ def encode(
     while True:
         stored = _stored(folder)
         if stored is None:
-            _refuse_remains(folder)
+            refuse_remains(folder)
             new = sources
         else:
-            _check_same(folder, stored.identity, identity)
+            check_same(folder, stored.identity, identity)
             known = _restored(folder, stored, sources, hashes, config, tokenizer, progress)
-            _check_files(folder, known, hashes, append)
+            check_files(folder, known, hashes, append)
             new = {name: source for name, source in sources.items() if name not in known}
         if not new:
             return folder
         work = {"identity": identity, "part": len(stored.parts) if stored else 0}
         work["corpus"] = fingerprint({name: hashes[name] for name in new})
-        with claimed(folder, work, "the cache holds this encoding from another corpus or with other settings") as claim:
-            with suppress(_Overtaken):
-                _check_unchanged(folder, stored)
-                _add_part(folder, stored, new, hashes, config, tokenizer, progress, claim)
-                return folder
+        with suppress(_OvertakenError), claimed(folder, work, OTHER_ENCODING) as claim:
+            _check_unchanged(folder, stored)
+            _add_part(folder, stored, new, hashes, config, tokenizer, progress, claim)
+            return folder
 
 
-class _Overtaken(Exception):
+class _OvertakenError(Exception):
     """Another capture has committed, so that the encoding is to be looked at again."""
 
 
 def _check_unchanged(folder: StorePath, stored: EncodingManifest | None) -> None:
     if _stored(folder) != stored:
-        raise _Overtaken
+        raise _OvertakenError
 
 
 def _stored(folder: StorePath) -> EncodingManifest | None:
@@ -155,8 +158,10 @@ def _restored(
         return read_file_tables(folder, stored.parts)
     restore_tokenizer(folder, stored, missing, lambda: tokenizer_files(tokenizer))
     parts = [part for part in range(len(stored.parts)) if part not in missing.file_tables]
-    known = {name: sha256 for part in parts for name, sha256 in read_file_table(folder, part, stored.parts[part]).items()}
-    _check_files(folder, known, hashes, append=True)
+    known = {
+        name: sha256 for part in parts for name, sha256 in read_file_table(folder, part, stored.parts[part]).items()
+    }
+    check_files(folder, known, hashes, append=True)
     restore_file_tables(folder, stored, missing, {name: hashes[name] for name in sources if name not in known})
     files = {number: list(read_file_table(folder, number, part)) for number, part in enumerate(stored.parts)}
 
@@ -234,7 +239,7 @@ def _commit(folder: StorePath, stored: EncodingManifest | None, manifest: Encodi
         write_manifest(folder, manifest)
     elif not create_object(folder / layout.MANIFEST, group_bytes(manifest)):
         raise IdentityError(
-            "the cache holds this encoding from another corpus or with other settings",
+            OTHER_ENCODING,
             where=folder,
             why="another capture has written it in the meantime",
             fix="Choose another encoding.name or cache",
@@ -269,48 +274,6 @@ def encoding_identity(config: CaptureConfig, tokenizer: PreTrainedTokenizerFast)
         "encoding": encoding,
         "tokenizer": tokenizer_identity(tokenizer),
     }
-
-
-def _check_same(folder: StorePath, stored: dict[str, Any], identity: dict[str, Any]) -> None:
-    if fingerprint(stored) != fingerprint(identity):
-        raise IdentityError(
-            "the cache holds this encoding with another tokenizer or other settings",
-            where=folder,
-            expected="the settings it was made with",
-            found="; ".join(differences(stored, identity)),
-            why="old and new predictions would belong to different tokens",
-            fix="Restore the settings, or choose another encoding.name or cache",
-        )
-
-
-def _check_files(folder: StorePath, known: dict[str, str], found: dict[str, str], append: bool) -> None:
-    """Refuse a corpus that lacks or changed a file, or, unless it is to be appended to, has a new one."""
-    changed = {name: value for name, value in known.items() if found.get(name) != value}
-    new = [] if append else [name for name in found if name not in known]
-    if changed or new:
-        lines = [f"{name} is {'changed' if name in found else 'gone'}" for name in changed]
-        lines += [f"{name} is new" for name in new]
-        raise IdentityError(
-            "the cache holds this encoding from another corpus",
-            where=folder,
-            expected="the files it was made from",
-            found="; ".join(lines[:5]) + (f" and {len(lines) - 5} more" if len(lines) > 5 else ""),
-            why="" if not changed else "old and new predictions would belong to different tokens",
-            fix="Restore the corpus (the revision of a dataset), or choose another encoding.name or cache"
-            if changed
-            else "Run the capture with --append to add what is new, or take it out of the corpus",
-        )
-
-
-def _refuse_remains(folder: StorePath) -> None:
-    """Refuse to encode where teachers' predictions belong to an encoding that is gone."""
-    if any(not name.startswith(layout.MANIFEST) for name in names(folder / "teachers")):
-        raise FormatError(
-            "the encoding's manifest is gone, but teachers' predictions are there",
-            where=folder,
-            why="encoding again would throw them away",
-            fix=f"Restore {layout.MANIFEST} from a copy, or delete this folder to start over",
-        )
 
 
 def _clear(folder: StorePath, manifest: EncodingManifest, shards: int, part: int) -> None:

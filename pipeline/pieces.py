@@ -177,14 +177,17 @@ def _text_tokens(one: Readable, ids: NDArray[np.uint32], starts: NDArray[np.int6
 
 def _given_tokens(document: Document, known: NDArray[np.bool_]) -> Tokens:
     assert document.ids
-    beyond = next((extreme for extreme in (min(document.ids), max(document.ids)) if not 0 <= extreme < len(known)), None)
+    beyond = next(
+        (extreme for extreme in (min(document.ids), max(document.ids)) if not 0 <= extreme < len(known)), None
+    )
     ids = np.array(document.ids if beyond is None else [], dtype=np.int64)
     gaps = ids[~known[ids]]
     if beyond is not None or len(gaps):
         raise CorpusError(
             "a token id is not in the tokenizer's vocabulary",
             where=f"{document.place} (id {document.id!r})",
-            expected=f"0 to {len(known) - 1}" + ("" if known.all() else f", {int((~known).sum())} of which have no token"),
+            expected=f"0 to {len(known) - 1}"
+            + ("" if known.all() else f", {int((~known).sum())} of which have no token"),
             found=int(gaps[0]) if beyond is None else beyond,
             fix="Use the tokenizer that made the ids as encoding.tokenizer",
         )

@@ -27,12 +27,13 @@ BATCHES_IN_MEMORY = 2
 
 SLOT_BYTES = {"dense": 44, "sampled": 40}
 OTHER_SLOT_BYTES = 24
-"""Bytes for each slot of a row while its shard is encoded: sorted ids and logarithms (8), levels (2), differences of ids
-twice (8), and what is stored (3 to 4); dense rows have their places, and drawn ones their counts, as 64-bit numbers."""
+"""Bytes for each slot of a row while its shard is encoded: sorted ids and logarithms (8), levels (2), differences of
+ids twice (8), and what is stored (3 to 4); dense rows have their places, and drawn ones their counts, as 64-bit
+numbers."""
 
 VALUE_BYTES = {"bfloat16": 5, "float32": 8, "budget": 5}
-"""Bytes for each value of a hidden state while its shard is encoded: the stored number, unless it is the float32 itself,
-and its compressed form twice, for chunks are joined."""
+"""Bytes for each value of a hidden state while its shard is encoded: the stored number, unless it is the float32
+itself, and its compressed form twice, for chunks are joined."""
 
 BASIS_BYTES = 24
 """Bytes for each of width² numbers of a basis: it and its inverse (8), which is made in float64 (16)."""
@@ -56,8 +57,8 @@ def plan_memory(
 
     Returns:
         ``weights_bytes``, ``body_bytes`` and ``head_bytes`` on the device, of which the latter two follow each
-        other, ``kept_bytes`` of shards' predictions on the host, ``writing_bytes`` of encoding one of them, ``batch_bytes`` of
-        batches that are put into it, ``device_bytes`` and ``host_bytes`` in all, ``device`` by
+        other, ``kept_bytes`` of shards' predictions on the host, ``writing_bytes`` of encoding one of them,
+        ``batch_bytes`` of batches that are put into it, ``device_bytes`` and ``host_bytes`` in all, ``device`` by
         name, and ``device_total_bytes`` of a GPU that is here or was described, otherwise None.
     """
     model = meta_model(config, encoding.objective, folder)

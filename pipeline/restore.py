@@ -1,7 +1,7 @@
 """Write the lost files of an encoding again, from the corpus that it was made from.
 
-An encoding is deterministic, and its manifest and tables record the hash of every file. So a tokenizer file, a table or a
-sequence file that is missing is made again and compared with its hash before it is written: what comes back
+An encoding is deterministic, and its manifest and tables record the hash of every file. So a tokenizer file, a table
+or a sequence file that is missing is made again and compared with its hash before it is written: what comes back
 is what was there, or nothing, and the predictions that teachers made of it stay usable. Settings and corpus files
 were compared before.
 

@@ -1,7 +1,8 @@
-"""Templates that rewrite earlier turns: one sequence for each turn, what the model would read there and nothing guessed.
+"""Templates that rewrite earlier turns: one sequence for each turn, what the model would read there, nothing guessed.
 
-The templates imitate those of Qwen3, QwQ and DeepSeek-R1: reasoning is dropped from earlier turns, or from all; a turn gets
-an empty ``<think>`` only while it is the last; the prompt of a reply opens ``<think>`` and the rendered turn does not.
+The templates imitate those of Qwen3, QwQ and DeepSeek-R1: reasoning is dropped from earlier turns, or from all; a turn
+gets an empty ``<think>`` only while it is the last; the prompt of a reply opens ``<think>`` and the rendered turn does
+not.
 """
 
 import json
@@ -37,7 +38,9 @@ CALLS = "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function.name }}
 QWEN3 = (
     LATER + "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}" + HEAD + "{% if m.role == 'assistant' %}"
     "{% set think = '' %}{% if '</think>' in c %}{% set think = c.split('</think>')[0].split('<think>')[-1].strip() %}"
-    "{% endif %}" + ANSWER + "{% if loop.index0 > last.user and (loop.last or think) %}<think>\n{{ think }}\n</think>\n\n"
+    "{% endif %}"
+    + ANSWER
+    + "{% if loop.index0 > last.user and (loop.last or think) %}<think>\n{{ think }}\n</think>\n\n"
     "{% endif %}{% endif %}{{ c }}" + CALLS + FOOT + PROMPT
 )
 """Reasoning is kept behind the last question only; the last turn gets an empty one if it has none."""
@@ -89,7 +92,10 @@ def test_where_the_rendered_turn_goes_on_from_the_prompt_all_behind_the_prompt_i
     ends = "<|im_end|>\n"
     kept = [kept for _, _, kept in turns(QWEN3, TALK)]
     assert kept == [f"<think>\nadd\n</think>\n\nfour{ends}", f"<think>\nadd again\n</think>\n\nseven{ends}"]
-    assert [k for _, _, k in turns(QWQ, TALK)] == [f"add\n</think>\n\nfour{ends}", f"add again\n</think>\n\nseven{ends}"]
+    assert [k for _, _, k in turns(QWQ, TALK)] == [
+        f"add\n</think>\n\nfour{ends}",
+        f"add again\n</think>\n\nseven{ends}",
+    ]
 
 
 def test_where_the_prompt_opens_what_the_turn_does_not_have_the_words_alone_are_kept():
@@ -108,7 +114,9 @@ def test_earlier_reasoning_is_read_only_where_the_template_keeps_it():
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-@pytest.mark.parametrize("name", ["several turns", "assistant twice", "assistant first", "assistant alone", "user last"])
+@pytest.mark.parametrize(
+    "name", ["several turns", "assistant twice", "assistant first", "assistant alone", "user last"]
+)
 def test_no_word_of_another_is_kept_though_all_say_the_same(template, name):
     template, messages = TEMPLATES[template], chat(name)
     for made in render_chat(messages, tokenizer(template), PLACE):
@@ -163,7 +171,9 @@ def test_refuses_a_template_that_does_not_show_where_a_turn_begins():
 def encoded(folder, template, records, length=128, **changes):
     (folder / "chats.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     keys = {"messages_field": "chat", "paths": [str(folder / "chats.jsonl")], "held_out_fraction": 0}
-    values = tiny.capture_values(folder, tiny.save_teacher(folder / "teacher"), max_length_tokens=length, **keys, **changes)
+    values = tiny.capture_values(
+        folder, tiny.save_teacher(folder / "teacher"), max_length_tokens=length, **keys, **changes
+    )
     made = tokenizer(template)
     made.save_pretrained(folder / "teacher")
     return values, made
@@ -175,8 +185,10 @@ def test_sequences_say_their_turn_and_the_cache_is_sound(tmp_path):
     cache = Cache(tmp_path / "cache")
     sequences = cache.encoding().sequences(0)
     assert [(s.document_id, s.turn) for s in sequences] == [("a", 1), ("a", 3), ("b", 1)]
-    assert [made.decode(s.gold_ids("causal")) for s in sequences] == ["four<|im_end|>\n", "seven<|im_end|>\n"] + [
-        "four<|im_end|>\n"
+    assert [made.decode(s.gold_ids("causal")) for s in sequences] == [
+        "four<|im_end|>\n",
+        "seven<|im_end|>\n",
+        "four<|im_end|>\n",
     ]
     assert cache.encoding().manifest.splits["train"].documents == 2
     assert verify(tmp_path / "cache", deep=True) == []
@@ -226,7 +238,7 @@ def test_where_nothing_is_cut_nothing_is_stored_or_said(tmp_path, caplog):
 
 
 def test_a_token_across_the_boundary_belongs_to_the_prompt(tmp_path):
-    """Joint tokenisation may merge the header's end with the answer's beginning; such a token is read, not trained on."""
+    """Joint tokenisation may merge the header's end with the answer's beginning; such a token is read, not kept."""
     glued = CHATML.replace("{{ m.role }}\n", "{{ m.role }} ").replace("assistant\n", "assistant ")
     values, made = encoded(tmp_path, glued, [{"id": "a", "chat": TALK[:2]}])
     (sequence,) = Encoding(encode(CaptureConfig.model_validate(values), made), "main").sequences(0)

@@ -9,9 +9,10 @@ import tiny
 from bucket import environment, serve
 from cache_tools import claims, layout
 from cache_tools.claims import CLAIM, Claim, claimed
+from cache_tools.creation import create_object
 from cache_tools.errors import CorpusError, IdentityError
 from cache_tools.reader import Encoding
-from cache_tools.storage import create_object, object_sizes, read_object, store_path, write_object
+from cache_tools.storage import object_sizes, read_object, store_path, write_object
 from cache_tools.verify import verify
 from pipeline import encode as encode_module
 from pipeline.config import CaptureConfig
@@ -90,7 +91,7 @@ def test_the_same_work_joins_and_other_work_is_refused_with_what_to_do(place):
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"work": 1}', b"[" * 100_000])
 def test_an_unreadable_claim_is_somebody_elses(tmp_path, content):
     (tmp_path / CLAIM).write_bytes(content)
-    with pytest.raises(IdentityError, match="Another process began it|Process None"):
+    with pytest.raises(IdentityError, match=r"Another process began it|Process None"):
         Claim(tmp_path, {}, "taken").hold()
     assert (tmp_path / CLAIM).read_bytes() == content
 

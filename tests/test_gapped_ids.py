@@ -1,4 +1,4 @@
-"""Ids with gaps: a tokenizer of 300 tokens whose highest id is 336 works everywhere, and its holes are nobody's tokens."""
+"""Ids with gaps: a tokenizer of 300 tokens whose highest id is 336 works everywhere; its holes are nobody's tokens."""
 
 import json
 
@@ -70,11 +70,15 @@ def test_random_replacements_are_tokens():
 def test_a_teacher_with_fewer_logits_than_the_highest_id_is_refused(tmp_path):
     """300 logits would be enough for 300 tokens without gaps."""
     teacher = save_gapped(tmp_path / "teacher", vocabulary=HIGHEST_ID)
-    with pytest.raises(IdentityError, match=r"fewer logits than the tokenizer has ids \(expected at least 337, found 336"):
+    with pytest.raises(
+        IdentityError, match=r"fewer logits than the tokenizer has ids \(expected at least 337, found 336"
+    ):
         tiny.run(tiny.capture_values(tmp_path, teacher))
 
 
-@pytest.mark.parametrize(("given", "accepted"), [(GAP_STARTS, False), (316, False), (317, True), (336, True), (337, False)])
+@pytest.mark.parametrize(
+    ("given", "accepted"), [(GAP_STARTS, False), (316, False), (317, True), (336, True), (337, False)]
+)
 def test_given_ids_must_be_tokens(tmp_path, given, accepted):
     (tmp_path / "ids.jsonl").write_text(json.dumps({"ids": [5, given, 6]}) + "\n")
     values = tiny.capture_values(tmp_path, tmp_path, paths=[str(tmp_path / "ids.jsonl")], held_out_fraction=0)

@@ -6,8 +6,8 @@ import pytest
 
 import tiny
 from cache_tools.writer import commit_shard
-from pipeline.capture import _error_measures
 from pipeline import plan_memory as planned
+from pipeline.capture import _error_measures
 from pipeline.config import CaptureConfig
 from pipeline.declare import keep_of
 from pipeline.predict import Wanted, predict
@@ -108,7 +108,9 @@ def test_what_a_shard_takes_while_it_is_written_is_what_is_planned(tmp_path, nam
     tracemalloc.stop()
     positions = encoding.shards[0].positions
     per_position = planned.writing_bytes_per_position(teacher, loaded.model)
-    blocks = 2048 * 8 * 6 * max(64, keep_of(teacher.target).slots(300))  # of intermediate results, whatever the shard's size
+    blocks = (
+        2048 * 8 * 6 * max(64, keep_of(teacher.target).slots(300))
+    )  # of intermediate results, whatever the shard's size
     assert positions > 0.9 * POSITIONS
     assert 0.6 * per_position * positions < peak < per_position * positions + blocks
 

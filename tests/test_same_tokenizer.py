@@ -1,4 +1,4 @@
-"""The same vocabulary is not the same tokenizer: whatever changes the ids of a text is refused, other spellings are not."""
+"""The same vocabulary is not the same tokenizer: what changes the ids of a text is refused, other spellings are not."""
 
 import json
 
@@ -33,8 +33,10 @@ def swap_merges(state):
 def splitting_digits(state):
     state["pre_tokenizer"] = {
         "type": "Sequence",
-        "pretokenizers": [{"type": "Split", "pattern": {"String": "e"}, "behavior": "Isolated", "invert": False}]
-        + [state["pre_tokenizer"]],
+        "pretokenizers": [
+            {"type": "Split", "pattern": {"String": "e"}, "behavior": "Isolated", "invert": False},
+            state["pre_tokenizer"],
+        ],
     }
 
 
@@ -119,7 +121,9 @@ def test_a_sentencepiece_model_with_a_normaliser_equals_the_one_with_a_splitter(
     """Both put ``▁`` before words, as older and newer conversions of one model do."""
     made = Tokenizer(models.BPE(unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    made.train_from_iterator(tiny.TEXTS, trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>"], show_progress=False))
+    made.train_from_iterator(
+        tiny.TEXTS, trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>"], show_progress=False)
+    )
     state = json.loads(made.to_str())
     state["model"]["fuse_unk"] = True
     made = Tokenizer.from_str(json.dumps(state))
@@ -199,7 +203,9 @@ def student(captured, tmp_path, pretrained):
 
 
 def test_a_pretrained_student_with_other_merges_is_refused(captured, tmp_path):
-    with pytest.raises(IdentityError, match="the student's tokenizer splits text unlike the one that it is trained with"):
+    with pytest.raises(
+        IdentityError, match="the student's tokenizer splits text unlike the one that it is trained with"
+    ):
         run_training(student(captured, tmp_path, captured / "other/model"))
     assert not (tmp_path / "run/final").exists()
 

@@ -226,7 +226,14 @@ def printed(show, *arguments, width=80):
 def test_a_line_of_100_000_characters_is_wrapped_and_whole():
     token = {"index": 0, "id": 0, "text": "x" * 100_000, "position": 0, "masked": False, "seen": ""}
     teacher = {"name": "toy", "surprise_nats": [1.0], "mean_surprise_nats": 1.0}
-    view = {"sequence_id": 0, "document_id": "d" * 500, "turn": None, "objective": "causal", "tokens": [token], "teachers": [teacher]}
+    view = {
+        "sequence_id": 0,
+        "document_id": "d" * 500,
+        "turn": None,
+        "objective": "causal",
+        "tokens": [token],
+        "teachers": [teacher],
+    }
     output = printed(print_sequence, view)
     assert max(map(len, output.splitlines())) <= 80
     assert output.count("x") >= 100_000

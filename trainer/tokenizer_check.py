@@ -1,4 +1,4 @@
-"""A student's own tokenizer must split text as the cache's did: with other merges, it would meet other tokens than it learned.
+"""A student's own tokenizer must split text as the cache's did, or it would meet other tokens than it learned.
 
 The vocabularies are compared in ``student.check_tokenizer``; this is about what they do not say.
 """

@@ -1,0 +1,55 @@
+"""What is refused before an encoding is written or continued: other settings, another corpus, a lost manifest."""
+
+from typing import Any
+
+from cache_tools import layout
+from cache_tools.errors import FormatError, IdentityError
+from cache_tools.fingerprint import differences, fingerprint
+from cache_tools.storage import StorePath, names
+
+
+def check_same(folder: StorePath, stored: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Refuse an encoding that was made with another tokenizer or other settings.
+
+    Raises:
+        IdentityError: it was.
+    """
+    if fingerprint(stored) != fingerprint(identity):
+        raise IdentityError(
+            "the cache holds this encoding with another tokenizer or other settings",
+            where=folder,
+            expected="the settings it was made with",
+            found="; ".join(differences(stored, identity)),
+            why="old and new predictions would belong to different tokens",
+            fix="Restore the settings, or choose another encoding.name or cache",
+        )
+
+
+def check_files(folder: StorePath, known: dict[str, str], found: dict[str, str], append: bool) -> None:
+    """Refuse a corpus that lacks or changed a file, or, unless it is to be appended to, has a new one."""
+    changed = {name: value for name, value in known.items() if found.get(name) != value}
+    new = [] if append else [name for name in found if name not in known]
+    if changed or new:
+        lines = [f"{name} is {'changed' if name in found else 'gone'}" for name in changed]
+        lines += [f"{name} is new" for name in new]
+        raise IdentityError(
+            "the cache holds this encoding from another corpus",
+            where=folder,
+            expected="the files it was made from",
+            found="; ".join(lines[:5]) + (f" and {len(lines) - 5} more" if len(lines) > 5 else ""),
+            why="" if not changed else "old and new predictions would belong to different tokens",
+            fix="Restore the corpus (the revision of a dataset), or choose another encoding.name or cache"
+            if changed
+            else "Run the capture with --append to add what is new, or take it out of the corpus",
+        )
+
+
+def refuse_remains(folder: StorePath) -> None:
+    """Refuse to encode where teachers' predictions belong to an encoding that is gone."""
+    if any(not name.startswith(layout.MANIFEST) for name in names(folder / "teachers")):
+        raise FormatError(
+            "the encoding's manifest is gone, but teachers' predictions are there",
+            where=folder,
+            why="encoding again would throw them away",
+            fix=f"Restore {layout.MANIFEST} from a copy, or delete this folder to start over",
+        )
