@@ -53,14 +53,20 @@ def enclose(folder: object) -> None:
         _enclosed.add(str(folder))
 
 
-def refuse_links(path: Path) -> None:
-    """Raise DamageError if a path inside an enclosed folder is a symbolic link, or leads through one."""
+def refuse_links(path: Path, looked_at: set[str] | None = None) -> None:
+    """Raise DamageError if a path inside an enclosed folder is a symbolic link, or leads through one.
+
+    Args:
+        path: Of a file or folder, or of none.
+        looked_at: Paths that are known to be no links; this one and those above it are added.
+    """
     text, inside = str(path), []
-    while text not in _enclosed:
+    known = set() if looked_at is None else looked_at
+    while text not in _enclosed and text not in known:
         inside.append(text)
-        parent = os.path.dirname(text) or "."
-        if parent == text or (parent == "." and text == "."):
-            return
+        parent = text.rpartition(os.sep)[0] or "."  # several times faster than os.path.dirname
+        if parent == text:
+            return  # no enclosed folder is above
         text = parent
     for place in inside:
         if os.path.islink(place):
@@ -70,6 +76,7 @@ def refuse_links(path: Path) -> None:
                 why="a link could lead to any file of yours",
                 fix="Put the files in its place ('cp -RL' copies a cache without links), or mount the other disk there",
             )
+    known.update(inside)
 
 
 @contextmanager
@@ -81,12 +88,20 @@ def open_regular(path: Path) -> Iterator[tuple[FileIO, int]]:
         OSError: it does not exist or cannot be read.
     """
     refuse_links(path)
+    with FileIO(_opened(path), "rb") as file:
+        yield file, os.fstat(file.fileno()).st_size
+
+
+def _opened(path: Path) -> int:
+    """Open a path that is no link, and return its descriptor."""
     _refuse_special(path, os.stat(path).st_mode)  # before opening, which alone can set a device going
     descriptor = os.open(path, _FLAGS)
-    with open(descriptor, "rb", buffering=0) as file:
-        status = os.fstat(descriptor)
-        _refuse_special(path, status.st_mode)
-        yield file, status.st_size
+    try:
+        _refuse_special(path, os.fstat(descriptor).st_mode)
+    except DamageError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def read_regular(path: Path, largest_bytes: int) -> bytes:
@@ -141,12 +156,16 @@ def read_regular_spans(spans: Sequence[Span]) -> list[bytes]:
     by_path: dict[Any, list[int]] = defaultdict(list)
     for number, span in enumerate(spans):
         by_path[span.path].append(number)
-    result = [b""] * len(spans)
+    result, looked_at = [b""] * len(spans), set[str]()
     for path, numbers in by_path.items():
-        with open_regular(path) as (file, _):
+        refuse_links(path, looked_at)
+        descriptor = _opened(path)
+        try:
             for number in numbers:
                 start, stop = spans[number][1:]
-                result[number] = os.pread(file.fileno(), stop - start, start)
+                result[number] = os.pread(descriptor, stop - start, start)
+        finally:
+            os.close(descriptor)
     return result
 
 
