@@ -64,10 +64,10 @@ def refuse_links(path: Path, looked_at: set[str] | None = None) -> None:
     known = set() if looked_at is None else looked_at
     while text not in _enclosed and text not in known:
         inside.append(text)
-        parent = text.rpartition(os.sep)[0] or "."  # several times faster than os.path.dirname
-        if parent == text:
+        parent = text.rpartition(os.sep)[0]  # several times faster than os.path.dirname
+        if not parent and (text.startswith(os.sep) or text in (".", "..")):
             return  # no enclosed folder is above
-        text = parent
+        text = parent or "."
     for place in inside:
         if os.path.islink(place):
             raise DamageError(
