@@ -34,6 +34,7 @@ from trainer.finite import (
 from trainer.loading import load_checkpoint
 from trainer.lora import has_adapter, load_adapter
 from trainer.measures import Sums
+from trainer.neftune import noisy_embeddings
 from trainer.packing import check_packing
 from trainer.sampler import ShardWindowSampler
 from trainer.self_test import check_teacher_reaches_student
@@ -81,6 +82,7 @@ class DistillationTrainer(Trainer):
         self._sums: dict[str, Tensor] = {}
         self._num_positions = 0
         self._watch = StepWatch(self._over_ranks)
+        self.neftune_noise_alpha = None  # the Trainer would look for embeddings in the wrapper, see neftune.py
         self._checkpoints_kept, self.args.save_total_limit = self.args.save_total_limit, None  # see _save_checkpoint
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -108,7 +110,9 @@ class DistillationTrainer(Trainer):
             StorageError: the disk is full or refuses.
         """
         output = Path(str(self.args.output_dir))
-        self.train(resume_from_checkpoint=broadcast_choice(output, self.args.process_index, broadcast_object_list))
+        checkpoint = broadcast_choice(output, self.args.process_index, broadcast_object_list)
+        with noisy_embeddings(self._bare_student(), self.args.neftune_noise_alpha):
+            self.train(resume_from_checkpoint=checkpoint)
 
     def _run_epoch(self, *arguments: Any, **named: Any) -> None:
         if self.state.global_step >= self.state.max_steps:  # continued after its last step, before it was finished

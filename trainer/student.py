@@ -143,11 +143,6 @@ class DistilledStudent(nn.Module):
         """Return the sums of any function of the student's logits, see ``fused.over_positions``."""
         return fused.over_positions(self.student, self.head, inputs, kept_BL, loss_of)
 
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the student's; NEFTune adds its noise there while the module is in training mode."""
-        embeddings: nn.Module = self.student.get_input_embeddings()
-        return embeddings
-
     def gradient_checkpointing_enable(self, **arguments: Any) -> None:
         """Pass on to the student; the Trainer calls it."""
         self.student.gradient_checkpointing_enable(**arguments)
