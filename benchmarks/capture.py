@@ -32,8 +32,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks import peak
 from benchmarks.rows import RECORDED
-from cache_tools.reader import Cache, Encoding
-from cache_tools.writer import create_cache
+from cache_tools.store.reader import Cache, Encoding
+from cache_tools.store.writer import create_cache
 from pipeline.batches import Batch, pad, token_budget_batches
 from pipeline.capture import capture_shards
 from pipeline.config import CaptureConfig

@@ -19,11 +19,11 @@ from typing import Any
 import click
 import numpy as np
 
-from cache_tools import direct
-from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import LogitcaskError
-from cache_tools.reader import Cache, Encoding
-from cache_tools.verify import verify
+from cache_tools.maintenance.verify import verify
+from cache_tools.store import chunk_reader
+from cache_tools.store.reader import Cache, Encoding
+from cache_tools.store.teacher import CachedTeacher
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 Items = dict[str, Any]
@@ -159,14 +159,14 @@ def _damaged(content: bytes, kind: str, place: int) -> bytes:
 
 def _finding(path: Path, key: str, kind: str, place: int, expected: Items) -> Finding:
     wrong = []
-    direct._indexes.clear()  # a new process remembers nothing
+    chunk_reader._indexes.clear()  # a new process remembers nothing
     try:
         verified = bool(verify(path, deep=True))
     except LogitcaskError:
         verified = True
     except Exception as error:
         verified, wrong = True, [f"verify: {type(error).__name__}"]
-    direct._indexes.clear()
+    chunk_reader._indexes.clear()
     found, errors = read_all(path)
     wrong += [name for name, value in found.items() if expected[name] != value]
     wrong += [f"{type(error).__name__}: {error}" for error in errors if not isinstance(error, LogitcaskError)]

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from benchmarks.hidden_states import States, load_states
 from benchmarks.rows import RECORDED
-from cache_tools.hidden import (
+from cache_tools.codecs.hidden_states import (
     Transform,
     calibrate_last,
     calibrate_relative,
@@ -36,7 +36,7 @@ from cache_tools.hidden import (
     encode,
     relative_error,
 )
-from cache_tools.predictions import from_bfloat16, to_bfloat16
+from cache_tools.store.predictions import from_bfloat16, to_bfloat16
 from pipeline.hidden_budget import fisher_metric, kl_error, kl_nats
 
 Floats = NDArray[np.float32]

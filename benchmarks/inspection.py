@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from cache_tools.reader import Cache, Encoding
+from cache_tools.store.reader import Cache, Encoding
 
 ROOT = Path(__file__).resolve().parents[1]
 

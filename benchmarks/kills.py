@@ -31,8 +31,8 @@ import psutil  # type: ignore[import-untyped]
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cache_tools.progress import Reporter
-from cache_tools.verify import verify
+from cache_tools.maintenance.verify import verify
+from cache_tools.progress.reporter import Reporter
 from pipeline.config import CaptureConfig
 from pipeline.run import Worker, run_capture
 

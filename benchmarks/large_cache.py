@@ -12,15 +12,15 @@ from typing import Any
 
 import click
 
-from cache_tools import layout
-from cache_tools.cached_teacher import CachedTeacher
-from cache_tools.manifest import TeacherManifest, write_group, write_manifest
-from cache_tools.reader import Cache, Encoding
-from cache_tools.receipts import write_receipt
-from cache_tools.sequences import Sequence, read_recorded
-from cache_tools.shards import read_file_tables, write_part, write_shard
+from cache_tools.format import layout
+from cache_tools.format.manifest import TeacherManifest, write_group, write_manifest
+from cache_tools.format.receipts import write_receipt
+from cache_tools.format.sequences import Sequence, read_recorded
+from cache_tools.format.shards import read_file_tables, write_part, write_shard
 from cache_tools.storage import StorePath, write_objects
-from cache_tools.writer import create_cache, declare_teacher
+from cache_tools.store.reader import Cache, Encoding
+from cache_tools.store.teacher import CachedTeacher
+from cache_tools.store.writer import create_cache, declare_teacher
 
 
 def repeat_cache(source: Cache, target: StorePath, copies: int) -> None:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from cache_tools.codec import Targets
+from cache_tools.codecs.registry import Targets
 from cache_tools.configuration import load_config
 from trainer.config import StudentConfig
 from trainer.data import CachedSequences, Example, collate

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools import layout
-from cache_tools.cached_teacher import CachedTeacher
-from cache_tools.codec import DeltaPower, Targets
-from cache_tools.fingerprint import fingerprint
-from cache_tools.manifest import EncodingManifest, TeacherManifest, write_group, write_manifest
-from cache_tools.predictions import SCALAR_STEP_NATS, SCALARS, Predictions
-from cache_tools.reader import Encoding
-from cache_tools.sequences import Sequence
-from cache_tools.shards import write_part, write_shard
-from cache_tools.writer import commit_shard, create_cache, declare_teacher
+from cache_tools.codecs.registry import DeltaPower, Targets
+from cache_tools.format import layout
+from cache_tools.format.fingerprint import fingerprint
+from cache_tools.format.manifest import EncodingManifest, TeacherManifest, write_group, write_manifest
+from cache_tools.format.sequences import Sequence
+from cache_tools.format.shards import write_part, write_shard
+from cache_tools.store.predictions import SCALAR_STEP_NATS, SCALARS, Predictions
+from cache_tools.store.reader import Encoding
+from cache_tools.store.teacher import CachedTeacher
+from cache_tools.store.writer import commit_shard, create_cache, declare_teacher
 
 SEQUENCES_PER_SHARD = 8
 CHUNK_POSITIONS = 2048

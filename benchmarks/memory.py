@@ -23,7 +23,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.peak import resident_bytes
-from cache_tools.receipts import TARGETS
+from cache_tools.format.receipts import TARGETS
 from pipeline.demo.corpus import topic_documents
 from pipeline.demo.run import FILES
 
@@ -72,8 +72,8 @@ def random_teacher(folder: Path, **changes: Any) -> Path:
 
 def measure(values: dict[str, Any]) -> dict[str, Any]:
     """Plan, capture, and return predicted and measured peaks; runs in a process of its own."""
-    from cache_tools.reader import Cache
-    from cache_tools.writer import create_cache
+    from cache_tools.store.reader import Cache
+    from cache_tools.store.writer import create_cache
     from pipeline.capture import capture_shards
     from pipeline.config import CaptureConfig
     from pipeline.declare import declare, keep_of

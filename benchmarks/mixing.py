@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.made_cache import make_cache
-from cache_tools.codec import Targets
-from cache_tools.union_vocabulary import IdMaps
+from cache_tools.codecs.registry import Targets
+from cache_tools.vocabularies.union import IdMaps
 from trainer.config import LossConfig
 from trainer.losses import loss_terms
 from trainer.mixture import mixed_loss_terms, mixed_targets

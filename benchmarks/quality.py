@@ -28,7 +28,7 @@ from benchmarks.quality_gradients import compare
 from benchmarks.quality_runs import run
 from benchmarks.quality_table import Results, gaps_nats, interval, rows, show
 from cache_tools.errors import IdentityError, LogitcaskError
-from cache_tools.fingerprint import differences
+from cache_tools.format.fingerprint import differences
 from cache_tools.storage import write_object
 
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache_tools.progress import open_reporter
-from cache_tools.reader import Cache
+from cache_tools.inspection.summary import summarise
+from cache_tools.progress.reporter import open_reporter
 from cache_tools.storage import write_object
-from cache_tools.summary import summarise
+from cache_tools.store.reader import Cache
 from pipeline.config import CaptureConfig
 from pipeline.demo.corpus import docstring_documents, standard_library, topic_documents
 from pipeline.demo.run import FILES

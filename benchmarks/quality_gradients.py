@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from benchmarks.quality_arms import ARMS, LIVE, Arm, Scale, half, run_folder, student_config
 from benchmarks.quality_runs import LiveStudent, load_live
-from cache_tools.reader import Cache, Encoding
 from cache_tools.storage import write_object
+from cache_tools.store.reader import Cache, Encoding
 from trainer.data import CachedSequences, Reading, collate
 from trainer.student import build_student, distilled, vocabulary_size
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_tools.codec import Targets
+from cache_tools.codecs.registry import Targets
 
 RECORDED = Path(__file__).resolve().parents[2] / "shared" / "data"
 """Where recorded rows may lie: beside the repository, never in it."""

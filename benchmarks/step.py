@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from benchmarks.made_cache import SEQUENCES_PER_SHARD, make_cache
 from benchmarks.peak import peak_bytes, resident_bytes
-from cache_tools.cached_teacher import CachedTeacher
+from cache_tools.store.teacher import CachedTeacher
 from trainer.config import LossConfig
 from trainer.data import IGNORED, CachedSequences, collate
 from trainer.fused import chunked_loss
@@ -198,7 +198,7 @@ def _peak_in_own_process(name: str, sizes: Sizes, device: str, cache: Path) -> i
 
 def print_peak(values: str) -> None:
     """Measure one row's peak here and print it; ``values`` is what the parent process asks for, as JSON."""
-    from cache_tools.reader import Cache
+    from cache_tools.store.reader import Cache
 
     torch.set_num_threads(1)
     name, sizes, device, cache = json.loads(values)

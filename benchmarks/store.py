@@ -20,8 +20,8 @@ from numcodecs import blosc
 
 from benchmarks.layouts import LAYOUTS, Layout, LogitcaskSampled
 from benchmarks.rows import Rows, available_rows, sampled
-from cache_tools import arrays
-from cache_tools.codec import Targets, kl_nats
+from cache_tools.codecs.registry import Targets, kl_nats
+from cache_tools.format import zarr_arrays
 
 WINDOW = 2048
 PASSES = 5
@@ -86,7 +86,7 @@ def _peak_bytes(work: Callable[[], object]) -> int:
 def main(ks: tuple[int, ...], as_json: bool) -> None:
     """Measure every layout on every set of rows."""
     blosc.set_nthreads(1)
-    arrays.THREADS = 1
+    zarr_arrays.THREADS = 1
     work = [(layout, rows, k) for k in ks for rows in available_rows(k) for layout in LAYOUTS]
     work += [(LogitcaskSampled, sampled(rows, DRAWS), DRAWS) for rows in available_rows(128)]
     results = []

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from cache_tools.errors import LogitcaskError
-from cache_tools.manifest import Split
-from cache_tools.reader import Cache
-from cache_tools.sequences import Sequence as CachedSequence
-from cache_tools.union_vocabulary import UnionVocabulary
+from cache_tools.format.manifest import Split
+from cache_tools.format.sequences import Sequence as CachedSequence
+from cache_tools.store.reader import Cache
+from cache_tools.vocabularies.union import UnionVocabulary
 from logitcask import cli
 from trainer.translation import student_ids, translated_ids
 

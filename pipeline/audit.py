@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.manifest import Kind
-from cache_tools.targets import EMPTY_ID, Targets
+from cache_tools.codecs.rows import EMPTY_ID, Targets
+from cache_tools.format.manifest import Kind
 
 Floats = NDArray[np.float64]
 

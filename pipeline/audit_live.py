@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache_tools.cached_teacher import CachedTeacher
+from cache_tools.codecs.rows import EMPTY_ID, Targets, by_id
 from cache_tools.errors import ModelError
-from cache_tools.manifest import TeacherManifest
-from cache_tools.predictions import SCALARS, temperature_of
-from cache_tools.progress import Advance, ignore
-from cache_tools.sequences import Sequence
-from cache_tools.targets import EMPTY_ID, Targets, by_id
+from cache_tools.format.manifest import TeacherManifest
+from cache_tools.format.sequences import Sequence
+from cache_tools.progress.reporter import Advance, ignore
+from cache_tools.store.predictions import SCALARS, temperature_of
+from cache_tools.store.teacher import CachedTeacher
 from pipeline.audit import LOWEST_NATS, Rows
 from pipeline.batches import Batch, pad, token_budget_batches
 from pipeline.draws import position_keys

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from cache_tools.cached_teacher import CachedTeacher
+from cache_tools.codecs.hidden_states import relative_error
 from cache_tools.errors import ConfigError, IdentityError, IncompleteError
-from cache_tools.fingerprint import differences
-from cache_tools.hidden import relative_error
-from cache_tools.predictions import hidden_array
-from cache_tools.progress import Reporter
-from cache_tools.reader import Cache, Encoding
-from cache_tools.sequences import Sequence
+from cache_tools.format.fingerprint import differences
+from cache_tools.format.sequences import Sequence
+from cache_tools.progress.reporter import Reporter
+from cache_tools.store.predictions import hidden_array
+from cache_tools.store.reader import Cache, Encoding
+from cache_tools.store.teacher import CachedTeacher
 from pipeline import audit
 from pipeline.audit_live import Compared, compare
 from pipeline.audit_verdict import Check, Tolerance, checks_of_sample, checks_of_shard, diagnose, tolerance_of

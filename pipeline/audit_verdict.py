@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cache_tools.codec import DeltaPower
-from cache_tools.manifest import HiddenSpec, TeacherManifest
-from cache_tools.predictions import SCALARS, codec_of, temperature_of
+from cache_tools.codecs.registry import DeltaPower
+from cache_tools.format.manifest import HiddenSpec, TeacherManifest
+from cache_tools.store.predictions import SCALARS, codec_of, temperature_of
 from pipeline.audit import (
     Floats,
     Rows,

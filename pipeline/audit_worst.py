@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.cached_teacher import CachedTeacher
-from cache_tools.manifest import Kind
-from cache_tools.sequences import Sequence
+from cache_tools.format.manifest import Kind
+from cache_tools.format.sequences import Sequence
+from cache_tools.store.teacher import CachedTeacher
 from pipeline.audit import Rows, difference, exact_part, kl_nats, worst_slots
 
 WORST = 5

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache_tools.sequences import Sequence
+from cache_tools.format.sequences import Sequence
 
 # B: rows of a batch, L: their length, P: kept positions of a batch
 

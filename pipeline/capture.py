@@ -17,14 +17,14 @@ from typing import Any
 import torch
 import transformers
 
-from cache_tools.cached_teacher import CachedTeacher
+from cache_tools.codecs.hidden_states import ErrorOf
 from cache_tools.errors import ModelError
-from cache_tools.hidden import ErrorOf
-from cache_tools.manifest import SOFTWARE
-from cache_tools.predictions import Predictions, temperatures_of
-from cache_tools.progress import Advance, ignore
-from cache_tools.reader import Encoding
-from cache_tools.writer import commit_shard
+from cache_tools.format.manifest import SOFTWARE
+from cache_tools.progress.reporter import Advance, ignore
+from cache_tools.store.predictions import Predictions, temperatures_of
+from cache_tools.store.reader import Encoding
+from cache_tools.store.teacher import CachedTeacher
+from cache_tools.store.writer import commit_shard
 from pipeline.config import TeacherConfig
 from pipeline.declare import keep_of
 from pipeline.hidden_budget import OutputHead, kl_error

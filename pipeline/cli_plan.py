@@ -129,7 +129,7 @@ def plan_command(
     from transformers.utils.logging import disable_progress_bar
 
     from cache_tools.configuration import load_config
-    from cache_tools.progress import open_reporter
+    from cache_tools.progress.reporter import open_reporter
     from pipeline.config import CaptureConfig
     from pipeline.plan import require_space
     from pipeline.print_plan import print_plan

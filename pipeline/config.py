@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from cache_tools.codec import DeltaPower
+from cache_tools.codecs.registry import DeltaPower
 from cache_tools.configuration import Config
 from cache_tools.errors import FormatError
-from cache_tools.layout import checked_name
-from cache_tools.manifest import Kind, Objective
+from cache_tools.format.layout import checked_name
+from cache_tools.format.manifest import Kind, Objective
 from cache_tools.storage import CachePath
 from pipeline.config_corpus import CorpusConfig
 

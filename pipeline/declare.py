@@ -12,16 +12,16 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from cache_tools import layout
-from cache_tools.cached_teacher import CachedTeacher
-from cache_tools.codec import Codec, DeltaCount, DeltaFloat32, DeltaPower, DenseFloat32
+from cache_tools.codecs.hidden_states import calibrate_last, calibrate_relative, transform_bytes
+from cache_tools.codecs.registry import Codec, DeltaCount, DeltaFloat32, DeltaPower, DenseFloat32
 from cache_tools.errors import IdentityError, ModelError
-from cache_tools.hidden import calibrate_last, calibrate_relative, transform_bytes
-from cache_tools.manifest import ObjectRecord, TeacherManifest, read_manifest
-from cache_tools.predictions import SCALAR_STEP_NATS, SCALARS, hidden_array, tempered_name
-from cache_tools.reader import Encoding
+from cache_tools.format import layout
+from cache_tools.format.manifest import ObjectRecord, TeacherManifest, read_manifest
 from cache_tools.storage import object_exists
-from cache_tools.writer import declare_teacher
+from cache_tools.store.predictions import SCALAR_STEP_NATS, SCALARS, hidden_array, tempered_name
+from cache_tools.store.reader import Encoding
+from cache_tools.store.teacher import CachedTeacher
+from cache_tools.store.writer import declare_teacher
 from pipeline.batches import pack, pad
 from pipeline.config import HiddenConfig, TargetConfig, TeacherConfig
 from pipeline.hidden_budget import OutputHead, fisher_metric

@@ -18,13 +18,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from cache_tools import layout
-from cache_tools.claims import CLAIM, Claim, claimed
 from cache_tools.creation import create_object
-from cache_tools.encoding_files import missing_files
 from cache_tools.errors import IdentityError, LogitcaskError
-from cache_tools.fingerprint import fingerprint
-from cache_tools.manifest import (
+from cache_tools.format import layout
+from cache_tools.format.fingerprint import fingerprint
+from cache_tools.format.manifest import (
     EncodingManifest,
     ObjectRecord,
     Split,
@@ -33,9 +31,8 @@ from cache_tools.manifest import (
     write_group,
     write_manifest,
 )
-from cache_tools.progress import Advance, ignore
-from cache_tools.sequences import DOCUMENT_IDS, Sequence, read_table
-from cache_tools.shards import (
+from cache_tools.format.sequences import DOCUMENT_IDS, Sequence, read_table
+from cache_tools.format.shards import (
     ShardEntry,
     read_file_table,
     read_file_tables,
@@ -43,6 +40,8 @@ from cache_tools.shards import (
     write_part,
     write_shard,
 )
+from cache_tools.format.vocabulary import vocabulary_size
+from cache_tools.progress.reporter import Advance, ignore
 from cache_tools.storage import (
     StorePath,
     names,
@@ -52,7 +51,8 @@ from cache_tools.storage import (
     remove_tree,
     write_objects,
 )
-from cache_tools.vocabulary import vocabulary_size
+from cache_tools.store.claims import CLAIM, Claim, claimed
+from cache_tools.store.encoding_files import missing_files
 from pipeline.config import CaptureConfig
 from pipeline.documents import Document, Source, corpus_sources, read_documents
 from pipeline.encode_checks import check_files, check_same, refuse_remains

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from cache_tools import layout
 from cache_tools.errors import FormatError, IdentityError
-from cache_tools.fingerprint import differences, fingerprint
+from cache_tools.format import layout
+from cache_tools.format.fingerprint import differences, fingerprint
 from cache_tools.storage import StorePath, names
 
 

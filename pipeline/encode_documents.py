@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-from cache_tools.sequences import Sequence
+from cache_tools.format.sequences import Sequence
 from pipeline.config import EncodingConfig
 from pipeline.documents import Document
 from pipeline.labels import label_id, label_position

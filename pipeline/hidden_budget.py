@@ -1,8 +1,8 @@
 """The error budget of the last hidden state, measured with the teacher's own head on its own device.
 
-``cache_tools.hidden`` needs two things of a teacher: the Fisher metric, to calibrate the
+``cache_tools.codecs.hidden_states`` needs two things of a teacher: the Fisher metric, to calibrate the
 transform of layer ``last``, and the KL that decoded states lead to, to choose a shard's step.
-Both are the computation of ``cache_tools.hidden_metric``, here with torch. A head's input is
+Both are the computation of ``cache_tools.codecs.channel_scales``, here with torch. A head's input is
 ``HeadOutput.last`` of ``split_model.run_head``, which is also what layer ``last`` stores.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from cache_tools.hidden import ErrorOf
+from cache_tools.codecs.hidden_states import ErrorOf
 from pipeline.split_model import HeadOutput, output_parameters, output_scaling
 
 CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}

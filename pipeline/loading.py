@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from cache_tools.errors import ModelError
-from cache_tools.loading_report import check_report
-from cache_tools.manifest import Objective
+from cache_tools.format.manifest import Objective
+from cache_tools.models.loading_report import check_report
 from pipeline.config import TeacherConfig
 from pipeline.split_weights import auto_class, meta_model
 

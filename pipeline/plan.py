@@ -15,13 +15,13 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from cache_tools.codec import DeltaFloat32, DeltaPower
+from cache_tools.codecs.registry import DeltaFloat32, DeltaPower
 from cache_tools.errors import StorageError
-from cache_tools.manifest import SPLITS, Split
-from cache_tools.progress import Reporter
-from cache_tools.reader import Encoding
-from cache_tools.sequences import Sequence, sequences_bytes
+from cache_tools.format.manifest import SPLITS, Split
+from cache_tools.format.sequences import Sequence, sequences_bytes
+from cache_tools.progress.reporter import Reporter
 from cache_tools.storage import StorePath
+from cache_tools.store.reader import Encoding
 from pipeline.config import CaptureConfig, HiddenConfig, TeacherConfig
 from pipeline.declare import codec_of_target, keep_of, scalar_names
 from pipeline.documents import Document, corpus_sources, read_documents

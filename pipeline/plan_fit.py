@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from cache_tools.errors import ModelError
-from cache_tools.manifest import Objective
+from cache_tools.format.manifest import Objective
 from pipeline.config import TeacherConfig
 from pipeline.split_weights import meta_model, weight_bytes
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
-from cache_tools import layout
-from cache_tools.fingerprint import fingerprint
-from cache_tools.manifest import TargetSpec
-from cache_tools.reader import Cache, Encoding
+from cache_tools.format import layout
+from cache_tools.format.fingerprint import fingerprint
+from cache_tools.format.manifest import TargetSpec
 from cache_tools.storage import object_exists
+from cache_tools.store.reader import Cache, Encoding
 from pipeline.config import CaptureConfig, TeacherConfig
 from pipeline.declare import target_spec
 from pipeline.encode import encoding_identity

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.codec import Codec, DeltaFloat32, DeltaPower, Targets
-from cache_tools.manifest import Objective, TeacherManifest
-from cache_tools.predictions import SCALAR_STEP_NATS, Predictions
-from cache_tools.progress import Reporter
-from cache_tools.receipts import TARGETS
-from cache_tools.sequences import Sequence
+from cache_tools.codecs.registry import Codec, DeltaFloat32, DeltaPower, Targets
+from cache_tools.format.manifest import Objective, TeacherManifest
+from cache_tools.format.receipts import TARGETS
+from cache_tools.format.sequences import Sequence
+from cache_tools.progress.reporter import Reporter
+from cache_tools.store.predictions import SCALAR_STEP_NATS, Predictions
 from pipeline.config import TargetConfig, TeacherConfig
 from pipeline.declare import codec_of_target, keep_of, scalar_names
 from pipeline.plan_rows import CHUNK_ROWS, Block, as_asked, first_entries, scalar_bytes, target_bytes
@@ -200,7 +200,11 @@ def _wanted(config: TeacherConfig, keep: Keep, vocabulary: int) -> Wanted:
 
 
 def _codec_of_k(target: TargetConfig, k: int, vocabulary: int) -> Codec:
-    return DeltaFloat32(k, vocabulary) if target.exact else DeltaPower(k, vocabulary, target.max_kl_nats, target.temperatures)
+    return (
+        DeltaFloat32(k, vocabulary)
+        if target.exact
+        else DeltaPower(k, vocabulary, target.max_kl_nats, target.temperatures)
+    )
 
 
 @dataclass

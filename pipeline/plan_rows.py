@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.arrays import ArrayLayout, ArrayType
-from cache_tools.codec import Codec, Targets
-from cache_tools.predictions import SCALAR_STEP_NATS, Predictions, to_steps
-from cache_tools.sequences import Sequence
+from cache_tools.codecs.registry import Codec, Targets
+from cache_tools.format.sequences import Sequence
+from cache_tools.format.zarr_arrays import ArrayLayout, ArrayType
+from cache_tools.store.predictions import SCALAR_STEP_NATS, Predictions, to_steps
 from pipeline.config import TargetConfig
 
 CHUNK_ROWS = 4096

@@ -20,14 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache_tools.codec import Targets
+from cache_tools.codecs.registry import Targets
 from cache_tools.errors import ModelError
-from cache_tools.manifest import Objective, TeacherManifest
-from cache_tools.predictions import Predictions, hidden_array
-from cache_tools.progress import Advance, ignore
-from cache_tools.reader import Encoding
-from cache_tools.receipts import TARGETS
-from cache_tools.sequences import Sequence
+from cache_tools.format.manifest import Objective, TeacherManifest
+from cache_tools.format.receipts import TARGETS
+from cache_tools.format.sequences import Sequence
+from cache_tools.progress.reporter import Advance, ignore
+from cache_tools.store.predictions import Predictions, hidden_array
+from cache_tools.store.reader import Encoding
 from pipeline.batches import Batch, pack, pad, token_budget_batches
 from pipeline.draws import position_keys
 from pipeline.split_model import run_body, run_head

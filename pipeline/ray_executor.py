@@ -21,11 +21,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import ConfigError, LogitcaskError, ModelError
-from cache_tools.progress import Reporter, open_reporter
-from cache_tools.reader import Cache, Encoding
+from cache_tools.progress.reporter import Reporter, open_reporter
 from cache_tools.storage import store_path
+from cache_tools.store.reader import Cache, Encoding
+from cache_tools.store.teacher import CachedTeacher
 from pipeline.capture import capture_shards
 from pipeline.config import CaptureConfig, TeacherConfig
 from pipeline.declare import declare

@@ -11,13 +11,13 @@ missing; so memory stays that of a capture. Damage to manifests is for a copy to
 
 from collections.abc import Callable, Iterable
 
-from cache_tools import layout
-from cache_tools.encoding_files import MissingFiles, first_shards, missing_files, shard_entries
 from cache_tools.errors import IdentityError
-from cache_tools.manifest import EncodingManifest, Split
-from cache_tools.sequences import Sequence, sequences_bytes
-from cache_tools.shards import ShardEntry, file_table_bytes, shard_entry, shard_table_bytes
+from cache_tools.format import layout
+from cache_tools.format.manifest import EncodingManifest, Split
+from cache_tools.format.sequences import Sequence, sequences_bytes
+from cache_tools.format.shards import ShardEntry, file_table_bytes, shard_entry, shard_table_bytes
 from cache_tools.storage import StorePath, sha256, write_object
+from cache_tools.store.encoding_files import MissingFiles, first_shards, missing_files, shard_entries
 from pipeline.shard_writer import ShardWriter
 
 SplitSequences = Iterable[tuple[Split, Sequence]]

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from cache_tools.errors import IdentityError
 from cache_tools.storage import StorePath
-from cache_tools.union_vocabulary import NO_ID
-from cache_tools.vocabulary_folder import read_vocabulary
+from cache_tools.vocabularies.folder import read_vocabulary
+from cache_tools.vocabularies.union import NO_ID
 
 # N: positions of a chunk, V: the teacher's vocabulary, n: kept tokens
 

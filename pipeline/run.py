@@ -19,14 +19,14 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from cache_tools import layout
 from cache_tools.errors import IdentityError, IncompleteError, ModelError
-from cache_tools.model_files import weight_files
-from cache_tools.progress import Reporter
-from cache_tools.reader import Cache, Encoding
-from cache_tools.same_tokenizer import probes, require_same, sampled_texts
+from cache_tools.format import layout
+from cache_tools.models.files import weight_files
+from cache_tools.progress.reporter import Reporter
 from cache_tools.storage import names, object_exists
-from cache_tools.writer import create_cache
+from cache_tools.store.reader import Cache, Encoding
+from cache_tools.store.writer import create_cache
+from cache_tools.vocabularies.same_tokenizer import probes, require_same, sampled_texts
 from pipeline.capture import capture_shards
 from pipeline.config import CaptureConfig, TeacherConfig
 from pipeline.declare import declare, is_declared

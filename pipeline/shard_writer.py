@@ -6,9 +6,9 @@ Sequence ids and rows follow the order in which shards are written, behind those
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from cache_tools.manifest import Split
-from cache_tools.sequences import Sequence
-from cache_tools.shards import ShardEntry, write_shard
+from cache_tools.format.manifest import Split
+from cache_tools.format.sequences import Sequence
+from cache_tools.format.shards import ShardEntry, write_shard
 from cache_tools.storage import StorePath
 
 WriteShard = Callable[[StorePath, int, Split, int, list[Sequence]], ShardEntry]

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from cache_tools.errors import CorpusError
-from cache_tools.fingerprint import fingerprint
+from cache_tools.format.fingerprint import fingerprint
 from cache_tools.storage import file_sha256
 from pipeline.config_corpus import DatasetConfig
 

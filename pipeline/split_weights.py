@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
 from cache_tools.errors import ModelError
-from cache_tools.manifest import Objective
+from cache_tools.format.manifest import Objective
 from pipeline.config import TeacherConfig
 
 

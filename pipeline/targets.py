@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cache_tools.manifest import Kind
-from cache_tools.predictions import tempered_name
+from cache_tools.format.manifest import Kind
+from cache_tools.store.predictions import tempered_name
 from pipeline.draws import draw
 from pipeline.restriction import Restriction
 from pipeline.topk import top_k

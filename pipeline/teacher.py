@@ -19,8 +19,8 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from cache_tools.errors import ModelError
-from cache_tools.manifest import Objective
-from cache_tools.model_files import weight_files, weights_sha256
+from cache_tools.format.manifest import Objective
+from cache_tools.models.files import weight_files, weights_sha256
 from pipeline.config import TeacherConfig
 from pipeline.loading import load_checkpoint
 from pipeline.process_group import send, send_inputs

@@ -6,8 +6,8 @@ will in the capture. Cost: six small batches.
 
 import torch
 
-from cache_tools.probe import Ids, Probe, States, check_model, step_of
-from cache_tools.reader import Encoding
+from cache_tools.models.probe import Ids, Probe, States, check_model, step_of
+from cache_tools.store.reader import Encoding
 from pipeline.config import TeacherConfig
 from pipeline.split_model import run_body
 from pipeline.teacher import Teacher

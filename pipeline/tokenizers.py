@@ -17,10 +17,10 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cache_tools.errors import FormatError, ModelError
-from cache_tools.fingerprint import fingerprint
+from cache_tools.format.fingerprint import fingerprint
+from cache_tools.format.tokenizer_files import is_tokenizer_file, without_code
+from cache_tools.format.vocabulary import vocabulary_fingerprint
 from cache_tools.storage import StorePath, storage_errors
-from cache_tools.tokenizer_files import is_tokenizer_file, without_code
-from cache_tools.vocabulary import vocabulary_fingerprint
 
 
 def load_tokenizer(

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from cache_tools.codec import EMPTY_ID, Targets
+from cache_tools.codecs.registry import EMPTY_ID, Targets
 
 EMPTY = float("-inf")
 

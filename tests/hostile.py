@@ -26,24 +26,25 @@ import numpy as np
 import pyarrow as pa
 from click.testing import CliRunner
 
-import cache_tools.report_html
+import cache_tools.report.html
 from benchmarks.damage import read_all
-from cache_tools import direct, layout
-from cache_tools.arrays import BLOSC_HEADER
 from cache_tools.errors import LogitcaskError
-from cache_tools.fingerprint import fingerprint
-from cache_tools.manifest import DECODING_KEYS
-from cache_tools.predictions import group_layouts
-from cache_tools.reader import Cache
-from cache_tools.sealed import sealed_bytes
+from cache_tools.format import layout
+from cache_tools.format.fingerprint import fingerprint
+from cache_tools.format.manifest import DECODING_KEYS
+from cache_tools.format.sealed import sealed_bytes
+from cache_tools.format.zarr_arrays import BLOSC_HEADER
 from cache_tools.storage import sha256
-from cache_tools.view_data import OpenCache, alternatives, heat
-from cache_tools.view_search import look_for_highest, look_for_text
-from cache_tools.writer import commit_shard, declare_teacher
+from cache_tools.store import chunk_reader
+from cache_tools.store.predictions import group_layouts
+from cache_tools.store.reader import Cache
+from cache_tools.store.writer import commit_shard, declare_teacher
+from cache_tools.viewer.pages import OpenCache, alternatives, heat
+from cache_tools.viewer.search import look_for_highest, look_for_text
 from kinds import MADE
 from logitcask import cli
 
-assert cache_tools.report_html  # imported before memory is limited
+assert cache_tools.report.html  # imported before memory is limited
 
 MEMORY_BYTES = 10**9
 COMMAND_SECONDS = 30
@@ -560,7 +561,7 @@ def run_command(command):
 
 def outcome(work):
     """Return what is wrong with how some work ended; None if it worked or ended with one of our sentences."""
-    direct._indexes.clear()
+    chunk_reader._indexes.clear()
     signal.setitimer(signal.ITIMER_REAL, COMMAND_SECONDS)
     try:
         work()

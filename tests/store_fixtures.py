@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools import layout
-from cache_tools.cached_teacher import CachedTeacher
-from cache_tools.codec import Codec, DeltaPower, Targets
-from cache_tools.fingerprint import fingerprint
-from cache_tools.manifest import (
+from cache_tools.codecs.registry import Codec, DeltaPower, Targets
+from cache_tools.format import layout
+from cache_tools.format.fingerprint import fingerprint
+from cache_tools.format.manifest import (
     EncodingManifest,
     HiddenSpec,
     ObjectRecord,
@@ -26,14 +25,15 @@ from cache_tools.manifest import (
     write_group,
     write_manifest,
 )
-from cache_tools.predictions import SCALAR_STEP_NATS, SCALARS, Predictions, codec_of
-from cache_tools.reader import Cache, Encoding
-from cache_tools.receipts import Receipt, read_receipt, write_receipt
-from cache_tools.sealed import UNSEALED, sealed_bytes
-from cache_tools.sequences import Sequence
-from cache_tools.shards import ShardEntry, write_part, write_shard
+from cache_tools.format.receipts import Receipt, read_receipt, write_receipt
+from cache_tools.format.sealed import UNSEALED, sealed_bytes
+from cache_tools.format.sequences import Sequence
+from cache_tools.format.shards import ShardEntry, write_part, write_shard
 from cache_tools.storage import write_object
-from cache_tools.writer import commit_shard, create_cache, declare_teacher
+from cache_tools.store.predictions import SCALAR_STEP_NATS, SCALARS, Predictions, codec_of
+from cache_tools.store.reader import Cache, Encoding
+from cache_tools.store.teacher import CachedTeacher
+from cache_tools.store.writer import commit_shard, create_cache, declare_teacher
 
 POSITIONS_PER_SHARD = 16
 CHUNK_POSITIONS = 4

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 import tiny
-from cache_tools.predictions import SCALAR_STEP_NATS
+from cache_tools.store.predictions import SCALAR_STEP_NATS
 from tolerances import loss_rounding
 from trainer.config import LossConfig
 from trainer.data import IGNORED, CachedSequences, collate

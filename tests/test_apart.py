@@ -7,12 +7,12 @@ import pytest
 from click.testing import CliRunner
 
 import tiny
-from cache_tools.apart import is_inside
-from cache_tools.copying import copy_cache
 from cache_tools.errors import ConfigError
-from cache_tools.reader import Cache
+from cache_tools.maintenance.copying import copy_cache
+from cache_tools.maintenance.subset import Choice, subset_cache
+from cache_tools.separate_places import is_inside
 from cache_tools.storage import store_path
-from cache_tools.subset import Choice, subset_cache
+from cache_tools.store.reader import Cache
 from kinds import make
 from logitcask import cli
 from store_fixtures import snapshot

@@ -6,9 +6,9 @@ import pytest
 
 import tiny
 from cache_tools.errors import CorpusError, IdentityError
-from cache_tools.reader import Cache, Encoding
-from cache_tools.shards import read_file_tables
-from cache_tools.verify import verify
+from cache_tools.format.shards import read_file_tables
+from cache_tools.maintenance.verify import verify
+from cache_tools.store.reader import Cache, Encoding
 from pipeline import encode as encode_module
 from pipeline.config import CaptureConfig
 from pipeline.encode import encode, is_encoded

@@ -7,8 +7,8 @@ import pytest
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from cache_tools.arrays import ABSENT, CHECKSUM_BYTES, ArrayLayout, ArrayType, read_layout
-from cache_tools.sealed import read_sealed
+from cache_tools.format.sealed import read_sealed
+from cache_tools.format.zarr_arrays import ABSENT, CHECKSUM_BYTES, ArrayLayout, ArrayType, read_layout
 
 CHUNK, SHARD, SHARDS = 8, 32, 3
 TYPES = {

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import tiny
-from cache_tools import layout
-from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import ConfigError, IdentityError, IncompleteError
-from cache_tools.verify import verify
+from cache_tools.format import layout
+from cache_tools.maintenance.verify import verify
+from cache_tools.store.teacher import CachedTeacher
 from pipeline.audit_live import compare
 from pipeline.audit_run import run_audit, sample
 from pipeline.config import AuditConfig, CaptureConfig

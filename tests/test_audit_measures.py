@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from cache_tools.codec import DeltaCount
-from cache_tools.targets import EMPTY_ID, Targets
+from cache_tools.codecs.registry import DeltaCount
+from cache_tools.codecs.rows import EMPTY_ID, Targets
 from pipeline.audit import (
     LOWEST_NATS,
     Rows,

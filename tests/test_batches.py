@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_tools.sequences import Sequence
+from cache_tools.format.sequences import Sequence
 from pipeline.batches import pack, pad, token_budget_batches
 
 lengths_and_budget = given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 200))

@@ -15,10 +15,10 @@ import pytest
 
 import tiny
 from bucket import environment, first, serve
-from cache_tools.copying import copy_cache
-from cache_tools.drop import drop_teacher
 from cache_tools.errors import DamageError, FormatError, StorageError
-from cache_tools.reader import Cache
+from cache_tools.maintenance.copying import copy_cache
+from cache_tools.maintenance.drop import drop_teacher
+from cache_tools.maintenance.verify import verify
 from cache_tools.storage import (
     Span,
     names,
@@ -31,8 +31,8 @@ from cache_tools.storage import (
     store_path,
     write_object,
 )
-from cache_tools.verify import verify
-from cache_tools.writer import create_cache
+from cache_tools.store.reader import Cache
+from cache_tools.store.writer import create_cache
 from store_fixtures import make_cache, snapshot
 
 TIMEOUT_SECONDS = 600

@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerFast
 
 import tiny
 from cache_tools.errors import FormatError, IdentityError, LogitcaskError, ModelError
-from cache_tools.manifest import ObjectRecord
-from cache_tools.reader import Cache
-from cache_tools.sealed import sealed_bytes
-from cache_tools.tokenizer_files import is_tokenizer_file, without_code
+from cache_tools.format.manifest import ObjectRecord
+from cache_tools.format.sealed import sealed_bytes
+from cache_tools.format.tokenizer_files import is_tokenizer_file, without_code
+from cache_tools.store.reader import Cache
 from pipeline.audit_run import _tokenizer
 from pipeline.tokenizers import tokenizer_files
 from student_fixtures import train

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from transformers import LlamaModel
 
 import tiny
-from cache_tools import layout
 from cache_tools.errors import IdentityError, ModelError
-from cache_tools.predictions import from_bfloat16, to_bfloat16
-from cache_tools.progress import Reporter
-from cache_tools.reader import Cache
-from cache_tools.verify import verify
+from cache_tools.format import layout
+from cache_tools.maintenance.verify import verify
+from cache_tools.progress.reporter import Reporter
+from cache_tools.store.predictions import from_bfloat16, to_bfloat16
+from cache_tools.store.reader import Cache
 from pipeline.config import CaptureConfig
 from pipeline.run import Worker, run_capture
 from tolerances import assert_same_kept_tokens, loss_rounding, model_rounding

@@ -3,9 +3,9 @@
 import pytest
 
 import tiny
-from cache_tools import layout
 from cache_tools.errors import IdentityError
-from cache_tools.verify import verify
+from cache_tools.format import layout
+from cache_tools.maintenance.verify import verify
 from store_fixtures import snapshot
 from test_capture import run
 

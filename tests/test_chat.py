@@ -9,7 +9,7 @@ import pytest
 
 import tiny
 from cache_tools.errors import CorpusError
-from cache_tools.reader import Encoding
+from cache_tools.store.reader import Encoding
 from pipeline.chat import render_chat
 from pipeline.config import CaptureConfig
 from pipeline.encode import encode

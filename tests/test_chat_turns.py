@@ -13,13 +13,13 @@ import pytest
 from click.testing import CliRunner
 
 import tiny
-from cache_tools import layout
-from cache_tools.cli_show import show_command
 from cache_tools.errors import CorpusError
-from cache_tools.reader import Cache, Encoding
-from cache_tools.sequences import SCHEMA
-from cache_tools.subset import Choice, subset_cache
-from cache_tools.verify import verify
+from cache_tools.format import layout
+from cache_tools.format.sequences import SCHEMA
+from cache_tools.maintenance.subset import Choice, subset_cache
+from cache_tools.maintenance.verify import verify
+from cache_tools.store.reader import Cache, Encoding
+from cache_tools.terminal.show_command import show_command
 from pipeline.chat import render_chat
 from pipeline.config import CaptureConfig
 from pipeline.encode import encode

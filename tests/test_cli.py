@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 import tiny
-from cache_tools import layout
-from cache_tools.reader import Cache
+from cache_tools.format import layout
+from cache_tools.store.reader import Cache
 from logitcask import COMMANDS, cli, main
 
 PARSED = click.Context(cli)

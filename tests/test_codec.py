@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_tools.codec import DeltaCount, DeltaFloat32, DeltaPower, DenseFloat32, Targets, kl_nats, narrow
-from cache_tools.targets import empty_targets
+from cache_tools.codecs.registry import DeltaCount, DeltaFloat32, DeltaPower, DenseFloat32, Targets, kl_nats, narrow
+from cache_tools.codecs.rows import empty_targets
 from codec_fixtures import (
     EMPTY,
     assert_canonical,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_tools.codec import (
+from cache_tools.codecs.registry import (
     MASS_TOLERANCE,
     DeltaCount,
     DeltaFloat32,

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_tools.codec import EMPTY_ID, DeltaCount, DeltaFloat32, DeltaPower, DenseFloat32, Targets
-from cache_tools.targets import empty_targets
+from cache_tools.codecs.registry import EMPTY_ID, DeltaCount, DeltaFloat32, DeltaPower, DenseFloat32, Targets
+from cache_tools.codecs.rows import empty_targets
 from codec_fixtures import EMPTY, assert_canonical, coded, same, shards, take, targets_of
 
 VOCABULARIES = [10, 256, 65_536, 65_537, 131_071, 131_072, 151_936, 262_144, 2**24, 2**24 + 1, 2**32 - 1]

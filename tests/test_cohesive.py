@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from bilingual import write_texts
 from cache_tools.configuration import load_config
-from cache_tools.reader import Cache
+from cache_tools.store.reader import Cache
 from configs.cohesive import convergence, tables, texts, weights
 from configs.cohesive.run import HERE, arms, run
 from pipeline.config import CaptureConfig

@@ -14,7 +14,7 @@ import yaml
 from click.testing import CliRunner
 
 import kinds
-from cache_tools.codec import DeltaPower
+from cache_tools.codecs.registry import DeltaPower
 from cache_tools.errors import ConfigError
 from logitcask import cli
 from loss_fixtures import loss, naive_sum, random_logits, top_k, with_gradient

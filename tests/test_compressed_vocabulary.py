@@ -13,15 +13,15 @@ from safetensors.torch import save_file as save_torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import tiny
-from cache_tools.compressed_folder import write_compressed
-from cache_tools.compressed_vocabulary import crowding, kept_ids, kept_size, stand_ins
 from cache_tools.errors import FormatError, IdentityError, ModelError
-from cache_tools.reader import Cache
-from cache_tools.token_map import TOKEN_MAP
-from cache_tools.tokens import Token
-from cache_tools.union_vocabulary import NO_ID, UnionVocabulary
-from cache_tools.vocabulary_folder import read_manifest, read_vocabulary, write_vocabulary
-from cache_tools.word_embeddings import word_embeddings
+from cache_tools.store.reader import Cache
+from cache_tools.vocabularies.compressed_folder import write_compressed
+from cache_tools.vocabularies.compression import crowding, kept_ids, kept_size, stand_ins
+from cache_tools.vocabularies.folder import read_manifest, read_vocabulary, write_vocabulary
+from cache_tools.vocabularies.token_map import TOKEN_MAP
+from cache_tools.vocabularies.tokens import Token
+from cache_tools.vocabularies.union import NO_ID, UnionVocabulary
+from cache_tools.vocabularies.word_embeddings import word_embeddings
 from logitcask import cli
 from student_fixtures import BERT
 from vocabulary_fixtures import capture_language

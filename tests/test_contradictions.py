@@ -13,18 +13,18 @@ from click.testing import CliRunner
 
 import kinds
 import tiny as models
-from cache_tools import layout
-from cache_tools.arrays import ArrayLayout
-from cache_tools.codec_ids import encode_ids
+from cache_tools.codecs.ids import encode_ids
 from cache_tools.errors import DamageError
-from cache_tools.manifest import ObjectRecord
-from cache_tools.predictions import group_layouts
-from cache_tools.reader import Cache
-from cache_tools.receipts import read_receipt, write_receipt
-from cache_tools.row_check import require_consistent
-from cache_tools.sealed import UNSEALED, sealed_bytes
+from cache_tools.format import layout
+from cache_tools.format.manifest import ObjectRecord
+from cache_tools.format.receipts import read_receipt, write_receipt
+from cache_tools.format.sealed import UNSEALED, sealed_bytes
+from cache_tools.format.zarr_arrays import ArrayLayout
+from cache_tools.inspection.row_check import require_consistent
+from cache_tools.maintenance.verify import verify
 from cache_tools.storage import sha256
-from cache_tools.verify import verify
+from cache_tools.store.predictions import group_layouts
+from cache_tools.store.reader import Cache
 from logitcask import cli
 from store_fixtures import make_cache
 from student_fixtures import train
@@ -118,7 +118,7 @@ def captured(tmp_path_factory):
 
 def copy_of(cache, folder):
     """Return a teacher of a copy that may be changed."""
-    from cache_tools.copying import copy_cache
+    from cache_tools.maintenance.copying import copy_cache
 
     copy_cache(Cache(cache.path), folder / "copy")
     return Cache(folder / "copy").encoding().teacher()

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 
 import tiny as tiny_models
-from cache_tools import copying, layout
-from cache_tools.codec import EMPTY_ID
-from cache_tools.copying import copy_cache
-from cache_tools.drop import drop_hidden
+from cache_tools.codecs.hidden_states import Transform, transform_bytes
+from cache_tools.codecs.registry import EMPTY_ID
 from cache_tools.errors import ConfigError, FormatError, IdentityError, IncompleteError
-from cache_tools.hidden import Transform, transform_bytes
-from cache_tools.reader import Cache
-from cache_tools.subset import Choice, subset_cache
-from cache_tools.verify import verify
-from cache_tools.writer import commit_shard, declare_teacher
+from cache_tools.format import layout
+from cache_tools.maintenance import copying
+from cache_tools.maintenance.copying import copy_cache
+from cache_tools.maintenance.drop import drop_hidden
+from cache_tools.maintenance.subset import Choice, subset_cache
+from cache_tools.maintenance.verify import verify
+from cache_tools.store.reader import Cache
+from cache_tools.store.writer import commit_shard, declare_teacher
 from kinds import EVERY_HIDDEN, MADE, hidden_files, make
 from processes import finish, kill_at_rename, start
 from store_fixtures import make_cache, random_predictions, snapshot, teacher_manifest

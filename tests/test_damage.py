@@ -14,13 +14,14 @@ from click.testing import CliRunner
 
 import tiny
 from benchmarks.damage import GOLDEN, damage, kind_of, tally
-from cache_tools import direct, layout
-from cache_tools.cli_manage import repair_command
 from cache_tools.errors import DamageError, FormatError
-from cache_tools.reader import Cache
-from cache_tools.repair import repair
-from cache_tools.subset import Choice, subset_cache
-from cache_tools.verify import verify
+from cache_tools.format import layout
+from cache_tools.maintenance.commands import repair_command
+from cache_tools.maintenance.repair import repair
+from cache_tools.maintenance.subset import Choice, subset_cache
+from cache_tools.maintenance.verify import verify
+from cache_tools.store import chunk_reader
+from cache_tools.store.reader import Cache
 from kinds import make
 from store_fixtures import flip_bit, snapshot
 
@@ -54,7 +55,7 @@ def test_every_damage_is_found_and_nothing_is_misread(tmp_path, name, seed):
 def test_an_object_cut_to_a_few_bytes_is_refused_and_read_again_once_restored(cache, left):
     path = cache.objects(0)[0]
     content = path.read_bytes()
-    direct._indexes.clear()
+    chunk_reader._indexes.clear()
     path.write_bytes(content[:left])
     with pytest.raises(DamageError, match="shorter than its receipt says"):
         cache.open().targets(0, 12)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-import cache_tools.reader
+import cache_tools.store.reader
 import tiny
-from cache_tools import layout
-from cache_tools.codec import EMPTY_ID, Targets
+from cache_tools.codecs.registry import EMPTY_ID, Targets
 from cache_tools.errors import IncompleteError
-from cache_tools.reader import Cache
+from cache_tools.format import layout
+from cache_tools.store.reader import Cache
 from trainer.data import IGNORED, CachedSequences, collate, fit_vocabulary
 from trainer.sampler import ShardWindowSampler
 
@@ -143,9 +143,9 @@ def test_loader_workers_give_the_same_batches(causal):
 
 @pytest.mark.parametrize("window", [2, 4])
 def test_each_shard_is_read_once_per_epoch_whatever_the_reader_remembers(causal, monkeypatch, window):
-    read, read_sequences = [], cache_tools.reader.read_sequences
-    monkeypatch.setattr(cache_tools.reader, "SEQUENCE_SHARDS_IN_MEMORY", 1)
-    monkeypatch.setattr(cache_tools.reader, "read_sequences", lambda *a: read.append(a[0]) or read_sequences(*a))
+    read, read_sequences = [], cache_tools.store.reader.read_sequences
+    monkeypatch.setattr(cache_tools.store.reader, "SEQUENCE_SHARDS_IN_MEMORY", 1)
+    monkeypatch.setattr(cache_tools.store.reader, "read_sequences", lambda *a: read.append(a[0]) or read_sequences(*a))
     dataset = CachedSequences(Cache(causal.path).encoding().teacher(), "train", VOCABULARY, window)
     for index in ShardWindowSampler(dataset.shard_sizes, window, seed=0):
         dataset[index]

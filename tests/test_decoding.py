@@ -11,10 +11,10 @@ from tokenizers import Tokenizer, decoders, models
 
 import store_fixtures
 import tiny
-from cache_tools import layout
-from cache_tools.decoding import TokenTexts, piece_bytes, printable, token_texts
 from cache_tools.errors import DamageError
-from cache_tools.reader import Cache
+from cache_tools.format import layout
+from cache_tools.inspection.decoding import TokenTexts, piece_bytes, printable, token_texts
+from cache_tools.store.reader import Cache
 
 HOSTILE = [
     "<script>alert(1)</script>",

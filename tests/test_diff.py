@@ -8,13 +8,13 @@ import pytest
 from click.testing import CliRunner
 
 import kinds
-from cache_tools.cli_diff import diff_command
-from cache_tools.comparison import compare
-from cache_tools.divergence import divergence
 from cache_tools.errors import ConfigError, IdentityError, IncompleteError
-from cache_tools.manifest import TeacherManifest, read_manifest
-from cache_tools.reader import Cache
-from cache_tools.writer import commit_shard, declare_teacher
+from cache_tools.format.manifest import TeacherManifest, read_manifest
+from cache_tools.inspection.comparison import compare
+from cache_tools.inspection.divergence import divergence
+from cache_tools.store.reader import Cache
+from cache_tools.store.writer import commit_shard, declare_teacher
+from cache_tools.terminal.diff_command import diff_command
 from store_fixtures import make_cache, random_predictions
 
 

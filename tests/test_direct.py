@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import zarr
 
-from cache_tools import direct, layout
-from cache_tools.arrays import ArrayLayout
-from cache_tools.direct import open_array, read_shard_rows
 from cache_tools.errors import DamageError
-from cache_tools.manifest import KEY, ObjectRecord
-from cache_tools.sealed import UNSEALED, sealed_bytes
+from cache_tools.format import layout
+from cache_tools.format.manifest import KEY, ObjectRecord
+from cache_tools.format.sealed import UNSEALED, sealed_bytes
+from cache_tools.format.zarr_arrays import ArrayLayout
 from cache_tools.storage import write_object
+from cache_tools.store import chunk_reader
+from cache_tools.store.chunk_reader import open_array, read_shard_rows
 from store_fixtures import edit_json, sealed
 from test_arrays import CHUNK, SHARD, TYPES, random_rows
 
@@ -22,7 +23,7 @@ SHARDS = 4
 @pytest.fixture(autouse=True)
 def forget_indexes():
     """Let every test read the indexes anew."""
-    direct._indexes.clear()
+    chunk_reader._indexes.clear()
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def opened(folder, name):
 
 def read(arrays, name, shard, start, stop):
     """Return rows of one array as a reader without memory finds them."""
-    direct._indexes.clear()
+    chunk_reader._indexes.clear()
     return read_shard_rows([opened(arrays[0], name)], shard, arrays[1], start, stop)[name]
 
 
@@ -81,7 +82,9 @@ def test_an_object_that_is_not_recorded_holds_fill_values(arrays):
 
 def test_an_index_is_read_once(arrays, monkeypatch):
     asked = []
-    monkeypatch.setattr(direct, "read_spans", lambda spans, real=direct.read_spans: asked.append(spans) or real(spans))
+    monkeypatch.setattr(
+        chunk_reader, "read_spans", lambda spans, real=chunk_reader.read_spans: asked.append(spans) or real(spans)
+    )
     array = opened(arrays[0], "shorts")
     for _ in range(3):
         read_shard_rows([array], 0, arrays[1], 0, 4)
@@ -90,7 +93,7 @@ def test_an_index_is_read_once(arrays, monkeypatch):
 
 def test_a_full_memory_of_indexes_is_emptied_and_loses_nothing(arrays, monkeypatch):
     """One array's index is known and another's is not when the memory overflows."""
-    monkeypatch.setattr(direct, "INDEXES_IN_MEMORY", 1)
+    monkeypatch.setattr(chunk_reader, "INDEXES_IN_MEMORY", 1)
     names = ["shorts", "bytes"]
     for name in [names[:1], names, names[::-1]]:
         found = read_shard_rows([opened(arrays[0], one) for one in name], 0, arrays[1], 0, SHARD)

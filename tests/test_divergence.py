@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from cache_tools.divergence import divergence, likeliest
-from cache_tools.targets import (
+from cache_tools.codecs.rows import (
     BLOCK_ROWS,
     EMPTY_ID,
     LOG_SMALLEST_MASS,
@@ -15,6 +14,7 @@ from cache_tools.targets import (
     empty_targets,
     with_possible_rest,
 )
+from cache_tools.inspection.divergence import divergence, likeliest
 
 V = 40
 GRID = 60

@@ -10,9 +10,9 @@ import pytest
 import pipeline.run
 import tiny
 from cache_tools.errors import FormatError, IdentityError, ModelError
-from cache_tools.reader import Encoding
-from cache_tools.verify import verify
-from cache_tools.writer import create_cache
+from cache_tools.maintenance.verify import verify
+from cache_tools.store.reader import Encoding
+from cache_tools.store.writer import create_cache
 from pipeline import encode_documents
 from pipeline.config import CaptureConfig
 from pipeline.encode import encode

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 import tiny
 from cache_tools.errors import IdentityError, IncompleteError, ModelError
-from cache_tools.predictions import SCALAR_STEP_NATS
-from cache_tools.reader import Cache
+from cache_tools.store.predictions import SCALAR_STEP_NATS
+from cache_tools.store.reader import Cache
 from logitcask import cli
 from loss_fixtures import loss, random_logits, top_k
 from student_fixtures import TINY, naive_kl_nats

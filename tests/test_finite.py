@@ -14,7 +14,7 @@ from transformers import Trainer
 
 import tiny
 from cache_tools.errors import ModelError
-from cache_tools.reader import Cache
+from cache_tools.store.reader import Cache
 from logitcask import cli
 from student_fixtures import LLAMA, curve, python, student_values, train, weights
 from trainer.distillation_trainer import DistillationTrainer

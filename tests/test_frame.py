@@ -10,7 +10,7 @@ import pytest
 
 import kinds
 import tiny
-from cache_tools.frame import to_arrow, to_pandas
+from cache_tools.inspection.dataframe import to_arrow, to_pandas
 from store_fixtures import by_id
 
 ROOT = Path(__file__).resolve().parents[1]

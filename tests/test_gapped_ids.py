@@ -8,12 +8,12 @@ from click.testing import CliRunner
 
 import tiny
 from cache_tools.errors import CorpusError, IdentityError
-from cache_tools.reader import Cache
-from cache_tools.subset import Choice, subset_cache
-from cache_tools.union_vocabulary import NO_ID
-from cache_tools.verify import verify
-from cache_tools.vocabulary import vocabulary_size
-from cache_tools.vocabulary_folder import read_vocabulary
+from cache_tools.format.vocabulary import vocabulary_size
+from cache_tools.maintenance.subset import Choice, subset_cache
+from cache_tools.maintenance.verify import verify
+from cache_tools.store.reader import Cache
+from cache_tools.vocabularies.folder import read_vocabulary
+from cache_tools.vocabularies.union import NO_ID
 from logitcask import cli
 from pipeline.config import CaptureConfig
 from pipeline.encode import encode

@@ -11,8 +11,8 @@ from transformers import AutoModelForMaskedLM
 
 from bilingual import SCENES
 from cache_tools.configuration import load_config
-from cache_tools.reader import Cache
-from cache_tools.vocabulary_folder import read_manifest, read_vocabulary
+from cache_tools.store.reader import Cache
+from cache_tools.vocabularies.folder import read_manifest, read_vocabulary
 from configs.glmd import arms, bench, measure, models, run, tables, texts
 from configs.wordnet import Synset
 from pipeline.config import CaptureConfig

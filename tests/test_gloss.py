@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 
 from cache_tools.configuration import load_config
-from cache_tools.reader import Cache
+from cache_tools.store.reader import Cache
 from configs.gloss import baselines, corpora, instances, probe, scores
 from configs.gloss.run import HELD_OUT_FRACTION, HERE, run, save_with_labels
 from configs.wordnet import FILES, LEXNAMES, synsets

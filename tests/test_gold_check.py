@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from cache_tools.codec import DeltaCount, DeltaFloat32, DeltaPower, DenseFloat32, narrow
-from cache_tools.gold_check import Claims, Evidence, broken, contradictions
-from cache_tools.predictions import SCALAR_STEP_NATS, from_steps, to_steps
+from cache_tools.codecs.registry import DeltaCount, DeltaFloat32, DeltaPower, DenseFloat32, narrow
+from cache_tools.inspection.gold_check import Claims, Evidence, broken, contradictions
+from cache_tools.store.predictions import SCALAR_STEP_NATS, from_steps, to_steps
 from pipeline.draws import position_keys
 from pipeline.restriction import Restriction
 from pipeline.targets import Keep, sparse_targets
@@ -109,7 +109,7 @@ class Stored:
 
 
 def numpy_targets(made):
-    from cache_tools.codec import Targets
+    from cache_tools.codecs.registry import Targets
 
     return Targets(made.ids.numpy().astype(np.uint32), made.log_probs.numpy(), made.log_left_out.numpy())
 

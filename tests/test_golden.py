@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import zarr
 
-from cache_tools.predictions import group_layouts
-from cache_tools.reader import Cache
-from cache_tools.verify import verify
+from cache_tools.maintenance.verify import verify
+from cache_tools.store.predictions import group_layouts
+from cache_tools.store.reader import Cache
 
 GOLDEN = Path(__file__).parent / "golden"
 CACHES = sorted(path for path in GOLDEN.iterdir() if (path / "zarr.json").exists())

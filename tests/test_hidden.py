@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from cache_tools.errors import FormatError
-from cache_tools.hidden import (
+from cache_tools.codecs.channel_scales import Head, channel_scales, fisher_metric, mean_kl
+from cache_tools.codecs.hidden_states import (
     LARGEST,
     Transform,
     calibrate_last,
@@ -22,7 +22,7 @@ from cache_tools.hidden import (
     transform_bytes,
     transform_from_bytes,
 )
-from cache_tools.hidden_metric import Head, channel_scales, fisher_metric, mean_kl
+from cache_tools.errors import FormatError
 from hidden_fixtures import HEADS, VOCABULARY, WIDTH, entropy_bits, exact_kl, states_of, torch_head
 from pipeline import hidden_budget
 from tolerances import rounding
@@ -55,7 +55,7 @@ def test_the_metric_is_the_second_derivative_of_the_kl(head: Head) -> None:
 @pytest.mark.parametrize("head", HEADS)
 def test_torch_and_numpy_agree(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(hidden_budget.CHUNK_BYTES, "cpu", 4 * VOCABULARY * 7)
-    monkeypatch.setattr("cache_tools.hidden_metric.CHUNK_VALUES", VOCABULARY * 5)
+    monkeypatch.setattr("cache_tools.codecs.channel_scales.CHUNK_VALUES", VOCABULARY * 5)
     states, others = states_of(40), states_of(40) + np.float32(0.01)
     metric = fisher_metric(head, states)
     assert hidden_budget.fisher_metric(torch_head(head), states) == pytest.approx(

@@ -20,21 +20,22 @@ import zarr
 from click.testing import CliRunner
 from numcodecs.blosc import Blosc
 
-from cache_tools import arrow_files, limits, sequences
-from cache_tools.arrays import BLOSC_HEADER, ArrayLayout, ArrayType
-from cache_tools.arrow_files import read_arrow, unpacked_bytes
-from cache_tools.direct import open_array, read_shard_rows
-from cache_tools.drop import drop_teacher
+from cache_tools import limits
 from cache_tools.errors import ConfigError, DamageError, FormatError, LogitcaskError
-from cache_tools.manifest import KEY, ObjectRecord, TeacherManifest
-from cache_tools.predictions import group_layouts
-from cache_tools.reader import Cache
-from cache_tools.repair import repair
-from cache_tools.sealed import UNSEALED, parse_json, sealed_bytes
-from cache_tools.sequences import SCHEMA, contradiction, sequences_bytes
+from cache_tools.format import arrow_files, sequences
+from cache_tools.format.arrow_files import read_arrow, unpacked_bytes
+from cache_tools.format.manifest import KEY, ObjectRecord, TeacherManifest
+from cache_tools.format.sealed import UNSEALED, parse_json, sealed_bytes
+from cache_tools.format.sequences import SCHEMA, contradiction, sequences_bytes
+from cache_tools.format.zarr_arrays import BLOSC_HEADER, ArrayLayout, ArrayType
+from cache_tools.maintenance.drop import drop_teacher
+from cache_tools.maintenance.repair import repair
+from cache_tools.maintenance.verify import verify
 from cache_tools.storage import read_object
-from cache_tools.verify import verify
-from cache_tools.writer import create_cache
+from cache_tools.store.chunk_reader import open_array, read_shard_rows
+from cache_tools.store.predictions import group_layouts
+from cache_tools.store.reader import Cache
+from cache_tools.store.writer import create_cache
 from hostile import ipc, nested, rehash, with_crc
 from logitcask import cli
 from store_fixtures import make_cache, random_sequences, snapshot

@@ -78,7 +78,7 @@ def test_showing_text_imports_the_tokenizers_library_and_no_model_library(cache,
 
 READ_EVERYTHING = """
 import sys
-from cache_tools.reader import Cache
+from cache_tools.store.reader import Cache
 encoding = Cache(sys.argv[1]).encoding()
 teacher = encoding.teacher()
 rows = encoding.sequence(0).rows
@@ -86,13 +86,13 @@ teacher.targets(*rows), teacher.scalar("entropy", *rows), teacher.hidden("last",
 """
 
 
-@pytest.mark.parametrize("code", ["import cache_tools.reader", READ_EVERYTHING])
+@pytest.mark.parametrize("code", ["import cache_tools.store.reader", READ_EVERYTHING])
 def test_reading_a_cache_imports_no_model_library(cache, code):
     assert imported_by(code, cache) & MODELS == set()
 
 
 def test_opening_a_cache_does_not_import_zarr():
-    assert "zarr" not in imported_by("import cache_tools.reader")
+    assert "zarr" not in imported_by("import cache_tools.store.reader")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "student.yaml"], ["evaluate", "student", "cache"]])

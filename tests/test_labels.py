@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM
 
 import tiny
-from cache_tools.decoding import token_texts
 from cache_tools.errors import ConfigError, CorpusError
-from cache_tools.views import sequence_view
+from cache_tools.inspection.decoding import token_texts
+from cache_tools.inspection.views import sequence_view
 from loss_fixtures import naive_divergence
 from pipeline.config import CaptureConfig, MaskingConfig
 from student_fixtures import BERT, student_values, train

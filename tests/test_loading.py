@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModel, BertForPreTraining
 
 import tiny
 from cache_tools.errors import LogitcaskError, ModelError
-from cache_tools.loading_report import check_report
-from cache_tools.reader import Cache
+from cache_tools.models.loading_report import check_report
+from cache_tools.store.reader import Cache
 from pipeline.config import TeacherConfig
 from pipeline.loading import check_tensors, load_checkpoint
 from student_fixtures import LLAMA, train, train_and_stop

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, set_seed
 import tiny
 from cache_tools.configuration import load_config
 from cache_tools.errors import ConfigError, IdentityError
-from cache_tools.reader import Cache
+from cache_tools.store.reader import Cache
 from loss_fixtures import naive_divergence
 from student_fixtures import (
     BERT,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cache_tools.predictions import SCALAR_STEP_NATS, from_steps, to_steps
+from cache_tools.store.predictions import SCALAR_STEP_NATS, from_steps, to_steps
 from loss_fixtures import loss, ragged, random_logits, top_k, with_gradient
 from pipeline.targets import tempered_name
 from tolerances import log_prob_rounding, rounding

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tiny
-from cache_tools.reader import Encoding
+from cache_tools.store.reader import Encoding
 from pipeline.config import CaptureConfig, MaskingConfig
 from pipeline.encode import encode
 from pipeline.masking import draw_mask

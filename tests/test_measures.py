@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cache_tools import measures
-from cache_tools.cli_inspect import inspect_command
+from cache_tools.codecs.rows import EMPTY_ID
 from cache_tools.errors import IncompleteError
-from cache_tools.predictions import SCALAR_STEP_NATS
-from cache_tools.sample import Answers, Sample, read_sample
-from cache_tools.targets import EMPTY_ID
+from cache_tools.inspection import measures
+from cache_tools.inspection.sample import Answers, Sample, read_sample
+from cache_tools.store.predictions import SCALAR_STEP_NATS
+from cache_tools.terminal.inspect_command import inspect_command
 from store_fixtures import CHUNK_POSITIONS, SEQUENCE_TOKENS, make_cache
 
 EVERYTHING = 10**6

@@ -12,9 +12,9 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from bilingual import write_texts
 from cache_tools.configuration import load_config
-from cache_tools.reader import Cache
-from cache_tools.union_vocabulary import NO_ID
-from cache_tools.vocabulary_folder import read_manifest, read_vocabulary
+from cache_tools.store.reader import Cache
+from cache_tools.vocabularies.folder import read_manifest, read_vocabulary
+from cache_tools.vocabularies.union import NO_ID
 from configs.mergedistill import fetch, measures, run, stage_one, tables, zero_shot
 from pipeline.config import CaptureConfig
 from pipeline.split import is_held_out

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from torch.nn import functional as F
 
 import tiny
-from cache_tools.codec import EMPTY_ID
+from cache_tools.codecs.registry import EMPTY_ID
 from cache_tools.errors import ConfigError, FormatError, IdentityError
 from logitcask import cli
 from loss_fixtures import naive_divergence

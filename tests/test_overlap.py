@@ -7,7 +7,7 @@ import pytest
 import pipeline.capture
 import tiny
 from cache_tools.errors import StorageError
-from cache_tools.verify import verify
+from cache_tools.maintenance.verify import verify
 
 TIMEOUT_SECONDS = 600
 

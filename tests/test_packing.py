@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 import tiny
 from cache_tools.errors import ConfigError, ModelError
-from cache_tools.reader import Cache
+from cache_tools.store.reader import Cache
 from student_fixtures import (
     BERT,
     GRADIENT_ROUNDING,

@@ -11,11 +11,11 @@ import torch
 from click.testing import CliRunner
 
 import tiny
-from cache_tools.codec import Targets
+from cache_tools.codecs.registry import Targets
 from cache_tools.errors import StorageError
-from cache_tools.layout import receipt_file
+from cache_tools.format.layout import receipt_file
+from cache_tools.inspection.summary import summarise
 from cache_tools.storage import store_path
-from cache_tools.summary import summarise
 from pipeline.config import CaptureConfig
 from pipeline.plan import require_space
 from pipeline.plan_measure import kl_floor

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 import pipeline.plan_measure
 import pipeline.predict
 import tiny
-from cache_tools.codec import Targets
+from cache_tools.codecs.registry import Targets
 from pipeline.config import CaptureConfig
 from pipeline.declare import keep_of
 from pipeline.plan import survey

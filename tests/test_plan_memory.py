@@ -5,7 +5,7 @@ import tracemalloc
 import pytest
 
 import tiny
-from cache_tools.writer import commit_shard
+from cache_tools.store.writer import commit_shard
 from pipeline import plan_memory as planned
 from pipeline.capture import _error_measures
 from pipeline.config import CaptureConfig

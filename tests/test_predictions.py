@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_tools.manifest import HiddenSpec
-from cache_tools.predictions import (
+from cache_tools.format.manifest import HiddenSpec
+from cache_tools.format.receipts import TARGETS
+from cache_tools.store.predictions import (
     MINUS_INFINITY,
     SCALAR_STEP_NATS,
     codec_of,
@@ -23,7 +24,6 @@ from cache_tools.predictions import (
     to_bfloat16,
     to_steps,
 )
-from cache_tools.receipts import TARGETS
 from store_fixtures import close, random_predictions, teacher_manifest
 
 LARGEST_STEPS = 2**31 - 128  # float32 holds no larger number below 2**31

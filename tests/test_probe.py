@@ -7,10 +7,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 from transformers.models.llama.modeling_llama import LlamaModel
 
 import tiny
-from cache_tools import probe
 from cache_tools.errors import ModelError
-from cache_tools.probe import Probe, check_model, differences, others, probe_row, step_of
-from cache_tools.reader import Cache
+from cache_tools.models import probe
+from cache_tools.models.probe import Probe, check_model, differences, others, probe_row, step_of
+from cache_tools.store.reader import Cache
 from pipeline.split_model import run_body
 from student_fixtures import BERT, train
 from trainer.evaluate import evaluate_folder

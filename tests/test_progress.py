@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from cache_tools import progress
-from cache_tools.progress import FIRST_LINE_SECONDS, LINE_SECONDS, LineReporter, Reporter, open_reporter
-from cache_tools.progress_bars import BarReporter
+from cache_tools.progress import reporter as progress
+from cache_tools.progress.bars import BarReporter
+from cache_tools.progress.reporter import FIRST_LINE_SECONDS, LINE_SECONDS, LineReporter, Reporter, open_reporter
 
 ROOT = Path(__file__).parents[1]
 
@@ -238,7 +238,7 @@ def test_the_silent_reporter_takes_everything():
 
 
 SCRIPT = """
-from cache_tools.progress import open_reporter
+from cache_tools.progress.reporter import open_reporter
 with open_reporter() as reporter:
     reporter.stage("loading [b]teacher[/b]")
     reporter.stage("teacher toy", 1000)

@@ -17,7 +17,7 @@ from benchmarks.quality_arms import ARMS, LIVE, TEXT, Arm, Scale
 from benchmarks.quality_gradients import angle_degrees, batch_gradients, differences
 from benchmarks.quality_runs import load_live, train_live
 from benchmarks.quality_table import T_975, gains_percent, gaps_nats, interval
-from cache_tools.reader import Cache
+from cache_tools.store.reader import Cache
 from student_fixtures import GRADIENT_ROUNDING, largest_difference, student_values, train, weights
 from trainer.config import LossConfig, StudentConfig
 

@@ -18,7 +18,7 @@ import pytest
 
 import tiny
 from cache_tools.errors import ConfigError, ModelError
-from cache_tools.verify import verify
+from cache_tools.maintenance.verify import verify
 from pipeline.config import CaptureConfig, TeacherConfig
 from pipeline.run import Worker, run_capture
 from store_fixtures import snapshot

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
 from cache_tools.errors import ModelError
-from cache_tools.verify import verify
+from cache_tools.maintenance.verify import verify
 
 PACKAGES = os.environ.get("LOGITCASK_REAL_MODELS")
 SENTENCES = [

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import refusal_fixtures
-from cache_tools import layout
-from cache_tools.manifest import CacheManifest, write_manifest
-from cache_tools.reader import Cache
+from cache_tools.format import layout
+from cache_tools.format.manifest import CacheManifest, write_manifest
+from cache_tools.store.reader import Cache
 from refusal_fixtures import (
     changed,
     command_line,

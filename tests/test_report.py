@@ -11,14 +11,14 @@ from click.testing import CliRunner
 
 import store_fixtures
 import tiny as tiny_models
-from cache_tools import layout
-from cache_tools.cli_report import report_command
 from cache_tools.errors import ConfigError, StorageError
-from cache_tools.reader import Cache
-from cache_tools.report import report_data
-from cache_tools.report_html import NAME_CHARACTERS, TOKEN_CHARACTERS, render
-from cache_tools.sequences import Sequence
-from cache_tools.writer import commit_shard, declare_teacher
+from cache_tools.format import layout
+from cache_tools.format.sequences import Sequence
+from cache_tools.report.command import report_command
+from cache_tools.report.data import report_data
+from cache_tools.report.html import NAME_CHARACTERS, TOKEN_CHARACTERS, render
+from cache_tools.store.reader import Cache
+from cache_tools.store.writer import commit_shard, declare_teacher
 from store_fixtures import POSITIONS_PER_SHARD, edit_json, make_cache, random_predictions, teacher_manifest
 from test_imports import MODELS, RUN_MAIN, imported_by
 
@@ -264,7 +264,7 @@ def test_a_place_that_cannot_be_written_is_an_error_in_words(hostile, tmp_path):
 
 
 def test_a_missing_library_is_named_with_its_cure(hostile, tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "cache_tools.report_html")
+    monkeypatch.delitem(sys.modules, "cache_tools.report.html")
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ConfigError, match=r"not installed: jinja2.*pip install 'logitcask\[plots\]'"):
         run(hostile, "-o", tmp_path / "report.html")

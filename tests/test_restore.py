@@ -6,12 +6,12 @@ import pytest
 from click.testing import CliRunner
 
 import tiny
-from cache_tools.cli_manage import repair_command
-from cache_tools.copying import copy_cache
 from cache_tools.errors import DamageError, IdentityError
-from cache_tools.reader import Cache
-from cache_tools.repair import repair
-from cache_tools.verify import verify
+from cache_tools.maintenance.commands import repair_command
+from cache_tools.maintenance.copying import copy_cache
+from cache_tools.maintenance.repair import repair
+from cache_tools.maintenance.verify import verify
+from cache_tools.store.reader import Cache
 from pipeline import encode as encode_module
 from pipeline.config import CaptureConfig
 from pipeline.encode import is_encoded, is_whole

@@ -9,12 +9,12 @@ from click.testing import CliRunner
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 import tiny
-from cache_tools.codec import EMPTY_ID
-from cache_tools.compressed_folder import write_compressed
+from cache_tools.codecs.registry import EMPTY_ID
 from cache_tools.errors import IdentityError
-from cache_tools.reader import Cache
-from cache_tools.token_map import TOKEN_MAP
-from cache_tools.vocabulary_folder import read_vocabulary
+from cache_tools.store.reader import Cache
+from cache_tools.vocabularies.compressed_folder import write_compressed
+from cache_tools.vocabularies.folder import read_vocabulary
+from cache_tools.vocabularies.token_map import TOKEN_MAP
 from logitcask import cli
 from pipeline.audit_run import run_audit
 from pipeline.config import CaptureConfig

@@ -16,9 +16,9 @@ import pipeline.predict
 import pipeline.run
 import tiny
 from cache_tools.errors import IdentityError
-from cache_tools.reader import Cache
-from cache_tools.verify import verify
-from cache_tools.writer import create_cache
+from cache_tools.maintenance.verify import verify
+from cache_tools.store.reader import Cache
+from cache_tools.store.writer import create_cache
 from pipeline.config import CaptureConfig
 from pipeline.encode import encode
 from pipeline.run import Worker, run_capture

@@ -6,10 +6,10 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 import tiny
-from cache_tools.compressed_folder import write_compressed
 from cache_tools.errors import IdentityError
-from cache_tools.reader import Cache
-from cache_tools.same_tokenizer import canonical_rules, first_difference, probes, sampled_texts
+from cache_tools.store.reader import Cache
+from cache_tools.vocabularies.compressed_folder import write_compressed
+from cache_tools.vocabularies.same_tokenizer import canonical_rules, first_difference, probes, sampled_texts
 from tokenizer_fixtures import edited
 from trainer.config import StudentConfig
 from trainer.evaluate import evaluate_folder

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from cache_tools.errors import LogitcaskError
-from cache_tools.manifest import KEY
-from cache_tools.reader import Cache
-from cache_tools.sealed import UNSEALED, read_sealed, sealed_bytes
+from cache_tools.format.manifest import KEY
+from cache_tools.format.sealed import UNSEALED, read_sealed, sealed_bytes
+from cache_tools.store.reader import Cache
 from store_fixtures import flip_bit, make_cache, read_everything, sealed
 
 DOCUMENT = {"levels": 4095, "text": "naïve", "nested": {"list": [1, 2.5, None]}}

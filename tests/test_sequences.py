@@ -5,11 +5,11 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from cache_tools import layout
 from cache_tools.errors import DamageError
-from cache_tools.manifest import SplitTotals
-from cache_tools.sequences import Sequence, read_sequences, write_sequences
-from cache_tools.shards import ShardEntry, read_file_tables, read_shard_tables, totals, write_part
+from cache_tools.format import layout
+from cache_tools.format.manifest import SplitTotals
+from cache_tools.format.sequences import Sequence, read_sequences, write_sequences
+from cache_tools.format.shards import ShardEntry, read_file_tables, read_shard_tables, totals, write_part
 from store_fixtures import flip_bit
 
 CAUSAL = Sequence(

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from torch.utils.data import DataLoader
 
 import tiny
-from cache_tools.codec import EMPTY_ID
+from cache_tools.codecs.registry import EMPTY_ID
 from cache_tools.errors import ConfigError, IdentityError
 from logitcask import cli
 from mixture_fixtures import T, capture_draws, capture_two_teachers, config_of, of_caches, sequences_of

@@ -13,15 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 import tiny
-from cache_tools import layout
-from cache_tools.cached_teacher import CachedTeacher
-from cache_tools.cli_show import show_command
-from cache_tools.decoding import token_texts
-from cache_tools.divergence import divergence
 from cache_tools.errors import ConfigError, IncompleteError
-from cache_tools.print_bidi import ISOLATE, POP, IsolatedLines, isolated
-from cache_tools.print_show import BANDS, _coloured, print_found, print_sequence, token_cell
-from cache_tools.reader import Cache
+from cache_tools.format import layout
+from cache_tools.inspection.decoding import token_texts
+from cache_tools.inspection.divergence import divergence
+from cache_tools.store.reader import Cache
+from cache_tools.store.teacher import CachedTeacher
+from cache_tools.terminal.bidi import ISOLATE, POP, IsolatedLines, isolated
+from cache_tools.terminal.sequence import BANDS, _coloured, print_found, print_sequence, token_cell
+from cache_tools.terminal.show_command import show_command
 from test_decoding import HOSTILE
 from view_fixtures import hostile_cache
 

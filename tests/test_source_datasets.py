@@ -18,8 +18,8 @@ from datasets.data_files import DataFilesList
 
 import tiny
 from cache_tools.errors import CorpusError, IdentityError
-from cache_tools.reader import Encoding
-from cache_tools.shards import read_file_tables
+from cache_tools.format.shards import read_file_tables
+from cache_tools.store.reader import Encoding
 from pipeline.config import CaptureConfig
 from pipeline.config_corpus import CorpusConfig
 from pipeline.documents import corpus_sources, read_documents

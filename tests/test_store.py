@@ -5,12 +5,12 @@ from functools import partial
 import numpy as np
 import pytest
 
-from cache_tools import layout
-from cache_tools.codec import EMPTY_ID
+from cache_tools.codecs.registry import EMPTY_ID
 from cache_tools.errors import DamageError, FormatError, IdentityError, IncompleteError
-from cache_tools.manifest import SOFTWARE, CacheManifest, write_manifest
-from cache_tools.reader import Cache
-from cache_tools.writer import create_cache, declare_teacher
+from cache_tools.format import layout
+from cache_tools.format.manifest import SOFTWARE, CacheManifest, write_manifest
+from cache_tools.store.reader import Cache
+from cache_tools.store.writer import create_cache, declare_teacher
 from store_fixtures import (
     HIDDEN,
     POSITIONS_PER_SHARD,

@@ -6,8 +6,8 @@ import torch
 from pydantic import ValidationError
 
 import tiny
-from cache_tools.codec import EMPTY_ID
-from cache_tools.verify import verify
+from cache_tools.codecs.registry import EMPTY_ID
+from cache_tools.maintenance.verify import verify
 from pipeline.config import TargetConfig
 from pipeline.draws import position_keys
 from pipeline.targets import TAIL_SCALARS, Keep, sparse_targets, tempered_name

@@ -16,8 +16,8 @@ from torch.distributed import TCPStore
 
 import tiny
 from cache_tools.errors import ConfigError, ModelError
-from cache_tools.reader import Cache
-from cache_tools.verify import verify
+from cache_tools.maintenance.verify import verify
+from cache_tools.store.reader import Cache
 from pipeline import tensor_parallel
 from pipeline.audit_run import run_audit
 from pipeline.config import CaptureConfig, TeacherConfig

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 
 import tiny
 from cache_tools.errors import ConfigError, IdentityError, ModelError
-from cache_tools.reader import Cache
-from cache_tools.vocabulary import vocabulary_fingerprint
+from cache_tools.format.vocabulary import vocabulary_fingerprint
+from cache_tools.store.reader import Cache
 from logitcask import cli
 from student_fixtures import (
     BERT,

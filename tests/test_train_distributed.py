@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 
 import bucket
 import tiny
-from cache_tools.copying import copy_cache
 from cache_tools.errors import ConfigError, IdentityError
-from cache_tools.reader import Cache
+from cache_tools.maintenance.copying import copy_cache
 from cache_tools.storage import store_path
+from cache_tools.store.reader import Cache
 from ranks import train_on
 from student_fixtures import (
     GRADIENT_ROUNDING,

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import tiny
 from cache_tools.errors import ConfigError, IncompleteError, ModelError
-from cache_tools.reader import Cache
+from cache_tools.store.reader import Cache
 from loss_fixtures import loss
 from student_fixtures import LLAMA, LOSS_ROUNDING, curve, largest_difference, train, train_and_stop, weights
 from trainer.config import HiddenPair

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 import tiny
 from cache_tools.errors import IdentityError, ModelError
-from cache_tools.model_files import weights_sha256
+from cache_tools.models.files import weights_sha256
 from student_fixtures import LLAMA, train, train_and_stop, weights
 from trainer.config import StudentModelConfig
 from trainer.initial_weights import initial_weights

@@ -9,11 +9,11 @@ import torch
 from click.testing import CliRunner
 
 import tiny
-from cache_tools.codec import EMPTY_ID, Targets
+from cache_tools.codecs.registry import EMPTY_ID, Targets
 from cache_tools.errors import ConfigError, IdentityError
-from cache_tools.reader import Cache
-from cache_tools.union_vocabulary import NO_ID, IdMaps
-from cache_tools.vocabulary_folder import read_vocabulary, write_vocabulary
+from cache_tools.store.reader import Cache
+from cache_tools.vocabularies.folder import read_vocabulary, write_vocabulary
+from cache_tools.vocabularies.union import NO_ID, IdMaps
 from logitcask import cli
 from student_fixtures import BERT, largest_difference, student_values, train, weights
 from tolerances import loss_rounding

@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from cache_tools import layout, storage
+from cache_tools import storage
 from cache_tools.errors import DamageError, FormatError, IdentityError
-from cache_tools.manifest import EncodingManifest, ObjectRecord, TeacherManifest, read_manifest, write_manifest
-from cache_tools.shards import write_part
-from cache_tools.verify import verify
+from cache_tools.format import layout
+from cache_tools.format.manifest import EncodingManifest, ObjectRecord, TeacherManifest, read_manifest, write_manifest
+from cache_tools.format.shards import write_part
+from cache_tools.maintenance.verify import verify
 from store_fixtures import (
     POSITIONS_PER_SHARD,
     flip_bit,
@@ -140,7 +141,7 @@ def test_a_receipt_that_names_a_path_outside_the_cache_is_not_followed(tiny, tmp
     tiny.record_object(1, key, secret)
     opened = []
     monkeypatch.setattr(storage, "read_object", spy(storage.read_object, opened))
-    monkeypatch.setattr("cache_tools.verify.read_object", spy(storage.read_object, opened))
+    monkeypatch.setattr("cache_tools.maintenance.verify.read_object", spy(storage.read_object, opened))
     problem = only_problem(tiny, deep=True)
     assert (problem.kind, problem.where) == ("damage", str(tiny.receipt_file(1)))
     assert "the receipt cannot be read" in problem.message
@@ -215,7 +216,7 @@ def test_refuses_what_is_not_a_cache(tmp_path):
 def test_the_command_exits_1_and_prints_every_problem(tiny):
     from click.testing import CliRunner
 
-    from cache_tools.cli_verify import verify_command
+    from cache_tools.maintenance.verify_command import verify_command
 
     whole = CliRunner().invoke(verify_command, [str(tiny.path)])
     assert (whole.exit_code, whole.stdout) == (0, "no problems (structure, sizes and sequence files checked)\n")

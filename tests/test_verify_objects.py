@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import zarr
 
-from cache_tools import direct, layout
 from cache_tools.errors import DamageError, FormatError
-from cache_tools.predictions import group_layouts
-from cache_tools.receipts import read_receipt
-from cache_tools.verify import verify
+from cache_tools.format import layout
+from cache_tools.format.receipts import read_receipt
+from cache_tools.maintenance.verify import verify
+from cache_tools.store import chunk_reader
+from cache_tools.store.predictions import group_layouts
 from store_fixtures import POSITIONS_PER_SHARD, edit_json, flip_bit, make_cache, read_everything
 from test_verify import only_problem, truncate
 
@@ -52,7 +53,7 @@ def test_readers_refuse_a_bit_flipped_anywhere(tmp_path, array):
     read_everything(tiny.open())
     for byte in range(0, path.stat().st_size, 9):
         flip_bit(path, byte)
-        direct._indexes.clear()  # else a damaged index is not read again, and harmless
+        chunk_reader._indexes.clear()  # else a damaged index is not read again, and harmless
         with pytest.raises(DamageError, match="stored bytes cannot be decoded"):
             read_everything(tiny.open())
         flip_bit(path, byte)
@@ -63,7 +64,7 @@ def test_readers_refuse_a_truncated_object(tiny):
     for path in tiny.objects(0):
         content = path.read_bytes()
         truncate(path)
-        direct._indexes.clear()
+        chunk_reader._indexes.clear()
         with pytest.raises(DamageError, match="stored bytes cannot be decoded"):
             read_everything(tiny.open())
         path.write_bytes(content)

@@ -18,18 +18,18 @@ from starlette.testclient import TestClient
 
 from bucket import environment
 from bucket import serve as serve_bucket
-from cache_tools import layout
-from cache_tools.cli_view import view_command
-from cache_tools.copying import copy_cache
-from cache_tools.divergence import divergence
 from cache_tools.errors import ConfigError, FormatError
+from cache_tools.format import layout
+from cache_tools.inspection.divergence import divergence
+from cache_tools.inspection.summary import summarise
+from cache_tools.inspection.views import position_view
+from cache_tools.maintenance.copying import copy_cache
 from cache_tools.storage import store_path
-from cache_tools.summary import summarise
-from cache_tools.view_app import make_app
-from cache_tools.view_data import PicturedTexts, pictured
-from cache_tools.view_guard import COOKIE, HEADERS
-from cache_tools.view_search import RESULTS, look_for_highest, look_for_text
-from cache_tools.views import position_view
+from cache_tools.viewer.app import make_app
+from cache_tools.viewer.command import view_command
+from cache_tools.viewer.guard import COOKIE, HEADERS
+from cache_tools.viewer.pages import PicturedTexts, pictured
+from cache_tools.viewer.search import RESULTS, look_for_highest, look_for_text
 from store_fixtures import flip_bit
 from test_imports import MODELS, imported_by
 from view_fixtures import ATTACKS, BAD_ID, copy_of, hostile_cache
@@ -243,7 +243,7 @@ def test_teachers_that_have_not_captured_a_sequence_are_named_until_they_have(tm
 
 
 def test_an_unexpected_error_shows_no_traceback(tmp_path, cache):
-    with patch("cache_tools.view_app.heat", side_effect=RuntimeError("secret")):
+    with patch("cache_tools.viewer.app.heat", side_effect=RuntimeError("secret")):
         message = error_of(visitor(cache.path).get("/api/main/sequences/0"), 500)
     assert message == "Unexpected RuntimeError; the terminal says where."
 
@@ -258,7 +258,7 @@ def test_every_answer_has_its_headers(client, place):
 
 
 def test_refusals_and_accidents_have_the_headers_too(cache):
-    with patch("cache_tools.view_app.heat", side_effect=RuntimeError):
+    with patch("cache_tools.viewer.app.heat", side_effect=RuntimeError):
         answers = [visitor(cache.path).get("/api/main/sequences/0")]
     answers.append(visitor(cache.path).get("/", headers={"host": "evil.example"}))
     assert [answer.status_code for answer in answers] == [500, 403]
@@ -330,7 +330,7 @@ def test_a_cache_in_a_bucket_is_shown_as_the_same_on_a_disk(cache, client):
 
 
 def test_viewing_imports_no_model_library(cache):
-    code = "import sys; from cache_tools.view_app import make_app; make_app(sys.argv[1])"
+    code = "import sys; from cache_tools.viewer.app import make_app; make_app(sys.argv[1])"
     assert imported_by(code, cache.path) & MODELS <= {"tokenizers"}
 
 

@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 
-from cache_tools import layout
+from cache_tools.format import layout
 from store_fixtures import flip_bit
 from view_fixtures import ATTACKS, copy_of, hostile_cache, serve
 

@@ -15,13 +15,11 @@ from transformers import AutoTokenizer
 
 import tiny
 from cache_tools.errors import DamageError, FormatError, IdentityError
-from cache_tools.manifest import ObjectRecord
-from cache_tools.sealed import UNSEALED, sealed_bytes
-from cache_tools.sequences import table_bytes
+from cache_tools.format.manifest import ObjectRecord
+from cache_tools.format.sealed import UNSEALED, sealed_bytes
+from cache_tools.format.sequences import table_bytes
 from cache_tools.storage import write_object
-from cache_tools.tokens import Token, tokens_of
-from cache_tools.union_vocabulary import NO_ID, UnionVocabulary, token_names, unite
-from cache_tools.vocabulary_folder import (
+from cache_tools.vocabularies.folder import (
     DOCUMENT,
     TOKENS,
     Part,
@@ -30,6 +28,8 @@ from cache_tools.vocabulary_folder import (
     read_vocabulary,
     write_vocabulary,
 )
+from cache_tools.vocabularies.tokens import Token, tokens_of
+from cache_tools.vocabularies.union import NO_ID, UnionVocabulary, token_names, unite
 from logitcask import cli
 from vocabulary_fixtures import OTHER_TEXTS, ROLES, capture_language, sentencepiece, wordpiece
 
@@ -203,7 +203,7 @@ def test_the_same_command_again_changes_nothing_and_other_caches_are_refused(enc
 
 
 def test_a_stopped_command_leaves_nothing_that_is_read(encodings, tmp_path, monkeypatch):
-    monkeypatch.setattr("cache_tools.vocabulary_folder.write_object", lambda *_: 1 / 0)
+    monkeypatch.setattr("cache_tools.vocabularies.folder.write_object", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_vocabulary(tmp_path, encodings)
     with pytest.raises(FormatError, match="no readable vocabulary"):

@@ -16,10 +16,10 @@ from click.testing import CliRunner
 
 import pipeline.run
 import tiny
-from cache_tools import layout
 from cache_tools.errors import ConfigError, IncompleteError
-from cache_tools.verify import verify
-from cache_tools.writer import create_cache
+from cache_tools.format import layout
+from cache_tools.maintenance.verify import verify
+from cache_tools.store.writer import create_cache
 from logitcask import cli
 from pipeline.config import CaptureConfig
 from pipeline.encode import encode

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache_tools import writer
 from cache_tools.errors import FormatError, IdentityError, IncompleteError, StorageError
-from cache_tools.predictions import Predictions
-from cache_tools.reader import Cache
-from cache_tools.receipts import TARGETS, read_receipt
-from cache_tools.writer import commit_shard, create_cache, declare_teacher
+from cache_tools.format.receipts import TARGETS, read_receipt
+from cache_tools.store import writer
+from cache_tools.store.predictions import Predictions
+from cache_tools.store.reader import Cache
+from cache_tools.store.writer import commit_shard, create_cache, declare_teacher
 from store_fixtures import HIDDEN, POSITIONS_PER_SHARD, TinyCache, assert_rows, make_cache, snapshot, teacher_manifest
 
 

@@ -20,8 +20,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from cache_tools.progress import Reporter
-from cache_tools.reader import Cache
+from cache_tools.progress.reporter import Reporter
+from cache_tools.store.reader import Cache
 from pipeline.config import CaptureConfig
 from pipeline.run import Worker, run_capture
 

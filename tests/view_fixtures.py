@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import uvicorn
 
 import tiny
-from cache_tools.reader import Cache
-from cache_tools.view_app import make_app
+from cache_tools.store.reader import Cache
+from cache_tools.viewer.app import make_app
 from test_decoding import HOSTILE
 
 BAD_ID = "doc\x1b[2J\u202e<img src=x onerror=window.ran=1>"

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 import tiny
-from cache_tools.reader import Cache
+from cache_tools.store.reader import Cache
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 ROLES = {f"{name.strip('[]').lower()}_token": name for name in SPECIALS}

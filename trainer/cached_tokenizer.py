@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
 from cache_tools.errors import FormatError, IdentityError
+from cache_tools.format.tokenizer_files import SETTINGS
+from cache_tools.format.vocabulary import Vocabulary, vocabulary_fingerprint
 from cache_tools.storage import StorePath
-from cache_tools.tokenizer_files import SETTINGS
-from cache_tools.vocabulary import Vocabulary, vocabulary_fingerprint
 
 
 def open_tokenizer(folder: Path, vocabulary: Vocabulary, where: StorePath) -> PreTrainedTokenizerBase:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cache_tools.cli_places import CacheType
+from cache_tools.cli_options import CacheType
 
 if TYPE_CHECKING:
-    from cache_tools.manifest import Split
+    from cache_tools.format.manifest import Split
     from cache_tools.storage import StorePath
     from trainer.evaluate import Positions
 
@@ -61,8 +61,8 @@ def evaluate_command(
     Example:
         logitcask evaluate runs/demo/student_cached/final runs/demo/cache
     """
-    from cache_tools.apart import require_outside
-    from cache_tools.reader import Cache
+    from cache_tools.separate_places import require_outside
+    from cache_tools.store.reader import Cache
     from trainer import plots
 
     if plot is not None:
@@ -72,8 +72,8 @@ def evaluate_command(
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from cache_tools.progress import open_reporter
-    from cache_tools.vocabulary_folder import read_vocabulary
+    from cache_tools.progress.reporter import open_reporter
+    from cache_tools.vocabularies.folder import read_vocabulary
     from trainer.evaluate import evaluate_folder
 
     union = None if vocabulary is None else read_vocabulary(vocabulary)

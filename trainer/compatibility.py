@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cache_tools.errors import ConfigError
-from cache_tools.manifest import TeacherManifest
+from cache_tools.format.manifest import TeacherManifest
 from trainer.config import Divergence, LossConfig, TailPolicy
 
 Level = Literal["exact", "unbiased", "lower bound", "biased", "refused"]

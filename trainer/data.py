@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cache_tools.cached_teacher import CachedTeacher
-from cache_tools.codec import EMPTY_ID, Targets
-from cache_tools.manifest import Split, TeacherManifest
-from cache_tools.predictions import hidden_array
-from cache_tools.sequences import Sequence
-from cache_tools.stored_rows import StoredHidden, StoredTargets
-from cache_tools.union_vocabulary import IdMaps
+from cache_tools.codecs.registry import EMPTY_ID, Targets
+from cache_tools.format.manifest import Split, TeacherManifest
+from cache_tools.format.sequences import Sequence
+from cache_tools.store.predictions import hidden_array
+from cache_tools.store.stored_rows import StoredHidden, StoredTargets
+from cache_tools.store.teacher import CachedTeacher
+from cache_tools.vocabularies.union import IdMaps
 from trainer.compatibility import Source
 from trainer.config import LossConfig
 from trainer.position_weights import PositionWeights

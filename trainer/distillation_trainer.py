@@ -20,7 +20,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from cache_tools.manifest import Objective
+from cache_tools.format.manifest import Objective
 from trainer.checkpoints import broadcast_choice, reading, remove, remove_oldest, saving, write_hashes
 from trainer.data import CachedSequences, to_device
 from trainer.evaluate import measured, shared_batches

@@ -24,7 +24,7 @@ import math
 import torch
 from torch import Tensor
 
-from cache_tools.targets import LOG_SMALLEST_MASS
+from cache_tools.codecs.rows import LOG_SMALLEST_MASS
 from trainer.config import LossConfig
 
 LOWEST = -1e4

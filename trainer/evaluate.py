@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
-from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import ConfigError, IncompleteError, ModelError
-from cache_tools.manifest import Split
-from cache_tools.progress import Advance, ignore
-from cache_tools.union_vocabulary import UnionVocabulary
+from cache_tools.format.manifest import Split
+from cache_tools.progress.reporter import Advance, ignore
+from cache_tools.store.teacher import CachedTeacher
+from cache_tools.vocabularies.union import UnionVocabulary
 from trainer import fused
 from trainer.data import IGNORED, CachedSequences, collate, to_device
 from trainer.finite import check_measures, check_student

@@ -11,7 +11,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from cache_tools.errors import ModelError
-from cache_tools.model_files import weights_sha256
+from cache_tools.models.files import weights_sha256
 from trainer.config import StudentModelConfig
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from cache_tools.errors import ModelError
-from cache_tools.loading_report import check_report
+from cache_tools.models.loading_report import check_report
 
 ADAPTER = "adapter_config.json"
 

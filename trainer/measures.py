@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from cache_tools import layout
-from cache_tools.cached_teacher import CachedTeacher
-from cache_tools.manifest import TeacherManifest
+from cache_tools.format import layout
+from cache_tools.format.manifest import TeacherManifest
+from cache_tools.store.teacher import CachedTeacher
 from trainer.compatibility import Source, explain
 from trainer.config import LossConfig
 from trainer.data import Reading

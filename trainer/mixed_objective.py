@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cache_tools.cached_teacher import CachedTeacher
+from cache_tools.store.teacher import CachedTeacher
 from trainer.compatibility import Source
 from trainer.config import LossConfig
 from trainer.config_mixture import SCALAR, MixtureConfig

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from cache_tools.cached_teacher import CachedTeacher
-from cache_tools.codec import Targets
+from cache_tools.codecs.registry import Targets
 from cache_tools.errors import ConfigError
+from cache_tools.store.teacher import CachedTeacher
 from trainer.config import state_name
 from trainer.config_mixture import MixedTeacher
 from trainer.data import CachedSequences, Example, Reading

@@ -11,8 +11,8 @@ topp do not, so those are biased, however good their tail policy. See ``mixture.
 
 from collections.abc import Sequence
 
-from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import ConfigError
+from cache_tools.store.teacher import CachedTeacher
 from trainer.compatibility import LEVELS, Source, Verdict, check_loss, explain
 from trainer.config import LossConfig
 from trainer.config_mixture import SCALAR, MixtureConfig

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.errors import ConfigError
-from cache_tools.manifest import Split
-from cache_tools.reader import Encoding
+from cache_tools.format.manifest import Split
+from cache_tools.store.reader import Encoding
 from trainer.config import LossConfig
 
 

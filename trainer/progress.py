@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from cache_tools.progress import Reporter
+from cache_tools.progress.reporter import Reporter
 
 
 class StepProgress(TrainerCallback):

@@ -21,12 +21,12 @@ import torch
 import transformers
 from transformers import TrainerCallback
 
-from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import DamageError, IdentityError
-from cache_tools.fingerprint import differences
-from cache_tools.manifest import SOFTWARE
+from cache_tools.format.fingerprint import differences
+from cache_tools.format.manifest import SOFTWARE
 from cache_tools.storage import write_object
-from cache_tools.union_vocabulary import UnionVocabulary
+from cache_tools.store.teacher import CachedTeacher
+from cache_tools.vocabularies.union import UnionVocabulary
 from trainer.checkpoints import numbered
 from trainer.config import StudentConfig
 from trainer.initial_weights import initial_weights

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache_tools.codec import Targets
+from cache_tools.codecs.registry import Targets
 from cache_tools.errors import ModelError
 from trainer.data import Example, collate, to_device
 from trainer.student import DistilledStudent, vocabulary_size

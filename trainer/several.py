@@ -19,7 +19,7 @@ from itertools import accumulate, islice
 import numpy as np
 from torch.utils.data import ConcatDataset, Sampler
 
-from cache_tools.codec import EMPTY_ID, Targets
+from cache_tools.codecs.registry import EMPTY_ID, Targets
 from trainer.data import CachedSequences, Example
 from trainer.sampler import ShardWindowSampler
 

@@ -7,9 +7,9 @@ asks for a dataset, an order and an objective, whatever they are made of.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import ConfigError, IncompleteError
-from cache_tools.union_vocabulary import UnionVocabulary
+from cache_tools.store.teacher import CachedTeacher
+from cache_tools.vocabularies.union import UnionVocabulary
 from trainer.config import StudentConfig
 from trainer.data import CachedSequences, Reading
 from trainer.mixed_objective import MixedObjective, mixed_reading

@@ -25,15 +25,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from cache_tools import layout
-from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import ConfigError, IdentityError, ModelError
-from cache_tools.reader import Encoding
+from cache_tools.format import layout
+from cache_tools.format.vocabulary import Vocabulary, vocabulary_fingerprint
 from cache_tools.storage import StorePath
-from cache_tools.token_map import mapped
-from cache_tools.union_vocabulary import IdMaps
-from cache_tools.vocabulary import Vocabulary, vocabulary_fingerprint
-from cache_tools.vocabulary_folder import read_vocabulary, save_tokenizer
+from cache_tools.store.reader import Encoding
+from cache_tools.store.teacher import CachedTeacher
+from cache_tools.vocabularies.folder import read_vocabulary, save_tokenizer
+from cache_tools.vocabularies.token_map import mapped
+from cache_tools.vocabularies.union import IdMaps
 from trainer import fused
 from trainer.cached_tokenizer import open_tokenizer
 from trainer.config import HiddenPair, LossConfig, StudentModelConfig

@@ -11,8 +11,8 @@ from itertools import islice
 import torch
 from transformers import PreTrainedModel
 
-from cache_tools.manifest import Objective
-from cache_tools.probe import Ids, Probe, States, check_model, step_of
+from cache_tools.format.manifest import Objective
+from cache_tools.models.probe import Ids, Probe, States, check_model, step_of
 from trainer.data import Example
 from trainer.head import StudentHead
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from cache_tools.reader import Encoding
 from cache_tools.storage import StorePath
+from cache_tools.store.reader import Encoding
 from trainer.config import StudentModelConfig
 from trainer.student import student_tokenizer
 

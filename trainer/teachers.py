@@ -7,10 +7,10 @@ in ``sources.py``.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cache_tools.cached_teacher import CachedTeacher
 from cache_tools.errors import IdentityError
-from cache_tools.reader import Cache
-from cache_tools.same_tokenizer import require_same_encodings
+from cache_tools.store.reader import Cache
+from cache_tools.store.teacher import CachedTeacher
+from cache_tools.vocabularies.same_tokenizer import require_same_encodings
 from trainer.compatibility import Verdict, check_loss
 from trainer.config import StudentConfig
 from trainer.mixture_verdict import check_mixture, worst

@@ -7,8 +7,8 @@ from itertools import chain
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from cache_tools.reader import Encoding
-from cache_tools.same_tokenizer import Encode, probes, require_same, sampled_texts
+from cache_tools.store.reader import Encoding
+from cache_tools.vocabularies.same_tokenizer import Encode, probes, require_same, sampled_texts
 
 
 def check_behaviour(

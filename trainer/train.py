@@ -16,13 +16,13 @@ import torch
 import transformers
 from transformers import TrainingArguments, set_seed
 
-from cache_tools.apart import require_outside
-from cache_tools.progress import Reporter, open_reporter
-from cache_tools.reader import Encoding
-from cache_tools.row_check import require_consistent
+from cache_tools.format.vocabulary import Vocabulary
+from cache_tools.inspection.row_check import require_consistent
+from cache_tools.progress.reporter import Reporter, open_reporter
+from cache_tools.separate_places import require_outside
 from cache_tools.storage import remove_tree
-from cache_tools.vocabulary import Vocabulary
-from cache_tools.vocabulary_folder import save_token_map
+from cache_tools.store.reader import Encoding
+from cache_tools.vocabularies.folder import save_token_map
 from trainer.checkpoints import saving
 from trainer.config import StudentConfig, StudentModelConfig
 from trainer.config_keys import check_config_keys

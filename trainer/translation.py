@@ -17,14 +17,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.cached_teacher import CachedTeacher
-from cache_tools.codec import EMPTY_ID, Targets
+from cache_tools.codecs.registry import EMPTY_ID, Targets
 from cache_tools.errors import ConfigError, IdentityError
-from cache_tools.reader import Encoding
+from cache_tools.format.vocabulary import Vocabulary
 from cache_tools.storage import StorePath
-from cache_tools.union_vocabulary import NO_ID, IdMaps, UnionVocabulary
-from cache_tools.vocabulary import Vocabulary
-from cache_tools.vocabulary_folder import read_vocabulary
+from cache_tools.store.reader import Encoding
+from cache_tools.store.teacher import CachedTeacher
+from cache_tools.vocabularies.folder import read_vocabulary
+from cache_tools.vocabularies.union import NO_ID, IdMaps, UnionVocabulary
 from trainer.compatibility import Source
 from trainer.config import LossConfig
 

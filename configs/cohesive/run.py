@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from cache_tools.reader import Cache
+from cache_tools.store.reader import Cache
 from configs.cohesive.convergence import Curve
 from configs.cohesive.tables import TEXT_ALONE, print_students, print_weights
 from configs.cohesive.texts import MIXED, read_texts

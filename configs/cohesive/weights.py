@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache_tools.cached_teacher import CachedTeacher
-from cache_tools.reader import Encoding
+from cache_tools.store.reader import Encoding
+from cache_tools.store.teacher import CachedTeacher
 from configs.cohesive.texts import domain_of
 from trainer.config_mixture import SCALAR, Weighting
 from trainer.mixture_weights import teacher_weights

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import AutoModelForMaskedLM
 
-from cache_tools import layout
-from cache_tools.reader import Cache
-from cache_tools.vocabulary_folder import read_vocabulary
+from cache_tools.format import layout
+from cache_tools.store.reader import Cache
+from cache_tools.vocabularies.folder import read_vocabulary
 from configs.glmd.texts import CLASSES
 from configs.recipes import label_log_probs, labelled_sequences, token_ids
 from trainer.config import LossConfig

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForMaskedLM
 
-from cache_tools.union_vocabulary import NO_ID
-from cache_tools.vocabulary_folder import read_vocabulary, save_tokenizer
+from cache_tools.vocabularies.folder import read_vocabulary, save_tokenizer
+from cache_tools.vocabularies.union import NO_ID
 from configs.recipes import make_once
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import click
 import numpy as np
 
-from cache_tools.vocabulary_folder import read_manifest
+from cache_tools.vocabularies.folder import read_manifest
 from configs.glmd.arms import LOSSES, PUBLISHED, TEMPERATURES
 from configs.glmd.bench import Bench
 from configs.glmd.measure import Measured, kept_mass

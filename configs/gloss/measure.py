@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cache_tools.manifest import Split
+from cache_tools.format.manifest import Split
 from configs.gloss import probe
 from configs.gloss.corpora import LABELS
 from configs.gloss.scores import Scored, scored, summary

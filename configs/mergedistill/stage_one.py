@@ -20,8 +20,8 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cache_tools.reader import Cache
-from cache_tools.vocabulary_folder import read_vocabulary
+from cache_tools.store.reader import Cache
+from cache_tools.vocabularies.folder import read_vocabulary
 from configs.recipes import command, make_once, run_file
 from configs.wordpiece import untrained
 from trainer.translation import student_ids, translated_ids

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from cache_tools.reader import Cache
+from cache_tools.store.reader import Cache
 from configs.mergedistill import stage_one
 
 KINDS_OF_FILE = {"", "libs", "libdevel", "oldlibs", "doc", "debug", "metapackages", "tasks", "localization", "misc"}

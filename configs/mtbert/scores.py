@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.reader import Cache
+from cache_tools.store.reader import Cache
 from configs.mtbert.spaces import agreement
 from configs.recipes import label_log_probs, labelled_sequences, token_ids
 

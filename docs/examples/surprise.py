@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from cache_tools.frame import to_arrow
-from cache_tools.reader import Cache
-from cache_tools.sampling import committed_shards
+from cache_tools.inspection.dataframe import to_arrow
+from cache_tools.inspection.sampling import committed_shards
+from cache_tools.store.reader import Cache
 
 SEQUENCES = 100
 EDGES_NATS = np.arange(0, 13)

@@ -26,7 +26,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from cache_tools.progress import Reporter, open_reporter
+from cache_tools.progress.reporter import Reporter, open_reporter
 from pipeline.demo import corpus
 from pipeline.split import is_held_out
 

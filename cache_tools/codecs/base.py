@@ -1,0 +1,157 @@
+"""What every target codec is: a pure map between Targets and arrays of plain numbers.
+
+A codec's own settings stand once in the teacher's manifest (``to_dict``). What it chooses for
+one shard, such as a number of levels, is the shard's ``parameters`` and stands in that shard's
+receipt. It does no I/O: ``array_types`` says which arrays the store must create.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.codecs.rows import Arrays, Targets, empty_targets
+from cache_tools.errors import FormatError
+
+Floats = NDArray[np.float64]
+
+Parameters = dict[str, float | int]
+"""What a codec chose for one shard; JSON keeps it."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One shard's rows as they are stored.
+
+    Attributes:
+        arrays: (n, ...) arrays of the codec's ``array_types``.
+        parameters: What ``decode`` needs besides; empty if nothing.
+        kl_nats: (n,) float64, KL(true || decoded) of each row over its k + 1 outcomes; 0 for lossless codecs.
+        tempered_kl_nats: (n,) float64 of each further temperature at which the codec keeps its budget.
+    """
+
+    arrays: Arrays
+    parameters: Parameters
+    kl_nats: NDArray[np.float64]
+    tempered_kl_nats: Mapping[float, NDArray[np.float64]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Codec(ABC):
+    """A way to store targets.
+
+    Attributes:
+        k: Slots of a row.
+        vocabulary_size: Ids are below this.
+    """
+
+    name: ClassVar[str]
+
+    k: int
+    vocabulary_size: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the codec's entry in the manifest."""
+        return {"name": self.name}
+
+    @property
+    def row_entries(self) -> int:
+        """Numbers in the widest array's row."""
+        return max(int(np.prod(row)) for row, _ in self.array_types().values())
+
+    @abstractmethod
+    def array_types(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Return (shape of a row, dtype) of each stored array, by name."""
+
+    def compression_level(self, array: str) -> int:
+        """Return the blosc level (zstd, byte shuffle) that suits an array: ids repeat, values hardly do.
+
+        Longer searches make the values' arrays larger: they find short matches that cost more
+        than the bytes they replace.
+        """
+        return 5 if array in ("ids", "ids_high") else 1
+
+    @abstractmethod
+    def encode(self, targets: Targets) -> Encoded:
+        """Turn one shard's rows, slots in any order, into what is stored.
+
+        Raises:
+            ValueError: a row breaks a rule (NaN, mass other than 1, an id twice or out of range).
+        """
+
+    @abstractmethod
+    def decode(
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int], out: Targets | None = None
+    ) -> Targets:
+        """Return the rows that stored arrays stand for.
+
+        Args:
+            arrays: Any run of rows of one shard, as ``encode`` returned them.
+            parameters: What ``encode`` chose for that shard.
+            out: Where to put them; new arrays if None.
+        """
+
+    def bounds(
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int], narrowed: bool = False
+    ) -> tuple[Floats, Floats]:
+        """Return between which log-probabilities the written ones of stored rows lie, as far as the codec rounds.
+
+        Args:
+            arrays: Any run of n rows of one shard.
+            parameters: What ``encode`` chose for that shard.
+            narrowed: Entries were dropped since (``narrow``), so the left-out mass is a sum of rounded ones.
+
+        Returns:
+            The lowest and the highest log-probability of each slot, (n, k + 1) float64 each, the left-out mass last;
+            -inf in empty slots. A lossless codec returns the decoded values twice.
+        """
+        rows = self.decode(arrays, parameters)
+        logs = np.column_stack([rows.log_probs, rows.log_left_out]).astype(np.float64)
+        return logs, logs
+
+    def broken_rows(
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int]
+    ) -> dict[str, NDArray[np.bool_]]:
+        """Tell which stored rows break a rule that their decoded values do not show.
+
+        Args:
+            arrays: Any run of n rows of one shard.
+            parameters: What ``encode`` chose for that shard.
+
+        Returns:
+            The text of each rule mapped to (n,) bool, true for the rows that break it.
+        """
+        return {}
+
+
+def prepared(out: Targets | None, n: int, k: int) -> Targets:
+    """Return ``out``, which must have n rows of k slots, or new Targets of that shape.
+
+    Raises:
+        ValueError: ``out`` has another shape.
+    """
+    if out is None:
+        return empty_targets(n, k)
+    if not (out.ids.shape == out.log_probs.shape == (n, k) and out.log_left_out.shape == (n,)):
+        raise ValueError(f"{n} rows of {k} slots do not fit into arrays of shape {out.ids.shape}")
+    return out
+
+
+def number(mapping: Mapping[str, Any], key: str, low: float, high: float, *, whole: bool = False) -> float:
+    """Return a number that a manifest or receipt states.
+
+    Raises:
+        FormatError: it is missing, no number, or outside [low, high].
+    """
+    value, kind = mapping.get(key), "a whole number" if whole else "a number"
+    numeric = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not numeric or not low <= value <= high:  # type: ignore[operator]
+        raise FormatError(
+            f"the codec's parameter {key!r} cannot be used",
+            expected=f"{kind} from {low:g} to {high:g}",
+            found=repr(value) if key in mapping else "nothing",
+        )
+    return value  # type: ignore[return-value]

@@ -1,0 +1,305 @@
+"""The sequences of a shard: one Arrow IPC file, zstd inside, one row per sequence.
+
+A sequence is a piece of one document that a teacher read in one go. Its kept positions
+are consecutive rows of the teacher's arrays, starting at ``first_position``; which tokens
+they belong to stands in ``position_mask``.
+
+The gold token of position t is ``input_ids[t + 1]`` for a causal teacher, and
+``original_ids[t]`` for a masked one, whose input has the slot masked out.
+
+``byte_lengths`` cuts ``text`` into the tokens' surface forms: their sum is the length of
+the text in UTF-8, so a token's place in the text is a running sum.
+
+What a file holds is checked twice: its columns when it is read (``read_sequences``), and what it says of rows and
+tokens against the shard table (``contradiction``) before anything uses it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+from numpy.typing import NDArray
+
+from cache_tools.errors import ConfigError, DamageError
+from cache_tools.format.arrow_files import read_arrow
+from cache_tools.format.manifest import Objective
+from cache_tools.limits import (
+    DOCUMENT_BYTES,
+    SEQUENCES_BYTES,
+    SEQUENCES_FLOOR_BYTES,
+    SEQUENCES_TOKEN_BYTES,
+    SHARD_SEQUENCES,
+)
+from cache_tools.storage import StorePath, read_object, sha256, write_object
+
+PADDING_BYTES = 2**16
+"""Much more than what Arrow adds to the ends of buffers."""
+
+SCHEMA = pa.schema(
+    [
+        pa.field("sequence_id", pa.int64(), nullable=False),
+        pa.field("document_id", pa.string(), nullable=False),
+        pa.field("group_id", pa.string(), nullable=False),
+        pa.field("first_position", pa.int64(), nullable=False),
+        pa.field("input_ids", pa.list_(pa.uint32()), nullable=False),
+        pa.field("position_mask", pa.list_(pa.bool_()), nullable=False),
+        pa.field("original_ids", pa.list_(pa.uint32()), nullable=True),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("byte_lengths", pa.list_(pa.uint32()), nullable=False),
+    ]
+)
+
+DOCUMENT_IDS = pa.schema([SCHEMA.field("document_id")])
+TURN = pa.field("turn", pa.int32(), nullable=True)
+"""Optional column: there if a sequence of the file ends with one turn of a chat."""
+
+MENDING = (
+    "run 'logitcask repair' on the cache and then the same capture again, which writes the files of an encoding anew "
+    "from their corpus; or restore the file from a copy with 'logitcask copy'"
+)
+"""What helps when a file with a recorded hash is missing or damaged."""
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One sequence, as encoded and as read back.
+
+    Attributes:
+        sequence_id: Index over the whole encoding, in order of writing.
+        document_id: Id of the document it is a piece of.
+        group_id: Group that is held out as a whole.
+        first_position: Row of its first kept position in every array of a teacher.
+        input_ids: (n,) uint32, what the teacher reads.
+        position_mask: (n,) bool, true where a prediction is kept.
+        original_ids: (n,) uint32 before masking; None for a causal objective.
+        text: The piece of text that the tokens cover.
+        byte_lengths: (n,) uint32, UTF-8 bytes of ``text`` that belong to each token.
+        turn: Number of the chat's message, from 0, that is kept, where a chat became a sequence for each turn; None
+            where a document is read as a whole.
+    """
+
+    sequence_id: int
+    document_id: str
+    group_id: str
+    first_position: int
+    input_ids: NDArray[np.uint32]
+    position_mask: NDArray[np.bool_]
+    original_ids: NDArray[np.uint32] | None
+    text: str
+    byte_lengths: NDArray[np.uint32]
+    turn: int | None = None
+
+    @property
+    def num_positions(self) -> int:
+        """Number of kept positions."""
+        return int(self.position_mask.sum())
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Rows ``[start, stop)`` of this sequence in every array of a teacher."""
+        return self.first_position, self.first_position + self.num_positions
+
+    def positions(self) -> NDArray[np.int64]:
+        """Return the token indices of the kept positions: (p,) int64, ascending."""
+        return np.flatnonzero(self.position_mask)
+
+    def gold_ids(self, objective: Objective) -> NDArray[np.uint32]:
+        """Return the token that each kept position should predict: (p,) uint32."""
+        if objective == "causal":
+            return self.input_ids[self.positions() + 1]
+        assert self.original_ids is not None
+        return self.original_ids[self.positions()]
+
+
+def write_sequences(path: StorePath, sequences: list[Sequence]) -> tuple[int, str]:
+    """Write one shard's sequences and return (bytes, sha256) of the file.
+
+    The same sequences give the same bytes.
+    """
+    content = sequences_bytes(sequences)
+    write_object(path, content)
+    return len(content), sha256(content)
+
+
+def sequences_bytes(sequences: list[Sequence]) -> bytes:
+    """Return the file that ``write_sequences`` writes.
+
+    Raises:
+        ConfigError: it is larger than what a reader unpacks, see ``limits.py``.
+    """
+    schema = SCHEMA if all(sequence.turn is None for sequence in sequences) else SCHEMA.append(TURN)
+    columns = [[getattr(s, field.name) for s in sequences] for field in schema]
+    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)]
+    table = pa.Table.from_arrays(arrays, schema=schema)
+    largest = largest_unpacked(sum(len(sequence.input_ids) for sequence in sequences)) - PADDING_BYTES
+    if len(sequences) > SHARD_SEQUENCES or table.nbytes > largest:
+        raise ConfigError(
+            "the sequences of a shard are too many, or too large",
+            expected=f"at most {SHARD_SEQUENCES:,} sequences and {largest:,} bytes",
+            found=f"{len(sequences):,} sequences and {table.nbytes:,} bytes",
+            why="no reader would unpack them",
+            fix="Set a smaller encoding.positions_per_shard",
+        )
+    return table_bytes(table)
+
+
+def largest_unpacked(tokens: int) -> int:
+    """Return to how many bytes the sequences of so many tokens may unpack."""
+    return min(SEQUENCES_BYTES, SEQUENCES_FLOOR_BYTES + SEQUENCES_TOKEN_BYTES * tokens)
+
+
+def read_sequences(
+    path: StorePath, expected_sha256: str, file_bytes: int = SEQUENCES_BYTES, unpacked_bytes: int = SEQUENCES_BYTES
+) -> list[Sequence]:
+    """Read one shard's sequences.
+
+    Args:
+        path: The Arrow file.
+        expected_sha256: Hash that the shard table records for it.
+        file_bytes: Size that the shard table records.
+        unpacked_bytes: What its columns may unpack to.
+
+    Raises:
+        DamageError: the file is missing or not what was written, or its columns cannot be.
+    """
+    table = read_table(path, expected_sha256, SCHEMA.append(TURN), file_bytes, unpacked_bytes)
+    if table.num_rows > SHARD_SEQUENCES:
+        raise unreadable(path, f"{table.num_rows:,} sequences, more than {SHARD_SEQUENCES:,}")
+    columns = [_values(column.combine_chunks()) for column in table.columns]
+    sequences = [Sequence(*row) for row in zip(*columns, strict=True)]
+    for number, sequence in enumerate(sequences):
+        aligned = {len(sequence.input_ids), len(sequence.position_mask), len(sequence.byte_lengths)}
+        if sequence.original_ids is not None:
+            aligned.add(len(sequence.original_ids))
+        if len(aligned) > 1:
+            raise unreadable(path, f"sequence number {number} has lists of different lengths")
+    return sequences
+
+
+def contradiction(
+    sequences: list[Sequence], objective: Objective, vocabulary_size: int, first_sequence: int, first_row: int
+) -> str | None:
+    """Return how a shard's sequences contradict their encoding, None if they do not.
+
+    Args:
+        sequences: As ``read_sequences`` returned them.
+        objective: Of the encoding.
+        vocabulary_size: Token ids are below this.
+        first_sequence: Id of the shard's first sequence.
+        first_row: The shard's first row.
+    """
+    lengths = np.array([len(sequence.input_ids) for sequence in sequences], dtype=np.int64)
+    if not lengths.all():
+        return "a sequence has no token"
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    masks = np.concatenate([sequence.position_mask for sequence in sequences])
+    kept = np.add.reduceat(masks, starts, dtype=np.int64)
+    covered = np.add.reduceat(np.concatenate([s.byte_lengths for s in sequences]), starts, dtype=np.int64)
+    originals = [s.original_ids for s in sequences if s.original_ids is not None]
+    rules = {
+        "has another number": _column(sequences, "sequence_id") != first_sequence + np.arange(len(sequences)),
+        "starts at another row": _column(sequences, "first_position") != first_row + np.cumsum(kept) - kept,
+        "keeps a prediction at its last token, which has no next": masks[ends - 1] & (objective == "causal"),
+        "has byte lengths that do not add up to its text": covered != [len(s.text.encode()) for s in sequences],
+    }
+    for rule, broken in rules.items():
+        if broken.any():
+            return f"sequence {first_sequence + int(np.flatnonzero(broken)[0])} {rule}"
+    if len(originals) != (0 if objective == "causal" else len(sequences)):
+        return f"a sequence is not {objective}"
+    if max(int(np.max(ids)) for ids in [*(s.input_ids for s in sequences), *originals]) >= vocabulary_size:
+        return f"a token id is not below {vocabulary_size}"
+    return None
+
+
+def _column(sequences: list[Sequence], name: str) -> NDArray[np.int64]:
+    return np.array([getattr(sequence, name) for sequence in sequences], dtype=np.int64)
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """Return a table as one Arrow IPC file with zstd-compressed buffers."""
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_file(sink, table.schema, options=options) as writer:
+        writer.write_table(table)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def read_table(
+    path: StorePath, expected_sha256: str, schema: pa.Schema, file_bytes: int, unpacked_bytes: int
+) -> pa.Table:
+    """Read the columns of an Arrow IPC file whose hash is known.
+
+    Args:
+        path: The file.
+        expected_sha256: Its hash.
+        schema: The columns that it must have.
+        file_bytes: Its size, or the largest that it can have.
+        unpacked_bytes: The largest that its columns can have.
+
+    Raises:
+        DamageError: it is missing or not what was written, or no such file.
+    """
+    content = read_recorded(path, expected_sha256, file_bytes)
+    try:
+        return read_arrow(content, schema, unpacked_bytes)
+    except ValueError as error:
+        raise unreadable(path, error) from error
+
+
+def read_recorded(path: StorePath, expected_sha256: str, largest_bytes: int = DOCUMENT_BYTES) -> bytes:
+    """Read a file of an encoding or teacher whose hash is known.
+
+    Args:
+        path: The file.
+        expected_sha256: Its hash.
+        largest_bytes: Its recorded size; nothing of a larger one is read.
+
+    Raises:
+        DamageError: it is missing or not what was written.
+    """
+    try:
+        content = read_object(path, largest_bytes)
+    except OSError as error:
+        raise DamageError(
+            "the file is missing",
+            where=path,
+            fix=MENDING,
+        ) from error
+    found = sha256(content)
+    if found != expected_sha256:
+        raise DamageError(
+            "the file is not the one that was written",
+            where=path,
+            expected=f"sha256 {expected_sha256[:12]}…",
+            found=f"{found[:12]}…",
+            why="predictions would be joined to other tokens",
+            fix=MENDING,
+        )
+    return content
+
+
+def unreadable(path: StorePath, found: object) -> DamageError:
+    """Return the error that a file is what was written, but cannot be what the format asks for."""
+    return DamageError(
+        "the file cannot be used",
+        where=path,
+        found=found,
+        why="its hash holds, so it was written like this",
+        fix="Ask whoever made the cache, or capture the corpus again",
+    )
+
+
+def _values(column: Any) -> list[Any]:
+    """Return one Python or numpy value per row; lists become numpy views of one flat array."""
+    if not pa.types.is_list(column.type):
+        values: list[Any] = column.to_pylist()
+        return values
+    flat = column.values.to_numpy(zero_copy_only=False)
+    offsets = column.offsets.to_numpy()
+    valid = column.is_valid().to_pylist()
+    return [flat[a:b] if ok else None for a, b, ok in zip(offsets[:-1], offsets[1:], valid, strict=True)]

@@ -1,0 +1,111 @@
+"""What manifests and receipts are made of: records of objects, targets, layers, and the bounds of names and numbers.
+
+Whatever can be checked of a value by itself is checked here, so no command meets a path for a name or a size that
+cannot be.
+"""
+
+import builtins
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from cache_tools.format import layout
+from cache_tools.limits import OBJECT_BYTES, TOTAL
+from cache_tools.storage import sha256
+
+Kind = Literal["topk", "topp", "sampled", "hybrid", "dense"]
+DRAWN_KINDS: tuple[Kind, ...] = ("sampled", "hybrid")
+"""Kinds that keep draws: their likeliest token need not be the teacher's, and they are no distribution."""
+Name = Annotated[str, Field(pattern=layout.NAME_PATTERN)]
+"""Becomes a folder inside the cache, so a stranger's manifest must not make it a path."""
+Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")]
+"""Path of an object relative to a folder of the cache; never leads out of it."""
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0, le=TOTAL)]
+
+
+class Document(BaseModel):
+    """Part of a manifest; keys that it does not know are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ObjectRecord(Document):
+    """Size and hash of one stored object."""
+
+    bytes: int = Field(ge=0, le=OBJECT_BYTES)
+    sha256: Sha256
+
+    @classmethod
+    def of(cls, content: "builtins.bytes") -> Self:
+        """Describe an object's content."""
+        return cls(bytes=len(content), sha256=sha256(content))
+
+
+class TargetSpec(Document):
+    """What is kept of a teacher's distribution, and in which codec (see ``codec.py``).
+
+    Attributes:
+        kind: ``topk``, ``topp``, ``sampled``, ``hybrid`` or ``dense``.
+        k: Entries a row can hold.
+        codec: Its name and parameters.
+        settings: What else defines the kind, such as the mass of ``topp`` or the draws of ``sampled``.
+    """
+
+    kind: Kind = "topk"
+    k: int = Field(gt=0, lt=2**32)
+    codec: dict[str, Any]
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("settings")
+    @classmethod
+    def _usable(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        for key, (low, high) in SETTINGS.items():
+            value = settings.get(key, low)
+            if isinstance(value, bool) or not isinstance(value, type(high) | int) or not low <= value <= high:
+                raise ValueError(f"{key} must be a number from {low} to {high}")
+        if not isinstance(settings.get("vocabulary", ""), str):
+            raise ValueError("vocabulary must be a fingerprint")
+        return settings
+
+
+SETTINGS: dict[str, tuple[float, float]] = {
+    "p": (0, 1.0),
+    "draws": (0, 65_535),
+    "seed": (-TOTAL, TOTAL),
+    "head": (0, 2**32),
+    "tokens": (1, 2**32),
+}
+"""Numbers among the settings of a kind, and their bounds."""
+
+
+class HiddenSpec(Document):
+    """One kept layer of hidden states.
+
+    Attributes:
+        width: Values per position.
+        codec: ``bfloat16`` (bits in uint16), ``float32``, or ``transform`` (see ``hidden.py``).
+        budget: For ``transform``, the error that each shard may make on average: of the logits'
+            distribution in nats (layer ``last``), or relative to each channel's rms (other layers).
+    """
+
+    width: int = Field(gt=0, lt=2**32)
+    codec: Literal["bfloat16", "float32", "transform"]
+    budget: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+
+
+SHOWN_ERRORS = 5
+
+
+def summary(error: Exception) -> str:
+    """Return why a document could not be read, the first few problems of several."""
+    if isinstance(error, OSError):
+        return "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
+    if isinstance(error, ValidationError):
+        return "; ".join(
+            ": ".join([*map(str, e["loc"]), e["msg"].removeprefix("Value error, ")])
+            for e in error.errors(include_input=False, include_url=False)[:SHOWN_ERRORS]
+        )
+    if isinstance(error, ValueError):
+        return f"damaged ({error})"
+    return f"no {error} entry"

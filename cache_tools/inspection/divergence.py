@@ -1,0 +1,143 @@
+"""How far apart two teachers are at a position, from what was kept of each.
+
+Two kept rows rarely hold the same tokens, and what a row left out has no known split. So the measure is **the
+smallest KL divergence that any two full distributions with these kept rows can have**: a lower bound of the true
+one, the tightest that the rows allow, and the same rule for both sides. It is exact if both keep everything.
+
+Four kinds of outcome, with the probability that A and B give them:
+
+    each token that both keep            p_i, q_i         known to both
+    the tokens that only A keeps, as one   a, t           t <= M, B's left-out mass
+    the tokens that only B keeps, as one   s, b           s <= L, A's left-out mass
+    all others, as one                 L - s, M - t
+
+Merging outcomes never raises a KL (data-processing inequality). The rest is convex in s and t, and its minimum is
+
+    (a + L) ln((a + L) / (b + M))        if a b <= L M: the last three may as well be one outcome
+    a ln(a / M) + L ln(L / b)            otherwise: what one side left out is too little for what only the other keeps
+
+The first line alone, "common tokens and the rest", was rejected: two sure teachers that keep no token in common
+would be at distance 0. Guessing an even split over the vocabulary was rejected too: it is no bound.
+A row of draws is a noisy estimate, not a distribution, and has no place here.
+
+A row that leaves nothing out rules every other token out, at an infinite distance from a row that keeps one. That is
+believed only of rows that hold all tokens; see ``targets.with_possible_rest``.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.codecs.rows import EMPTY_ID, Targets, blocks, with_possible_rest
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """What tells two teachers apart at n positions; NaN and false where one of them said nothing.
+
+    Attributes:
+        kl_ab_nats: (n,) float64 in [0, inf], the smallest possible KL(A || B).
+        kl_ba_nats: (n,) float64 in [0, inf], the same of KL(B || A).
+        top1_a: (n,) float64, A's largest kept probability.
+        same_top1: (n,) bool, the likeliest kept tokens are the same.
+        said: (n,) bool, both sides keep something.
+    """
+
+    kl_ab_nats: NDArray[np.float64]
+    kl_ba_nats: NDArray[np.float64]
+    top1_a: NDArray[np.float64]
+    same_top1: NDArray[np.bool_]
+    said: NDArray[np.bool_]
+
+    @property
+    def mean_kl_nats(self) -> NDArray[np.float64]:
+        """The mean of both directions: (n,) float64."""
+        return (self.kl_ab_nats + self.kl_ba_nats) / 2
+
+
+def divergence(a: Targets, b: Targets, tokens: tuple[int, int] = (0, 0)) -> Divergence:
+    """Compare two teachers' decoded rows of the same n positions.
+
+    Args:
+        a: (n, k) decoded, so ids ascend in a row.
+        b: (n, m) decoded.
+        tokens: How many A's and B's rows must hold to rule all others out, see ``predictions.tokens_of_whole_row``;
+            by default every row does.
+
+    Raises:
+        ValueError: the numbers of rows differ.
+    """
+    if len(a.ids) != len(b.ids):
+        raise ValueError(f"{len(a.ids)} rows cannot be compared with {len(b.ids)}")
+    a, b = (with_possible_rest(*side) for side in zip((a, b), tokens, strict=True))
+    parts = [_block(_rows(a, part), _rows(b, part)) for part in blocks(len(a.ids))]
+    nothing = Divergence(np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0, np.bool_), np.zeros(0, np.bool_))
+    return Divergence(*(np.concatenate([vars(part)[name] for part in [nothing, *parts]]) for name in vars(nothing)))
+
+
+def likeliest(targets: Targets) -> tuple[NDArray[np.uint32], NDArray[np.float64]]:
+    """Return the likeliest kept token of each row and its probability: (n,) each; EMPTY_ID and 0 in an empty row."""
+    best = targets.log_probs.argmax(axis=1)[:, None]
+    ids = np.take_along_axis(targets.ids, best, axis=1)[:, 0]
+    return ids, np.exp(np.take_along_axis(targets.log_probs, best, axis=1)[:, 0], dtype=np.float64)
+
+
+def _rows(targets: Targets, rows: slice) -> Targets:
+    return Targets(targets.ids[rows], targets.log_probs[rows], targets.log_left_out[rows])
+
+
+def _block(a: Targets, b: Targets) -> Divergence:
+    in_a, in_b = _common(a.ids, b.ids)  # (n, k) and (n, m), with as many true values in each row
+    row, p, q = np.nonzero(in_a)[0], _outcomes(a, in_a), _outcomes(b, in_b)
+    (top_a, probability), (top_b, _) = likeliest(a), likeliest(b)
+    said = (top_a != EMPTY_ID) & (top_b != EMPTY_ID)
+    ab, ba = np.where(said, _kl(row, p, q), np.nan), np.where(said, _kl(row, q, p), np.nan)
+    return Divergence(ab, ba, np.where(said, probability, np.nan), (top_a == top_b) & said, said)
+
+
+def _common(a_ids: NDArray[np.uint32], b_ids: NDArray[np.uint32]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Mark the slots (n, k) and (n, m) whose token the other side keeps too; empty slots are never common."""
+    a, b = _keys(a_ids), _keys(b_ids)
+    places = np.minimum(np.searchsorted(b, a), len(b) - 1)
+    in_a = (b[places] == a) & (a_ids.ravel() != EMPTY_ID)
+    in_b = np.zeros(len(b), np.bool_)
+    in_b[places[in_a]] = True
+    return in_a.reshape(a_ids.shape), in_b.reshape(b_ids.shape)
+
+
+def _keys(ids: NDArray[np.uint32]) -> NDArray[np.uint64]:
+    """Return row and id as one number, ascending over all rows: (n * k,) uint64."""
+    return ((np.arange(len(ids), dtype=np.uint64)[:, None] << np.uint64(32)) | ids).ravel()
+
+
+def _outcomes(targets: Targets, common: NDArray[np.bool_]) -> tuple[NDArray[np.float64], ...]:
+    """Return one side's probabilities; those of a row sum to 1.
+
+    Returns:
+        Of the common tokens, row after row (c,); of the tokens that only this side keeps (n,); left out (n,).
+    """
+    probabilities = np.exp(targets.log_probs, dtype=np.float64)
+    left_out = np.exp(targets.log_left_out, dtype=np.float64)
+    alone = np.where(common, 0, probabilities).sum(axis=1)
+    mass = np.where(common, probabilities, 0).sum(axis=1) + alone + left_out
+    with np.errstate(invalid="ignore"):  # a row of no mass at all
+        return (probabilities / mass[:, None])[common], alone / mass, left_out / mass
+
+
+def _kl(
+    row: NDArray[np.intp], p: tuple[NDArray[np.float64], ...], q: tuple[NDArray[np.float64], ...]
+) -> NDArray[np.float64]:
+    """Return the smallest KL(p || q) per row, (n,) float64, from both sides' outcomes; ``row``: of each common one."""
+    (p_common, only_p, p_left), (q_common, only_q, q_left) = p, q
+    merged = _terms(only_p + p_left, only_q + q_left)
+    apart = _terms(only_p, q_left) + _terms(p_left, only_q)
+    rest = np.where(only_p * only_q <= p_left * q_left, merged, apart)
+    return np.maximum(np.bincount(row, _terms(p_common, q_common), len(rest)) + rest, 0.0)
+
+
+def _terms(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return p ln(p / q): 0 where p is 0, infinite where only q is."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms: NDArray[np.float64] = np.where(p > 0, p * (np.log(p) - np.log(q)), 0.0)
+    return terms

@@ -1,0 +1,150 @@
+"""``logitcask copy``, ``subset``, ``drop`` and ``repair``: a cache's life after its capture."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cache_tools.cli_options import CacheType
+
+if TYPE_CHECKING:
+    from cache_tools.storage import StorePath
+
+
+@click.command("copy")
+@click.argument("source", type=CacheType())
+@click.argument("target", type=CacheType())
+def copy_command(source: "StorePath", target: "StorePath") -> None:
+    """Copy the cache SOURCE to TARGET, from any store to any other.
+
+    Every object is checked against its hash on the way. Stopped, the same command
+    continues; a SOURCE that has grown since costs only what is new.
+
+    \b
+    Example:
+        logitcask copy runs/demo/cache s3://bucket/demo-cache
+    """
+    from cache_tools.maintenance.copying import copy_cache, stored_bytes
+    from cache_tools.progress.reporter import open_reporter
+    from cache_tools.store.reader import Cache
+
+    with open_reporter() as reporter:
+        reporter.stage("reading the receipts", None, "shards")
+        cache = Cache(source)
+        reporter.stage("copying", stored_bytes(cache), "bytes")
+        copy_cache(cache, target, reporter.advance)
+    click.echo(str(target))
+
+
+@click.command("subset")
+@click.argument("source", type=CacheType())
+@click.argument("target", type=CacheType())
+@click.option("--teacher", "teachers", multiple=True, help="Keep this teacher only; repeatable.")
+@click.option("--document", "documents", multiple=True, metavar="ID", help="Keep this document only; repeatable.")
+@click.option(
+    "--documents",
+    "listed",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with one document id per line.",
+)
+@click.option("--split", type=click.Choice(["train", "held_out"]), help="Keep this split only.")
+@click.option("--k", type=click.IntRange(1), help="Keep the K most likely entries of each row; the rest is left out.")
+def subset_command(
+    source: "StorePath",
+    target: "StorePath",
+    teachers: tuple[str, ...],
+    documents: tuple[str, ...],
+    listed: Path | None,
+    split: Any,
+    k: int | None,
+) -> None:
+    """Write a smaller cache TARGET from SOURCE, without any teacher.
+
+    \b
+    Example:
+        logitcask subset runs/demo/cache runs/small --k 16 --split train
+    """
+    from cache_tools.maintenance.subset import Choice, subset_cache
+    from cache_tools.progress.reporter import open_reporter
+    from cache_tools.store.reader import Cache
+
+    ids = {*documents, *(_lines(listed) if listed else ())} - {""}
+    choice = Choice(teachers or None, frozenset(ids) if documents or listed else None, split, k)
+    with open_reporter() as reporter:
+        reporter.stage("writing the subset", None, "shards")
+        subset_cache(Cache(source), target, choice, reporter.advance)
+    click.echo(str(target))
+
+
+def _lines(path: Path) -> list[str]:
+    from cache_tools.errors import ConfigError
+
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("the list of documents cannot be read", where=path, found=error) from error
+
+
+@click.command("drop")
+@click.argument("cache", type=CacheType())
+@click.argument("teacher")
+@click.option("--encoding", help="Encoding that the teacher reads, if there are several.")
+@click.option("--hidden", metavar="LAYER", help="Drop only this layer of hidden states.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def drop_command(cache: "StorePath", teacher: str, encoding: str | None, hidden: str | None, yes: bool) -> None:
+    """Delete a TEACHER, or one of its layers of hidden states, from CACHE.
+
+    \b
+    Example:
+        logitcask drop runs/demo/cache toy --hidden last
+    """
+    from cache_tools.maintenance.drop import drop_hidden, drop_teacher
+    from cache_tools.store.reader import Cache
+
+    chosen = Cache(cache).encoding(encoding)
+    what = f"layer {hidden} of teacher {teacher}" if hidden else f"teacher {teacher}"
+    if not yes:
+        click.confirm(f"Delete {what} from {cache}?", abort=True)
+    if hidden:
+        drop_hidden(chosen.teacher(teacher), hidden)
+    else:
+        drop_teacher(chosen, teacher)
+    click.echo(f"{what} is gone")
+
+
+@click.command("repair")
+@click.argument("cache", type=CacheType())
+@click.option("--quick", is_flag=True, help="Look at structure and sizes only, not at every byte.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def repair_command(cache: "StorePath", quick: bool, as_json: bool) -> None:
+    """Forget the damaged shards of CACHE, so that the next capture redoes only those.
+
+    Exits 1 if something is left that only a copy can mend.
+
+    \b
+    Example:
+        logitcask repair runs/demo/cache
+    """
+    from dataclasses import asdict
+
+    from cache_tools.maintenance.repair import repair
+    from cache_tools.maintenance.verify import shards_to_check
+    from cache_tools.progress.reporter import open_reporter
+    from cache_tools.store.reader import Cache
+
+    opened = Cache(cache)
+    with open_reporter() as reporter:
+        reporter.stage("checking", shards_to_check(opened), "shards")
+        mended, left = repair(cache, not quick, progress=reporter.part)
+    if as_json:
+        found = {"mended": [asdict(p) for p in mended], "left": [asdict(p) for p in left]}
+        click.echo(json.dumps({"path": str(cache)} | found, indent=2))
+    else:
+        for verb, problems in (("forgotten", mended), ("left", left)):
+            for problem in problems:
+                click.echo(f"{verb}: {problem.where}: {problem.message}")
+        again = "; run 'logitcask capture' again to redo what was forgotten" if mended else ""
+        click.echo(f"{len(mended)} mended, {len(left)} left{again}")
+    if left:
+        raise SystemExit(1)

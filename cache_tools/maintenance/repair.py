@@ -1,0 +1,139 @@
+"""Repair: forget what is damaged, so that the next capture redoes that and nothing else.
+
+A damaged shard loses its receipt, and metadata that follows from the manifests is written again; so is the
+cache's own manifest, which says nothing but the format. A damaged sequence file, table or tokenizer file of an
+encoding is removed: with the corpus at hand the capture writes it again and compares it with the recorded hash, so
+predictions stay. Manifests and files such as ``head.safetensors`` cannot be derived from the rest; a problem
+there is reported and left alone.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+from cache_tools.errors import DamageError, FormatError
+from cache_tools.format import layout
+from cache_tools.format.manifest import (
+    FORMAT,
+    CacheManifest,
+    EncodingManifest,
+    group_bytes,
+    read_manifest,
+    stated_format,
+    write_manifest,
+)
+from cache_tools.format.sealed import read_sealed
+from cache_tools.maintenance.verify import Problem, verify
+from cache_tools.progress.reporter import BeginPart
+from cache_tools.storage import StorePath, names, read_object, remove_object, write_object
+from cache_tools.store.encoding_files import lost_files
+from cache_tools.store.predictions import group_layouts
+from cache_tools.store.reader import Cache, Encoding
+
+
+def repair(
+    path: StorePath, deep: bool = True, progress: BeginPart = lambda _: None
+) -> tuple[list[Problem], list[Problem]]:
+    """Check a cache and mend what can be mended.
+
+    Args:
+        path: The cache.
+        deep: Look at every byte, not only at sizes.
+        progress: Called with the name of each part before it is checked.
+
+    Returns:
+        (mended, left): the problems dealt with, and the damage that only a copy can mend.
+
+    Raises:
+        FormatError: the path is not a cache of this format version.
+    """
+    mended = list(_mend_root(path))
+    cache = Cache(path)
+    damage = [problem for problem in verify(path, deep, progress) if problem.kind == "damage"]
+    forgotten = set(_forget_files(cache, damage))
+    mended += [problem for problem in damage if problem.where in forgotten or _mended(cache, problem)]
+    return mended, [problem for problem in damage if problem not in mended]
+
+
+def _mended(cache: Cache, problem: Problem) -> bool:
+    """Mend a problem and say whether that was possible; nothing behind a link is touched."""
+    try:
+        if problem.remedy == "redo":
+            _forget(cache, problem)
+        elif problem.remedy == "metadata":
+            _rewrite(cache, problem)
+    except DamageError:
+        return False
+    return problem.remedy != "restore"
+
+
+def _mend_root(path: StorePath) -> Iterator[Problem]:
+    """Write the cache's manifest again if it is missing or damaged and a readable encoding shows what this is."""
+    where = path / layout.MANIFEST
+    try:
+        content = read_object(where)
+        read_sealed(content)
+        return
+    except FileNotFoundError:
+        reason = "no such file"
+    except ValueError as error:
+        if stated_format(content) not in (None, FORMAT):
+            return
+        reason = str(error)
+    folder = layout.encodings_folder(path)
+    if any(_is_encoding(folder / name) for name in names(folder)):
+        write_manifest(path, CacheManifest())
+        yield Problem("damage", str(where), f"the cache's manifest is missing or damaged: {reason}", "metadata")
+
+
+def _is_encoding(folder: StorePath) -> bool:
+    try:
+        read_manifest(folder, EncodingManifest)
+    except FormatError:
+        return False
+    return True
+
+
+def _forget_files(cache: Cache, damage: list[Problem]) -> Iterator[str]:
+    """Remove the damaged files that a capture can write again; yield what verify calls them."""
+    for name in {problem.encoding for problem in damage if problem.remedy == "restore" and problem.teacher is None}:
+        if name is None:
+            continue
+        try:
+            encoding = cache.encoding(name)
+        except FormatError:  # its manifest is what is damaged
+            continue
+        for path in list(lost_files(encoding.path, encoding.manifest)):
+            with suppress(DamageError):  # behind a link
+                remove_object(path)
+                yield str(path)
+
+
+def _forget(cache: Cache, problem: Problem) -> None:
+    """Remove the receipt of a damaged shard."""
+    assert problem.encoding is not None
+    assert problem.teacher is not None
+    assert problem.shard is not None
+    encoding = layout.encoding_folder(cache.path, problem.encoding)
+    remove_object(layout.receipt_file(layout.teacher_folder(encoding, problem.teacher), problem.shard))
+
+
+def _rewrite(cache: Cache, problem: Problem) -> None:
+    """Write the metadata of a group or of a teacher's arrays again."""
+    if problem.teacher is None:
+        folders = [layout.encodings_folder(cache.path)]
+        if problem.encoding is not None:
+            folders = [layout.encoding_folder(cache.path, problem.encoding) / "teachers"]
+        for folder in folders:
+            write_object(folder / layout.MANIFEST, group_bytes())
+        return
+    _rewrite_arrays(cache.encoding(problem.encoding), problem.teacher)
+
+
+def _rewrite_arrays(encoding: Encoding, name: str) -> None:
+    teacher, rows_per_shard = encoding.teacher(name), encoding.manifest.positions_per_shard
+    for group in group_layouts(teacher.manifest, rows_per_shard).values():
+        for array, cut in group.items():
+            metadata = cut.metadata(rows_per_shard * len(encoding.shards))
+            write_object(layout.array_metadata_file(teacher.path, array), metadata)
+    if teacher.manifest.hidden:
+        write_object(teacher.path / "hidden" / layout.MANIFEST, group_bytes())

@@ -1,0 +1,43 @@
+"""``logitcask verify``: is a cache whole and undamaged?"""
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from cache_tools.cli_options import CacheType
+
+if TYPE_CHECKING:
+    from cache_tools.storage import StorePath
+
+
+@click.command("verify")
+@click.argument("cache", type=CacheType())
+@click.option("--deep", is_flag=True, help="Also hash every object and check every stored value.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def verify_command(cache: "StorePath", deep: bool, as_json: bool) -> None:
+    """Check that CACHE is complete and undamaged; exit 1 if it is not.
+
+    \b
+    Example:
+        logitcask verify --deep runs/demo/cache
+    """
+    from dataclasses import asdict
+
+    from cache_tools.maintenance.verify import shards_to_check, verify
+    from cache_tools.progress.reporter import open_reporter
+    from cache_tools.store.reader import Cache
+
+    opened = Cache(cache)
+    with open_reporter() as reporter:
+        reporter.stage("checking", shards_to_check(opened), "shards")
+        problems = verify(cache, deep, progress=reporter.part)
+    if as_json:
+        click.echo(json.dumps({"path": str(cache), "deep": deep, "problems": [asdict(p) for p in problems]}, indent=2))
+    else:
+        for problem in problems:
+            click.echo(f"{problem.kind}: {problem.where}: {problem.message}")
+        what = "every object and value" if deep else "structure, sizes and sequence files"
+        click.echo(f"{len(problems)} problems" if problems else f"no problems ({what} checked)")
+    if problems:
+        raise SystemExit(1)

@@ -1,0 +1,159 @@
+"""Do the tables, sequences and tokenizer of an encoding agree with each other and with its manifest?
+
+Hashes and seals say that bytes are those that were written. A faulty writer, or a stranger, can write wrong numbers
+under right hashes; these rules of FORMAT.md need no teacher to be checked, and nothing but what ``verify`` reads
+anyway. Each function yields messages; ``verify`` says where.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from cache_tools.format import layout
+from cache_tools.format.fingerprint import fingerprint
+from cache_tools.format.manifest import KEY, SPLITS, EncodingManifest
+from cache_tools.format.sequences import Sequence, read_recorded
+from cache_tools.format.shards import ShardEntry, read_shard_tables, totals
+from cache_tools.format.vocabulary import vocabulary_fingerprint
+from cache_tools.storage import StorePath, read_object
+from cache_tools.store.reader import Encoding
+
+LARGEST_VOCABULARY = 2**32 - 1
+"""Ids are stored as uint32, whose largest number marks empty slots."""
+
+ROLES = ("bos", "eos", "cls", "sep", "mask")
+"""Special tokens whose ids are a part of a tokenizer's behaviour."""
+
+TRANSIENT = ("version", "truncation", "padding")
+"""Parts of a tokenizer's file that do not change the ids of a text."""
+
+
+def root_problems(root: StorePath) -> Iterator[str]:
+    """Say whether the manifest at a cache's root is another group's; a cache states its format and has no identity."""
+    try:
+        stated = json.loads(read_object(root / layout.MANIFEST))["attributes"][KEY]
+        found = "format" in stated and "identity" not in stated
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        found = False
+    if not found:
+        yield "this is the manifest of another group of the cache: it states no format, or an identity"
+
+
+def manifest_problems(encoding: Encoding) -> Iterator[str]:
+    """Compare an encoding's manifest with its shard tables and its tokenizer."""
+    manifest = encoding.manifest
+    if not 0 < manifest.vocabulary_size <= LARGEST_VOCABULARY:
+        yield f"vocabulary_size is {manifest.vocabulary_size}, not a number from 1 to {LARGEST_VOCABULARY}"
+    start = 0
+    for number, part in enumerate(manifest.parts):
+        stop = len(read_shard_tables(encoding.path, manifest.parts[: number + 1]))
+        entries, start = encoding.shards[start:stop], stop
+        for split in SPLITS:
+            stated, counted = part.splits.get(split), totals(entries, split)
+            if (stated is not None and stated != counted) or (stated is None and counted.shards):
+                yield f"part {number} states other totals of the split {split!r} than its shard table adds up to"
+    yield from tokenizer_problems(encoding.path, manifest)
+
+
+def table_problems(entries: list[ShardEntry], positions_per_shard: int, shard: int) -> Iterator[str]:
+    """Check one row of the shard table."""
+    entry, first = entries[shard], 0
+    if shard:
+        first = entries[shard - 1].first_sequence + entries[shard - 1].sequences
+    if entry.split not in SPLITS:
+        yield f"shard {shard} belongs to no known split: {entry.split!r}"
+    if entry.first_sequence != first:
+        yield f"shard {shard} begins with sequence {entry.first_sequence} in the shard table, instead of {first}"
+    if not 0 < entry.positions <= positions_per_shard:
+        yield f"shard {shard} has {entry.positions} positions in the shard table, of at most {positions_per_shard}"
+
+
+def sequence_problems(
+    manifest: EncodingManifest, entry: ShardEntry, sequences: list[Sequence], size: int | None
+) -> Iterator[str]:
+    """Compare a shard's sequences with its row of the shard table, and their ids with the vocabulary.
+
+    Args:
+        manifest: The encoding's.
+        entry: The shard's row.
+        sequences: The shard's.
+        size: Of the sequence file, bytes.
+    """
+    for number, sequence in enumerate(sequences, entry.first_sequence):
+        if sequence.sequence_id != number:
+            yield f"a sequence has the id {sequence.sequence_id} instead of {number}"
+        for name, ids in (("input_ids", sequence.input_ids), ("original_ids", sequence.original_ids)):
+            if ids is not None and len(ids) and int(ids.max()) >= manifest.vocabulary_size:
+                yield (
+                    f"sequence {sequence.sequence_id}: {name} holds {int(ids.max())}, "
+                    f"which is not below the vocabulary size {manifest.vocabulary_size}"
+                )
+    documents = len({sequence.document_id for sequence in sequences})
+    counted = {
+        "sequences": (len(sequences), len(sequences)),
+        "tokens": (sum(len(sequence.input_ids) for sequence in sequences),) * 2,
+        "documents": (max(0, documents - 1), documents),  # the first may have begun in the shard before
+        "bytes": (size, size),
+    }
+    for name, (least, most) in counted.items():
+        stated = getattr(entry, name)
+        if least is not None and most is not None and not least <= stated <= most:
+            yield f"the shard table promises {stated} {name}, the file holds {most}"
+
+
+def tokenizer_problems(folder: StorePath, manifest: EncodingManifest) -> Iterator[str]:
+    """Compare ``tokenizer.json`` with the tokenizer that the encoding's identity records.
+
+    A file in which no tokenizer can be read, or an identity without one, is not judged here.
+    """
+    key = f"{layout.TOKENIZER}/tokenizer.json"
+    recorded, record = manifest.identity.get("tokenizer"), manifest.files.get(key)
+    if not isinstance(recorded, dict) or record is None:
+        return
+    content = read_recorded(folder / key, record.sha256)
+    vocabulary = file_vocabulary(content)
+    if vocabulary is None or vocabulary_fingerprint(vocabulary) != recorded.get("vocabulary"):
+        yield "tokenizer.json holds another vocabulary than the identity of the encoding records"
+        return
+    if set(recorded) == {"behaviour", "vocabulary"} and recorded["behaviour"] != _behaviour(
+        content, _settings(folder, manifest), vocabulary
+    ):
+        yield "tokenizer.json splits texts by other rules than the identity of the encoding records"
+    largest = max(vocabulary.values(), default=-1) + 1
+    if not len(vocabulary) <= manifest.vocabulary_size <= max(largest, len(vocabulary)):
+        size = manifest.vocabulary_size
+        yield f"vocabulary_size is {size}, but tokenizer.json has {len(vocabulary)} ids below {largest}"
+
+
+def _settings(folder: StorePath, manifest: EncodingManifest) -> dict[str, Any]:
+    """Return what ``tokenizer_config.json`` holds; nothing if there is none."""
+    key = f"{layout.TOKENIZER}/tokenizer_config.json"
+    record = manifest.files.get(key)
+    try:
+        settings = json.loads(read_recorded(folder / key, record.sha256)) if record else {}
+    except (ValueError, RecursionError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _behaviour(content: bytes, settings: dict[str, Any], vocabulary: dict[str, int]) -> str:
+    """Return the hash of all that determines the ids of a text, as an encoding's identity records it."""
+    tokenizer = {key: value for key, value in json.loads(content).items() if key not in TRANSIENT}
+    special = {role: settings.get(f"{role}_token") for role in ROLES}
+    names = {role: token.get("content") if isinstance(token, dict) else token for role, token in special.items()}
+    return fingerprint({"tokenizer": tokenizer, "special": {role: vocabulary.get(str(names[role])) for role in ROLES}})
+
+
+def file_vocabulary(content: bytes) -> dict[str, int] | None:
+    """Return the ids by token of a ``tokenizer.json``, added tokens included; None if it cannot be read.
+
+    The file is read as plain JSON, so that checking a cache needs no library of tokenizers.
+    """
+    try:
+        stated = json.loads(content)
+        pieces = stated["model"]["vocab"]  # a mapping, or for Unigram a list of (piece, score)
+        vocabulary = {piece[0]: i for i, piece in enumerate(pieces)} if isinstance(pieces, list) else dict(pieces)
+        vocabulary |= {token["content"]: token["id"] for token in stated.get("added_tokens") or []}
+        return vocabulary if all(type(i) is int and isinstance(t, str) for t, i in vocabulary.items()) else None
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return None

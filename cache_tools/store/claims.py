@@ -1,0 +1,133 @@
+"""Claims: of several processes that begin the same part of a cache, one kind of work goes on.
+
+What a manifest counts exists; what is written before it could be overwritten by a second process that
+began other work at the same place and time. So whoever begins writes a small document first, ``claim.json``, which is
+created only if there is none. It names the work by what determines its bytes. A process with
+the same work may join, because it writes the same bytes; one with other work is refused before it writes anything.
+
+A claim is removed when the work is committed or has failed. After a kill it stays, and the same command goes
+on; other work is refused with a sentence that says what to delete. Whoever holds a claim checks it again before every
+file, so a process that slept through the deletion of its claim stops instead of overwriting its successor; only the
+file that it was writing at that moment can be lost, and its hash shows that.
+
+The order makes this safe without clocks: first the manifest, then the claim is removed; first the claim is taken, then
+the manifest is read. Rejected: locks with a time limit, which need clocks that agree, and files under names of
+their own, which every reader would have to know.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from cache_tools.creation import create_object
+from cache_tools.errors import IdentityError
+from cache_tools.format.fingerprint import differences, fingerprint
+from cache_tools.storage import StorePath, read_object, remove_object, remove_partial
+
+CLAIM = "claim.json"
+ATTEMPTS = 20
+"""How often a claim that vanishes while it is looked at is taken anew."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to write below a folder.
+
+    Attributes:
+        folder: The folder of an encoding or of a teacher.
+        work: What determines the bytes that will be written; plain JSON.
+        problem: One sentence for a process with other work.
+    """
+
+    folder: StorePath
+    work: Mapping[str, Any]
+    problem: str
+
+    @property
+    def path(self) -> StorePath:
+        """The claim's document."""
+        return self.folder / CLAIM
+
+    def hold(self) -> bool:
+        """Take the claim, or check that it still names this work.
+
+        Returns:
+            Whether it was taken just now, so that another process may have held one and committed before.
+
+        Raises:
+            IdentityError: it names other work.
+            StorageError: disk or bucket refuse.
+        """
+        started = datetime.now(UTC).isoformat("T", "seconds")
+        maker = {"host": socket.gethostname(), "process": os.getpid(), "started": started}
+        content = json.dumps({"work": dict(self.work)} | maker, indent=1).encode()
+        for attempt in range(ATTEMPTS):
+            stored = self._stored()
+            if stored is None:
+                create_object(self.path, content)  # and read back: whoever created it, its document decides
+            elif self._is_same(stored):
+                return attempt > 0
+            else:
+                raise self._refusal(stored)
+        raise self._refusal({})
+
+    def is_held(self) -> bool:
+        """Say whether the claim names this work."""
+        stored = self._stored()
+        return stored is not None and self._is_same(stored)
+
+    def release(self) -> None:
+        """Remove the claim if it names this work."""
+        if self.is_held():
+            remove_object(self.path)
+            remove_partial(self.path)
+
+    def _is_same(self, stored: Mapping[str, Any]) -> bool:
+        work = stored.get("work")
+        return isinstance(work, dict) and fingerprint(work) == fingerprint(self.work)
+
+    def _stored(self) -> dict[str, Any] | None:
+        """Return the document; empty if it cannot be read, None if there is none."""
+        try:
+            document = json.loads(read_object(self.path))
+        except FileNotFoundError:
+            return None
+        except (ValueError, RecursionError):
+            return {}
+        return document if isinstance(document, dict) else {}
+
+    def _refusal(self, stored: Mapping[str, Any]) -> IdentityError:
+        work = stored.get("work")
+        maker = f"process {stored.get('process')} on {stored.get('host')} began it at {stored.get('started')}"
+        return IdentityError(
+            self.problem,
+            where=self.folder,
+            found="; ".join(differences(work, self.work)[:5]) if isinstance(work, dict) else "",
+            why=f"{maker if stored else 'another process began it'} and has not finished",
+            fix=f"Choose another place; or, if that process no longer runs, delete {self.path} and start again",
+        )
+
+
+@contextmanager
+def claimed(folder: StorePath, work: Mapping[str, Any], problem: str) -> Iterator[Claim]:
+    """Hold a claim while the block runs.
+
+    Args:
+        folder: The folder of an encoding or of a teacher.
+        work: What determines the bytes that will be written; plain JSON.
+        problem: One sentence for a process with other work.
+
+    Raises:
+        IdentityError: another process has claimed the folder for other work.
+    """
+    claim = Claim(folder, work, problem)
+    claim.hold()
+    try:
+        yield claim
+    finally:
+        claim.release()

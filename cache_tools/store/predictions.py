@@ -1,0 +1,286 @@
+"""What a teacher said at a run of positions, and how it becomes plain integer arrays and back.
+
+A teacher's arrays come in groups that are written and committed together: the sparse
+target with its scalars, and each layer of hidden states. Encoding a group gives its arrays,
+what this shard's decoding needs to know beyond the manifest (the codec may choose its steps
+shard by shard), and statistics with the error actually made.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.codecs import hidden_states as transform_code
+from cache_tools.codecs.base import number
+from cache_tools.codecs.channel_scales import channel_scales
+from cache_tools.codecs.hidden_states import ErrorOf, Transform
+from cache_tools.codecs.registry import Arrays, Codec, Targets, codec_from_dict
+from cache_tools.codecs.rows import blocks
+from cache_tools.errors import FormatError
+from cache_tools.format.manifest import HiddenSpec, TeacherManifest
+from cache_tools.format.receipts import TARGETS
+from cache_tools.format.zarr_arrays import ArrayLayout, ArrayType
+from cache_tools.limits import CHUNK_BYTES, CHUNK_ENTRIES
+
+SCALARS = ("logsumexp", "entropy", "gold_logprob")
+"""Kept at every position, in nats: log-normaliser of the logits, entropy of the
+distribution, log-probability of the gold token."""
+
+TEMPERED = "logsumexp_t"
+"""Beginning of the names of scalars that hold log-normalisers at other temperatures; the temperature follows."""
+
+SCALAR_STEP_NATS = 2.0**-10
+TINY = float(np.finfo(np.float32).tiny)
+MINUS_INFINITY = int(np.iinfo(np.int32).min)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One teacher's predictions at n positions.
+
+    Attributes:
+        targets: Sparse targets, ids in any order when written, ascending when read; None if only
+            hidden states are written.
+        scalars: (n,) float32 by name, see SCALARS.
+        hidden: (n, width) float32 by layer name.
+    """
+
+    targets: Targets | None
+    scalars: dict[str, NDArray[np.float32]]
+    hidden: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Group:
+    """One group of arrays, ready to be stored.
+
+    Attributes:
+        arrays: Rows by array name.
+        parameters: What decoding needs to know of this shard; plain JSON.
+        statistics: Means over the positions.
+    """
+
+    arrays: Arrays
+    parameters: dict[str, Any]
+    statistics: dict[str, float]
+
+
+def codec_of(manifest: TeacherManifest) -> Codec:
+    """Return the sparse codec that a teacher's manifest names, for the temperatures whose normalisers are kept."""
+    temperatures = temperatures_of(manifest.scalars)
+    return codec_from_dict(manifest.target.codec, manifest.target.k, manifest.vocabulary_size, temperatures)
+
+
+def possible_tokens(manifest: TeacherManifest) -> int:
+    """Return how many tokens a teacher's distributions are over: its vocabulary, or the smaller one asked about."""
+    tokens = manifest.target.settings.get("tokens")
+    return tokens if type(tokens) is int and 0 < tokens < manifest.vocabulary_size else manifest.vocabulary_size
+
+
+def tokens_of_whole_row(manifest: TeacherManifest) -> int:
+    """Return how many tokens a row must hold to rule out all others; 0 where every row says what it rules out."""
+    return possible_tokens(manifest) if manifest.target.kind in ("topk", "topp") else 0
+
+
+def tempered_name(temperature: float) -> str:
+    """Return the scalar that holds the log-normaliser of the logits divided by a temperature."""
+    return f"{TEMPERED}{temperature:g}"
+
+
+def temperature_of(scalar: str) -> float | None:
+    """Return the temperature whose log-normaliser a scalar holds; None if it holds something else."""
+    match = re.fullmatch(TEMPERED + r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", scalar)
+    return float(match[1]) or None if match else None
+
+
+def temperatures_of(scalars: Iterable[str]) -> tuple[float, ...]:
+    """Return the temperatures that a capture declared, from the names of its scalars."""
+    return tuple(temperature for name in scalars if (temperature := temperature_of(name)))
+
+
+def hidden_array(layer: str) -> str:
+    """Return the array, and the group, of a layer of hidden states."""
+    return f"hidden/{layer}"
+
+
+def group_layouts(manifest: TeacherManifest, positions_per_shard: int) -> dict[str, dict[str, ArrayLayout]]:
+    """Return the layout of each array by name, by group.
+
+    Raises:
+        FormatError: the codec is not known, a scalar has the name of one of its arrays, or the chunks do not fill a
+            shard or are too large.
+    """
+    codec = codec_of(manifest)
+    targets = {name: ArrayType(*t, codec.compression_level(name)) for name, t in codec.array_types().items()}
+    scalar = ArrayType((), np.dtype(np.int32 if manifest.scalar_step_nats else np.float32))
+    groups = {TARGETS: targets | dict.fromkeys(manifest.scalars, scalar)}
+    groups |= {hidden_array(layer): {hidden_array(layer): _hidden_type(s)} for layer, s in manifest.hidden.items()}
+    if not targets.keys().isdisjoint(manifest.scalars):
+        raise FormatError("a scalar has the name of an array of the targets", found=", ".join(manifest.scalars))
+    if positions_per_shard % manifest.chunk_positions:
+        raise FormatError(
+            "the chunks of this teacher's arrays do not fill a shard",
+            expected=f"chunk_positions that divides {positions_per_shard}",
+            found=manifest.chunk_positions,
+        )
+    if codec.row_entries * manifest.chunk_positions > CHUNK_ENTRIES:
+        raise _too_large(f"{codec.row_entries:,} entries", manifest.chunk_positions)
+    for name, kind in (item for types in groups.values() for item in types.items()):
+        if ArrayLayout(kind, positions_per_shard, manifest.chunk_positions).chunk_bytes > CHUNK_BYTES:
+            raise _too_large(f"the array {name}", manifest.chunk_positions)
+    return {
+        group: {name: ArrayLayout(t, positions_per_shard, manifest.chunk_positions) for name, t in types.items()}
+        for group, types in groups.items()
+    }
+
+
+def _too_large(what: str, chunk_positions: int) -> FormatError:
+    return FormatError(
+        f"chunks of {chunk_positions:,} rows of {what} are too large",
+        expected=f"at most {CHUNK_ENTRIES:,} entries and {CHUNK_BYTES:,} bytes",
+        why="a reader unpacks a chunk as a whole",
+        fix="Capture with a smaller encoding.chunk_positions",
+    )
+
+
+def encode_targets(manifest: TeacherManifest, predictions: Predictions) -> Group:
+    """Encode sparse targets and scalars.
+
+    Raises:
+        ValueError: a row cannot be stored, see ``codec.py``, or a scalar is NaN.
+    """
+    assert predictions.targets is not None
+    encoded = codec_of(manifest).encode(predictions.targets)
+    arrays = dict(encoded.arrays)
+    for name in manifest.scalars:
+        arrays[name] = to_steps(predictions.scalars[name], manifest.scalar_step_nats)
+    log_probs = predictions.targets.log_probs
+    parts = [np.exp(log_probs[rows], dtype=np.float64).sum(axis=1) for rows in blocks(len(log_probs))]
+    kept = np.concatenate(parts)  # a block at a time: all in float64 would be the largest array of a capture
+    empty = (predictions.targets.log_probs == -np.inf).all(axis=1)  # skipped: the teacher said nothing
+    said = slice(None) if empty.all() else ~empty
+    statistics = {"skipped_positions": float(empty.sum())} if empty.any() else {}
+    statistics |= {
+        "kept_mass": float(kept[said].mean()),
+        "entropy_nats": float(predictions.scalars["entropy"][said].mean(dtype=np.float64)),
+        "cross_entropy_nats": -float(predictions.scalars["gold_logprob"][said].mean(dtype=np.float64)),
+        "codec_kl_nats": float(encoded.kl_nats.mean()),
+        "codec_kl_nats_max": float(encoded.kl_nats.max()),
+    }
+    statistics |= {f"codec_kl_nats_t{t:g}": float(kl.mean()) for t, kl in encoded.tempered_kl_nats.items()}
+    return Group(arrays, dict(encoded.parameters), statistics)
+
+
+def encode_hidden(
+    layer: str, spec: HiddenSpec, states: NDArray[np.float32], transform: Transform | None, error_of: ErrorOf | None
+) -> Group:
+    """Encode one layer of hidden states.
+
+    Args:
+        layer: Its name.
+        spec: How it is kept.
+        states: (n, width) float32.
+        transform: Basis of the codec ``transform``; None for the others.
+        error_of: Measures the error that the budget is stated in; relative error by default.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    name, states = hidden_array(layer), states.astype(np.float32, copy=False)
+    if not np.isfinite(
+        [states.min(initial=0), states.max(initial=0)]
+    ).all():  # NaN if one is, without an array of flags
+        raise ValueError(f"a hidden state of layer {layer} is not finite")
+    if spec.codec == "float32":
+        return Group({name: states}, {}, {})
+    if spec.codec == "bfloat16":
+        return Group({name: to_bfloat16(states)}, {}, {})
+    assert transform is not None
+    assert spec.budget is not None
+    if error_of is None:  # the spread of a channel with rare huge values cannot be told from a few rows
+        error_of = partial(transform_code.relative_error, scales=channel_scales(states))
+    step, error = transform_code.choose_step(transform, states, error_of, spec.budget)
+    unit = "kl_nats" if layer == "last" else "relative_error"
+    return Group(
+        {name: transform_code.encode(transform, states, step)}, {"step": step}, {f"hidden_{layer}_{unit}": error}
+    )
+
+
+def decode_hidden(
+    spec: HiddenSpec, stored: NDArray[Any], transform: Transform | None, parameters: Mapping[str, Any]
+) -> NDArray[np.float32]:
+    """Return stored hidden states as (n, width) float32."""
+    if spec.codec == "float32":
+        return stored
+    if spec.codec == "bfloat16":
+        return from_bfloat16(stored)
+    assert transform is not None
+    return transform_code.decode(transform, stored, number(parameters, "step", TINY, 1 / TINY))
+
+
+def to_steps(values: NDArray[np.float32], step_nats: float) -> NDArray[Any]:
+    """Return scalars as int32 multiples of a step, -inf as the smallest int32; as they are for a step of 0.
+
+    Raises:
+        ValueError: a value is NaN, +inf or too large.
+    """
+    if step_nats == 0:
+        if np.isnan(values).any():
+            raise ValueError("a per-position scalar is NaN")
+        return values.astype(np.float32)
+    steps = np.rint(values.astype(np.float64) / step_nats)
+    if not (np.isneginf(steps) | (np.abs(steps) < -MINUS_INFINITY)).all():
+        raise ValueError("a per-position scalar is NaN or too large")
+    return np.where(np.isneginf(steps), MINUS_INFINITY, steps).astype(np.int32)
+
+
+def from_steps(stored: NDArray[Any], step_nats: float) -> NDArray[np.float32]:
+    """Return the scalars, in nats, that stored values stand for."""
+    if step_nats == 0:
+        return stored
+    return np.where(stored == MINUS_INFINITY, -np.inf, stored * step_nats).astype(np.float32)
+
+
+def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Round float32 to bfloat16, to nearest even; return the bits."""
+    result = np.empty(values.shape, np.uint16)
+    for rows in blocks(len(values)):
+        bits = np.ascontiguousarray(values[rows]).view(np.uint32)
+        rounded = bits + 0x7FFF + ((bits >> 16) & 1)
+        quiet_nan = (bits >> 16) | 0x40
+        result[rows] = np.where(np.isnan(values[rows]), quiet_nan, rounded >> 16)
+    return result
+
+
+def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Return the float32 values of bfloat16 bits."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def mean_statistics(parts: list[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+    """Combine per-shard statistics, each with its number of positions; maxima stay maxima, counts add up.
+
+    A name that some shards lack is averaged over those that have it.
+    """
+    result = {}
+    for name in dict.fromkeys(name for _, statistics in parts for name in statistics):
+        having = [(n, statistics[name]) for n, statistics in parts if name in statistics]
+        if name.endswith("_max"):
+            result[name] = max(value for _, value in having)
+        elif name.endswith("_positions"):
+            result[name] = sum(value for _, value in having)
+        else:
+            result[name] = sum(n * value for n, value in having) / max(sum(n for n, _ in having), 1)
+    return result
+
+
+def _hidden_type(spec: HiddenSpec) -> ArrayType:
+    split = spec.codec == "transform" and spec.width > transform_code.CHUNK_COLUMNS
+    columns = transform_code.CHUNK_COLUMNS if split else None
+    dtype = np.dtype(np.float32 if spec.codec == "float32" else np.uint16)
+    return ArrayType((spec.width,), dtype, 1 if spec.codec == "transform" else 6, columns)

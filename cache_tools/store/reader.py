@@ -1,0 +1,187 @@
+"""Reading a cache: by shard, by window of positions, by sequence.
+
+::
+
+    cache = Cache("runs/demo/cache")        # or s3://bucket/cache
+    encoding = cache.encoding()             # the only one, or by name
+    teacher = encoding.teacher("toy")
+    sequence = encoding.sequence(41)
+    targets = teacher.targets(*sequence.rows)
+
+A shard without a receipt does not exist: reading its rows is an error, never zeros.
+Opening reads manifests only, and from then on no link in the cache is followed (``regular_files.py``).
+"""
+
+from bisect import bisect_right
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from cache_tools.errors import FormatError
+from cache_tools.format import layout
+from cache_tools.format.manifest import CacheManifest, EncodingManifest, Split, read_manifest
+from cache_tools.format.sequences import Sequence, contradiction, read_recorded, read_sequences, unreadable
+from cache_tools.format.shards import ShardEntry, read_shard_tables
+from cache_tools.format.tokenizer_files import without_code
+from cache_tools.regular_files import enclose
+from cache_tools.storage import StorePath, names, object_exists, store_path, write_object
+from cache_tools.store.teacher import CachedTeacher
+
+SEQUENCE_SHARDS_IN_MEMORY = 8
+"""Decoded sequence files that an Encoding keeps; a shuffle window reads that many at once."""
+
+
+class Cache:
+    """A cache on a disk or bucket.
+
+    Args:
+        path: A folder, or a URL such as ``s3://bucket/prefix``.
+
+    Raises:
+        FormatError: the path is not a cache, or one of another format version.
+    """
+
+    def __init__(self, path: str | StorePath) -> None:
+        self.path = store_path(path)
+        enclose(self.path)
+        self.manifest = read_manifest(self.path, CacheManifest)
+
+    @property
+    def encodings(self) -> list[str]:
+        """Names of the committed encodings."""
+        return _groups(layout.encodings_folder(self.path))
+
+    def encoding(self, name: str | None = None) -> "Encoding":
+        """Open an encoding; without a name, the only one."""
+        chosen = _choose("encoding", name, self.encodings, self.path)
+        return Encoding(layout.encoding_folder(self.path, chosen), chosen)
+
+
+class Encoding:
+    """One way in which the corpus became sequences, and the teachers that read them."""
+
+    def __init__(self, path: StorePath, name: str) -> None:
+        self.path, self.name = path, name
+        enclose(layout.cache_of(path))
+        self.manifest = read_manifest(path, EncodingManifest)
+        self._read_shard = lru_cache(maxsize=SEQUENCE_SHARDS_IN_MEMORY)(self._read_shard_uncached)
+
+    def __reduce__(self) -> tuple[type["Encoding"], tuple[StorePath, str]]:
+        """Reopen in another process; what is in memory stays behind."""
+        return Encoding, (self.path, self.name)
+
+    @property
+    def teachers(self) -> list[str]:
+        """Names of the teachers that have been declared, finished or not."""
+        return _groups(self.path / "teachers")
+
+    def teacher(self, name: str | None = None) -> CachedTeacher:
+        """Open a teacher; without a name, the only one."""
+        chosen = _choose("teacher", name, self.teachers, self.path)
+        return CachedTeacher(self, layout.teacher_folder(self.path, chosen), chosen)
+
+    @cached_property
+    def shards(self) -> list[ShardEntry]:
+        """The shard table.
+
+        Raises:
+            DamageError: it is missing, not what was written, or says what cannot be.
+        """
+        entries, size = read_shard_tables(self.path, self.manifest.parts), self.manifest.positions_per_shard
+        for shard, entry in enumerate(entries):
+            if entry.positions > size:
+                raise unreadable(self.path / "parts", f"shard {shard} has {entry.positions} positions in {size} rows")
+        return entries
+
+    def split_shards(self, split: Split) -> list[int]:
+        """Return the indices of the shards of a split."""
+        return [i for i, entry in enumerate(self.shards) if entry.split == split]
+
+    def sequences(self, shard: int) -> list[Sequence]:
+        """Return the sequences of a shard, in position order; the last few shards stay in memory.
+
+        Raises:
+            DamageError: the file is missing or not what was written, or contradicts the shard table.
+        """
+        return self._read_shard(shard)
+
+    def stored_sequences(self, shard: int) -> list[Sequence]:
+        """Return the sequences of a shard as they are stored, even if they contradict the shard table.
+
+        Raises:
+            DamageError: the file is missing or not what was written.
+        """
+        entry = self.shards[shard]
+        path = layout.sequences_file(self.path, shard)
+        return read_sequences(path, entry.sha256, entry.bytes, entry.unpacked_bytes)
+
+    def sequence(self, sequence_id: int) -> Sequence:
+        """Return one sequence by its id.
+
+        Raises:
+            IndexError: there is no such sequence.
+        """
+        shard = self.shard_of(sequence_id)
+        return self.sequences(shard)[sequence_id - self._first_sequences[shard]]
+
+    def shard_of(self, sequence_id: int) -> int:
+        """Return the shard that a sequence lies in.
+
+        Raises:
+            IndexError: there is no such sequence.
+        """
+        shard = bisect_right(self._first_sequences, sequence_id) - 1
+        if shard < 0 or sequence_id >= self._first_sequences[shard] + self.shards[shard].sequences:
+            raise IndexError(f"sequence {sequence_id} does not exist")
+        return shard
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Copy the tokenizer's files into a local folder, each checked against the manifest, and none that runs code.
+
+        Raises:
+            DamageError: a file is missing or not what was written.
+        """
+        for key, record in self.manifest.files.items():
+            name = key.rpartition("/")[2]
+            content = read_recorded(self.path / key, record.sha256, record.bytes)
+            write_object(folder / name, without_code(name, content))
+
+    @cached_property
+    def _first_sequences(self) -> list[int]:
+        return [entry.first_sequence for entry in self.shards]
+
+    def _read_shard_uncached(self, shard: int) -> list[Sequence]:
+        entry, manifest, sequences = self.shards[shard], self.manifest, self.stored_sequences(shard)
+        stated = (entry.sequences, entry.tokens, entry.positions)
+        counted = (
+            len(sequences),
+            sum(len(sequence.input_ids) for sequence in sequences),
+            sum(sequence.num_positions for sequence in sequences),
+        )
+        first_row = shard * manifest.positions_per_shard
+        wrong = None
+        if stated != counted:
+            wrong = f"{counted} sequences, tokens and positions, where the shard table states {stated}"
+        wrong = wrong or contradiction(
+            sequences, manifest.objective, manifest.vocabulary_size, entry.first_sequence, first_row
+        )
+        if wrong:
+            raise unreadable(layout.sequences_file(self.path, shard), wrong)
+        return sequences
+
+
+def _groups(folder: StorePath) -> list[str]:
+    return [name for name in names(folder) if object_exists(folder / name / layout.MANIFEST)]
+
+
+def _choose(kind: str, name: str | None, known: list[str], where: StorePath) -> str:
+    if name is not None and name in known:
+        return name
+    if name is None and len(known) == 1:
+        return known[0]
+    raise FormatError(
+        f"there is no {kind} {name!r} here" if name else f"say which {kind} is meant",
+        where=where,
+        expected=f"one of: {', '.join(known)}" if known else f"at least one {kind}",
+        found=name or f"{len(known)} of them",
+        fix="" if known else "Run 'logitcask capture' first, or again if it was stopped",
+    )

@@ -1,0 +1,124 @@
+"""The viewer's addresses: one page, its files, and the data behind it as JSON.
+
+::
+
+    /                                                    the page
+    /static/…                                            its script, style and icon
+    /api/summary                                         see summary.summarise
+    /api/{encoding}/find?by=…&query=…&teacher=…&after=…   see view_search
+    /api/{encoding}/sequences/{number}                   see view_data.heat
+    /api/{encoding}/sequences/{number}/{position}?top=…   see view_data.alternatives
+
+Every handler is a plain function: Starlette runs it on a thread, so the server goes on answering while a shard
+is read. An error of ours becomes ``{"error": text}`` and a status; the page shows the text.
+"""
+
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.templating import Jinja2Templates
+
+from cache_tools.errors import ConfigError, FormatError, IncompleteError, LogitcaskError
+from cache_tools.storage import StorePath
+from cache_tools.store.reader import Encoding
+from cache_tools.viewer.guard import Guard
+from cache_tools.viewer.pages import OpenCache, alternatives, heat, pictured
+from cache_tools.viewer.search import MEASURES, look_for_highest, look_for_text
+
+WEB = Path(__file__).parent / "web"
+TOP = 10
+LARGEST_NUMBER = 2**62
+
+STATUS: dict[type[Exception], int] = {ConfigError: 404, FormatError: 404, IncompleteError: 409}
+"""Status of an error; of the others, damage and storage, 500."""
+
+
+def make_app(path: StorePath, host: str = "127.0.0.1", token: str | None = None) -> Guard:
+    """Return the viewer of a cache as an ASGI application.
+
+    Args:
+        path: The cache.
+        host: The address that it will be served on, see ``view_guard``.
+        token: What visitors must know; None if everybody who can connect may look.
+
+    Raises:
+        FormatError: the path is not a cache.
+    """
+    pages = _Pages(OpenCache(path))
+    routes = [
+        Route("/", pages.index),
+        Route("/api/summary", pages.summary),
+        Route("/api/{encoding}/find", pages.find),
+        Route("/api/{encoding}/sequences/{number}", pages.sequence),
+        Route("/api/{encoding}/sequences/{number}/{position}", pages.position),
+        Mount("/static", StaticFiles(directory=WEB)),
+    ]
+    handlers: dict[Any, Any] = {LogitcaskError: _refused, HTTPException: _not_there, Exception: _unexpected}
+    return Guard(Starlette(routes=routes, exception_handlers=handlers), host, token)
+
+
+class _Pages:
+    """The handlers, and the open cache that they share."""
+
+    def __init__(self, opened: OpenCache) -> None:
+        self._opened, self._templates = opened, Jinja2Templates(WEB)
+        self._scan = Lock()  # two scans at once would hold two shards and be no faster
+
+    def index(self, request: Request) -> Response:
+        path = pictured(str(self._opened.path))
+        return self._templates.TemplateResponse(request, "index.html", {"path": path})
+
+    def summary(self, _: Request) -> Response:
+        return JSONResponse(self._opened.summary())
+
+    def sequence(self, request: Request) -> Response:
+        return JSONResponse(heat(self._opened, self._encoding(request), _number(request, "number")))
+
+    def position(self, request: Request) -> Response:
+        number, position, top = (_number(request, name) for name in ("number", "position", "top"))
+        return JSONResponse(alternatives(self._opened, self._encoding(request), number, position, top))
+
+    def find(self, request: Request) -> Response:
+        encoding, given = self._encoding(request), request.query_params
+        by, query, after = given.get("by", "all"), given.get("query"), _number(request, "after")
+        if by == "all":
+            return JSONResponse(look_for_text(encoding, None, None, after))
+        with self._scan:
+            if by in MEASURES:
+                teachers = [self._opened.teacher(encoding, name) for name in given.getlist("teacher")]
+                return JSONResponse(look_for_highest(encoding, teachers, by, after))
+            if by in ("id", "text") and query:
+                document_id, text = (query, None) if by == "id" else (None, query)
+                return JSONResponse(look_for_text(encoding, document_id, text, after))
+        raise ConfigError("it is not clear what is to be found", found=f"by {by!r}, query {query!r}")
+
+    def _encoding(self, request: Request) -> Encoding:
+        return self._opened.encoding(request.path_params["encoding"])
+
+
+def _number(request: Request, name: str) -> int:
+    """Return a number from the path or query."""
+    text = request.path_params.get(name) or request.query_params.get(name, {"after": "0", "top": str(TOP)}.get(name))
+    if text is None or not text.isdecimal() or len(text) > len(str(LARGEST_NUMBER)) or int(text) > LARGEST_NUMBER:
+        raise ConfigError(f"the {name} is not a number", expected="0 or more", found=repr((text or "")[:40]))
+    return int(text)
+
+
+def _refused(_: Request, error: Exception) -> Response:
+    return JSONResponse({"error": pictured(str(error))}, STATUS.get(type(error), 500))
+
+
+def _not_there(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    return JSONResponse({"error": f"There is nothing at {pictured(request.url.path[:200])}."}, status)
+
+
+def _unexpected(_: Request, error: Exception) -> Response:
+    return JSONResponse({"error": f"Unexpected {type(error).__name__}; the terminal says where."}, 500)

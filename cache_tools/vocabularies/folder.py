@@ -1,0 +1,314 @@
+"""A student's vocabulary on disk, of several caches' tokens or a part of one's: made once, checked whenever it is read.
+
+::
+
+    <folder>/tokens.arrow        a row for each token of the vocabulary: its name, and its id in each tokenizer or null
+    <folder>/tokenizer/          an ordinary tokenizer folder for the student
+    <folder>/vocabulary.json     sealed: sizes and hashes of these files, fingerprints; written last
+
+If tokens were dropped, the student's tokenizer is the cache's own, which splits text as ever and knows the dropped
+tokens. ``tokenizer/token_map.safetensors`` beside it says what the student reads instead (``token_map.py``).
+
+A folder is never changed: a student's rows are worth nothing if its ids move. The same command on the same caches
+finds its own work and does nothing; other caches need another folder.
+"""
+
+import json
+from collections.abc import Sequence
+from textwrap import shorten
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from safetensors import SafetensorError
+from tokenizers import Tokenizer
+
+from cache_tools.errors import FormatError, IdentityError
+from cache_tools.format.manifest import SOFTWARE, Count, Key, ObjectRecord, Split
+from cache_tools.format.sealed import UNSEALED, read_sealed, sealed_bytes
+from cache_tools.format.sequences import read_recorded, read_table, table_bytes
+from cache_tools.format.tokenizer_files import check_keys, without_code
+from cache_tools.format.vocabulary import vocabulary_fingerprint
+from cache_tools.inspection.decoding import TOKENIZER_FILE
+from cache_tools.regular_files import enclose
+from cache_tools.storage import StorePath, object_exists, read_object, write_object, write_objects
+from cache_tools.store.reader import Encoding
+from cache_tools.vocabularies.token_map import TOKEN_MAP, read_map
+from cache_tools.vocabularies.tokens import tokens_of
+from cache_tools.vocabularies.union import NO_ID, UnionVocabulary, unite
+from cache_tools.vocabularies.union_tokenizer import differing_rules, tokenizer_files
+
+DOCUMENT, TOKENS, TOKENIZER = "vocabulary.json", "tokens.arrow", "tokenizer"
+TOKEN_MAP_KEY = f"{TOKENIZER}/{TOKEN_MAP}"
+SETTINGS_FILE = TOKENIZER_FILE.replace("tokenizer.json", "tokenizer_config.json")
+
+LARGEST_VOCABULARY = 2**24
+"""Ids of a tokenizer; a stranger's table must not fill the memory."""
+
+TOKENS_BYTES = 64 * 2**20
+"""The table of tokens, unpacked: about two million tokens of four tokenizers."""
+
+
+class Part(BaseModel):
+    """One tokenizer of a union.
+
+    Attributes:
+        vocabulary: Fingerprint of its vocabulary.
+        ids: How many ids it has.
+        shared: How many of them are tokens that another tokenizer of the union has, too.
+        same_rules: Whether the union's tokenizer cleans and splits text into words as this one does.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    vocabulary: str
+    ids: Count
+    shared: Count
+    same_rules: bool
+
+
+class VocabularyManifest(BaseModel):
+    """What ``vocabulary.json`` holds.
+
+    Attributes:
+        format: Of the folder; 2 if tokens were dropped, which readers of 1 alone would not read through their map.
+        software: What wrote it.
+        size: Tokens of the vocabulary.
+        fingerprint: Of the vocabulary, see ``UnionVocabulary``.
+        tokenizers: What it is made of, in order.
+        files: Everything else in the folder.
+        coverage: If tokens were dropped, the share of each split's ordinary tokens that were not.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    format: int = 1
+    software: str = SOFTWARE
+    size: Count
+    fingerprint: str
+    tokenizers: tuple[Part, ...] = Field(min_length=1)
+    files: dict[Key, ObjectRecord]
+    coverage: dict[Split, float] | None = None
+
+    @field_validator("files")
+    @classmethod
+    def _data_only(cls, files: dict[str, ObjectRecord]) -> dict[str, ObjectRecord]:
+        check_keys(files, also=frozenset({TOKEN_MAP_KEY}))
+        return files
+
+
+def write_vocabulary(folder: StorePath, encodings: Sequence[Encoding]) -> VocabularyManifest:
+    """Unite the vocabularies of encodings, each tokenizer once, and write the folder.
+
+    Raises:
+        DamageError: a tokenizer's file is missing or not what was written.
+        FormatError: a tokenizer's tokens are written in a way that is not known.
+        IdentityError: the folder holds another vocabulary.
+    """
+    tokenizers = tokenizers_of(encodings)
+    union = unite({key: tokens_of(tokenizer, settings) for key, (tokenizer, settings) in tokenizers.items()})
+    states = [json.loads(tokenizer.to_str()) for tokenizer, _ in tokenizers.values()]
+    files = {f"{TOKENIZER}/{name}": content for name, content in tokenizer_files(union, states).items()}
+    return write_folder(folder, union, states, files)
+
+
+def write_folder(
+    folder: StorePath,
+    union: UnionVocabulary,
+    states: Sequence[dict[str, Any]],
+    files: dict[str, bytes],
+    coverage: dict[Split, float] | None = None,
+) -> VocabularyManifest:
+    """Write a vocabulary, or find the same one in the folder.
+
+    Args:
+        folder: To write.
+        union: The vocabulary.
+        states: ``tokenizer.json`` of each of its tokenizers.
+        files: The student's tokenizer, by key.
+        coverage: See ``VocabularyManifest``.
+
+    Raises:
+        IdentityError: the folder holds another vocabulary.
+    """
+    files[TOKENS] = table_bytes(_table(union))
+    made = VocabularyManifest(
+        format=1 if coverage is None else 2,
+        size=len(union.names),
+        fingerprint=union.fingerprint,
+        tokenizers=_parts(union, states),
+        files={key: ObjectRecord.of(content) for key, content in files.items()},
+        coverage=coverage,
+    )
+    if object_exists(folder / DOCUMENT):
+        _require_same(folder, made)
+    else:
+        write_objects(folder, files)
+        write_object(folder / DOCUMENT, sealed_bytes({"seal": UNSEALED} | made.model_dump(mode="json")))
+    return made
+
+
+def read_manifest(folder: StorePath) -> VocabularyManifest:
+    """Read ``vocabulary.json``.
+
+    Raises:
+        FormatError: there is none, it is damaged, or of another format.
+    """
+    path = folder / DOCUMENT
+    enclose(folder)
+    try:
+        found = VocabularyManifest.model_validate(read_sealed(read_object(path)))
+        if found.format not in (1, 2):
+            raise ValueError(f"format {found.format}")
+    except (OSError, ValueError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise FormatError(
+            "there is no readable vocabulary here",
+            where=path,
+            expected="a folder that 'logitcask vocabulary' has written",
+            found="no such file" if isinstance(error, OSError) else reason,
+            fix="Check the path, or make it anew",
+        ) from error
+    return found
+
+
+def read_vocabulary(folder: StorePath) -> UnionVocabulary:
+    """Read the union in a folder.
+
+    Raises:
+        FormatError: see ``read_manifest``; or the table tells no two ids of a tokenizer apart.
+        DamageError: the table of tokens is missing, or not what was written.
+    """
+    manifest = read_manifest(folder)
+    try:
+        record = manifest.files[TOKENS]
+        schema = pa.schema([("name", pa.string()), *((part.vocabulary, pa.uint32()) for part in manifest.tokenizers)])
+        table = read_table(folder / TOKENS, record.sha256, schema, record.bytes, TOKENS_BYTES)
+        maps = {part.vocabulary: _map(table.column(part.vocabulary)) for part in manifest.tokenizers}
+        union = UnionVocabulary(tuple(table.column("name").to_pylist()), maps, _read_maps(folder, manifest, maps))
+        if union.fingerprint != manifest.fingerprint:
+            raise ValueError("another fingerprint")
+    except (KeyError, ValueError, SafetensorError, pa.ArrowException) as error:
+        raise FormatError(
+            "this is not the table of a vocabulary", where=folder / TOKENS, found=error, fix="Make it anew"
+        ) from error
+    return union
+
+
+def save_tokenizer(folder: StorePath, target: StorePath) -> None:
+    """Copy the union's tokenizer to another folder, each file checked.
+
+    Raises:
+        FormatError: see ``read_manifest``.
+        DamageError: a file is missing or not what was written.
+    """
+    for key, record in read_manifest(folder).files.items():
+        if key.startswith(f"{TOKENIZER}/"):
+            name = key.rpartition("/")[2]
+            content = read_recorded(folder / key, record.sha256, record.bytes)
+            write_object(target / name, without_code(name, content))
+
+
+def save_token_map(folder: StorePath, target: StorePath) -> None:
+    """Copy the map that a student's ids pass through to the student's folder, if tokens were dropped.
+
+    Raises:
+        FormatError: see ``read_manifest``.
+        DamageError: it is missing or not what was written.
+    """
+    record = read_manifest(folder).files.get(TOKEN_MAP_KEY)
+    if record is not None:
+        write_object(target / TOKEN_MAP, read_recorded(folder / TOKEN_MAP_KEY, record.sha256, record.bytes))
+
+
+def tokenizers_of(encodings: Sequence[Encoding]) -> dict[str, tuple[Tokenizer, dict[str, Any]]]:
+    """Return each tokenizer once, by the fingerprint of its vocabulary, and its settings.
+
+    Raises:
+        DamageError: a tokenizer's file is missing or not what was written.
+        FormatError: an encoding keeps none, or it cannot be read.
+    """
+    by_vocabulary = {encoding.manifest.vocabulary.fingerprint: encoding for encoding in encodings}
+    return {key: open_tokenizer(encoding) for key, encoding in by_vocabulary.items()}
+
+
+def _read_maps(folder: StorePath, manifest: VocabularyManifest, maps: dict[str, Any]) -> dict[str, Any]:
+    """Return the map with stand-ins by its tokenizer; nothing where no token was dropped."""
+    if TOKEN_MAP_KEY not in manifest.files:
+        return {}
+    ((tokenizer, predicted),) = maps.items()
+    record = manifest.files[TOKEN_MAP_KEY]
+    content = read_recorded(folder / TOKEN_MAP_KEY, record.sha256, record.bytes)
+    return {tokenizer: read_map(content, predicted)}
+
+
+def open_tokenizer(encoding: Encoding) -> tuple[Tokenizer, dict[str, Any]]:
+    """Return an encoding's tokenizer and its settings, checked to be the one that its identity names.
+
+    Raises:
+        DamageError: a file of it is missing or not what was written.
+        FormatError: the encoding keeps none, or it cannot be read.
+    """
+    files = encoding.manifest.files
+    if not {TOKENIZER_FILE, SETTINGS_FILE} <= set(files):
+        raise FormatError("this encoding keeps no tokenizer", where=encoding.path, expected=TOKENIZER_FILE)
+    records = {key: files[key] for key in (TOKENIZER_FILE, SETTINGS_FILE)}
+    state, settings = (read_recorded(encoding.path / key, r.sha256, r.bytes) for key, r in records.items())
+    try:
+        tokenizer = Tokenizer.from_buffer(state)
+        if vocabulary_fingerprint(tokenizer.get_vocab()) != encoding.manifest.vocabulary.fingerprint:
+            raise ValueError("its vocabulary is not the one that the encoding was made with")
+        return tokenizer, json.loads(settings)
+    except Exception as error:  # the library raises nothing narrower
+        raise FormatError(
+            "this tokenizer cannot be read", where=encoding.path, found=shorten(str(error), 200)
+        ) from error
+
+
+def _table(union: UnionVocabulary) -> pa.Table:
+    columns = {"name": pa.array(union.names, pa.string())}
+    for key, ids in union.maps.items():
+        own_ids = np.full(len(union.names), NO_ID, np.uint32)
+        known = ids != NO_ID
+        own_ids[ids[known]] = np.flatnonzero(known)
+        columns[key] = pa.array(own_ids, pa.uint32(), mask=own_ids == NO_ID)
+    return pa.table(columns)
+
+
+def _map(column: pa.ChunkedArray) -> Any:
+    """Return the (n,) uint32 map of which a column is the inverse.
+
+    Raises:
+        ValueError: there is none.
+    """
+    own_ids = column.fill_null(NO_ID).to_numpy()
+    rows = np.flatnonzero(own_ids != NO_ID)
+    size = int(own_ids[rows].max()) + 1
+    if size > LARGEST_VOCABULARY or len(np.unique(own_ids[rows])) < len(rows):
+        raise ValueError("an id stands twice, or is too large")
+    ids = np.full(size, NO_ID, np.uint32)
+    ids[own_ids[rows]] = rows
+    return ids
+
+
+def _parts(union: UnionVocabulary, states: Sequence[dict[str, Any]]) -> tuple[Part, ...]:
+    known = [ids[ids != NO_ID] for ids in union.maps.values()]
+    users = np.bincount(np.concatenate(known), minlength=len(union.names))
+    sizes = [int((union.read.get(key, ids) != NO_ID).sum()) for key, ids in union.maps.items()]
+    different = differing_rules(states)
+    return tuple(
+        Part(vocabulary=key, ids=size, shared=int((users[ids] > 1).sum()), same_rules=number not in different)
+        for number, (key, ids, size) in enumerate(zip(union.maps, known, sizes, strict=True))
+    )
+
+
+def _require_same(folder: StorePath, made: VocabularyManifest) -> None:
+    found = read_manifest(folder)
+    if found.fingerprint != made.fingerprint:
+        raise IdentityError(
+            "another vocabulary lies in this folder",
+            where=folder,
+            expected=f"{made.fingerprint[:12]}…, {made.size} tokens of {len(made.tokenizers)} tokenizers",
+            found=f"{found.fingerprint[:12]}…, {found.size} tokens of {len(found.tokenizers)} tokenizers",
+            why="students that were trained with it would lose their ids",
+            fix="Choose another folder",
+        )

@@ -1,0 +1,68 @@
+"""The map through which a student reads a tokenizer of which it knows some tokens only: a file beside the tokenizer.
+
+It goes wherever the student goes, for without it the tokenizer's ids mean other tokens. To use such a student:
+
+    ids = load_file("student/token_map.safetensors")
+    input_ids = ids["student_ids"][tokenizer(text)["input_ids"]]
+    predicted = ids["tokenizer_ids"][logits.argmax(-1)]
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from cache_tools.errors import FormatError
+from cache_tools.format.vocabulary import mapped_fingerprint
+from cache_tools.regular_files import read_regular
+from cache_tools.vocabularies.union import NO_ID
+
+TOKEN_MAP = "token_map.safetensors"
+
+LARGEST_BYTES = 2**28
+"""Of the file, for 16 million ids and as many tokens."""
+
+Ids = NDArray[np.uint32]
+
+
+def token_map_bytes(student_ids: Ids, tokenizer_ids: Ids) -> bytes:
+    """Return the file.
+
+    Args:
+        student_ids: (V,) the student's id of each of the tokenizer's, that of a stand-in where the token was dropped;
+            NO_ID where there is no token.
+        tokenizer_ids: (n,) the tokenizer's id of each of the student's.
+    """
+    return save({"student_ids": student_ids, "tokenizer_ids": tokenizer_ids})
+
+
+def read_map(content: bytes, predicted: Ids) -> Ids:
+    """Return ``student_ids`` of a file, checked against the map (n,) of predicted ids.
+
+    Raises:
+        ValueError: they do not fit.
+        KeyError, SafetensorError: it is another file.
+    """
+    ids, kept = load(content)["student_ids"], predicted != NO_ID
+    if ids.dtype != np.uint32 or len(ids) < len(kept) or not np.array_equal(ids[: len(kept)][kept], predicted[kept]):
+        raise ValueError("a token that is kept is read as another")
+    if (ids[ids != NO_ID] >= kept.sum()).any():
+        raise ValueError("an id of the vocabulary is too large")
+    return ids
+
+
+def mapped(vocabulary: str, folder: Path) -> str:
+    """Return the fingerprint of what a student in a model folder knows, from that of its tokenizer's vocabulary.
+
+    Raises:
+        FormatError: its map cannot be read.
+    """
+    path = folder / TOKEN_MAP
+    if not path.is_file():
+        return vocabulary
+    try:
+        return mapped_fingerprint(vocabulary, load(read_regular(path, LARGEST_BYTES))["student_ids"])
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise FormatError("this is not a student's map of ids", where=path, found=error) from error
