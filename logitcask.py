@@ -11,7 +11,7 @@ import click
 
 COMMANDS = {
     "demo": "pipeline.demo.cli:demo_command",
-    "plan": "pipeline.cli_plan:plan_command",
+    "plan": "pipeline.planning.command:plan_command",
     "capture": "pipeline.cli:capture_command",
     "vocabulary": "cache_tools.vocabularies.command:vocabulary_command",
     "train": "trainer.cli_train:train_command",
@@ -21,7 +21,7 @@ COMMANDS = {
     "view": "cache_tools.viewer.command:view_command",
     "report": "cache_tools.report.command:report_command",
     "diff": "cache_tools.terminal.diff_command:diff_command",
-    "audit": "pipeline.cli_audit:audit_command",
+    "audit": "pipeline.audit.command:audit_command",
     "verify": "cache_tools.maintenance.verify_command:verify_command",
     "repair": "cache_tools.maintenance.commands:repair_command",
     "copy": "cache_tools.maintenance.commands:copy_command",

@@ -34,15 +34,15 @@ from benchmarks import peak
 from benchmarks.rows import RECORDED
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.writer import create_cache
-from pipeline.batches import Batch, pad, token_budget_batches
-from pipeline.capture import capture_shards
+from pipeline.capture.declare import declare
+from pipeline.capture.predict import vocabulary_of
+from pipeline.capture.shards import capture_shards
 from pipeline.config import CaptureConfig
-from pipeline.declare import declare
-from pipeline.encode import encode
-from pipeline.predict import vocabulary_of
-from pipeline.split_model import body_of, run_body, run_head
-from pipeline.teacher import Teacher, load_teacher
-from pipeline.tokenizers import load_tokenizer
+from pipeline.encoding.encode import encode
+from pipeline.encoding.tokenizer import load_tokenizer
+from pipeline.teachers.batches import Batch, pad, token_budget_batches
+from pipeline.teachers.body_and_head import body_of, run_body, run_head
+from pipeline.teachers.loading import Teacher, load_teacher
 
 K = 64
 YARDSTICKS = ("base model forward", "model forward", "forward, chunked log-softmax", "naive: full logits, top-k")

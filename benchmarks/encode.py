@@ -72,7 +72,7 @@ def tokenizer_one_by_one(corpus: Path, tokenizer_folder: Path) -> dict[str, floa
 
 def tokenizer_in_batches(corpus: Path, tokenizer_folder: Path) -> dict[str, float]:
     """Time the tokenizer over lists of documents, as large as those that ``encode`` makes."""
-    from pipeline.encode_documents import batches_of
+    from pipeline.encoding.sequences import batches_of
 
     return _tokenizer_alone(batches_of(_texts(corpus), len), tokenizer_folder, single=False)
 
@@ -80,8 +80,8 @@ def tokenizer_in_batches(corpus: Path, tokenizer_folder: Path) -> dict[str, floa
 def encode_corpus(corpus: Path, tokenizer_folder: Path) -> dict[str, float]:
     """Time ``encode`` from the corpus file to the manifest."""
     from pipeline.config import CaptureConfig
-    from pipeline.encode import encode
-    from pipeline.tokenizers import load_tokenizer
+    from pipeline.encoding.encode import encode
+    from pipeline.encoding.tokenizer import load_tokenizer
 
     tokenizer, before, tokens = load_tokenizer(tokenizer_folder), resident_bytes("VmHWM"), [0]
 
@@ -97,7 +97,7 @@ def encode_corpus(corpus: Path, tokenizer_folder: Path) -> dict[str, float]:
 
 
 def _tokenizer_alone(batches: Iterator[list[str]], tokenizer_folder: Path, single: bool) -> dict[str, float]:
-    from pipeline.tokenizers import load_tokenizer
+    from pipeline.encoding.tokenizer import load_tokenizer
 
     tokenizer, before = load_tokenizer(tokenizer_folder), resident_bytes("VmHWM")
     num_tokens, clock = 0, Clock()

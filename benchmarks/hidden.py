@@ -37,7 +37,7 @@ from cache_tools.codecs.hidden_states import (
     relative_error,
 )
 from cache_tools.store.predictions import from_bfloat16, to_bfloat16
-from pipeline.hidden_budget import fisher_metric, kl_error, kl_nats
+from pipeline.capture.hidden_budget import fisher_metric, kl_error, kl_nats
 
 Floats = NDArray[np.float32]
 CHUNK_ROWS, NARROW, CHUNK_OVERHEAD = 4096, 32, 20

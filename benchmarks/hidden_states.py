@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.hidden_budget import OutputHead
-from pipeline.split_model import run_body, run_head
+from pipeline.capture.hidden_budget import OutputHead
+from pipeline.teachers.body_and_head import run_body, run_head
 
 LENGTH = 256
 NUM_CALIBRATION, NUM_HELD_OUT = 8192, 16_384

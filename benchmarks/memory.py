@@ -74,14 +74,14 @@ def measure(values: dict[str, Any]) -> dict[str, Any]:
     """Plan, capture, and return predicted and measured peaks; runs in a process of its own."""
     from cache_tools.store.reader import Cache
     from cache_tools.store.writer import create_cache
-    from pipeline.capture import capture_shards
+    from pipeline.capture.declare import declare, keep_of
+    from pipeline.capture.predict import Wanted, predict
+    from pipeline.capture.shards import capture_shards
     from pipeline.config import CaptureConfig
-    from pipeline.declare import declare, keep_of
-    from pipeline.encode import encode
-    from pipeline.plan_memory import plan_memory
-    from pipeline.predict import Wanted, predict
-    from pipeline.teacher import load_teacher
-    from pipeline.tokenizers import load_tokenizer
+    from pipeline.encoding.encode import encode
+    from pipeline.encoding.tokenizer import load_tokenizer
+    from pipeline.planning.memory import plan_memory
+    from pipeline.teachers.loading import load_teacher
 
     config = CaptureConfig.model_validate(values)
     one, folder = config.teachers[0], Path(config.teachers[0].model)

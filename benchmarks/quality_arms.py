@@ -20,8 +20,8 @@ from cache_tools.store.reader import Cache
 from pipeline.config import CaptureConfig
 from pipeline.demo.corpus import docstring_documents, standard_library, topic_documents
 from pipeline.demo.run import FILES
+from pipeline.encoding.tokenizer import load_tokenizer
 from pipeline.run import Worker, run_capture
-from pipeline.tokenizers import load_tokenizer
 from trainer.config import LossConfig, StudentConfig
 
 TARGETS: dict[str, dict[str, Any]] = {

@@ -78,9 +78,9 @@ def demo_rows(k: int, num_positions: int = 12_288) -> Rows:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from pipeline.capture.keep import Keep, sparse_targets
     from pipeline.demo.corpus import topic_documents
     from pipeline.demo.run import FILES
-    from pipeline.targets import Keep, sparse_targets
 
     model = AutoModelForCausalLM.from_pretrained(str(FILES / "teacher"), dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(str(FILES / "teacher"))

@@ -59,9 +59,9 @@ def capture_command(
     from cache_tools.configuration import load_config
     from cache_tools.progress.reporter import open_reporter
     from pipeline.config import CaptureConfig
-    from pipeline.process_group import Place
     from pipeline.run import Worker, run_capture
-    from pipeline.tensor_parallel import run_together
+    from pipeline.teachers.process_group import Place
+    from pipeline.teachers.tensor_parallel import run_together
 
     settings = load_config(config, CaptureConfig, overrides)
     disable_progress_bar()  # transformers' own bars would break up ours

@@ -13,7 +13,7 @@ from cache_tools.errors import FormatError
 from cache_tools.format.layout import checked_name
 from cache_tools.format.manifest import Kind, Objective
 from cache_tools.storage import CachePath
-from pipeline.config_corpus import CorpusConfig
+from pipeline.corpus.config import CorpusConfig
 
 
 class MaskingConfig(Config):

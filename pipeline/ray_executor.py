@@ -26,11 +26,11 @@ from cache_tools.progress.reporter import Reporter, open_reporter
 from cache_tools.storage import store_path
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.teacher import CachedTeacher
-from pipeline.capture import capture_shards
+from pipeline.capture.declare import declare
+from pipeline.capture.shards import capture_shards
 from pipeline.config import CaptureConfig, TeacherConfig
-from pipeline.declare import declare
 from pipeline.run import Worker, prepare
-from pipeline.teacher import Teacher, load_teacher, resolve_model
+from pipeline.teachers.loading import Teacher, load_teacher, resolve_model
 
 try:
     import ray

@@ -27,21 +27,21 @@ from cache_tools.storage import names, object_exists
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.writer import create_cache
 from cache_tools.vocabularies.same_tokenizer import probes, require_same, sampled_texts
-from pipeline.capture import capture_shards
+from pipeline.capture.declare import declare, is_declared
+from pipeline.capture.shards import capture_shards
 from pipeline.config import CaptureConfig, TeacherConfig
-from pipeline.declare import declare, is_declared
-from pipeline.documents import corpus_sources
-from pipeline.encode import encode, is_encoded, is_whole
-from pipeline.loading import check_tensors
-from pipeline.plan import known_totals, plan_encoding, plan_teacher, survey
-from pipeline.plan_fit import plan_fit
-from pipeline.plan_held import held_encoding
-from pipeline.plan_measure import MEASURED_SECONDS, drawn_order, measure
-from pipeline.plan_memory import plan_memory
-from pipeline.process_group import Place
-from pipeline.restriction import read_restriction
-from pipeline.teacher import chosen_device, load_teacher, max_positions, resolve_model
-from pipeline.tokenizers import load_tokenizer, tokenizer_identity
+from pipeline.corpus.documents import corpus_sources
+from pipeline.encoding.encode import encode, is_encoded, is_whole
+from pipeline.encoding.tokenizer import load_tokenizer, tokenizer_identity
+from pipeline.planning.fit import plan_fit
+from pipeline.planning.held import held_encoding
+from pipeline.planning.measure import MEASURED_SECONDS, drawn_order, measure
+from pipeline.planning.memory import plan_memory
+from pipeline.planning.plan import known_totals, plan_encoding, plan_teacher, survey
+from pipeline.teachers.checkpoint import check_tensors
+from pipeline.teachers.loading import chosen_device, load_teacher, max_positions, resolve_model
+from pipeline.teachers.process_group import Place
+from pipeline.teachers.restriction import read_restriction
 
 POLL_SECONDS = 1.0
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from cache_tools.codecs.channel_scales import Head
-from pipeline import hidden_budget
+from pipeline.capture import hidden_budget
 
 WIDTH, VOCABULARY = 24, 101
 

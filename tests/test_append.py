@@ -9,9 +9,9 @@ from cache_tools.errors import CorpusError, IdentityError
 from cache_tools.format.shards import read_file_tables
 from cache_tools.maintenance.verify import verify
 from cache_tools.store.reader import Cache, Encoding
-from pipeline import encode as encode_module
 from pipeline.config import CaptureConfig
-from pipeline.encode import encode, is_encoded
+from pipeline.encoding import encode as encode_module
+from pipeline.encoding.encode import encode, is_encoded
 from pipeline.run import Worker, run_capture
 from store_fixtures import snapshot
 

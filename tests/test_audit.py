@@ -16,12 +16,12 @@ from cache_tools.errors import ConfigError, IdentityError, IncompleteError
 from cache_tools.format import layout
 from cache_tools.maintenance.verify import verify
 from cache_tools.store.teacher import CachedTeacher
-from pipeline.audit_live import compare
-from pipeline.audit_run import run_audit, sample
+from pipeline.audit.live import compare
+from pipeline.audit.run import run_audit, sample
+from pipeline.capture.keep import sparse_targets
+from pipeline.capture.predict import HEAD_CHUNK_BYTES, predict
 from pipeline.config import AuditConfig, CaptureConfig
-from pipeline.predict import HEAD_CHUNK_BYTES, predict
-from pipeline.targets import sparse_targets
-from pipeline.teacher import load_teacher
+from pipeline.teachers.loading import load_teacher
 from refusal_fixtures import command_line, write_yaml
 from test_target_kinds import KINDS
 from tolerances import loss_rounding
@@ -111,7 +111,7 @@ def test_any_scalar_that_is_not_the_teachers_fails(tmp_path, teacher, monkeypatc
         honest = sparse_targets(*arguments)
         return replace(honest, scalars=honest.scalars | {scalar: honest.scalars[scalar] + 1})
 
-    monkeypatch.setattr("pipeline.predict.sparse_targets", spoil)
+    monkeypatch.setattr("pipeline.capture.predict.sparse_targets", spoil)
     values = captured(tmp_path, teacher, target=FURTHER)
     assert verify(tmp_path / "cache", deep=True) == []
     report = audit(values)
@@ -141,7 +141,7 @@ SPOILT = {
 
 @pytest.mark.parametrize(("spoil", "sentence"), SPOILT.values(), ids=SPOILT)
 def test_rows_that_are_not_the_teachers_fail_though_the_cache_is_sound(tmp_path, teacher, monkeypatch, spoil, sentence):
-    monkeypatch.setattr("pipeline.predict.sparse_targets", spoil)
+    monkeypatch.setattr("pipeline.capture.predict.sparse_targets", spoil)
     values = captured(tmp_path, teacher, **WIDE)
     assert verify(tmp_path / "cache", deep=True) == []
     report = audit(values)
@@ -166,7 +166,7 @@ SHIFTS = [("topk", -1, "before"), ("topk", 1, "behind"), ("sampled", 1, "behind"
 
 @pytest.mark.parametrize(("kind", "by", "side"), SHIFTS)
 def test_shifted_rows_fail(tmp_path, teacher, monkeypatch, kind, by, side):
-    monkeypatch.setattr("pipeline.capture.predict", shifted(by))
+    monkeypatch.setattr("pipeline.capture.shards.predict", shifted(by))
     values = captured(tmp_path, teacher, target=HONEST[kind])
     assert verify(tmp_path / "cache", deep=True) == []
     report = audit(values)
@@ -178,7 +178,7 @@ def test_shifted_rows_fail(tmp_path, teacher, monkeypatch, kind, by, side):
 
 @pytest.mark.parametrize("kind", ["sampled", "hybrid"])
 def test_draws_from_a_tempered_distribution_fail(tmp_path, teacher, monkeypatch, kind):
-    monkeypatch.setattr("pipeline.predict.sparse_targets", tempered)
+    monkeypatch.setattr("pipeline.capture.predict.sparse_targets", tempered)
     report = audit(captured(tmp_path, teacher, target=KINDS[kind]))
     assert not check(report, "surprisal")["passed"]
     assert report["excess_surprisal"]["mean"] < 0
@@ -237,7 +237,7 @@ def test_one_bad_shard_is_named(tmp_path, teacher, monkeypatch):
     values = captured(tmp_path, teacher)
     cached = tiny.Cache(values["cache"]).encoding().teacher()
     layout.receipt_file(cached.path, 1).unlink()
-    monkeypatch.setattr("pipeline.predict.sparse_targets", tempered)
+    monkeypatch.setattr("pipeline.capture.predict.sparse_targets", tempered)
     tiny.run(values)
     report = audit(values)
     assert (check(report, "KL")["passed"], check(report, "KL")["shard"]) == (False, 1)
@@ -249,7 +249,7 @@ def test_the_worst_position_is_shown_with_what_stands_before_it(tmp_path, teache
         honest.targets.ids[5] = (honest.targets.ids[5] + 1) % 300
         return honest
 
-    monkeypatch.setattr("pipeline.capture.predict", spoil)
+    monkeypatch.setattr("pipeline.capture.shards.predict", spoil)
     values = captured(tmp_path, teacher)
     report = audit(values, shards=1, sequences_per_shard=100)
     (shard,) = report["shards"]

@@ -7,7 +7,7 @@ import pytest
 
 from cache_tools.codecs.registry import DeltaCount
 from cache_tools.codecs.rows import EMPTY_ID, Targets
-from pipeline.audit import (
+from pipeline.audit.measures import (
     LOWEST_NATS,
     Rows,
     by_probability,
@@ -21,7 +21,7 @@ from pipeline.audit import (
     proven_shift,
     top1_agreement,
 )
-from pipeline.audit_verdict import TOLERANCES, checks_of_sample
+from pipeline.audit.verdict import TOLERANCES, checks_of_sample
 from store_fixtures import teacher_manifest
 
 VOCABULARY, K, N = 50, 6, 40

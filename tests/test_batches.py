@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_tools.format.sequences import Sequence
-from pipeline.batches import pack, pad, token_budget_batches
+from pipeline.teachers.batches import pack, pad, token_budget_batches
 
 lengths_and_budget = given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 200))
 

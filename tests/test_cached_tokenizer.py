@@ -17,8 +17,8 @@ from cache_tools.format.manifest import ObjectRecord
 from cache_tools.format.sealed import sealed_bytes
 from cache_tools.format.tokenizer_files import is_tokenizer_file, without_code
 from cache_tools.store.reader import Cache
-from pipeline.audit_run import _tokenizer
-from pipeline.tokenizers import tokenizer_files
+from pipeline.audit.run import _tokenizer
+from pipeline.encoding.tokenizer import tokenizer_files
 from student_fixtures import train
 from trainer.evaluate import evaluate_folder
 from trainer.student import student_tokenizer

@@ -54,7 +54,7 @@ def whole(request, tmp_path_factory):
     """Each architecture, captured with its whole vocabulary, all in float32."""
     changes = {"target": EXACT, "hidden": {"layers": [0, 1, "last"], "codec": "float32"}, "batch_tokens": 150}
     changes |= {"positions_per_shard": 128, "chunk_positions": 32}
-    with patch.dict("pipeline.predict.HEAD_CHUNK_BYTES", cpu=7 * 4 * 300):  # seven positions
+    with patch.dict("pipeline.capture.predict.HEAD_CHUNK_BYTES", cpu=7 * 4 * 300):  # seven positions
         return captured(tmp_path_factory.mktemp(request.param), build(request.param), **changes)
 
 

@@ -73,7 +73,7 @@ def test_the_targets_are_not_captured_again_for_a_layer(tmp_path, monkeypatch):
     values = tiny.capture_values(tmp_path)
     before = run(values).teacher()
     receipts = [before.receipt(shard) for shard in range(len(before.encoding.shards))]
-    monkeypatch.setattr("pipeline.predict.sparse_targets", None)
+    monkeypatch.setattr("pipeline.capture.predict.sparse_targets", None)
     after = run(tiny.capture_values(tmp_path, tmp_path / "teacher", hidden=LAYERS["bfloat16"])).teacher()
     for shard, old in enumerate(receipts):
         new = after.receipt(shard)

@@ -10,9 +10,9 @@ import pytest
 import tiny
 from cache_tools.errors import CorpusError
 from cache_tools.store.reader import Encoding
-from pipeline.chat import render_chat
 from pipeline.config import CaptureConfig
-from pipeline.encode import encode
+from pipeline.corpus.chat import render_chat
+from pipeline.encoding.encode import encode
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

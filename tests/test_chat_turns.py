@@ -20,9 +20,9 @@ from cache_tools.maintenance.subset import Choice, subset_cache
 from cache_tools.maintenance.verify import verify
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.terminal.show_command import show_command
-from pipeline.chat import render_chat
 from pipeline.config import CaptureConfig
-from pipeline.encode import encode
+from pipeline.corpus.chat import render_chat
+from pipeline.encoding.encode import encode
 from test_chat import CHATML, PLACE, TOOLS, chat, tokenizer
 
 SYSTEM = "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"

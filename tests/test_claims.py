@@ -15,9 +15,9 @@ from cache_tools.storage import object_sizes, read_object, store_path, write_obj
 from cache_tools.store import claims
 from cache_tools.store.claims import CLAIM, Claim, claimed
 from cache_tools.store.reader import Encoding
-from pipeline import encode as encode_module
 from pipeline.config import CaptureConfig
-from pipeline.encode import encode
+from pipeline.encoding import encode as encode_module
+from pipeline.encoding.encode import encode
 from store_fixtures import snapshot
 
 CAUSAL = tiny.tokenizer()

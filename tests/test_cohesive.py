@@ -13,7 +13,7 @@ from cache_tools.store.reader import Cache
 from configs.cohesive import convergence, tables, texts, weights
 from configs.cohesive.run import HERE, arms, run
 from pipeline.config import CaptureConfig
-from pipeline.split import is_held_out
+from pipeline.encoding.held_out import is_held_out
 from test_wordnet import LINES
 from trainer.config import StudentConfig
 

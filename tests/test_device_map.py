@@ -10,7 +10,7 @@ import tiny
 from cache_tools.configuration import load_config
 from cache_tools.errors import ConfigError
 from pipeline.config import CaptureConfig, TeacherConfig
-from pipeline.teacher import load_teacher
+from pipeline.teachers.loading import load_teacher
 from store_fixtures import snapshot
 
 SPREAD = {

@@ -11,8 +11,8 @@ import pyarrow.parquet
 import pytest
 
 from cache_tools.errors import CorpusError
-from pipeline.config_corpus import CorpusConfig
-from pipeline.documents import corpus_sources, read_documents
+from pipeline.corpus.config import CorpusConfig
+from pipeline.corpus.documents import corpus_sources, read_documents
 
 RECORDS = [
     {"id": "a", "group": "first", "text": "Größe: 10 µm\r\nzweite Zeile"},

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.draws import _mixed, draw, position_keys, uniforms
+from pipeline.capture.draws import _mixed, draw, position_keys, uniforms
 
 VOCABULARY, DRAWS, ROWS = 40, 50, 4000
 GOLDEN, WORD = 0x9E3779B97F4A7C15, 2**64

@@ -13,12 +13,12 @@ from cache_tools.errors import FormatError, IdentityError, ModelError
 from cache_tools.maintenance.verify import verify
 from cache_tools.store.reader import Encoding
 from cache_tools.store.writer import create_cache
-from pipeline import encode_documents
 from pipeline.config import CaptureConfig
-from pipeline.encode import encode
+from pipeline.encoding import sequences as encode_documents
+from pipeline.encoding.encode import encode
+from pipeline.encoding.held_out import is_held_out
+from pipeline.encoding.tokenizer import load_tokenizer, tokenizer_identity
 from pipeline.run import Worker, run_capture
-from pipeline.split import is_held_out
-from pipeline.tokenizers import load_tokenizer, tokenizer_identity
 from store_fixtures import snapshot
 
 CAUSAL, MASKED = tiny.tokenizer(), tiny.tokenizer(masked=True)

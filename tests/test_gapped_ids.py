@@ -16,8 +16,8 @@ from cache_tools.vocabularies.folder import read_vocabulary
 from cache_tools.vocabularies.union import NO_ID
 from logitcask import cli
 from pipeline.config import CaptureConfig
-from pipeline.encode import encode
-from pipeline.encode_documents import ordinary_ids
+from pipeline.encoding.encode import encode
+from pipeline.encoding.sequences import ordinary_ids
 from tokenizer_fixtures import GAP_STARTS, GAP_TOKENS, HIGHEST_ID, save_gapped, with_gap
 from trainer.config import StudentConfig
 from trainer.evaluate import evaluate_folder

@@ -16,7 +16,7 @@ from configs.gloss.run import HELD_OUT_FRACTION, HERE, run, save_with_labels
 from configs.wordnet import FILES, LEXNAMES, synsets
 from configs.wordpiece import untrained
 from pipeline.config import CaptureConfig
-from pipeline.split import is_held_out
+from pipeline.encoding.held_out import is_held_out
 from trainer.config import StudentConfig
 
 TOPICS = {

@@ -7,9 +7,9 @@ import torch
 from cache_tools.codecs.registry import DeltaCount, DeltaFloat32, DeltaPower, DenseFloat32, narrow
 from cache_tools.inspection.gold_check import Claims, Evidence, broken, contradictions
 from cache_tools.store.predictions import SCALAR_STEP_NATS, from_steps, to_steps
-from pipeline.draws import position_keys
-from pipeline.restriction import Restriction
-from pipeline.targets import Keep, sparse_targets
+from pipeline.capture.draws import position_keys
+from pipeline.capture.keep import Keep, sparse_targets
+from pipeline.teachers.restriction import Restriction
 
 N, V, K, DRAWS = 400, 500, 12, 40
 

@@ -24,7 +24,7 @@ from cache_tools.codecs.hidden_states import (
 )
 from cache_tools.errors import FormatError
 from hidden_fixtures import HEADS, VOCABULARY, WIDTH, entropy_bits, exact_kl, states_of, torch_head
-from pipeline import hidden_budget
+from pipeline.capture import hidden_budget
 from tolerances import rounding
 
 

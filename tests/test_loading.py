@@ -14,7 +14,7 @@ from cache_tools.errors import LogitcaskError, ModelError
 from cache_tools.models.loading_report import check_report
 from cache_tools.store.reader import Cache
 from pipeline.config import TeacherConfig
-from pipeline.loading import check_tensors, load_checkpoint
+from pipeline.teachers.checkpoint import check_tensors, load_checkpoint
 from student_fixtures import LLAMA, train, train_and_stop
 from trainer.evaluate import evaluate_folder
 

@@ -8,7 +8,7 @@ import torch
 
 from cache_tools.store.predictions import SCALAR_STEP_NATS, from_steps, to_steps
 from loss_fixtures import loss, ragged, random_logits, top_k, with_gradient
-from pipeline.targets import tempered_name
+from pipeline.capture.keep import tempered_name
 from tolerances import log_prob_rounding, rounding
 from trainer.compatibility import normaliser_names
 from trainer.losses import divergence

@@ -9,8 +9,8 @@ import pytest
 import tiny
 from cache_tools.store.reader import Encoding
 from pipeline.config import CaptureConfig, MaskingConfig
-from pipeline.encode import encode
-from pipeline.masking import draw_mask
+from pipeline.encoding.encode import encode
+from pipeline.encoding.masking import draw_mask
 
 MASK = 3
 NUM_TOKENS = 100_000

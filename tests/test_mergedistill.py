@@ -17,7 +17,7 @@ from cache_tools.vocabularies.folder import read_manifest, read_vocabulary
 from cache_tools.vocabularies.union import NO_ID
 from configs.mergedistill import fetch, measures, run, stage_one, tables, zero_shot
 from pipeline.config import CaptureConfig
-from pipeline.split import is_held_out
+from pipeline.encoding.held_out import is_held_out
 from trainer.config import LossConfig, StudentConfig
 from trainer.data import IGNORED, CachedSequences, collate
 from trainer.student import DistilledStudent

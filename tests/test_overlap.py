@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-import pipeline.capture
+import pipeline.capture.shards
 import tiny
 from cache_tools.errors import StorageError
 from cache_tools.maintenance.verify import verify
@@ -14,14 +14,14 @@ TIMEOUT_SECONDS = 600
 
 def recorded(monkeypatch, name, before):
     """Call ``before(number)`` ahead of each call of a function of the capture."""
-    real, calls = getattr(pipeline.capture, name), []
+    real, calls = getattr(pipeline.capture.shards, name), []
 
     def wrapper(*arguments):
         calls.append(name)
         before(len(calls))
         return real(*arguments)
 
-    monkeypatch.setattr(pipeline.capture, name, wrapper)
+    monkeypatch.setattr(pipeline.capture.shards, name, wrapper)
 
 
 def test_a_shard_is_written_while_the_teacher_reads_the_next(tmp_path, monkeypatch):

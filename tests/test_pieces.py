@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerFast
 import tiny
 from cache_tools.errors import CorpusError
 from pipeline.config import EncodingConfig
-from pipeline.documents import Document
-from pipeline.encode_documents import encode_documents
-from pipeline.pieces import frame_of, readable, split_documents
+from pipeline.corpus.documents import Document
+from pipeline.encoding.pieces import frame_of, readable, split_documents
+from pipeline.encoding.sequences import encode_documents
 
 END = 0  # id of <|end|> in the tiny causal tokenizer; as of [PAD] in the masked one
 TEXT = tiny.TEXTS[3]

@@ -16,13 +16,13 @@ from cache_tools.errors import StorageError
 from cache_tools.format.layout import receipt_file
 from cache_tools.inspection.summary import summarise
 from cache_tools.storage import store_path
+from pipeline.capture.keep import Keep, sparse_targets
 from pipeline.config import CaptureConfig
-from pipeline.plan import require_space
-from pipeline.plan_measure import kl_floor
-from pipeline.plan_scale import shard_sizes, student_bytes_per_s
+from pipeline.planning.measure import kl_floor
+from pipeline.planning.plan import require_space
+from pipeline.planning.scale import shard_sizes, student_bytes_per_s
+from pipeline.planning.simulate import Cluster
 from pipeline.run import plan_capture
-from pipeline.simulate import Cluster
-from pipeline.targets import Keep, sparse_targets
 from refusal_fixtures import write_yaml
 from test_target_kinds import KINDS
 
@@ -188,7 +188,7 @@ def test_refuses_a_cache_that_would_not_fit(tmp_path, monkeypatch):
 
 
 def test_the_command_prints_tables_or_json(tmp_path):
-    from pipeline.cli_plan import plan_command
+    from pipeline.planning.command import plan_command
 
     config = write_yaml(tmp_path, tiny.capture_values(tmp_path))
     text = CliRunner().invoke(plan_command, [str(config), "--measure", "--sample-sequences", "10"])
@@ -201,7 +201,7 @@ def test_the_command_prints_tables_or_json(tmp_path):
 
 
 def test_the_command_simulates_workers(tmp_path):
-    from pipeline.cli_plan import plan_command
+    from pipeline.planning.command import plan_command
 
     config = write_yaml(tmp_path, tiny.capture_values(tmp_path))
     asked = [str(config), "--simulate", "--tokens", "1e9", "--workers", "8", "--hours-between-failures", "5"]

@@ -7,14 +7,14 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoConfig
 
-import pipeline.plan_fit
-import pipeline.teacher
+import pipeline.planning.fit
+import pipeline.teachers.loading
 import tiny
 from cache_tools.errors import ModelError
-from pipeline.cli_plan import plan_command
 from pipeline.config import CaptureConfig
-from pipeline.plan_fit import USABLE_SHARE, host_memory_bytes, plan_fit
-from pipeline.plan_memory import plan_memory
+from pipeline.planning.command import plan_command
+from pipeline.planning.fit import USABLE_SHARE, host_memory_bytes, plan_fit
+from pipeline.planning.memory import plan_memory
 from pipeline.run import plan_capture
 from refusal_fixtures import write_yaml
 
@@ -71,9 +71,11 @@ def test_only_measuring_needs_weights(tmp_path):
 @pytest.mark.parametrize("weights", [True, False])
 def test_a_plan_downloads_no_weights_from_the_hub(tmp_path, monkeypatch, weights):
     asked = {}
-    monkeypatch.setattr(pipeline.teacher, "snapshot_download", lambda *_, **named: asked.update(named) or tmp_path)
+    monkeypatch.setattr(
+        pipeline.teachers.loading, "snapshot_download", lambda *_, **named: asked.update(named) or tmp_path
+    )
     config = CaptureConfig.model_validate(values_of(tmp_path, "someone/model")).teachers[0]
-    pipeline.teacher.resolve_model(config, weights=weights)
+    pipeline.teachers.loading.resolve_model(config, weights=weights)
     assert ("*.safetensors" in asked["allow_patterns"]) == weights
     assert "*.json" in asked["allow_patterns"]
 
@@ -138,14 +140,14 @@ def test_a_batch_that_fits_no_device_is_not_helped_by_more(tmp_path):
 
 @pytest.mark.parametrize(("there", "fits"), [(10**12, True), (10**6, False), (None, None)])
 def test_on_a_cpu_the_machines_memory_counts(tmp_path, monkeypatch, there, fits):
-    monkeypatch.setattr(pipeline.plan_fit, "host_memory_bytes", lambda: there)
+    monkeypatch.setattr(pipeline.planning.fit, "host_memory_bytes", lambda: there)
     _, fit = fit_of(tmp_path, None, device="cpu")
     assert (fit["fits"], fit["device_memory_bytes"], fit["device"]) == (fits, there, "cpu")
 
 
 def test_a_containers_limit_counts_as_its_memory(tmp_path, monkeypatch):
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(pipeline.plan_fit, "CGROUP_LIMIT", limit)
+    monkeypatch.setattr(pipeline.planning.fit, "CGROUP_LIMIT", limit)
     installed = host_memory_bytes()
     for text, expected in (("max\n", installed), ("1000000\n", 1_000_000)):
         limit.write_text(text)

@@ -7,19 +7,19 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import pipeline.plan_measure
-import pipeline.predict
+import pipeline.capture.predict
+import pipeline.planning.measure
 import tiny
 from cache_tools.codecs.registry import Targets
+from pipeline.capture.declare import keep_of
+from pipeline.capture.keep import Keep, sparse_targets
+from pipeline.capture.predict import predict
 from pipeline.config import CaptureConfig
-from pipeline.declare import keep_of
-from pipeline.plan import survey
-from pipeline.plan_measure import drawn_order, measure, ratios
-from pipeline.plan_rows import as_asked, first_entries
-from pipeline.predict import predict
-from pipeline.targets import Keep, sparse_targets
-from pipeline.teacher import load_teacher
-from pipeline.tokenizers import load_tokenizer
+from pipeline.encoding.tokenizer import load_tokenizer
+from pipeline.planning.measure import drawn_order, measure, ratios
+from pipeline.planning.plan import survey
+from pipeline.planning.rows import as_asked, first_entries
+from pipeline.teachers.loading import load_teacher
 from refusal_fixtures import write_yaml
 from test_target_kinds import KINDS
 
@@ -44,7 +44,7 @@ class Reading:
         self.teacher = load_teacher(self.config, folder / "teacher", "causal")
         sample = survey(config, load_tokenizer(folder / "teacher"), 10_000)
         self.sequences = drawn_order(sample.sequences)
-        self.tokens_read, run_body = 0, pipeline.predict.run_body
+        self.tokens_read, run_body = 0, pipeline.capture.predict.run_body
 
         def read(group, *arguments, **named):
             self.groups.append(group)
@@ -55,8 +55,8 @@ class Reading:
             self.tokens_read += int(attention_mask.sum())
             return run_body(model, input_ids, attention_mask, *arguments, **named)
 
-        monkeypatch.setattr(pipeline.plan_measure, "predict", read)
-        monkeypatch.setattr(pipeline.predict, "run_body", counted)
+        monkeypatch.setattr(pipeline.planning.measure, "predict", read)
+        monkeypatch.setattr(pipeline.capture.predict, "run_body", counted)
 
     def measure(self, max_seconds=1e9):
         return measure(self.teacher, self.config, "causal", self.sequences, max_seconds, clock=lambda: self.seconds)
@@ -140,7 +140,7 @@ def test_the_standard_error_is_that_of_a_ratio_over_sequences():
 
 def test_blocks_add_up(folder, monkeypatch):
     whole = Reading(folder, monkeypatch).measure()["choices"]
-    monkeypatch.setattr(pipeline.plan_measure, "BLOCK_ROWS", 50)
+    monkeypatch.setattr(pipeline.planning.measure, "BLOCK_ROWS", 50)
     for row, other in zip(Reading(folder, monkeypatch).measure()["choices"], whole, strict=True):
         for key in ("k", "kept_mass", "kl_floor_nats", "kept_mass_standard_error", "kl_floor_standard_error_nats"):
             assert row[key] == pytest.approx(other[key], rel=1e-4)  # batches differ, and with them the last bits
@@ -149,7 +149,7 @@ def test_blocks_add_up(folder, monkeypatch):
 def test_the_command_says_how_much_it_read(folder):
     config = write_yaml(folder, tiny.capture_values(folder, folder / "teacher"))
     asked = [str(config), "--measure", "--sample-sequences", "30", "--measure-seconds", "1000"]
-    from pipeline.cli_plan import plan_command
+    from pipeline.planning.command import plan_command
 
     text = CliRunner().invoke(plan_command, asked)
     assert " ".join(text.stdout.split()).count("positions of 30 sequences in ") == 1

@@ -6,14 +6,14 @@ import pytest
 
 import tiny
 from cache_tools.store.writer import commit_shard
-from pipeline import plan_memory as planned
-from pipeline.capture import _error_measures
+from pipeline.capture.declare import keep_of
+from pipeline.capture.predict import Wanted, predict
+from pipeline.capture.shards import _error_measures
 from pipeline.config import CaptureConfig
-from pipeline.declare import keep_of
-from pipeline.predict import Wanted, predict
-from pipeline.print_plan import print_plan
+from pipeline.planning import memory as planned
+from pipeline.planning.tables import print_plan
 from pipeline.run import plan_capture
-from pipeline.teacher import load_teacher
+from pipeline.teachers.loading import load_teacher
 from test_target_kinds import KINDS
 
 

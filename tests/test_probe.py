@@ -11,7 +11,7 @@ from cache_tools.errors import ModelError
 from cache_tools.models import probe
 from cache_tools.models.probe import Probe, check_model, differences, others, probe_row, step_of
 from cache_tools.store.reader import Cache
-from pipeline.split_model import run_body
+from pipeline.teachers.body_and_head import run_body
 from student_fixtures import BERT, train
 from trainer.evaluate import evaluate_folder
 
@@ -236,7 +236,7 @@ def test_leaking_students_are_neither_trained_nor_evaluated(tmp_path):
 def test_the_probe_leaves_no_trace_in_the_teacher(tmp_path, monkeypatch):
     """What a capture holds does not depend on whether its teacher was probed."""
     probed = tiny.capture(tmp_path).encoding().teacher()
-    monkeypatch.setattr("pipeline.declare.check_rows", lambda *_: None)
+    monkeypatch.setattr("pipeline.capture.declare.check_rows", lambda *_: None)
     (tmp_path / "again").mkdir()
     alone = tiny.capture(tmp_path / "again", tmp_path / "teacher").encoding().teacher()
     assert alone.manifest.fingerprint == probed.manifest.fingerprint

@@ -12,9 +12,9 @@ from cache_tools.maintenance.copying import copy_cache
 from cache_tools.maintenance.repair import repair
 from cache_tools.maintenance.verify import verify
 from cache_tools.store.reader import Cache
-from pipeline import encode as encode_module
 from pipeline.config import CaptureConfig
-from pipeline.encode import is_encoded, is_whole
+from pipeline.encoding import encode as encode_module
+from pipeline.encoding.encode import is_encoded, is_whole
 from store_fixtures import flip_bit, snapshot
 
 

@@ -16,10 +16,10 @@ from cache_tools.vocabularies.compressed_folder import write_compressed
 from cache_tools.vocabularies.folder import read_vocabulary
 from cache_tools.vocabularies.token_map import TOKEN_MAP
 from logitcask import cli
-from pipeline.audit_run import run_audit
+from pipeline.audit.run import run_audit
+from pipeline.capture.keep import Keep, sparse_targets
 from pipeline.config import CaptureConfig
-from pipeline.restriction import read_restriction
-from pipeline.targets import Keep, sparse_targets
+from pipeline.teachers.restriction import read_restriction
 from student_fixtures import BERT, train
 from tolerances import loss_rounding
 from trainer.config import LossConfig

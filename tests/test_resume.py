@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import pytest
 
-import pipeline.predict
+import pipeline.capture.predict
 import pipeline.run
 import tiny
 from cache_tools.errors import IdentityError
@@ -20,9 +20,9 @@ from cache_tools.maintenance.verify import verify
 from cache_tools.store.reader import Cache
 from cache_tools.store.writer import create_cache
 from pipeline.config import CaptureConfig
-from pipeline.encode import encode
+from pipeline.encoding.encode import encode
+from pipeline.encoding.tokenizer import load_tokenizer
 from pipeline.run import Worker, run_capture
-from pipeline.tokenizers import load_tokenizer
 from processes import TIMEOUT_SECONDS, finish, start
 from store_fixtures import snapshot
 
@@ -79,12 +79,12 @@ def killed_before_batch(folder, teacher, number):
     """Run a capture that dies before the teacher reads its batch of this number."""
     calls = iter(range(number))
 
-    def predict(*arguments, real=pipeline.predict._predict_batch):
+    def predict(*arguments, real=pipeline.capture.predict._predict_batch):
         if next(calls, None) is None:
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*arguments)
 
-    with patch("pipeline.predict._predict_batch", predict):
+    with patch("pipeline.capture.predict._predict_batch", predict):
         capture(folder, teacher)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cache_tools.errors import ConfigError
-from pipeline.simulate import (
+from pipeline.planning.simulate import (
     Cluster,
     Uptimes,
     busiest_window,

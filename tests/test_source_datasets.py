@@ -21,9 +21,9 @@ from cache_tools.errors import CorpusError, IdentityError
 from cache_tools.format.shards import read_file_tables
 from cache_tools.store.reader import Encoding
 from pipeline.config import CaptureConfig
-from pipeline.config_corpus import CorpusConfig
-from pipeline.documents import corpus_sources, read_documents
-from pipeline.encode import encode
+from pipeline.corpus.config import CorpusConfig
+from pipeline.corpus.documents import corpus_sources, read_documents
+from pipeline.encoding.encode import encode
 from store_fixtures import snapshot
 
 RECORDS = [{"id": f"row{number}", "text": text} for number, text in enumerate(tiny.TEXTS[:10])]

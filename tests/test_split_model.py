@@ -8,9 +8,9 @@ from transformers import BertModel, LlamaForCausalLM, LlamaForSequenceClassifica
 
 import tiny
 from cache_tools.errors import ModelError
-from pipeline.declare import _head_bytes
-from pipeline.split_model import HeadOutput, body_of, check_head, output_scaling, run_body, run_head
-from pipeline.teacher import Teacher
+from pipeline.capture.declare import _head_bytes
+from pipeline.teachers.body_and_head import HeadOutput, body_of, check_head, output_scaling, run_body, run_head
+from pipeline.teachers.loading import Teacher
 from tolerances import ELEMENTWISE, model_rounding, rounding
 
 LENGTHS = [9, 5, 1]

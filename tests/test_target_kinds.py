@@ -8,9 +8,9 @@ from pydantic import ValidationError
 import tiny
 from cache_tools.codecs.registry import EMPTY_ID
 from cache_tools.maintenance.verify import verify
+from pipeline.capture.draws import position_keys
+from pipeline.capture.keep import TAIL_SCALARS, Keep, sparse_targets, tempered_name
 from pipeline.config import TargetConfig
-from pipeline.draws import position_keys
-from pipeline.targets import TAIL_SCALARS, Keep, sparse_targets, tempered_name
 from tolerances import log_prob_rounding, loss_rounding, rounding, softmax_roundings
 
 ROWS, VOCABULARY, K, DRAWS = 6, 90, 8, 30

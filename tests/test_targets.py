@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.targets import Keep, sparse_targets
+from pipeline.capture.keep import Keep, sparse_targets
 from tolerances import rounding, softmax_roundings
 
 ROWS, VOCABULARY = 7, 123

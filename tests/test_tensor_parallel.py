@@ -18,14 +18,14 @@ import tiny
 from cache_tools.errors import ConfigError, ModelError
 from cache_tools.maintenance.verify import verify
 from cache_tools.store.reader import Cache
-from pipeline import tensor_parallel
-from pipeline.audit_run import run_audit
+from pipeline.audit.run import run_audit
 from pipeline.config import CaptureConfig, TeacherConfig
-from pipeline.process_group import Place, join
 from pipeline.run import Worker, run_capture
-from pipeline.split_weights import meta_model, split_plan, weight_bytes
-from pipeline.teacher import load_teacher
-from pipeline.tensor_parallel import run_together
+from pipeline.teachers import tensor_parallel
+from pipeline.teachers.loading import load_teacher
+from pipeline.teachers.process_group import Place, join
+from pipeline.teachers.tensor_parallel import run_together
+from pipeline.teachers.tensor_plan import meta_model, split_plan, weight_bytes
 from processes import finish, kill_at_rename, start
 from store_fixtures import snapshot
 from tolerances import loss_rounding
@@ -86,7 +86,7 @@ def say_what_is_held(config, path):
         return model
 
     load = tensor_parallel.load_model
-    with patch.object(tensor_parallel, "load_model", record), patch("pipeline.teacher.load_model", record):
+    with patch.object(tensor_parallel, "load_model", record), patch("pipeline.teachers.loading.load_model", record):
         capture(config)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.topk import BLOCKS_PER_K, SECOND_BLOCK, top_k
+from pipeline.capture.topk import BLOCKS_PER_K, SECOND_BLOCK, top_k
 
 LONG = 4 * BLOCKS_PER_K * SECOND_BLOCK
 """A row of this many values per value wanted is searched in blocks."""

@@ -22,9 +22,9 @@ from cache_tools.maintenance.verify import verify
 from cache_tools.store.writer import create_cache
 from logitcask import cli
 from pipeline.config import CaptureConfig
-from pipeline.encode import encode
+from pipeline.encoding.encode import encode
+from pipeline.encoding.tokenizer import load_tokenizer
 from pipeline.run import Worker, run_capture
-from pipeline.tokenizers import load_tokenizer
 from processes import TIMEOUT_SECONDS, finish, start
 from store_fixtures import snapshot
 

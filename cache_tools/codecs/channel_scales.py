@@ -11,7 +11,7 @@ s the derivative of the softcap and ``m = W.T @ (s p)``,
     mean G = scale**2 * (W.T @ diag(mean s**2 p) @ W - mean m m.T)
 
 Cost: 4 n V d operations for the rows and 2 V d**2 for the matrix. With n = 4,096, d = 4,096 and
-V = 150,000 that is 1.0e13 + 0.5e13: seconds on a GPU, which ``pipeline.hidden_budget`` uses, and
+V = 150,000 that is 1.0e13 + 0.5e13: seconds on a GPU, which ``pipeline.capture.hidden_budget`` uses, and
 minutes on a laptop, where this module does.
 """
 

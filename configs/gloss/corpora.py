@@ -26,7 +26,7 @@ from typing import NamedTuple
 from configs.cohesive.texts import wordnet_documents, write
 from configs.gloss.instances import Instance, instances
 from configs.wordnet import Synset, synsets
-from pipeline.split import is_held_out
+from pipeline.encoding.held_out import is_held_out
 
 YES, NO = "[yes]", "[no]"
 LABELS = (YES, NO)

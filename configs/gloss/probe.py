@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from configs.wordnet import Synset
-from pipeline.split import is_held_out
+from pipeline.encoding.held_out import is_held_out
 
 PENALTY = 1e-3
 """Of the squared weights, beside the mean cross-entropy of standardised features."""

@@ -28,7 +28,7 @@ from configs.gloss.measure import everything, once, shuffled_alone
 from configs.gloss.tables import print_baselines, print_models, print_scores
 from configs.recipes import make_once, run_file
 from configs.wordpiece import SMALLEST
-from pipeline.split import is_held_out
+from pipeline.encoding.held_out import is_held_out
 
 HERE = Path(__file__).parent
 HELD_OUT_FRACTION = 0.05

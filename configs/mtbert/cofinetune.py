@@ -31,7 +31,7 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
-from pipeline.split import is_held_out
+from pipeline.encoding.held_out import is_held_out
 
 POOL_BATCHES = 16
 

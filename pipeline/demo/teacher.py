@@ -28,7 +28,7 @@ from transformers import (
 
 from cache_tools.progress.reporter import Reporter, open_reporter
 from pipeline.demo import corpus
-from pipeline.split import is_held_out
+from pipeline.encoding.held_out import is_held_out
 
 VOCABULARY = 4096
 END_OF_TEXT = "<|end|>"

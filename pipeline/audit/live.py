@@ -1,0 +1,214 @@
+"""Ask a live teacher about stored rows: one pass over some sequences, nothing kept but answers.
+
+The pass is that of a capture (padded batches, body, head in chunks), but each row of logits is
+also read at the tokens that the cache holds there and at its neighbours. Memory: the model, a batch,
+one head chunk, and for each position its k answers.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cache_tools.codecs.rows import EMPTY_ID, Targets, by_id
+from cache_tools.errors import ModelError
+from cache_tools.format.manifest import TeacherManifest
+from cache_tools.format.sequences import Sequence
+from cache_tools.progress.reporter import Advance, ignore
+from cache_tools.store.predictions import SCALARS, temperature_of
+from cache_tools.store.teacher import CachedTeacher
+from pipeline.audit.measures import LOWEST_NATS, Rows
+from pipeline.capture.draws import position_keys
+from pipeline.capture.keep import Keep, sparse_targets
+from pipeline.capture.predict import chunk_positions
+from pipeline.teachers.batches import Batch, pad, token_budget_batches
+from pipeline.teachers.body_and_head import HeadOutput, run_body, run_head
+from pipeline.teachers.loading import Teacher
+from pipeline.teachers.restriction import Restriction
+
+# B: batch, L: length, N: positions of a chunk, P: of a batch, V: vocabulary, k: slots, D: width
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Some sequences' rows and hidden states, stored and live.
+
+    Attributes:
+        rows: In the order of the sequences.
+        hidden: (stored, live), both (n, width) float32, by layer.
+    """
+
+    rows: Rows
+    hidden: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
+
+
+def compare(
+    cached: CachedTeacher,
+    sequences: list[Sequence],
+    layers: list[str],
+    teacher: Teacher,
+    batch_tokens: int,
+    progress: Advance = ignore,
+    restriction: Restriction | None = None,
+) -> Compared:
+    """Read what the cache holds of some sequences, run the teacher over them, and return both sides.
+
+    Args:
+        cached: The teacher in the cache; only these sequences' rows are read.
+        sequences: Of committed shards.
+        layers: Hidden layers that those shards have.
+        teacher: The loaded teacher, with logits as wide as the cached one's.
+        batch_tokens: Tokens per forward pass, padding included.
+        progress: Told how many tokens were read.
+        restriction: The tokens that the teacher was asked about, if not all.
+
+    Raises:
+        ModelError: the live teacher's logits are not numbers.
+    """
+    windows = [cached.targets(*sequence.rows) for sequence in sequences]
+    stored = Targets(*(np.concatenate([vars(window)[name] for window in windows]) for name in vars(windows[0])))
+    starts = np.cumsum([0, *(sequence.num_positions for sequence in sequences)])
+    keep = replace(keep_of_manifest(cached.manifest), restriction=restriction)
+    objective = cached.encoding.manifest.objective
+    answers, order = [], []
+    for indices in token_budget_batches([len(s.input_ids) for s in sequences], batch_tokens):
+        where = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
+        gold = np.concatenate([sequences[i].gold_ids(objective) for i in indices])
+        asked = _Question(pad(sequences, indices), gold, stored.ids[where], stored.log_probs[where], keep, layers)
+        answers.append(_ask(asked, teacher))
+        order.append(where)
+        progress(sum(len(sequences[i].input_ids) for i in indices))
+    back = np.argsort(np.concatenate(order))
+    live = {name: np.concatenate([answer[name] for answer in answers])[back] for name in answers[0]}
+    if not np.isfinite(live["logsumexp"]).all():
+        raise ModelError("the live teacher's logits are not numbers", where=f"teacher {cached.name!r}")
+    return _both_sides(cached, sequences, stored, live, layers)
+
+
+def keep_of_manifest(manifest: TeacherManifest) -> Keep:
+    """Return what a capture with this manifest kept of each distribution, over whatever tokens."""
+    target, settings = manifest.target, manifest.target.settings
+    named = {name: temperature_of(name) for name in manifest.scalars if name not in SCALARS}
+    return Keep(
+        target.kind,
+        settings.get("head", target.k),
+        settings.get("p", 1.0),
+        settings.get("draws", 0),
+        settings.get("seed", 0),
+        tuple(temperature for temperature in named.values() if temperature),
+        tuple(name for name, temperature in named.items() if not temperature),
+    )
+
+
+@dataclass(frozen=True)
+class _Question:
+    """One batch and what is stored of its kept positions, row by row.
+
+    Attributes:
+        batch: The padded sequences.
+        gold: (P,) token that each position should predict.
+        ids: (P, k) stored ids.
+        log_probs: (P, k) stored.
+        keep: What the capture kept.
+        layers: Hidden layers to answer with.
+    """
+
+    batch: Batch
+    gold: NDArray[np.uint32]
+    ids: NDArray[np.uint32]
+    log_probs: NDArray[np.float32]
+    keep: Keep
+    layers: list[str]
+
+
+@torch.inference_mode()
+def _ask(asked: _Question, teacher: Teacher) -> Arrays:
+    """Run one batch; return (P, …) answers by name."""
+    batch, device = asked.batch, teacher.device
+    middle = [layer for layer in asked.layers if layer != "last"]
+    assert batch.attention_mask is not None
+    last_BLD, all_hidden = run_body(
+        teacher.model, batch.input_ids.to(device), batch.attention_mask.to(device), hidden=bool(middle)
+    )
+    kept_P = batch.kept.to(device)
+    last_PD, size = last_BLD.flatten(0, 1)[kept_P], chunk_positions(teacher)
+    parts = [
+        _ask_head(asked, run_head(teacher.model, last_PD[start : start + size]), start)
+        for start in range(0, len(last_PD), size)
+    ]
+    answers = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    answers |= {f"hidden/{layer}": all_hidden[int(layer)].flatten(0, 1)[kept_P].float() for layer in middle}
+    return {name: values.cpu().numpy() for name, values in answers.items()}
+
+
+def _ask_head(asked: _Question, head: HeadOutput, start: int) -> dict[str, Tensor]:
+    """Judge the batch's stored rows from ``start`` on by the logits of as many positions; return (N, …) answers."""
+    logits_NV, keep, device = head.logits, asked.keep, head.logits.device
+    if keep.restriction is not None:
+        logits_NV = keep.restriction.logits(logits_NV)
+    part = slice(start, start + len(logits_NV))
+    keys_N = position_keys(keep.seed, asked.batch.sequence_ids[part], asked.batch.positions[part])
+    gold_N = torch.from_numpy(asked.gold[part].astype(np.int64))
+    live = sparse_targets(logits_NV.clone(), gold_N.to(device), keep, keys_N.to(device))
+    logsumexp_N = live.scalars["logsumexp"]
+    border_N = torch.full_like(logsumexp_N, -torch.inf)
+    if keep.kind == "hybrid":
+        border_N = live.log_probs[:, min(keep.k, logits_NV.shape[1]) - 1]
+    beside = [_at_stored(asked, logits_NV, logsumexp_N, start + shift) for shift in (-1, 0, 1)]
+    answers = {
+        "log_probs": beside[1][0],
+        "surprisal": torch.stack([surprisal_N for _, surprisal_N in beside], dim=1),
+        "top_log_prob": logits_NV.amax(dim=1) - logsumexp_N,
+        "head_log_prob": border_N,
+        "kept_ids": live.ids,
+        "kept_log_probs": live.log_probs,
+        **live.scalars,
+    }
+    return answers | ({"hidden/last": head.last.float()} if "last" in asked.layers else {})
+
+
+def _at_stored(asked: _Question, logits_NV: Tensor, logsumexp_N: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    """Read logits at the tokens of the stored rows from ``start`` on; rows beyond the batch's ends are its end rows.
+
+    Returns:
+        Log-probabilities (N, k), without meaning in empty slots, and the rows' mean surprisal (N,).
+    """
+    rows = np.clip(np.arange(start, start + len(logits_NV)), 0, len(asked.ids) - 1)
+    used = asked.ids[rows] != EMPTY_ID
+    ids_Nk = torch.from_numpy(np.where(used, asked.ids[rows], 0).astype(np.int64)).to(logits_NV.device)
+    weights_Nk = torch.from_numpy(np.where(used, np.exp(asked.log_probs[rows]), 0)).to(logits_NV.device)
+    log_probs_Nk = logits_NV.gather(1, ids_Nk) - logsumexp_N[:, None]
+    return log_probs_Nk, -(weights_Nk * log_probs_Nk.clamp(min=LOWEST_NATS)).sum(dim=1)
+
+
+def _both_sides(
+    cached: CachedTeacher, sequences: list[Sequence], stored: Targets, live: Arrays, layers: list[str]
+) -> Compared:
+    scalars = {}
+    for name in cached.manifest.scalars:
+        held = np.concatenate([cached.scalar(name, *sequence.rows) for sequence in sequences])
+        scalars[name] = (held.astype(np.float64), live[name].astype(np.float64))
+    hidden = {
+        layer: (np.concatenate([cached.hidden(layer, *s.rows) for s in sequences]), live[f"hidden/{layer}"])
+        for layer in layers
+    }
+    ends = np.cumsum([sequence.num_positions for sequence in sequences])
+    edges = np.concatenate([ends - 1, [0], ends[:-1]])
+    surprisal = live["surprisal"].astype(np.float64)
+    surprisal[edges] = np.nan
+    kept_ids, _ = by_id(live["kept_ids"].astype(np.uint32), live["kept_log_probs"])
+    rows = Rows(
+        stored=stored,
+        log_probs=np.where(stored.ids == EMPTY_ID, -np.inf, live["log_probs"].astype(np.float64)),
+        top_log_prob=live["top_log_prob"].astype(np.float64),
+        head_log_prob=live["head_log_prob"].astype(np.float64),
+        surprisal=surprisal,
+        same_tokens=(kept_ids == np.sort(stored.ids, axis=1)).all(axis=1),
+        scalars=scalars,
+    )
+    return Compared(rows, hidden)

@@ -1,0 +1,219 @@
+"""From the measures of an audit to a verdict: what may differ by how much, and what a pattern means.
+
+A teacher that runs again, on another device or in other batches, does not repeat its bits. How far apart
+two honest runs are depends on its arithmetic; the tolerances below are several times that, and far below
+what a fault does. What the codec may lose stands in the cache's manifest and is added.
+
+A verdict is a list of checks, each a value beside its limit; a diagnosis is a guess at the cause, made only
+where a pattern is plain.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from cache_tools.codecs.registry import DeltaPower
+from cache_tools.format.manifest import HiddenSpec, TeacherManifest
+from cache_tools.store.predictions import SCALARS, codec_of, temperature_of
+from pipeline.audit.measures import (
+    Floats,
+    Rows,
+    difference,
+    exact_part,
+    excess_surprisal,
+    fitted_temperature,
+    kl_nats,
+    left_out_mass,
+    proven_shift,
+)
+from pipeline.config import AuditConfig
+
+STANDARD_ERRORS = 5
+"""By how many standard errors the mean over draws may miss its expectation."""
+
+LOG_TEMPERATURE, UNEXPLAINED = 0.05, 0.25
+"""A temperature is named if its logarithm is larger than this and it leaves less than this share unexplained."""
+
+NOTHING, SOMETHING = 1e-6, 1e-3
+"""Masses: a row leaves nothing out below the first, a live teacher something above the second."""
+
+RANKS_PER_NAT = 4
+"""How many times as many tokens, as a logarithm, may lie above a logit that is one nat lower. Of normally distributed
+logits with a spread of s nats it is about z / s at z spreads above their mean, near 1 for real vocabularies."""
+
+OF_IDENTITY = {
+    "weights": "The live teacher's files are not those that were captured: another revision, or another model.",
+    "dtype": "The live teacher computes in another dtype than the capture did.",
+}
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far two honest runs may differ; see ``AuditConfig`` for the meanings."""
+
+    max_kl_nats: float
+    max_error_nats: float
+    max_relative_error: float
+
+
+TOLERANCES = {
+    "float32": Tolerance(3e-5, 5e-3, 1e-2),
+    "float16": Tolerance(1e-4, 2e-2, 3e-2),
+    "bfloat16": Tolerance(1e-3, 0.1, 0.2),
+}
+"""By the dtype of the capture. Measured: the demo's teacher in bfloat16 is 1e-4 nats of KL and 0.014 nats of entropy
+from itself in float32, in float16 1e-6 and 0.002; larger models in bfloat16 2e-4. Two roundings may add up, and larger
+logits round more coarsely, hence five times that and more."""
+
+ROUNDED_TO_BFLOAT16 = TOLERANCES["bfloat16"]
+"""What hidden states that are stored as bfloat16 may differ by, whatever the teacher's dtype."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One measure and its limit.
+
+    Attributes:
+        name: What is measured, with its unit.
+        value: The largest over the shards.
+        limit: It must not exceed this.
+        shard: Where it is largest; None for a measure of the whole sample.
+    """
+
+    name: str
+    value: float
+    limit: float
+    shard: int | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the value is within its limit; one that is not a number is not."""
+        return self.value <= self.limit
+
+
+def tolerance_of(config: AuditConfig, dtype: str) -> Tolerance:
+    """Return the tolerances of a capture in this dtype, those of ``config`` first."""
+    default = vars(TOLERANCES.get(dtype, TOLERANCES["bfloat16"]))
+    return Tolerance(**{name: getattr(config, name) or value for name, value in default.items()})
+
+
+def codec_kl_nats(manifest: TeacherManifest) -> float:
+    """Return the KL that the codec may cost the targets of a shard on average."""
+    codec = codec_of(manifest)
+    return codec.max_kl_nats if isinstance(codec, DeltaPower) else 0.0
+
+
+def hidden_limit(layer: str, spec: HiddenSpec, tolerance: Tolerance) -> float:
+    """Return the limit of a layer's error: nats of KL for ``last``, relative for the others."""
+    name = "max_kl_nats" if layer == "last" else "max_relative_error"
+    lost = spec.budget or 0.0
+    if spec.codec == "bfloat16":
+        lost = getattr(ROUNDED_TO_BFLOAT16, name)
+    return float(getattr(tolerance, name)) + lost
+
+
+def scalar_limit(name: str, live: Floats, error_nats: float) -> float:
+    """Return by how much a scalar may be off on average if logits are by ``error_nats``.
+
+    A log-normaliser at temperature T by that over T; a variance s^2 of logits by ``(s + error)^2 - s^2``; the
+    logarithm of a rank by RANKS_PER_NAT times that.
+
+    Args:
+        name: Of the scalar.
+        live: (n,) what the live teacher says.
+        error_nats: Tolerance of a logit.
+    """
+    if name == "tail_variance":
+        return float(error_nats * (2 * np.sqrt(live).mean() + error_nats))
+    if name == "gold_rank":
+        return RANKS_PER_NAT * error_nats
+    return error_nats / (temperature_of(name) or 1.0)
+
+
+def checks_of_shard(
+    shard: int, rows: Rows, hidden_errors: dict[str, float], manifest: TeacherManifest, tolerance: Tolerance
+) -> list[Check]:
+    """Return the checks of one shard's sample, so that one bad shard does not hide among good ones.
+
+    A scalar's error is the mean absolute one, of ranks that of ln(1 + rank); see ``scalar_limit``. Kinds that only
+    draw have no KL.
+    """
+    checks = []
+    if manifest.target.kind != "sampled":
+        kl = float(kl_nats(exact_part(rows)).mean())
+        checks.append(Check("KL of the targets, nats", kl, tolerance.max_kl_nats + codec_kl_nats(manifest), shard))
+    for name, (stored, live) in rows.scalars.items():
+        limit = scalar_limit(name, live, tolerance.max_error_nats) + manifest.scalar_step_nats / 2
+        measured, sides = f"{name}, nats{'²' if name == 'tail_variance' else ''}", (stored, live)
+        if name == "gold_rank":
+            measured, sides = "ln(1 + gold_rank)", (np.log1p(stored), np.log1p(live))
+        checks.append(Check(f"error of {measured}", float(np.abs(difference(*sides)).mean()), limit, shard))
+    for layer, error in hidden_errors.items():
+        name = f"KL of hidden {layer}, nats" if layer == "last" else f"relative error of hidden {layer}"
+        checks.append(Check(name, error, hidden_limit(layer, manifest.hidden[layer], tolerance), shard))
+    return checks
+
+
+def checks_of_sample(rows: Rows, manifest: TeacherManifest, tolerance: Tolerance) -> list[Check]:
+    """Return the checks that need many rows: whether draws are as likely as they should be."""
+    if manifest.target.kind not in ("sampled", "hybrid"):
+        return []
+    excess, standard_error = excess_surprisal(rows)
+    limit = tolerance.max_error_nats + STANDARD_ERRORS * standard_error
+    return [Check("surprisal of the draws beyond the entropy, nats", abs(excess), limit)]
+
+
+def diagnose(rows: Rows, manifest: TeacherManifest, identity: list[str]) -> list[str]:
+    """Say, in a sentence each, what the differences look like.
+
+    Args:
+        rows: The whole sample.
+        manifest: Of the cached teacher.
+        identity: In which keys the live teacher's identity differs.
+    """
+    keys = [line.split(":")[0] for line in identity]
+    found = [sentence for key, sentence in OF_IDENTITY.items() if key in keys]
+    drawn = manifest.target.kind in ("sampled", "hybrid")
+    shift = proven_shift(rows, drawn)
+    if shift:
+        side = "before" if shift < 0 else "behind"
+        return [*found, f"The rows are shifted by one: the live teacher fits the stored row {side} each position best."]
+    found += _of_draws(rows) if drawn else []
+    found += [] if manifest.target.kind == "sampled" else _of_policy(exact_part(rows))
+    return found or [_of_size(rows, manifest)]
+
+
+def _of_draws(rows: Rows) -> list[str]:
+    excess, standard_error = excess_surprisal(rows)
+    if abs(excess) <= STANDARD_ERRORS * standard_error:
+        return []
+    if excess < 0:
+        return ["The draws are too likely: the distribution was tempered or truncated before they were made."]
+    return ["The draws are too unlikely: they were made from another distribution."]
+
+
+def _of_policy(rows: Rows) -> list[str]:
+    """Name what a sampling policy would have done to the distributions: temperature, truncation."""
+    found = []
+    temperature, unexplained = fitted_temperature(rows)
+    if abs(math.log(temperature)) > LOG_TEMPERATURE and unexplained < UNEXPLAINED:
+        found.append(f"The log-probabilities are tempered: they fit temperature {temperature:.2f}, not 1.")
+    missing = left_out_mass(rows.log_probs)
+    closed = (rows.stored.log_left_out < math.log(NOTHING)).mean()
+    if closed > 0.99 and missing.mean() > SOMETHING:
+        found.append(
+            "The rows are truncated and renormalised: they leave nothing out, but the live teacher gives other tokens "
+            f"{missing.mean():.1%} on average and {missing.max():.1%} at most."
+        )
+    return found
+
+
+def _of_size(rows: Rows, manifest: TeacherManifest) -> str:
+    """Tell rounding from another distribution by how large the differences are."""
+    noisy = TOLERANCES["bfloat16"]
+    scalars = [np.abs(difference(*rows.scalars[name])).mean() <= noisy.max_error_nats for name in SCALARS]
+    near = manifest.target.kind == "sampled" or kl_nats(exact_part(rows)).mean() <= noisy.max_kl_nats
+    if near and all(scalars):
+        return "The differences are as small as those of another dtype, device or attention kernel."
+    return "No pattern is recognised: as if other weights had spoken, or about another text."

@@ -1,0 +1,232 @@
+"""From logits to what the cache keeps: a sparse target of the kind asked for, and scalars, in float32.
+
+Masses come from the full-vocabulary log-normaliser, not from what was kept, so the left-out
+mass is known exactly even when k is small. It is the sum of all other probabilities, not 1 less the
+kept ones: 64 float32 probabilities may sum to 1 while other tokens are possible, and a row that leaves nothing
+out says that they are not. Kinds: ``topk`` keeps the k most likely tokens,
+``topp`` the fewest of them that reach a mass p, ``sampled`` N draws with replacement (RS-KD,
+arXiv 2503.16870), ``hybrid`` the k most likely exactly and N draws from the rest, ``dense`` all.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cache_tools.format.manifest import Kind
+from cache_tools.store.predictions import tempered_name
+from pipeline.capture.draws import draw
+from pipeline.capture.topk import top_k
+from pipeline.teachers.restriction import Restriction
+
+# N: positions of a chunk, M: of a part of it, V: vocabulary, k: slots of a row, S: draws per position
+
+TAIL_SCALARS = ("tail_mean", "tail_variance", "tail_minimum")
+"""Of the logits outside the k most likely, for temperatures at which those matter."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What is kept of a distribution.
+
+    Attributes:
+        kind: Of the target.
+        k: Most likely tokens kept (``topp``: at most); all of a smaller vocabulary.
+        p: Mass that ``topp`` keeps.
+        draws: Of ``sampled`` and ``hybrid``.
+        seed: Of the draws.
+        temperatures: For each, the log-normaliser of the logits divided by it is kept.
+        scalars: Which of ``gold_rank`` and TAIL_SCALARS are kept.
+        restriction: The tokens that the distribution is over, if not all.
+    """
+
+    kind: Kind = "topk"
+    k: int = 64
+    p: float = 1.0
+    draws: int = 0
+    seed: int = 0
+    temperatures: tuple[float, ...] = ()
+    scalars: tuple[str, ...] = ()
+    restriction: Restriction | None = None
+
+    def tokens(self, vocabulary_size: int) -> int:
+        """Return how many tokens the distribution is over."""
+        return vocabulary_size if self.restriction is None else len(self.restriction.kept)
+
+    def slots(self, vocabulary_size: int) -> int:
+        """Return how many entries a row can hold."""
+        if self.kind == "dense":
+            return vocabulary_size
+        head = 0 if self.kind == "sampled" else min(self.k, self.tokens(vocabulary_size))
+        return head + (self.draws if self.kind in ("sampled", "hybrid") else 0)
+
+
+@dataclass(frozen=True)
+class SparseTargets:
+    """Kept predictions of N positions, on the teacher's device.
+
+    Attributes:
+        ids: (N, k) int64.
+        log_probs: (N, k) float32, log weights; -inf in slots that hold nothing.
+        log_left_out: (N,) float32, log of the mass outside the row; -inf for none.
+        scalars: (N,) float32 by name: logsumexp, entropy, gold_logprob and those asked for.
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    log_left_out: Tensor
+    scalars: dict[str, Tensor]
+
+    def named(self) -> dict[str, Tensor]:
+        """Return all of it by name, ids in half their width."""
+        return {
+            "ids": self.ids.int(),
+            "log_probs": self.log_probs,
+            "log_left_out": self.log_left_out,
+            **self.scalars,
+        }
+
+
+def sparse_targets(
+    logits_NV: Tensor,
+    gold_N: Tensor,
+    keep: Keep,
+    keys_N: Tensor | None = None,
+    scratch_MV: Tensor | None = None,
+) -> SparseTargets:
+    """Keep what was asked for of each row.
+
+    Args:
+        logits_NV: (N, V) float32; overwritten.
+        gold_N: (N,) int64, the token that each position should predict.
+        keep: What to keep.
+        keys_N: (N,) int64 from ``draws.position_keys``; for kinds that draw.
+        scratch_MV: (M, V) float32 to work in. Rows are worked on M at a time; half of N keeps both near a CPU's
+            cores. Fresh memory of this size costs more than the softmax: a caller with many chunks brings its own.
+    """
+    if keep.restriction is not None:
+        logits_NV, gold_N = keep.restriction.logits(logits_NV), keep.restriction.gold(gold_N)
+    vocabulary, tokens = logits_NV.shape[1], keep.tokens(logits_NV.shape[1])
+    k = {"dense": vocabulary, "sampled": 1}.get(keep.kind, min(keep.k, tokens))
+    top_Nk, ids_Nk = top_k(logits_NV, k)
+    highest_N1, gold_N1 = top_Nk[:, :1].clone(), logits_NV.gather(1, gold_N[:, None])
+    rows = {"logits_MV": logits_NV, "ids_Mk": ids_Nk, "highest_M1": highest_N1, "gold_M1": gold_N1}
+    found = _in_parts(rows | ({} if keys_N is None else {"keys_M": keys_N}), keep, scratch_MV)
+    log_total_N1 = -found.pop("share_of_highest").log()[:, None]  # the highest has exp(0) / total
+    log_probs_Nk = top_Nk - highest_N1 - log_total_N1
+    if keep.kind == "topp":
+        log_probs_Nk = _up_to_mass(log_probs_Nk, keep.p)
+    log_left_out_N = _left_out(found.pop("others"), top_Nk - highest_N1 - log_total_N1, log_probs_Nk)
+    scalars = {
+        "logsumexp": (highest_N1 + log_total_N1)[:, 0],
+        "entropy": log_total_N1[:, 0] - found.pop("mean_below"),
+        "gold_logprob": (gold_N1 - highest_N1 - log_total_N1)[:, 0],
+    }
+    if keep.kind in ("sampled", "hybrid"):
+        drawn_NS, shares_NS = found.pop("drawn"), found.pop("shares")
+        head = (ids_Nk, log_probs_Nk, log_left_out_N) if keep.kind == "hybrid" else None
+        ids_Nk, log_probs_Nk = _joined(head, drawn_NS, shares_NS)
+        log_left_out_N = torch.full_like(log_left_out_N, -torch.inf)
+    return SparseTargets(ids_Nk, log_probs_Nk, log_left_out_N, scalars | found)
+
+
+def _left_out(log_others_N: Tensor, log_top_Nk: Tensor, log_probs_Nk: Tensor) -> Tensor:
+    """Return the log of the mass outside a row: of the tokens behind the k likeliest, and of emptied slots."""
+    emptied_Nk = log_top_Nk.masked_fill(log_probs_Nk > -torch.inf, -torch.inf)
+    return torch.cat([emptied_Nk, log_others_N[:, None]], dim=1).logsumexp(dim=1)
+
+
+def _up_to_mass(log_probs_Nk: Tensor, mass: float) -> Tensor:
+    """Empty the slots behind the first that reaches a mass; the rows' probabilities fall."""
+    reached_Nk = log_probs_Nk.exp().cumsum(dim=1)
+    before_Nk = torch.cat([torch.zeros_like(reached_Nk[:, :1]), reached_Nk[:, :-1]], dim=1)
+    return log_probs_Nk.masked_fill(before_Nk >= mass, -torch.inf)
+
+
+def _joined(head: tuple[Tensor, Tensor, Tensor] | None, drawn_NS: Tensor, shares_NS: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the ids and log weights of draws, behind those of a head which the draws share the left-out mass of."""
+    if head is None:
+        return drawn_NS, shares_NS
+    ids_Nk, log_probs_Nk, log_left_out_N = head
+    return torch.cat([ids_Nk, drawn_NS], dim=1), torch.cat([log_probs_Nk, shares_NS + log_left_out_N[:, None]], dim=1)
+
+
+def _in_parts(rows: dict[str, Tensor], keep: Keep, scratch_MV: Tensor | None) -> dict[str, Tensor]:
+    """Return what ``_whole_rows`` finds in as many rows at a time as there is memory for."""
+    scratch_MV = torch.empty_like(rows["logits_MV"]) if scratch_MV is None else scratch_MV
+    size, count = len(scratch_MV), len(rows["logits_MV"])
+    parts = (slice(start, min(start + size, count)) for start in range(0, count, size))
+    found = [
+        _whole_rows(**{name: values[part] for name, values in rows.items()}, keep=keep, room_MV=scratch_MV)
+        for part in parts
+    ]
+    return found[0] if len(found) == 1 else {name: torch.cat([part[name] for part in found]) for name in found[0]}
+
+
+def _whole_rows(
+    logits_MV: Tensor,
+    ids_Mk: Tensor,
+    highest_M1: Tensor,
+    gold_M1: Tensor,
+    keep: Keep,
+    room_MV: Tensor,
+    keys_M: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Return all that takes whole rows to compute, by name; the logits become those below the highest."""
+    below_MV, work_MV = logits_MV.sub_(highest_M1), room_MV[: len(logits_MV)]
+    torch.softmax(below_MV, dim=1, out=work_MV)  # one fused pass, where exp and sum take three
+    kept_Mk, kept_below_Mk = work_MV.gather(1, ids_Mk), below_MV.gather(1, ids_Mk)
+    found = {"share_of_highest": kept_Mk[:, 0]}
+    if keep.kind == "sampled":
+        found |= _drawn(work_MV, keep.draws, keys_M)
+    work_MV.scatter_(1, ids_Mk, 0)
+    found["others"] = _log_others(work_MV.sum(dim=1), below_MV, kept_below_Mk)
+    if keep.kind == "hybrid":
+        found |= _drawn(work_MV, keep.draws, keys_M)
+    kept_below_M = (kept_Mk * kept_below_Mk).nansum(dim=1)  # an impossible token: 0 * -inf
+    found["mean_below"] = kept_below_M + work_MV.mul_(below_MV).nansum(dim=1)
+    for temperature in keep.temperatures:
+        tempered_M = torch.div(below_MV, temperature, out=work_MV).exp_().sum(dim=1).log()
+        found[tempered_name(temperature)] = highest_M1[:, 0] / temperature + tempered_M
+    if "gold_rank" in keep.scalars:
+        found["gold_rank"] = (below_MV > gold_M1 - highest_M1).sum(dim=1).float()
+    if any(name.startswith("tail_") for name in keep.scalars):
+        tail = _tail(below_MV, highest_M1[:, 0], keep.k)
+        found |= {name: values for name, values in tail.items() if name in keep.scalars}
+    return found
+
+
+def _log_others(others_M: Tensor, below_MV: Tensor, kept_below_Mk: Tensor) -> Tensor:
+    """Return the log of the other tokens' mass (M,), -inf only if none of them is possible.
+
+    Where their probabilities underflow it is the smallest that float32 holds, or as much as that many tokens can
+    have that are no likelier than the last kept one.
+    """
+    log_others_M = others_M.log()
+    underflow_M = others_M == 0
+    if others_M.device.type == "cpu" and not underflow_M.any():  # elsewhere asking would wait for the device
+        return log_others_M
+    possible_M = torch.isfinite(below_MV).sum(dim=1) - torch.isfinite(kept_below_Mk).sum(dim=1)
+    most_M = possible_M.log() + kept_below_Mk.amin(dim=1)
+    return torch.where(underflow_M, most_M.clamp(max=math.log(torch.finfo(torch.float32).tiny)), log_others_M)
+
+
+def _drawn(weights_MV: Tensor, draws: int, keys_M: Tensor | None) -> dict[str, Tensor]:
+    """Return drawn ids (M, S) and the log of their share of the draws; -inf in slots and rows without any."""
+    assert keys_M is not None
+    ids_MS, counts_MS = draw(weights_MV, keys_M, draws)
+    shares_MS = (counts_MS.float() / draws).log()
+    return {"drawn": ids_MS, "shares": torch.where(weights_MV.any(dim=1)[:, None], shares_MS, -torch.inf)}
+
+
+def _tail(below_NV: Tensor, highest_N: Tensor, k: int) -> dict[str, Tensor]:
+    """Return what TAIL_SCALARS names; 0 where no other token is possible."""
+    _, top_Nk = top_k(below_NV, min(k, below_NV.shape[1]))
+    outside_NV = torch.isfinite(below_NV).scatter_(1, top_Nk, False)
+    any_N, count_N = outside_NV.any(dim=1), outside_NV.sum(dim=1).clamp(min=1)
+    mean_N = torch.where(outside_NV, below_NV, 0).sum(dim=1) / count_N
+    squares_NV = torch.where(outside_NV, below_NV - mean_N[:, None], 0).square()
+    minimum_N = torch.where(outside_NV, below_NV, torch.inf).amin(dim=1)
+    mean_N, minimum_N = (torch.where(any_N, values_N + highest_N, 0) for values_N in (mean_N, minimum_N))
+    return dict(zip(TAIL_SCALARS, (mean_N, squares_NV.sum(dim=1) / count_N, minimum_N), strict=True))

@@ -1,0 +1,260 @@
+"""Run a teacher over sequences and bring what is kept to the host.
+
+The head runs at kept positions only, a chunk at a time; ``[batch, length, vocabulary]`` never
+exists. On a GPU nothing waits: results are copied to pinned memory while the next batch is
+already queued, and looked at one batch later.
+
+Memory on the device: the model, one batch through its body, what is kept of two batches, and of the head at most two
+and a half times HEAD_CHUNK_BYTES: a chunk's logits as the model gives them, some rows of them in float32, and the
+softmax of half of those.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cache_tools.codecs.registry import Targets
+from cache_tools.errors import ModelError
+from cache_tools.format.manifest import Objective, TeacherManifest
+from cache_tools.format.receipts import TARGETS
+from cache_tools.format.sequences import Sequence
+from cache_tools.progress.reporter import Advance, ignore
+from cache_tools.store.predictions import Predictions, hidden_array
+from cache_tools.store.reader import Encoding
+from pipeline.capture.draws import position_keys
+from pipeline.capture.keep import Keep, sparse_targets
+from pipeline.teachers.batches import Batch, pack, pad, token_budget_batches
+from pipeline.teachers.body_and_head import run_body, run_head
+from pipeline.teachers.loading import Teacher
+
+# B: batch, L: length, D: width, P: kept positions of a batch, V: vocabulary
+
+HEAD_CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
+"""Size of one chunk of logits by device type, in the model's own type; and of as many in float32 as are looked at
+together. On a CPU one that stays near its caches is faster (16 MiB measured best of 8 to 64), but the output matrix
+wants many rows; on a GPU a larger one hides launches (not measured)."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which predictions to keep.
+
+    Attributes:
+        manifest: The teacher's.
+        groups: ``targets`` and ``hidden/<layer>``.
+        keep: What of each distribution, for the group ``targets``.
+        skip_nan: Empty a row whose logits are not numbers, instead of refusing it.
+    """
+
+    manifest: TeacherManifest
+    groups: list[str]
+    keep: Keep
+    skip_nan: bool = False
+
+    @property
+    def targets(self) -> bool:
+        """Whether sparse targets and scalars are kept."""
+        return TARGETS in self.groups
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the hidden layers that are kept."""
+        return [layer for layer in self.manifest.hidden if hidden_array(layer) in self.groups]
+
+
+PROBE_TOKENS = 32
+"""Tokens on which a model's head is tried: enough to tell it, few enough that all their logits are small."""
+
+
+def probe_ids(encoding: Encoding, teacher: Teacher) -> Tensor:
+    """Return the beginning of the encoding's first sequence: (1, L) int64, L at most PROBE_TOKENS."""
+    ids = encoding.sequences(0)[0].input_ids[:PROBE_TOKENS]
+    return torch.from_numpy(ids.astype(np.int64))[None].to(teacher.device)
+
+
+def predict(
+    sequences: list[Sequence],
+    objective: Objective,
+    teacher: Teacher,
+    wanted: Wanted,
+    batch_tokens: int,
+    progress: Advance = ignore,
+) -> Predictions:
+    """Run the teacher over sequences and return its predictions, position by position, in their order.
+
+    ``progress`` is told how many tokens were read.
+
+    Raises:
+        ModelError: a prediction is not a number, and such rows are not skipped.
+    """
+    gold = [sequence.gold_ids(objective).astype(np.int64) for sequence in sequences]
+    ends = list(accumulate(len(ids) for ids in gold))
+    rows, starts = _Rows(ends[-1], wanted, sequences, ends), [0, *ends[:-1]]
+    together, on_its_way = pack if teacher.packs else pad, None
+    for indices in token_budget_batches([len(s.input_ids) for s in sequences], batch_tokens, teacher.packs):
+        batch = together(sequences, indices)
+        where = np.concatenate([np.arange(starts[i], ends[i]) for i in indices])
+        gold_P = torch.from_numpy(np.concatenate([gold[i] for i in indices]))
+        queued = where, _to_host(_predict_batch(batch, gold_P, teacher, wanted), teacher.device)
+        if on_its_way:
+            rows.put(*on_its_way)
+        on_its_way = queued
+        progress(sum(len(sequences[i].input_ids) for i in indices))
+    if on_its_way:
+        rows.put(*on_its_way)
+    return rows.predictions()
+
+
+def chunk_positions(teacher: Teacher, itemsize: int = 4) -> int:
+    """Return how many positions' logits of this many bytes each are one chunk."""
+    chunk_bytes = HEAD_CHUNK_BYTES.get(teacher.device.type, HEAD_CHUNK_BYTES["cuda"])
+    return max(1, chunk_bytes // (itemsize * vocabulary_of(teacher)))
+
+
+def vocabulary_of(teacher: Teacher) -> int:
+    """Return the width of a teacher's logits."""
+    return int(teacher.model.get_output_embeddings().weight.shape[0])
+
+
+@torch.inference_mode()
+def _predict_batch(batch: Batch, gold_P: Tensor, teacher: Teacher, wanted: Wanted) -> dict[str, Tensor]:
+    """Run one batch and return what is kept of it, by name, on the teacher's device."""
+    layers = [layer for layer in wanted.layers if layer != "last"]
+    last_BLD, all_hidden = run_body(
+        teacher.model,
+        _on(batch.input_ids, teacher),
+        _on(batch.attention_mask, teacher),
+        hidden=bool(layers),
+        position_ids=_on(batch.position_ids, teacher),
+    )
+    kept_P = _on(batch.kept, teacher)
+    found = {hidden_array(layer): all_hidden[int(layer)].flatten(0, 1)[kept_P] for layer in layers}
+    if not wanted.targets and "last" not in wanted.layers:
+        return found
+    keys_P = position_keys(wanted.keep.seed, batch.sequence_ids, batch.positions)
+    return found | _run_head(last_BLD.flatten(0, 1)[kept_P], gold_P, keys_P, teacher, wanted)
+
+
+def _run_head(last_PD: Tensor, gold_P: Tensor, keys_P: Tensor, teacher: Teacher, wanted: Wanted) -> dict[str, Tensor]:
+    """Run the head in chunks and return what is kept."""
+    gold_P, keys_P, num_positions = _on(gold_P, teacher), _on(keys_P, teacher), len(last_PD)
+    rows = min(chunk_positions(teacher), num_positions)
+    logits_NV, scratch_NV = (
+        torch.empty(count, vocabulary_of(teacher), device=teacher.device) for count in (rows, -(-rows // 2))
+    )
+    found: dict[str, Tensor] = {}
+
+    def put(where: slice, made: dict[str, Tensor]) -> None:
+        for name, values in made.items():
+            if name not in found:  # whole at once: what outlives a chunk would keep its memory in pieces
+                found[name] = values.new_empty(num_positions, *values.shape[1:])
+            found[name][where] = values
+
+    for chunk in _slices(0, num_positions, chunk_positions(teacher, last_PD.dtype.itemsize)):
+        head = run_head(teacher.model, last_PD[chunk], as_given=True)
+        if "last" in wanted.layers:
+            put(chunk, {hidden_array("last"): head.last})
+        for part in _slices(chunk.start, chunk.stop, rows) if wanted.targets else ():
+            given_NV = head.logits[part.start - chunk.start : part.stop - chunk.start]
+            in_float32 = given_NV if given_NV.dtype == torch.float32 else logits_NV[: len(given_NV)].copy_(given_NV)
+            put(part, sparse_targets(in_float32, gold_P[part], wanted.keep, keys_P[part], scratch_NV).named())
+        del head  # or a chunk's logits would live until the next ones are made
+    return found
+
+
+def _slices(start: int, stop: int, step: int) -> Iterator[slice]:
+    return (slice(first, min(first + step, stop)) for first in range(start, stop, step))
+
+
+def _on(tensor: Tensor | None, teacher: Teacher) -> Any:
+    """Return a host tensor on the teacher's device, without waiting for it."""
+    return None if tensor is None else tensor.to(teacher.device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class _OnItsWay:
+    """Host tensors that a GPU may still be writing to.
+
+    Attributes:
+        tensors: By name.
+        written: Happens when they are.
+    """
+
+    tensors: dict[str, Tensor]
+    written: torch.cuda.Event | None
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Wait, and return float32 and integer arrays."""
+        if self.written is not None:
+            self.written.synchronize()
+        return {name: (t.float() if t.is_floating_point() else t).numpy() for name, t in self.tensors.items()}
+
+
+def _to_host(found: dict[str, Tensor], device: torch.device) -> _OnItsWay:
+    if device.type != "cuda":
+        return _OnItsWay({name: tensor.cpu() for name, tensor in found.items()}, None)
+    pinned = {name: torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for name, t in found.items()}
+    for name, tensor in found.items():
+        pinned[name].copy_(tensor, non_blocking=True)
+    written = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    written.record(torch.cuda.current_stream(device))
+    return _OnItsWay(pinned, written)
+
+
+class _Rows:
+    """Preallocated host arrays of predictions, filled in any order."""
+
+    def __init__(self, num_positions: int, wanted: Wanted, sequences: list[Sequence], ends: list[int]) -> None:
+        kept, k = num_positions if wanted.targets else 0, wanted.manifest.target.k
+        self.wanted, self.sequences, self.ends = wanted, sequences, ends
+        self.ids = np.zeros((kept, k), dtype=np.uint32)
+        self.log_probs = np.full((kept, k), -np.inf, dtype=np.float32)
+        self.log_left_out = np.empty(kept, dtype=np.float32)
+        self.scalars = {name: np.empty(kept, dtype=np.float32) for name in wanted.manifest.scalars}
+        self.hidden = {
+            layer: np.empty((num_positions, wanted.manifest.hidden[layer].width), dtype=np.float32)
+            for layer in wanted.layers
+        }
+
+    def put(self, where: NDArray[np.int64], found: _OnItsWay) -> None:
+        """Store a batch's rows; those that are not numbers are refused or emptied."""
+        arrays = found.arrays()
+        self._settle_nan(where, arrays)
+        for layer, rows in self.hidden.items():
+            rows[where] = arrays[hidden_array(layer)]
+        if self.wanted.targets:
+            self.ids[where], self.log_probs[where] = arrays["ids"], arrays["log_probs"]
+            self.log_left_out[where] = arrays["log_left_out"]
+            for name, values in self.scalars.items():
+                values[where] = arrays[name]
+
+    def _settle_nan(self, where: NDArray[np.int64], arrays: dict[str, NDArray[Any]]) -> None:
+        broken = np.zeros(len(where), dtype=bool)
+        for name in ["logsumexp"] if self.wanted.targets else [hidden_array(layer) for layer in self.wanted.layers]:
+            broken |= ~np.isfinite(arrays[name]).reshape(len(where), -1).all(axis=1)
+        if not broken.any():
+            return
+        if not self.wanted.skip_nan:
+            self._refuse(int(where[broken].min()))
+        for name, values in arrays.items():
+            values[broken] = -np.inf if name == "log_probs" else 0  # nothing kept: all the mass is left out
+
+    def _refuse(self, row: int) -> None:
+        sequence = self.sequences[bisect_right(self.ends, row)]
+        raise ModelError(
+            "the teacher's logits are not numbers",
+            where=f"sequence {sequence.sequence_id}, document {sequence.document_id!r}",
+            why="such a row would poison every student",
+            fix="Try dtype: float32 or bfloat16 instead of float16, or leave such positions empty with nan_rows: skip",
+        )
+
+    def predictions(self) -> Predictions:
+        targets = Targets(self.ids, self.log_probs, self.log_left_out) if self.wanted.targets else None
+        return Predictions(targets, self.scalars if self.wanted.targets else {}, self.hidden)

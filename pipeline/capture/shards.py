@@ -1,0 +1,112 @@
+"""Run teachers over an encoding and commit their predictions, shard by shard.
+
+For each shard that lacks something: batch, run the body, run the head at kept positions in
+chunks, keep what was asked for, write, commit. Kill it anywhere and run it again: what is
+committed is skipped, the rest is done from its shard's beginning, and the bytes are the same.
+A layer of hidden states that is asked for later is captured alone. A shard is encoded
+and written by a thread of its own while the teacher reads the next.
+
+Memory on the host: the kept predictions of two shards; on the device, see ``predict.py``.
+"""
+
+import platform
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+import transformers
+
+from cache_tools.codecs.hidden_states import ErrorOf
+from cache_tools.errors import ModelError
+from cache_tools.format.manifest import SOFTWARE
+from cache_tools.progress.reporter import Advance, ignore
+from cache_tools.store.predictions import Predictions, temperatures_of
+from cache_tools.store.reader import Encoding
+from cache_tools.store.teacher import CachedTeacher
+from cache_tools.store.writer import commit_shard
+from pipeline.capture.declare import keep_of
+from pipeline.capture.hidden_budget import OutputHead, kl_error
+from pipeline.capture.predict import Wanted, predict, probe_ids
+from pipeline.config import TeacherConfig
+from pipeline.teachers.body_and_head import HeadOutput, run_body, run_head
+from pipeline.teachers.loading import Teacher
+
+
+def capture_shards(
+    cached: CachedTeacher,
+    shards: list[int],
+    teacher: Teacher,
+    config: TeacherConfig,
+    progress: Advance = ignore,
+) -> None:
+    """Capture what these shards lack of a declared teacher.
+
+    Args:
+        cached: The teacher as declared in the cache.
+        shards: Shards to do.
+        teacher: The loaded teacher.
+        config: Its block of the capture file.
+        progress: Told how many tokens were read.
+
+    Raises:
+        ModelError: a prediction is not a number, or cannot be stored.
+        StorageError: the disk is full, or disk or bucket refuse.
+    """
+    encoding, errors = cached.encoding, _error_measures(cached, teacher) if shards else {}
+    keep, skip_nan, objective = keep_of(config.target), config.nan_rows == "skip", encoding.manifest.objective
+    with ThreadPoolExecutor(1) as writer:
+        writing: Future[None] | None = None
+        for shard in shards:
+            started = time.monotonic()
+            wanted = Wanted(cached.manifest, cached.missing_groups(shard), keep, skip_nan)
+            sequences = encoding.sequences(shard)
+            predictions = predict(sequences, objective, teacher, wanted, config.batch_tokens, progress)
+            if writing:
+                writing.result()
+            writing = writer.submit(_commit, cached, shard, predictions, _provenance(teacher, started), errors)
+        if writing:
+            writing.result()
+
+
+def _commit(
+    cached: CachedTeacher,
+    shard: int,
+    predictions: Predictions,
+    provenance: dict[str, Any],
+    errors: dict[str, ErrorOf],
+) -> None:
+    try:
+        commit_shard(cached, shard, predictions, provenance, errors)
+    except ValueError as error:
+        raise ModelError(
+            "the predictions of a shard cannot be stored",
+            where=f"teacher {cached.name!r}, shard {shard}",
+            found=error,
+            why="a student would learn something that the teacher did not say",
+        ) from error
+
+
+@torch.inference_mode()
+def _error_measures(cached: CachedTeacher, teacher: Teacher) -> dict[str, ErrorOf]:
+    """Return how to measure the error of the last hidden state, if it has a budget: in KL of the logits."""
+    last = cached.manifest.hidden.get("last")
+    if last is None or last.codec != "transform":
+        return {}
+    head = OutputHead.of(teacher.model, probe_head(cached.encoding, teacher))
+    return {"last": kl_error(head, temperatures_of(cached.manifest.scalars))}
+
+
+def probe_head(encoding: Encoding, teacher: Teacher) -> HeadOutput:
+    """Run body and head over the encoding's first sequence."""
+    probe = probe_ids(encoding, teacher)
+    return run_head(teacher.model, run_body(teacher.model, probe, torch.ones_like(probe), hidden=False)[0][0])
+
+
+def _provenance(teacher: Teacher, started: float) -> dict[str, Any]:
+    device = torch.cuda.get_device_name(teacher.device) if teacher.device.type == "cuda" else platform.machine()
+    return {
+        "software": f"{SOFTWARE}, torch {torch.__version__}, transformers {transformers.__version__}",
+        "device": f"{teacher.device.type} ({device})",
+        "seconds": round(time.monotonic() - started, 3),
+    }

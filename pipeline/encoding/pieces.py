@@ -1,0 +1,271 @@
+"""One document becomes pieces: token ids with byte lengths, cut to length, never cut off.
+
+A document is tokenised once, without special tokens; windows of the result get the
+tokenizer's own prefix (BOS, [CLS]) and suffix ([SEP]) back. A window repeats the last
+``overlap`` tokens of the one before as context: they are read again but not kept again.
+
+Chats have their template's special tokens and get no others; token ids are read as they are given. Ids come
+without a text, and none is made up for them: the bytes of a token are not always
+those of its decoded form. Their pieces have an empty text and byte lengths of zero.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from operator import itemgetter
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerFast
+
+from cache_tools.errors import CorpusError
+from pipeline.config import EncodingConfig
+from pipeline.corpus.chat import Spans, render_chat
+from pipeline.corpus.documents import Document
+
+T = TypeVar("T", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A window of a document as a teacher will read it.
+
+    Attributes:
+        input_ids: (n,) uint32, special tokens included.
+        trainable: (n,) bool: the token may be predicted: it is not special, not repeated
+            from the piece before, and in a chat it belongs to an assistant's turn.
+        byte_lengths: (n,) uint32, UTF-8 bytes of ``text`` per token.
+        text: The text that the window covers.
+        begins: Whether the window begins where the document does.
+    """
+
+    input_ids: NDArray[np.uint32]
+    trainable: NDArray[np.bool_]
+    byte_lengths: NDArray[np.uint32]
+    text: str
+    begins: bool = True
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Special tokens around every piece of plain text.
+
+    Attributes:
+        prefix: Ids before the text.
+        suffix: Ids after the text; masked only, since nothing that a causal teacher reads comes after them.
+        end: Ids that end a document, in its last piece; causal only.
+    """
+
+    prefix: list[int]
+    suffix: list[int]
+    end: list[int]
+
+
+def frame_of(tokenizer: PreTrainedTokenizerFast, config: EncodingConfig) -> Frame:
+    """Find which special tokens the tokenizer puts around a text, by asking it."""
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
+    if config.objective == "masked" and tokenizer.mask_token_id is None:
+        raise CorpusError(
+            "the tokenizer has no mask token", where="encoding.objective", expected="a masked LM's tokenizer"
+        )
+    if all(special):
+        return Frame([], [], [])
+    first, last = special.index(0), len(special) - 1 - special[::-1].index(0)
+    prefix, suffix = ids[:first], ids[last + 1 :]
+    if config.objective == "masked":
+        return Frame(prefix, suffix, [])
+    eos = tokenizer.eos_token_id
+    end = suffix or ([] if eos is None else [eos])
+    return Frame(prefix, [], end if config.append_eos else [])
+
+
+@dataclass(frozen=True)
+class Readable:
+    """A document as a tokenizer takes it.
+
+    Attributes:
+        document: The document.
+        text: Its text, or its chat as rendered; empty for token ids.
+        spans: Character spans that an assistant wrote; None where all is trained on.
+        turn: Number of the chat's message, from 0, that the text ends with; None if the text is the whole document.
+    """
+
+    document: Document
+    text: str
+    spans: Spans | None = None
+    turn: int | None = None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of a whole document.
+
+    Attributes:
+        ids: (n,) uint32.
+        starts: (n,) int64, each token's first character in the text.
+        trainable: (n,) bool, as in a piece.
+    """
+
+    ids: NDArray[np.uint32]
+    starts: NDArray[np.int64]
+    trainable: NDArray[np.bool_]
+
+
+def readable(document: Document, tokenizer: PreTrainedTokenizerFast) -> list[Readable]:
+    """Render a chat, once or once for each turn of the assistant; leave other documents as they are.
+
+    Raises:
+        CorpusError: the chat template refuses the chat.
+    """
+    if document.messages is None:
+        return [Readable(document, document.text or "")]
+    rendered = render_chat(document.messages, tokenizer, document.place, document.tools)
+    return [Readable(document, chat.text, chat.spans, chat.turn) for chat in rendered]
+
+
+def split_documents(
+    batch: Sequence[Readable], tokenizer: PreTrainedTokenizerFast, frame: Frame, config: EncodingConfig
+) -> Iterator[tuple[Readable, Iterator[Piece]]]:
+    """Yield each text with its pieces that keep at least one position; texts are tokenised together, on all cores.
+
+    Raises:
+        CorpusError: a document has no token that a teacher could predict, or ids that are no tokens.
+    """
+    tokenised = iter(_tokenise([one.text for one in batch if one.document.ids is None], tokenizer))
+    special_ids = tokenizer.all_special_ids
+    known = known_ids(tokenizer) if any(one.document.ids is not None for one in batch) else np.zeros(0, dtype=bool)
+    for one in batch:
+        own_frame = frame if one.document.text is not None else Frame([], [], [])
+        if one.document.ids is None:
+            tokens = _text_tokens(one, *next(tokenised), own_frame)
+        else:
+            tokens = _given_tokens(one.document, known)
+        if config.objective == "masked":  # special tokens that stand in the text itself
+            tokens = replace(tokens, trainable=tokens.trainable & ~np.isin(tokens.ids, special_ids))
+        yield one, _pieces(one, tokens, own_frame, config)
+
+
+def known_ids(tokenizer: PreTrainedTokenizerFast) -> NDArray[np.bool_]:
+    """Return for each id up to the highest whether it has a token: (n,) bool; ids may have gaps."""
+    ids = list(tokenizer.get_vocab().values())
+    known = np.zeros(max(ids) + 1, dtype=bool)
+    known[ids] = True
+    return known
+
+
+def _tokenise(
+    texts: list[str], tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.int64]]]:
+    """Yield the ids of each text, (n,) uint32, and their first characters, (n,) int64."""
+    if not texts:
+        return
+    encoded = tokenizer(
+        texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+    )
+    for one in encoded.encodings or ():  # whose lists are made on demand, one text's at a time
+        ids = np.array(one.ids, dtype=np.uint32)
+        yield ids, np.fromiter(map(itemgetter(0), one.offsets), dtype=np.int64, count=len(ids))
+
+
+def _text_tokens(one: Readable, ids: NDArray[np.uint32], starts: NDArray[np.int64], frame: Frame) -> Tokens:
+    end = len(frame.end)
+    ids = np.append(ids, np.array(frame.end, dtype=np.uint32))
+    starts = np.append(starts, np.full(end, len(one.text)))
+    return Tokens(ids, starts, np.ones(len(ids), dtype=bool) if one.spans is None else _inside(starts, one.spans))
+
+
+def _given_tokens(document: Document, known: NDArray[np.bool_]) -> Tokens:
+    assert document.ids
+    beyond = next(
+        (extreme for extreme in (min(document.ids), max(document.ids)) if not 0 <= extreme < len(known)), None
+    )
+    ids = np.array(document.ids if beyond is None else [], dtype=np.int64)
+    gaps = ids[~known[ids]]
+    if beyond is not None or len(gaps):
+        raise CorpusError(
+            "a token id is not in the tokenizer's vocabulary",
+            where=f"{document.place} (id {document.id!r})",
+            expected=f"0 to {len(known) - 1}"
+            + ("" if known.all() else f", {int((~known).sum())} of which have no token"),
+            found=int(gaps[0]) if beyond is None else beyond,
+            fix="Use the tokenizer that made the ids as encoding.tokenizer",
+        )
+    trained = np.ones(len(document.ids)) if document.mask is None else np.array(document.mask)
+    starts = np.zeros(len(document.ids), dtype=np.int64)
+    return Tokens(ids.astype(np.uint32), starts, trained.astype(bool))
+
+
+def _pieces(one: Readable, tokens: Tokens, frame: Frame, config: EncodingConfig) -> Iterator[Piece]:
+    found = False
+    for piece in _windows(one.text, tokens, frame, config):
+        found = True
+        yield piece
+    if not found:
+        masked_out = ", none in an assistant's turn" if one.spans is not None else ""
+        raise CorpusError(
+            "this document has no token that a teacher could predict",
+            where=f"{one.document.place} (id {one.document.id!r})",
+            found=f"{len(tokens.ids) - len(frame.end)} tokens"
+            + (", none of which the mask allows" if one.document.mask is not None else masked_out),
+            fix="Remove the document",
+        )
+
+
+def _windows(text: str, tokens: Tokens, frame: Frame, config: EncodingConfig) -> Iterator[Piece]:
+    room = config.max_length_tokens - len(frame.prefix) - len(frame.suffix)
+    if room <= config.overlap_tokens:
+        raise CorpusError(
+            "no room for text between the special tokens",
+            where="encoding.max_length_tokens",
+            expected=f"more than {config.overlap_tokens + len(frame.prefix) + len(frame.suffix)}",
+            found=config.max_length_tokens,
+        )
+    ids, starts, bytes_before = tokens.ids, tokens.starts, _bytes_before(text)
+    bounds = np.append(np.maximum.accumulate(starts) if len(starts) else starts, len(text))
+    first = 0
+    while first < len(ids):
+        last = min(first + room, len(ids))
+        repeated = config.overlap_tokens if first else 0
+        kept = tokens.trainable[first:last].copy()
+        kept[:repeated] = False
+        if _keeps_any(kept, frame, config):
+            chars = bounds[first : last + 1].copy()
+            chars[0] = 0 if first == 0 else chars[0]
+            yield Piece(
+                input_ids=np.concatenate([frame.prefix, ids[first:last], frame.suffix]).astype(np.uint32),
+                trainable=_framed(kept, frame),
+                byte_lengths=_framed(np.diff(bytes_before[chars]).astype(np.uint32), frame),
+                text=text[chars[0] : chars[-1]],
+                begins=first == 0,
+            )
+        if last == len(ids):
+            break
+        first = last - config.overlap_tokens
+
+
+def _keeps_any(kept: NDArray[np.bool_], frame: Frame, config: EncodingConfig) -> bool:
+    """Say whether a window keeps a position; a causal teacher cannot predict a window's first token."""
+    return bool(kept.any() if config.objective == "masked" or frame.prefix else kept[1:].any())
+
+
+def _framed(values: NDArray[T], frame: Frame) -> NDArray[T]:
+    """Pad per-token values with zeros for the frame's special tokens."""
+    return np.pad(values, (len(frame.prefix), len(frame.suffix)))
+
+
+def _inside(starts: NDArray[np.int64], spans: list[tuple[int, int]]) -> NDArray[np.bool_]:
+    """Return which tokens begin inside one of the character spans."""
+    inside = np.zeros(len(starts), dtype=bool)
+    for begin, end in spans:
+        inside |= (starts >= begin) & (starts < end)
+    return inside
+
+
+def _bytes_before(text: str) -> NDArray[np.int64]:
+    """Return, for each character index 0..len(text), the UTF-8 bytes before it."""
+    if text.isascii():
+        return np.arange(len(text) + 1)
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    lengths = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

@@ -1,0 +1,185 @@
+"""``logitcask plan``: what a capture will cost, before it is paid for."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
+
+UNITS = {"": 1, "B": 1} | {
+    prefix + suffix: base ** (1 + "KMGT".index(prefix.upper()))
+    for prefix in "kKMGT"
+    for suffix, base in (("B", 1000), ("iB", 1024))
+}
+"""Bytes of each unit of memory."""
+
+
+class SizeType(click.ParamType[int]):
+    """A size in bytes, with or without a unit."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Turn "80GB" or "79.6 GiB" into bytes."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(value).strip())
+        if match is None or match[2] not in UNITS or not float(match[1]):
+            raise click.BadParameter(f"{value!r} is no size. Write a number and a unit, such as 80GB or 79.6GiB.")
+        unit: int = UNITS[match[2]]
+        return round(float(match[1]) * unit)
+
+
+@click.command("plan")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key: teachers.0.target.k=32.")
+@click.option(
+    "--measure", is_flag=True, help="Run each teacher over part of the sample: speed, bytes, and a table of k."
+)
+@click.option("--tokens-per-s", type=ABOVE_ZERO, help="Speed of a teacher, if you know it.")
+@click.option(
+    "--tokens", type=ABOVE_ZERO, help="Plan for a corpus of this size, like the one given; free space is not checked."
+)
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the capture."
+)
+@click.option(
+    "--simulate",
+    is_flag=True,
+    help="Simulate the workers with their failures: hours, work read twice, load, shard sizes.",
+)
+@click.option("--hours-between-failures", type=ABOVE_ZERO, help="Mean up-time of one worker.  [default: no failures]")
+@click.option(
+    "--restart-seconds",
+    type=click.FloatRange(min=0),
+    default=300,
+    show_default=True,
+    help="From a failure until the replaced worker has loaded the teacher.",
+)
+@click.option(
+    "--speed-spread",
+    type=click.FloatRange(min=0, max=1),
+    default=0,
+    show_default=True,
+    help="How unequal workers are: 0.05 for about 5%.",
+)
+@click.option(
+    "--student-positions-per-s",
+    type=click.FloatRange(min=0),
+    default=65_000,
+    show_default=True,
+    help="What a student trains on, over all its ranks.",
+)
+@click.option(
+    "--student-readers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processes that load its data: ranks times loader workers. Each reads every shard.",
+)
+@click.option(
+    "--sample-documents", type=click.IntRange(1), default=500, show_default=True, help="Documents to tokenise."
+)
+@click.option(
+    "--sample-sequences",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Sequences to measure on, at most.",
+)
+@click.option(
+    "--measure-seconds",
+    type=ABOVE_ZERO,
+    default=60,
+    show_default=True,
+    help="How long each teacher reads to be measured, at most.",
+)
+@click.option(
+    "--device-memory",
+    type=SizeType(),
+    help="Memory of the GPU to plan for, such as 80GB.  [default: that of the device here]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+def plan_command(
+    config: Path,
+    overrides: tuple[str, ...],
+    measure: bool,
+    tokens_per_s: float | None,
+    tokens: float | None,
+    sample_documents: int,
+    sample_sequences: int,
+    measure_seconds: float,
+    device_memory: int | None,
+    as_json: bool,
+    **scale: Any,
+) -> None:
+    """Say what the capture CONFIG will cost: sequences, bytes, objects, hours, memory, bandwidth.
+
+    The corpus is read once and an even sample of it tokenised; nothing is written. What the cache
+    already holds is subtracted. Of a teacher only its configuration and tokenizer are needed, its
+    weights only with --measure. Exits 1 if the rest would not fit on the disk.
+
+    \b
+    Example:
+        logitcask plan configs/demo/capture.yaml --measure
+    """
+    if scale["simulate"] and not (measure or tokens_per_s):
+        raise click.UsageError("--simulate needs a speed: give --tokens-per-s, or --measure")
+    from transformers.utils.logging import disable_progress_bar
+
+    from cache_tools.configuration import load_config
+    from cache_tools.progress.reporter import open_reporter
+    from pipeline.config import CaptureConfig
+    from pipeline.planning.plan import require_space
+    from pipeline.planning.tables import print_plan
+    from pipeline.run import plan_capture
+
+    settings = load_config(config, CaptureConfig, overrides)
+    disable_progress_bar()
+    sample_sequences *= measure
+    with open_reporter() as reporter:
+        plan = plan_capture(
+            settings,
+            sample_documents,
+            sample_sequences,
+            tokens_per_s,
+            reporter,
+            tokens,
+            measure_seconds,
+            device_memory,
+        )
+    for teacher in plan["teachers"]:
+        _scale(teacher, plan["encoding"]["sequence_bytes_per_position"], settings.encoding.positions_per_shard, **scale)
+    if as_json:
+        click.echo(json.dumps(plan, indent=2))
+    else:
+        print_plan(plan)
+    if tokens is None:
+        require_space(settings.cache, plan["remaining_bytes"])
+
+
+def _scale(
+    teacher: dict[str, Any],
+    sequence_bytes_per_position: float,
+    positions_per_shard: int,
+    workers: int,
+    simulate: bool,
+    hours_between_failures: float | None,
+    restart_seconds: float,
+    speed_spread: float,
+    student_positions_per_s: float,
+    student_readers: int,
+) -> None:
+    """Add to a planned teacher what depends on the number of machines."""
+    from pipeline.planning.scale import share, simulation, student_bytes_per_s
+    from pipeline.planning.simulate import Cluster
+
+    share(teacher, workers)
+    teacher["student_bytes_per_s"] = student_bytes_per_s(
+        teacher, sequence_bytes_per_position, student_positions_per_s, student_readers
+    )
+    if simulate and teacher["remaining"]["shards"]:
+        up_seconds = 3600 * (hours_between_failures or float("inf"))
+        cluster = Cluster(workers, up_seconds, restart_seconds, speed_spread)
+        teacher["simulation"] = simulation(teacher, positions_per_shard, cluster)

@@ -1,0 +1,156 @@
+"""How much memory a capture needs, from the capture file and the model's configuration alone.
+
+The model is built on torch's ``meta`` device, where parameters have shapes and no storage, so the
+weights are counted and not estimated. What a batch needs is a formula for decoder and encoder layers as
+transformers writes them (below); ``python -m benchmarks.memory`` holds it against measured peaks.
+Not counted: Python, torch and the tokenizer (about half a gigabyte), what an allocator holds back, and
+the driver's context on a GPU.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from pipeline.capture.declare import keep_of, scalar_names
+from pipeline.capture.predict import HEAD_CHUNK_BYTES
+from pipeline.config import EncodingConfig, TeacherConfig
+from pipeline.teachers.loading import chosen_device
+from pipeline.teachers.tensor_plan import meta_model, weight_bytes
+
+SHARDS_IN_MEMORY = 2
+"""One is being read while the one before is written."""
+
+BATCHES_IN_MEMORY = 2
+"""One is being computed while the one before is put into its shard."""
+
+SLOT_BYTES = {"dense": 44, "sampled": 40}
+OTHER_SLOT_BYTES = 24
+"""Bytes for each slot of a row while its shard is encoded: sorted ids and logarithms (8), levels (2), differences of
+ids twice (8), and what is stored (3 to 4); dense rows have their places, and drawn ones their counts, as 64-bit
+numbers."""
+
+VALUE_BYTES = {"bfloat16": 5, "float32": 8, "budget": 5}
+"""Bytes for each value of a hidden state while its shard is encoded: the stored number, unless it is the float32
+itself, and its compressed form twice, for chunks are joined."""
+
+BASIS_BYTES = 24
+"""Bytes for each of width² numbers of a basis: it and its inverse (8), which is made in float64 (16)."""
+
+
+def plan_memory(
+    config: TeacherConfig, encoding: EncodingConfig, folder: Path, device_memory_bytes: int | None = None
+) -> dict[str, Any]:
+    """Return the bytes that one worker needs at its peak; with tensor parallelism, the first process of one.
+
+    That divides the weights that are split by the number of processes. What a batch needs is then an upper bound:
+    the larger half of a layer's activations is split too, but not counted so.
+
+    On a GPU the host holds the weights once too, while they are loaded; on a CPU, host and device are the same memory.
+
+    Args:
+        config: The teacher's block of the capture file.
+        encoding: How long sequences and shards are.
+        folder: The model's folder.
+        device_memory_bytes: Of a GPU that is not here, to plan for that one.
+
+    Returns:
+        ``weights_bytes``, ``body_bytes`` and ``head_bytes`` on the device, of which the latter two follow each
+        other, ``kept_bytes`` of shards' predictions on the host, ``writing_bytes`` of encoding one of them,
+        ``batch_bytes`` of batches that are put into it, ``device_bytes`` and ``host_bytes`` in all, ``device`` by
+        name, and ``device_total_bytes`` of a GPU that is here or was described, otherwise None.
+    """
+    model = meta_model(config, encoding.objective, folder)
+    device = torch.device("cuda") if device_memory_bytes else chosen_device(config.device)
+    chunk_bytes = HEAD_CHUNK_BYTES.get(device.type, HEAD_CHUNK_BYTES["cuda"])
+    tokens = max(config.batch_tokens, encoding.max_length_tokens)  # a longer sequence is a batch of its own
+    weights = weight_bytes(model, config.tensor_parallel)
+    body = body_bytes(model.config.get_text_config(), tokens, encoding.max_length_tokens, config, model.dtype.itemsize)
+    head = head_bytes(model, tokens, chunk_bytes)
+    per_position = kept_bytes_per_position(config, model)
+    kept = SHARDS_IN_MEMORY * encoding.positions_per_shard * per_position
+    batches = BATCHES_IN_MEMORY * tokens * per_position
+    writing = encoding.positions_per_shard * writing_bytes_per_position(config, model) + basis_bytes(config, model)
+    on_device, host = weights + max(body, head), kept + batches + writing
+    return {
+        "device": device.type,
+        "weights_bytes": weights,
+        "body_bytes": body,
+        "head_bytes": head,
+        "kept_bytes": kept,
+        "writing_bytes": writing,
+        "batch_bytes": batches,
+        "device_bytes": on_device,
+        "host_bytes": on_device + host if device.type == "cpu" else max(weights, host),
+        "device_total_bytes": device_memory_bytes or _gpu_bytes(device),
+    }
+
+
+def _gpu_bytes(device: torch.device) -> int | None:
+    """Return the memory of a GPU that is here; None of anything else."""
+    return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
+
+
+def body_bytes(model: PreTrainedConfig, tokens: int, length_tokens: int, config: TeacherConfig, itemsize: int) -> int:
+    """Return the activations of one batch in its largest layer, without gradients.
+
+    Of T tokens in sequences of length L, width D, inner width I, H query and G key heads of width d, there live at
+    once the embeddings, the layer's input, the residual and its normed copy, and then the larger of the two blocks::
+
+        T (4 D + max(3 I, (4 H + 2 G) d + L))
+
+    3 I: the gate, the other half, and their product. (4 H + 2 G) d: the queries, keys and values, and three
+    intermediate results of rotating the queries; L: the attention mask as numbers. On top come the mask as
+    truth values, T L bytes, and the states of every layer, if one of the middle is kept.
+    """
+    width, heads = model.hidden_size, model.num_attention_heads
+    key_heads = getattr(model, "num_key_value_heads", None) or heads
+    head_width = getattr(model, "head_dim", None) or width // heads
+    attention = (4 * heads + 2 * key_heads) * head_width + length_tokens
+    layer = 4 * width + max(3 * _inner_width(model), attention)
+    middle = any(name != "last" for name in config.hidden.layers)
+    states = (model.num_hidden_layers + 1) * width if middle else 0
+    return int(tokens * ((layer + states) * itemsize + length_tokens))
+
+
+def head_bytes(model: PreTrainedModel, tokens: int, chunk_bytes: int) -> int:
+    """Return what the head needs: logits in three forms (see ``predict.py``), and a batch's last states twice."""
+    vocabulary, width, itemsize = vocabulary_of(model), model.config.get_text_config().hidden_size, model.dtype.itemsize
+    given, looked_at = (min(tokens, max(1, chunk_bytes // (size * vocabulary))) for size in (itemsize, 4))
+    converted = looked_at if itemsize < 4 else 0
+    logits = vocabulary * (given * itemsize + 4 * converted + 4 * -(-looked_at // 2))
+    return int(logits + 2 * tokens * width * itemsize)  # all and kept
+
+
+def kept_bytes_per_position(config: TeacherConfig, model: PreTrainedModel) -> int:
+    """Return the host's bytes for one position until its shard is written: ids, logs, scalars, float32 states."""
+    keep, width = keep_of(config.target), model.config.get_text_config().hidden_size
+    numbers = 2 * keep.slots(vocabulary_of(model)) + 1 + len(scalar_names(keep)) + width * len(config.hidden.layers)
+    return int(4 * numbers)
+
+
+def writing_bytes_per_position(config: TeacherConfig, model: PreTrainedModel) -> int:
+    """Return the host's bytes for one position while its shard is encoded and written; groups follow each other."""
+    slots, width = keep_of(config.target).slots(vocabulary_of(model)), model.config.get_text_config().hidden_size
+    targets = SLOT_BYTES.get(config.target.kind, OTHER_SLOT_BYTES) * slots
+    hidden = VALUE_BYTES[config.hidden.codec] * width if config.hidden.layers else 0
+    return int(max(targets, hidden))
+
+
+def basis_bytes(config: TeacherConfig, model: PreTrainedModel) -> int:
+    """Return the bytes of the bases of quantised hidden states."""
+    layers = len(config.hidden.layers) if config.hidden.codec == "budget" else 0
+    return int(layers * BASIS_BYTES * model.config.get_text_config().hidden_size ** 2)
+
+
+def vocabulary_of(model: PreTrainedModel) -> int:
+    """Return the width of a model's logits."""
+    return int(model.get_output_embeddings().weight.shape[0])
+
+
+def _inner_width(model: PreTrainedConfig) -> int:
+    """Return I; a mixture's is that of the experts that one token visits."""
+    dense = getattr(model, "intermediate_size", None) or getattr(model, "n_inner", None) or 4 * model.hidden_size
+    expert, visited = getattr(model, "moe_intermediate_size", None), getattr(model, "num_experts_per_tok", None)
+    return int(max(dense, (expert or dense) * (visited or 1)))

@@ -1,0 +1,179 @@
+"""Load a teacher and say exactly which one it is.
+
+A hub id is resolved to a local snapshot first, so both ways in end at a folder. The
+identity is a hash over the weight files and the configuration: two revisions under one
+name differ, a copy under another path does not. Only safetensors weights are read, since
+pickled ones can run code.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedModel
+from transformers.distributed.configuration_utils import DistributedConfig
+
+from cache_tools.errors import ModelError
+from cache_tools.format.manifest import Objective
+from cache_tools.models.files import weight_files, weights_sha256
+from pipeline.config import TeacherConfig
+from pipeline.teachers.body_and_head import body_of
+from pipeline.teachers.checkpoint import load_checkpoint
+from pipeline.teachers.process_group import send, send_inputs
+from pipeline.teachers.tensor_plan import meta_model, split_plan
+
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    ImportError,
+    StrictDataclassError,
+    SafetensorError,
+)
+"""What transformers raises when a model folder is no good."""
+
+WEIGHTS_PATTERN = "*.safetensors"
+SNAPSHOT_PATTERNS = [WEIGHTS_PATTERN, "*.json", "*.jinja", "*.txt", "*.model"]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A loaded teacher.
+
+    Attributes:
+        model: In evaluation mode, on its device.
+        identity: What makes it this teacher: weights, dtype, architecture.
+        about: For people: name, revision, architecture, parameter count, dtype.
+        device: Where it takes its input and leaves its output; with a device map only some of it runs there.
+        packs: Whether it reads the sequences of a batch in one row, kept apart by their positions.
+    """
+
+    model: PreTrainedModel
+    identity: dict[str, Any]
+    about: dict[str, Any]
+    device: torch.device
+    packs: bool = False
+
+
+def resolve_model(config: TeacherConfig, weights: bool = True) -> Path:
+    """Return the local folder of a teacher, downloading a hub id if need be.
+
+    Args:
+        config: The teacher's block of the capture file.
+        weights: Download those too, and not the configuration and tokenizer alone.
+
+    Raises:
+        ModelError: neither a folder nor a hub id that can be reached.
+    """
+    local = Path(config.model)
+    if local.is_dir():
+        return local
+    try:
+        patterns = SNAPSHOT_PATTERNS if weights else [name for name in SNAPSHOT_PATTERNS if name != WEIGHTS_PATTERN]
+        return Path(snapshot_download(config.model, revision=config.revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"teacher {config.name!r} cannot be found",
+            where=config.model,
+            expected="a folder with config.json and safetensors, or a hub id that can be reached",
+            found=shorten(str(error), 300),
+            fix="Check the name, the network and, for a gated model, your access token",
+        ) from error
+
+
+def load_teacher(config: TeacherConfig, folder: Path, objective: Objective) -> Teacher:
+    """Load a teacher from its folder.
+
+    Args:
+        config: The teacher's block of the capture file.
+        folder: Where ``resolve_model`` found it.
+        objective: Decides between a causal and a masked language model.
+
+    Raises:
+        ModelError: it cannot be loaded, or its weights are not safetensors.
+    """
+    weight_files(folder)  # refused before anything is loaded
+    device = chosen_device(config.device)
+    if config.tensor_parallel > 1:
+        send({"load": config.name, "objective": objective})
+    model = load_model(config, folder, objective)
+    if config.tensor_parallel > 1:
+        send_inputs(body_of(model))
+    elif config.device_map is None:
+        torch.nn.Module.to(model, device)
+    else:  # placed already, and hooks move what passes between the devices
+        device = _main_device(model)
+    architecture, dtype = type(model).__name__, str(model.dtype).removeprefix("torch.")
+    about = {
+        "name": config.model,
+        "revision": config.revision,
+        "architecture": architecture,
+        "dtype": dtype,
+        "parameters": model.num_parameters(),
+    }
+    packs = objective == "causal" and (
+        model.config._attn_implementation.startswith("flash") if config.packing is None else config.packing
+    )
+    if config.compile:
+        body_of(model).compile(dynamic=True)
+    return Teacher(model, {"weights": weights_sha256(folder), "dtype": dtype}, about, device, packs)
+
+
+def load_model(config: TeacherConfig, folder: Path, objective: Objective) -> PreTrainedModel:
+    """Load a teacher's weights, or this process' part of them; arguments and errors as for ``load_teacher``."""
+    try:
+        placement: dict[str, Any] = {"device_map": config.device_map}
+        if config.tensor_parallel > 1:
+            plan = split_plan(meta_model(config, objective, folder), config.tensor_parallel)
+            placement = {"distributed_config": DistributedConfig(config.tensor_parallel, plan)}
+        model = load_checkpoint(config, folder, objective, **placement)
+    except LOADING_ERRORS as error:
+        raise ModelError(
+            f"teacher {config.name!r} cannot be loaded", where=folder, found=shorten(str(error), 300)
+        ) from error
+    model.eval().requires_grad_(False)
+    model.config.use_cache = False  # no generation here, and a key-value cache costs memory
+    return model
+
+
+def chosen_device(name: str) -> torch.device:
+    """Return a device that this machine has; ``auto`` prefers a GPU."""
+    try:
+        chosen = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        raise ModelError(
+            "this device cannot be used", where=f"device {name}", found=shorten(str(error), 300)
+        ) from error
+    return chosen
+
+
+def _main_device(model: PreTrainedModel) -> torch.device:
+    """Return the first GPU of a model that a device map has placed; the CPU if there is none."""
+    places = getattr(model, "hf_device_map", {"": model.device}).values()  # no map if all went to one device
+    return torch.device(next((place for place in places if place not in ("cpu", "disk")), "cpu"))
+
+
+def max_positions(folder: Path, trust_remote_code: bool) -> int | None:
+    """Return the longest input that a model's configuration allows, if it says.
+
+    Raises:
+        ModelError: there is no configuration that transformers knows.
+    """
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code).get_text_config()
+    except LOADING_ERRORS as error:
+        raise ModelError(
+            "no model configuration could be loaded", where=folder, found=shorten(str(error), 300)
+        ) from error
+    for name in ("max_position_embeddings", "n_positions"):
+        if isinstance(getattr(config, name, None), int):
+            return int(getattr(config, name))
+    return None

@@ -1,0 +1,45 @@
+"""Run a teacher on real rows before its first shard, and refuse one that a cache does not fit.
+
+What is asked, and how rounding is told from a leak, stands in ``cache_tools/probe.py``; here the teacher runs, as it
+will in the capture. Cost: six small batches.
+"""
+
+import torch
+
+from cache_tools.models.probe import Ids, Probe, States, check_model, step_of
+from cache_tools.store.reader import Encoding
+from pipeline.config import TeacherConfig
+from pipeline.teachers.body_and_head import run_body
+from pipeline.teachers.loading import Teacher
+
+
+def check_rows(encoding: Encoding, teacher: Teacher, config: TeacherConfig) -> None:
+    """Refuse a teacher whose rows depend on later tokens, on padding, or on other sequences of a batch.
+
+    Padding and batch-mates are not probed where each sequence is read alone (``batch_tokens: 1``), nor where a batch is
+    packed into one row, which is checked by itself.
+
+    Raises:
+        ModelError: they do.
+    """
+    objective = encoding.manifest.objective
+    probe = Probe(
+        rows=[sequence.input_ids for sequence in encoding.sequences(0)],
+        causal=objective == "causal",
+        batched=config.batch_tokens > 1 and not teacher.packs,
+        step=_step(teacher),
+    )
+
+    @torch.inference_mode()
+    def states_of(input_ids: Ids, attention_mask: Ids) -> States:
+        ids, mask = (torch.from_numpy(array).to(teacher.device) for array in (input_ids, attention_mask))
+        states: States = run_body(teacher.model, ids, mask, hidden=False)[0].float().cpu().numpy()
+        return states
+
+    check_model(states_of, probe, f"teacher {config.name!r}", type(teacher.model).__name__, objective)
+
+
+def _step(teacher: Teacher) -> float:
+    """Return the step of the teacher's activations; embeddings keep their type where matrices are quantised."""
+    dtype = str(teacher.model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+    return step_of(dtype, teacher.device.type, torch.get_float32_matmul_precision())
