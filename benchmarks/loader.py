@@ -31,12 +31,12 @@ from torch.utils.data import DataLoader
 
 from cache_tools.codecs.registry import Targets
 from cache_tools.configuration import load_config
-from trainer.config import StudentConfig
-from trainer.data import CachedSequences, Example, collate
-from trainer.packing import check_packing, pack
-from trainer.sampler import ShardWindowSampler
-from trainer.student import DistilledStudent, build_student, vocabulary_size
-from trainer.teachers import open_teachers
+from trainer.config.student_file import StudentConfig
+from trainer.data.cached_sequences import CachedSequences, Example, collate
+from trainer.data.opening import open_teachers
+from trainer.data.packing import check_packing, pack
+from trainer.data.sampler import ShardWindowSampler
+from trainer.student.student import DistilledStudent, build_student, vocabulary_size
 
 Batch = dict[str, Tensor]
 Collate = Callable[[list[Example]], Batch]

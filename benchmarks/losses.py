@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.config import LossConfig
-from trainer.losses import divergence
-from trainer.tails import SparseTargets
+from trainer.config.student_file import LossConfig
+from trainer.losses.sparse import divergence
+from trainer.losses.tails import SparseTargets
 
 SHAPES = ((2048, 32_000), (512, 151_936))
 K = 64

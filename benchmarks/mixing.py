@@ -30,11 +30,11 @@ from torch import Tensor
 from benchmarks.made_cache import make_cache
 from cache_tools.codecs.registry import Targets
 from cache_tools.vocabularies.union import IdMaps
-from trainer.config import LossConfig
-from trainer.losses import loss_terms
-from trainer.mixture import mixed_loss_terms, mixed_targets
-from trainer.tails import SparseTargets
-from trainer.translation import translated_targets
+from trainer.config.student_file import LossConfig
+from trainer.data.translation import translated_targets
+from trainer.losses.mixture import mixed_loss_terms, mixed_targets
+from trainer.losses.sparse import loss_terms
+from trainer.losses.tails import SparseTargets
 
 LossOfLogits = Callable[[Tensor], Tensor]
 

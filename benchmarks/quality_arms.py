@@ -22,7 +22,7 @@ from pipeline.demo.corpus import docstring_documents, standard_library, topic_do
 from pipeline.demo.run import FILES
 from pipeline.encoding.tokenizer import load_tokenizer
 from pipeline.run import Worker, run_capture
-from trainer.config import LossConfig, StudentConfig
+from trainer.config.student_file import LossConfig, StudentConfig
 
 TARGETS: dict[str, dict[str, Any]] = {
     "top-50": {"target": {"k": 50}, "hidden": {"layers": ["last"]}},

@@ -19,8 +19,8 @@ from benchmarks.quality_arms import ARMS, LIVE, Arm, Scale, half, run_folder, st
 from benchmarks.quality_runs import LiveStudent, load_live
 from cache_tools.storage import write_object
 from cache_tools.store.reader import Cache, Encoding
-from trainer.data import CachedSequences, Reading, collate
-from trainer.student import build_student, distilled, vocabulary_size
+from trainer.data.cached_sequences import CachedSequences, Reading, collate
+from trainer.student.student import build_student, distilled, vocabulary_size
 
 BATCHES = 16
 

@@ -1,6 +1,6 @@
 """One run of ``benchmarks.quality``: train a student of one arm and seed, and measure it on held-out text.
 
-Cached arms are trained by ``trainer.train.run_training`` from a student file, as ``logitcask train``
+Cached arms are trained by ``trainer.run.train.run_training`` from a student file, as ``logitcask train``
 does. The arm with the live teacher differs in its loss alone: the same Trainer, sampler, seed and
 schedule, and a student whose forward also runs the teacher. Stage two itself can never load one.
 """
@@ -18,16 +18,16 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from benchmarks.quality_arms import MEASURED, Arm, Scale, student_config
 from cache_tools.storage import write_object
-from trainer import fused
-from trainer.config import LossConfig, StudentConfig
-from trainer.data import IGNORED, CachedSequences, collate
-from trainer.distillation_trainer import DistillationTrainer
-from trainer.evaluate import evaluate_folder
-from trainer.run_folder import FINAL
-from trainer.student import DistilledStudent, build_student, vocabulary_size
-from trainer.teachers import open_teachers
-from trainer.train import run_training
-from trainer.training_arguments import training_arguments
+from trainer.config.student_file import LossConfig, StudentConfig
+from trainer.data.cached_sequences import IGNORED, CachedSequences, collate
+from trainer.data.opening import open_teachers
+from trainer.evaluation.evaluate import evaluate_folder
+from trainer.run.distillation_trainer import DistillationTrainer
+from trainer.run.run_folder import FINAL
+from trainer.run.train import run_training
+from trainer.run.training_arguments import training_arguments
+from trainer.student import fused_loss
+from trainer.student.student import DistilledStudent, build_student, vocabulary_size
 
 # P: kept positions of a batch, N: positions of a chunk, V: vocabulary
 
@@ -63,7 +63,7 @@ class LiveStudent(DistilledStudent):
             kl = functional.kl_div(log_q_NV, log_p_PV[rows], reduction="sum", log_target=True)
             return {"loss": kl, "kl_nats": kl.detach()}
 
-        sums, _output = fused.over_positions(self.student, self.head, inputs, kept, loss_of)
+        sums, _output = fused_loss.over_positions(self.student, self.head, inputs, kept, loss_of)
         positions = len(log_p_PV) if num_items_in_batch is None else num_items_in_batch
         return sums | {"loss": sums["loss"] / positions}
 
@@ -72,7 +72,7 @@ def run(arm: Arm, seed: int, scale: Scale, work: Path) -> dict[str, Any]:
     """Return the measures of one student, made now if they are not there already.
 
     Returns:
-        What ``trainer.evaluate.evaluate_folder`` returns, and ``train_seconds``.
+        What ``trainer.evaluation.evaluate.evaluate_folder`` returns, and ``train_seconds``.
     """
     path = work / "results" / f"{arm.name.replace(' ', '-')}-{seed}.json"
     if not path.exists():

@@ -31,11 +31,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from benchmarks.made_cache import SEQUENCES_PER_SHARD, make_cache
 from benchmarks.peak import peak_bytes, resident_bytes
 from cache_tools.store.teacher import CachedTeacher
-from trainer.config import LossConfig
-from trainer.data import IGNORED, CachedSequences, collate
-from trainer.fused import chunked_loss
-from trainer.head import StudentHead
-from trainer.student import DistilledStudent
+from trainer.config.student_file import LossConfig
+from trainer.data.cached_sequences import IGNORED, CachedSequences, collate
+from trainer.student.fused_loss import chunked_loss
+from trainer.student.head import StudentHead
+from trainer.student.student import DistilledStudent
 
 Batch = dict[str, Tensor]
 LossOfBatch = Callable[[Batch], Tensor]

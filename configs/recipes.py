@@ -25,7 +25,7 @@ from cache_tools.format.sequences import Sequence as CachedSequence
 from cache_tools.store.reader import Cache
 from cache_tools.vocabularies.union import UnionVocabulary
 from logitcask import cli
-from trainer.translation import student_ids, translated_ids
+from trainer.data.translation import student_ids, translated_ids
 
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """By number of seeds: how many standard errors Student's t interval of 95 % reaches to each side."""

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from cache_tools.configuration import Config
 from pipeline.config import CaptureConfig
-from trainer.config import StudentConfig
+from trainer.config.student_file import StudentConfig
 
 HEAD = """# Configuration
 

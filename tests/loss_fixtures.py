@@ -9,8 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-from trainer.config import LossConfig
-from trainer.tails import SparseTargets
+from trainer.config.student_file import LossConfig
+from trainer.losses.tails import SparseTargets
 
 PAIRS = [
     *(("ghost", d) for d in ("forward_kl", "reverse_kl", "jensen_shannon", "total_variation")),

@@ -6,9 +6,9 @@ from typing import Any
 
 import tiny
 from student_fixtures import student_values
-from trainer.config import StudentConfig
-from trainer.sources import TrainingSequences, training_sequences
-from trainer.teachers import check_sources, open_teachers
+from trainer.config.student_file import StudentConfig
+from trainer.data.opening import check_sources, open_teachers
+from trainer.run.sources import TrainingSequences, training_sequences
 
 T = 2.0
 """Temperature whose log-normalisers are captured."""

@@ -11,10 +11,10 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
-import trainer.train
+import trainer.run.train
 from processes import finish, start
 from student_fixtures import train, train_and_stop
-from trainer.sharding import gathered_weights
+from trainer.run.sharding import gathered_weights
 
 
 def train_on(world_size, cache, output, stop_after=None, environment=None, **changes):
@@ -32,7 +32,7 @@ def train_on(world_size, cache, output, stop_after=None, environment=None, **cha
     return Path(output) / "final"
 
 
-def _save_pieces(trained, *others, save_final=trainer.train._save_final):
+def _save_pieces(trained, *others, save_final=trainer.run.train._save_final):
     pieces = [isinstance(parameter, DTensor) for parameter in trained.model.parameters()]
     assert all(pieces) if trained.is_fsdp_enabled else not any(pieces)
     own = gathered_weights(trained._bare_student(), keep=True)
@@ -47,7 +47,7 @@ def _rank(environment, log, stop_after, cache, output, changes):
     os.environ |= {name: str(value) for name, value in environment.items()}
     with log.open("w") as file:
         os.dup2(file.fileno(), sys.stderr.fileno())
-    trainer.train._save_final = _save_pieces
+    trainer.run.train._save_final = _save_pieces
     if stop_after is None:
         train(cache, output, **changes)
     else:

@@ -20,9 +20,9 @@ from torch import Tensor
 
 import tiny
 from tolerances import adam_rounding, gradient_rounding, loss_rounding, training_rounding
-from trainer.config import StudentConfig
-from trainer.progress import StepProgress
-from trainer.train import run_training
+from trainer.config.student_file import StudentConfig
+from trainer.run.progress import StepProgress
+from trainer.run.train import run_training
 
 LLAMA: dict[str, Any] = {"model_type": "llama", **tiny.SHAPE, "bos_token_id": None, "eos_token_id": 0}
 BERT: dict[str, Any] = {"model_type": "bert", **tiny.SHAPE, "hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
@@ -69,14 +69,14 @@ def train(cache: Path, output: Path, picture: bool = False, **changes: Any) -> P
     """
     with pytest.MonkeyPatch.context() as patch:
         if not picture:
-            patch.setattr("trainer.train.can_plot", lambda: False)
+            patch.setattr("trainer.run.train.can_plot", lambda: False)
         return run_training(StudentConfig.model_validate(student_values(cache, output, **changes)))
 
 
 def train_and_stop(step: int, cache: Path, output: Path, **changes: Any) -> None:
     """Train until the optimizer has made ``step`` steps, then fail before that step is logged or saved."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.train.StepProgress", type("Stopping", (StoppingProgress,), {"last_step": step}))
+        patch.setattr("trainer.run.train.StepProgress", type("Stopping", (StoppingProgress,), {"last_step": step}))
         with pytest.raises(StoppedError):
             train(cache, output, **changes)
 

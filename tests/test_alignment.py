@@ -8,11 +8,11 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 import tiny
 from cache_tools.store.predictions import SCALAR_STEP_NATS
 from tolerances import loss_rounding
-from trainer.config import LossConfig
-from trainer.data import IGNORED, CachedSequences, collate
-from trainer.losses import divergence
-from trainer.student import DistilledStudent
-from trainer.tails import SparseTargets
+from trainer.config.student_file import LossConfig
+from trainer.data.cached_sequences import IGNORED, CachedSequences, collate
+from trainer.losses.sparse import divergence
+from trainer.losses.tails import SparseTargets
+from trainer.student.student import DistilledStudent
 
 EXACT = {"k": 300, "exact": True}
 """The whole vocabulary in float32: only the arithmetic of two forward passes differs."""

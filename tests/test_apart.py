@@ -16,8 +16,8 @@ from cache_tools.store.reader import Cache
 from kinds import make
 from logitcask import cli
 from store_fixtures import snapshot
-from trainer.config import StudentConfig
-from trainer.train import run_training
+from trainer.config.student_file import StudentConfig
+from trainer.run.train import run_training
 
 
 @pytest.fixture

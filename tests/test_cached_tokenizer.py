@@ -20,8 +20,8 @@ from cache_tools.store.reader import Cache
 from pipeline.audit.run import _tokenizer
 from pipeline.encoding.tokenizer import tokenizer_files
 from student_fixtures import train
-from trainer.evaluate import evaluate_folder
-from trainer.student import student_tokenizer
+from trainer.evaluation.evaluate import evaluate_folder
+from trainer.student.student import student_tokenizer
 
 
 @pytest.fixture(scope="module")

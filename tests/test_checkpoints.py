@@ -10,7 +10,7 @@ import torch
 import tiny
 from cache_tools.errors import DamageError, IdentityError, LogitcaskError
 from student_fixtures import LLAMA, largest_difference, train, train_and_stop, weights
-from trainer.checkpoints import HASHES, damage, last_checkpoint, numbered, remove_oldest, write_hashes
+from trainer.run.checkpoints import HASHES, damage, last_checkpoint, numbered, remove_oldest, write_hashes
 
 KEYS = {"max_steps": 6, "save_steps": 2}
 
@@ -189,7 +189,7 @@ def test_hashes_are_there_before_an_older_checkpoint_goes(cache, tmp_path, monke
         seen.append([damage(path) for path in numbered(output)])
         remove_oldest(output, keep, best)
 
-    monkeypatch.setattr("trainer.distillation_trainer.remove_oldest", removing)
+    monkeypatch.setattr("trainer.run.distillation_trainer.remove_oldest", removing)
     train(cache, tmp_path, **KEYS | {"save_total_limit": 1})
     assert seen == [[None], [None, None], [None, None]]
     assert [path.name for path in numbered(tmp_path)] == ["checkpoint-6"]
@@ -288,7 +288,7 @@ def test_another_run_is_still_refused(cache, run):
 
 
 def test_errors_of_the_first_process_reach_the_others(run):
-    from trainer.checkpoints import broadcast_choice
+    from trainer.run.checkpoints import broadcast_choice
 
     shutil.rmtree(run / "checkpoint-2")
     flip(run / "checkpoint-4" / "optimizer.pt")

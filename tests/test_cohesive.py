@@ -15,7 +15,7 @@ from configs.cohesive.run import HERE, arms, run
 from pipeline.config import CaptureConfig
 from pipeline.encoding.held_out import is_held_out
 from test_wordnet import LINES
-from trainer.config import StudentConfig
+from trainer.config.student_file import StudentConfig
 
 DOMAINS = ["de", "en"]
 SHAPE = ["hidden_size=32", "intermediate_size=64", "num_hidden_layers=1", "num_attention_heads=2"]
@@ -65,7 +65,7 @@ def invoke(corpora, work):
 def printed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cohesive")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.train.can_plot", lambda: False)  # half of the time, and looked at elsewhere
+        patch.setattr("trainer.run.train.can_plot", lambda: False)  # half of the time, and looked at elsewhere
         return invoke(write_domains(folder), folder / "work"), folder / "work"
 
 

@@ -21,12 +21,12 @@ from loss_fixtures import loss, naive_sum, random_logits, top_k, with_gradient
 from store_fixtures import make_cache, teacher_manifest
 from student_fixtures import python, student_values
 from tolerances import log_prob_rounding
-from trainer.compatibility import FAMILIES, LEVELS, RULES, TEMPERED, Source, check_loss, explain, verdict_at_1
-from trainer.config import Divergence, HiddenPair, LossConfig, TailPolicy
-from trainer.full_losses import full_divergence
-from trainer.losses import divergence
-from trainer.tails import SparseTargets
-from trainer.tempering import at_temperature, normaliser_names
+from trainer.config.student_file import Divergence, HiddenPair, LossConfig, TailPolicy
+from trainer.losses.full import full_divergence
+from trainer.losses.sparse import divergence
+from trainer.losses.tails import SparseTargets
+from trainer.losses.tempering import at_temperature, normaliser_names
+from trainer.verdicts.compatibility import FAMILIES, LEVELS, RULES, TEMPERED, Source, check_loss, explain, verdict_at_1
 
 VOCABULARY, DRAWS, ROWS = 12, 4, 40_000
 CAPTURED = normaliser_names(2.0)

@@ -6,7 +6,7 @@ from transformers import CONFIG_MAPPING
 import tiny
 from cache_tools.errors import ConfigError, IdentityError, ModelError
 from student_fixtures import BERT, LLAMA, train
-from trainer.config_keys import check_config_keys
+from trainer.config.model_keys import check_config_keys
 
 
 @pytest.fixture(scope="module")

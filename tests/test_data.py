@@ -12,8 +12,8 @@ from cache_tools.codecs.registry import EMPTY_ID, Targets
 from cache_tools.errors import IncompleteError
 from cache_tools.format import layout
 from cache_tools.store.reader import Cache
-from trainer.data import IGNORED, CachedSequences, collate, fit_vocabulary
-from trainer.sampler import ShardWindowSampler
+from trainer.data.cached_sequences import IGNORED, CachedSequences, collate, fit_vocabulary
+from trainer.data.sampler import ShardWindowSampler
 
 VOCABULARY = 300
 

@@ -17,9 +17,9 @@ from loss_fixtures import loss, random_logits, top_k
 from student_fixtures import TINY, naive_kl_nats
 from test_fused import LargestTensor
 from tolerances import log_prob_rounding, loss_rounding
-from trainer.evaluate import evaluate, evaluate_folder
-from trainer.measures import Measures
-from trainer.objective import Objective, TeacherRows
+from trainer.evaluation.evaluate import evaluate, evaluate_folder
+from trainer.evaluation.measures import Measures
+from trainer.losses.objective import Objective, TeacherRows
 
 TOLERANCE = loss_rounding(TINY, tokens=48, logits=10)
 """In nats, of the losses of a tiny model, whose logits are below 10; measures of probability change less."""
@@ -193,13 +193,13 @@ def averages(result):
 
 
 def test_no_tensor_holds_the_logits_of_a_batch(few, monkeypatch):
-    monkeypatch.setattr("trainer.fused.CHUNK_POSITIONS", 7)
+    monkeypatch.setattr("trainer.student.fused_loss.CHUNK_POSITIONS", 7)
     cached = open_teacher(few)
     model = load(few / "student", cached)
     with LargestTensor() as largest:
         chunked = averages(evaluate(model, cached, "held_out", 8))
     assert largest.elements < 100 * 300
-    monkeypatch.setattr("trainer.evaluate.StudentHead.of", lambda _: None)
+    monkeypatch.setattr("trainer.evaluation.evaluate.StudentHead.of", lambda _: None)
     with LargestTensor() as largest:
         assert averages(evaluate(model, cached, "held_out", 8)) == pytest.approx(chunked, abs=TOLERANCE)
     assert largest.elements > 100 * 300

@@ -17,10 +17,10 @@ from cache_tools.errors import ModelError
 from cache_tools.store.reader import Cache
 from logitcask import cli
 from student_fixtures import LLAMA, curve, python, student_values, train, weights
-from trainer.distillation_trainer import DistillationTrainer
-from trainer.evaluate import evaluate_folder
-from trainer.finite import MAX_SKIPPED_STEPS, check_measures, first_not_finite, not_finite
-from trainer.progress import StepProgress
+from trainer.evaluation.evaluate import evaluate_folder
+from trainer.run.distillation_trainer import DistillationTrainer
+from trainer.run.progress import StepProgress
+from trainer.student.finite import MAX_SKIPPED_STEPS, check_measures, first_not_finite, not_finite
 
 FAST = {"learning_rate": 1e30, "max_steps": 4, "save_steps": 1}
 
@@ -76,7 +76,7 @@ def poisoned(step):
                     model.student.get_input_embeddings().weight[-1] = math.nan
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.train.StepProgress", Poison)
+        patch.setattr("trainer.run.train.StepProgress", Poison)
         yield
 
 
@@ -171,7 +171,7 @@ def test_all_processes_stop_together_when_one_is_not_finite(cache, tmp_path, sha
     """Twice: a loss that is NaN on one process, with a finite gradient, and a weight. Two processes import torch."""
     script = """if True:
         import json, math, os, sys
-        import trainer.distillation_trainer as module
+        import trainer.run.distillation_trainer as module
         from cache_tools.errors import ModelError
         from student_fixtures import train
         cache, output, changes = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])

@@ -18,13 +18,13 @@ from torch.utils._pytree import tree_iter
 import tiny
 from student_fixtures import naive_kl_nats, python
 from tolerances import gradient_rounding, loss_rounding, rounding, softmax_roundings
-from trainer import fused
-from trainer.config import LossConfig
-from trainer.data import IGNORED
-from trainer.fused import chunked_loss
-from trainer.head import StudentHead
-from trainer.log_probs import log_probs_at
-from trainer.student import DistilledStudent
+from trainer.config.student_file import LossConfig
+from trainer.data.cached_sequences import IGNORED
+from trainer.losses.log_probs import log_probs_at
+from trainer.student import fused_loss
+from trainer.student.fused_loss import chunked_loss
+from trainer.student.head import StudentHead
+from trainer.student.student import DistilledStudent
 
 VOCABULARY, WIDTH, POSITIONS, K = 509, 36, 53, 5
 HALF_ROUNDINGS = 5
@@ -122,7 +122,7 @@ def tolerance(made, dtype=torch.float32):
 
 @pytest.fixture(autouse=True)
 def seven_positions_in_a_chunk(monkeypatch):
-    monkeypatch.setattr(fused, "CHUNK_POSITIONS", 7)
+    monkeypatch.setattr(fused_loss, "CHUNK_POSITIONS", 7)
 
 
 @pytest.mark.parametrize("name", STUDENTS)
@@ -208,7 +208,7 @@ def test_the_size_of_a_chunk_changes_nothing(size):
     made, batch = student(), a_batch()
     before = trained(distilled(made), batch)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "CHUNK_POSITIONS", size)
+        patch.setattr(fused_loss, "CHUNK_POSITIONS", size)
         assert difference(trained(distilled(made), batch), before) < tolerance(made)
 
 

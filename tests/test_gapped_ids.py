@@ -19,9 +19,9 @@ from pipeline.config import CaptureConfig
 from pipeline.encoding.encode import encode
 from pipeline.encoding.sequences import ordinary_ids
 from tokenizer_fixtures import GAP_STARTS, GAP_TOKENS, HIGHEST_ID, save_gapped, with_gap
-from trainer.config import StudentConfig
-from trainer.evaluate import evaluate_folder
-from trainer.train import run_training
+from trainer.config.student_file import StudentConfig
+from trainer.evaluation.evaluate import evaluate_folder
+from trainer.run.train import run_training
 
 HOLE = range(GAP_STARTS, GAP_STARTS + GAP_TOKENS)
 

@@ -18,7 +18,7 @@ from configs.wordnet import Synset
 from pipeline.config import CaptureConfig
 from student_fixtures import largest_difference, weights
 from tolerances import model_rounding
-from trainer.config import StudentConfig
+from trainer.config.student_file import StudentConfig
 
 SHAPE = ["hidden_size=32", "intermediate_size=64", "num_hidden_layers=2", "num_attention_heads=2"]
 WIDE_START = "initializer_range=0.15"

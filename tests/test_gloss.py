@@ -17,7 +17,7 @@ from configs.wordnet import FILES, LEXNAMES, synsets
 from configs.wordpiece import untrained
 from pipeline.config import CaptureConfig
 from pipeline.encoding.held_out import is_held_out
-from trainer.config import StudentConfig
+from trainer.config.student_file import StudentConfig
 
 TOPICS = {
     "noun.animal": ["paw", "tail", "fur", "nest", "wing"],
@@ -69,7 +69,9 @@ def invoke(wordnet, work):
 def printed(wordnet, tmp_path_factory):
     work = tmp_path_factory.mktemp("gloss") / "work"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.train.can_plot", lambda: False)  # takes longer than all else, and is looked at elsewhere
+        patch.setattr(
+            "trainer.run.train.can_plot", lambda: False
+        )  # takes longer than all else, and is looked at elsewhere
         return invoke(wordnet, work), work
 
 

@@ -16,12 +16,12 @@ from loss_fixtures import naive_divergence
 from pipeline.config import CaptureConfig, MaskingConfig
 from student_fixtures import BERT, student_values, train
 from tolerances import loss_rounding, rounding
-from trainer.config import StudentConfig
-from trainer.data import IGNORED, CachedSequences, collate
-from trainer.evaluate import evaluate_folder
-from trainer.objective import TeacherRows
-from trainer.position_weights import PositionWeights
-from trainer.student import build_student, distilled
+from trainer.config.student_file import StudentConfig
+from trainer.data.cached_sequences import IGNORED, CachedSequences, collate
+from trainer.data.position_weights import PositionWeights
+from trainer.evaluation.evaluate import evaluate_folder
+from trainer.losses.objective import TeacherRows
+from trainer.student.student import build_student, distilled
 
 MASK, CLS = 3, 1
 LABELS = {"e": 0, "t": 1}

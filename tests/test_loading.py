@@ -16,7 +16,7 @@ from cache_tools.store.reader import Cache
 from pipeline.config import TeacherConfig
 from pipeline.teachers.checkpoint import check_tensors, load_checkpoint
 from student_fixtures import LLAMA, train, train_and_stop
-from trainer.evaluate import evaluate_folder
+from trainer.evaluation.evaluate import evaluate_folder
 
 UP = "model.layers.1.mlp.up_proj.weight"
 

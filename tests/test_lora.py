@@ -27,11 +27,11 @@ from student_fixtures import (
     weights,
 )
 from tolerances import model_rounding
-from trainer.config import StudentConfig
-from trainer.data import IGNORED, CachedSequences, collate
-from trainer.lora import has_adapter, load_adapter
-from trainer.objective import TeacherRows
-from trainer.student import build_student, distilled
+from trainer.config.student_file import StudentConfig
+from trainer.data.cached_sequences import IGNORED, CachedSequences, collate
+from trainer.losses.objective import TeacherRows
+from trainer.student.lora import has_adapter, load_adapter
+from trainer.student.student import build_student, distilled
 
 pytest.importorskip("peft", reason="needs peft: pip install 'logitcask[lora]'")
 
@@ -235,7 +235,7 @@ def test_keys_that_have_no_place_are_refused_by_name(cache, tmp_path, student, w
 def test_every_key_is_one_of_pefts(start):
     from peft import LoraConfig
 
-    from trainer.config_lora import LoraKeys
+    from trainer.config.lora import LoraKeys
 
     assert LoraKeys.model_fields.keys() <= LoraConfig.__dataclass_fields__.keys()
 

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 
 from loss_fixtures import PAIRS, loss, naive_divergence, ragged, random_logits, top_k, with_gradient
 from tolerances import log_prob_rounding, rounding, softmax_roundings
-from trainer.config import LossConfig
-from trainer.losses import divergence, loss_terms
-from trainer.masses import log_masses
-from trainer.tails import SparseTargets
+from trainer.config.student_file import LossConfig
+from trainer.losses.masses import log_masses
+from trainer.losses.sparse import divergence, loss_terms
+from trainer.losses.tails import SparseTargets
 
 SHAPES = [(7, 507, 12), (5, 123, 1), (4, 31, 31)]
 """(positions, vocabulary, k): an odd vocabulary, a single entry, and a vocabulary kept whole."""

@@ -11,7 +11,7 @@ import tiny
 from cache_tools.errors import FormatError
 from loss_fixtures import loss, naive_sum, random_logits, with_gradient
 from tolerances import ELEMENTWISE, log_prob_rounding, model_rounding, rounding
-from trainer.full_losses import TeacherHead, full_divergence
+from trainer.losses.full import TeacherHead, full_divergence
 
 DIVERGENCES = ["forward_kl", "reverse_kl", "jensen_shannon", "total_variation"]
 divergences = pytest.mark.parametrize("kind", DIVERGENCES)

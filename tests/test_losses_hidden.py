@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tolerances import rounding
-from trainer.config import HiddenPair
-from trainer.hidden_losses import HiddenMatch
+from trainer.config.student_file import HiddenPair
+from trainer.losses.hidden import HiddenMatch
 
 KEPT = torch.tensor([[True, False, True, False], [False, True, True, True]])
 WIDTHS = {"2": 6, "last": 3}

@@ -10,9 +10,9 @@ from cache_tools.store.predictions import SCALAR_STEP_NATS, from_steps, to_steps
 from loss_fixtures import loss, ragged, random_logits, top_k, with_gradient
 from pipeline.capture.keep import tempered_name
 from tolerances import log_prob_rounding, rounding
-from trainer.compatibility import normaliser_names
-from trainer.losses import divergence
-from trainer.tempering import at_temperature, tempered
+from trainer.losses.sparse import divergence
+from trainer.losses.tempering import at_temperature, tempered
+from trainer.verdicts.compatibility import normaliser_names
 
 TEMPERATURES = [0.5, 1.25, 2.0, 10.0]
 temperatures = pytest.mark.parametrize("temperature", TEMPERATURES)

@@ -18,10 +18,10 @@ from cache_tools.vocabularies.union import NO_ID
 from configs.mergedistill import fetch, measures, run, stage_one, tables, zero_shot
 from pipeline.config import CaptureConfig
 from pipeline.encoding.held_out import is_held_out
-from trainer.config import LossConfig, StudentConfig
-from trainer.data import IGNORED, CachedSequences, collate
-from trainer.student import DistilledStudent
-from trainer.translation import student_ids
+from trainer.config.student_file import LossConfig, StudentConfig
+from trainer.data.cached_sequences import IGNORED, CachedSequences, collate
+from trainer.data.translation import student_ids
+from trainer.student.student import DistilledStudent
 
 RECIPE = Path(run.__file__).parent
 SMALL = [

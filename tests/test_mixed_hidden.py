@@ -11,10 +11,10 @@ from cache_tools.errors import ConfigError
 from mixture_fixtures import BOTH, config_of, sequences_of
 from student_fixtures import LLAMA, curve, largest_difference, train, train_and_stop, weights
 from tolerances import loss_rounding, rounding
-from trainer.data import IGNORED, Reading, collate
-from trainer.sources import objective_of
-from trainer.student import distilled
-from trainer.teachers import open_teachers
+from trainer.data.cached_sequences import IGNORED, Reading, collate
+from trainer.data.opening import open_teachers
+from trainer.run.sources import objective_of
+from trainer.student.student import distilled
 
 PAIRS = [
     {"teacher": "toy", "student_layer": 1, "teacher_layer": 1, "project": "teacher"},

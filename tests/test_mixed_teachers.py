@@ -26,16 +26,16 @@ from student_fixtures import (
     train_and_stop,
     weights,
 )
-from trainer import config_mixture
-from trainer.checkpoints import last_checkpoint
-from trainer.config import StudentConfig
-from trainer.config_mixture import MixtureConfig
-from trainer.data import IGNORED, collate
-from trainer.mixed_objective import MixedObjective
-from trainer.mixture_verdict import check_mixture
-from trainer.student import distilled
-from trainer.tails import SparseTargets
-from trainer.teachers import open_teachers
+from trainer.config import mixture as config_mixture
+from trainer.config.mixture import MixtureConfig
+from trainer.config.student_file import StudentConfig
+from trainer.data.cached_sequences import IGNORED, collate
+from trainer.data.opening import open_teachers
+from trainer.losses.mixed_objective import MixedObjective
+from trainer.losses.tails import SparseTargets
+from trainer.run.checkpoints import last_checkpoint
+from trainer.student.student import distilled
+from trainer.verdicts.mixture import check_mixture
 
 MIXED = {"teachers": BOTH, "mixture": {"weights": "gold_likelihood"}}
 

@@ -7,13 +7,13 @@ import torch
 
 from loss_fixtures import PAIRS, loss, naive_divergence, naive_sum, ragged, random_logits, top_k, with_gradient
 from tolerances import ELEMENTWISE, rounding, softmax_roundings
-from trainer.compatibility import Source
-from trainer.config_mixture import MixtureConfig
-from trainer.losses import loss_terms
-from trainer.mixture import mixed_loss_terms, mixed_targets, union
-from trainer.mixture_verdict import explain_mixture
-from trainer.mixture_weights import LEAST_LOSS_NATS, teacher_weights
-from trainer.tails import SparseTargets
+from trainer.config.mixture import MixtureConfig
+from trainer.losses.mixture import mixed_loss_terms, mixed_targets, union
+from trainer.losses.mixture_weights import LEAST_LOSS_NATS, teacher_weights
+from trainer.losses.sparse import loss_terms
+from trainer.losses.tails import SparseTargets
+from trainer.verdicts.compatibility import Source
+from trainer.verdicts.mixture import explain_mixture
 
 POSITIONS, VOCABULARY, SLOTS = 11, 23, (5, 3, 9)
 GOLD = torch.arange(POSITIONS) % VOCABULARY

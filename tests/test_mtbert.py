@@ -27,11 +27,11 @@ from configs.recipes import labelled_sequences
 from student_fixtures import largest_difference, weights
 from tolerances import loss_rounding
 from topics import labelled, write_topics
-from trainer.config import StudentConfig
-from trainer.data import IGNORED, collate
-from trainer.sources import objective_of, training_sequences
-from trainer.student import distilled
-from trainer.teachers import open_teachers
+from trainer.config.student_file import StudentConfig
+from trainer.data.cached_sequences import IGNORED, collate
+from trainer.data.opening import open_teachers
+from trainer.run.sources import objective_of, training_sequences
+from trainer.student.student import distilled
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
 CHANGES = {

@@ -85,7 +85,7 @@ def shown(places):
         for name in LONG:
             recorder = lambda *_, name=name, **__: Recorder(stages[name])  # noqa: E731
             patch.setattr(progress, "open_reporter", recorder)
-            patch.setattr("trainer.train.open_reporter", recorder)
+            patch.setattr("trainer.run.train.open_reporter", recorder)
             result = run(name, places)
             assert result.exit_code == 0, (name, result.output)
             if LONG[name][-1] == "--json":

@@ -10,13 +10,13 @@ import tiny
 from loss_fixtures import loss, naive_divergence, naive_sum
 from student_fixtures import GRADIENT_ROUNDING
 from tolerances import loss_rounding, model_rounding, rounding
-from trainer.compatibility import Source, check_loss
-from trainer.config import HiddenPair
-from trainer.data import IGNORED, CachedSequences, Reading, collate
-from trainer.divergences import gradient_scale
-from trainer.objective import LOGGED, TeacherRows
-from trainer.student import distilled
-from trainer.tails import SparseTargets
+from trainer.config.student_file import HiddenPair
+from trainer.data.cached_sequences import IGNORED, CachedSequences, Reading, collate
+from trainer.losses.divergences import gradient_scale
+from trainer.losses.objective import LOGGED, TeacherRows
+from trainer.losses.tails import SparseTargets
+from trainer.student.student import distilled
+from trainer.verdicts.compatibility import Source, check_loss
 
 VOCABULARY, T = 300, 2.0
 CAPTURES = {

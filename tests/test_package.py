@@ -9,7 +9,7 @@ import pytest
 
 from cache_tools.configuration import load_config
 from pipeline.config import CaptureConfig
-from trainer.config import StudentConfig
+from trainer.config.student_file import StudentConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_LINES = 320

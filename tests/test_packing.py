@@ -26,12 +26,12 @@ from student_fixtures import (
     weights,
 )
 from tolerances import loss_rounding
-from trainer import student as student_module
-from trainer.config import LossConfig
-from trainer.data import IGNORED, CachedSequences, collate
-from trainer.head import StudentHead
-from trainer.packing import check_packing, first_fit_decreasing, pack
-from trainer.student import DistilledStudent
+from trainer.config.student_file import LossConfig
+from trainer.data.cached_sequences import IGNORED, CachedSequences, collate
+from trainer.data.packing import check_packing, first_fit_decreasing, pack
+from trainer.student import student as student_module
+from trainer.student.head import StudentHead
+from trainer.student.student import DistilledStudent
 
 GPT2 = {"n_embd": 32, "n_head": 2, "n_layer": 2, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
 STUDENTS = {"llama": {}, "qwen3": {}, "gpt2": GPT2, "gemma3_text": {"head_dim": 16, "sliding_window": 8}}

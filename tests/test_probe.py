@@ -13,7 +13,7 @@ from cache_tools.models.probe import Probe, check_model, differences, others, pr
 from cache_tools.store.reader import Cache
 from pipeline.teachers.body_and_head import run_body
 from student_fixtures import BERT, train
-from trainer.evaluate import evaluate_folder
+from trainer.evaluation.evaluate import evaluate_folder
 
 WIDTH, STEP = 16, 2.0**-23
 ROWS = [np.random.default_rng(i).integers(5, 300, size=n) for i, n in enumerate((30, 80, 20))]

@@ -19,7 +19,7 @@ from benchmarks.quality_runs import load_live, train_live
 from benchmarks.quality_table import T_975, gains_percent, gaps_nats, interval
 from cache_tools.store.reader import Cache
 from student_fixtures import GRADIENT_ROUNDING, largest_difference, student_values, train, weights
-from trainer.config import LossConfig, StudentConfig
+from trainer.config.student_file import LossConfig, StudentConfig
 
 HIDDEN = Arm("hidden", LossConfig(source="hidden"), cached="toy")
 

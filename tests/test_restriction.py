@@ -22,11 +22,11 @@ from pipeline.config import CaptureConfig
 from pipeline.teachers.restriction import read_restriction
 from student_fixtures import BERT, train
 from tolerances import loss_rounding
-from trainer.config import LossConfig
-from trainer.data import CachedSequences, Reading, collate
-from trainer.evaluate import evaluate_folder
-from trainer.student import distilled
-from trainer.translation import student_ids, translated_targets
+from trainer.config.student_file import LossConfig
+from trainer.data.cached_sequences import CachedSequences, Reading, collate
+from trainer.data.translation import student_ids, translated_targets
+from trainer.evaluation.evaluate import evaluate_folder
+from trainer.student.student import distilled
 from vocabulary_fixtures import capture_language
 
 KEEP, T = 60, 15.0

@@ -11,10 +11,10 @@ from cache_tools.store.reader import Cache
 from cache_tools.vocabularies.compressed_folder import write_compressed
 from cache_tools.vocabularies.same_tokenizer import canonical_rules, first_difference, probes, sampled_texts
 from tokenizer_fixtures import edited
-from trainer.config import StudentConfig
-from trainer.evaluate import evaluate_folder
-from trainer.teachers import open_teachers
-from trainer.train import run_training
+from trainer.config.student_file import StudentConfig
+from trainer.data.opening import open_teachers
+from trainer.evaluation.evaluate import evaluate_folder
+from trainer.run.train import run_training
 
 USUAL = tiny.tokenizer().backend_tokenizer
 

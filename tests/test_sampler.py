@@ -7,8 +7,8 @@ from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
-from trainer.distillation_trainer import EpochOrder
-from trainer.sampler import ShardWindowSampler
+from trainer.data.sampler import ShardWindowSampler
+from trainer.run.distillation_trainer import EpochOrder
 
 SIZES = [5, 1, 7, 3, 4, 8, 2, 6, 9, 3]
 """48 items; a multiple of the global batch, so that no batch needs to be filled up."""

@@ -16,15 +16,15 @@ from cache_tools.errors import ConfigError, IdentityError
 from logitcask import cli
 from mixture_fixtures import T, capture_draws, capture_two_teachers, config_of, of_caches, sequences_of
 from student_fixtures import curve, largest_difference, student_values, train, train_and_stop, weights
-from trainer.checkpoints import last_checkpoint
-from trainer.compatibility import normaliser_names
-from trainer.config import StudentConfig
-from trainer.data import Reading, collate
-from trainer.objective import TeacherRows
-from trainer.sampler import ShardWindowSampler
-from trainer.several import MixedOrder, interleaved, sequences_per_epoch
-from trainer.sources import common_reading, order_of
-from trainer.teachers import open_teachers
+from trainer.config.student_file import StudentConfig
+from trainer.data.cached_sequences import Reading, collate
+from trainer.data.opening import open_teachers
+from trainer.data.sampler import ShardWindowSampler
+from trainer.data.several_caches import MixedOrder, interleaved, sequences_per_epoch
+from trainer.losses.objective import TeacherRows
+from trainer.run.checkpoints import last_checkpoint
+from trainer.run.sources import common_reading, order_of
+from trainer.verdicts.compatibility import normaliser_names
 
 SHARDS, PER_EPOCH, GLOBAL_BATCH = [[3, 5, 4, 8], [6, 2, 7]], [9, 23], 8
 

@@ -8,8 +8,8 @@ import time
 
 import tiny
 from student_fixtures import train
-from trainer.data import CachedSequences
-from trainer.stall import StallClock
+from trainer.data.cached_sequences import CachedSequences
+from trainer.run.stall import StallClock
 
 
 class Clock:

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 import tiny
 from student_fixtures import LLAMA, train, train_and_stop
-from trainer.student_tokens import joined
+from trainer.tokenizers.student_tokens import joined
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}<|turn|>{% endfor %}"
 END, TURN = "<|end|>", "<|turn|>"

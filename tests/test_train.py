@@ -26,11 +26,11 @@ from student_fixtures import (
     train,
     weights,
 )
-from trainer.config import StudentConfig
-from trainer.data import IGNORED, CachedSequences, collate
-from trainer.sampler import ShardWindowSampler
-from trainer.student import build_student
-from trainer.training_arguments import training_arguments
+from trainer.config.student_file import StudentConfig
+from trainer.data.cached_sequences import IGNORED, CachedSequences, collate
+from trainer.data.sampler import ShardWindowSampler
+from trainer.run.training_arguments import training_arguments
+from trainer.student.student import build_student
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_recomputing_activations_changes_nothing(cache, tmp_path):
 def test_a_finished_run_is_left_alone(cache, tmp_path, monkeypatch):
     final = train(cache, tmp_path)
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()}
-    monkeypatch.setattr("trainer.train.build_student", None)
+    monkeypatch.setattr("trainer.run.train.build_student", None)
     assert train(cache, tmp_path) == final
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file()} == before
 
@@ -126,7 +126,7 @@ def test_the_run_is_recorded_before_the_first_step(cache, tmp_path, monkeypatch)
     def stop(*_, **__):
         raise StoppedError
 
-    monkeypatch.setattr("trainer.train.StepProgress.on_train_begin", stop)
+    monkeypatch.setattr("trainer.run.train.StepProgress.on_train_begin", stop)
     with pytest.raises(StoppedError):
         train(cache, tmp_path)
     record = json.loads((tmp_path / "run.json").read_text())

@@ -20,8 +20,8 @@ from student_fixtures import (
     train_and_stop,
     weights,
 )
-from trainer.checkpoints import last_checkpoint, write_hashes
-from trainer.progress import StepProgress
+from trainer.run.checkpoints import last_checkpoint, write_hashes
+from trainer.run.progress import StepProgress
 
 LONG = {"max_steps": 14, "save_steps": 2}
 """A run into its second epoch: the cache's 70 training sequences make 8 steps."""
@@ -53,7 +53,7 @@ def steps_made(monkeypatch):
             made.append(state.global_step)
             super().on_step_end(args, state, control, **named)
 
-    monkeypatch.setattr("trainer.train.StepProgress", Counting)
+    monkeypatch.setattr("trainer.run.train.StepProgress", Counting)
     return made
 
 
@@ -85,8 +85,8 @@ def test_weights_that_files_name_otherwise_are_continued_too(cache, tmp_path, mo
 def test_a_process_that_is_killed_continues_to_the_same_weights(cache, straight, tmp_path):
     script = """if True:
         import json, os, signal, sys
-        import trainer.train
-        from trainer.config import StudentConfig
+        import trainer.run.train
+        from trainer.config.student_file import StudentConfig
         class Killed(trainer.train.StepProgress):
             def on_step_end(self, args, state, control, **named):
                 if state.global_step == 5:
@@ -149,8 +149,8 @@ def test_a_training_process_never_touches_the_teacher(tmp_path):
             if event == "open" and not isinstance(arguments[0], int):
                 assert not os.path.abspath(os.fsdecode(arguments[0])).startswith(sys.argv[2]), arguments
         sys.addaudithook(refuse)
-        from trainer.config import StudentConfig
-        from trainer.train import run_training
+        from trainer.config.student_file import StudentConfig
+        from trainer.run.train import run_training
         run_training(StudentConfig.model_validate(json.loads(sys.argv[1])))
         assert not [name for name in sys.modules if name.split(".")[0] == "pipeline"]
         try:
@@ -170,7 +170,7 @@ def test_two_ranks_end_as_one_process_does_even_when_stopped_in_their_second_epo
     script = """if True:
         import json, os, sys
         from safetensors.torch import save_file
-        import trainer.train
+        import trainer.run.train
         from student_fixtures import train, train_and_stop
         cache, output, changes = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
         save_final = trainer.train._save_final

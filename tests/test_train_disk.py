@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 import tiny
 from cache_tools.errors import StorageError
 from student_fixtures import largest_difference, train, weights
-from trainer import checkpoints
-from trainer.checkpoints import saving
+from trainer.run import checkpoints
+from trainer.run.checkpoints import saving
 
 KEYS = {"max_steps": 4, "save_steps": 2}
 
@@ -52,10 +52,10 @@ PLACES = {
     "tokenizer": ("transformers.PreTrainedTokenizerFast.save_pretrained", tokenizers_on_a_full_disk),
     "optimizer": ("torch.save", torch_on_a_full_disk),
     "state": ("transformers.trainer_callback.TrainerState.save_to_json", full),
-    "hashes": ("trainer.distillation_trainer.write_hashes", full),
+    "hashes": ("trainer.run.distillation_trainer.write_hashes", full),
     "run.json, metrics": ("cache_tools.storage._write_local", full),
-    "final": ("trainer.train.os.replace", full),
-    "origin": ("trainer.train.shutil.copy", full),
+    "final": ("trainer.run.train.os.replace", full),
+    "origin": ("trainer.run.train.shutil.copy", full),
 }
 
 

@@ -27,8 +27,8 @@ from student_fixtures import (
     train_and_stop,
     weights,
 )
-from trainer.evaluate import shared_batches
-from trainer.sharding import check_checkpoint, check_sharding
+from trainer.evaluation.evaluate import shared_batches
+from trainer.run.sharding import check_checkpoint, check_sharding
 
 STEPS = {"max_steps": 6}
 """A run into its second epoch: the cache's 70 training sequences make 4 steps of 16."""

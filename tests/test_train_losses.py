@@ -14,11 +14,11 @@ from cache_tools.errors import ConfigError, IncompleteError, ModelError
 from cache_tools.store.reader import Cache
 from loss_fixtures import loss
 from student_fixtures import LLAMA, LOSS_ROUNDING, curve, largest_difference, train, train_and_stop, weights
-from trainer.config import HiddenPair
-from trainer.data import CachedSequences, Reading
-from trainer.evaluate import evaluate_folder
-from trainer.self_test import check_teacher_reaches_student
-from trainer.student import distilled
+from trainer.config.student_file import HiddenPair
+from trainer.data.cached_sequences import CachedSequences, Reading
+from trainer.evaluation.evaluate import evaluate_folder
+from trainer.student.signal_check import check_teacher_reaches_student
+from trainer.student.student import distilled
 
 PAIRS = [{"student_layer": 1, "teacher_layer": 1, "kind": "cosine"}, {"student_layer": 2, "teacher_layer": "last"}]
 EVERYTHING = {"source": "hidden", "kd_weight": 0.5, "hidden": PAIRS, "temperature": 2}
@@ -74,7 +74,7 @@ def test_the_parts_that_are_logged_make_up_the_loss(cache, tmp_path):
 def test_a_loss_that_the_cache_cannot_serve_is_refused_before_a_model_is_made(
     cache, tmp_path, monkeypatch, settings, reason
 ):
-    monkeypatch.setattr("trainer.train.build_student", None)
+    monkeypatch.setattr("trainer.run.train.build_student", None)
     with pytest.raises(ConfigError, match=reason):
         train(cache, tmp_path, loss=settings)
     assert not any(tmp_path.iterdir())
@@ -160,7 +160,9 @@ def test_a_loss_on_the_text_alone_has_no_teacher_to_miss(cache):
 
 
 def test_a_run_begins_with_the_self_test(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.objective.Objective.terms", lambda self, logits, *_: (logits.sum(1), logits.sum(1)))
+    monkeypatch.setattr(
+        "trainer.losses.objective.Objective.terms", lambda self, logits, *_: (logits.sum(1), logits.sum(1))
+    )
     with pytest.raises(ModelError, match="does not reach"):
         train(cache, tmp_path)
 

@@ -11,8 +11,8 @@ import tiny
 from cache_tools.errors import IdentityError, ModelError
 from cache_tools.models.files import weights_sha256
 from student_fixtures import LLAMA, train, train_and_stop, weights
-from trainer.config import StudentModelConfig
-from trainer.initial_weights import initial_weights
+from trainer.config.student_file import StudentModelConfig
+from trainer.student.initial_weights import initial_weights
 
 
 @pytest.fixture(scope="module")

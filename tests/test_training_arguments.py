@@ -10,8 +10,8 @@ from transformers import TrainingArguments
 import tiny
 from cache_tools.errors import ConfigError
 from student_fixtures import curve, largest_difference, student_values, train, train_and_stop, weights
-from trainer.config import StudentConfig
-from trainer.training_arguments import BOUNDS, FIELDS, FIXED, HONOURED, REFUSED, training_arguments
+from trainer.config.student_file import StudentConfig
+from trainer.run.training_arguments import BOUNDS, FIELDS, FIXED, HONOURED, REFUSED, training_arguments
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,12 @@ from cache_tools.vocabularies.union import NO_ID, IdMaps
 from logitcask import cli
 from student_fixtures import BERT, largest_difference, student_values, train, weights
 from tolerances import loss_rounding
-from trainer.config import LossConfig, StudentConfig
-from trainer.data import CachedSequences, collate, fit_vocabulary
-from trainer.evaluate import evaluate_folder
-from trainer.student import DistilledStudent
-from trainer.teachers import open_teachers
-from trainer.translation import open_union, student_ids, translated_ids, translated_targets
+from trainer.config.student_file import LossConfig, StudentConfig
+from trainer.data.cached_sequences import CachedSequences, collate, fit_vocabulary
+from trainer.data.opening import open_teachers
+from trainer.data.translation import open_union, student_ids, translated_ids, translated_targets
+from trainer.evaluation.evaluate import evaluate_folder
+from trainer.student.student import DistilledStudent
 from vocabulary_fixtures import OTHER_TEXTS, capture_language
 
 STUDENT = {"config": BERT}

@@ -15,8 +15,8 @@ from torch import Tensor
 from cache_tools.store.reader import Encoding
 from cache_tools.store.teacher import CachedTeacher
 from configs.cohesive.texts import domain_of
-from trainer.config_mixture import SCALAR, Weighting
-from trainer.mixture_weights import teacher_weights
+from trainer.config.mixture import SCALAR, Weighting
+from trainer.losses.mixture_weights import teacher_weights
 
 Floats = NDArray[np.float64]
 RULES: dict[str, Weighting] = {

@@ -20,10 +20,10 @@ from cache_tools.store.reader import Cache
 from cache_tools.vocabularies.folder import read_vocabulary
 from configs.glmd.texts import CLASSES
 from configs.recipes import label_log_probs, labelled_sequences, token_ids
-from trainer.config import LossConfig
-from trainer.data import IGNORED, CachedSequences, Reading, collate
-from trainer.full_losses import TeacherHead, full_divergence
-from trainer.translation import student_ids, teacher_ids
+from trainer.config.student_file import LossConfig
+from trainer.data.cached_sequences import IGNORED, CachedSequences, Reading, collate
+from trainer.data.translation import student_ids, teacher_ids
+from trainer.losses.full import TeacherHead, full_divergence
 
 TEMPERATURES = (1.0, 15.0)
 

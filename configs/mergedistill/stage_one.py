@@ -24,7 +24,7 @@ from cache_tools.store.reader import Cache
 from cache_tools.vocabularies.folder import read_vocabulary
 from configs.recipes import command, make_once, run_file
 from configs.wordpiece import untrained
-from trainer.translation import student_ids, translated_ids
+from trainer.data.translation import student_ids, translated_ids
 
 HERE = Path(__file__).parent
 TEXT_ALONE = [

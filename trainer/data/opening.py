@@ -1,0 +1,87 @@
+"""The cached teachers of a student file: one, several of one encoding, or those of several caches.
+
+What belongs together is checked here, from manifests alone; nothing needs torch. What is trained on stands
+in ``sources.py``.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cache_tools.errors import IdentityError
+from cache_tools.store.reader import Cache
+from cache_tools.store.teacher import CachedTeacher
+from cache_tools.vocabularies.same_tokenizer import require_same_encodings
+from trainer.config.student_file import StudentConfig
+from trainer.verdicts.compatibility import Verdict, check_loss
+from trainer.verdicts.mixture import check_mixture, worst
+
+ONE_VOCABULARY = "Make one with 'logitcask vocabulary' of these caches, and name it as vocabulary"
+
+
+def open_teachers(config: StudentConfig) -> list[CachedTeacher]:
+    """Open the teachers of a student file, in its order.
+
+    Raises:
+        FormatError: there is no such cache, encoding or teacher.
+        IdentityError: caches have other tokenizers, or other objectives.
+    """
+    if config.cache is not None:
+        encoding = Cache(config.cache).encoding(config.encoding)
+        if not config.teachers:
+            return [encoding.teacher(config.teacher)]
+        return [encoding.teacher(each.name) for each in config.teachers]
+    teachers = [Cache(each.cache).encoding(each.encoding).teacher(each.teacher) for each in config.caches]
+    for number, teacher in enumerate(teachers[1:], start=1):
+        if config.vocabulary is None:
+            _require_same("tokenizer's vocabulary", teachers[0], teacher, number, _vocabulary, ONE_VOCABULARY)
+            problem = f"caches.{number} has a tokenizer that splits text unlike that of the first cache"
+            require_same_encodings(teachers[0].encoding, teacher.encoding, problem, "Leave it out, or capture it anew")
+        _require_same("objective", teachers[0], teacher, number, lambda each: each.encoding.manifest.objective)
+    return teachers
+
+
+def check_sources(config: StudentConfig, teachers: Sequence[CachedTeacher]) -> Verdict | None:
+    """Refuse a loss that these teachers' predictions cannot serve.
+
+    Returns:
+        What the loss is worth, of several caches on the worst; None if it uses no predictions.
+
+    Raises:
+        ConfigError: see ``compatibility.check_loss`` and ``mixture_verdict.check_mixture``.
+        IdentityError: hidden states are those of other teachers.
+    """
+    if config.teachers:
+        return check_mixture(teachers, config.loss, config.mixture)
+    places = [f"loss, on caches.{number}" for number in range(len(config.caches))] or ["loss"]
+    verdicts = [check_loss(each.manifest, config.loss, place) for each, place in zip(teachers, places, strict=True)]
+    if config.loss.source == "hidden" or config.loss.hidden:
+        for number, teacher in enumerate(teachers[1:], start=1):
+            _require_same("teacher, for its hidden states,", teachers[0], teacher, number, _hidden_identity)
+    return worst([verdict for verdict in verdicts if verdict is not None]) if config.loss.kd_weight > 0 else None
+
+
+def _require_same(
+    what: str,
+    first: CachedTeacher,
+    other: CachedTeacher,
+    number: int,
+    value_of: Callable[[CachedTeacher], Any],
+    fix: str = "Leave it out, or capture it anew",
+) -> None:
+    if value_of(first) != value_of(other):
+        raise IdentityError(
+            f"a cache has another {what} than the first one",
+            where=f"caches.{number}",
+            expected=str(value_of(first))[:12],
+            found=f"{str(value_of(other))[:12]} in {other.encoding.path}",
+            why="one student cannot learn from both",
+            fix=fix,
+        )
+
+
+def _vocabulary(teacher: CachedTeacher) -> Any:
+    return teacher.encoding.manifest.vocabulary.fingerprint
+
+
+def _hidden_identity(teacher: CachedTeacher) -> Any:
+    return teacher.manifest.identity.get("weights")

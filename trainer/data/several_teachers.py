@@ -1,0 +1,91 @@
+"""Several teachers of one encoding: what they said at the same positions, side by side.
+
+An item is that of one teacher with more slots: the teachers' slots of a position stand one after another in
+``targets``, ``log_left_out`` has a column for each teacher, scalars are named ``<number of the teacher>/<name>``,
+hidden states ``<teacher>/<layer>``, and one more scalar, ``weights``, holds the file's weights for the document's
+group. So padding, packing and moving between devices need to know nothing of teachers, and neither do batches.
+
+Cost: each teacher's stored integers of a window of shards in memory; sequences are held once. Work per position is that
+of one teacher, times their number.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from cache_tools.codecs.registry import Targets
+from cache_tools.errors import ConfigError
+from cache_tools.store.teacher import CachedTeacher
+from trainer.config.mixture import MixedTeacher
+from trainer.config.student_file import state_name
+from trainer.data.cached_sequences import CachedSequences, Example, Reading
+from trainer.data.position_weights import PositionWeights
+
+# T: teachers
+
+
+class MixedSequences(Dataset[Example]):
+    """The training sequences of an encoding with several teachers' predictions.
+
+    Args:
+        teachers: T teachers of one encoding, by the names of ``mixed``, in its order.
+        mixed: Their weights.
+        readings: What each is asked besides its targets.
+        student_vocabulary_size: As of ``CachedSequences``.
+        shards_in_memory: The same.
+        weights: The same.
+
+    Raises:
+        IncompleteError: a teacher's capture is not finished.
+    """
+
+    def __init__(
+        self,
+        teachers: Sequence[CachedTeacher],
+        mixed: Sequence[MixedTeacher],
+        readings: Sequence[Reading],
+        student_vocabulary_size: int,
+        shards_in_memory: int,
+        weights: PositionWeights | None = None,
+    ) -> None:
+        self.mixed = tuple(mixed)
+        self.parts = [
+            CachedSequences(teacher, "train", student_vocabulary_size, shards_in_memory, reading, weights=weights)
+            for teacher, reading in zip(teachers, readings, strict=True)
+        ]
+        self.shard_sizes = self.parts[0].shard_sizes
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def __getitem__(self, index: int) -> Example:
+        examples = [part[index] for part in self.parts]
+        targets = [example.targets for example in examples]
+        together = Targets(
+            np.concatenate([each.ids for each in targets], axis=1),
+            np.concatenate([each.log_probs for each in targets], axis=1),
+            np.stack([each.log_left_out for each in targets], axis=1),
+        )
+        scalars = {f"{t}/{name}": x for t, example in enumerate(examples) for name, x in example.scalars.items()}
+        hidden = {
+            state_name(teacher.name, layer): states
+            for teacher, example in zip(self.mixed, examples, strict=True)
+            for layer, states in example.hidden.items()
+        }
+        weights = np.tile(self._weights(self.parts[0].sequence(index).group_id), (len(together.ids), 1))
+        return replace(examples[0], targets=together, scalars=scalars | {"weights": weights}, hidden=hidden)
+
+    def _weights(self, group: str) -> NDArray[np.float32]:
+        """Return the given weight of each teacher on documents of a group: (T,)."""
+        weights = np.array([teacher.weight_on(group) for teacher in self.mixed], np.float32)
+        if not weights.any():
+            raise ConfigError(
+                "every teacher has weight 0 on this group of documents",
+                where="teachers",
+                found=f"group {group!r}",
+                fix="Give one of them a weight above 0 there",
+            )
+        return weights

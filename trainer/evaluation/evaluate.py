@@ -1,0 +1,252 @@
+"""How good is a student, measured from the cache alone: no teacher is loaded.
+
+The measures stand in ``measures.py``. The teacher is compared by its last hidden state where the
+cache keeps it, and then exactly; otherwise by its sparse targets, as exactly as these allow.
+
+The teacher's own cross-entropy on the same positions comes from the stored gold
+log-probabilities, for comparison.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from textwrap import shorten
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
+
+from cache_tools.errors import ConfigError, IncompleteError, ModelError
+from cache_tools.format.manifest import Split
+from cache_tools.progress.reporter import Advance, ignore
+from cache_tools.store.teacher import CachedTeacher
+from cache_tools.vocabularies.union import UnionVocabulary
+from trainer.data.cached_sequences import IGNORED, CachedSequences, collate, to_device
+from trainer.data.translation import check_vocabulary, student_ids, student_vocabulary
+from trainer.evaluation.measures import Measures, Sums, measured_reading
+from trainer.losses.objective import TeacherRows
+from trainer.student import fused_loss
+from trainer.student.checkpoint import load_checkpoint
+from trainer.student.finite import check_measures, check_student
+from trainer.student.head import StudentHead
+from trainer.student.probe import check_rows
+from trainer.student.student import (
+    LOADING_ERRORS,
+    check_tokenizer,
+    check_vocabulary_size,
+    student_tokenizer,
+    vocabulary_size,
+)
+from trainer.tokenizers.check import check_behaviour
+
+Positions = Literal["all", "labels", "tokens"]
+ROWS: dict[Positions, slice] = {"all": slice(None), "labels": slice(0, 1), "tokens": slice(1, None)}
+"""Of the kept positions of a sequence with a label, which is the first."""
+
+
+def evaluate_folder(
+    folder: Path,
+    teacher: CachedTeacher,
+    split: Split,
+    batch_size: int = 8,
+    device: str = "cpu",
+    progress: Advance = ignore,
+    union: UnionVocabulary | None = None,
+    positions: Positions = "all",
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Evaluate the student in a model folder on a split of a cache.
+
+    Args:
+        folder: An ordinary transformers model folder with its tokenizer.
+        teacher: The cached teacher to compare with.
+        split: ``held_out`` or ``train``.
+        batch_size: Sequences per forward pass.
+        device: Where to run.
+        progress: Told how many tokens were read.
+        union: The student's vocabulary, if it is not the cache's own; hidden states are not compared then.
+        positions: Of an encoding with labels: the ``labels``, the other ``tokens``, or ``all``.
+        trust_remote_code: Run Python code that comes with the student; without it such a student is refused.
+
+    Returns:
+        ``split``, ``positions``, the measures of ``measures.py``, ``teacher_cross_entropy_nats``, and the
+        ``reliability`` of the student's probabilities by bin: ``confidence``, ``accuracy``, ``positions``.
+
+    Raises:
+        ModelError: the folder holds no model that can be loaded, or one whose weights or predictions are not finite.
+        IdentityError: its tokenizer is not the cache's, or the union's; or see ``translation.check_vocabulary``.
+        ConfigError: these documents have no labels.
+    """
+    check_vocabulary(union, teacher)
+    vocabulary = student_vocabulary(union, teacher.encoding)
+    objective = teacher.encoding.manifest.objective
+    auto = AutoModelForCausalLM if objective == "causal" else AutoModelForMaskedLM
+    try:
+        if not folder.is_dir():  # transformers would take it for a model on the hub
+            raise NotADirectoryError("no such folder")
+        check_tokenizer(str(folder), vocabulary, remote=trust_remote_code)
+        if union is None or union.read:  # of a union of vocabularies, only longest matches are asked for
+            tokenizer = student_tokenizer(None, teacher.encoding)
+            check_behaviour(str(folder), tokenizer, teacher.encoding, trust_remote_code=trust_remote_code)
+        model = load_checkpoint(auto, folder, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    except LOADING_ERRORS as error:
+        raise ModelError(
+            "no student can be loaded from here",
+            where=folder,
+            found=shorten(str(error), 300),
+            fix="Give the folder of a finished student, such as <output_dir>/final",
+        ) from error
+    check_vocabulary_size(model, vocabulary)
+    check_student(model, folder, "Evaluate an earlier checkpoint, or train again with a lower learning rate")
+    torch.nn.Module.to(model, device)
+    return evaluate(model, teacher, split, batch_size, progress, union, positions)
+
+
+def evaluate(
+    model: PreTrainedModel,
+    teacher: CachedTeacher,
+    split: Split,
+    batch_size: int = 8,
+    progress: Advance = ignore,
+    union: UnionVocabulary | None = None,
+    positions: Positions = "all",
+) -> dict[str, Any]:
+    """Evaluate a loaded student; arguments and result as for :func:`evaluate_folder`.
+
+    Raises:
+        ModelError: its predictions depend on later tokens, on padding, or on other sequences of a batch.
+    """
+    dataset = evaluated_sequences(teacher, split, vocabulary_size(model), union, positions)
+    examples, objective = (dataset[i] for i in range(len(dataset))), teacher.encoding.manifest.objective
+    check_rows(model.eval(), StudentHead.of(model), examples, objective, packed=False)
+    measures = measure(model, dataset, batch_size, progress)
+    result = {"split": split} | measures.means()
+    check_measures(result, type(model).__name__)
+    result["teacher_cross_entropy_nats"] = _teacher_cross_entropy(teacher, split, ROWS[positions])
+    return result | {"reliability": measures.reliability()}
+
+
+def evaluated_sequences(
+    teacher: CachedTeacher,
+    split: Split,
+    student_vocabulary_size: int,
+    union: UnionVocabulary | None = None,
+    positions: Positions = "all",
+) -> CachedSequences:
+    """Return the sequences of a split with all that the measures need.
+
+    Raises:
+        IncompleteError: the split is empty, or not captured yet.
+        ConfigError: these documents have no labels.
+    """
+    if positions != "all" and not teacher.encoding.manifest.labelled:
+        raise ConfigError(
+            f"{positions} are to be measured by themselves, and these documents have no labels",
+            where=teacher.encoding.path,
+            fix="Measure all positions",
+        )
+    to = student_ids(union, teacher.encoding)
+    reading = measured_reading(teacher.manifest, translated=to is not None)
+    dataset = CachedSequences(teacher, split, student_vocabulary_size, reading=reading, to=to, rows=ROWS[positions])
+    if not len(dataset):
+        raise IncompleteError(
+            f"the {split} split is empty",
+            where=teacher.encoding.path,
+            fix="Capture with a larger corpus.held_out_fraction, or evaluate another split",
+        )
+    return dataset
+
+
+def measure(
+    model: PreTrainedModel,
+    dataset: CachedSequences,
+    batch_size: int = 8,
+    progress: Advance = ignore,
+) -> Measures:
+    """Measure a student on cached sequences; leaves it in evaluation mode, and draws no random number.
+
+    Args:
+        model: The student, on its device.
+        dataset: From :func:`evaluated_sequences`.
+        batch_size: Sequences per forward pass.
+        progress: Told how many tokens were read.
+    """
+    model.eval()  # before its head is looked at: dropout must not move a run's own draws
+    over_positions = partial(fused_loss.over_positions, model, StudentHead.of(model))
+    batches = shared_batches(len(dataset), batch_size)
+    return measured(over_positions, dataset, batches, model.device, progress)
+
+
+@dataclass(frozen=True)
+class SharedBatches:
+    """A rank's share of some sequences.
+
+    Attributes:
+        batches: Indices of the sequences of each batch; equally many batches on every rank.
+        num_counted: The first so many are its own; the others are repeated and do not count.
+    """
+
+    batches: list[list[int]]
+    num_counted: int
+
+
+def shared_batches(num_sequences: int, batch_size: int, rank: int = 0, world_size: int = 1) -> SharedBatches:
+    """Cut sequences into batches and return those of one rank, which lie side by side.
+
+    A rank with too few repeats the first batch: where parameters lie in pieces, all ranks take part in each pass.
+    """
+    batches = [list(range(i, min(i + batch_size, num_sequences))) for i in range(0, num_sequences, batch_size)]
+    share = -(-len(batches) // world_size)
+    own = batches[rank * share : (rank + 1) * share]
+    return SharedBatches(own + batches[:1] * (share - len(own)), len(own))
+
+
+@torch.no_grad()
+def measured(
+    over_positions: Callable[[dict[str, Any], Tensor, fused_loss.LossOf], tuple[Sums, Any]],
+    dataset: CachedSequences,
+    shared: SharedBatches,
+    device: torch.device,
+    progress: Advance = ignore,
+) -> Measures:
+    """Return the sums of one rank's share; arguments as for :func:`measure`.
+
+    Args:
+        over_positions: Runs the student, as ``fused.over_positions`` of a model and its head.
+        dataset: From :func:`evaluated_sequences`.
+        shared: Which of its sequences to read.
+        device: Where the student is.
+        progress: Told how many tokens were read.
+    """
+    translated = dataset.to is not None
+    measures = Measures.of(dataset.teacher, dataset.student_vocabulary_size, device, translated)
+    own_draws = torch.Generator()  # a loader would take a seed from the run's
+    loader = DataLoader(dataset, batch_sampler=shared.batches, collate_fn=collate, generator=own_draws)
+    for number, batch in enumerate(loader):
+        moved = to_device(batch, device)
+        kept = moved["labels"] != IGNORED
+        gold_P, said = moved["labels"][kept], TeacherRows.of(moved)
+
+        def sums_of(logits_NV: Tensor, rows: slice, gold_P: Tensor = gold_P, said: TeacherRows = said) -> Sums:
+            return measures.sums(logits_NV, gold_P[rows], said[rows])
+
+        inputs = {name: moved[name] for name in ("input_ids", "attention_mask")}
+        sums, _ = over_positions(inputs, kept, sums_of)
+        measures.add(sums if number < shared.num_counted else {name: 0 * value for name, value in sums.items()})
+        progress(int(batch["attention_mask"].sum()))
+    return measures
+
+
+def _teacher_cross_entropy(teacher: CachedTeacher, split: Split, rows: slice) -> float:
+    values = []
+    for shard in teacher.encoding.split_shards(split):
+        gold_logprob, ends = teacher.scalar("gold_logprob", *teacher.shard_rows(shard)), [0]
+        for sequence in teacher.encoding.sequences(shard):
+            ends.append(ends[-1] + sequence.num_positions)
+        values += [gold_logprob[start:stop][rows] for start, stop in pairwise(ends)]
+    return -float(np.concatenate(values).mean(dtype="float64"))

@@ -1,0 +1,158 @@
+"""What is measured of a student at the kept positions, and what each number is worth.
+
+====================== ==================================================================================
+``cross_entropy_nats`` mean of -log q(gold)
+``kl_to_teacher_nats`` mean of KL(teacher || student)
+``accuracy``           how often the student's most likely token is the gold one
+``top1_agreement``     how often both have the same most likely token; of drawn targets, the one drawn most
+``calibration_error``  expected calibration error (Guo et al., arXiv 1706.04599): positions are put into
+                       BINS bins of equal width by the student's highest probability; in each, how often that
+                       token is the gold one is compared with the mean of those probabilities; the mean of the
+                       absolute differences, weighted by positions
+``acceptance``         sum of min(p, q), the share of the student's tokens that speculative decoding with
+                       this teacher accepts (arXiv 2211.17192); 1 - total variation
+====================== ==================================================================================
+
+``kl_to_teacher_is`` and ``acceptance_is`` say what the two are worth. From the last hidden state, or from
+targets that leave nothing out, both are exact. From the likeliest tokens the rest counts as one outcome: KL is
+a lower bound, acceptance an upper one. From draws the KL is unbiased (cross-entropy against the draws
+less the stored entropy), and acceptance is left out: it is not linear in the target, and would come out too low.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from cache_tools.format import layout
+from cache_tools.format.manifest import TeacherManifest
+from cache_tools.store.teacher import CachedTeacher
+from trainer.config.student_file import LossConfig
+from trainer.data.cached_sequences import Reading
+from trainer.losses.full import TeacherHead
+from trainer.losses.objective import Objective, TeacherRows, own_entropy
+from trainer.verdicts.compatibility import Source, explain
+
+BINS = 15
+"""Of the calibration error, as in its paper."""
+
+GREATER_IS_BETTER = {
+    "cross_entropy_nats": False,
+    "kl_to_teacher_nats": False,
+    "accuracy": True,
+    "top1_agreement": True,
+    "calibration_error": False,
+}
+"""The measures by which students can be ranked; every cache allows them, unlike the acceptance."""
+
+Sums = dict[str, Tensor]
+"""Sums over positions, by name."""
+
+# N: rows of a chunk, V: vocabulary
+
+
+def measured_kl(manifest: TeacherManifest, translated: bool = False) -> LossConfig:
+    """Return the divergence that is measured: forward KL, from hidden states where the cache keeps the last.
+
+    Of a translated cache from the targets: the teacher's output matrix has its own ids.
+    """
+    return LossConfig(source="hidden" if "last" in manifest.hidden and not translated else "targets")
+
+
+def measured_reading(manifest: TeacherManifest, translated: bool = False) -> Reading:
+    """Return what the measures read of a cache besides its targets."""
+    return Reading.of(manifest, measured_kl(manifest, translated))
+
+
+@dataclass
+class Measures:
+    """Sums over the positions seen so far.
+
+    Attributes:
+        kl: Forward KL to the teacher.
+        variation: Total variation from it.
+        is_kl: What the KL is worth: ``exact``, ``lower bound`` or ``unbiased``.
+        totals: float64, on the CPU.
+    """
+
+    kl: Objective
+    variation: Objective
+    is_kl: str
+    totals: Sums = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, teacher: CachedTeacher, student_vocabulary_size: int, device: torch.device, translated: bool = False
+    ) -> "Measures":
+        """Begin to measure students against a cached teacher."""
+        loss, head = measured_kl(teacher.manifest, translated), None
+        if loss.source == "hidden":
+            head = torch.nn.Module.to(TeacherHead(teacher.file(layout.HEAD), student_vocabulary_size), device)
+        variation = loss.model_copy(update={"divergence": "total_variation"})
+        level = explain(Source.of(teacher.manifest, loss), loss).level
+        return cls(Objective(loss, head), Objective(variation, head), level)
+
+    def sums(self, logits_NV: Tensor, gold_N: Tensor, said: TeacherRows) -> Sums:
+        """Return the sums of some rows: scalars, and (BINS,) for what is counted by bin."""
+        kl_N, cross_entropy_N = self.kl.terms(logits_NV, gold_N, said)
+        if self.is_kl == "unbiased":
+            kl_N = kl_N + own_entropy(said.targets) - said.scalars["entropy"]
+        variation_N, _ = self.variation.terms(logits_NV, gold_N, said)
+        confidence_N, chosen_N = logits_NV.softmax(dim=1).max(dim=1)
+        bins_N = (confidence_N * BINS).long().clamp(0, BINS - 1)  # NaN, which the means show, has no number
+        binned = {
+            "confidence": confidence_N,
+            "correct": (chosen_N == gold_N).float(),
+            "counted": torch.ones_like(confidence_N),
+        }
+        return {
+            "loss": kl_N.sum(),  # the name that every chunked sum must have
+            "cross_entropy": cross_entropy_N.sum(),
+            "variation": variation_N.sum(),
+            "agreement": (chosen_N == self._teachers_choice(said)).sum(),
+        } | {name: _by_bin(x, bins_N) for name, x in binned.items()}
+
+    def add(self, sums: Sums) -> None:
+        """Count the sums of a batch."""
+        for name, value in sums.items():
+            self.totals[name] = self.totals.get(name, 0) + value.double().cpu()
+
+    def means(self) -> dict[str, float | str]:
+        """Return the measures over all positions counted."""
+        totals = self.totals
+        positions = totals["counted"].sum()
+        error = (totals["correct"] - totals["confidence"]).abs().sum() / positions
+        result: dict[str, float | str] = {
+            "positions": int(positions),
+            "cross_entropy_nats": float(totals["cross_entropy"] / positions),
+            "kl_to_teacher_nats": float(totals["loss"] / positions),
+            "kl_to_teacher_is": self.is_kl,
+            "accuracy": float(totals["correct"].sum() / positions),
+            "top1_agreement": float(totals["agreement"] / positions),
+            "calibration_error": float(error),
+        }
+        if self.is_kl != "unbiased":
+            result["acceptance"] = float(1 - totals["variation"] / positions)
+            result["acceptance_is"] = "upper bound" if self.is_kl == "lower bound" else self.is_kl
+        return result
+
+    def reliability(self) -> list[dict[str, float]]:
+        """Return what the calibration error sums up: each bin's mean probability, how often right, and size."""
+        counted, confidence, correct = (self.totals[name].tolist() for name in ("counted", "confidence", "correct"))
+        return [
+            {"confidence": p / n, "accuracy": right / n, "positions": int(n)}
+            for n, p, right in zip(counted, confidence, correct, strict=True)
+            if n
+        ]
+
+    def _teachers_choice(self, said: TeacherRows) -> Tensor:
+        """Return the teacher's most likely token per row: (N,) int64."""
+        if self.kl.head is not None:
+            choice_N: Tensor = self.kl.head(said.hidden["last"]).argmax(dim=1)
+            return choice_N
+        best_N1 = said.targets.log_probs.argmax(dim=1, keepdim=True)
+        return said.targets.ids.gather(1, best_N1)[:, 0]
+
+
+def _by_bin(values_N: Tensor, bins_N: Tensor) -> Tensor:
+    return torch.zeros(BINS, device=values_N.device).index_add_(0, bins_N, values_N)

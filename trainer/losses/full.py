@@ -1,0 +1,133 @@
+"""Distillation on the teacher's whole distribution, rebuilt from its last hidden state.
+
+A vocabulary of 151,936 logits is a linear function of a few thousand numbers. Where a cache keeps
+those (layer ``last``) and the output matrix (``head.safetensors``, once), the student learns
+from every token, at any temperature, without the teacher: exact, up to the error that
+the hidden state was stored with. It costs the teacher's output matrix in memory and a multiplication
+with it per position; cut positions into chunks, since (N, V) logits of both sides exist for a chunk.
+
+Vocabulary padding: models of one tokenizer pad their vocabulary by different amounts. The teacher is
+compared over the ids that the student has too; the mass of its other ids, which is padding, is
+renormalised away, exactly if it is 0. The student keeps its own normaliser: its other ids
+form one outcome that the teacher gives 0, so mass that it wastes there is paid for.
+"""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cache_tools.errors import FormatError
+from trainer.config.student_file import LossConfig
+from trainer.losses.divergences import gradient_scale, summands
+
+# N: positions of a chunk, D: width of the teacher, U: ids of the teacher that are compared, V: student's vocabulary
+
+
+class TeacherHead(nn.Module):
+    """A cached teacher's output matrix, frozen and left out of checkpoints.
+
+    Args:
+        content: The file ``head.safetensors`` (see FORMAT.md), checked against its hash by the reader.
+        student_vocabulary_size: V; rows of the matrix behind it are dropped.
+        dtype: Of matrix and product. bfloat16 halves the memory and costs about 2e-4 nats.
+        ids: (U,) the teacher's id of each of the student's, where its vocabulary is a part of the teacher's; then only
+            these are compared, and the teacher's distribution is the one over them.
+
+    Raises:
+        FormatError: the file does not hold an output matrix.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        content: bytes,
+        student_vocabulary_size: int,
+        dtype: torch.dtype = torch.float32,
+        ids: NDArray[np.int64] | None = None,
+    ) -> None:
+        super().__init__()
+        head = _read_head(content)
+        shared = slice(student_vocabulary_size) if ids is None else torch.from_numpy(ids)
+        self.logit_scale, self.softcap = head.logit_scale, head.softcap
+        self.register_buffer("weight", head.weight[shared].to(dtype, copy=True), persistent=False)
+        bias = None if head.bias is None else head.bias[shared].to(dtype, copy=True)
+        self.register_buffer("bias", bias, persistent=False)
+
+    @torch.no_grad()
+    def forward(self, last_ND: Tensor) -> Tensor:
+        """Return the teacher's logits of the shared ids.
+
+        Mixed precision is switched off here: it would round the logits to bfloat16.
+
+        Args:
+            last_ND: (N, D), the stored states of layer ``last``.
+
+        Returns:
+            (N, U) float32, U = min(teacher's vocabulary, V).
+        """
+        with torch.autocast(last_ND.device.type, enabled=False):
+            z_NU = functional.linear(last_ND.to(self.weight.dtype), self.weight, self.bias).float()
+        z_NU = z_NU * self.logit_scale
+        return torch.tanh(z_NU / self.softcap) * self.softcap if self.softcap else z_NU
+
+
+def full_divergence(logits_NV: Tensor, teacher_logits_NU: Tensor, settings: LossConfig) -> Tensor:
+    """Return the divergence between teacher and student over the whole vocabulary, per position.
+
+    With forward KL, U = V and T = 1 this is ``kl_div(student.log_softmax(1), teacher.log_softmax(1),
+    log_target=True, reduction="none").sum(1)``.
+
+    Args:
+        logits_NV: (N, V), the student's, any floating type.
+        teacher_logits_NU: (N, U) float32 from :class:`TeacherHead`, U <= V; not tempered yet.
+        settings: ``divergence``, ``beta`` and ``temperature``; a tail policy has no meaning here.
+
+    Returns:
+        (N,) float32, as ``losses.divergence``.
+    """
+    shared = teacher_logits_NU.shape[1]
+    log_p_NU = (teacher_logits_NU / settings.temperature).log_softmax(dim=1)
+    log_q_NV = (logits_NV.float() / settings.temperature).log_softmax(dim=1)
+    value_N = summands(log_p_NU, log_q_NV[:, :shared], settings).sum(dim=1)
+    if shared < logits_NV.shape[1]:
+        log_padding_N = log_q_NV[:, shared:].logsumexp(dim=1)
+        nothing_N = torch.full_like(log_padding_N, -torch.inf)
+        value_N = value_N + summands(nothing_N, log_padding_N, settings)
+    return value_N * gradient_scale(settings)
+
+
+@dataclass(frozen=True)
+class _Head:
+    weight: Tensor
+    bias: Tensor | None
+    logit_scale: float
+    softcap: float
+
+
+def _read_head(content: bytes) -> _Head:
+    try:
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        scaling = header.get("__metadata__", {})
+        head = _Head(
+            tensors["weight"],
+            tensors.get("bias"),
+            float(scaling.get("logit_scale") or 1.0),
+            float(scaling.get("softcap") or 0.0),
+        )
+        if head.weight.ndim != 2 or (head.bias is not None and head.bias.shape != head.weight.shape[:1]):
+            raise ValueError(f"weight {tuple(head.weight.shape)} and bias do not fit")
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise FormatError(
+            "this is not the output matrix of a teacher", where="head.safetensors", found=error
+        ) from error
+    return head

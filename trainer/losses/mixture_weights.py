@@ -1,0 +1,66 @@
+"""How much each of several teachers counts at each position.
+
+With b the weights that a student file gives (for the document's group, if it says so), l a teacher's
+cross-entropy -log p(gold), H its entropy, both in nats and as its capture stored them:
+
+=================== =================== ========== ==========================================================
+rule                weight              summing to what it trusts
+=================== =================== ========== ==========================================================
+``fixed``           b                   1          the file
+``inverse_loss``    b / l               1          who predicts the gold token; l is at least LEAST_LOSS_NATS
+``gold_likelihood`` b p(gold)           1          the same, far more decided: p(gold) = exp(-l)
+``entropy``         b exp(-H)           1          who is sure, rightly or not; exp(H) is the number of tokens
+                                                   that a teacher hesitates between; needs no gold token
+``discounted``      b / (1 + l)         nothing    as in MT-BERT (Wu et al., Findings of ACL 2021), where a
+                                                   sample is a text with one label; here, a position
+=================== =================== ========== ==========================================================
+
+The first two that look at the gold token are partly right by construction: they are told the answer.
+
+A teacher that says nothing at a position (an empty row, where its capture skipped logits that were not
+numbers) counts nothing there, and the others make up for it. Weights are constants: no gradient passes.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from trainer.config.mixture import Weighting
+
+LEAST_LOSS_NATS = 2.0**-10
+"""Cross-entropies below the resolution of the stored scalars count as this."""
+
+LOG_FACTORS: dict[Weighting, Callable[[Tensor], Tensor]] = {
+    "fixed": torch.zeros_like,
+    "inverse_loss": lambda log_gold: -(-log_gold).clamp(min=LEAST_LOSS_NATS).log(),
+    "gold_likelihood": lambda log_gold: log_gold,
+    "entropy": lambda entropy: -entropy,
+    "discounted": lambda log_gold: -torch.log1p(-log_gold.clamp(max=0)),
+}
+"""Log of what multiplies b, by the scalar that the rule reads."""
+
+# N: positions, T: teachers
+
+
+def teacher_weights(rule: Weighting, given_NT: Tensor, spoke_NT: Tensor, scalar_NT: Tensor | None) -> Tensor:
+    """Return each teacher's weight at each position.
+
+    Args:
+        rule: See the table.
+        given_NT: (N, T) float32, b >= 0, somewhere above 0 in each row.
+        spoke_NT: (N, T) bool, whether a teacher kept anything at a position.
+        scalar_NT: (N, T) float32, nats, the scalar that the rule reads; None if it reads none.
+
+    Returns:
+        (N, T) float32, >= 0, on T = 1 exactly 1 for the rules that sum to 1. Where no teacher has any
+        weight left (all gave the gold token probability 0), the given weights decide.
+    """
+    heard_NT = given_NT * spoke_NT
+    given_NT = torch.where((heard_NT > 0).any(dim=1, keepdim=True), heard_NT, given_NT)
+    factor_NT = LOG_FACTORS[rule](given_NT if scalar_NT is None else scalar_NT)
+    log_NT = torch.where(given_NT > 0, given_NT.log() + factor_NT, -torch.inf)
+    if rule == "discounted":
+        return log_NT.exp()
+    lost_N1 = (log_NT == -torch.inf).all(dim=1, keepdim=True)
+    return torch.where(lost_N1, given_NT.log(), log_NT).softmax(dim=1)

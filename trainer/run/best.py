@@ -1,0 +1,47 @@
+"""``save_strategy: best``: checkpoints only where the student got better on the held-out split.
+
+transformers checks the measure's name at the first evaluation, hours into a run, and takes everything that does
+not end in ``loss`` for a number that should be high. Both are settled here before the first step. The finished
+student is still the one that the run ends with; the best one lies in its checkpoint.
+"""
+
+from typing import Any
+
+from transformers import TrainingArguments
+
+from cache_tools.errors import ConfigError
+from trainer.evaluation.measures import GREATER_IS_BETTER
+
+PREFIX = "eval_"
+
+
+def direction(training: dict[str, Any]) -> dict[str, bool]:
+    """Return the ``greater_is_better`` that follows from a ``training:`` block's measure; nothing if it has none."""
+    measure = str(training.get("metric_for_best_model", "")).removeprefix(PREFIX)
+    return {"greater_is_better": GREATER_IS_BETTER[measure]} if measure in GREATER_IS_BETTER else {}
+
+
+def check_best(arguments: TrainingArguments) -> None:
+    """Refuse arguments by which no best checkpoint would ever be found.
+
+    Raises:
+        ConfigError: the measure is missing or unknown, or nothing is ever evaluated.
+    """
+    measure, wanted = arguments.metric_for_best_model, arguments.save_strategy == "best"
+    if measure is None and not wanted:
+        return
+    if measure is None or measure.removeprefix(PREFIX) not in GREATER_IS_BETTER:
+        raise ConfigError(
+            "the best student is not defined",
+            where="training.metric_for_best_model",
+            expected=f"one of {', '.join(GREATER_IS_BETTER)}",
+            found=measure or "nothing",
+        )
+    if arguments.eval_strategy == "no":
+        raise ConfigError(
+            "the best student would never be found",
+            where="training.eval_strategy",
+            expected="steps or epoch",
+            found="no",
+            why="students are ranked by what is measured on the way",
+        )

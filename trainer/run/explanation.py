@@ -1,0 +1,89 @@
+"""The table of ``compatibility.py`` for people: ``logitcask train --explain``.
+
+Reasons are numbered and stand below the table, since one reason serves many cells.
+"""
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+
+from trainer.config.student_file import Divergence, StudentConfig, TailPolicy
+from trainer.data.opening import open_teachers
+from trainer.verdicts.compatibility import FAMILIES, TEMPERED, Family, Source, Verdict, described, explain, verdict_at_1
+from trainer.verdicts.mixture import explain_mixture, worst
+
+COLOURS = {"exact": "green", "unbiased": "green", "lower bound": "cyan", "biased": "yellow", "refused": "red"}
+STYLE: dict[str, Any] = {
+    "box": box.SIMPLE_HEAD,
+    "title_justify": "left",
+    "title_style": "bold",
+    "show_edge": False,
+    "pad_edge": False,
+}
+
+
+def print_explanation(config: StudentConfig) -> None:
+    """Print the table and the verdict on a student file; nothing is trained.
+
+    Raises:
+        LogitcaskError: the cache cannot be read.
+    """
+    teachers = open_teachers(config)
+    sources = [Source.of(teacher.manifest, config.loss) for teacher in teachers]
+    console = Console()
+    console.print(table())
+    console.print()
+    for number, (teacher, source) in enumerate(zip(teachers, sources, strict=True)):
+        where = f"caches.{number}, {teacher.name}" if config.caches else teacher.name
+        console.print(f"This file: {described(source, config.loss)} ({where})", highlight=False)
+    if config.loss.kd_weight == 0:
+        console.print("kd_weight is 0: it trains on the text alone and uses no predictions.")
+        return
+    if config.teachers:
+        console.print(f"Mixture of {config.mixture.of}, weights {config.mixture.weights}", highlight=False)
+        verdict = explain_mixture(sources, config.loss, config.mixture)
+    else:
+        verdict = worst([explain(source, config.loss) for source in sources])
+    console.print(_verdict(verdict), soft_wrap=True)
+
+
+def table() -> RenderableType:
+    """Return a table for each family of targets, one for other temperatures, and the reasons as numbered notes."""
+    reasons: dict[str, int] = {}
+
+    def cell(verdict: Verdict) -> str:
+        number = reasons.setdefault(verdict.reason, len(reasons) + 1)
+        return f"[{COLOURS[verdict.level]}]{verdict.level}[/] {number}"
+
+    tables = [_family_table(family, cell) for family in FAMILIES]
+    tempered = Table(
+        "targets", "log-normaliser captured", "", title="at other temperatures, the worse of both", **STYLE
+    )
+    for (family, captured), verdict in TEMPERED.items():
+        state = "captured" if captured else "not captured" if family == "likeliest" else "no use for it"
+        tempered.add_row(FAMILIES[family], state, cell(verdict))
+    notes = Table.grid(padding=(0, 2, 0, 0))
+    for reason, number in reasons.items():
+        notes.add_row(str(number), reason)
+    return Group(*(part for shown in (*tables, tempered) for part in (shown, "")), notes)
+
+
+def _family_table(family: Family, cell: Callable[[Verdict], str]) -> Table:
+    """Return a row for each tail policy; one row where they do not matter."""
+    shown = Table("tail", *get_args(Divergence), title=FAMILIES[family], **STYLE)
+    rows = {
+        tail: [cell(verdict_at_1(family, divergence, tail)) for divergence in get_args(Divergence)]
+        for tail in get_args(TailPolicy)
+    }
+    if family == "hidden":
+        rows = {"(none)": rows["ghost"]}
+    for tail, cells in rows.items():
+        shown.add_row(tail, *cells)
+    return shown
+
+
+def _verdict(verdict: Verdict) -> str:
+    return f"[{COLOURS[verdict.level]}]{verdict.level}[/]: {verdict.reason}."

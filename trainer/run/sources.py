@@ -1,0 +1,88 @@
+"""What is trained on: one cached teacher, several of one encoding, or several caches.
+
+Everything that depends on which of the three it is stands here and in ``teachers.py``; the run itself (``train.py``)
+asks for a dataset, an order and an objective, whatever they are made of.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from cache_tools.errors import ConfigError, IncompleteError
+from cache_tools.store.teacher import CachedTeacher
+from cache_tools.vocabularies.union import UnionVocabulary
+from trainer.config.student_file import StudentConfig
+from trainer.data.cached_sequences import CachedSequences, Reading
+from trainer.data.position_weights import PositionWeights
+from trainer.data.sampler import ShardWindowSampler
+from trainer.data.several_caches import MixedOrder, SeveralCaches
+from trainer.data.several_teachers import MixedSequences
+from trainer.data.translation import student_ids
+from trainer.losses.mixed_objective import MixedObjective, mixed_reading
+
+TrainingSequences = CachedSequences | MixedSequences | SeveralCaches
+
+
+def training_sequences(
+    config: StudentConfig,
+    teachers: Sequence[CachedTeacher],
+    student_vocabulary_size: int,
+    union: UnionVocabulary | None = None,
+) -> TrainingSequences:
+    """Return the sequences that a student file trains on, with the student's ids.
+
+    Raises:
+        IncompleteError: a capture is not finished, or one of several caches holds no training sequence.
+        ConfigError: the caches' predictions cannot stand in one batch.
+    """
+    size, window = student_vocabulary_size, config.window_shards
+    weights = [PositionWeights.of(teacher.encoding, "train", config.loss) for teacher in teachers]
+    if config.teachers:
+        readings = [mixed_reading(config.loss, config.mixture, teacher) for teacher in teachers]
+        return MixedSequences(teachers, config.teachers, readings, size, window, weights[0])
+    reading = common_reading([Reading.of(teacher.manifest, config.loss) for teacher in teachers])
+    turned = config.control == "other_positions"
+    parts = [
+        CachedSequences(teacher, "train", size, window, reading, student_ids(union, teacher.encoding), turned, each)
+        for teacher, each in zip(teachers, weights, strict=True)
+    ]
+    if not config.caches:
+        return parts[0]
+    for part in parts:
+        if not len(part):
+            raise IncompleteError("this cache has no training sequence", where=part.encoding.path)
+    shares = [each.share for each in config.caches if each.share is not None]
+    return SeveralCaches(parts, shares or None)
+
+
+def common_reading(readings: Sequence[Reading]) -> Reading:
+    """Return what is read of each of several caches: the entropy, which only the log uses, of all or none.
+
+    Raises:
+        ConfigError: the loss needs other numbers of one than of another.
+    """
+    if len(set(readings)) > 1:
+        readings = [replace(each, scalars=tuple(s for s in each.scalars if s != "entropy")) for each in readings]
+    if len(set(readings)) > 1:
+        raise ConfigError(
+            "these caches hold kinds of targets that this loss reads in different ways",
+            where="caches",
+            found=" and ".join(", ".join(each.scalars) or "no scalars" for each in readings),
+            why="rows of one batch would be tempered differently",
+            fix="Set loss.temperature: 1",
+        )
+    return readings[0]
+
+
+def order_of(
+    dataset: TrainingSequences, window_shards: int, seed: int, step_items: int
+) -> ShardWindowSampler | MixedOrder:
+    """Return the sampler of training sequences; a step takes ``step_items`` of them, over all ranks."""
+    if isinstance(dataset, SeveralCaches):
+        sizes = [part.shard_sizes for part in dataset.parts]
+        return MixedOrder(sizes, dataset.per_epoch, window_shards, seed, step_items)
+    return ShardWindowSampler(dataset.shard_sizes, window_shards, seed, step_items)
+
+
+def objective_of(config: StudentConfig, teachers: Sequence[CachedTeacher]) -> MixedObjective | None:
+    """Return the objective of several teachers; None where the ordinary one serves."""
+    return MixedObjective.of(config.loss, config.mixture, teachers) if config.teachers else None

@@ -1,0 +1,41 @@
+"""From what a student started: part of a run's identity, and of what its finished folder says about itself.
+
+A name is not enough. A folder can be trained on under its name, a branch on the hub moves; a run that is
+continued from other weights, with adapters above all, would be neither of the two.
+"""
+
+from pathlib import Path
+from textwrap import shorten
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from cache_tools.errors import ModelError
+from cache_tools.models.files import weights_sha256
+from trainer.config.student_file import StudentModelConfig
+
+
+def initial_weights(config: StudentModelConfig) -> dict[str, str]:
+    """Say which weights a pretrained student starts from.
+
+    Returns:
+        ``sha256`` of a local folder, at the cost of reading its weights once, a minute per 100 GB; ``commit`` of a
+        hub id, at the cost of its configuration.
+
+    Raises:
+        ModelError: there are no such weights.
+    """
+    assert config.pretrained is not None
+    folder = Path(config.pretrained)
+    try:
+        if folder.is_dir():
+            return {"sha256": weights_sha256(folder)}
+        configuration = hf_hub_download(config.pretrained, "config.json", revision=config.revision)
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        raise ModelError(
+            "the student cannot be made",
+            where=config.pretrained,
+            expected="a folder with config.json and safetensors, or a hub id that can be reached",
+            found=shorten(str(error), 300),
+        ) from error
+    return {"commit": Path(configuration).parent.name}  # …/snapshots/<commit>/config.json
