@@ -139,4 +139,4 @@ def test_refuses_a_damaged_file_by_its_path(tmp_path, write, damage):
     with pytest.raises(DamageError) as refusal:
         read()
     assert str(refusal.value).startswith(f"{path}: ")
-    assert "capture it again" in str(refusal.value)
+    assert "the same capture again" in str(refusal.value)

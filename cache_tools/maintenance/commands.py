@@ -118,9 +118,10 @@ def drop_command(cache: "StorePath", teacher: str, encoding: str | None, hidden:
 @click.option("--quick", is_flag=True, help="Look at structure and sizes only, not at every byte.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def repair_command(cache: "StorePath", quick: bool, as_json: bool) -> None:
-    """Forget the damaged shards of CACHE, so that the next capture redoes only those.
+    """Forget what is damaged in CACHE, so that the next capture redoes only that.
 
-    Exits 1 if something is left that only a copy can mend.
+    A damaged shard of a teacher is captured again; a damaged or missing file of sequences, tables or the tokenizer
+    is written again from the same corpus, and no teacher runs for it. Exits 1 if something is left that only a copy can mend.
 
     \b
     Example:
