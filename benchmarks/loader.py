@@ -34,8 +34,9 @@ from cache_tools.configuration import load_config
 from trainer.config.student_file import StudentConfig
 from trainer.data.cached_sequences import CachedSequences, Example, collate
 from trainer.data.opening import open_teachers
-from trainer.data.packing import check_packing, pack
+from trainer.data.packing import pack
 from trainer.data.sampler import ShardWindowSampler
+from trainer.student.packing_check import check_packing
 from trainer.student.student import DistilledStudent, build_student, vocabulary_size
 
 Batch = dict[str, Tensor]

@@ -15,33 +15,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
 
-from transformers import PreTrainedTokenizerFast
-
-from cache_tools.errors import IdentityError, IncompleteError, ModelError
+from cache_tools.errors import IncompleteError
 from cache_tools.format import layout
-from cache_tools.models.files import weight_files
 from cache_tools.progress.reporter import Reporter
 from cache_tools.storage import names, object_exists
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.writer import create_cache
-from cache_tools.vocabularies.same_tokenizer import probes, require_same, sampled_texts
 from pipeline.capture.declare import declare, is_declared
 from pipeline.capture.shards import capture_shards
 from pipeline.config import CaptureConfig, TeacherConfig
 from pipeline.corpus.documents import corpus_sources
 from pipeline.encoding.encode import encode, is_encoded, is_whole
-from pipeline.encoding.tokenizer import load_tokenizer, tokenizer_identity
-from pipeline.planning.fit import plan_fit
-from pipeline.planning.held import held_encoding
-from pipeline.planning.measure import MEASURED_SECONDS, drawn_order, measure
-from pipeline.planning.memory import plan_memory
-from pipeline.planning.plan import known_totals, plan_encoding, plan_teacher, survey
+from pipeline.encoding.tokenizer import load_tokenizer
 from pipeline.teachers.checkpoint import check_tensors
-from pipeline.teachers.loading import chosen_device, load_teacher, max_positions, resolve_model
+from pipeline.teachers.fitting import check_behaviour, check_teacher
+from pipeline.teachers.loading import chosen_device, load_teacher, resolve_model
 from pipeline.teachers.process_group import Place
-from pipeline.teachers.restriction import read_restriction
 
 POLL_SECONDS = 1.0
 
@@ -124,69 +114,6 @@ def prepare(
     return encoding, folders
 
 
-def plan_capture(
-    config: CaptureConfig,
-    sample_documents: int,
-    measured_sequences: int,
-    tokens_per_s: float | None,
-    reporter: Reporter | None = None,
-    tokens: float | None = None,
-    measured_seconds: float = MEASURED_SECONDS,
-    device_memory_bytes: int | None = None,
-) -> dict[str, Any]:
-    """Return what a capture will cost one worker; nothing is written.
-
-    Unless teachers are to be measured, their configurations and tokenizers are all that is read of them.
-
-    Args:
-        config: The capture file.
-        sample_documents: Documents to tokenise.
-        measured_sequences: Sequences that each teacher reads at most to be measured; 0 for none.
-        tokens_per_s: Speed to plan with; the measured one by default.
-        reporter: Shown what happens.
-        tokens: Size of a corpus like this one to plan for instead of its own.
-        measured_seconds: How long each teacher reads at most to be measured.
-        device_memory_bytes: Of the GPU to plan for, if it is not the device here.
-
-    Raises:
-        LogitcaskError: something was refused.
-    """
-    reporter, measuring = reporter or Reporter(), measured_sequences > 0
-    reporter.stage("checking the capture file and its teachers", None)
-    folders = {teacher.name: resolve_model(teacher, weights=measuring) for teacher in config.teachers}
-    tokenizer = load_tokenizer(config.encoding.tokenizer or folders[config.teachers[0].name])
-    found, teachers = survey(config, tokenizer, sample_documents, reporter), []
-    encoding = held_encoding(config, tokenizer)
-    if encoding and is_encoded(config, corpus_sources(config.corpus)):
-        found = known_totals(found, encoding)
-    if tokens:
-        found = found.of_size(tokens, config.encoding.positions_per_shard)
-    for teacher in config.teachers:
-        folder = folders[teacher.name]
-        check_teacher(teacher, folder, tokenizer, config, weights=measuring)
-        measured = None
-        if measuring:
-            reporter.stage(f"loading teacher {teacher.name}", None)
-            loaded = load_teacher(teacher, folder, config.encoding.objective)
-            sample = drawn_order(found.sequences)[:measured_sequences]
-            measured = measure(loaded, teacher, config.encoding.objective, sample, measured_seconds, reporter)
-        reporter.stage(f"planning teacher {teacher.name}", None)
-        planned = plan_teacher(teacher, folder, found, measured, tokens_per_s, encoding)
-        memory = plan_memory(teacher, config.encoding, folder, device_memory_bytes)
-        fit = plan_fit(teacher, config.encoding.objective, folder, memory)
-        teachers.append(planned | {"memory": memory, "fit": fit})
-    sequences = plan_encoding(found, encoding)
-    return {
-        "documents": found.documents,
-        "exact": found.exact,
-        "splits": found.totals,
-        "stored_bytes": sum(part["stored_bytes"] for part in (sequences, *teachers)),
-        "remaining_bytes": sum(part["remaining"]["stored_bytes"] for part in (sequences, *teachers)),
-        "encoding": sequences,
-        "teachers": teachers,
-    }
-
-
 def _run_teacher(
     encoding: Encoding, config: TeacherConfig, folder: Path, capture: CaptureConfig, worker: Worker, reporter: Reporter
 ) -> int:
@@ -201,89 +128,6 @@ def _run_teacher(
     reporter.stage(f"teacher {config.name}", sum(encoding.shards[shard].tokens for shard in missing))
     capture_shards(cached, missing, teacher, config, reporter.advance)
     return len(missing)
-
-
-def check_teacher(
-    teacher: TeacherConfig,
-    folder: Path,
-    tokenizer: PreTrainedTokenizerFast,
-    config: CaptureConfig,
-    weights: bool = True,
-) -> None:
-    """Refuse a teacher that could not be used, before anything is encoded or loaded.
-
-    Args:
-        teacher: Its block of the capture file.
-        folder: Its model folder.
-        tokenizer: The encoding's.
-        config: The capture file.
-        weights: Whether it needs any.
-
-    Raises:
-        ModelError: it has no safe weights, its device is not there, or sequences are longer than it can read.
-        IdentityError: it, or its vocabulary, has another tokenizer than the encoding.
-    """
-    if weights:
-        weight_files(folder)
-    limit, wanted = max_positions(folder, teacher.trust_remote_code), config.encoding.max_length_tokens
-    if limit is not None and wanted > limit:
-        raise ModelError(
-            f"sequences are longer than teacher {teacher.name!r} can read",
-            where="encoding.max_length_tokens",
-            expected=f"at most {limit}",
-            found=wanted,
-            fix=f"Set encoding.max_length_tokens to {limit} or less; longer documents are split",
-        )
-    own = tokenizer_identity(load_tokenizer(folder, trust_remote_code=teacher.trust_remote_code))
-    shared = tokenizer_identity(tokenizer)
-    if own["vocabulary"] != shared["vocabulary"]:
-        raise IdentityError(
-            f"teacher {teacher.name!r} has another tokenizer than the encoding",
-            where=folder,
-            expected=f"vocabulary {shared['vocabulary'][:12]}…",
-            found=f"{own['vocabulary'][:12]}…",
-            why="it would read ids that mean other tokens",
-            fix="Give it an encoding of its own, in a capture file with another encoding.name",
-        )
-    check_behaviour(teacher, folder, tokenizer)
-    restriction = read_restriction(teacher.target.vocabulary)
-    if restriction is not None and restriction.tokenizer != shared["vocabulary"]:
-        raise IdentityError(
-            f"the vocabulary of teacher {teacher.name!r} is made of another tokenizer",
-            where=teacher.target.vocabulary,
-            expected=f"vocabulary {shared['vocabulary'][:12]}…",
-            found=f"{restriction.tokenizer[:12]}…",
-            why="its ids mean other tokens",
-            fix="Make it with 'logitcask vocabulary --keep' of a cache with this tokenizer",
-        )
-
-
-def check_behaviour(
-    teacher: TeacherConfig, folder: Path, tokenizer: PreTrainedTokenizerFast, encoding: Encoding | None = None
-) -> None:
-    """Refuse a teacher whose tokenizer, with the same vocabulary, splits text unlike the encoding's.
-
-    Args:
-        teacher: Its block of the capture file.
-        folder: Its model folder.
-        tokenizer: The encoding's tokenizer.
-        encoding: Try its texts, and not the probes that need none.
-
-    Raises:
-        IdentityError: it does.
-    """
-    loaded = load_tokenizer(folder, trust_remote_code=teacher.trust_remote_code)
-    if tokenizer_identity(loaded) == tokenizer_identity(tokenizer):
-        return
-    own, shared = loaded.backend_tokenizer, tokenizer.backend_tokenizer
-    require_same(
-        shared,
-        own,
-        probes(shared) if encoding is None else sampled_texts(encoding),
-        f"the tokenizer of teacher {teacher.name!r} splits text unlike that of the encoding",
-        folder,
-        "Give it an encoding of its own, in a capture file with another encoding.name",
-    )
 
 
 def _wait_for_rank_0(

@@ -21,7 +21,7 @@ from pipeline.audit.run import _tokenizer
 from pipeline.encoding.tokenizer import tokenizer_files
 from student_fixtures import train
 from trainer.evaluation.evaluate import evaluate_folder
-from trainer.student.student import student_tokenizer
+from trainer.tokenizers.cached import student_tokenizer
 
 
 @pytest.fixture(scope="module")

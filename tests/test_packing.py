@@ -28,9 +28,10 @@ from student_fixtures import (
 from tolerances import loss_rounding
 from trainer.config.student_file import LossConfig
 from trainer.data.cached_sequences import IGNORED, CachedSequences, collate
-from trainer.data.packing import check_packing, first_fit_decreasing, pack
+from trainer.data.packing import first_fit_decreasing, pack
 from trainer.student import student as student_module
 from trainer.student.head import StudentHead
+from trainer.student.packing_check import check_packing
 from trainer.student.student import DistilledStudent
 
 GPT2 = {"n_embd": 32, "n_head": 2, "n_layer": 2, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}

@@ -18,11 +18,11 @@ from cache_tools.inspection.summary import summarise
 from cache_tools.storage import store_path
 from pipeline.capture.keep import Keep, sparse_targets
 from pipeline.config import CaptureConfig
+from pipeline.planning.capture_plan import plan_capture
 from pipeline.planning.measure import kl_floor
 from pipeline.planning.plan import require_space
 from pipeline.planning.scale import shard_sizes, student_bytes_per_s
 from pipeline.planning.simulate import Cluster
-from pipeline.run import plan_capture
 from refusal_fixtures import write_yaml
 from test_target_kinds import KINDS
 

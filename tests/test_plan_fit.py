@@ -12,10 +12,10 @@ import pipeline.teachers.loading
 import tiny
 from cache_tools.errors import ModelError
 from pipeline.config import CaptureConfig
+from pipeline.planning.capture_plan import plan_capture
 from pipeline.planning.command import plan_command
 from pipeline.planning.fit import USABLE_SHARE, host_memory_bytes, plan_fit
 from pipeline.planning.memory import plan_memory
-from pipeline.run import plan_capture
 from refusal_fixtures import write_yaml
 
 QWEN3_235B = {

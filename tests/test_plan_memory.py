@@ -11,8 +11,8 @@ from pipeline.capture.predict import Wanted, predict
 from pipeline.capture.shards import _error_measures
 from pipeline.config import CaptureConfig
 from pipeline.planning import memory as planned
+from pipeline.planning.capture_plan import plan_capture
 from pipeline.planning.tables import print_plan
-from pipeline.run import plan_capture
 from pipeline.teachers.loading import load_teacher
 from test_target_kinds import KINDS
 

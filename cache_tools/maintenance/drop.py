@@ -8,11 +8,11 @@ layer again, perhaps with another codec.
 from cache_tools.errors import FormatError
 from cache_tools.format import layout
 from cache_tools.format.manifest import write_manifest
-from cache_tools.format.receipts import write_receipt
 from cache_tools.storage import names, remove_object, remove_tree
 from cache_tools.store.predictions import hidden_array
 from cache_tools.store.reader import Encoding
 from cache_tools.store.teacher import CachedTeacher
+from cache_tools.store.writer import clear_hidden, own_files
 
 
 def drop_teacher(encoding: Encoding, name: str) -> None:
@@ -43,30 +43,7 @@ def drop_hidden(teacher: CachedTeacher, layer: str) -> None:
             found=layer,
         )
     hidden = {name: spec for name, spec in teacher.manifest.hidden.items() if name != layer}
-    own_files = _own_files(layer)
-    files = {key: record for key, record in teacher.manifest.files.items() if key not in own_files}
+    lost = own_files(layer)
+    files = {key: record for key, record in teacher.manifest.files.items() if key not in lost}
     write_manifest(teacher.path, teacher.manifest.model_copy(update={"hidden": hidden, "files": files}))
     clear_hidden(teacher, layer)
-
-
-def clear_hidden(teacher: CachedTeacher, layer: str) -> None:
-    """Delete what there is of a layer that the teacher's manifest does not name: in receipts first, then the files."""
-    group = hidden_array(layer)
-    for shard in range(len(teacher.encoding.shards)):
-        receipt = teacher.receipt(shard)
-        if receipt and group in receipt.groups:
-            kept = {
-                "groups": {name: values for name, values in receipt.groups.items() if name != group},
-                "objects": {key: o for key, o in receipt.objects.items() if not key.startswith(f"{group}/c/")},
-                "statistics": {n: v for n, v in receipt.statistics.items() if not n.startswith(f"hidden_{layer}_")},
-                "provenance": {name: value for name, value in receipt.provenance.items() if name != group},
-            }
-            write_receipt(teacher.path, receipt.model_copy(update=kept))
-    for key in _own_files(layer):
-        remove_object(teacher.path / key)
-    remove_tree(teacher.path / group)
-
-
-def _own_files(layer: str) -> set[str]:
-    """Return the keys of the files that only this layer needs."""
-    return {layout.transform_key(layer)} | ({layout.HEAD} if layer == "last" else set())

@@ -24,7 +24,6 @@ from cache_tools.format.manifest import (
 )
 from cache_tools.format.receipts import TARGETS, Receipt, write_receipt
 from cache_tools.format.zarr_arrays import ArrayLayout, read_layout
-from cache_tools.maintenance.drop import clear_hidden
 from cache_tools.regular_files import enclose
 from cache_tools.storage import (
     PARTIAL_SUFFIX,
@@ -34,6 +33,7 @@ from cache_tools.storage import (
     read_object,
     remove_object,
     remove_partial,
+    remove_tree,
     write_object,
     write_objects,
 )
@@ -261,3 +261,26 @@ def _check_same(name: str, folder: StorePath, stored: TeacherManifest, wanted: T
             why="half of its shards would come from one teacher and half from the other",
             fix="Restore the old settings, give the new teacher another name, or remove it with 'logitcask drop'",
         )
+
+
+def clear_hidden(teacher: CachedTeacher, layer: str) -> None:
+    """Delete what there is of a layer that the teacher's manifest does not name: in receipts first, then the files."""
+    group = hidden_array(layer)
+    for shard in range(len(teacher.encoding.shards)):
+        receipt = teacher.receipt(shard)
+        if receipt and group in receipt.groups:
+            kept = {
+                "groups": {name: values for name, values in receipt.groups.items() if name != group},
+                "objects": {key: o for key, o in receipt.objects.items() if not key.startswith(f"{group}/c/")},
+                "statistics": {n: v for n, v in receipt.statistics.items() if not n.startswith(f"hidden_{layer}_")},
+                "provenance": {name: value for name, value in receipt.provenance.items() if name != group},
+            }
+            write_receipt(teacher.path, receipt.model_copy(update=kept))
+    for key in own_files(layer):
+        remove_object(teacher.path / key)
+    remove_tree(teacher.path / group)
+
+
+def own_files(layer: str) -> set[str]:
+    """Return the keys of the files that only this layer needs."""
+    return {layout.transform_key(layer)} | ({layout.HEAD} if layer == "last" else set())

@@ -35,7 +35,7 @@ from pipeline.capture.hidden_budget import OutputHead, kl_nats
 from pipeline.capture.shards import probe_head
 from pipeline.config import AuditConfig, CaptureConfig, TeacherConfig
 from pipeline.encoding.tokenizer import cached_tokenizer
-from pipeline.run import check_teacher
+from pipeline.teachers.fitting import check_teacher
 from pipeline.teachers.loading import Teacher, load_teacher, resolve_model
 from pipeline.teachers.probe import check_rows
 from pipeline.teachers.restriction import Restriction, read_restriction

@@ -131,9 +131,9 @@ def plan_command(
     from cache_tools.configuration import load_config
     from cache_tools.progress.reporter import open_reporter
     from pipeline.config import CaptureConfig
+    from pipeline.planning.capture_plan import plan_capture
     from pipeline.planning.plan import require_space
     from pipeline.planning.tables import print_plan
-    from pipeline.run import plan_capture
 
     settings = load_config(config, CaptureConfig, overrides)
     disable_progress_bar()

@@ -19,10 +19,11 @@ from torch.utils.data import Dataset
 from cache_tools.codecs.registry import Targets
 from cache_tools.errors import ConfigError
 from cache_tools.store.teacher import CachedTeacher
-from trainer.config.mixture import MixedTeacher
-from trainer.config.student_file import state_name
+from trainer.config.mixture import SCALAR, MixedTeacher, MixtureConfig
+from trainer.config.student_file import LossConfig, state_name
 from trainer.data.cached_sequences import CachedSequences, Example, Reading
 from trainer.data.position_weights import PositionWeights
+from trainer.verdicts.compatibility import Source
 
 # T: teachers
 
@@ -89,3 +90,12 @@ class MixedSequences(Dataset[Example]):
                 fix="Give one of them a weight above 0 there",
             )
         return weights
+
+
+def mixed_reading(loss: LossConfig, mixture: MixtureConfig, teacher: CachedTeacher) -> Reading:
+    """Return what one of several teachers is asked besides its targets."""
+    layers = tuple(sorted({pair.layer for pair in loss.of_teacher(teacher.name).hidden}))
+    if loss.kd_weight == 0:
+        return Reading(layers=layers)
+    tempering = Source.of(teacher.manifest, loss).scalars_for(loss) or ()
+    return Reading(tuple(name for name in (*tempering, SCALAR[mixture.weights]) if name is not None), layers)

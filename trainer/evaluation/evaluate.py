@@ -35,13 +35,8 @@ from trainer.student.checkpoint import load_checkpoint
 from trainer.student.finite import check_measures, check_student
 from trainer.student.head import StudentHead
 from trainer.student.probe import check_rows
-from trainer.student.student import (
-    LOADING_ERRORS,
-    check_tokenizer,
-    check_vocabulary_size,
-    student_tokenizer,
-    vocabulary_size,
-)
+from trainer.student.student import LOADING_ERRORS, check_vocabulary_size, vocabulary_size
+from trainer.tokenizers.cached import check_tokenizer, student_tokenizer
 from trainer.tokenizers.check import check_behaviour
 
 Positions = Literal["all", "labels", "tokens"]

@@ -15,7 +15,6 @@ from torch import Tensor
 from cache_tools.store.teacher import CachedTeacher
 from trainer.config.mixture import SCALAR, MixtureConfig
 from trainer.config.student_file import LossConfig
-from trainer.data.cached_sequences import Reading
 from trainer.losses.mixture import mixed_loss_terms, mixed_targets
 from trainer.losses.mixture_weights import teacher_weights
 from trainer.losses.objective import Objective, TeacherRows
@@ -90,12 +89,3 @@ class MixedObjective(Objective):
     @staticmethod
     def _scalars(said: TeacherRows, teacher: int, names: tuple[str, ...]) -> dict[str, Tensor]:
         return {name: said.scalars[f"{teacher}/{name}"] for name in names}
-
-
-def mixed_reading(loss: LossConfig, mixture: MixtureConfig, teacher: CachedTeacher) -> Reading:
-    """Return what one of several teachers is asked besides its targets."""
-    layers = tuple(sorted({pair.layer for pair in loss.of_teacher(teacher.name).hidden}))
-    if loss.kd_weight == 0:
-        return Reading(layers=layers)
-    tempering = Source.of(teacher.manifest, loss).scalars_for(loss) or ()
-    return Reading(tuple(name for name in (*tempering, SCALAR[mixture.weights]) if name is not None), layers)

@@ -22,7 +22,6 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from cache_tools.format.manifest import Objective
 from trainer.data.cached_sequences import CachedSequences, to_device
-from trainer.data.packing import check_packing
 from trainer.data.sampler import ShardWindowSampler
 from trainer.data.several_caches import MixedOrder
 from trainer.evaluation.evaluate import measured, shared_batches
@@ -51,6 +50,7 @@ from trainer.student.finite import (
 )
 from trainer.student.lora import has_adapter, load_adapter
 from trainer.student.neftune import noisy_embeddings
+from trainer.student.packing_check import check_packing
 from trainer.student.probe import check_rows
 from trainer.student.signal_check import check_teacher_reaches_student
 from trainer.student.student import DistilledStudent

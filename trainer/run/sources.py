@@ -15,9 +15,9 @@ from trainer.data.cached_sequences import CachedSequences, Reading
 from trainer.data.position_weights import PositionWeights
 from trainer.data.sampler import ShardWindowSampler
 from trainer.data.several_caches import MixedOrder, SeveralCaches
-from trainer.data.several_teachers import MixedSequences
+from trainer.data.several_teachers import MixedSequences, mixed_reading
 from trainer.data.translation import student_ids
-from trainer.losses.mixed_objective import MixedObjective, mixed_reading
+from trainer.losses.mixed_objective import MixedObjective
 
 TrainingSequences = CachedSequences | MixedSequences | SeveralCaches
 

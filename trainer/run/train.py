@@ -39,7 +39,8 @@ from trainer.run.sources import objective_of, training_sequences
 from trainer.run.training_arguments import training_arguments
 from trainer.student.finite import check_student
 from trainer.student.lora import ADAPTER, merge_adapter
-from trainer.student.student import build_student, distilled, student_tokenizer, vocabulary_size
+from trainer.student.student import build_student, distilled, vocabulary_size
+from trainer.tokenizers.cached import student_tokenizer
 from trainer.tokenizers.check import check_behaviour
 from trainer.tokenizers.student_tokens import KeptTokens, share_special_tokens, tokenizer_of
 

@@ -7,8 +7,6 @@ calls the model outside its wrapper leaves every rank with gradients of its own.
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from textwrap import shorten
 from typing import Any
 
@@ -20,19 +18,14 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
-    AutoTokenizer,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from cache_tools.errors import ConfigError, IdentityError, ModelError
 from cache_tools.format import layout
-from cache_tools.format.vocabulary import Vocabulary, vocabulary_fingerprint
-from cache_tools.storage import StorePath
+from cache_tools.format.vocabulary import Vocabulary
 from cache_tools.store.reader import Encoding
 from cache_tools.store.teacher import CachedTeacher
-from cache_tools.vocabularies.folder import read_vocabulary, save_tokenizer
-from cache_tools.vocabularies.token_map import mapped
 from cache_tools.vocabularies.union import IdMaps
 from trainer.config.student_file import HiddenPair, LossConfig, StudentModelConfig
 from trainer.data.cached_sequences import IGNORED
@@ -45,7 +38,7 @@ from trainer.student import fused_loss
 from trainer.student.checkpoint import load_checkpoint
 from trainer.student.head import StudentHead
 from trainer.student.lora import add_adapter
-from trainer.tokenizers.cached import open_tokenizer
+from trainer.tokenizers.cached import check_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -255,44 +248,6 @@ def check_vocabulary_size(student: PreTrainedModel, vocabulary: Vocabulary) -> N
             why="some gold tokens could not be predicted",
             fix="Set student.config.vocab_size, or choose a student with this tokenizer",
         )
-
-
-def check_tokenizer(source: str, vocabulary: Vocabulary, revision: str | None = None, remote: bool = False) -> None:
-    """Refuse a student whose tokenizer gives ids another meaning than its vocabulary does.
-
-    Raises:
-        IdentityError: it does, or it reads that tokenizer's ids through another map.
-        FormatError: its map cannot be read.
-        OSError: there is no tokenizer at ``source``.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=remote)
-    found = mapped(vocabulary_fingerprint(tokenizer.get_vocab()), Path(source))
-    if found != vocabulary.fingerprint:
-        raise IdentityError(
-            "the student has another tokenizer than the cache",
-            where=source,
-            expected=f"vocabulary {vocabulary.fingerprint[:12]}… ({vocabulary.size} ids)",
-            found=f"{found[:12]}… ({len(tokenizer)} ids)",
-            why="it would learn the probabilities of other tokens",
-            fix="Name the vocabulary that it was trained with, if any; or capture an encoding with its tokenizer",
-        )
-
-
-def student_tokenizer(vocabulary: StorePath | None, encoding: Encoding) -> PreTrainedTokenizerBase:
-    """Load the student's tokenizer: that of the folder of a vocabulary, or else the encoding's.
-
-    Raises:
-        FormatError: its files are no tokenizer.
-        IdentityError: they are another one than the recorded.
-    """
-    with TemporaryDirectory() as folder:  # either may lie in a bucket
-        if vocabulary is None:
-            encoding.save_tokenizer(Path(folder))
-        else:
-            save_tokenizer(vocabulary, Path(folder))
-        if vocabulary is None:
-            return open_tokenizer(Path(folder), encoding.manifest.vocabulary, encoding.path)
-        return open_tokenizer(Path(folder), read_vocabulary(vocabulary).vocabulary, vocabulary)
 
 
 def vocabulary_size(student: PreTrainedModel) -> int:

@@ -8,16 +8,20 @@ than its finished folder writes.
 import json
 from inspect import isclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from textwrap import shorten
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
 from cache_tools.errors import FormatError, IdentityError
 from cache_tools.format.tokenizer_files import SETTINGS
 from cache_tools.format.vocabulary import Vocabulary, vocabulary_fingerprint
 from cache_tools.storage import StorePath
+from cache_tools.store.reader import Encoding
+from cache_tools.vocabularies.folder import read_vocabulary, save_tokenizer
+from cache_tools.vocabularies.token_map import mapped
 
 
 def open_tokenizer(folder: Path, vocabulary: Vocabulary, where: StorePath) -> PreTrainedTokenizerBase:
@@ -65,3 +69,41 @@ def _tokenizer_class(folder: Path) -> type[PreTrainedTokenizerFast]:
     named: Any = tokenizer_class_from_name(name) if isinstance(name, str) else None
     is_fast = isclass(named) and issubclass(named, PreTrainedTokenizerFast)
     return named if is_fast else PreTrainedTokenizerFast
+
+
+def check_tokenizer(source: str, vocabulary: Vocabulary, revision: str | None = None, remote: bool = False) -> None:
+    """Refuse a student whose tokenizer gives ids another meaning than its vocabulary does.
+
+    Raises:
+        IdentityError: it does, or it reads that tokenizer's ids through another map.
+        FormatError: its map cannot be read.
+        OSError: there is no tokenizer at ``source``.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=remote)
+    found = mapped(vocabulary_fingerprint(tokenizer.get_vocab()), Path(source))
+    if found != vocabulary.fingerprint:
+        raise IdentityError(
+            "the student has another tokenizer than the cache",
+            where=source,
+            expected=f"vocabulary {vocabulary.fingerprint[:12]}… ({vocabulary.size} ids)",
+            found=f"{found[:12]}… ({len(tokenizer)} ids)",
+            why="it would learn the probabilities of other tokens",
+            fix="Name the vocabulary that it was trained with, if any; or capture an encoding with its tokenizer",
+        )
+
+
+def student_tokenizer(vocabulary: StorePath | None, encoding: Encoding) -> PreTrainedTokenizerBase:
+    """Load the student's tokenizer: that of the folder of a vocabulary, or else the encoding's.
+
+    Raises:
+        FormatError: its files are no tokenizer.
+        IdentityError: they are another one than the recorded.
+    """
+    with TemporaryDirectory() as folder:  # either may lie in a bucket
+        if vocabulary is None:
+            encoding.save_tokenizer(Path(folder))
+        else:
+            save_tokenizer(vocabulary, Path(folder))
+        if vocabulary is None:
+            return open_tokenizer(Path(folder), encoding.manifest.vocabulary, encoding.path)
+        return open_tokenizer(Path(folder), read_vocabulary(vocabulary).vocabulary, vocabulary)

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from cache_tools.storage import StorePath
 from cache_tools.store.reader import Encoding
 from trainer.config.student_file import StudentModelConfig
-from trainer.student.student import student_tokenizer
+from trainer.tokenizers.cached import student_tokenizer
 
 Ids = int | list[int] | None
 
