@@ -88,7 +88,7 @@ def test_numbers_are_finite_and_in_range(tmp_path, name, value):
         ({"optim_args": "momentum=0.9"}, "optim_args.momentum"),
         ({"optim": "sgd", "optim_args": "momentun=0.9"}, "optim_args.momentun"),
         ({"optim_args": "momentum"}, "optim_args"),
-        ({"fsdp_config": {"version": 2}}, "fsdp_config.version"),
+        ({"fsdp_config": {"verison": 2}}, "fsdp_config.verison"),
         ({"deepspeed": "/nowhere.json"}, ""),
         ({"tf32": True}, ""),
     ],

@@ -224,7 +224,7 @@ def _check_combinations(arguments: TrainingArguments) -> None:
     _check_read("optim_args", _assignments(arguments.optim_args), _OPTIMIZERS.get(arguments.optim))
     if isinstance(arguments.fsdp_config, dict):
         names = [key.removeprefix("fsdp_") for key in arguments.fsdp_config]
-        _check_read("fsdp_config", names, training_args if arguments.fsdp else None)
+        _check_read("fsdp_config", names, training_args)
     if not arguments.dataloader_num_workers:
         for name in ("dataloader_persistent_workers", "dataloader_multiprocessing_context"):
             if getattr(arguments, name):
