@@ -116,7 +116,8 @@ def repair_command(cache: "StorePath", quick: bool, as_json: bool) -> None:
     """Forget what is damaged in CACHE, so that the next capture redoes only that.
 
     A damaged shard of a teacher is captured again; a damaged or missing file of sequences, tables or the tokenizer
-    is written again from the same corpus, and no teacher runs for it. Exits 1 if something is left that only a copy can mend.
+    is written again from the same corpus, and no teacher runs for it. Exits 1 if something is left that only a copy
+    can mend.
 
     \b
     Example:
