@@ -202,7 +202,7 @@ def names(folder: StorePath) -> list[str]:
 
 
 def object_sizes(folder: StorePath) -> dict[str, int]:
-    """Return the size in bytes of each object directly inside a folder, by name; a bucket is asked once a thousand."""
+    """Return the size in bytes of each object directly inside a folder, by name; a bucket lists a thousand at once."""
     try:
         with _reading(folder):
             if isinstance(folder, Path):
