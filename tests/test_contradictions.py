@@ -76,7 +76,8 @@ CHANGES = {
     ),
     "one id for all sequences": (lambda c: edit_tables(c, "sequence_id", lambda _: 0), "has the id 0 instead of 1"),
     "first sequences": (
-        lambda c: edit_tables(c, table=lambda t: t.update(first_sequence=[100, 0, -5])), "begins with sequence 100"
+        lambda c: edit_tables(c, table=lambda t: t.update(first_sequence=[100, 0, -5])),
+        "first_sequence 100 instead of 0",
     ),
     "unknown split": (lambda c: edit_tables(c, table=lambda t: t["split"].__setitem__(0, "evil")), "'evil'"),
     "tokens of a shard": (

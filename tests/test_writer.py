@@ -25,7 +25,7 @@ def test_refuses_another_teacher_under_the_same_name(tmp_path):
     tiny = make_cache(tmp_path)
     before = snapshot(tiny.path)
     identity = {**tiny.manifest.identity, "weights": "others"}
-    with pytest.raises(IdentityError, match='weights: "none" -> "others"'):
+    with pytest.raises(IdentityError, match='weights: "thrown" -> "others"'):
         declare_teacher(encoding_of(tiny), "toy", tiny.manifest.model_copy(update={"identity": identity}))
     assert snapshot(tiny.path) == before
 

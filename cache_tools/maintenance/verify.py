@@ -143,7 +143,7 @@ def _file_tables(encoding: Encoding) -> Iterator[Problem]:
 def _sequences(encoding: Encoding, shard: int, blank: Problem) -> Iterator[Problem]:
     """Hash and read one sequence file (reading checks the hash) and compare it with the shard table."""
     entry, where = encoding.shards[shard], layout.sequences_file(encoding.path, shard)
-    for message in table_problems(encoding.shards, encoding.manifest.positions_per_shard, shard):
+    for message in table_problems(entry, encoding.manifest.positions_per_shard, shard):
         yield _found(blank, message)
     sequences = encoding.stored_sequences(shard)
     row = shard * encoding.manifest.positions_per_shard

@@ -18,7 +18,7 @@ from cache_tools.format.manifest import EncodingManifest
 from cache_tools.format.sequences import read_recorded
 from cache_tools.format.shards import ShardEntry, read_shard_table
 from cache_tools.limits import TABLE_BYTES
-from cache_tools.storage import StorePath, object_exists, object_sizes
+from cache_tools.storage import StorePath, object_exists, object_size, object_sizes
 
 MEND = "Run 'logitcask repair' on the cache, then the capture with the same corpus again: it writes this file anew"
 
@@ -49,9 +49,9 @@ def missing_files(folder: StorePath, manifest: EncodingManifest) -> MissingFiles
     Raises:
         DamageError: a file is there, but with another size or other bytes than were written.
     """
-    tokenizer = object_sizes(folder / layout.TOKENIZER)
+    tokenizer = {key: object_size(folder / key) for key in manifest.files}
     for key, record in manifest.files.items():
-        _check_size(folder / key, tokenizer.get(key.rpartition("/")[2]), record.bytes)
+        _check_size(folder / key, tokenizer[key], record.bytes)
     entries = shard_entries(folder, manifest)
     sequences = object_sizes(layout.sequences_file(folder, 0).parent)
     for shard, entry in entries.items():
@@ -59,7 +59,7 @@ def missing_files(folder: StorePath, manifest: EncodingManifest) -> MissingFiles
         _check_size(path, sequences.get(path.name), entry.bytes)
     parts = range(len(manifest.parts))
     return MissingFiles(
-        tuple(key for key in manifest.files if key.rpartition("/")[2] not in tokenizer),
+        tuple(key for key, size in tokenizer.items() if size is None),
         tuple(part for part in parts if not object_exists(layout.file_table_file(folder, part))),
         tuple(part for part in parts if not object_exists(layout.shard_table_file(folder, part))),
         tuple(shard for shard in entries if layout.sequences_file(folder, shard).name not in sequences),

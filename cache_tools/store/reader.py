@@ -141,7 +141,7 @@ class Encoding:
             DamageError: a file is missing or not what was written.
         """
         for key, record in self.manifest.files.items():
-            name = key.rpartition("/")[2]
+            name = key.removeprefix(f"{layout.TOKENIZER}/")
             content = read_recorded(self.path / key, record.sha256, record.bytes)
             write_object(folder / name, without_code(name, content))
 

@@ -203,7 +203,7 @@ def save_tokenizer(folder: StorePath, target: StorePath) -> None:
     """
     for key, record in read_manifest(folder).files.items():
         if key.startswith(f"{TOKENIZER}/"):
-            name = key.rpartition("/")[2]
+            name = key.removeprefix(f"{TOKENIZER}/")
             content = read_recorded(folder / key, record.sha256, record.bytes)
             write_object(target / name, without_code(name, content))
 

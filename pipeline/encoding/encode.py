@@ -284,7 +284,7 @@ def _clear(folder: StorePath, manifest: EncodingManifest, shards: int, part: int
     _keep_only(folder / "sequences", {layout.sequences_file(folder, shard).name for shard in range(shards)})
     tables = (layout.file_table_file(folder, part), layout.shard_table_file(folder, part))
     _keep_only(tables[0].parent, {table.name for table in tables})
-    _keep_only(folder / layout.TOKENIZER, {key.rpartition("/")[2] for key in manifest.files})
+    _keep_only(folder / layout.TOKENIZER, {key.split("/")[1] for key in manifest.files})
     for path in (folder / layout.MANIFEST, folder / "teachers" / layout.MANIFEST, folder / CLAIM):
         remove_partial(path)
 

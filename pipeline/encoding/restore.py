@@ -42,7 +42,7 @@ def restore_tokenizer(
     """
     contents = files() if missing.tokenizer else {}
     for key in missing.tokenizer:
-        content = contents.get(key.rpartition("/")[2], b"")
+        content = contents.get(key.removeprefix(f"{layout.TOKENIZER}/"), b"")
         _write_recorded(folder / key, content, manifest.files[key].sha256)
 
 

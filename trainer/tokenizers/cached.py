@@ -102,8 +102,10 @@ def student_tokenizer(vocabulary: StorePath | None, encoding: Encoding) -> PreTr
     with TemporaryDirectory() as folder:  # either may lie in a bucket
         if vocabulary is None:
             encoding.save_tokenizer(Path(folder))
-        else:
-            save_tokenizer(vocabulary, Path(folder))
-        if vocabulary is None:
             return open_tokenizer(Path(folder), encoding.manifest.vocabulary, encoding.path)
-        return open_tokenizer(Path(folder), read_vocabulary(vocabulary).vocabulary, vocabulary)
+        save_tokenizer(vocabulary, Path(folder))
+        union = read_vocabulary(vocabulary)
+        recorded = union.vocabulary  # of a part of a tokenizer's tokens, the tokenizer itself is kept
+        for tokenizer, ids in union.read.items():
+            recorded = Vocabulary(len(ids), tokenizer)
+        return open_tokenizer(Path(folder), recorded, vocabulary)
