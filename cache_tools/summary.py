@@ -11,14 +11,11 @@ from collections import defaultdict
 from typing import Any
 
 from cache_tools.cached_teacher import CachedTeacher
-from cache_tools.measures import By, by_group, calibration
+from cache_tools.measures import LARGEST_EXPONENT, By, by_group, calibration
 from cache_tools.predictions import mean_statistics
 from cache_tools.reader import Cache, Encoding
 from cache_tools.receipts import Receipt
 from cache_tools.sample import Sample, read_sample
-
-LARGEST_EXPONENT = 700.0
-"""exp of more overflows a float; a teacher that gives gold tokens no probability gets there."""
 
 LONGEST_SECONDS = 1e12
 """Of a shard; a receipt that states more is not believed."""
