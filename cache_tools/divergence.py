@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_tools.errors import DamageError
 from cache_tools.targets import EMPTY_ID, Targets, blocks
 
 
@@ -62,6 +63,7 @@ def divergence(a: Targets, b: Targets) -> Divergence:
 
     Raises:
         ValueError: the numbers of rows differ.
+        DamageError: a row holds a token twice.
     """
     if len(a.ids) != len(b.ids):
         raise ValueError(f"{len(a.ids)} rows cannot be compared with {len(b.ids)}")
@@ -97,6 +99,11 @@ def _common(a_ids: NDArray[np.uint32], b_ids: NDArray[np.uint32]) -> tuple[NDArr
     in_a = (b[places] == a) & (a_ids.ravel() != EMPTY_ID)
     in_b = np.zeros(len(b), np.bool_)
     in_b[places[in_a]] = True
+    if np.count_nonzero(in_a) != np.count_nonzero(in_b):
+        raise DamageError(
+            "a stored row holds a token twice, or its ids do not ascend",
+            fix="Run 'logitcask verify --deep' on both caches to see which shards are damaged",
+        )
     return in_a.reshape(a_ids.shape), in_b.reshape(b_ids.shape)
 
 
