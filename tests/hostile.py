@@ -435,7 +435,7 @@ def harm_bytes(tiny, rng):
 def harm_values(tiny, rng):
     """Write lawful chunks of any bits."""
     receipt = json.loads(tiny.receipt_file(0).read_bytes())
-    teacher = tiny.open()
+    teacher = Cache(tiny.path).encoding().teacher("toy")
     name = rng.choice(sorted(teacher._layouts))
     cut = teacher._layouts[name]
     size = cut.shard_rows * int(np.prod(cut.type.row, dtype=int)) * cut.type.dtype.itemsize

@@ -1,1 +1,18 @@
-"""The room codecs."""
+"""The codecs: pure maps between predictions in memory and arrays of small integers.
+
+A codec reads no file and knows no cache. This room imports the errors and nothing else of the package.
+
+In reading order:
+
+- ``rows``: sparse targets in memory, and the rules that they keep.
+- ``base``: the interface of a codec.
+- ``registry``: the codecs by name, the one way to reach them.
+- ``ids``: sorted token ids as differences.
+- ``levels``: probabilities as levels and back.
+- ``scales``: how finely each row is quantised, so that its error is bounded at other temperatures too.
+- ``delta_power``: sparse targets within a stated error.
+- ``delta_count``: the counts of draws, without error.
+- ``float32``: log-probabilities without error.
+- ``hidden_states``: hidden states within a stated error.
+- ``channel_scales``: how much an error of a hidden state changes the prediction.
+"""

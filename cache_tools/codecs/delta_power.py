@@ -229,6 +229,6 @@ def _curve(parameters: Mapping[str, float | int]) -> Curve:
 def _joined(left_out: NDArray[np.uint16], dropped: NDArray[np.intp], curve: Curve) -> NDArray[np.uint16]:
     """Return the level (n,) of the left-out mass and all dropped entries (n, k) together; it may exceed M."""
     weights = np.exp(curve.log_weights())
-    total = weights[left_out] + weights[dropped].sum(axis=1)
+    total = np.take(weights, left_out, mode="clip") + np.take(weights, dropped, mode="clip").sum(axis=1)
     joined = np.rint(curve.levels * total**curve.exponent).clip(1, MAX_LEVELS)
     return np.where(dropped.any(axis=1), joined, left_out).astype(np.uint16)

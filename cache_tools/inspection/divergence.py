@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.codecs.rows import EMPTY_ID, Targets, blocks, with_possible_rest
+from cache_tools.errors import DamageError
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def divergence(a: Targets, b: Targets, tokens: tuple[int, int] = (0, 0)) -> Dive
 
     Raises:
         ValueError: the numbers of rows differ.
+        DamageError: a row holds a token twice.
     """
     if len(a.ids) != len(b.ids):
         raise ValueError(f"{len(a.ids)} rows cannot be compared with {len(b.ids)}")
@@ -103,6 +105,11 @@ def _common(a_ids: NDArray[np.uint32], b_ids: NDArray[np.uint32]) -> tuple[NDArr
     in_a = (b[places] == a) & (a_ids.ravel() != EMPTY_ID)
     in_b = np.zeros(len(b), np.bool_)
     in_b[places[in_a]] = True
+    if np.count_nonzero(in_a) != np.count_nonzero(in_b):
+        raise DamageError(
+            "a stored row holds a token twice, or its ids do not ascend",
+            fix="Run 'logitcask verify --deep' on both caches to see which shards are damaged",
+        )
     return in_a.reshape(a_ids.shape), in_b.reshape(b_ids.shape)
 
 

@@ -4,6 +4,7 @@ Pure functions of columns (see ``sample``). Positions at which a teacher said no
 that has no position or is infinite is None, as JSON wants it.
 """
 
+import math
 from bisect import bisect_right
 from itertools import pairwise
 from typing import Any, Literal
@@ -22,6 +23,9 @@ PLACE_EDGES = sorted({0, 1, *(factor << power for factor in (2, 3) for power in 
 
 PASSAGE_TOKENS = 48
 """Tokens of a passage, and where passages begin: at multiples of it."""
+
+LARGEST_EXPONENT = 700.0
+"""exp of more overflows a float; a teacher that gives gold tokens no probability gets there."""
 
 By = Literal["folder", "group"]
 """How documents are put together: by what stands before the first slash of their id, or by what is held out whole."""
@@ -153,7 +157,7 @@ def _group(sample: Sample, answers: Answers, name: str, where: NDArray[np.int64]
     judged = {key: found.get(key) for key in ("accuracy", "confidence", "ece")}
     means = _means(answers, where)
     loss, kept_mass = means["loss_nats"], finite(float(answers.kept_mass[where].mean()))
-    perplexity = None if loss is None else finite(float(np.exp(loss)))
+    perplexity = None if loss is None else finite(math.exp(min(loss, LARGEST_EXPONENT)))
     return {"group": name, "positions": len(where), **means, "perplexity": perplexity, "kept_mass": kept_mass} | judged
 
 

@@ -11,16 +11,13 @@ from collections import defaultdict
 from typing import Any
 
 from cache_tools.format.receipts import Receipt
-from cache_tools.inspection.measures import By, by_group, calibration
+from cache_tools.inspection.measures import LARGEST_EXPONENT, By, by_group, calibration
 from cache_tools.inspection.row_check import contradicting_share
 from cache_tools.inspection.sample import Sample, read_sample
 from cache_tools.progress.reporter import Advance, ignore
 from cache_tools.store.predictions import mean_statistics
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.teacher import CachedTeacher
-
-LARGEST_EXPONENT = 700.0
-"""exp of more overflows a float; a teacher that gives gold tokens no probability gets there."""
 
 LONGEST_SECONDS = 1e12
 """Of a shard; a receipt that states more is not believed."""

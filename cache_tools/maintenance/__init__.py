@@ -1,1 +1,14 @@
-"""The room maintenance."""
+"""Maintenance: the life of a cache after its capture.
+
+This room imports ``inspection`` and everything below it.
+
+In reading order:
+
+- ``verify``: checks hashes, and with ``--deep`` the rules of every value.
+- ``verify_encoding``: compares tables, sequences and tokenizer of an encoding with its manifest.
+- ``repair``: forgets what is damaged, so that the next capture makes it again.
+- ``copying``: copies a cache between any two stores.
+- ``subset``: writes a smaller cache without asking a teacher.
+- ``drop``: removes a teacher or a layer.
+- ``verify_command``, ``commands``: the commands.
+"""

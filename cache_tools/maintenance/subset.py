@@ -32,6 +32,7 @@ from cache_tools.separate_places import require_apart
 from cache_tools.storage import StorePath, object_exists, write_objects
 from cache_tools.store.predictions import Group, from_steps, hidden_array
 from cache_tools.store.reader import Cache, Encoding
+from cache_tools.store.stored_rows import StoredTargets
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.store.writer import commit_groups, create_cache, declare_teacher
 
@@ -219,13 +220,14 @@ def _groups(source: CachedTeacher, receipt: Receipt, one: _Kept, k: int | None) 
         codec, arrays, parameters = narrow(stored.codec, arrays, parameters, k)
     scalars = source.stored_rows(list(source.manifest.scalars), one.shard, 0, stop)
     scalars = {name: values[one.rows] for name, values in scalars.items()}
-    kept_mass = np.exp(codec.decode(arrays, parameters).log_probs, dtype=np.float64).sum(axis=1)
+    decoded = StoredTargets(codec, parameters, arrays).decode(0, len(one.rows))
+    kept_mass = np.exp(decoded.log_probs, dtype=np.float64).sum(axis=1)
     step = source.manifest.scalar_step_nats
-    means = {
-        "kept_mass": float(kept_mass.mean()),
-        "entropy_nats": float(from_steps(scalars["entropy"], step).mean(dtype=np.float64)),
-        "cross_entropy_nats": -float(from_steps(scalars["gold_logprob"], step).mean(dtype=np.float64)),
-    }
+    means = {"kept_mass": float(kept_mass.mean())}
+    for statistic, name, sign in (("entropy_nats", "entropy", 1), ("cross_entropy_nats", "gold_logprob", -1)):
+        values = from_steps(scalars[name], step) if name in scalars else np.full(1, np.nan, np.float32)
+        if not np.isnan(values).any() and values.max() < np.inf:
+            means[statistic] = sign * float(values.mean(dtype=np.float64))
     groups = {TARGETS: Group(arrays | scalars, parameters, statistics or means)}
     for name in map(hidden_array, source.manifest.hidden):
         if name in receipt.groups:

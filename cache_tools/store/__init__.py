@@ -1,1 +1,16 @@
-"""The room store."""
+"""The store: reading and writing a cache.
+
+This room puts the format and the codecs together. It imports ``format``, ``codecs`` and the storage functions.
+
+In reading order:
+
+- ``reader``: a cache and its encodings, by shard, window or sequence.
+- ``teacher``: the predictions of one teacher, decoded.
+- ``predictions``: targets, scalars and hidden states as arrays, and back.
+- ``stored_rows``: rows in memory as they are stored, decoded when they are used.
+- ``chunk_reader``: the fast path from a shard's object to the caller's arrays.
+- ``other_layouts``: arrays that the fast path does not know, read through zarr.
+- ``claims``: which of several processes may begin a part of a cache.
+- ``encoding_files``: the files of an encoding that its corpus determines to the byte.
+- ``writer``: declares a teacher, then commits its shards in any order.
+"""

@@ -225,8 +225,10 @@ def tokenizers_of(encodings: Sequence[Encoding]) -> dict[str, tuple[Tokenizer, d
 
     Raises:
         DamageError: a tokenizer's file is missing or not what was written.
-        FormatError: an encoding keeps none, or it cannot be read.
+        FormatError: there is no encoding, or one keeps none, or it cannot be read.
     """
+    if not encodings:
+        raise FormatError("these caches hold no encoding", fix="Run 'logitcask capture' first")
     by_vocabulary = {encoding.manifest.vocabulary.fingerprint: encoding for encoding in encodings}
     return {key: open_tokenizer(encoding) for key, encoding in by_vocabulary.items()}
 

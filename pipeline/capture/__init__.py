@@ -1,1 +1,14 @@
-"""The room capture."""
+"""Capture: from a loaded teacher to committed shards.
+
+This room imports ``teachers``, and writes through the store.
+
+In reading order:
+
+- ``declare``: the manifest of a teacher before its first shard.
+- ``topk``: the k largest values of long rows.
+- ``draws``: random draws that depend on (seed, sequence, position) alone.
+- ``keep``: from logits to targets and scalars.
+- ``hidden_budget``: the error budget of the last hidden state.
+- ``predict``: runs the teacher and brings what is kept to the host.
+- ``shards``: captures and commits one shard after another.
+"""

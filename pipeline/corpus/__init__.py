@@ -1,1 +1,12 @@
-"""The room corpus."""
+"""The corpus: documents from files, datasets and chats, as one checked stream.
+
+This room reads records and knows no teacher; it imports no other room of the pipeline.
+
+In reading order:
+
+- ``config``: the ``corpus:`` block of a capture file.
+- ``files``: text, JSON lines, Parquet, datasets saved to disk.
+- ``datasets``: Hugging Face datasets.
+- ``chat``: chat templates, and which characters an assistant wrote.
+- ``documents``: the records of all sources.
+"""

@@ -1,1 +1,16 @@
-"""The room losses."""
+"""Losses: pure functions of logits and targets, each tested against a naive float64 reference.
+
+This room imports ``config``. It knows no cache, no batch and no model.
+
+In reading order:
+
+- ``divergences``: the four divergences, one number for each outcome.
+- ``log_probs``, ``masses``: what a student gives to some tokens, and to the others.
+- ``tails``: sparse targets as tensors, and the mass that they leave out.
+- ``tempering``: the teacher at another temperature.
+- ``sparse``: the loss on sparse targets.
+- ``full``: the loss on the whole distribution, rebuilt from the last hidden state.
+- ``hidden``: losses between hidden states.
+- ``objective``: everything a student minimises on some rows.
+- ``mixture``, ``mixture_weights``, ``mixed_objective``: the same with several teachers.
+"""
