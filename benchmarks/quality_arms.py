@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_tools.inspection.summary import summarise
-from cache_tools.progress.reporter import open_reporter
+from cache_tools.progress.lines import open_reporter
 from cache_tools.storage import write_object
 from cache_tools.store.reader import Cache
 from pipeline.config import CaptureConfig

@@ -57,7 +57,7 @@ def capture_command(
     from transformers.utils.logging import disable_progress_bar
 
     from cache_tools.configuration import load_config
-    from cache_tools.progress.reporter import open_reporter
+    from cache_tools.progress.lines import open_reporter
     from pipeline.config import CaptureConfig
     from pipeline.run import Worker, run_capture
     from pipeline.teachers.process_group import Place

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from cache_tools.errors import ConfigError, LogitcaskError, ModelError
-from cache_tools.progress.reporter import Reporter, open_reporter
+from cache_tools.progress.lines import open_reporter
+from cache_tools.progress.reporter import Reporter
 from cache_tools.storage import store_path
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.teacher import CachedTeacher

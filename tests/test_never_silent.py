@@ -6,8 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 import tiny
-from cache_tools.progress import reporter as progress
-from cache_tools.progress.reporter import LineReporter
+from cache_tools.progress import lines as progress
+from cache_tools.progress.lines import LineReporter
 from logitcask import COMMANDS, cli
 from refusal_fixtures import write_yaml
 from student_fixtures import student_values

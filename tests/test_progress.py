@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from cache_tools.progress import reporter as progress
+from cache_tools.progress import lines as progress
 from cache_tools.progress.bars import BarReporter
-from cache_tools.progress.reporter import FIRST_LINE_SECONDS, LINE_SECONDS, LineReporter, Reporter, open_reporter
+from cache_tools.progress.lines import FIRST_LINE_SECONDS, LINE_SECONDS, LineReporter, open_reporter
+from cache_tools.progress.reporter import Reporter
 
 ROOT = Path(__file__).parents[1]
 
@@ -238,7 +239,7 @@ def test_the_silent_reporter_takes_everything():
 
 
 SCRIPT = """
-from cache_tools.progress.reporter import open_reporter
+from cache_tools.progress.lines import open_reporter
 with open_reporter() as reporter:
     reporter.stage("loading [b]teacher[/b]")
     reporter.stage("teacher toy", 1000)

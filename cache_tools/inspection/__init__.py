@@ -14,6 +14,6 @@ In reading order:
 - ``row_check``: the same for a shard, a sample, or the first look of a training.
 - ``divergence``: the smallest divergence that two truncated rows allow.
 - ``comparison``: two teachers over the same sequences.
-- ``summary``: the data behind ``inspect``.
+- ``summary``: what a cache holds, for the command that shows it.
 - ``dataframe``: positions as a table for notebooks.
 """

@@ -26,7 +26,7 @@ def copy_command(source: "StorePath", target: "StorePath") -> None:
         logitcask copy runs/demo/cache s3://bucket/demo-cache
     """
     from cache_tools.maintenance.copying import copy_cache, stored_bytes
-    from cache_tools.progress.reporter import open_reporter
+    from cache_tools.progress.lines import open_reporter
     from cache_tools.store.reader import Cache
 
     with open_reporter() as reporter:
@@ -66,7 +66,7 @@ def subset_command(
         logitcask subset runs/demo/cache runs/small --k 16 --split train
     """
     from cache_tools.maintenance.subset import Choice, subset_cache
-    from cache_tools.progress.reporter import open_reporter
+    from cache_tools.progress.lines import open_reporter
     from cache_tools.store.reader import Cache
 
     ids = {*documents, *(_lines(listed) if listed else ())} - {""}
@@ -132,7 +132,7 @@ def repair_command(cache: "StorePath", quick: bool, as_json: bool) -> None:
 
     from cache_tools.maintenance.repair import repair
     from cache_tools.maintenance.verify import shards_to_check
-    from cache_tools.progress.reporter import open_reporter
+    from cache_tools.progress.lines import open_reporter
     from cache_tools.store.reader import Cache
 
     opened = Cache(cache)

@@ -25,7 +25,7 @@ def verify_command(cache: "StorePath", deep: bool, as_json: bool) -> None:
     from dataclasses import asdict
 
     from cache_tools.maintenance.verify import shards_to_check, verify
-    from cache_tools.progress.reporter import open_reporter
+    from cache_tools.progress.lines import open_reporter
     from cache_tools.store.reader import Cache
 
     opened = Cache(cache)

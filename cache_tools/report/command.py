@@ -39,7 +39,7 @@ def report_command(
         logitcask report runs/demo/cache -o report.html
     """
     from cache_tools.errors import ConfigError
-    from cache_tools.progress.reporter import open_reporter
+    from cache_tools.progress.lines import open_reporter
     from cache_tools.report.data import report_data
     from cache_tools.separate_places import require_outside
     from cache_tools.storage import write_object

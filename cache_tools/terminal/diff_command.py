@@ -46,7 +46,7 @@ def diff_command(
         logitcask diff runs/demo/cache --teacher-a toy --teacher-b large
     """
     from cache_tools.inspection.comparison import compare
-    from cache_tools.progress.reporter import open_reporter
+    from cache_tools.progress.lines import open_reporter
 
     with open_reporter() as reporter:
         reporter.stage("comparing", None, "shards")

@@ -40,7 +40,7 @@ def inspect_command(
         logitcask inspect runs/demo/cache --groups folder
     """
     from cache_tools.inspection.summary import summarise
-    from cache_tools.progress.reporter import open_reporter
+    from cache_tools.progress.lines import open_reporter
     from cache_tools.store.reader import Cache
 
     with open_reporter(brief=True) as reporter:

@@ -141,7 +141,7 @@ def _with_text(
     limit: int,
 ) -> list["Found"]:
     from cache_tools.inspection.search import with_text
-    from cache_tools.progress.reporter import open_reporter
+    from cache_tools.progress.lines import open_reporter
 
     read = list(range(len(encoding.shards))[:shards])
     with open_reporter(brief=True) as reporter:
@@ -159,7 +159,7 @@ def _highest(
 ) -> list["Found"]:
     from cache_tools.inspection.sampling import committed_shards, drawn
     from cache_tools.inspection.search import disagreement_of, highest, loss_of
-    from cache_tools.progress.reporter import open_reporter
+    from cache_tools.progress.lines import open_reporter
 
     needed = 2 if disagreement else 1
     if len(teachers) != needed:

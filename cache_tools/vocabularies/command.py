@@ -51,7 +51,7 @@ def vocabulary_command(
         raise click.UsageError("--forced and --embeddings need --keep")
     if keep is not None and keep <= 0:
         raise click.BadParameter("a share or a number above 0", param_hint="--keep")
-    from cache_tools.progress.reporter import open_reporter
+    from cache_tools.progress.lines import open_reporter
     from cache_tools.separate_places import require_outside
     from cache_tools.store.reader import Cache
     from cache_tools.vocabularies.compressed_folder import write_compressed

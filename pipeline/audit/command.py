@@ -40,7 +40,7 @@ def audit_command(
     from transformers.utils.logging import disable_progress_bar
 
     from cache_tools.configuration import load_config
-    from cache_tools.progress.reporter import open_reporter
+    from cache_tools.progress.lines import open_reporter
     from pipeline.audit.run import run_audit
     from pipeline.config import CaptureConfig
     from pipeline.teachers.tensor_parallel import run_together

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_tools.errors import LogitcaskError, ModelError
-from cache_tools.progress.reporter import open_reporter
+from cache_tools.progress.lines import open_reporter
 from pipeline.demo.corpus import write_corpus
 
 FILES = Path(__file__).resolve().parents[2] / "configs" / "demo"

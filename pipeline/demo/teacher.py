@@ -26,7 +26,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from cache_tools.progress.reporter import Reporter, open_reporter
+from cache_tools.progress.lines import open_reporter
+from cache_tools.progress.reporter import Reporter
 from pipeline.demo import corpus
 from pipeline.encoding.held_out import is_held_out
 

@@ -129,7 +129,7 @@ def plan_command(
     from transformers.utils.logging import disable_progress_bar
 
     from cache_tools.configuration import load_config
-    from cache_tools.progress.reporter import open_reporter
+    from cache_tools.progress.lines import open_reporter
     from pipeline.config import CaptureConfig
     from pipeline.planning.capture_plan import plan_capture
     from pipeline.planning.plan import require_space

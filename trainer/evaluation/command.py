@@ -72,7 +72,7 @@ def evaluate_command(
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from cache_tools.progress.reporter import open_reporter
+    from cache_tools.progress.lines import open_reporter
     from cache_tools.vocabularies.folder import read_vocabulary
     from trainer.evaluation.evaluate import evaluate_folder
 

@@ -18,7 +18,8 @@ from transformers import TrainingArguments, set_seed
 
 from cache_tools.format.vocabulary import Vocabulary
 from cache_tools.inspection.row_check import require_consistent
-from cache_tools.progress.reporter import Reporter, open_reporter
+from cache_tools.progress.lines import open_reporter
+from cache_tools.progress.reporter import Reporter
 from cache_tools.separate_places import require_outside
 from cache_tools.storage import remove_tree
 from cache_tools.store.reader import Encoding
