@@ -1,6 +1,6 @@
 # Two commands set everything up: 'make demo' runs the main job, 'make test' the tests.
-# 'make dev' builds .venv with all tools; 'make check' adds the slow tests, other processors, lint, types and
-# import contracts.
+# 'make dev' builds .venv with all tools; 'make docs' the documentation; 'make check' adds the slow tests, other
+# processors, documentation, lint, types and import contracts.
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +16,7 @@ else
 INSTALL_TORCH = $(PIP) torch==2.13.0
 endif
 
-.PHONY: demo test check processors dev bench clean
+.PHONY: demo test check processors docs dev bench clean
 
 demo: $(VENV)/run
 	$(BIN)/logitcask demo
@@ -28,7 +28,7 @@ test: $(VENV)/dev
 
 check: $(VENV)/dev
 	$(PYTEST)
-	$(MAKE) processors
+	$(MAKE) processors docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -36,6 +36,9 @@ check: $(VENV)/dev
 
 processors: $(VENV)/dev
 	$(BIN)/python -m benchmarks.processors --setting all-avx2 --setting all-oldest --threads 1 --processes 2
+
+docs: $(VENV)/dev
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
 
 dev: $(VENV)/dev
 
@@ -59,7 +62,7 @@ bench: $(VENV)/dev
 	$(BIN)/python -m benchmarks.viewing runs/large/cache
 
 clean:
-	rm -rf $(VENV) runs dist
+	rm -rf $(VENV) runs dist docs/_build docs/_generated
 
 $(VENV)/torch: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("logitcask needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'

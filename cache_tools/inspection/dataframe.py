@@ -35,11 +35,11 @@ def to_arrow(
         rows: Instead: rows ``[start, stop)`` of the teacher's arrays; those that no position owns are passed over.
 
     Returns:
-        A table with the columns ``sequence_id`` (int64), ``document_id``, ``group_id`` (strings), ``position`` (int64, index of the
-        token), ``token_id``, ``gold_id`` (uint32), ``gold_text`` (string), each scalar of the teacher (float32, nats;
-        ``gold_logprob`` and ``entropy`` among them, ``gold_rank`` a count), ``top1_id`` (uint32; null where nothing
-        was kept), ``top1_text``, ``top1_prob`` and ``kept_mass`` (float32), ``ids`` (list of uint32, the likeliest
-        first) and ``log_probs`` (list of float32, nats, aligned with it).
+        A table with the columns ``sequence_id`` (int64), ``document_id``, ``group_id`` (strings), ``position`` (int64,
+        index of the token), ``token_id``, ``gold_id`` (uint32), ``gold_text`` (string), each scalar of the teacher
+        (float32, nats; ``gold_logprob`` and ``entropy`` among them, ``gold_rank`` a count), ``top1_id`` (uint32; null
+        where nothing was kept), ``top1_text``, ``top1_prob`` and ``kept_mass`` (float32), ``ids`` (list of uint32, the
+        likeliest first) and ``log_probs`` (list of float32, nats, aligned with it).
 
     Raises:
         ValueError: both or neither of ``sequences`` and ``rows`` are given.

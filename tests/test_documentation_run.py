@@ -1,0 +1,112 @@
+"""The documentation's blocks that are marked ``run`` run, in a folder that looks like the repository's root.
+
+A page's blocks run in order and share the folder. Python blocks that follow each other are one program, as the cells
+of a notebook are. In place of the demo's results the folder holds those of a tiny teacher with random weights: the
+blocks are to run, not to teach.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+from itertools import groupby
+
+import pytest
+
+import tiny
+from doc_blocks import GUIDES, ROOT, blocks
+
+SHOWN = ("configs", "docs", "README.md", "FORMAT.md", "logitcask.py")
+FAST = ("docs/tutorial/notebook.md", "docs/how-to/subset-and-copy.md")
+"""Pages that need a cache and no torch."""
+
+TRAIN_STUDENT = """
+logitcask train configs/demo/student.yaml --set training.max_steps=2 --set training.output_dir=runs/demo/student_cached
+"""
+
+
+def reader_folder(folder):
+    """Fill a folder as a reader has it after the demo, with a tiny cache."""
+    for name in SHOWN:
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "runs" / "demo").mkdir(parents=True)
+    tiny.capture(folder / "runs" / "demo")
+    (folder / "bin").mkdir()
+    program = folder / "bin" / "logitcask"
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {ROOT / "logitcask.py"} "$@"\n')
+    program.chmod(0o755)
+    return folder
+
+
+def run(folder, language, text):
+    """Run a script as a reader would, with ``logitcask`` and ``python`` on the path; return its output."""
+    path = os.pathsep.join([str(folder / "bin"), os.path.dirname(sys.executable), os.environ["PATH"]])
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "MPLBACKEND": "agg"}
+    command = [sys.executable, "-c"] if language == "python" else ["bash", "-euo", "pipefail", "-c"]
+    done = subprocess.run([*command, text], cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def run_page(folder, page):
+    """Write the files and run the blocks of a page, in order; return all output."""
+    used = [block for block in blocks(ROOT / page) if block.file or "run" in block.marks]
+    output = ""
+    for (name, language), group in groupby(used, key=lambda block: (block.file, block.language)):
+        text = "\n".join(block.text for block in group)
+        if name:
+            (folder / name).write_text(text)
+        else:
+            output += run(folder, language, text)
+    return output
+
+
+def pages_that_run():
+    return {block.page for page in GUIDES for block in blocks(page) if "run" in block.marks}
+
+
+def test_every_page_with_blocks_to_run_is_run_here():
+    assert pages_that_run() == {*FAST, "docs/tutorial/your-own-corpus.md", "docs/how-to/judge.md"}
+
+
+def test_the_notebook_page_runs(tmp_path):
+    output = run_page(reader_folder(tmp_path), "docs/tutorial/notebook.md")
+    assert "['toy']" in output
+    assert "was expected" in output
+    assert (tmp_path / "surprise.png").exists() or "nats" in output
+
+
+def test_the_page_about_subsets_and_copies_runs(tmp_path):
+    output = run_page(reader_folder(tmp_path), "docs/how-to/subset-and-copy.md")
+    assert (tmp_path / "runs/copy/zarr.json").exists()
+    assert "toy" in output
+
+
+@pytest.mark.slow
+def test_the_tutorial_on_a_corpus_of_ones_own_runs(tmp_path):
+    output = run_page(reader_folder(tmp_path), "docs/tutorial/your-own-corpus.md")
+    assert "what k keeps and costs" in output
+    assert "KL to the teacher" in output
+    assert (tmp_path / "runs/mine/student/final/model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_the_page_about_judging_runs(tmp_path):
+    folder = reader_folder(tmp_path)
+    run(folder, "bash", TRAIN_STUDENT)
+    assert "cross-entropy" in run_page(folder, "docs/how-to/judge.md")
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_warnings_and_its_index_names_every_page(tmp_path):
+    pytest.importorskip("sphinx")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-d", str(tmp_path / "trees")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, str(ROOT / "docs"), str(tmp_path / "html")], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    index = (tmp_path / "html" / "llms.txt").read_text()
+    generated = {"genindex", "search", "py-modindex", "index"}
+    pages = {str(path.relative_to(tmp_path / "html"))[:-5] for path in (tmp_path / "html").rglob("*.html")} - generated
+    assert [page for page in sorted(pages) if f"({page}.html)" not in index] == []
