@@ -22,7 +22,6 @@ import losses  # noqa: E402
 import rooms  # noqa: E402
 
 project = "logitcask"
-author = "the logitcask authors"
 version = release = installed_version("logitcask")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "_generated"]
@@ -45,8 +44,9 @@ nitpick_ignore_regex = [
 
 html_theme = "furo"
 html_title = f"logitcask {version}"
-html_show_sphinx = False
-html_static_path: list[str] = []
+html_show_sphinx = html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 pygments_style = "default"
 pygments_dark_style = "monokai"
 

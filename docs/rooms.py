@@ -2,7 +2,8 @@
 
 The graph is grimp's, read from the source at every build, so the picture cannot differ from the code. A room is a
 subpackage; modules at a package's root are drawn as one box each. A box stands above everything that it imports.
-Arrows that follow from others are left out: where A imports B, and B imports C, an arrow from A to C is not drawn.
+Arrows that follow from others are left out: where A imports B, and B imports C, an arrow from A to C is not drawn. An
+import that points up, which only a circle of rooms can have, is drawn dashed.
 """
 
 from collections.abc import Iterable
@@ -11,14 +12,15 @@ from dataclasses import dataclass
 import grimp
 
 PACKAGES = ("pipeline", "trainer", "cache_tools")
-BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN, TITLE = 112, 26, 14, 34, 16, 26
+BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN, TITLE, SIDE = 112, 26, 14, 34, 16, 26, 45
 """Pixels."""
 
 STYLE = (
     "<style>"
     ".panel{fill:none;stroke:var(--color-foreground-border,#999)}"
     ".room{fill:var(--color-background-secondary,#f5f5f5);stroke:var(--color-foreground-muted,#777)}"
-    ".module{fill:none;stroke:var(--color-foreground-border,#999);stroke-dasharray:3 2}"
+    ".module{fill:var(--color-background-primary,#fff);stroke:var(--color-foreground-border,#999);stroke-dasharray:3 2}"
+    ".up{stroke-dasharray:4 3}"
     ".arrow{fill:none;stroke:var(--color-foreground-muted,#777);stroke-width:1}"
     "text{fill:var(--color-foreground-primary,#222);font:12px sans-serif;text-anchor:middle}"
     ".title{font-weight:bold;font-size:14px}"
@@ -77,14 +79,22 @@ def levels(imports: Imports) -> list[list[str]]:
 
 
 def direct_arrows(imports: Imports) -> set[tuple[str, str]]:
-    """Return the imports (from, to) that do not follow from others."""
-    reach = {room: _reachable(imports, room) for room in imports}
+    """Return the imports (from, to) that point down and do not follow from others that do."""
+    below = {room: targets - upward(imports).get(room, frozenset()) for room, targets in imports.items()}
+    reach = {room: _reachable(below, room) for room in below}
     return {
         (room, target)
-        for room, targets in imports.items()
+        for room, targets in below.items()
         for target in targets
         if not any(target in reach[other] for other in targets - {target})
     }
+
+
+def upward(imports: Imports) -> Imports:
+    """Return each room's imports of rooms that do not stand below it; empty where rooms form no circle."""
+    height = {room: number for number, level in enumerate(levels(imports)) for room in level}
+    up = {room: frozenset(t for t in targets if height[t] >= height[room]) for room, targets in imports.items()}
+    return {room: targets for room, targets in up.items() if targets}
 
 
 def picture() -> str:
@@ -135,6 +145,7 @@ class _Panel:
             f'<rect class="panel" width="{self.width}" height="{self.height}" rx="6"/>',
             f'<text class="title" x="{self.width // 2}" y="{MARGIN + 8}">{self.package.name}</text>',
             *(self._line(*pair) for pair in sorted(direct_arrows(self.package.imports))),
+            *(self._line_up(a, b) for a, targets in upward(self.package.imports).items() for b in sorted(targets)),
             *(self._box(room) for room in self.places),
             "</g>",
         ]
@@ -150,12 +161,23 @@ class _Panel:
 
     def _line(self, upper: str, lower: str) -> str:
         (x1, y1), (x2, y2) = self.places[upper], self.places[lower]
-        return _arrow(x1 + BOX_WIDTH // 2, y1 + BOX_HEIGHT, x2 + BOX_WIDTH // 2, y2)
+        passes_a_level = y2 - y1 > BOX_HEIGHT + GAP_Y
+        aside = SIDE if x2 >= x1 else -SIDE  # around the boxes between, not through them
+        side = (aside * 2 // 3, aside) if passes_a_level else (0, 0)
+        return _arrow(x1 + BOX_WIDTH // 2, y1 + BOX_HEIGHT, x2 + BOX_WIDTH // 2, y2, *side)
+
+    def _line_up(self, lower: str, upper: str) -> str:
+        (x1, y1), (x2, y2) = self.places[lower], self.places[upper]
+        right = f"{x1 + BOX_WIDTH} {y1 + BOX_HEIGHT // 2}"
+        path = f"M{right}C{x1 + BOX_WIDTH + SIDE} {y1} {x2 + BOX_WIDTH + SIDE} {y2 + BOX_HEIGHT} "
+        return f'<path class="arrow up" d="{path}{x2 + BOX_WIDTH} {y2 + BOX_HEIGHT // 2}" marker-end="url(#tip)"/>'
 
 
-def _arrow(x1: int, y1: int, x2: int, y2: int) -> str:
+def _arrow(x1: int, y1: int, x2: int, y2: int, shift: int = 0, bulge: int = 0) -> str:
+    """Return a curve whose ends are moved sideways by ``shift`` and whose middle is by ``bulge`` more."""
     bend = max((y2 - y1) // 2, 12)
-    path = f"M{x1} {y1}C{x1} {y1 + bend} {x2} {y2 - bend} {x2} {y2}"
+    start, end = x1 + shift, x2 + shift
+    path = f"M{start} {y1}C{start + bulge} {y1 + bend} {end + bulge} {y2 - bend} {end} {y2}"
     return f'<path class="arrow" d="{path}" marker-end="url(#tip)"/>'
 
 

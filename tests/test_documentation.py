@@ -140,6 +140,14 @@ def test_a_room_stands_above_what_it_imports_and_arrows_that_follow_are_left_out
     imports = {"a": frozenset("bc"), "b": frozenset("c"), "c": frozenset(), "d": frozenset("c")}
     assert rooms.levels(imports) == [["c"], ["b", "d"], ["a"]]
     assert rooms.direct_arrows(imports) == {("a", "b"), ("b", "c"), ("d", "c")}
+    assert rooms.upward(imports) == {}
+
+
+def test_of_a_circle_of_rooms_every_import_is_drawn(docs):
+    rooms = docs("rooms")
+    imports = {"a": frozenset("b"), "b": frozenset("a"), "c": frozenset("a")}
+    arrows = rooms.direct_arrows(imports) | {(a, b) for a, up in rooms.upward(imports).items() for b in up}
+    assert arrows == {("a", "b"), ("b", "a"), ("c", "a")}
 
 
 def test_the_table_of_losses_holds_every_verdict(docs):
