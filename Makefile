@@ -28,11 +28,12 @@ test: $(VENV)/dev
 
 check: $(VENV)/dev
 	$(PYTEST)
-	$(MAKE) processors docs
+	$(MAKE) processors
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) docs
 
 processors: $(VENV)/dev
 	$(BIN)/python -m benchmarks.processors --setting all-avx2 --setting all-oldest --threads 1 --processes 2
