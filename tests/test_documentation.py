@@ -60,6 +60,14 @@ def test_yaml_is_a_capture_or_a_student_file_or_a_part_of_one(block, tmp_path):
     assert None in found, found
 
 
+def test_training_arguments_in_yaml_are_those_of_transformers():
+    arguments = importlib.import_module("transformers").TrainingArguments.__dataclass_fields__
+    files = [yaml.safe_load(block.text) for block in all_blocks("yaml") if not OTHER & set(block.marks)]
+    used = {key for values in files for key in values.get("training", {})}
+    assert "learning_rate" in used
+    assert used - set(arguments) == set()
+
+
 def test_a_misspelt_key_in_a_block_would_be_noticed(tmp_path):
     assert None not in problems({"loss": {"kd_wight": 0.9}}, tmp_path)
 
