@@ -5,7 +5,7 @@ The head turns a state h into the distribution p = softmax(logits(h)). For a sma
     KL(p(h) || p(h + e)) = e @ G(h) @ e / 2 + ...,    G(h) = J.T @ (diag p - p p.T) @ J
 
 with J the derivative of the logits (V, d). Its mean over sample states is the metric in which
-``hidden.py`` makes the quantisation noise white. Nothing of size (n, V, d) is ever made: with
+``hidden_states.py`` makes the quantisation noise white. Nothing of size (n, V, d) is ever made: with
 s the derivative of the softcap and ``m = W.T @ (s p)``,
 
     mean G = scale**2 * (W.T @ diag(mean s**2 p) @ W - mean m m.T)

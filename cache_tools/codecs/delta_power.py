@@ -11,7 +11,7 @@ The manifest states a budget, not a step: the mean KL of a shard's rows, in nats
 temperature that the capture declares. The highest level M is chosen per shard: the error falls as 1 / M**2,
 so a sample of the rows says which M to try; all rows then say whether it holds, and if not M grows until
 it does. A row whose kept tokens would come back too coarsely at another temperature is stored
-on a larger scale than the others (``codec_scales.py``).
+on a larger scale than the others (``scales.py``).
 
 The exponent is chosen per shard too, the first of EXPONENTS at which 16 bits hold every row's levels. At T = 1 alone
 0.4 costs least, by 0.1 to 0.8 % of all bytes on ordinary rows; with the rows' least scales 0.3 saves 2 % on peaked

@@ -1,7 +1,7 @@
 """The arithmetic of ``delta-power``: probabilities to levels and back, in blocks of rows.
 
 ``Curve`` is (M, a): level l stands for the weight ``(l / M) ** (1 / a)``, and level 0 for none. A row is stored
-on a scale of its own, at most M, which cancels out when it is read (``codec_scales.py``).
+on a scale of its own, at most M, which cancels out when it is read (``scales.py``).
 All scratch arrays are made once per call and used for every block, because fresh memory costs
 more than the arithmetic done in it.
 """

@@ -43,7 +43,7 @@ class ObjectRecord(Document):
 
 
 class TargetSpec(Document):
-    """What is kept of a teacher's distribution, and in which codec (see ``codec.py``).
+    """What is kept of a teacher's distribution, and in which codec (see ``codecs/registry.py``).
 
     Attributes:
         kind: ``topk``, ``topp``, ``sampled``, ``hybrid`` or ``dense``.
@@ -84,7 +84,7 @@ class HiddenSpec(Document):
 
     Attributes:
         width: Values per position.
-        codec: ``bfloat16`` (bits in uint16), ``float32``, or ``transform`` (see ``hidden.py``).
+        codec: ``bfloat16`` (bits in uint16), ``float32``, or ``transform`` (see ``codecs/hidden_states.py``).
         budget: For ``transform``, the error that each shard may make on average: of the logits'
             distribution in nats (layer ``last``), or relative to each channel's rms (other layers).
     """

@@ -152,7 +152,7 @@ def encode_targets(manifest: TeacherManifest, predictions: Predictions) -> Group
     """Encode sparse targets and scalars.
 
     Raises:
-        ValueError: a row cannot be stored, see ``codec.py``, or a scalar is NaN.
+        ValueError: a row cannot be stored, see ``codecs/registry.py``, or a scalar is NaN.
     """
     assert predictions.targets is not None
     encoded = codec_of(manifest).encode(predictions.targets)

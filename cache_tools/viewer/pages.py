@@ -1,8 +1,8 @@
-"""What the viewer's pages show, as plain dictionaries: ``views.py`` with what colours and a browser need besides.
+"""What the viewer's pages show, as dictionaries: ``inspection/views.py``, and what colours and a browser need besides.
 
 A window is read, never the whole: of a sequence its own rows, of a position one row. What is decoded for a
 sequence goes with its answer; between requests only manifests, the tokenizer, receipts and the last few shards'
-sequences stay in memory (see ``reader.py``).
+sequences stay in memory (see ``store/reader.py``).
 
 Text leaves here without a character that acts: control characters as their pictures (``␛``), marks that turn or
 hide text as escapes (see ``escaping.printable``). A browser gets it as text and never as HTML.

@@ -1,4 +1,4 @@
-"""Write the vocabulary of some tokens of one tokenizer; see ``compressed_vocabulary.py``, ``vocabulary_folder.py``."""
+"""Write the vocabulary of some tokens of one tokenizer; see ``compression.py``, ``folder.py``."""
 
 import json
 from collections.abc import Collection, Sequence

@@ -7,7 +7,7 @@ through which a student can carry over what it learned from one teacher to anoth
 
 Every map of predictions is injective, so what a teacher said is moved and nothing is added up: each
 probability, and with them the kept mass, stays bit for bit what it was. A text may be read through another map, in
-which a token that was dropped has a stand-in, see ``compressed_vocabulary.py``.
+which a token that was dropped has a stand-in, see ``compression.py``.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,10 +1,10 @@
 """Audit a capture: a random sample of it asked again of the live teacher, one shard at a time.
 
 A receipt vouches for bytes, not for what they say: rows of other weights, shifted rows or tempered ones
-pass ``verify --deep``. Only the teacher can tell. The measures are in ``audit.py``, the limits in
-``audit_verdict.py``. An identity that differs fails the audit, but what it changes is measured too.
+pass ``verify --deep``. Only the teacher can tell. The measures are in ``measures.py``, the limits in
+``verdict.py``. An identity that differs fails the audit, but what it changes is measured too.
 
-Read are the rows of the sampled sequences, never the whole cache. Memory: as for ``audit_live.py``, with
+Read are the rows of the sampled sequences, never the whole cache. Memory: as for ``live.py``, with
 the rows of the whole sample and the hidden states of one shard's.
 """
 

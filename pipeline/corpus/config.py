@@ -50,7 +50,7 @@ class CorpusConfig(Config):
             tokens; split like text when too long.
         mask_field: Field with a 0 or 1 for each of the ids: trained on where 1; default everywhere.
         label_field: Field with a document's class, which is a token as the tokenizer's vocabulary spells it; plain text
-            and masked objective only. See ``labels.py`` for where it is predicted.
+            and masked objective only. See ``encoding/labels.py`` for where it is predicted.
         id_field: Field with a unique document id; a record without one is named after its file and line.
         group_field: Field that keeps documents together when some are held out; default the id.
         held_out_fraction: Expected share of groups encoded as the held-out split.

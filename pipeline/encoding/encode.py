@@ -5,7 +5,8 @@ encoding's manifest is written last, so a part of the corpus is encoded whole or
 killed one is simply done again (it costs a tokeniser pass, nothing beside a teacher).
 
 A file of the encoding that was lost is written again from the corpus, see ``restore.py``. Before anything is written
-the folder is claimed (``claims.py``), so that two captures of different corpora cannot overwrite each other.
+the folder is claimed (``cache_tools/store/claims.py``), so that two captures of different corpora cannot overwrite
+each other.
 
 Files and datasets that are appended to the corpus become a further part: new shards behind the old
 ones, which stay what they are.

@@ -2,7 +2,7 @@
 
 From its configuration alone: the model is built on torch's ``meta`` device, so 235 billion weights are counted in
 seconds and none is allocated. A device holds its part of the weights, one batch through the body, and the head
-(``plan_memory.py``); USABLE_SHARE of its memory is taken for usable, because the driver, kernels and gaps between
+(``memory.py``); USABLE_SHARE of its memory is taken for usable, because the driver, kernels and gaps between
 tensors take the rest. Two ways of using several devices are counted: ``tensor_parallel`` splits every matrix, in
 numbers of processes that divide the attention heads, with the output matrix whole in each; ``device_map`` gives each
 device some of the layers, counted here as equal parts, so that number is the least possible.

@@ -115,7 +115,7 @@ def body_bytes(model: PreTrainedConfig, tokens: int, length_tokens: int, config:
 
 
 def head_bytes(model: PreTrainedModel, tokens: int, chunk_bytes: int) -> int:
-    """Return what the head needs: logits in three forms (see ``predict.py``), and a batch's last states twice."""
+    """Return what the head needs: logits in three forms (``capture/predict.py``), and a batch's last states twice."""
     vocabulary, width, itemsize = vocabulary_of(model), model.config.get_text_config().hidden_size, model.dtype.itemsize
     given, looked_at = (min(tokens, max(1, chunk_bytes // (size * vocabulary))) for size in (itemsize, 4))
     converted = looked_at if itemsize < 4 else 0

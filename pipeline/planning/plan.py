@@ -2,8 +2,8 @@
 
 The whole corpus is read once to count its documents and characters; only a sample, spread evenly
 over it, is tokenised, and the rest follows in proportion. Bytes per position are rules of thumb
-from measured caches until a teacher is measured on part of the sample (see ``plan_measure.py``).
-What the cache already holds is subtracted (``plan_held.py``). Nothing is written.
+from measured caches until a teacher is measured on part of the sample (see ``measure.py``).
+What the cache already holds is subtracted (``held.py``). Nothing is written.
 """
 
 import math

@@ -68,7 +68,7 @@ class MixedTeacher(Config):
 
 
 class MixtureConfig(Config):
-    """How several teachers are mixed. Formulas stand in ``mixture_weights.py``, what is compared in ``mixture.py``.
+    """How several teachers are mixed; ``losses/mixture_weights.py`` and ``losses/mixture.py`` have the formulas.
 
     Attributes:
         weights: ``fixed``: those of the list. The others multiply them, position by position, with what the cache says:

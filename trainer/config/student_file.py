@@ -103,7 +103,7 @@ class LossConfig(Config):
         temperature: Both sides' logits are divided by it. The loss is multiplied by its square (by
             itself for ``total_variation``), so that ``kd_weight`` keeps its meaning.
         hidden: Layers that are to resemble the teacher's.
-        label_weight: Of the mean over labels, in an encoding with labels; see ``position_weights.py``. Default, if
+        label_weight: Of the mean over labels, in an encoding with labels; see ``data/position_weights.py``. Default, if
             ``token_weight`` is not given either: all positions count alike.
         token_weight: Of the mean over all other kept positions there.
         allow_biased: Accept a combination whose minimum is not the teacher.
@@ -140,7 +140,7 @@ class PackingConfig(Config):
 
     Attributes:
         row_tokens: Tokens that a row may hold; more if one sequence alone has more. The cache's longest
-            sequence is a good length, see ``packing.py``. ``null``: all sequences in one row, which
+            sequence is a good length, see ``data/packing.py``. ``null``: all sequences in one row, which
             flash attention needs, and which is slow with any other.
     """
 
@@ -154,7 +154,7 @@ class StudentConfig(Config):
         cache: Folder of the cache.
         encoding: Name of the encoding; may be left out if there is one.
         teacher: Name of the teacher; may be left out if there is one.
-        teachers: Several teachers of the encoding, instead of ``teacher``; see ``config_mixture.py``.
+        teachers: Several teachers of the encoding, instead of ``teacher``; see ``mixture.py``.
         mixture: How ``teachers`` are mixed.
         caches: Several caches, instead of ``cache``.
         vocabulary: Folder that ``logitcask vocabulary`` wrote for all these caches: the student's vocabulary, instead

@@ -1,7 +1,7 @@
 """The cached teachers of a student file: one, several of one encoding, or those of several caches.
 
 What belongs together is checked here, from manifests alone; nothing needs torch. What is trained on stands
-in ``sources.py``.
+in ``run/sources.py``.
 """
 
 from collections.abc import Callable, Sequence

@@ -12,7 +12,7 @@ holds that matrix up: with small states of the student, W -> 0 makes ``mse`` sma
 projections is logged, as ``projection_norm``.
 
 This adds to what the student learns from the predictions; it is no divergence between distributions,
-so ``compatibility.py`` says nothing about it.
+so ``verdicts/compatibility.py`` says nothing about it.
 """
 
 from collections.abc import Mapping, Sequence

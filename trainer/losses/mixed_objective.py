@@ -1,8 +1,8 @@
 """What a student minimises with several teachers: the objective of one, on a mixture.
 
-The rows of a batch hold all teachers side by side (``mixed_sequences.py``). Here they are told apart, tempered each by
-its own stored normalisers, weighted (``mixture_weights.py``) and mixed (``mixture.py``). The mean weight of each
-teacher is logged as ``weight_<name>``, each position as much as it counts. A mixture's KL is logged as it is
+The rows of a batch hold all teachers side by side (``data/several_teachers.py``). Here they are told apart, tempered
+each by its own stored normalisers, weighted (``mixture_weights.py``) and mixed (``mixture.py``). The mean weight of
+each teacher is logged as ``weight_<name>``, each position as much as it counts. A mixture's KL is logged as it is
 minimised: for ``of: losses`` the weighted sum of KLs, with draws too large by what they lack of their teacher's
 entropy.
 """

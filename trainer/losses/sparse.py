@@ -3,11 +3,11 @@
 A sparse target holds k tokens with their log-probabilities and the mass of all others. The
 student enters through its mass on those tokens and on the rest alone (``masses.py``), so this
 costs what cross-entropy costs. A tail policy says what the rest means (``tails.py``), a divergence
-compares outcome by outcome (``divergences.py``), and ``compatibility.py`` says which combinations are
+compares outcome by outcome (``divergences.py``), and ``verdicts/compatibility.py`` says which combinations are
 exact. For another temperature, temper the targets first (``tempering.py``).
 
-What is not here: the loss against a whole distribution (``full_losses.py``) and on hidden
-states (``hidden_losses.py``).
+What is not here: the loss against a whole distribution (``full.py``) and on hidden
+states (``hidden.py``).
 """
 
 import torch

@@ -14,7 +14,7 @@ policy           the target becomes                                what that cos
 ``none``         the k tokens as they are, the rest not looked at  forward KL ends where renormalise does
 ===============  ================================================  =========================================
 
-Which of them is right for which divergence stands in ``compatibility.py``.
+Which of them is right for which divergence stands in ``verdicts/compatibility.py``.
 """
 
 from collections.abc import Mapping

@@ -3,7 +3,7 @@
 The Trainer does what it does well (devices, distribution, precision, accumulation, schedules, checkpoints). Added here:
 the cache's order, the parts of the loss and the waits for data in the log, measuring against the cached teacher,
 checkpoints of the bare student, so that every one of them is an ordinary model folder, each with the hashes of its
-files (``checkpoints.py``), and an end to runs whose loss is not finite (``finite.py``).
+files (``checkpoints.py``), and an end to runs whose loss is not finite (``student/finite.py``).
 """
 
 from collections.abc import Iterator
@@ -141,7 +141,7 @@ class DistillationTrainer(Trainer):
             check_packing(self.model.student, self.model.head, row_tokens)
 
     def check_rows(self, objective: Objective, packed: bool) -> None:
-        """Refuse a student whose rows depend on later tokens, padding or batch-mates, see ``student_probe.py``."""
+        """Refuse a student whose rows depend on later tokens, padding or batch-mates, see ``student/probe.py``."""
         dataset = self.train_dataset
         assert isinstance(self.model, DistilledStudent)
         assert isinstance(dataset, TrainingSequences)
@@ -164,7 +164,7 @@ class DistillationTrainer(Trainer):
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Return the norm of a step's gradient; the last moment before the weights move, see ``finite.py``."""
+        """Return the norm of a step's gradient; the last moment before the weights move, see ``student/finite.py``."""
         measured_norm: Any = super()._get_grad_norm
         norm, scaled = measured_norm(model, grad_norm), getattr(self.accelerator, "scaler", None) is not None
         patience = min(MAX_SKIPPED_STEPS, self.state.max_steps) if scaled else 1
@@ -183,7 +183,7 @@ class DistillationTrainer(Trainer):
             )
 
     def check_signal(self) -> None:
-        """Refuse a student that what the teacher said would not reach, see ``self_test.py``."""
+        """Refuse a student that what the teacher said would not reach, see ``student/signal_check.py``."""
         dataset = self.train_dataset
         assert isinstance(dataset, TrainingSequences)
         with self.compute_loss_context_manager():

@@ -1,4 +1,4 @@
-"""The table of ``compatibility.py`` for people: ``logitcask train --explain``.
+"""The table of ``verdicts/compatibility.py`` for people: ``logitcask train --explain``.
 
 Reasons are numbered and stand below the table, since one reason serves many cells.
 """

@@ -1,7 +1,7 @@
 """What is trained on: one cached teacher, several of one encoding, or several caches.
 
-Everything that depends on which of the three it is stands here and in ``teachers.py``; the run itself (``train.py``)
-asks for a dataset, an order and an objective, whatever they are made of.
+Everything that depends on which of the three it is, is here and in ``data/opening.py``; the run itself
+(``train.py``) asks for a dataset, an order and an objective, whatever they are made of.
 """
 
 from collections.abc import Sequence

@@ -63,7 +63,7 @@ class DistilledStudent(nn.Module):
     Args:
         student: Any causal or masked language model of transformers.
         loss: The loss block.
-        teacher_head: For ``source: hidden``; see ``objective.py``.
+        teacher_head: For ``source: hidden``; see ``losses/objective.py``.
         match: Losses on hidden states, if the loss has any; trained with the student.
         objective: What several teachers are learned from with; default: the objective of one.
     """

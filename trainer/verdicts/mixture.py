@@ -6,7 +6,7 @@ draws), of lower bounds a lower bound. Of several lower bounds the minimum need 
 
 Of distributions, the loss is compared with the divergence from the mean of the teachers. It needs each teacher's
 probability of every token that any of them kept: whole targets have it, and draws in expectation, but topk and
-topp do not, so those are biased, however good their tail policy. See ``mixture.py`` for how far.
+topp do not, so those are biased, however good their tail policy. See ``losses/mixture.py`` for how far.
 """
 
 from collections.abc import Sequence
