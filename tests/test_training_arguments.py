@@ -5,7 +5,8 @@ import math
 
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations import integration_utils
 
 import tiny
 from cache_tools.errors import ConfigError
@@ -173,3 +174,29 @@ def test_full_determinism_is_accepted(cache, tmp_path):
         train(cache, tmp_path, max_steps=1, full_determinism=True)
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("name", sorted(integration_utils.INTEGRATION_TO_CALLBACK))
+def test_a_tracker_whose_package_is_missing_is_refused_before_anything_is_written(tmp_path, cache, monkeypatch, name):
+    for check in [
+        check for check in dir(integration_utils) if check.startswith("is_") and check.endswith("_available")
+    ]:
+        monkeypatch.setattr(integration_utils, check, lambda: False)
+    with pytest.raises(ConfigError, match=rf"^training.report_to: the package of tracker '{name}' is not installed"):
+        train(cache, tmp_path / "run", report_to=name)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_tracker_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"^training.report_to: transformers knows no such tracker .*found wandbb"):
+        arguments_of(tmp_path, report_to=["wandbb"])
+
+
+def test_a_tracker_can_be_switched_on_when_a_run_is_continued(tmp_path, cache, monkeypatch):
+    told = []
+    tracker = type("Tracker", (TrainerCallback,), {"on_log": lambda *_, **named: told.append(named)})
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", tracker)
+    monkeypatch.setattr(integration_utils, "is_wandb_available", lambda: True)
+    train_and_stop(2, cache, tmp_path / "run", save_steps=1)
+    train(cache, tmp_path / "run", save_steps=1, report_to="wandb", run_name="second")
+    assert told

@@ -44,6 +44,12 @@ NOT_COMPARED = (
     "per_device_eval_batch_size",
     "fsdp",
     "fsdp_config",
+    "report_to",
+    "run_name",
+    "project",
+    "trackio_space_id",
+    "trackio_bucket_id",
+    "trackio_static_space_id",
 )
 """Training arguments that may change between a run and its continuation; how a step's batch
 is cut into ranks and micro-batches may too, as long as the whole batch stays the same size."""

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from transformers import TrainingArguments, training_args
+from transformers.integrations import integration_utils
 from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS as _OPTIMIZERS
 from transformers.training_args import ParallelMode
 
@@ -106,6 +107,9 @@ REFUSED = {
 }
 """Arguments that have no place here, and why."""
 
+PACKAGES = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flytekit"}
+"""Trackers whose package transformers calls by another name."""
+
 FIXED = {"remove_unused_columns": False, "logging_nan_inf_filter": False}
 """Refused arguments whose value here is not transformers' default."""
 
@@ -148,6 +152,7 @@ def training_arguments(config: StudentConfig) -> TrainingArguments:
         arguments = TrainingArguments(**{**defaults, **values, **FIXED})
     check_best(arguments)
     _check_combinations(arguments)
+    _check_trackers(arguments.report_to)
     if arguments.fsdp and arguments.parallel_mode != ParallelMode.DISTRIBUTED:
         raise ConfigError(
             "FSDP needs ranks to share a student", where="training.fsdp", fix="Start with torchrun, or leave it out"
@@ -233,6 +238,27 @@ def _check_combinations(arguments: TrainingArguments) -> None:
                     where=f"training.{name}",
                     fix="Set dataloader_num_workers, or leave it out",
                 )
+
+
+def _check_trackers(names: list[str]) -> None:
+    """Refuse a tracker that is not known or not installed; transformers would do so after the run folder is written."""
+    known = sorted(integration_utils.INTEGRATION_TO_CALLBACK)
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                "transformers knows no such tracker",
+                where="training.report_to",
+                expected=f"some of {', '.join(known)}",
+                found=name,
+            )
+        is_available = getattr(integration_utils, f"is_{PACKAGES.get(name, name)}_available")
+        if not is_available():
+            raise ConfigError(
+                f"the package of tracker {name!r} is not installed",
+                where="training.report_to",
+                why="the run could not be reported to it",
+                fix="Install it, or leave it out: the run can be continued with report_to later",
+            )
 
 
 def _check_read(argument: str, keys: list[str], reader: Any) -> None:
