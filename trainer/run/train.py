@@ -34,7 +34,7 @@ from trainer.plots import can_plot, draw_curves
 from trainer.run.checkpoints import saving
 from trainer.run.distillation_trainer import DistillationTrainer, step_sequences
 from trainer.run.progress import StepProgress
-from trainer.run.run_folder import FINAL, MetricsFile, is_finished, record_run
+from trainer.run.run_folder import FINAL, MetricsFile, RunFile, check_run, is_finished, run_record
 from trainer.run.sources import objective_of, training_sequences
 from trainer.run.training_arguments import training_arguments
 from trainer.student.finite import check_student
@@ -72,7 +72,8 @@ def _run(config: StudentConfig, arguments: TrainingArguments, reporter: Reporter
         require_consistent(teachers)
     union = open_union(config.vocabulary, teachers, config.loss)
     vocabulary = student_vocabulary(union, teacher.encoding)
-    record_run(output, config, teachers, step_sequences(arguments), union)
+    record = run_record(config, teachers, step_sequences(arguments), union)
+    check_run(output, record)
     if is_finished(output):
         return output / FINAL
     reporter.stage("making the student", None)
@@ -102,7 +103,7 @@ def _run(config: StudentConfig, arguments: TrainingArguments, reporter: Reporter
         eval_dataset=evaluated_sequences(teacher, "held_out", width, union) if measures_on_the_way else None,
         data_collator=partial(pack, row_tokens=config.packing.row_tokens) if config.packing else collate,
         processing_class=tokenizer,
-        callbacks=[MetricsFile(output), KeptTokens(student)],
+        callbacks=[RunFile(output, record), MetricsFile(output), KeptTokens(student)],
         window_shards=config.window_shards,
     )
     trainer.check_rows(teacher.encoding.manifest.objective, packed=config.packing is not None)
