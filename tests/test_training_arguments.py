@@ -77,6 +77,13 @@ def test_numbers_are_finite_and_in_range(tmp_path, name, value):
         ({"save_steps": 0}, "save_steps"),
         ({"save_total_limit": 0}, "save_total_limit"),
         ({"max_steps": 0}, "max_steps"),
+        ({"max_steps": -5}, "max_steps"),
+        ({"log_level": "loud"}, "log_level"),
+        ({"log_level_replica": "loud"}, "log_level_replica"),
+        ({"torch_compile_mode": "fastest"}, "torch_compile_mode"),
+        ({"lr_scheduler_kwargs": "not json"}, "lr_scheduler_kwargs"),
+        ({"activation_checkpointing": True, "activation_checkpointing_kwargs": {"reentrant": True}}, ""),
+        ({"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "thread"}, ""),
         ({"bf16": "perhaps"}, "bf16"),
         ({"run_name": 3}, "run_name"),
         ({"output_dir": 3}, "output_dir"),
@@ -101,13 +108,31 @@ def test_values_that_end_in_a_traceback_of_torch_are_refused(tmp_path, changes, 
 
 
 @pytest.mark.parametrize(
+    ("changes", "needed"),
+    [
+        ({"eval_steps": 3}, "eval_strategy"),
+        ({"eval_delay": 3}, "eval_strategy"),
+        ({"greater_is_better": True}, "metric_for_best_model"),
+        ({"activation_checkpointing_kwargs": {"use_reentrant": False}}, "activation_checkpointing"),
+        ({"dataloader_in_order": False}, "dataloader_num_workers"),
+        ({"run_name": "mine"}, "report_to"),
+        ({"project": "mine"}, "report_to"),
+        ({"trackio_space_id": "mine"}, "report_to"),
+    ],
+    ids=str,
+)
+def test_an_argument_that_needs_another_one_is_refused_without_it(tmp_path, changes, needed):
+    with pytest.raises(ConfigError, match=rf"^training.{next(iter(changes))}: .* no effect .* Set {needed}, or leave"):
+        arguments_of(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         {"lr_scheduler_kwargs": {"numcycles": 1}},
         {"lr_scheduler_type": "cosine_with_min_lr"},
         {"optim": "adamw_bnb_8bit"},
         {"optim": "galore_adamw"},
-        {"lr_scheduler_kwargs": "not json"},
     ],
     ids=str,
 )
