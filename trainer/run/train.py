@@ -20,7 +20,7 @@ from cache_tools.format.vocabulary import Vocabulary
 from cache_tools.inspection.row_check import require_consistent
 from cache_tools.progress.reporter import Reporter, open_reporter
 from cache_tools.separate_places import require_outside
-from cache_tools.storage import remove_tree
+from cache_tools.storage import remove_tree, storage_errors
 from cache_tools.store.reader import Encoding
 from cache_tools.vocabularies.folder import save_token_map
 from trainer.config.model_keys import check_config_keys
@@ -39,7 +39,7 @@ from trainer.run.sources import objective_of, training_sequences
 from trainer.run.training_arguments import training_arguments
 from trainer.student.finite import check_student
 from trainer.student.lora import ADAPTER, merge_adapter
-from trainer.student.student import build_student, distilled, vocabulary_size
+from trainer.student.student import build_student, distilled, first_runs, vocabulary_size
 from trainer.tokenizers.cached import student_tokenizer
 from trainer.tokenizers.check import check_behaviour
 from trainer.tokenizers.student_tokens import KeptTokens, share_special_tokens, tokenizer_of
@@ -79,7 +79,8 @@ def _run(config: StudentConfig, arguments: TrainingArguments, reporter: Reporter
     reporter.stage("making the student", None)
     set_seed(arguments.seed)
     student = build_student(config.student, teacher.encoding, vocabulary)
-    check_student(student, config.student.pretrained or "student.config", "Start from other weights")
+    source = config.student.pretrained or "student.config"
+    check_student(student, source, "Start from other weights")
     own = config.student
     if own.pretrained is not None:
         expected = student_tokenizer(config.vocabulary, teacher.encoding)
@@ -90,14 +91,13 @@ def _run(config: StudentConfig, arguments: TrainingArguments, reporter: Reporter
         torch.multiprocessing.set_start_method("forkserver", force=True)  # a bucket's client does not survive a fork
     width = vocabulary_size(student)
     measures_on_the_way = arguments.do_eval or arguments.eval_on_start
+    objective, ids = objective_of(config, teachers), student_ids(union, teacher.encoding)
+    with first_runs(student, source):
+        model = distilled(student, config.loss, *teachers, objective=objective, to=ids)
+    with storage_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
     trainer = DistillationTrainer(
-        model=distilled(
-            student,
-            config.loss,
-            *teachers,
-            objective=objective_of(config, teachers),
-            to=student_ids(union, teacher.encoding),
-        ),
+        model=model,
         args=arguments,
         train_dataset=training_sequences(config, teachers, width, union),
         eval_dataset=evaluated_sequences(teacher, "held_out", width, union) if measures_on_the_way else None,
@@ -106,14 +106,16 @@ def _run(config: StudentConfig, arguments: TrainingArguments, reporter: Reporter
         callbacks=[RunFile(output, record), MetricsFile(output), KeptTokens(student)],
         window_shards=config.window_shards,
     )
-    trainer.check_rows(teacher.encoding.manifest.objective, packed=config.packing is not None)
-    if config.packing:
-        trainer.check_packing(config.packing.row_tokens)
+    with first_runs(student, source):
+        trainer.check_rows(teacher.encoding.manifest.objective, packed=config.packing is not None)
+        if config.packing:
+            trainer.check_packing(config.packing.row_tokens)
     trainer.remove_callback(transformers.ProgressCallback)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(StepProgress(reporter))
     reporter.stage("checking that the teacher reaches the student", None)
-    trainer.check_signal()
+    with first_runs(student, source):
+        trainer.check_signal()
     reporter.stage("loading the first batches", None)
     trainer.continue_training()
     with saving(output / FINAL):
