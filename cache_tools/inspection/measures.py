@@ -153,7 +153,8 @@ def _group(sample: Sample, answers: Answers, name: str, where: NDArray[np.int64]
     judged = {key: found.get(key) for key in ("accuracy", "confidence", "ece")}
     means = _means(answers, where)
     loss, kept_mass = means["loss_nats"], finite(float(answers.kept_mass[where].mean()))
-    perplexity = None if loss is None else finite(float(np.exp(loss)))
+    with np.errstate(over="ignore"):  # a stranger's losses may be of any size
+        perplexity = None if loss is None else finite(float(np.exp(loss)))
     return {"group": name, "positions": len(where), **means, "perplexity": perplexity, "kept_mass": kept_mass} | judged
 
 
