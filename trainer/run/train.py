@@ -20,7 +20,7 @@ from cache_tools.format.vocabulary import Vocabulary
 from cache_tools.inspection.row_check import require_consistent
 from cache_tools.progress.reporter import Reporter, open_reporter
 from cache_tools.separate_places import require_outside
-from cache_tools.storage import remove_tree, storage_errors
+from cache_tools.storage import storage_errors
 from cache_tools.store.reader import Encoding
 from cache_tools.vocabularies.folder import save_token_map
 from trainer.config.model_keys import check_config_keys
@@ -31,7 +31,7 @@ from trainer.data.packing import pack
 from trainer.data.translation import open_union, student_ids, student_vocabulary
 from trainer.evaluation.evaluate import evaluated_sequences
 from trainer.plots import can_plot, draw_curves
-from trainer.run.checkpoints import saving
+from trainer.run.checkpoints import remove, saving
 from trainer.run.distillation_trainer import DistillationTrainer, step_sequences
 from trainer.run.progress import StepProgress
 from trainer.run.run_folder import FINAL, MetricsFile, RunFile, check_run, is_finished, run_record
@@ -42,7 +42,7 @@ from trainer.student.lora import ADAPTER, merge_adapter
 from trainer.student.student import build_student, distilled, first_runs, vocabulary_size
 from trainer.tokenizers.cached import student_tokenizer
 from trainer.tokenizers.check import check_behaviour
-from trainer.tokenizers.student_tokens import KeptTokens, share_special_tokens, tokenizer_of
+from trainer.tokenizers.student_tokens import KeptTokens, save_student, share_special_tokens, tokenizer_of
 
 
 def run_training(config: StudentConfig) -> Path:
@@ -129,7 +129,7 @@ def _save_final(
     """Write the finished student under a temporary name and rename it; every rank calls this."""
     partial = output / f"{FINAL}.partial"
     if trainer.is_world_process_zero():
-        remove_tree(partial)  # of a process that was killed here
+        remove(partial)  # of a process that was killed here
     trainer.save_model(str(partial / ADAPTER if config.student.lora else partial))
     if trainer.is_world_process_zero():
         if config.student.lora:
@@ -156,5 +156,5 @@ def _save_merged(
     pretrained = build_student(config.model_copy(update={"lora": None}), encoding, vocabulary)
     share_special_tokens(pretrained, tokenizer, keep_own=True)
     merge_adapter(pretrained, folder / ADAPTER)
-    pretrained.save_pretrained(folder)
+    save_student(pretrained, folder)
     tokenizer.save_pretrained(folder)
