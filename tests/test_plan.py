@@ -240,3 +240,23 @@ def test_a_corpus_with_a_held_out_split_or_without_the_wish_for_one_is_not_spoke
     survey(CaptureConfig.model_validate(values), tiny.tokenizer(), 5)
     tiny.run(values)
     assert "held out" not in caplog.text
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize(
+    "option", ["--tokens", "--tokens-per-s", "--measure-seconds", "--hours-between-failures", "--restart-seconds"]
+)
+def test_the_command_refuses_numbers_that_are_not_finite(tmp_path, option, value):
+    from pipeline.planning.command import plan_command
+
+    found = CliRunner().invoke(plan_command, [str(tmp_path / "capture.yaml"), f"{option}={value}"])
+    assert found.exit_code == 2
+    assert option in found.stderr
+
+
+def test_the_command_refuses_a_memory_beyond_reason(tmp_path):
+    from pipeline.planning.command import plan_command
+
+    found = CliRunner().invoke(plan_command, [str(tmp_path / "capture.yaml"), f"--device-memory={'9' * 400}GB"])
+    assert found.exit_code == 2
+    assert "is no size" in found.stderr
