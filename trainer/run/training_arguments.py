@@ -185,7 +185,7 @@ def training_arguments(config: StudentConfig) -> TrainingArguments:
         arguments = TrainingArguments(**{**defaults, **values, **FIXED})
     check_best(arguments)
     _check_combinations(arguments, values)
-    _check_trackers(arguments.report_to)
+    _check_trackers([*(arguments.report_to or ())])
     if arguments.fsdp and arguments.parallel_mode != ParallelMode.DISTRIBUTED:
         raise ConfigError(
             "FSDP needs ranks to share a student", where="training.fsdp", fix="Start with torchrun, or leave it out"
