@@ -1,5 +1,6 @@
-"""What the store's commands share: a cache's place. Nothing heavy is imported until it is used."""
+"""What the commands share: a cache's place, numbers that are finite. Nothing heavy is imported until it is used."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,3 +19,14 @@ class CacheType(click.ParamType["StorePath"]):
         from cache_tools.storage import store_path
 
         return store_path(value)
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range; click's own lets "nan" and "inf" through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Turn text into a number."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number

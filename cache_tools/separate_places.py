@@ -69,9 +69,9 @@ def _local(place: StorePath | Path) -> Path | None:
     """Return the path on a disk, every link resolved; None in a bucket."""
     text = str(place)
     if text.startswith(("file://", "local://")):
-        return Path(unquote(urlparse(text).path)).resolve()
+        return Path(os.path.realpath(unquote(urlparse(text).path)))
     if isinstance(place, Path) and "://" not in text:
-        return Path(os.path.expanduser(text)).resolve()
+        return Path(os.path.realpath(os.path.expanduser(text)))  # resolve() raises at links in a circle
     return None
 
 

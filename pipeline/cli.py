@@ -5,6 +5,8 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from cache_tools.cli_options import FiniteRange
+
 
 @click.command("capture")
 @click.argument("config", type=click.Path(path_type=Path))
@@ -16,7 +18,7 @@ from click.core import ParameterSource
     "--world-size", type=click.IntRange(1), default=1, show_default=True, help="How many workers share the capture."
 )
 @click.option(
-    "--wait-minutes", type=click.FloatRange(0), default=60, show_default=True, help="Patience with a silent rank 0."
+    "--wait-minutes", type=FiniteRange(0), default=60, show_default=True, help="Patience with a silent rank 0."
 )
 @click.option(
     "--executor",

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 import tiny
-from cache_tools.errors import ConfigError
+from cache_tools.errors import ConfigError, LogitcaskError
 from cache_tools.maintenance.copying import copy_cache
 from cache_tools.maintenance.subset import Choice, subset_cache
 from cache_tools.separate_places import is_inside
@@ -133,3 +133,9 @@ def test_a_student_is_not_trained_into_its_cache(tmp_path):
     with pytest.raises(ConfigError, match=r"training\.output_dir lies inside"):
         run_training(StudentConfig.model_validate(values))
     assert snapshot(tmp_path / "cache") == before
+
+
+def test_links_in_a_circle_are_one_sentence(cache, tmp_path):
+    (tmp_path / "circle").symlink_to("circle")
+    result = CliRunner().invoke(cli, ["copy", str(cache), str(tmp_path / "circle")])
+    assert isinstance(result.exception, LogitcaskError)

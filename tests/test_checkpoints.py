@@ -316,3 +316,25 @@ def test_torch_is_not_asked_to_unpickle_what_is_no_data(cache, run):
     with pytest.raises(DamageError, match="cannot be read"):
         train(cache, run, **KEYS)
     assert not (run / "evil").exists()
+
+
+def test_hashes_that_leave_out_a_file_do_not_hide_that_it_is_missing(cache, run, whole):
+    hashes = run / "checkpoint-4" / "sha256.json"
+    records = json.loads(hashes.read_text())
+    del records["files"]["optimizer.pt"]
+    hashes.write_text(json.dumps(records))
+    (run / "checkpoint-4" / "optimizer.pt").unlink()
+    assert damage(run / "checkpoint-4") == "optimizer.pt is missing"
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_what_lies_in_the_place_of_the_unfinished_student_is_replaced(cache, run, tmp_path, kind):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").touch()
+    if kind == "link":
+        (run / "final.partial").symlink_to(outside)
+    else:
+        (run / "final.partial").touch()
+    assert train(cache, run, **KEYS).is_dir()
+    assert (outside / "precious").exists()

@@ -1,5 +1,7 @@
 """Keys of ``student.config``: what a model reads is accepted, what it would ignore is refused."""
 
+import math
+
 import pytest
 from transformers import CONFIG_MAPPING
 
@@ -103,11 +105,17 @@ def test_a_run_refuses_it_before_anything_is_written(cache, tmp_path):
         {"num_hidden_layers": -1},
         {"rope_parameters": 3},
         {"dtype": "x"},
+        {"num_key_value_heads": 3},
+        {"pad_token_id": 10**6},
+        {"attention_dropout": 2.0},
+        {"attention_dropout": math.nan},
+        {"rms_norm_eps": math.inf},
+        {"rope_parameters": {"rope_type": "linear", "factor": math.nan}},
     ],
     ids=str,
 )
-def test_values_of_a_wrong_type_are_one_sentence(cache, tmp_path, changes):
-    with pytest.raises((ModelError, ConfigError, IdentityError)):
+def test_values_that_no_student_can_have_are_one_sentence(cache, tmp_path, changes):
+    with pytest.raises((ModelError, ConfigError, IdentityError), match="student"):
         train(cache, tmp_path, student={"config": LLAMA | changes}, max_steps=1)
 
 

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, BertForPreTraining
 
@@ -15,8 +16,11 @@ from cache_tools.models.loading_report import check_report
 from cache_tools.store.reader import Cache
 from pipeline.config import TeacherConfig
 from pipeline.teachers.checkpoint import check_tensors, load_checkpoint
+from pipeline.teachers.loading import resolve_model
 from student_fixtures import LLAMA, train, train_and_stop
+from trainer.config.student_file import StudentModelConfig
 from trainer.evaluation.evaluate import evaluate_folder
+from trainer.student.initial_weights import initial_weights
 
 UP = "model.layers.1.mlp.up_proj.weight"
 
@@ -222,3 +226,23 @@ def test_a_run_is_not_continued_from_half_an_adapter(cache, tmp_path):
     save_file(tensors, weights, metadata={"format": "pt"})
     with pytest.raises(LogitcaskError, match="adapter"):
         train(cache, tmp_path / "run", **values)
+
+
+@pytest.mark.parametrize("name", ["nothere", "owner/nothere"])
+def test_a_name_that_is_no_folder_while_the_hub_is_away_is_said_plainly(tmp_path, monkeypatch, name):
+    def away(*_, **__):
+        raise LocalEntryNotFoundError("Got: ConnectError: [Errno -2] Name or service not known. Check your connection")
+
+    monkeypatch.setattr("pipeline.teachers.loading.snapshot_download", away)
+    monkeypatch.setattr("trainer.student.initial_weights.hf_hub_download", away)
+    reason = f"^{name}: .*found no folder of this name exists, and the hub could not be reached\\)"
+    with pytest.raises(ModelError, match=reason) as error:
+        resolve_model(TeacherConfig.model_validate({"name": "toy", "model": name, "target": {"k": 2}}))
+    assert "Errno" not in str(error.value)
+    with pytest.raises(ModelError, match=reason):
+        initial_weights(StudentModelConfig(pretrained=name))
+
+
+def test_a_path_that_is_no_folder_is_said_plainly():
+    with pytest.raises(ModelError, match=r"^/no/such/folder: .*found no folder of this name exists, and it is no hub"):
+        resolve_model(TeacherConfig.model_validate({"name": "toy", "model": "/no/such/folder", "target": {"k": 2}}))

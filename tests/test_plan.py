@@ -20,7 +20,7 @@ from pipeline.capture.keep import Keep, sparse_targets
 from pipeline.config import CaptureConfig
 from pipeline.planning.capture_plan import plan_capture
 from pipeline.planning.measure import kl_floor
-from pipeline.planning.plan import require_space
+from pipeline.planning.plan import require_space, survey
 from pipeline.planning.scale import shard_sizes, student_bytes_per_s
 from pipeline.planning.simulate import Cluster
 from refusal_fixtures import write_yaml
@@ -222,3 +222,41 @@ def test_the_command_simulates_workers(tmp_path):
     mean = found["store"]["mean_bytes_per_s"]
     assert mean * found["handed_out"]["hours"] * 3600 == pytest.approx(planned["stored_bytes"], rel=1e-6)
     assert mean <= found["store"]["peak_minute_bytes_per_s"]
+
+
+def test_a_corpus_of_which_nothing_is_held_out_is_said_by_plan_and_capture(tmp_path, caplog):
+    values = tiny.capture_values(tmp_path, held_out_fraction=1e-9)
+    survey(CaptureConfig.model_validate(values), tiny.tokenizer(), 5)
+    said = [record.message for record in caplog.records]
+    assert len(said) == 1
+    assert said[0].startswith("No document is held out, for there are too few for corpus.held_out_fraction: 1e-09")
+    tiny.run(values)
+    assert [record.message for record in caplog.records].count(said[0]) == 2
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.2])
+def test_a_corpus_with_a_held_out_split_or_without_the_wish_for_one_is_not_spoken_of(tmp_path, caplog, fraction):
+    values = tiny.capture_values(tmp_path, held_out_fraction=fraction)
+    survey(CaptureConfig.model_validate(values), tiny.tokenizer(), 5)
+    tiny.run(values)
+    assert "held out" not in caplog.text
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize(
+    "option", ["--tokens", "--tokens-per-s", "--measure-seconds", "--hours-between-failures", "--restart-seconds"]
+)
+def test_the_command_refuses_numbers_that_are_not_finite(tmp_path, option, value):
+    from pipeline.planning.command import plan_command
+
+    found = CliRunner().invoke(plan_command, [str(tmp_path / "capture.yaml"), f"{option}={value}"])
+    assert found.exit_code == 2
+    assert option in found.stderr
+
+
+def test_the_command_refuses_a_memory_beyond_reason(tmp_path):
+    from pipeline.planning.command import plan_command
+
+    found = CliRunner().invoke(plan_command, [str(tmp_path / "capture.yaml"), f"--device-memory={'9' * 400}GB"])
+    assert found.exit_code == 2
+    assert "is no size" in found.stderr

@@ -1,6 +1,7 @@
 """A finished student keeps its own tokenizer, chat template, special tokens and generation settings."""
 
 import json
+import shutil
 from importlib.util import find_spec
 
 import pytest
@@ -105,3 +106,17 @@ def test_a_student_from_random_weights_has_the_tokens_of_the_cache(folder, tmp_p
 )
 def test_no_end_token_is_lost_and_none_comes_twice(own, more, ids):
     assert joined(own, more) == ids
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 2}])
+def test_settings_that_transformers_loads_but_does_not_save_are_kept(folder, tmp_path, lora):
+    if lora and find_spec("peft") is None:
+        pytest.skip("needs peft")
+    shutil.copytree(folder / "student", tmp_path / "student")
+    settings = read(folder / "student", "generation_config.json") | {"do_sample": False}
+    (tmp_path / "student" / "generation_config.json").write_text(json.dumps(settings))
+    student = {"pretrained": str(tmp_path / "student")} | ({"lora": lora} if lora else {})
+    final = train(folder / "cache", tmp_path / "run", student=student, save_steps=1, max_steps=2)
+    kept_settings = read(final, "generation_config.json")
+    assert {name: kept_settings.get(name, False) for name in SETTINGS} == SETTINGS | {"do_sample": False}
+    assert kept_settings["eos_token_id"] == settings["eos_token_id"]

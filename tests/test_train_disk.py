@@ -127,3 +127,10 @@ def test_a_real_refusal_of_the_system_is_recognised(tmp_path):
 def test_other_errors_stay_what_they_are(tmp_path, error):
     with pytest.raises(type(error)), saving(tmp_path):
         raise error
+
+
+@pytest.mark.parametrize("place", ["/dev/null", "/proc/run", "file"])
+def test_a_run_folder_that_cannot_be_made_is_one_sentence(cache, tmp_path, place):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=rf"{place}: cannot write: "):
+        train(cache, tmp_path / place, max_steps=1)

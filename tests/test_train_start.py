@@ -8,10 +8,11 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 import tiny
-from cache_tools.errors import IdentityError, ModelError
+from cache_tools.errors import ConfigError, IdentityError, ModelError
 from cache_tools.models.files import weights_sha256
 from student_fixtures import LLAMA, train, train_and_stop, weights
 from trainer.config.student_file import StudentModelConfig
+from trainer.run.distillation_trainer import DistillationTrainer
 from trainer.student.initial_weights import initial_weights
 
 
@@ -83,3 +84,24 @@ def test_weights_that_are_not_there_are_refused_before_anything_is_written(cache
         with pytest.raises(ModelError, match=f"{name}: the student cannot be made"):
             train(cache, tmp_path / "run", student={"pretrained": name})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_was_refused_before_its_first_step_can_be_mended_in_the_same_folder(cache, tmp_path):
+    with pytest.raises(ConfigError, match="lr_scheduler_kwargs"):
+        train(cache, tmp_path / "run", lr_scheduler_type="cosine", lr_scheduler_kwargs={"num_cyles": 3})
+    assert not list((tmp_path / "run").iterdir())
+    assert train(cache, tmp_path / "run", lr_scheduler_type="cosine", lr_scheduler_kwargs={"num_cycles": 3}).is_dir()
+
+
+def test_a_run_that_began_since_the_first_look_is_not_mixed_with_this_one(cache, tmp_path, monkeypatch):
+    signal = DistillationTrainer.check_signal
+
+    def another_begins(trainer):
+        signal(trainer)
+        with monkeypatch.context() as patch:
+            patch.setattr(DistillationTrainer, "check_signal", signal)
+            train_and_stop(1, cache, tmp_path / "run", learning_rate=0.02)
+
+    monkeypatch.setattr(DistillationTrainer, "check_signal", another_begins)
+    with pytest.raises(IdentityError, match="another run lies in this folder"):
+        train(cache, tmp_path / "run")

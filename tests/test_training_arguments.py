@@ -5,7 +5,8 @@ import math
 
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations import integration_utils
 
 import tiny
 from cache_tools.errors import ConfigError
@@ -76,6 +77,13 @@ def test_numbers_are_finite_and_in_range(tmp_path, name, value):
         ({"save_steps": 0}, "save_steps"),
         ({"save_total_limit": 0}, "save_total_limit"),
         ({"max_steps": 0}, "max_steps"),
+        ({"max_steps": -5}, "max_steps"),
+        ({"log_level": "loud"}, "log_level"),
+        ({"log_level_replica": "loud"}, "log_level_replica"),
+        ({"torch_compile_mode": "fastest"}, "torch_compile_mode"),
+        ({"lr_scheduler_kwargs": "not json"}, "lr_scheduler_kwargs"),
+        ({"activation_checkpointing": True, "activation_checkpointing_kwargs": {"reentrant": True}}, ""),
+        ({"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "thread"}, ""),
         ({"bf16": "perhaps"}, "bf16"),
         ({"run_name": 3}, "run_name"),
         ({"output_dir": 3}, "output_dir"),
@@ -100,13 +108,31 @@ def test_values_that_end_in_a_traceback_of_torch_are_refused(tmp_path, changes, 
 
 
 @pytest.mark.parametrize(
+    ("changes", "needed"),
+    [
+        ({"eval_steps": 3}, "eval_strategy"),
+        ({"eval_delay": 3}, "eval_strategy"),
+        ({"greater_is_better": True}, "metric_for_best_model"),
+        ({"activation_checkpointing_kwargs": {"use_reentrant": False}}, "activation_checkpointing"),
+        ({"dataloader_in_order": False}, "dataloader_num_workers"),
+        ({"run_name": "mine"}, "report_to"),
+        ({"project": "mine"}, "report_to"),
+        ({"trackio_space_id": "mine"}, "report_to"),
+    ],
+    ids=str,
+)
+def test_an_argument_that_needs_another_one_is_refused_without_it(tmp_path, changes, needed):
+    with pytest.raises(ConfigError, match=rf"^training.{next(iter(changes))}: .* no effect .* Set {needed}, or leave"):
+        arguments_of(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         {"lr_scheduler_kwargs": {"numcycles": 1}},
         {"lr_scheduler_type": "cosine_with_min_lr"},
         {"optim": "adamw_bnb_8bit"},
         {"optim": "galore_adamw"},
-        {"lr_scheduler_kwargs": "not json"},
     ],
     ids=str,
 )
@@ -173,3 +199,29 @@ def test_full_determinism_is_accepted(cache, tmp_path):
         train(cache, tmp_path, max_steps=1, full_determinism=True)
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("name", sorted(integration_utils.INTEGRATION_TO_CALLBACK))
+def test_a_tracker_whose_package_is_missing_is_refused_before_anything_is_written(tmp_path, cache, monkeypatch, name):
+    for check in [
+        check for check in dir(integration_utils) if check.startswith("is_") and check.endswith("_available")
+    ]:
+        monkeypatch.setattr(integration_utils, check, lambda: False)
+    with pytest.raises(ConfigError, match=rf"^training.report_to: the package of tracker '{name}' is not installed"):
+        train(cache, tmp_path / "run", report_to=name)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_tracker_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"^training.report_to: transformers knows no such tracker .*found wandbb"):
+        arguments_of(tmp_path, report_to=["wandbb"])
+
+
+def test_a_tracker_can_be_switched_on_when_a_run_is_continued(tmp_path, cache, monkeypatch):
+    told = []
+    tracker = type("Tracker", (TrainerCallback,), {"on_log": lambda *_, **named: told.append(named)})
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", tracker)
+    monkeypatch.setattr(integration_utils, "is_wandb_available", lambda: True)
+    train_and_stop(2, cache, tmp_path / "run", save_steps=1)
+    train(cache, tmp_path / "run", save_steps=1, report_to="wandb", run_name="second")
+    assert told

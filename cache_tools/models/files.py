@@ -7,7 +7,9 @@ trained on keep the first two, a copy changes the third.
 """
 
 import hashlib
+import re
 from pathlib import Path
+from textwrap import shorten
 
 from cache_tools.errors import ModelError
 from cache_tools.storage import file_sha256
@@ -36,3 +38,17 @@ def weights_sha256(folder: Path) -> str:
     """
     parts = [f"{path.name}:{file_sha256(path)}" for path in [*weight_files(folder), folder / "config.json"]]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def why_not_found(error: BaseException) -> str:
+    """Say in plain words why a name that is no folder is no model on the hub either.
+
+    Args:
+        error: What transformers or huggingface_hub said; they name exceptions and addresses.
+    """
+    text = str(error)
+    if re.search("connect|offline|internet", text, re.IGNORECASE):
+        return "no folder of this name exists, and the hub could not be reached"
+    if "Repo id must" in text or "Repo_id" in text:
+        return "no folder of this name exists, and it is no hub id"
+    return f"no folder of this name exists; the hub said: {shorten(text, 300)}"

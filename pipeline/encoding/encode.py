@@ -57,7 +57,7 @@ from cache_tools.store.encoding_files import missing_files
 from pipeline.config import CaptureConfig
 from pipeline.corpus.documents import Document, Source, corpus_sources, read_documents
 from pipeline.encoding.checks import check_files, check_same, refuse_remains
-from pipeline.encoding.held_out import is_held_out
+from pipeline.encoding.held_out import NOTHING_HELD_OUT, is_held_out
 from pipeline.encoding.restore import restore_file_tables, restore_shards, restore_tokenizer
 from pipeline.encoding.sequences import EncodedSequence, encode_documents
 from pipeline.encoding.shard_writer import ShardWriter, WriteShard
@@ -219,6 +219,9 @@ def _add_part(
     write_group(folder / "teachers")
     _clear(folder, manifest, len(before) + len(entries), part)
     _commit(folder, stored, manifest.model_copy(update={"parts": (*manifest.parts, written)}))
+    fraction = config.corpus.held_out_fraction
+    if fraction and not any(entry.split == "held_out" for entry in (*before, *entries)):
+        logger.warning(NOTHING_HELD_OUT, fraction)
     if without_beginning:
         logger.warning(WITHOUT_BEGINNING, without_beginning, sequences)
 

@@ -7,6 +7,11 @@ the other side, and any program that knows the group's name and the fraction agr
 
 import hashlib
 
+NOTHING_HELD_OUT = (
+    "No document is held out, for there are too few for corpus.held_out_fraction: %g: 'logitcask evaluate' needs a "
+    "held-out split, and another fraction needs another cache."
+)
+
 
 def is_held_out(group: str, fraction: float) -> bool:
     """Return whether ``group`` belongs to the held-out split.

@@ -20,6 +20,7 @@ from cache_tools.errors import FormatError, ModelError
 from cache_tools.format.fingerprint import fingerprint
 from cache_tools.format.tokenizer_files import is_tokenizer_file, without_code
 from cache_tools.format.vocabulary import vocabulary_fingerprint
+from cache_tools.models.files import why_not_found
 from cache_tools.storage import StorePath, storage_errors
 
 
@@ -39,7 +40,7 @@ def load_tokenizer(
         raise ModelError(
             "no tokenizer could be loaded",
             where=source,
-            found=shorten(str(error), 300),
+            found=shorten(str(error), 300) if Path(source).is_dir() else why_not_found(error),
             fix="Check the path or hub id",
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):

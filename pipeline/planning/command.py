@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
+from cache_tools.cli_options import FiniteRange
+
+ABOVE_ZERO = FiniteRange(min=0, min_open=True)
 
 UNITS = {"": 1, "B": 1} | {
     prefix + suffix: base ** (1 + "KMGT".index(prefix.upper()))
@@ -25,7 +27,7 @@ class SizeType(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Turn "80GB" or "79.6 GiB" into bytes."""
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(value).strip())
-        if match is None or match[2] not in UNITS or not float(match[1]):
+        if match is None or match[2] not in UNITS or not 0 < float(match[1]) < 1e15:
             raise click.BadParameter(f"{value!r} is no size. Write a number and a unit, such as 80GB or 79.6GiB.")
         unit: int = UNITS[match[2]]
         return round(float(match[1]) * unit)
@@ -52,21 +54,21 @@ class SizeType(click.ParamType[int]):
 @click.option("--hours-between-failures", type=ABOVE_ZERO, help="Mean up-time of one worker.  [default: no failures]")
 @click.option(
     "--restart-seconds",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=300,
     show_default=True,
     help="From a failure until the replaced worker has loaded the teacher.",
 )
 @click.option(
     "--speed-spread",
-    type=click.FloatRange(min=0, max=1),
+    type=FiniteRange(min=0, max=1),
     default=0,
     show_default=True,
     help="How unequal workers are: 0.05 for about 5%.",
 )
 @click.option(
     "--student-positions-per-s",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=65_000,
     show_default=True,
     help="What a student trains on, over all its ranks.",

@@ -6,6 +6,7 @@ from measured caches until a teacher is measured on part of the sample (see ``me
 What the cache already holds is subtracted (``held.py``). Nothing is written.
 """
 
+import logging
 import math
 import shutil
 from collections.abc import Iterator
@@ -25,9 +26,11 @@ from cache_tools.store.reader import Encoding
 from pipeline.capture.declare import codec_of_target, keep_of, scalar_names
 from pipeline.config import CaptureConfig, HiddenConfig, TeacherConfig
 from pipeline.corpus.documents import Document, corpus_sources, read_documents
-from pipeline.encoding.held_out import is_held_out
+from pipeline.encoding.held_out import NOTHING_HELD_OUT, is_held_out
 from pipeline.encoding.sequences import encode_documents
 from pipeline.planning.held import held_teacher
+
+logger = logging.getLogger(__name__)
 
 SCALAR_BYTES = 1.8
 """Of one stored scalar, measured."""
@@ -83,10 +86,13 @@ def survey(
     """
     reporter = reporter or Reporter()
     reporter.stage("reading the corpus", None, "documents")
-    sizes = []
+    sizes, fraction, holds_out = [], config.corpus.held_out_fraction, False
     for document in _documents(config):
         sizes.append(_characters(document))
+        holds_out = holds_out or is_held_out(document.group, fraction)
         reporter.advance(1, document.share_before)
+    if fraction and not holds_out:
+        logger.warning(NOTHING_HELD_OUT, fraction)
     step = -(-len(sizes) // sample_documents)
     reporter.stage("tokenising a sample of the corpus", None)
     chosen = (document for i, document in enumerate(_documents(config)) if i % step == 0)

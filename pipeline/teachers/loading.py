@@ -20,7 +20,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 
 from cache_tools.errors import ModelError
 from cache_tools.format.manifest import Objective
-from cache_tools.models.files import weight_files, weights_sha256
+from cache_tools.models.files import weight_files, weights_sha256, why_not_found
 from pipeline.config import TeacherConfig
 from pipeline.teachers.body_and_head import body_of
 from pipeline.teachers.checkpoint import load_checkpoint
@@ -83,7 +83,7 @@ def resolve_model(config: TeacherConfig, weights: bool = True) -> Path:
             f"teacher {config.name!r} cannot be found",
             where=config.model,
             expected="a folder with config.json and safetensors, or a hub id that can be reached",
-            found=shorten(str(error), 300),
+            found=why_not_found(error),
             fix="Check the name, the network and, for a gated model, your access token",
         ) from error
 

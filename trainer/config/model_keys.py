@@ -11,6 +11,7 @@ work (``rope_theta``, ``attn_implementation``).
 
 import difflib
 import inspect
+import math
 import re
 from collections.abc import Collection
 from functools import cache
@@ -52,6 +53,7 @@ def _check(config: dict[str, Any], kind: Any, where: str) -> None:
             raise _unread(f"{where}.{key}", key, fields)
         if isinstance(value, int) and value < 0 and NUMBER.fullmatch(key):
             raise ConfigError("this number is negative", where=f"{where}.{key}", found=value)
+        _check_finite(value, f"{where}.{key}")
         if isinstance(value, dict):
             _check_block(key, value, kind, f"{where}.{key}")
 
@@ -67,10 +69,16 @@ def _check_block(key: str, block: dict[str, Any], kind: Any, where: str) -> None
             _check(block, inner, where)
     elif key in ROPE:
         for name, value in block.items():
+            _check_finite(value, f"{where}.{name}")
             if LAYER_KINDS.fullmatch(name) and isinstance(value, dict | None):
                 _check_block(key, value or {}, kind, f"{where}.{name}")
             elif name not in RopeParameters.__annotations__ and not _is_read(name, _rope_source() + _source(kind)):
                 raise _unread(f"{where}.{name}", name, RopeParameters.__annotations__)
+
+
+def _check_finite(value: Any, where: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError("this number is not finite", where=where, found=value)
 
 
 def _unread(where: str, key: str, fields: Collection[str]) -> ConfigError:

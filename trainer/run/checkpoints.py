@@ -158,11 +158,11 @@ def damage(checkpoint: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != num_bytes or file_sha256(path) != sha256:
             return f"{name} is not what was written"
-    return None
+    return _missing_file(checkpoint)
 
 
 def _missing_file(checkpoint: Path) -> str | None:
-    """Say which file a checkpoint without hashes lacks; DeepSpeed keeps the optimizer in a folder of its own."""
+    """Say which file a checkpoint lacks, whatever its hashes say; DeepSpeed keeps the optimizer in its own folder."""
     needed = ["*.safetensors", "rng_state*.pth"]
     needed += [] if any(checkpoint.glob("global_step*")) else ["optimizer.pt", "scheduler.pt"]
     return next((f"{name} is missing" for name in needed if not any(checkpoint.glob(name))), None)

@@ -54,6 +54,7 @@ from trainer.student.packing_check import check_packing
 from trainer.student.probe import check_rows
 from trainer.student.signal_check import check_teacher_reaches_student
 from trainer.student.student import DistilledStudent
+from trainer.tokenizers.student_tokens import save_student
 
 PROJECTIONS = "projections.safetensors"
 """In a checkpoint: the projections between hidden states."""
@@ -238,7 +239,7 @@ class DistillationTrainer(Trainer):
         if not self.args.should_save:
             return
         folder = output_dir or str(self.args.output_dir)
-        student.save_pretrained(folder, state_dict=state)
+        save_student(student, folder, state)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
 

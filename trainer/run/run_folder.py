@@ -44,32 +44,31 @@ NOT_COMPARED = (
     "per_device_eval_batch_size",
     "fsdp",
     "fsdp_config",
+    "report_to",
+    "run_name",
+    "project",
+    "trackio_space_id",
+    "trackio_bucket_id",
+    "trackio_static_space_id",
 )
 """Training arguments that may change between a run and its continuation; how a step's batch
 is cut into ranks and micro-batches may too, as long as the whole batch stays the same size."""
 
 
-def record_run(
-    output: Path,
+def run_record(
     config: StudentConfig,
     teachers: Sequence[CachedTeacher],
     batch_sequences: int,
     union: UnionVocabulary | None = None,
-) -> None:
-    """Write run.json, or refuse to continue a different run.
+) -> dict[str, Any]:
+    """Return what run.json says of a run.
 
     Args:
-        output: The run folder.
         config: The student file.
         teachers: The cached teachers that it names.
         batch_sequences: Sequences per optimizer step, over all ranks and micro-batches.
         union: The student's vocabulary, if it is not the caches' own.
-
-    Raises:
-        IdentityError: the folder holds a run of another configuration, cache, teacher or initial weights.
-        DamageError: its run.json is missing or cannot be read.
     """
-    path = output / "run.json"
     resolved = config.model_dump(mode="json", exclude=_places(config))
     training = {key: value for key, value in resolved["training"].items() if key not in NOT_COMPARED}
     identity: dict[str, Any] = {
@@ -81,8 +80,27 @@ def record_run(
         identity["vocabulary"] = union.fingerprint
     if config.student.pretrained is not None:
         identity["initial_weights"] = initial_weights(config.student)
+    return {
+        "identity": identity,
+        "config": config.model_dump(mode="json"),
+        "versions": {"software": SOFTWARE, "torch": torch.__version__, "transformers": transformers.__version__},
+    }
+
+
+def check_run(output: Path, record: dict[str, Any]) -> None:
+    """Refuse to continue a different run.
+
+    Args:
+        output: The run folder.
+        record: Of this run.
+
+    Raises:
+        IdentityError: the folder holds a run of another configuration, cache, teacher or initial weights.
+        DamageError: its run.json is missing or cannot be read.
+    """
+    path = output / "run.json"
     if path.exists():
-        found = differences(_recorded_identity(path), identity)
+        found = differences(_recorded_identity(path), record["identity"])
         if found:  # a key that an older version did not know counts as null
             raise IdentityError(
                 "another run lies in this folder",
@@ -92,20 +110,13 @@ def record_run(
                 why="continuing it would mix two runs",
                 fix="Choose another training.output_dir, or delete this one",
             )
-        return
-    if numbered(output):
+    elif numbered(output):
         raise DamageError(
             "this folder has checkpoints and no run.json",
             where=output,
             why="it cannot be known of which run they are",
             fix="Restore run.json from a copy, or choose another training.output_dir",
         )
-    record = {
-        "identity": identity,
-        "config": config.model_dump(mode="json"),
-        "versions": {"software": SOFTWARE, "torch": torch.__version__, "transformers": transformers.__version__},
-    }
-    write_object(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def _recorded_identity(path: Path) -> dict[str, Any]:
@@ -156,6 +167,26 @@ def _places(config: StudentConfig) -> dict[str, Any]:
 
 def _one_or_all(fingerprints: list[str]) -> str | list[str]:
     return fingerprints[0] if len(fingerprints) == 1 else fingerprints
+
+
+class RunFile(TrainerCallback):
+    """Writes run.json just before the first step: a run that was refused until then leaves nothing behind.
+
+    Args:
+        output: The run folder.
+        record: What the file says.
+    """
+
+    def __init__(self, output: Path, record: dict[str, Any]) -> None:
+        self._output, self._record = output, record
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write it, unless it is there: of this run, or of another one that has begun since the first look."""
+        path = self._output / "run.json"
+        if state.is_world_process_zero:
+            check_run(self._output, self._record)
+            if not path.exists():
+                write_object(path, (json.dumps(self._record, indent=2) + "\n").encode())
 
 
 class MetricsFile(TrainerCallback):

@@ -21,7 +21,7 @@ from cache_tools.inspection.row_check import require_consistent
 from cache_tools.progress.lines import open_reporter
 from cache_tools.progress.reporter import Reporter
 from cache_tools.separate_places import require_outside
-from cache_tools.storage import remove_tree
+from cache_tools.storage import storage_errors
 from cache_tools.store.reader import Encoding
 from cache_tools.vocabularies.folder import save_token_map
 from trainer.config.model_keys import check_config_keys
@@ -32,18 +32,18 @@ from trainer.data.packing import pack
 from trainer.data.translation import open_union, student_ids, student_vocabulary
 from trainer.evaluation.evaluate import evaluated_sequences
 from trainer.plots import can_plot, draw_curves
-from trainer.run.checkpoints import saving
+from trainer.run.checkpoints import remove, saving
 from trainer.run.distillation_trainer import DistillationTrainer, step_sequences
 from trainer.run.progress import StepProgress
-from trainer.run.run_folder import FINAL, MetricsFile, is_finished, record_run
+from trainer.run.run_folder import FINAL, MetricsFile, RunFile, check_run, is_finished, run_record
 from trainer.run.sources import objective_of, training_sequences
 from trainer.run.training_arguments import training_arguments
 from trainer.student.finite import check_student
 from trainer.student.lora import ADAPTER, merge_adapter
-from trainer.student.student import build_student, distilled, vocabulary_size
+from trainer.student.student import build_student, distilled, first_runs, vocabulary_size
 from trainer.tokenizers.cached import student_tokenizer
 from trainer.tokenizers.check import check_behaviour
-from trainer.tokenizers.student_tokens import KeptTokens, share_special_tokens, tokenizer_of
+from trainer.tokenizers.student_tokens import KeptTokens, save_student, share_special_tokens, tokenizer_of
 
 
 def run_training(config: StudentConfig) -> Path:
@@ -73,13 +73,15 @@ def _run(config: StudentConfig, arguments: TrainingArguments, reporter: Reporter
         require_consistent(teachers)
     union = open_union(config.vocabulary, teachers, config.loss)
     vocabulary = student_vocabulary(union, teacher.encoding)
-    record_run(output, config, teachers, step_sequences(arguments), union)
+    record = run_record(config, teachers, step_sequences(arguments), union)
+    check_run(output, record)
     if is_finished(output):
         return output / FINAL
     reporter.stage("making the student", None)
     set_seed(arguments.seed)
     student = build_student(config.student, teacher.encoding, vocabulary)
-    check_student(student, config.student.pretrained or "student.config", "Start from other weights")
+    source = config.student.pretrained or "student.config"
+    check_student(student, source, "Start from other weights")
     own = config.student
     if own.pretrained is not None:
         expected = student_tokenizer(config.vocabulary, teacher.encoding)
@@ -90,30 +92,31 @@ def _run(config: StudentConfig, arguments: TrainingArguments, reporter: Reporter
         torch.multiprocessing.set_start_method("forkserver", force=True)  # a bucket's client does not survive a fork
     width = vocabulary_size(student)
     measures_on_the_way = arguments.do_eval or arguments.eval_on_start
+    objective, ids = objective_of(config, teachers), student_ids(union, teacher.encoding)
+    with first_runs(student, source):
+        model = distilled(student, config.loss, *teachers, objective=objective, to=ids)
+    with storage_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
     trainer = DistillationTrainer(
-        model=distilled(
-            student,
-            config.loss,
-            *teachers,
-            objective=objective_of(config, teachers),
-            to=student_ids(union, teacher.encoding),
-        ),
+        model=model,
         args=arguments,
         train_dataset=training_sequences(config, teachers, width, union),
         eval_dataset=evaluated_sequences(teacher, "held_out", width, union) if measures_on_the_way else None,
         data_collator=partial(pack, row_tokens=config.packing.row_tokens) if config.packing else collate,
         processing_class=tokenizer,
-        callbacks=[MetricsFile(output), KeptTokens(student)],
+        callbacks=[RunFile(output, record), MetricsFile(output), KeptTokens(student)],
         window_shards=config.window_shards,
     )
-    trainer.check_rows(teacher.encoding.manifest.objective, packed=config.packing is not None)
-    if config.packing:
-        trainer.check_packing(config.packing.row_tokens)
+    with first_runs(student, source):
+        trainer.check_rows(teacher.encoding.manifest.objective, packed=config.packing is not None)
+        if config.packing:
+            trainer.check_packing(config.packing.row_tokens)
     trainer.remove_callback(transformers.ProgressCallback)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(StepProgress(reporter))
     reporter.stage("checking that the teacher reaches the student", None)
-    trainer.check_signal()
+    with first_runs(student, source):
+        trainer.check_signal()
     reporter.stage("loading the first batches", None)
     trainer.continue_training()
     with saving(output / FINAL):
@@ -127,7 +130,7 @@ def _save_final(
     """Write the finished student under a temporary name and rename it; every rank calls this."""
     partial = output / f"{FINAL}.partial"
     if trainer.is_world_process_zero():
-        remove_tree(partial)  # of a process that was killed here
+        remove(partial)  # of a process that was killed here
     trainer.save_model(str(partial / ADAPTER if config.student.lora else partial))
     if trainer.is_world_process_zero():
         if config.student.lora:
@@ -154,5 +157,5 @@ def _save_merged(
     pretrained = build_student(config.model_copy(update={"lora": None}), encoding, vocabulary)
     share_special_tokens(pretrained, tokenizer, keep_own=True)
     merge_adapter(pretrained, folder / ADAPTER)
-    pretrained.save_pretrained(folder)
+    save_student(pretrained, folder)
     tokenizer.save_pretrained(folder)

@@ -14,11 +14,12 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from transformers import TrainingArguments, training_args
+from transformers.integrations import integration_utils
 from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS as _OPTIMIZERS
 from transformers.training_args import ParallelMode
 
@@ -106,8 +107,44 @@ REFUSED = {
 }
 """Arguments that have no place here, and why."""
 
+PACKAGES = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flytekit"}
+"""Trackers whose package transformers calls by another name."""
+
 FIXED = {"remove_unused_columns": False, "logging_nan_inf_filter": False}
 """Refused arguments whose value here is not transformers' default."""
+
+_LOG_LEVEL: Any = Literal[tuple(training_args.trainer_log_levels)]
+_CHECKPOINTING: Any = dict[
+    Literal["use_reentrant", "preserve_rng_state", "early_stop", "debug", "offload", "every_n_layers"], bool | int
+]
+KINDS: dict[str, Any] = {
+    "fsdp": bool | str | list[str],  # documented as either
+    "log_level": _LOG_LEVEL,
+    "log_level_replica": _LOG_LEVEL,
+    "lr_scheduler_kwargs": dict[str, Any],
+    "activation_checkpointing_kwargs": _CHECKPOINTING,
+    "gradient_checkpointing_kwargs": _CHECKPOINTING,
+    "torch_compile_mode": Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"],
+    "dataloader_multiprocessing_context": Literal["fork", "spawn", "forkserver"],
+}
+"""Types narrower or wider than those that transformers' fields have; each but None, which is the default."""
+
+NEEDS = {
+    "eval_delay": ("eval_strategy", "the held-out split is not measured on the way"),
+    "eval_steps": ("eval_strategy", "the held-out split is not measured on the way"),
+    "greater_is_better": ("metric_for_best_model", "no student is the best"),
+    "activation_checkpointing_kwargs": ("activation_checkpointing", "no activation is computed again"),
+    "gradient_checkpointing_kwargs": ("activation_checkpointing", "no activation is computed again"),
+    "dataloader_in_order": ("dataloader_num_workers", "there are no loader workers"),
+    "dataloader_persistent_workers": ("dataloader_num_workers", "there are no loader workers"),
+    "dataloader_multiprocessing_context": ("dataloader_num_workers", "there are no loader workers"),
+    **dict.fromkeys(("run_name", "project"), ("report_to", "the run is reported to nobody")),
+    **dict.fromkeys(
+        ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+        ("report_to", "the run is reported to nobody"),
+    ),
+}
+"""Arguments that are read only where another one is set, and what holds where it is not."""
 
 _NOT_NEGATIVE, _POSITIVE, _COUNT = Field(ge=0), Field(gt=0), Field(ge=1)
 BOUNDS: dict[str, Any] = {
@@ -147,7 +184,8 @@ def training_arguments(config: StudentConfig) -> TrainingArguments:
     with argument_errors():
         arguments = TrainingArguments(**{**defaults, **values, **FIXED})
     check_best(arguments)
-    _check_combinations(arguments)
+    _check_combinations(arguments, values)
+    _check_trackers([*(arguments.report_to or ())])
     if arguments.fsdp and arguments.parallel_mode != ParallelMode.DISTRIBUTED:
         raise ConfigError(
             "FSDP needs ranks to share a student", where="training.fsdp", fix="Start with torchrun, or leave it out"
@@ -203,8 +241,9 @@ def _checked_values(given: dict[str, Any]) -> dict[str, Any]:
             values[name] = value if value is None or name in REFUSED else _adapter(name).validate_python(value)
         except ValidationError as error:
             problems.append(f"training.{name}: {error.errors()[0]['msg']} (found {value!r:.80})")
-    if given.get("max_steps", -1) == 0:
-        problems.append("training.max_steps: at least 1, or -1 for as many as num_train_epochs make (found 0)")
+    steps = values.get("max_steps")
+    if isinstance(steps, int) and steps < 1 and steps != -1:
+        problems.append(f"training.max_steps: at least 1, or -1 for as many as num_train_epochs make (found {steps})")
     if problems:
         raise ConfigError(
             f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:\n  " + "\n  ".join(problems), where="training"
@@ -214,25 +253,48 @@ def _checked_values(given: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def _adapter(name: str) -> TypeAdapter[Any]:
-    kind: Any = bool | str | list[str] | None if name == "fsdp" else FIELDS[name].type  # documented as either
+    kind: Any = KINDS.get(name, FIELDS[name].type)
     bounded: Any = Annotated[kind, BOUNDS[name]] if name in BOUNDS else kind
     return TypeAdapter(bounded, config=ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True))
 
 
-def _check_combinations(arguments: TrainingArguments) -> None:
-    """Refuse keys inside an argument that nothing reads, and arguments that only loader workers read without any."""
+def _check_combinations(arguments: TrainingArguments, given: dict[str, Any]) -> None:
+    """Refuse keys inside an argument that nothing reads, and arguments that need another one which is not set."""
     _check_read("optim_args", _assignments(arguments.optim_args), _OPTIMIZERS.get(arguments.optim))
     if isinstance(arguments.fsdp_config, dict):
         names = [key.removeprefix("fsdp_") for key in arguments.fsdp_config]
         _check_read("fsdp_config", names, training_args)
-    if not arguments.dataloader_num_workers:
-        for name in ("dataloader_persistent_workers", "dataloader_multiprocessing_context"):
-            if getattr(arguments, name):
-                raise ConfigError(
-                    "there are no loader workers that this could concern",
-                    where=f"training.{name}",
-                    fix="Set dataloader_num_workers, or leave it out",
-                )
+    for name, (needed, why) in NEEDS.items():
+        is_set = getattr(arguments, needed) not in (None, False, 0, "no", [])
+        if not is_set and given.get(name) is not None and given[name] != _value_here(name):
+            raise ConfigError(
+                "this argument would have no effect",
+                where=f"training.{name}",
+                found=given[name],
+                why=why,
+                fix=f"Set {needed}, or leave it out",
+            )
+
+
+def _check_trackers(names: list[str]) -> None:
+    """Refuse a tracker that is not known or not installed; transformers would do so after the run folder is written."""
+    known = sorted(integration_utils.INTEGRATION_TO_CALLBACK)
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                "transformers knows no such tracker",
+                where="training.report_to",
+                expected=f"some of {', '.join(known)}",
+                found=name,
+            )
+        is_available = getattr(integration_utils, f"is_{PACKAGES.get(name, name)}_available")
+        if not is_available():
+            raise ConfigError(
+                f"the package of tracker {name!r} is not installed",
+                where="training.report_to",
+                why="the run could not be reported to it",
+                fix="Install it, or leave it out: the run can be continued with report_to later",
+            )
 
 
 def _check_read(argument: str, keys: list[str], reader: Any) -> None:

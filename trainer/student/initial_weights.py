@@ -5,13 +5,12 @@ continued from other weights, with adapters above all, would be neither of the t
 """
 
 from pathlib import Path
-from textwrap import shorten
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from cache_tools.errors import ModelError
-from cache_tools.models.files import weights_sha256
+from cache_tools.models.files import weights_sha256, why_not_found
 from trainer.config.student_file import StudentModelConfig
 
 
@@ -36,6 +35,6 @@ def initial_weights(config: StudentModelConfig) -> dict[str, str]:
             "the student cannot be made",
             where=config.pretrained,
             expected="a folder with config.json and safetensors, or a hub id that can be reached",
-            found=shorten(str(error), 300),
+            found=why_not_found(error),
         ) from error
     return {"commit": Path(configuration).parent.name}  # …/snapshots/<commit>/config.json

@@ -6,7 +6,8 @@ calls the model outside its wrapper leaves every rank with gradients of its own.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from textwrap import shorten
 from typing import Any
 
@@ -21,7 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from cache_tools.errors import ConfigError, IdentityError, ModelError
+from cache_tools.errors import ConfigError, IdentityError, LogitcaskError, ModelError
 from cache_tools.format import layout
 from cache_tools.format.vocabulary import Vocabulary
 from cache_tools.store.reader import Encoding
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 LOADING_ERRORS = (
     ArithmeticError,
+    AssertionError,
     AttributeError,
     ImportError,
     OSError,
@@ -231,6 +233,28 @@ def build_student(
     if config.lora is not None:
         add_adapter(student, config)
     return student
+
+
+@contextmanager
+def first_runs(student: PreTrainedModel, where: str) -> Iterator[None]:
+    """Turn what a student's code raises inside the block into a ModelError: some values fail when it first runs.
+
+    Args:
+        student: The student.
+        where: Folder, hub id or key, for errors.
+    """
+    try:
+        yield
+    except (LogitcaskError, torch.OutOfMemoryError):
+        raise
+    except (*LOADING_ERRORS, IndexError) as error:
+        raise ModelError(
+            "the student cannot be run",
+            where=where,
+            expected=f"a {type(student).__name__} whose sizes and rates go together",
+            found=shorten(str(error), 300),
+            fix="Check the values of its configuration",
+        ) from error
 
 
 def check_vocabulary_size(student: PreTrainedModel, vocabulary: Vocabulary) -> None:

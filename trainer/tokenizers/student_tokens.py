@@ -11,9 +11,10 @@ The ids are set after the model is made: a padding id in its first configuration
 The Trainer replaces those of the configuration once more when it starts; :class:`KeptTokens` undoes that.
 """
 
+from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from cache_tools.storage import StorePath
 from cache_tools.store.reader import Encoding
@@ -22,6 +23,7 @@ from trainer.tokenizers.cached import student_tokenizer
 
 Ids = int | list[int] | None
 
+SETTINGS = "generation_config.json"
 NAMES = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -67,6 +69,30 @@ def joined(own: Ids, more: int | None) -> Ids:
     if more is None or more in ids:
         return own
     return [*ids, more] if ids else more
+
+
+def save_student(student: PreTrainedModel, folder: str | Path, state_dict: Any = None) -> None:
+    """Write a student with its generation settings as they are.
+
+    transformers loads settings such as a temperature without sampling, which many models have, and refuses to save
+    them; so they are written here.
+
+    Args:
+        student: The student.
+        folder: Where to.
+        state_dict: Its weights, if they are not where the student has them.
+    """
+    settings = getattr(student, "generation_config", None)
+    if settings is None:
+        student.save_pretrained(folder, state_dict=state_dict)
+        return
+    student.generation_config = GenerationConfig()
+    try:
+        student.save_pretrained(folder, state_dict=state_dict)
+    finally:
+        student.generation_config = settings
+    if (Path(folder) / SETTINGS).exists():
+        settings.to_json_file(Path(folder) / SETTINGS)
 
 
 class KeptTokens(TrainerCallback):
