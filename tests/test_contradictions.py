@@ -221,3 +221,14 @@ def test_another_tokenizer_in_place_of_the_recorded_one_is_told(tmp_path, captur
         edit(encoding / "zarr.json", lambda m, record=record: m["files"].update({"tokenizer/tokenizer.json": record}))
         assert any(told in message for message in messages(tmp_path / "copy"))
         file.write_bytes(before)
+
+
+def test_a_vocabulary_may_hold_the_word_none(tmp_path):
+    """A tokenizer without a token for a role must not be taken for one whose token is called "None"."""
+    tokenizer = models.tokenizer()
+    tokenizer.add_tokens(["None"])
+    teacher = tmp_path / "teacher"
+    models.model(vocab_size=len(tokenizer)).save_pretrained(teacher)
+    tokenizer.save_pretrained(teacher)
+    assert tokenizer.cls_token is None
+    assert messages(models.capture(tmp_path, teacher).path) == []

@@ -209,5 +209,13 @@ def test_refuses_a_name_that_is_not_there_and_lists_those_that_are(tiny):
 def test_without_a_name_the_choice_must_be_plain(tmp_path):
     tiny = make_cache(tmp_path, committed=0)
     declare_teacher(encoding_of(tiny), "second", tiny.manifest)
-    with pytest.raises(FormatError, match="say which teacher is meant"):
+    with pytest.raises(FormatError, match="several teachers here; name one of them"):
         tiny.open()
+
+
+def test_a_cache_without_encodings_is_said_to_have_none(tmp_path):
+    tiny = make_cache(tmp_path, committed=0)
+    (encoding_of(tiny).path / "zarr.json").unlink()
+    for name in (None, "other"):
+        with pytest.raises(FormatError, match=r"there is no encoding here yet\. Run 'logitcask capture' first"):
+            Cache(tiny.path).encoding(name)

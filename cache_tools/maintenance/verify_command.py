@@ -38,6 +38,8 @@ def verify_command(cache: "StorePath", deep: bool, as_json: bool) -> None:
         for problem in problems:
             click.echo(f"{problem.kind}: {problem.where}: {problem.message}")
         what = "every object and value" if deep else "structure, sizes and sequence files"
-        click.echo(f"{len(problems)} problems" if problems else f"no problems ({what} checked)")
+        click.echo(
+            f"{len(problems)} problem{'s' * (len(problems) > 1)}" if problems else f"no problems ({what} checked)"
+        )
     if problems:
         raise SystemExit(1)

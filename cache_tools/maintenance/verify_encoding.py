@@ -134,7 +134,9 @@ def _behaviour(content: bytes, settings: dict[str, Any], vocabulary: dict[str, i
     tokenizer = {key: value for key, value in json.loads(content).items() if key not in TRANSIENT}
     special = {role: settings.get(f"{role}_token") for role in ROLES}
     names = {role: token.get("content") if isinstance(token, dict) else token for role, token in special.items()}
-    return fingerprint({"tokenizer": tokenizer, "special": {role: vocabulary.get(str(names[role])) for role in ROLES}})
+    # A role without a token has no id; "None" is a token of many vocabularies.
+    ids = {role: vocabulary.get(name) if isinstance(name, str) else None for role, name in names.items()}
+    return fingerprint({"tokenizer": tokenizer, "special": ids})
 
 
 def file_vocabulary(content: bytes) -> dict[str, int] | None:

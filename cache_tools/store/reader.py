@@ -173,15 +173,20 @@ def _groups(folder: StorePath) -> list[str]:
     return [name for name in names(folder) if object_exists(folder / name / layout.MANIFEST)]
 
 
-def _choose(kind: str, name: str | None, known: list[str], where: StorePath) -> str:
-    if name is not None and name in known:
+def _choose(kind: str, name: str | None, names_here: list[str], where: StorePath) -> str:
+    if name is not None and name in names_here:
         return name
-    if name is None and len(known) == 1:
-        return known[0]
+    if name is None and len(names_here) == 1:
+        return names_here[0]
+    if not names_here:
+        raise FormatError(
+            f"there is no {kind} here yet",
+            where=where,
+            fix="Run 'logitcask capture' first, or again if it was stopped",
+        )
     raise FormatError(
-        f"there is no {kind} {name!r} here" if name else f"say which {kind} is meant",
+        f"there is no {kind} {name!r} here" if name else f"there are several {kind}s here; name one of them",
         where=where,
-        expected=f"one of: {', '.join(known)}" if known else f"at least one {kind}",
-        found=name or f"{len(known)} of them",
-        fix="" if known else "Run 'logitcask capture' first, or again if it was stopped",
+        expected=f"one of: {', '.join(names_here)}",
+        found=name or "",
     )
