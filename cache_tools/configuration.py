@@ -77,7 +77,7 @@ def _assign(values: dict[str, Any], override: str) -> None:
         raise ConfigError(
             "this key does not lead anywhere",
             where=f"--set {override}",
-            found="a single value on the way to it" if isinstance(node, str | Scalar) else error,
+            found="a single value where the path goes on" if isinstance(node, str | Scalar) else error,
         ) from error
 
 

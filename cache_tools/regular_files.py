@@ -71,9 +71,9 @@ def refuse_links(path: Path, looked_at: set[str] | None = None) -> None:
     for place in inside:
         if os.path.islink(place):
             raise DamageError(
-                "this is a symbolic link, and links inside a cache are not followed",
+                "this is a symbolic link; links inside a cache are not followed",
                 where=place,
-                why="a link could lead to any file of yours",
+                why="a link could lead to any of your files",
                 fix="Put the files in its place ('cp -RL' copies a cache without links), or mount the other disk there",
             )
     known.update(inside)
@@ -132,7 +132,7 @@ def refuse_large(path: object, size: int, largest_bytes: int) -> None:
     """Raise DamageError if a file is larger than expected."""
     if size > largest_bytes:
         raise DamageError(
-            "the file is larger than it can be",
+            "the file is too large",
             where=path,
             expected=f"at most {largest_bytes:,} bytes",
             found=f"{size:,}",

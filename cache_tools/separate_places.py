@@ -29,7 +29,7 @@ def require_outside(output: StorePath | Path, source: StorePath | Path, what: st
     """
     if is_inside(output, source):
         raise ConfigError(
-            f"{what} lies inside what is read",
+            f"{what} lies inside the folder that is read",
             where=output,
             expected=f"a place outside {source}",
             why="the command would read, and could damage, what it writes",
@@ -49,7 +49,7 @@ def require_apart(target: StorePath, source: StorePath) -> None:
             "the source lies inside the target",
             where=target,
             expected=f"a place that does not contain {source}",
-            why="the copy would be written around the cache that it is made from",
+            why="the copy would contain the cache that it is made from",
             fix="Choose another target",
         )
 

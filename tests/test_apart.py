@@ -120,7 +120,7 @@ def test_no_command_writes_its_output_into_its_cache(cache, tmp_path, command):
     before = snapshot(tmp_path)
     result = CliRunner().invoke(cli, [word.format(cache=cache, root=tmp_path) for word in command])
     assert result.exit_code == 1
-    assert "lies inside what is read" in str(result.exception)
+    assert "lies inside the folder that is read" in str(result.exception)
     assert snapshot(tmp_path) == before
 
 

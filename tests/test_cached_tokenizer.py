@@ -74,9 +74,9 @@ NO_DATA += ["additional_chat_templates/evil.py", "a.safetensors", "evil.PY", "ev
 @pytest.mark.parametrize("name", NO_DATA)
 def test_a_cache_that_lists_more_than_data_is_refused_by_every_reader(made, crafted, tmp_path, name):
     cache = crafted({f"tokenizer/{name}": b"x"})
-    with pytest.raises(FormatError, match=f"tokenizer/{name} is no file of a tokenizer"):
+    with pytest.raises(FormatError, match=f"tokenizer/{name} is not a tokenizer's file"):
         Cache(cache).encoding()
-    with pytest.raises(FormatError, match=f"tokenizer/{name} is no file of a tokenizer"):
+    with pytest.raises(FormatError, match=f"tokenizer/{name} is not a tokenizer's file"):
         train(cache, tmp_path / "run", max_steps=1)
 
 

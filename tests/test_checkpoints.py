@@ -77,7 +77,7 @@ def test_every_damage_to_every_file_is_found(run, name, how):
 def test_of_a_damaged_checkpoint_the_run_goes_back_to_the_one_before_and_says_so(cache, whole, run, caplog):
     flip(run / "checkpoint-4" / "optimizer.pt")
     assert largest_difference(weights(train(cache, run, **KEYS)), whole) == 0
-    assert "checkpoint-4 is damaged: optimizer.pt is not what was written" in caplog.text
+    assert "checkpoint-4 is damaged: optimizer.pt has changed since it was written" in caplog.text
     assert "continues from checkpoint-2" in caplog.text
     assert damage(run / "checkpoint-4") is None
     assert (run / "checkpoint-4.damaged" / "optimizer.pt").exists()
@@ -87,7 +87,7 @@ def test_with_no_other_checkpoint_nothing_is_changed(cache, run):
     shutil.rmtree(run / "checkpoint-2")
     flip(run / "checkpoint-4" / "model.safetensors")
     before = sorted(path.name for path in run.rglob("*"))
-    with pytest.raises(DamageError, match=r"model.safetensors is not what was written"):
+    with pytest.raises(DamageError, match=r"model.safetensors has changed since it was written"):
         train(cache, run, **KEYS)
     assert sorted(path.name for path in run.rglob("*")) == before
 
@@ -201,7 +201,7 @@ def test_projections_and_nested_folders_have_hashes_too(cache, tmp_path):
     write_hashes(tmp_path)
     assert json.loads((tmp_path / HASHES).read_text())["files"].keys() == {"global_step3/deep/states.pt"}
     flip(tmp_path / "global_step3" / "deep" / "states.pt")
-    assert damage(tmp_path) == "global_step3/deep/states.pt is not what was written"
+    assert damage(tmp_path) == "global_step3/deep/states.pt has changed since it was written"
 
 
 # run.json, metrics and the finished student

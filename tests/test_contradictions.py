@@ -81,10 +81,10 @@ CHANGES = {
     ),
     "unknown split": (lambda c: edit_tables(c, table=lambda t: t["split"].__setitem__(0, "evil")), "'evil'"),
     "tokens of a shard": (
-        lambda c: edit_tables(c, table=lambda t: t["tokens"].__setitem__(0, 99)), "promises 99 tokens"
+        lambda c: edit_tables(c, table=lambda t: t["tokens"].__setitem__(0, 99)), "states 99 tokens"
     ),
     "documents of a shard": (
-        lambda c: edit_tables(c, table=lambda t: t["documents"].__setitem__(0, 7)), "promises 7 documents"
+        lambda c: edit_tables(c, table=lambda t: t["documents"].__setitem__(0, 7)), "states 7 documents"
     ),
     "negative vocabulary": (
         lambda c: edit(c.encoding / "zarr.json", lambda m: m.update(vocabulary_size=-5)), "vocabulary"
@@ -94,7 +94,7 @@ CHANGES = {
     ),
     "totals": (
         lambda c: edit(c.encoding / "zarr.json", lambda m: m["parts"][0]["splits"]["train"].update(tokens=10**18)),
-        "other totals of the split 'train'",
+        "totals of the split 'train' that differ",
     ),
     "root of another group": (
         lambda c: (c.path / "zarr.json").write_bytes((c.encoding / "zarr.json").read_bytes()), "manifest"
@@ -177,7 +177,7 @@ def test_rows_that_are_not_the_teachers_are_told_by_verify_train_and_inspect(tmp
     told = messages(cache)
     assert told
     assert all("rows)" in message for message in told)
-    with pytest.raises(DamageError, match=r"contradict what is stored beside them.*verify --deep"):
+    with pytest.raises(DamageError, match=r"contradict the scalars stored beside them.*verify --deep"):
         train(tmp_path / "copy", tmp_path / "run")
     assert not (tmp_path / "run" / "final").exists()
     shown = CliRunner().invoke(cli, ["inspect", cache]).output
@@ -210,8 +210,11 @@ def test_another_tokenizer_in_place_of_the_recorded_one_is_told(tmp_path, captur
     (encoding,) = (path for path in folder.iterdir() if path.is_dir())
     file = encoding / "tokenizer/tokenizer.json"
     for change, told in (
-        (lambda content: content.replace(b'"e"', b'"\\u00e8"', 1), "another vocabulary"),
-        (lambda content: content.replace(b'"normalizer": null', b'"normalizer": {"type": "Lowercase"}'), "other rules"),
+        (lambda content: content.replace(b'"e"', b'"\\u00e8"', 1), "the vocabulary in tokenizer.json"),
+        (
+            lambda content: content.replace(b'"normalizer": null', b'"normalizer": {"type": "Lowercase"}'),
+            "the rules of tokenizer.json",
+        ),
     ):
         before = file.read_bytes()
         content = change(before)

@@ -253,5 +253,5 @@ def test_a_teacher_whose_batch_mates_move_it_is_refused(tmp_path, monkeypatch):
         return output
 
     monkeypatch.setattr(LlamaModel, "forward", normalised)
-    with pytest.raises(ModelError, match="other sequences of a batch move"):
+    with pytest.raises(ModelError, match="other sequences of a batch change"):
         tiny.capture(tmp_path)

@@ -120,7 +120,7 @@ def test_a_file_that_comes_out_otherwise_is_not_written(values, tmp_path, monkey
     gone(cache / "encodings/main" / FILES[7])
     before = snapshot(cache)
     monkeypatch.setattr(encode_module, "tokenizer_files", lambda _: {"tokenizer_config.json": b"other"})
-    with pytest.raises(IdentityError, match="cannot be made again: it comes out other than it was recorded"):
+    with pytest.raises(IdentityError, match="cannot be written again: the new file differs from the recorded one"):
         tiny.run(values)
     assert snapshot(cache) == before
 

@@ -86,7 +86,7 @@ def test_finds_sequences_that_contradict_the_shard_table(tiny):
     write_manifest(tiny.encoding, manifest.model_copy(update={"parts": (part,)}))
     found = [(problem.where, problem.message) for problem in verify(tiny.path)]
     assert found == [
-        (str(layout.sequences_file(tiny.encoding, 2)), "the shard table promises 11 positions"),
+        (str(layout.sequences_file(tiny.encoding, 2)), "the shard table states 11 positions"),
         (str(tiny.receipt_file(2)), "the receipt counts other positions or tokens than the shard table: 12"),
     ]
 

@@ -54,7 +54,7 @@ def read_arrow(content: bytes, schema: pa.Schema, largest_bytes: int) -> pa.Tabl
         if column.type != field.type:
             raise ValueError(f"column {field.name} is of type {str(column.type)[:100]}, not {field.type}")
         if not field.nullable and (column.null_count or _has_null_items(column)):
-            raise ValueError(f"column {field.name} lacks values")
+            raise ValueError(f"column {field.name} has missing values")
     return chosen
 
 
@@ -68,12 +68,12 @@ def unpacked_bytes(content: bytes) -> int:
     for offset, metadata_bytes in _batches(content):
         mark, length = struct.unpack_from("<Ii", content, offset)
         if mark != CONTINUATION or not 0 < length <= metadata_bytes:
-            raise ValueError("a record batch does not begin as one")
+            raise ValueError("a record batch has no valid header")
         message = _indirect(content, offset + 8)
         (version,) = struct.unpack_from("<h", content, _place(content, message, VERSION))
         (kind,) = struct.unpack_from("<B", content, _place(content, message, HEADER_TYPE))
         if (version, kind) != (VERSION_5, RECORD_BATCH):
-            raise ValueError("a message is no record batch of version 5")
+            raise ValueError("a message is not a record batch of version 5")
         batch = _indirect(content, _place(content, message, HEADER))
         compressed = _field(content, batch, COMPRESSION) is not None
         body = offset + metadata_bytes
@@ -85,7 +85,7 @@ def unpacked_bytes(content: bytes) -> int:
 def _batches(content: bytes) -> Iterator[tuple[int, int]]:
     """Yield (offset, bytes of its metadata) of each record batch, none of which overlap."""
     if content[: len(MAGIC)] != MAGIC or content[-len(MAGIC) :] != MAGIC:
-        raise ValueError("it is no Arrow IPC file")
+        raise ValueError("it is not an Arrow IPC file")
     end = len(content) - len(MAGIC) - 4
     (size,) = struct.unpack_from("<i", content, end)
     if not 0 < size <= end:
@@ -106,7 +106,7 @@ def _buffer_bytes(content: bytes, start: int, size: int) -> int:
     if size == 0:
         return 0
     if start < 0 or size < 8:
-        raise ValueError("a buffer lies outside")
+        raise ValueError("a buffer lies outside the file")
     (stated,) = struct.unpack_from("<q", content, start)
     if stated < -1:
         raise ValueError("a buffer states no size")
@@ -116,7 +116,7 @@ def _buffer_bytes(content: bytes, start: int, size: int) -> int:
 def _indirect(content: bytes, place: int) -> int:
     """Follow an offset that is relative to its own place."""
     if place < 0:
-        raise ValueError("a part of its metadata lies outside")
+        raise ValueError("a part of its metadata lies outside the file")
     return place + int(struct.unpack_from("<I", content, place)[0])
 
 
@@ -132,7 +132,7 @@ def _field(content: bytes, table: int, number: int) -> int | None:
     """Return the place of a table's field; None if it is absent."""
     vtable = table - struct.unpack_from("<i", content, table)[0]
     if not 0 <= vtable < len(content):
-        raise ValueError("a part of its metadata lies outside")
+        raise ValueError("a part of its metadata lies outside the file")
     (size,) = struct.unpack_from("<H", content, vtable)
     entry = 4 + 2 * number
     relative = struct.unpack_from("<H", content, vtable + entry)[0] if entry + 2 <= size else 0

@@ -128,7 +128,7 @@ class EncodingManifest(Document):
         vocabulary = tokenizer.get("vocabulary") if isinstance(tokenizer, dict) else None
         if not isinstance(vocabulary, str):
             raise FormatError(
-                "this encoding's identity does not name its tokenizer's vocabulary",
+                "the manifest of this encoding does not record the vocabulary of its tokenizer",
                 expected="a fingerprint under tokenizer.vocabulary",
                 found=repr(vocabulary),
                 why="ids could be taken for other tokens",
@@ -203,9 +203,9 @@ class TeacherManifest(Document):
         if self.target.k > self.vocabulary_size:
             raise ValueError(f"rows of k = {self.target.k} entries need more than {self.vocabulary_size} ids")
         if len(set(self.scalars)) < len(self.scalars) or not RESERVED.isdisjoint(self.scalars):
-            raise ValueError("scalars must have different names, none that the format uses itself")
+            raise ValueError("two scalars have the same name, or one has a name that the format uses itself")
         if layout.MANIFEST in self.hidden:
-            raise ValueError(f"{layout.MANIFEST} is no name of a layer")
+            raise ValueError(f"{layout.MANIFEST} cannot be the name of a layer")
         return self
 
     @property

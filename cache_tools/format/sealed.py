@@ -83,7 +83,7 @@ def _finite(text: str) -> float:
 
 
 def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is no JSON number")
+    raise ValueError(f"{text} is not a number in JSON")
 
 
 def _with_digits(content: bytes, place: re.Match[bytes], digits: bytes) -> bytes:

@@ -136,10 +136,10 @@ def sequences_bytes(sequences: list[Sequence]) -> bytes:
     largest = largest_unpacked(sum(len(sequence.input_ids) for sequence in sequences)) - PADDING_BYTES
     if len(sequences) > SHARD_SEQUENCES or table.nbytes > largest:
         raise ConfigError(
-            "the sequences of a shard are too many, or too large",
+            "a shard has too many sequences, or too large ones",
             expected=f"at most {SHARD_SEQUENCES:,} sequences and {largest:,} bytes",
             found=f"{len(sequences):,} sequences and {table.nbytes:,} bytes",
-            why="no reader would unpack them",
+            why="readers refuse files that are larger",
             fix="Set a smaller encoding.positions_per_shard",
         )
     return table_bytes(table)
@@ -289,7 +289,7 @@ def unreadable(path: StorePath, found: object) -> DamageError:
         "the file cannot be used",
         where=path,
         found=found,
-        why="its hash holds, so it was written like this",
+        why="its hash is right, so it was written this way",
         fix="Ask whoever made the cache, or capture the corpus again",
     )
 

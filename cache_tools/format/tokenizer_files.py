@@ -42,7 +42,7 @@ def check_keys(keys: Iterable[str], also: frozenset[str] = frozenset()) -> None:
     inside = f"{layout.TOKENIZER}/"
     for key in keys:
         if key.startswith(inside) and key not in also and not is_tokenizer_file(key.removeprefix(inside)):
-            raise ValueError(f"{key} is no file of a tokenizer; a cache holds no code")
+            raise ValueError(f"{key} is not a tokenizer's file; a cache holds no code")
 
 
 def without_code(name: str, content: bytes) -> bytes:

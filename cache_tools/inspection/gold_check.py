@@ -143,7 +143,7 @@ def _ranges(claims: Claims, rows: Evidence) -> Rules:
         rules["gold_logprob is above 0"] = ~(rows.gold <= slack)
     if rows.entropy is not None:
         most = np.log(claims.tokens)
-        rules["the entropy is none of that many tokens"] = ~(
+        rules["the entropy is negative, or above that of a uniform distribution"] = ~(
             (rows.entropy >= -slack) & (rows.entropy <= most + slack + EPSILON * most)
         )
     return rules
@@ -155,7 +155,10 @@ def _rest(claims: Claims, rows: Evidence) -> Rules:
     least = np.minimum(_least(rows), 0)
     low_rest = np.maximum(np.exp(rows.low[:, -1]) - rows.rounding, 0)
     high_rest = np.exp(rows.high[:, -1]) + rows.rounding
-    rules = {"more is left out than tokens no likelier than the kept ones can have": low_rest > others * np.exp(least)}
+    rules = {
+        "the left-out mass is larger than the other tokens can have, as none is likelier than a kept token": low_rest
+        > others * np.exp(least)
+    }
     if rows.entropy is None:
         return rules
     lowest, highest = _entropy_bounds(rows.low[:, :-1], rows.high[:, :-1])
@@ -203,7 +206,7 @@ def _gold(claims: Claims, rows: Evidence) -> Rules:
         rest = np.log(np.exp(rows.high[:, -1]) + rows.rounding)
         too_likely = absent & (rows.gold > np.minimum(_least(rows), rest) + slack)
     return {
-        "the gold token's probability is not gold_logprob": unequal,
+        "the gold token's probability differs from gold_logprob": unequal,
         "the gold token is missing although gold_logprob says that it is likelier than a kept one": too_likely,
     }
 

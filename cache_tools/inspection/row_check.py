@@ -126,10 +126,10 @@ def require_consistent(teachers: Sequence[CachedTeacher], seed: int = 0) -> None
         for window in drawn_windows([teacher], CHECKED_POSITIONS, seed):
             for problem in window_contradictions(teacher, window):
                 raise DamageError(
-                    f"rows of teacher {teacher.name!r} contradict what is stored beside them",
+                    f"rows of teacher {teacher.name!r} contradict the scalars stored beside them",
                     where=teacher.path,
-                    expected="rows that gold_logprob and entropy follow from",
+                    expected="rows that agree with gold_logprob and entropy",
                     found=f"row {problem.first}: {problem.rule} ({problem.count} of {window.stop - window.start} rows)",
-                    why="ids or probabilities are not those of the teacher, and a student would learn them",
-                    fix="Run 'logitcask verify --deep' to list such shards, then 'logitcask repair' or capture again",
+                    why="the ids or probabilities are wrong, and a student would learn them",
+                    fix="Run 'logitcask verify --deep' to list such shards, then 'logitcask repair', and capture again",
                 )

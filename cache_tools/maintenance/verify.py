@@ -154,7 +154,7 @@ def _sequences(encoding: Encoding, shard: int, blank: Problem) -> Iterator[Probl
             yield _found(blank, f"sequence {sequence.sequence_id}: byte lengths do not add up to its text", where)
         row += sequence.num_positions
     if row - shard * encoding.manifest.positions_per_shard != entry.positions:
-        yield _found(blank, f"the shard table promises {entry.positions} positions", where)
+        yield _found(blank, f"the shard table states {entry.positions} positions", where)
     for message in sequence_problems(encoding.manifest, entry, sequences, object_size(where)):
         yield _found(blank, message, where)
 

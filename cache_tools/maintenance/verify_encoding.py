@@ -36,7 +36,7 @@ def root_problems(root: StorePath) -> Iterator[str]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         found = False
     if not found:
-        yield "this is the manifest of another group of the cache: it states no format, or an identity"
+        yield "this is not the manifest of a cache's root: it has no format version, or it has an identity"
 
 
 def manifest_problems(encoding: Encoding) -> Iterator[str]:
@@ -51,7 +51,7 @@ def manifest_problems(encoding: Encoding) -> Iterator[str]:
         for split in SPLITS:
             stated, counted = part.splits.get(split), totals(entries, split)
             if (stated is not None and stated != counted) or (stated is None and counted.shards):
-                yield f"part {number} states other totals of the split {split!r} than its shard table adds up to"
+                yield f"part {number} states totals of the split {split!r} that differ from the sums of its shard table"
     yield from tokenizer_problems(encoding.path, manifest)
 
 
@@ -91,7 +91,7 @@ def sequence_problems(
     for name, (least, most) in counted.items():
         stated = getattr(entry, name)
         if least is not None and most is not None and not least <= stated <= most:
-            yield f"the shard table promises {stated} {name}, the file holds {most}"
+            yield f"the shard table states {stated} {name}, but the file holds {most}"
 
 
 def tokenizer_problems(folder: StorePath, manifest: EncodingManifest) -> Iterator[str]:
@@ -106,12 +106,12 @@ def tokenizer_problems(folder: StorePath, manifest: EncodingManifest) -> Iterato
     content = read_recorded(folder / key, record.sha256)
     vocabulary = file_vocabulary(content)
     if vocabulary is None or vocabulary_fingerprint(vocabulary) != recorded.get("vocabulary"):
-        yield "tokenizer.json holds another vocabulary than the identity of the encoding records"
+        yield "the vocabulary in tokenizer.json is not the one that the manifest records"
         return
     if set(recorded) == {"behaviour", "vocabulary"} and recorded["behaviour"] != _behaviour(
         content, _settings(folder, manifest), vocabulary
     ):
-        yield "tokenizer.json splits texts by other rules than the identity of the encoding records"
+        yield "the rules of tokenizer.json, or its special tokens, are not those that the manifest records"
     largest = max(vocabulary.values(), default=-1) + 1
     if not len(vocabulary) <= manifest.vocabulary_size <= max(largest, len(vocabulary)):
         size = manifest.vocabulary_size

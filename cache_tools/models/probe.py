@@ -177,17 +177,17 @@ def _moved(moved: list[NDArray[np.float64]]) -> float:
 
 LATER_TOKENS = (
     "{subject} sees later tokens when it predicts earlier ones",
-    "its predictions of a causal cache would be made from the answers",
+    "it would see the answers that it is asked to predict",
     "Use a model that is trained to predict the next token; for an encoder, set encoding.objective: masked; for a "
     "decoder of this architecture, set is_decoder: true in its configuration",
 )
 PADDING = (
-    "the padding beside a sequence moves what {subject} predicts for it",
+    "the padding beside a sequence changes what {subject} predicts for it",
     "its predictions would depend on which sequences share a batch",
     "Use another model; a teacher can read one sequence at a time with batch_tokens: 1",
 )
 BATCH_MATES = (
-    "other sequences of a batch move what {subject} predicts for one",
+    "other sequences of a batch change what {subject} predicts for a sequence",
     "its predictions would depend on which sequences share a batch",
     "Use another model; a teacher can read one sequence at a time with batch_tokens: 1",
 )

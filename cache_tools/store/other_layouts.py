@@ -55,7 +55,7 @@ def read_with_zarr(
     if key in objects:
         content = read_object(teacher / key, objects[key].bytes)
         if len(content) != objects[key].bytes:
-            raise ValueError("the object is not whole")
+            raise ValueError("the object is incomplete")
         array.check(content)
         stored[key.removeprefix(f"{name}/")] = content
     memory = zarr.storage.MemoryStore({key: Buffer.from_bytes(content) for key, content in stored.items()})
@@ -84,7 +84,7 @@ class _Array:
                 where=where,
                 expected=f"sharding_indexed of numbers: bytes, at most one of {', '.join(CHECKS)}, crc32c or nothing",
                 found=", ".join([*outer, *chain]),
-                why="what they unpack to could not be bounded",
+                why="the size of what they unpack to is unknown",
             )
         self._checksummed, self._check = chain[-1] == "crc32c", CHECKS[compressors[0]] if compressors else _check_plain
         chunk = axis_sizes(sharding["chunk_shape"])
@@ -125,7 +125,7 @@ def _check_gzip(packed: bytes, typesize: int, chunk_bytes: int) -> None:
     except zlib.error as error:
         raise ValueError(f"a chunk cannot be unpacked: {error}") from error
     if not unpacker.eof or unpacker.unused_data:
-        raise ValueError("a chunk goes on behind its values")
+        raise ValueError("a chunk has bytes after its values")
 
 
 def _check_zstd(packed: bytes, typesize: int, chunk_bytes: int) -> None:

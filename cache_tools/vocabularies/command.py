@@ -64,7 +64,7 @@ def vocabulary_command(
             require_outside(output, cache.path, "the vocabulary")
         encodings = [cache.encoding(name) for cache in opened for name in cache.encodings]
         if keep is None:
-            reporter.stage("uniting the vocabularies", None)
+            reporter.stage("merging the vocabularies", None)
             made = write_vocabulary(output, encodings)
         else:
             reporter.stage("counting tokens and choosing among them", sum(len(e.shards) for e in encodings), "shards")

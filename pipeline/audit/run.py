@@ -125,7 +125,9 @@ def _audit_teacher(
     tolerance = tolerance_of(settings, str(stored_identity["dtype"]))
     chosen = sample(cached, settings)
     sequences = [sequence for part in chosen.values() for sequence in part]
-    reporter.stage(f"asking teacher {config.name}", sum(len(sequence.input_ids) for sequence in sequences))
+    reporter.stage(
+        f"running teacher {config.name} on the sample", sum(len(sequence.input_ids) for sequence in sequences)
+    )
     ask = partial(compare, batch_tokens=config.batch_tokens, progress=reporter.advance, restriction=restriction)
     rows, checks = _compare_shards(cached, chosen, teacher, ask, tolerance)
     checks += checks_of_sample(rows, cached.manifest, tolerance)

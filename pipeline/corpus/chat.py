@@ -133,7 +133,7 @@ def _by_turns(messages: Messages, render: Render, place: str) -> Iterator[Render
             raise CorpusError(
                 f"the chat template does not show where turn {turn} begins",
                 where=place,
-                expected="the header of a reply, as in the prompt of one, before the assistant's words",
+                expected="the header that the template adds to a prompt, before the assistant's text",
                 why="training on guessed positions would teach the prompt",
                 fix="Mark the assistant's text in the template with {% generation %} … {% endgeneration %}",
             )

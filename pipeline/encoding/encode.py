@@ -245,7 +245,7 @@ def _commit(folder: StorePath, stored: EncodingManifest | None, manifest: Encodi
         raise IdentityError(
             OTHER_ENCODING,
             where=folder,
-            why="another capture has written it in the meantime",
+            why="another capture has written this encoding in the meantime",
             fix="Choose another encoding.name or cache",
         )
 

@@ -28,7 +28,7 @@ class SizeType(click.ParamType[int]):
         """Turn "80GB" or "79.6 GiB" into bytes."""
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(value).strip())
         if match is None or match[2] not in UNITS or not 0 < float(match[1]) < 1e15:
-            raise click.BadParameter(f"{value!r} is no size. Write a number and a unit, such as 80GB or 79.6GiB.")
+            raise click.BadParameter(f"{value!r} is not a size. Write a number and a unit, such as 80GB or 79.6GiB.")
         unit: int = UNITS[match[2]]
         return round(float(match[1]) * unit)
 

@@ -78,7 +78,7 @@ def _devices(fit: dict[str, Any]) -> str:
             else f"DOES NOT FIT this machine's {size}; for GPUs give --device-memory"
         )
     if needed is None:
-        return f"DOES NOT FIT any number of {size}: a batch or a layer is too large; lower batch_tokens"
+        return f"DOES NOT FIT on any number of devices of {size}: a batch or a layer is too large; lower batch_tokens"
     if needed == 1:
         return f"one of {size}"
     ways = [f"tensor_parallel: {fit['tensor_parallel']}"] * (fit["tensor_parallel"] is not None)

@@ -84,10 +84,10 @@ def _check_finite(value: Any, where: str) -> None:
 def _unread(where: str, key: str, fields: Collection[str]) -> ConfigError:
     close = difflib.get_close_matches(key, sorted(fields), n=1)
     return ConfigError(
-        "the student's model reads no such key",
+        "the student's model does not read this key",
         where=where,
         expected=f"perhaps {close[0]}" if close else "",
-        why="it would be ignored, and a default used in its place",
+        why="it would be ignored, and the default would be used",
         fix="Check its spelling, or leave it out",
     )
 

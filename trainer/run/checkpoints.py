@@ -96,7 +96,7 @@ def read_checkpoints(output: Path) -> Checkpoints:
         raise DamageError(
             f"this checkpoint is damaged: {problem}",
             where=checkpoint,
-            why="continuing from it would make another student, and there is no older one that holds",
+            why="continuing from it would give a different student, and there is no older undamaged checkpoint",
             fix=f"Restore it from a copy, or delete {checkpoint.name} to start over, and run the same command again",
         )
     return Checkpoints(None, False, tuple(unfinished), ())
@@ -157,7 +157,7 @@ def damage(checkpoint: Path) -> str | None:
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != num_bytes or file_sha256(path) != sha256:
-            return f"{name} is not what was written"
+            return f"{name} has changed since it was written"
     return _missing_file(checkpoint)
 
 

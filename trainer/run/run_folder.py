@@ -114,7 +114,7 @@ def check_run(output: Path, record: dict[str, Any]) -> None:
         raise DamageError(
             "this folder has checkpoints and no run.json",
             where=output,
-            why="it cannot be known of which run they are",
+            why="it is unknown which run they belong to",
             fix="Restore run.json from a copy, or choose another training.output_dir",
         )
 
@@ -123,10 +123,10 @@ def _recorded_identity(path: Path) -> dict[str, Any]:
     try:
         identity = json.loads(path.read_bytes())["identity"]
         if not isinstance(identity, dict):
-            raise TypeError("identity is no object")
+            raise TypeError("identity is not an object")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamageError(
-            "this file says nothing about the run",
+            "this file does not describe the run",
             where=path,
             expected="what 'logitcask train' wrote before the first step",
             found=str(error),
@@ -151,7 +151,7 @@ def is_finished(output: Path) -> bool:
             "this is not a finished student",
             where=final,
             expected=missing[0],
-            found="nothing of that name" if final.is_dir() else "no folder",
+            found="no file or folder of that name" if final.is_dir() else "no folder",
             fix="Move it away, and run the same command again; it continues from the last checkpoint",
         )
     return True

@@ -58,16 +58,16 @@ REFUSED = {
     "label_smoothing_factor": "the teacher's distribution takes the place of smoothed labels",
     "train_sampling_strategy": _OWN_ORDER,
     "length_column_name": _OWN_ORDER,
-    "dataloader_drop_last": "an epoch is a whole number of steps already",
+    "dataloader_drop_last": "every epoch already has a whole number of steps",
     "accelerator_config": _OWN_ORDER,
     "remove_unused_columns": "the columns of a batch are the cache's, and all of them are used",
     "label_names": _OWN_EVALUATION,
     "average_tokens_across_devices": "every kept position counts alike, however many processes share a step",
-    "auto_find_batch_size": "another batch size would be another run; lower per_device_train_batch_size and raise "
+    "auto_find_batch_size": "another batch size would change the run; lower per_device_train_batch_size and raise "
     "gradient_accumulation_steps",
     "optim_target_modules": "the optimizers that read it keep states that checkpoints here do not hold",
-    "use_liger_kernel": "the losses here never build the logits of a batch, and do not go through these kernels",
-    "liger_kernel_config": "the losses here do not go through these kernels",
+    "use_liger_kernel": "the losses here never hold the logits of a batch at once, and do not use these kernels",
+    "liger_kernel_config": "the losses here do not use these kernels",
     "use_cache": "a key-value cache is of no use in training",
     "parallelism_config": "a student is shared by DDP, FSDP or DeepSpeed",
     "debug": "a loss or gradient that is not finite stops the run already and names the step",
@@ -313,5 +313,5 @@ def _assignments(text: str | None) -> list[str]:
     """Return the names in ``optim_args``: ``name=value, name=value``."""
     pairs = [part.split("=") for part in (text or "").replace(" ", "").split(",") if text]
     if any(len(pair) != 2 for pair in pairs):
-        raise ConfigError("this is not name=value, name=value", where="training.optim_args", found=text)
+        raise ConfigError("this is not of the form name=value, name=value", where="training.optim_args", found=text)
     return [name for name, _ in pairs]

@@ -54,7 +54,7 @@ def open_tokenizer(folder: Path, vocabulary: Vocabulary, where: StorePath) -> Pr
             where=where,
             expected=f"vocabulary {vocabulary.fingerprint[:12]}… ({vocabulary.size} ids)",
             found=f"{found[:12]}… ({len(loaded)} ids)",
-            why="the student's tokens would be others than those it learns",
+            why="the student's tokenizer would give other ids than those it was trained on",
             fix="Restore the files from a copy of the cache, or capture it again",
         )
     tokenizer: PreTrainedTokenizerBase = loaded
