@@ -259,4 +259,4 @@ def test_the_command_refuses_a_memory_beyond_reason(tmp_path):
 
     found = CliRunner().invoke(plan_command, [str(tmp_path / "capture.yaml"), f"--device-memory={'9' * 400}GB"])
     assert found.exit_code == 2
-    assert "is no size" in found.stderr
+    assert "is not a size" in found.stderr
