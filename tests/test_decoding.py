@@ -112,6 +112,6 @@ def test_the_surfaces_of_a_sequence_make_up_its_text(tmp_path):
 
 
 def test_decoding_needs_no_model_library():
-    code = "import sys, cache_tools.decoding; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    code = "import sys, cache_tools.inspection.decoding; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     root = Path(__file__).resolve().parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

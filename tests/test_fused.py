@@ -430,7 +430,7 @@ def test_two_ranks_end_with_the_gradients_of_one_process(tmp_path):
         from safetensors.torch import save_file
         from torch.distributed.fsdp import fully_shard
         from torch.nn.parallel import DistributedDataParallel
-        from trainer import fused
+        from trainer.student import fused_loss as fused
         from test_fused import a_batch, distilled, student
         fused.CHUNK_POSITIONS = 7
         dist.init_process_group("gloo")

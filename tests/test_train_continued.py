@@ -88,12 +88,12 @@ def test_a_process_that_is_killed_continues_to_the_same_weights(cache, straight,
         import json, os, signal, sys
         import trainer.run.train
         from trainer.config.student_file import StudentConfig
-        class Killed(trainer.train.StepProgress):
+        class Killed(trainer.run.train.StepProgress):
             def on_step_end(self, args, state, control, **named):
                 if state.global_step == 5:
                     os.kill(os.getpid(), signal.SIGKILL)
-        trainer.train.StepProgress = Killed
-        trainer.train.run_training(StudentConfig.model_validate(json.loads(sys.argv[1])))
+        trainer.run.train.StepProgress = Killed
+        trainer.run.train.run_training(StudentConfig.model_validate(json.loads(sys.argv[1])))
         """
     process = python(script, json.dumps(student_values(cache, tmp_path, **LONG)))
     assert process.communicate()[0] == ""
@@ -121,6 +121,8 @@ def test_checkpoints_are_ordered_by_number(tmp_path):
     for step in (2, 10, 9, 11):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if step != 11:
+            for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
+                (tmp_path / f"checkpoint-{step}" / name).touch()
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
             write_hashes(tmp_path / f"checkpoint-{step}")
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
@@ -174,12 +176,12 @@ def test_two_ranks_end_as_one_process_does_even_when_stopped_in_their_second_epo
         import trainer.run.train
         from student_fixtures import train, train_and_stop
         cache, output, changes = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-        save_final = trainer.train._save_final
+        save_final = trainer.run.train._save_final
         def save_rank(trainer, *others):
             os.makedirs(f"{output}-rank{os.environ['RANK']}")
             save_file(trainer.model.student.state_dict(), f"{output}-rank{os.environ['RANK']}/model.safetensors")
             save_final(trainer, *others)
-        trainer.train._save_final = save_rank
+        trainer.run.train._save_final = save_rank
         train_and_stop(6, cache, output, **changes)
         train(cache, output, **changes)
         """

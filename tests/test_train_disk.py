@@ -46,6 +46,11 @@ def tokenizers_on_a_full_disk(*_, **__):
     raise Exception("No space left on device (os error 28)")
 
 
+def full_at(name, replace=os.replace):
+    """Refuse the last step of writing one file or folder, its renaming."""
+    return lambda source, target: full() if Path(target).name == name else replace(source, target)
+
+
 PLACES = {
     "weights": ("transformers.modeling_utils.safe_save_file", rust_on_a_full_disk),
     "configuration": ("transformers.PreTrainedConfig.save_pretrained", full),
@@ -53,8 +58,9 @@ PLACES = {
     "optimizer": ("torch.save", torch_on_a_full_disk),
     "state": ("transformers.trainer_callback.TrainerState.save_to_json", full),
     "hashes": ("trainer.run.distillation_trainer.write_hashes", full),
-    "run.json, metrics": ("cache_tools.storage._write_local", full),
-    "final": ("trainer.run.train.os.replace", full),
+    "run.json": ("os.replace", full_at("run.json")),
+    "metrics": ("os.replace", full_at("metrics.jsonl")),
+    "final": ("os.replace", full_at("final")),
     "origin": ("trainer.run.train.shutil.copy", full),
 }
 
