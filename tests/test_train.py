@@ -212,7 +212,7 @@ def test_an_unknown_training_argument_is_refused_by_its_name(cache, tmp_path):
         ({"config": LLAMA | {"model_type": "lama"}}, "lama"),
         ({"config": LLAMA | {"hidden_size": 31}}, "31.* is not a multiple of the number of attention heads"),
         ({"config": LLAMA | {"hidden_size": "wide"}}, "hidden_size"),
-        ({"pretrained": "/nowhere"}, "/nowhere"),
+        ({"pretrained": "/nowhere"}, "no folder of this name"),
     ],
 )
 def test_a_student_that_cannot_be_made_is_refused_with_the_reason(cache, tmp_path, student, reason):

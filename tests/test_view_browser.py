@@ -77,6 +77,8 @@ def chosen(page):
 
 
 def search(page, by, text=None):
+    ready = re.compile("sequences|looked into")  # the page listens once a list is there
+    sync_api.expect(page.locator("#status")).to_contain_text(ready)
     page.locator("#by").select_option(by)
     if text is not None:
         page.locator("#query").fill(text)
