@@ -55,7 +55,7 @@ class LazyGroup(click.Group):
 )
 @click.version_option(package_name="logitcask", prog_name="logitcask")
 def cli() -> None:
-    """Run big teacher models over a corpus once; train many students from what they said.
+    """Run big teacher models over a corpus once; train many students from the cached predictions.
 
     \b
     Start here:

@@ -40,7 +40,7 @@ WORK = {"capture": "tokens", "audit": "tokens", "train": "steps", "evaluate": "t
 
 
 class Recorder(LineReporter):
-    """Keeps what was told."""
+    """Records every call."""
 
     def __init__(self, stages):
         super().__init__(lambda _: None)

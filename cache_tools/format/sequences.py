@@ -185,7 +185,7 @@ def contradiction(
 
     Args:
         sequences: As ``read_sequences`` returned them.
-        objective: Of the encoding.
+        objective: Objective of the encoding.
         vocabulary_size: Token ids are below this.
         first_sequence: Id of the shard's first sequence.
         first_row: The shard's first row.

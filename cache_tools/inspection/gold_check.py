@@ -56,7 +56,7 @@ class Claims:
         restricted: These are fewer than the vocabulary.
         head: Entries of a hybrid row that are no draws.
         draws: Of a row.
-        step_nats: Of the scalars; 0 for float32.
+        step_nats: Step to which the scalars are rounded; 0 for float32.
     """
 
     kind: Kind

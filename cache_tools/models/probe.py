@@ -112,7 +112,7 @@ def check_model(states_of: StatesOf, probe: Probe, subject: str, model: str, obj
         probe: What to ask.
         subject: The model's part, such as ``teacher 'large'`` or ``the student``.
         model: Its class.
-        objective: Of the encoding.
+        objective: Objective of the encoding, for the message.
 
     Raises:
         ModelError: a later token moves an earlier prediction, or padding or batch-mates move a row.

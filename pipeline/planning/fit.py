@@ -31,7 +31,7 @@ def plan_fit(config: TeacherConfig, objective: Objective, folder: Path, memory: 
 
     Args:
         config: Its block of the capture file.
-        objective: Of the encoding.
+        objective: Objective of the encoding.
         folder: Its model folder; no weights are needed.
         memory: What ``plan_memory`` returned.
 

@@ -16,7 +16,7 @@ from cache_tools.store.predictions import SCALAR_STEP_NATS, Predictions, to_step
 from pipeline.config import TargetConfig
 
 CHUNK_ROWS = 4096
-"""Of an array, as captures write them by default."""
+"""Rows of an array's chunk, as captures write them by default."""
 
 
 class Block:
