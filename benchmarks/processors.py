@@ -3,7 +3,7 @@
 ATen, oneDNN and MKL choose their code by the processor's instruction set, and each reads an environment variable
 that forbids the newer instructions. Other code adds in another order, so a result differs in its last bits;
 tests with a tolerance that merely happened to pass fail here. Numerical tests are those whose file takes one from
-``tests/tolerances.py``, which says how a tolerance is derived.
+``tests/support/tolerances.py``, which says how a tolerance is derived.
 
 A library that ignores its variable changes nothing: MKL does so on processors that are not Intel's, which obey
 ``MKL_CBWR=COMPATIBLE`` alone. The column ``changed`` names the libraries whose results differ from those of the
@@ -78,7 +78,7 @@ class Outcome:
 
 
 def numerical_files() -> list[str]:
-    """Return the test files that take a tolerance from ``tests/tolerances.py``, directly or from a fixture."""
+    """Return the test files that take a tolerance from ``tests/support/tolerances.py``, directly or from a fixture."""
     uses = re.compile(r"\b(from tolerances import|GRADIENT_ROUNDING|LOSS_ROUNDING|assert_same_run)\b")
     found = (path for path in sorted((ROOT / "tests").glob("test_*.py")) if uses.search(path.read_text("utf-8")))
     return [str(path.relative_to(ROOT)) for path in found]

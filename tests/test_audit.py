@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from test_target_kinds import KINDS
 
 import tiny
 from cache_tools.errors import ConfigError, IdentityError, IncompleteError
@@ -23,7 +24,6 @@ from pipeline.capture.predict import HEAD_CHUNK_BYTES, predict
 from pipeline.config import AuditConfig, CaptureConfig
 from pipeline.teachers.loading import load_teacher
 from refusal_fixtures import command_line, write_yaml
-from test_target_kinds import KINDS
 from tolerances import loss_rounding
 
 HIDDEN = {

@@ -1,13 +1,13 @@
 """Capturing into a cache that has something already: more teachers, more layers; what is there stays."""
 
 import pytest
+from test_capture import run
 
 import tiny
 from cache_tools.errors import IdentityError
 from cache_tools.format import layout
 from cache_tools.maintenance.verify import verify
 from store_fixtures import snapshot
-from test_capture import run
 
 
 def two_teachers(folder):

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
+from test_chat import CHATML, PLACE, TOOLS, chat, tokenizer
 
 import tiny
 from cache_tools.errors import CorpusError
@@ -23,7 +24,6 @@ from cache_tools.terminal.show_command import show_command
 from pipeline.config import CaptureConfig
 from pipeline.corpus.chat import render_chat
 from pipeline.encoding.encode import encode
-from test_chat import CHATML, PLACE, TOOLS, chat, tokenizer
 
 SYSTEM = "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
 HEAD = "{% for m in messages %}{% set c = m.content or '' %}<|im_start|>{{ m.role }}\n"

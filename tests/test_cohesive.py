@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from test_wordnet import LINES
 
 from bilingual import write_texts
 from cache_tools.configuration import load_config
 from cache_tools.store.reader import Cache
-from configs.cohesive import convergence, tables, texts, weights
-from configs.cohesive.run import HERE, arms, run
+from configs.papers.cohesive import convergence, tables, texts, weights
+from configs.papers.cohesive.run import HERE, arms, run
 from pipeline.config import CaptureConfig
 from pipeline.encoding.held_out import is_held_out
-from test_wordnet import LINES
 from trainer.config.student_file import StudentConfig
 
 DOMAINS = ["de", "en"]

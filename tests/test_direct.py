@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import zarr
+from test_arrays import CHUNK, SHARD, TYPES, random_rows
 
 from cache_tools.errors import DamageError
 from cache_tools.format import layout
@@ -15,7 +16,6 @@ from cache_tools.storage import write_object
 from cache_tools.store import chunk_reader
 from cache_tools.store.chunk_reader import open_array, read_shard_rows
 from store_fixtures import edit_json, sealed
-from test_arrays import CHUNK, SHARD, TYPES, random_rows
 
 SHARDS = 4
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from test_fused import LargestTensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
@@ -15,7 +16,6 @@ from cache_tools.store.reader import Cache
 from logitcask import cli
 from loss_fixtures import loss, random_logits, top_k
 from student_fixtures import TINY, naive_kl_nats
-from test_fused import LargestTensor
 from tolerances import log_prob_rounding, loss_rounding
 from trainer.evaluation.evaluate import evaluate, evaluate_folder
 from trainer.evaluation.measures import Measures

@@ -13,8 +13,8 @@ from bilingual import SCENES
 from cache_tools.configuration import load_config
 from cache_tools.store.reader import Cache
 from cache_tools.vocabularies.folder import read_manifest, read_vocabulary
-from configs.glmd import arms, bench, measure, models, run, tables, texts
-from configs.wordnet import Synset
+from configs.papers.glmd import arms, bench, measure, models, run, tables, texts
+from configs.papers.wordnet import Synset
 from pipeline.config import CaptureConfig
 from student_fixtures import largest_difference, weights
 from tolerances import model_rounding

@@ -11,10 +11,10 @@ from click.testing import CliRunner
 
 from cache_tools.configuration import load_config
 from cache_tools.store.reader import Cache
-from configs.gloss import baselines, corpora, instances, probe, scores
-from configs.gloss.run import HELD_OUT_FRACTION, HERE, run, save_with_labels
-from configs.wordnet import FILES, LEXNAMES, synsets
-from configs.wordpiece import untrained
+from configs.papers.gloss import baselines, corpora, instances, probe, scores
+from configs.papers.gloss.run import HELD_OUT_FRACTION, HERE, run, save_with_labels
+from configs.papers.wordnet import FILES, LEXNAMES, synsets
+from configs.papers.wordpiece import untrained
 from pipeline.config import CaptureConfig
 from pipeline.encoding.held_out import is_held_out
 from trainer.config.student_file import StudentConfig

@@ -41,6 +41,7 @@ from logitcask import cli
 from store_fixtures import make_cache, random_sequences, snapshot
 
 FUZZ_SECONDS = os.environ.get("LOGITCASK_FUZZ_SECONDS", "15")
+SUPPORT = Path(__file__).parent / "support"
 
 
 @pytest.fixture
@@ -49,9 +50,9 @@ def tiny(tmp_path):
 
 
 def test_no_command_fails_otherwise_than_with_one_sentence_on_random_hostile_caches():
-    command = [sys.executable, str(Path(__file__).with_name("hostile.py")), "--seconds", FUZZ_SECONDS]
+    command = [sys.executable, str(SUPPORT / "hostile.py"), "--seconds", FUZZ_SECONDS]
     seed = os.environ.get("LOGITCASK_FUZZ_SEED", "0")
-    path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)])
+    path = os.pathsep.join([str(Path(__file__).parents[1]), str(SUPPORT)])
     ended = subprocess.run(
         [*command, "--seed", seed], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False
     )

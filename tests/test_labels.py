@@ -227,7 +227,7 @@ def test_a_sequence_is_shown_with_its_label(tmp_path, cloze):
 
 
 def test_labels_of_a_finished_student_are_those_of_the_model_itself(cache, tmp_path):
-    from configs.recipes import label_log_probs, labelled_sequences
+    from configs.papers.recipes import label_log_probs, labelled_sequences
 
     student = tiny.save_teacher(tmp_path / "student", tiny.model("bert", seed=1), masked=True)
     model = AutoModelForMaskedLM.from_pretrained(student).eval()

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from cache_tools.configuration import load_config
-from configs.mtbert import data, run, scores
-from configs.mtbert.arms import ALONE, ARMS, JOINT, MEAN, MT_BERT, NO_TEACHER, NOISY, NOISY_MEAN, student_changes
-from configs.mtbert.cofinetune import (
+from configs.papers.mtbert import data, run, scores
+from configs.papers.mtbert.arms import ALONE, ARMS, JOINT, MEAN, MT_BERT, NO_TEACHER, NOISY, NOISY_MEAN, student_changes
+from configs.papers.mtbert.cofinetune import (
     Examples,
     Tuning,
     cofinetune,
@@ -22,8 +22,8 @@ from configs.mtbert.cofinetune import (
     training_examples,
     with_one_head,
 )
-from configs.mtbert.spaces import linear_cka
-from configs.recipes import labelled_sequences
+from configs.papers.mtbert.spaces import linear_cka
+from configs.papers.recipes import labelled_sequences
 from student_fixtures import largest_difference, weights
 from tolerances import loss_rounding
 from topics import labelled, write_topics

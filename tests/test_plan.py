@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from test_target_kinds import KINDS
 
 import tiny
 from cache_tools.codecs.registry import Targets
@@ -24,7 +25,6 @@ from pipeline.planning.plan import require_space, survey
 from pipeline.planning.scale import shard_sizes, student_bytes_per_s
 from pipeline.planning.simulate import Cluster
 from refusal_fixtures import write_yaml
-from test_target_kinds import KINDS
 
 MANY = 10_000
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from test_target_kinds import KINDS
 
 import pipeline.capture.predict
 import pipeline.planning.measure
@@ -21,7 +22,6 @@ from pipeline.planning.plan import survey
 from pipeline.planning.rows import as_asked, first_entries
 from pipeline.teachers.loading import load_teacher
 from refusal_fixtures import write_yaml
-from test_target_kinds import KINDS
 
 SPEED = 100
 """Tokens a second, by the fake clock."""

@@ -3,6 +3,7 @@
 import tracemalloc
 
 import pytest
+from test_target_kinds import KINDS
 
 import tiny
 from cache_tools.store.writer import commit_shard
@@ -14,7 +15,6 @@ from pipeline.planning import memory as planned
 from pipeline.planning.capture_plan import plan_capture
 from pipeline.planning.tables import print_plan
 from pipeline.teachers.loading import load_teacher
-from test_target_kinds import KINDS
 
 
 def one_teacher(tmp_path, model_type="llama", **changes):

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from test_imports import MODELS, RUN_MAIN, imported_by
 
 import store_fixtures
 import tiny as tiny_models
@@ -20,7 +21,6 @@ from cache_tools.report.html import NAME_CHARACTERS, TOKEN_CHARACTERS, render
 from cache_tools.store.reader import Cache
 from cache_tools.store.writer import commit_shard, declare_teacher
 from store_fixtures import POSITIONS_PER_SHARD, edit_json, make_cache, random_predictions, teacher_manifest
-from test_imports import MODELS, RUN_MAIN, imported_by
 
 EVERYTHING = 10**6
 HOSTILE = [

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from test_decoding import HOSTILE
 
 import tiny
 from cache_tools.errors import ConfigError, IncompleteError
@@ -22,7 +23,6 @@ from cache_tools.store.teacher import CachedTeacher
 from cache_tools.terminal.bidi import ISOLATE, POP, IsolatedLines, isolated
 from cache_tools.terminal.sequence import BANDS, _coloured, print_found, print_sequence, token_cell
 from cache_tools.terminal.show_command import show_command
-from test_decoding import HOSTILE
 from view_fixtures import hostile_cache
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")

@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from test_sequences import equal
 
 from cache_tools.codecs.registry import EMPTY_ID
 from cache_tools.errors import DamageError, FormatError, IdentityError, IncompleteError
@@ -22,7 +23,6 @@ from store_fixtures import (
     sealed,
     teacher_manifest,
 )
-from test_sequences import equal
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import zarr
+from test_verify import only_problem, truncate
 
 from cache_tools.errors import DamageError, FormatError
 from cache_tools.format import layout
@@ -11,7 +12,6 @@ from cache_tools.maintenance.verify import verify
 from cache_tools.store import chunk_reader
 from cache_tools.store.predictions import group_layouts
 from store_fixtures import POSITIONS_PER_SHARD, edit_json, flip_bit, make_cache, read_everything
-from test_verify import only_problem, truncate
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from urllib.error import HTTPError
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
+from test_imports import MODELS, imported_by
 
 from bucket import environment
 from bucket import serve as serve_bucket
@@ -31,7 +32,6 @@ from cache_tools.viewer.guard import COOKIE, HEADERS
 from cache_tools.viewer.pages import PicturedTexts, pictured
 from cache_tools.viewer.search import RESULTS, look_for_highest, look_for_text
 from store_fixtures import flip_bit
-from test_imports import MODELS, imported_by
 from view_fixtures import ATTACKS, BAD_ID, copy_of, hostile_cache
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,7 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from configs import wordnet
+from configs.papers import wordnet
 
 LINES = {
     "noun": [

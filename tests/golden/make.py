@@ -1,4 +1,4 @@
-"""Write the golden caches: ``PYTHONPATH=.:tests python tests/golden/make.py``.
+"""Write the golden caches: ``PYTHONPATH=.:tests/support python tests/golden/make.py``.
 
 They were written once, by the first version of format 1, and are never written again: every
 later version must read them to the same values. This script says how, and serves when a later

@@ -1,0 +1,99 @@
+"""Whom each rule trusts, and what the mixture is worth: from the cache alone, before any student.
+
+A mixture's probability of the gold token is the weighted mean of the experts' own, which the cache holds for
+every position; so the figures are exact, whatever was kept of the distributions.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cache_tools.store.reader import Encoding
+from cache_tools.store.teacher import CachedTeacher
+from configs.papers.cohesive.texts import domain_of
+from trainer.config.mixture import SCALAR, Weighting
+from trainer.losses.mixture_weights import teacher_weights
+
+Floats = NDArray[np.float64]
+RULES: dict[str, Weighting] = {
+    "uniform": "fixed",
+    "entropy": "entropy",
+    "inverse loss": "inverse_loss",
+    "gold likelihood": "gold_likelihood",
+}
+"""Ways to weight the experts, by the names that the tables use; the last two look at the gold token."""
+
+# N: held-out positions, T: experts, S: sequences
+
+
+class HeldOut(NamedTuple):
+    """What the experts said of held-out positions."""
+
+    matching_N: NDArray[np.int64]
+    """Which expert's domain the position's document is of."""
+    sequence_N: NDArray[np.int64]
+    """Number of its sequence, from 0."""
+    scalars: dict[str, Tensor]
+    """(N, T) float32 nats: ``gold_logprob`` and ``entropy``."""
+
+
+def held_out(encoding: Encoding, experts: Sequence[str]) -> HeldOut:
+    """Read what some experts said about the held-out split; each is named after its domain."""
+    shards = encoding.split_shards("held_out")
+    sequences = [each for shard in shards for each in encoding.sequences(shard)]
+    lengths = [each.num_positions for each in sequences]
+    matching = [experts.index(domain_of(each.group_id)) for each in sequences]
+    teachers = [encoding.teacher(name) for name in experts]
+    scalars = {
+        name: torch.stack([torch.from_numpy(_scalar(teacher, name, shards)) for teacher in teachers], dim=1)
+        for name in ("gold_logprob", "entropy")
+    }
+    return HeldOut(np.repeat(matching, lengths), np.repeat(np.arange(len(sequences)), lengths), scalars)
+
+
+def weights(said: HeldOut, rule: Weighting) -> Floats:
+    """Return what a rule gives each expert at each position: (N, T), summing to 1."""
+    name = SCALAR[rule]
+    given_NT = torch.ones_like(said.scalars["entropy"])
+    scalar_NT = None if name is None else said.scalars[name]
+    return teacher_weights(rule, given_NT, given_NT.bool(), scalar_NT).double().numpy()
+
+
+def over_sequences(said: HeldOut) -> HeldOut:
+    """Return the same with each scalar replaced by its mean over the sequence, for weights by sequence."""
+    lengths_S = np.bincount(said.sequence_N)
+
+    def mean(x_N: Floats) -> Floats:
+        return (np.bincount(said.sequence_N, x_N) / lengths_S)[said.sequence_N]
+
+    means = {name: [mean(x_N) for x_N in x_NT.double().numpy().T] for name, x_NT in said.scalars.items()}
+    return said._replace(scalars={name: torch.from_numpy(np.stack(each, axis=1)) for name, each in means.items()})
+
+
+def matching_weight(said: HeldOut, weights_NT: Floats) -> Floats:
+    """Return the weight of the expert of each position's domain: (N,)."""
+    return weights_NT[np.arange(len(weights_NT)), said.matching_N]
+
+
+def nats(said: HeldOut, weights_NT: Floats) -> Floats:
+    """Return -log of the mixture's probability of the gold token: (N,)."""
+    gold_NT = said.scalars["gold_logprob"].double().exp().numpy()
+    mixed_N: Floats = -np.log((weights_NT * gold_NT).sum(axis=1))
+    return mixed_N
+
+
+def by_sequence(said: HeldOut, values_N: Floats) -> Floats:
+    """Return a number's sum over each sequence, scaled so that their mean is the mean over positions: (S,).
+
+    These are the items of a bootstrap, as the positions of a sequence are alike.
+    """
+    sums_S = np.bincount(said.sequence_N, values_N)
+    return np.asarray(sums_S * (len(sums_S) / len(values_N)), np.float64)
+
+
+def _scalar(teacher: CachedTeacher, name: str, shards: Sequence[int]) -> NDArray[np.float32]:
+    return np.concatenate([teacher.scalar(name, *teacher.shard_rows(shard)) for shard in shards])

@@ -1,0 +1,102 @@
+"""What students need, made when first asked for: vocabularies, caches, weights to start from, and the students."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from configs.papers.glmd.arms import VOCABULARIES, Arm, Changes
+from configs.papers.glmd.measure import Measured, measured
+from configs.papers.glmd.models import beginning
+from configs.papers.glmd.texts import CLASSES
+from configs.papers.recipes import command, run_file
+
+HERE = Path(__file__).parent
+KINDS = {
+    "pretraining": ("capture.yaml", "teacher", ()),
+    "words": ("task.yaml", "tuned", ()),
+    "labels": ("task.yaml", "tuned", ("encoding.masking.keep=slots",)),
+}
+"""Of caches: the capture file, whose predictions, and what is changed."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One folder of work.
+
+    Attributes:
+        texts: Folder of the texts.
+        work: Folder to work in; it holds the finished teachers.
+        steps: Of the stages P, F1 and F2.
+        layers: Of the student.
+        set_capture: Changes of the capture files.
+        set_student: Changes of student.yaml.
+        made: Caches that this process knows to be finished.
+    """
+
+    texts: Path
+    work: Path
+    steps: dict[str, int]
+    layers: int
+    set_capture: Changes
+    set_student: Changes
+    made: set[Path] = field(default_factory=set)
+
+    def vocabulary(self, name: str) -> Path:
+        """Return the folder of a vocabulary."""
+        folder, forced = self.work / "vocabularies" / name, self.work / "classes.txt"
+        if not (folder / "vocabulary.json").exists():
+            forced.write_text("\n".join(CLASSES) + "\n")
+            teacher = () if name.endswith("unknown") else ("--embeddings", self.work / "teacher" / "final")
+            keep = ("--keep", VOCABULARIES[name], "--forced", forced)
+            command("vocabulary", self.work / "text", *keep, *teacher, "-o", folder)
+        return folder
+
+    def cache(self, kind: str, vocabulary: str) -> Path:
+        """Return the folder of a finished cache."""
+        if kind == "text":
+            return self.work / "text"
+        file, teacher, changes = KINDS[kind]
+        folder, model = self.work / "caches" / vocabulary / kind, self.work / teacher / "final"
+        corpus = self.texts / ("student.jsonl" if kind == "pretraining" else "task.jsonl")
+        asked = f"teachers.0.target.vocabulary={self.vocabulary(vocabulary)}"
+        places = (f"corpus.paths=[{corpus}]", f"teachers.0.model={model}", asked, f"cache={folder}")
+        if folder not in self.made:
+            run_file("capture", HERE / file, *self.set_capture, *changes, *places)
+            self.made.add(folder)
+        return folder
+
+    def folders(self, arm: Arm, seed: int) -> list[Path]:
+        """Return the run folder of each stage of a student; arms with the same first stages share them."""
+        names = [stage.name.replace(" ", "") for stage in arm.stages]
+        place = self.work / "students" / arm.vocabulary
+        return [place / f"{'+'.join(names[:end])}-{seed}" for end in range(1, len(names) + 1)]
+
+    def finished(self, arm: Arm, seed: int) -> bool:
+        """Say whether a student has been trained."""
+        return all((folder / "final").exists() for folder in self.folders(arm, seed))
+
+    def student(self, arm: Arm, seed: int) -> Path:
+        """Return the folder of a finished student."""
+        vocabulary, start = self.vocabulary(arm.vocabulary), self.work / "starts" / arm.vocabulary
+        beginning(self.work / "teacher" / "final", self.layers, vocabulary, start)
+        for stage, output in zip(arm.stages, self.folders(arm, seed), strict=True):
+            if not (output / "final").exists():
+                steps = sum(self.steps[name] for name in stage.steps)
+                places = (f"cache={self.cache(stage.cache, arm.vocabulary)}", f"student.pretrained={start}")
+                known = (f"vocabulary={vocabulary}", f"training.seed={seed}", f"training.max_steps={steps}")
+                changes = (*self.set_student, *stage.changes, *places, *known, f"training.output_dir={output}")
+                run_file("train", HERE / "student.yaml", *changes)
+            start = output / "final"
+        return start
+
+    @property
+    def width(self) -> int:
+        """Of the models."""
+        return int(json.loads((self.work / "teacher" / "final" / "config.json").read_text())["hidden_size"])
+
+    def measured(self, arm: Arm, seed: int, distance: bool) -> Measured:
+        """Train a student, or find it, and measure it."""
+        student, caches = self.student(arm, seed), self.cache("labels", arm.vocabulary).parent
+        if distance:
+            self.cache("pretraining", arm.vocabulary)
+        return measured(student, caches, self.vocabulary(arm.vocabulary), distance)

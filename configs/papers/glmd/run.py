@@ -1,0 +1,114 @@
+"""GLMD from texts to tables, by the public commands.
+
+    python -m configs.papers.glmd.run runs/glmd/texts runs/glmd
+
+TEXTS holds ``teacher.jsonl``, ``student.jsonl`` and ``task.jsonl``; ``texts.py`` writes them. Every step continues
+where it was stopped, and each table is printed of the seeds that are through.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from configs.papers.glmd.arms import FORMS, LABELS, PUBLISHED, RATIOS, STAGES
+from configs.papers.glmd.bench import HERE, Bench
+from configs.papers.glmd.measure import Measured, measured
+from configs.papers.glmd.tables import print_forms, print_labels, print_stages, print_vocabularies
+from configs.papers.glmd.texts import CLASSES
+from configs.papers.recipes import run_file
+from configs.papers.wordpiece import untrained
+
+PARTS = {
+    "forms": (FORMS, print_forms, True),
+    "stages": (STAGES, print_stages, False),
+    "vocabularies": (RATIOS, print_vocabularies, False),
+    "labels": (LABELS, print_labels, False),
+}
+"""What is compared, in the order of running: the students by name, the table, and whether it shows distances."""
+
+
+@click.command()
+@click.argument("texts", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("work", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--tokens", default=8192, show_default=True, help="Size of the teacher's vocabulary.")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Of the students.")
+@click.option("--steps", nargs=3, type=int, default=(200, 100, 100), show_default=True, help="Of P, F1 and F2.")
+@click.option("--tuning-steps", default=400, show_default=True, help="Of the teacher's fine-tuning.")
+@click.option("--layers", default=2, show_default=True, help="Of the student.")
+@click.option("--part", "parts", multiple=True, type=click.Choice(list(PARTS)), help="What to compare; default: all.")
+@click.option("--show", is_flag=True, help="Train nothing; print the tables of the students that are there.")
+@click.option("--set-capture", multiple=True, metavar="KEY=VALUE", help="Override capture.yaml and task.yaml.")
+@click.option("--set-teacher", multiple=True, metavar="KEY=VALUE", help="Override teacher.yaml.")
+@click.option("--set-student", multiple=True, metavar="KEY=VALUE", help="Override student.yaml.")
+def run(
+    texts: Path,
+    work: Path,
+    tokens: int,
+    seeds: int,
+    steps: tuple[int, int, int],
+    tuning_steps: int,
+    layers: int,
+    parts: tuple[str, ...],
+    show: bool,
+    set_capture: tuple[str, ...],
+    set_teacher: tuple[str, ...],
+    set_student: tuple[str, ...],
+) -> None:
+    """Train a teacher and students with TEXTS in WORK, and print what came out."""
+    if not show:
+        train_teachers(texts, work, tokens, tuning_steps, set_capture, set_teacher)
+    bench = Bench(texts, work, dict(zip(("P", "F1", "F2"), steps, strict=True)), layers, set_capture, set_student)
+    bench.cache("labels", PUBLISHED)
+    teacher = measured(work / "tuned" / "final", work / "caches" / PUBLISHED, None, distance=False)
+    click.echo(f"\nThe fine-tuned teacher: {teacher.accuracy:.1%} of {len(teacher.right):,} held-out texts")
+    for part in parts or PARTS:
+        arms, print_table, distance = PARTS[part]
+        found: dict[str, list[Measured]] = {name: [] for name in arms}
+        for seed in range(seeds):
+            for name, arm in arms.items():
+                if not show or bench.finished(arm, seed):
+                    found[name].append(bench.measured(arm, seed, distance))
+        print_table(bench, found)
+
+
+def train_teachers(
+    texts: Path,
+    work: Path,
+    tokens: int,
+    tuning_steps: int,
+    set_capture: tuple[str, ...],
+    set_teacher: tuple[str, ...],
+) -> None:
+    """Train a teacher on masked text, and fine-tune it on the task's gold labels."""
+    plain = untrained(words(texts / "teacher.jsonl"), tokens, work / "untrained")
+    nobody = f"teachers=[{{name: none, model: {plain}, dtype: float32, target: {{k: 1}}}}]"
+    text = ("encoding.masking={probability: 0.15, seed: 0}", f"corpus.paths=[{texts / 'teacher.jsonl'}]")
+    run_file("capture", HERE / "capture.yaml", *set_capture, nobody, *text, f"cache={work / 'text'}")
+    task = ("encoding.masking={probability: 0}", f"corpus.paths=[{texts / 'task.jsonl'}]")
+    run_file("capture", HERE / "task.yaml", *set_capture, nobody, *task, f"cache={work / 'task'}")
+    first = (f"cache={work / 'text'}", f"training.output_dir={work / 'teacher'}")
+    run_file("train", HERE / "teacher.yaml", *set_teacher, *first)
+    start = f"student={{pretrained: {work / 'teacher' / 'final'}}}"
+    gentler = ("training.learning_rate=1.0e-3", *(each for each in set_teacher if not each.startswith("student.")))
+    tuned = (
+        f"training.max_steps={tuning_steps}",
+        start,
+        f"cache={work / 'task'}",
+        f"training.output_dir={work / 'tuned'}",
+    )
+    run_file("train", HERE / "teacher.yaml", *gentler, *tuned)
+
+
+def words(corpus: Path) -> Iterator[str]:
+    """Yield the texts of a corpus, and the classes' words so often that each of them becomes a token."""
+    with corpus.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)["text"]
+    for _ in range(10_000):
+        yield " ".join(CLASSES)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,176 @@
+"""Pairs of a sentence and a gloss, and what they are compared with, as corpora that stage one reads.
+
+========== ========================================== ========= ====================================================
+corpus     sentences                                  labelled  what for
+========== ========================================== ========= ====================================================
+pairs      of training synsets; of held-out synsets   yes       training; scores on synsets that nothing was read of
+seen       of training synsets, not trained on        yes       scores on synsets whose gloss was trained on
+swapped    held-out, each with another's sentence     yes       what a gloss alone tells
+shuffled   as pairs; each synset has another's gloss  yes       control: nothing is there to learn
+text       held-out synsets, no pairs                 no        what is left of the language model
+========== ========================================== ========= ====================================================
+
+A document is a pair; its group is the synset that the word means there, so a synset is held out with all its
+sentences. The gloss of a held-out synset is nowhere in training, neither as the right one nor as a wrong one: such
+candidates are left out of training pairs. What cannot be had: the *word* of a held-out synset may have been
+trained on in its other senses, and their glosses are among the candidates then, read before. ``swapped`` tells
+whether that alone gives the right one away.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+from configs.papers.cohesive.texts import wordnet_documents, write
+from configs.papers.gloss.instances import Instance, instances
+from configs.papers.wordnet import Synset, synsets
+from pipeline.encoding.held_out import is_held_out
+
+YES, NO = "[yes]", "[no]"
+LABELS = (YES, NO)
+TokensOf = Callable[[list[str]], list[int]]
+"""Returns the numbers of tokens of some texts, with the special ones."""
+
+
+class Sizes(NamedTuple):
+    """How much is taken of WordNet."""
+
+    train: int
+    """Instances to train on, at most."""
+    seen: int
+    """Further instances of the same synsets, at most."""
+    texts: int
+    """Held-out synsets for the language model's own test, at most."""
+    most_senses: int
+    """Words of more senses are passed over."""
+    most_tokens: int
+    """Instances are passed over whose sentence, or one of the glosses, would fill more than half of these."""
+    held_out_fraction: float
+    """Of all synsets; the same as in the capture file."""
+
+
+class Pair(NamedTuple):
+    """A record of a labelled corpus."""
+
+    id: str
+    """Of instance and candidate, with a bar between them."""
+    group: str
+    text: str
+    label: str
+
+
+class Split(NamedTuple):
+    """Instances by what they are for."""
+
+    train: list[Instance]
+    unseen: list[Instance]
+    seen: list[Instance]
+
+
+def write_corpora(wordnet: Path, folder: Path, tokens_of: TokensOf, sizes: Sizes) -> None:
+    """Write all corpora into a folder.
+
+    Args:
+        wordnet: WordNet's data files.
+        folder: Where to.
+        tokens_of: Counts tokens.
+        sizes: How much of it.
+    """
+    everything, held_out = list(synsets(wordnet)), sizes.held_out_fraction
+    glosses = {each.id: each.definition for each in everything}
+    split = chosen(everything, glosses, tokens_of, sizes)
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = [*known_candidates(split.train, held_out), *split.unseen]
+    write(folder / "pairs.jsonl", pairs(whole, glosses))
+    write(folder / "seen.jsonl", pairs(known_candidates(split.seen, held_out), glosses))
+    write(folder / "swapped.jsonl", pairs(swapped(split.unseen), glosses))
+    used = {candidate: glosses[candidate] for each in whole for candidate in each.candidates}
+    write(folder / "shuffled.jsonl", pairs(whole, shuffled(used)))
+    texts = (each for each in wordnet_documents(wordnet) if is_held_out(each.group, held_out))
+    write(folder / "text.jsonl", islice(texts, sizes.texts))
+
+
+def chosen(
+    everything: Sequence[Synset],
+    glosses: Mapping[str, str],
+    tokens_of: TokensOf,
+    sizes: Sizes,
+) -> Split:
+    """Return the instances of each part, at random but always the same.
+
+    Of training synsets with several instances one is for the seen part, so that its gloss is trained on in others.
+    """
+    short = short_ones(list(instances(everything, sizes.most_senses)), glosses, tokens_of, sizes.most_tokens)
+    Random(0).shuffle(short)
+    unseen = [each for each in short if is_held_out(group_of(each.sense), sizes.held_out_fraction)]
+    known = [each for each in short if not is_held_out(group_of(each.sense), sizes.held_out_fraction)]
+    firsts = {each.sense: each.id for each in reversed(known)}
+    again = [each for each in known if firsts[each.sense] != each.id][: sizes.seen]
+    apart = {each.id for each in again}
+    train = [each for each in known if each.id not in apart][: sizes.train]
+    trained = {each.sense for each in train}
+    return Split(train, unseen, [each for each in again if each.sense in trained])
+
+
+def short_ones(
+    found: list[Instance], glosses: Mapping[str, str], tokens_of: TokensOf, most_tokens: int
+) -> list[Instance]:
+    """Return instances whose sentence and glosses fill half a sequence each at most, so that any two make a pair."""
+    half = most_tokens // 2
+    sides = sorted({side for each in found for side in sides_of(each, glosses)})
+    fits = {side for side, tokens in zip(sides, tokens_of(sides), strict=True) if tokens <= half}
+    return [each for each in found if fits.issuperset(sides_of(each, glosses))]
+
+
+def sides_of(instance: Instance, glosses: Mapping[str, str]) -> list[str]:
+    """Return the sentence of an instance, and what stands on the other side of its pairs."""
+    return [instance.sentence, *(gloss_side(instance, candidate, glosses) for candidate in instance.candidates)]
+
+
+def known_candidates(chosen: Sequence[Instance], held_out: float) -> list[Instance]:
+    """Return instances without the candidates that are held out, and without those of one candidate."""
+    fewer = (
+        each._replace(candidates=tuple(c for c in each.candidates if not is_held_out(group_of(c), held_out)))
+        for each in chosen
+    )
+    return [each for each in fewer if len(each.candidates) > 1]
+
+
+def swapped(chosen: Sequence[Instance]) -> list[Instance]:
+    """Return instances with each other's sentences: the next one's."""
+    sentences = [each.sentence for each in chosen]
+    turned = [*sentences[1:], *sentences[:1]]
+    return [each._replace(sentence=sentence) for each, sentence in zip(chosen, turned, strict=True)]
+
+
+def shuffled(glosses: Mapping[str, str]) -> dict[str, str]:
+    """Return each synset with another's gloss, the same one everywhere."""
+    names = list(glosses)
+    others = Random(0).sample(names, len(names))
+    return {name: glosses[other] for name, other in zip(names, others, strict=True)}
+
+
+def pairs(chosen: Sequence[Instance], glosses: Mapping[str, str]) -> Iterator[Pair]:
+    """Yield every pair of instances and their candidates."""
+    for each in chosen:
+        for candidate in each.candidates:
+            label = YES if candidate == each.sense else NO
+            text = text_of(each, candidate, glosses)
+            yield Pair(f"{each.id}|{candidate}", group_of(each.sense), text, label)
+
+
+def text_of(instance: Instance, candidate: str, glosses: Mapping[str, str]) -> str:
+    """Return a pair as one text; the tokenizer adds the first and last token."""
+    return f"{instance.sentence} [SEP] {gloss_side(instance, candidate, glosses)}"
+
+
+def gloss_side(instance: Instance, candidate: str, glosses: Mapping[str, str]) -> str:
+    """Return what stands behind the separator."""
+    return f"{instance.lemma} : {glosses[candidate]}"
+
+
+def group_of(synset: str) -> str:
+    """Return the name that a synset is held out by, the same as in the texts of ``configs/papers/cohesive``."""
+    return f"wordnet:{synset}"

@@ -1,0 +1,57 @@
+"""What is measured of a model, once: a JSON file for each."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache_tools.format.manifest import Split
+from configs.papers.gloss import probe
+from configs.papers.gloss.corpora import LABELS
+from configs.papers.gloss.scores import Scored, scored, summary
+from configs.papers.recipes import command, label_log_probs, labelled_sequences
+
+SPLITS: dict[str, Split] = {"labels": "held_out", "seen": "train", "swapped": "held_out"}
+"""Caches whose pairs are scored, and which part of them."""
+
+
+def once(output: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what a file holds, which ``measure`` fills if it is not there yet."""
+    if not output.exists():
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial = output.with_name(f"{output.name}.partial")
+        partial.write_text(json.dumps(measure()) + "\n")
+        partial.rename(output)
+    result: dict[str, Any] = json.loads(output.read_text())
+    return result
+
+
+def everything(model: Path, caches: Path, texts: probe.Definitions) -> dict[str, Any]:
+    """Measure a model on pairs, on masked tokens, and by a probe."""
+    return {
+        "pairs": {name: summary(scores(model, caches / name, split)) for name, split in SPLITS.items()},
+        "text_nats": cross_entropy(model, caches / "text"),
+        "pairs_nats": cross_entropy(model, caches / "masked", "--positions", "tokens"),
+        "probe": probe.accuracy(model, texts),
+    }
+
+
+def shuffled_alone(model: Path, caches: Path) -> dict[str, Any]:
+    """Measure the control on its own kind of pairs, which is all that matters of it."""
+    return {"pairs": {"labels": summary(scores(model, caches / "shuffled", "held_out"))}}
+
+
+def scores(model: Path, cache: Path, split: Split) -> Scored:
+    """Return how much more likely yes is than no, for each pair of a labelled cache, in its order."""
+    log_probs_N2 = label_log_probs(model, cache, LABELS, split).astype(np.float64)
+    sequences = labelled_sequences(cache, split)
+    right = [each.document_id.partition("|")[2] == each.group_id.partition(":")[2] for each in sequences]
+    return scored([each.document_id for each in sequences], right, log_probs_N2[:, 0] - log_probs_N2[:, 1])
+
+
+def cross_entropy(model: Path, cache: Path, *options: str) -> float:
+    """Return the cross-entropy of masked tokens in held-out text, in nats."""
+    result = json.loads(command("evaluate", model, cache, "--batch-size", 64, "--json", *options))
+    return float(result["cross_entropy_nats"])

@@ -1,0 +1,82 @@
+"""What a frozen model knows that it was not asked: the lexicographer file of a definition, by a linear classifier.
+
+A definition is the mean of its tokens' last hidden states, special tokens left out. The classifier is a logistic
+regression with a quadratic penalty, fitted to the end, so that nothing but the states makes a difference.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from configs.papers.wordnet import Synset
+from pipeline.encoding.held_out import is_held_out
+
+PENALTY = 1e-3
+"""Of the squared weights, beside the mean cross-entropy of standardised features."""
+
+# N: texts, D: width, C: classes
+
+
+class Definitions(NamedTuple):
+    """Labelled texts to fit to, and of held-out synsets."""
+
+    train: list[Synset]
+    test: list[Synset]
+
+
+def definitions(synsets: Iterable[Synset], held_out_fraction: float, train: int, test: int) -> Definitions:
+    """Return the first synsets of both sides of the split."""
+    sides: dict[bool, list[Synset]] = {False: [], True: []}
+    for each in synsets:
+        sides[is_held_out(f"wordnet:{each.id}", held_out_fraction)].append(each)
+    return Definitions(list(islice(sides[False], train)), list(islice(sides[True], test)))
+
+
+def accuracy(model: Path, texts: Definitions) -> list[float]:
+    """Return for each held-out definition whether its class was found: 0 or 1."""
+    classes = sorted({each.lexname for each in texts.train})
+    train_ND, test_ND = (states(model, [each.definition for each in side]) for side in texts)
+    gold_N = torch.tensor([classes.index(each.lexname) for each in texts.train])
+    mean_D, deviation_D = train_ND.mean(dim=0), train_ND.std(dim=0)
+    weights_DC, bias_C = fitted((train_ND - mean_D) / deviation_D, gold_N, len(classes))
+    found_N = ((test_ND - mean_D) / deviation_D @ weights_DC + bias_C).argmax(dim=1).tolist()
+    return [float(classes[c] == each.lexname) for c, each in zip(found_N, texts.test, strict=True)]
+
+
+@torch.no_grad()
+def states(model: Path, texts: Sequence[str]) -> Tensor:
+    """Return the mean last hidden state of each text: (N, D) float32."""
+    tokenizer, network = AutoTokenizer.from_pretrained(model), AutoModelForMaskedLM.from_pretrained(model).eval()
+    rows = []
+    for start in range(0, len(texts), 128):
+        batch = tokenizer(
+            list(texts[start : start + 128]), padding=True, return_tensors="pt", truncation=True, max_length=48
+        )
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        hidden_BLD = network.base_model(**inputs).last_hidden_state
+        special_BL = torch.isin(inputs["input_ids"], torch.tensor(tokenizer.all_special_ids))
+        ordinary_BL1 = (~special_BL).float().unsqueeze(-1)
+        rows.append((hidden_BLD * ordinary_BL1).sum(dim=1) / ordinary_BL1.sum(dim=1).clamp(min=1))
+    return torch.cat(rows)
+
+
+def fitted(features_ND: Tensor, gold_N: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Return weights (D, C) and bias (C,) of a logistic regression."""
+    weights_DC = torch.zeros(features_ND.shape[1], classes, requires_grad=True)
+    bias_C = torch.zeros(classes, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights_DC, bias_C], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(features_ND @ weights_DC + bias_C, gold_N) + PENALTY * weights_DC.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    return weights_DC.detach(), bias_C.detach()

@@ -1,0 +1,158 @@
+"""LMGC and LMGC-M: a language model learns which gloss fits a word in a sentence, with and without its old task.
+
+    python -m configs.papers.wordnet runs/wordnet
+    python -m configs.papers.gloss.run runs/wordnet runs/cohesive/wordnet/teacher/final runs/gloss
+
+START is a masked language model that has read nothing of the held-out synsets, such as the expert that
+``configs/papers/cohesive`` trains. Every step continues where it was stopped. The tables cover the seeds that have
+finished.
+"""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from configs.papers.cohesive.texts import shuffled_synsets, wordnet_documents
+from configs.papers.gloss import probe
+from configs.papers.gloss.baselines import baseline_scores
+from configs.papers.gloss.corpora import LABELS, Pair, Sizes, write_corpora
+from configs.papers.gloss.instances import sense_numbers
+from configs.papers.gloss.measure import everything, once, shuffled_alone
+from configs.papers.gloss.tables import print_baselines, print_models, print_scores
+from configs.papers.recipes import make_once, run_file
+from configs.papers.wordpiece import SMALLEST
+from pipeline.encoding.held_out import is_held_out
+
+HERE = Path(__file__).parent
+HELD_OUT_FRACTION = 0.05
+"""Of all synsets, as in the capture files here and of ``configs/papers/cohesive``."""
+MASKED = "encoding.masking.probability=0.15"
+CACHES = {
+    "labels": ("pairs", []),
+    "masked": ("pairs", [MASKED]),
+    "seen": ("seen", []),
+    "swapped": ("swapped", []),
+    "shuffled": ("shuffled", []),
+    "text": ("text", [MASKED, "corpus.label_field=null"]),
+}
+"""By cache: its corpus, and how the capture file is changed."""
+STUDENTS = {"LMGC": "labels", "LMGC-M": "masked"}
+"""By student: the cache that it is trained on."""
+CONTROL = "shuffled"
+"""Trained like LMGC, on a cache of this name."""
+ARMS = STUDENTS | {CONTROL: CONTROL}
+
+
+@click.command()
+@click.argument("wordnet", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("start", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("work", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--instances", default=12_000, show_default=True, help="Sentences to train on, at most.")
+@click.option("--most-senses", default=5, show_default=True, help="Words of more senses are passed over.")
+@click.option("--probe-texts", default=4000, show_default=True, help="Definitions that the probe is fitted to.")
+@click.option("--seeds", type=click.IntRange(2), default=3, show_default=True, help="Of the students.")
+@click.option("--set-student", multiple=True, metavar="KEY=VALUE", help="Override student.yaml.")
+def run(
+    wordnet: Path,
+    start: Path,
+    work: Path,
+    instances: int,
+    most_senses: int,
+    probe_texts: int,
+    seeds: int,
+    set_student: tuple[str, ...],
+) -> None:
+    """Train LMGC and LMGC-M students from START on pairs of WordNet, in WORK; print what came out."""
+    disable_progress_bar()
+    plain = make_once(work / "start", lambda folder: save_with_labels(start, folder))
+    sizes = Sizes(instances, instances // 12, instances // 6, most_senses, 48, HELD_OUT_FRACTION)
+    make_once(work / "corpora", lambda folder: write_corpora(wordnet, folder, token_counter(plain), sizes))
+    make_caches(plain, work)
+    caches, results_folder = work / "caches", work / "results"
+    baselines = once(results_folder / "baselines.json", lambda: baselines_of(wordnet, work / "corpora"))
+    print_baselines(baselines)
+    texts = probe.definitions(shuffled_synsets(wordnet), HELD_OUT_FRACTION, probe_texts, probe_texts // 3)
+    results = {"start": [once(results_folder / "start.json", lambda: everything(plain, caches, texts))]}
+    for seed in range(seeds):
+        for arm in ARMS:
+            model = train(work, arm, seed, set_student)
+            measure = partial(shuffled_alone, model, caches)
+            if arm != CONTROL:
+                measure = partial(everything, model, caches, texts)
+            results.setdefault(arm, []).append(once(results_folder / f"{arm}-{seed}.json", measure))
+        if seed:
+            print_scores(results, baselines)
+            print_models(results)
+    click.echo(f"parameters: {parameters(start):,} before, {parameters(model):,} after")
+
+
+def train(work: Path, arm: str, seed: int, set_student: tuple[str, ...]) -> Path:
+    """Train a student, and return its folder."""
+    output = work / "students" / f"{arm}-{seed}"
+    places = (f"student.pretrained={work / 'start'}", f"cache={work / 'caches' / ARMS[arm]}")
+    own = (f"training.seed={seed}", f"training.output_dir={output}")
+    run_file("train", HERE / "student.yaml", *set_student, *places, *own)
+    return output / "final"
+
+
+def save_with_labels(model: Path, folder: Path) -> None:
+    """Write a model with the labels as two more special tokens, their embeddings like the mean of all others."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(LABELS)})
+    network = AutoModelForMaskedLM.from_pretrained(model)
+    network.resize_token_embeddings(len(tokenizer))
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def baselines_of(wordnet: Path, corpora: Path) -> dict[str, Any]:
+    """Return what the baselines say of the held-out pairs, with their own sentences and with others'."""
+    texts = [each.text for each in wordnet_documents(wordnet) if not is_held_out(each.group, HELD_OUT_FRACTION)]
+    parts = {"labels": read_held_out(corpora / "pairs.jsonl"), "swapped": read_held_out(corpora / "swapped.jsonl")}
+    return baseline_scores(texts, parts, sense_numbers(wordnet))
+
+
+def read_held_out(corpus: Path) -> list[Pair]:
+    """Return the held-out pairs of a corpus."""
+    pairs = (Pair(**json.loads(line)) for line in corpus.read_text(encoding="utf-8").splitlines())
+    return [each for each in pairs if is_held_out(each.group, HELD_OUT_FRACTION)]
+
+
+def token_counter(model: Path) -> Callable[[list[str]], list[int]]:
+    """Return what counts the tokens of texts, special ones included."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    return lambda texts: [len(ids) for ids in tokenizer(texts)["input_ids"]]
+
+
+def make_caches(plain: Path, work: Path) -> None:
+    """Encode all corpora for the tokenizer of a model; the smallest model with that tokenizer speaks for WordNet."""
+    nobody = make_once(work / "nobody", lambda folder: save_nobody(plain, folder))
+    for name, (corpus, changes) in CACHES.items():
+        paths = f"corpus.paths=[{work / 'corpora' / corpus}.jsonl]"
+        places = (f"teachers.0.model={nobody}", paths, f"cache={work / 'caches' / name}")
+        run_file("capture", HERE / "capture.yaml", *changes, *places)
+
+
+def save_nobody(model: Path, folder: Path) -> None:
+    """Write the smallest model that has a model's tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    config = AutoConfig.for_model("bert", vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **SMALLEST)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def parameters(model: Path) -> int:
+    """Return the number of a model's parameters."""
+    return int(AutoModelForMaskedLM.from_pretrained(model).num_parameters())
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,72 @@
+"""The recipe's tables: who tells glosses apart, and what is left of the language model. Intervals are of 95 %."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from configs.papers.recipes import Interval, over_seeds, over_seeds_and_items
+
+Results = Mapping[str, Sequence[Mapping[str, Any]]]
+"""By arm, what ``measure.py`` found of each seed."""
+
+
+def print_baselines(baselines: Mapping[str, Any]) -> None:
+    """Print what needs no language model, on pairs of held-out synsets."""
+    table = Table("baseline", "accuracy", "area", "another's sentence", title="unseen synsets, no language model")
+    for name, each in baselines.items():
+        own, other = (plain(over_seeds_and_items(by_seed([each], part))) for part in ("labels", "swapped"))
+        table.add_row(name, own, f"{each['pairs']['labels']['area']:.3f}", other)
+    Console(width=160).print(table)
+
+
+def print_scores(results: Results, baselines: Mapping[str, Any]) -> None:
+    """Print how often the right gloss scored highest: of unseen synsets, and beside what else it may be.
+
+    ``minus another's`` is what the sentence is worth: the same pairs with another word's sentence, for each model.
+    """
+    chance, lsa = (by_seed([baselines[name]], "labels") for name in ("chance", "LSA"))
+    columns = ("student", "accuracy", "minus chance", "minus LSA", "minus another's", "area", "seen synsets")
+    title = f"accuracy, {chance.size:,} instances of unseen synsets; {len(results['LMGC'])} seeds"
+    table = Table(*columns, title=title)
+    for arm, each in results.items():
+        unseen, others = by_seed(each, "labels"), [chance, lsa]
+        known = each[0]["pairs"]
+        others += [by_seed(each, "swapped")] if "swapped" in known else []
+        gains = [str(over_seeds_and_items(unseen - other)) for other in others]
+        area = f"{np.mean([one['pairs']['labels']['area'] for one in each]):.3f}"
+        seen = plain(over_seeds_and_items(by_seed(each, "seen"))) if "seen" in known else ""
+        table.add_row(arm, plain(over_seeds_and_items(unseen)), *gains, *[""] * (3 - len(gains)), area, seen)
+    Console(width=160).print(table)
+
+
+def print_models(results: Results) -> None:
+    """Print what is left of the language model, and what it knows of classes that it was not asked for."""
+    before, columns = results["start"][0], ("student", "text, nats", "minus start", "pairs, nats", "minus start")
+    table = Table(
+        *columns, "probe", "minus start", title="masked tokens of held-out synsets; lexicographer file by probe"
+    )
+    for arm in ("start", "LMGC", "LMGC-M"):
+        cells: list[str] = []
+        for name in ("text_nats", "pairs_nats"):
+            values = [each[name] for each in results[arm]]
+            change = "" if arm == "start" else str(over_seeds([value - before[name] for value in values]))
+            cells += [f"{np.mean(values):.3f}", change]
+        found = np.array([each["probe"] for each in results[arm]])
+        change = "" if arm == "start" else str(over_seeds_and_items(found - np.array(before["probe"])))
+        table.add_row(arm, *cells, f"{found.mean():.3f}", change)
+    Console(width=160).print(table)
+    both = [np.array([each["probe"] for each in results[arm]]) for arm in ("LMGC-M", "LMGC")]
+    Console(width=160).print(f"probe, LMGC-M minus LMGC: {over_seeds_and_items(both[0] - both[1])}")
+
+
+def by_seed(results: Sequence[Mapping[str, Any]], name: str) -> np.ndarray[Any, Any]:
+    """Return hits: (seeds, instances)."""
+    return np.array([each["pairs"][name]["hits"] for each in results])
+
+
+def plain(found: Interval) -> str:
+    """Return an interval of something that has no sign."""
+    return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"

@@ -1,0 +1,42 @@
+"""What is measured of a model, and written beside it once: a recipe that is run again measures nothing twice."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from cache_tools.storage import write_object
+from configs.papers.recipes import command
+
+
+def once(path: Path, measure: Callable[[], Any]) -> Any:
+    """Return what a JSON file holds, which is what ``measure`` returns if it is not there yet."""
+    if not path.exists():
+        write_object(path, (json.dumps(measure()) + "\n").encode())
+    return json.loads(path.read_text())
+
+
+def evaluated(model: Path, cache: Path, vocabulary: Path | None = None) -> dict[str, float]:
+    """Return what ``logitcask evaluate`` found on the held-out split, top-1 accuracy among it."""
+    option = () if vocabulary is None else ("--vocabulary", vocabulary)
+    result = json.loads(command("evaluate", model, cache, "--json", "--batch-size", 64, *option))
+    right = sum(each["accuracy"] * each["positions"] for each in result["reliability"])
+    kept = ("positions", "cross_entropy_nats", "kl_to_teacher_nats", "top1_agreement")
+    return {"top1": right / result["positions"]} | {name: result[name] for name in kept}
+
+
+def split_otherwise(own: Path, union: Path, texts: list[str]) -> float:
+    """Return the share of a language's words that the union's tokenizer splits unlike the teacher's own.
+
+    Args:
+        own: Folder of the teacher's tokenizer.
+        union: Folder of the union's.
+        texts: Texts of the language.
+    """
+    tokenizers = [Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (own, union)]
+    words = Counter(word for text in texts for word in text.split())
+    different = [word for word in words if len({tuple(each.encode(word).tokens) for each in tokenizers}) > 1]
+    return sum(words[word] for word in different) / words.total()

@@ -1,0 +1,196 @@
+"""MergeDistill from texts to tables, by the public commands.
+
+From the repository's root::
+
+    python -m configs.papers.mergedistill.run runs/mergedistill/texts runs/mergedistill --seed 0 --seed 1 --seed 2
+
+TEXTS holds one ``<language>.jsonl`` for each language. Every step is a command of ``logitcask`` that continues where it
+was stopped, or is done once and renamed into place, so this file may be stopped and started again, too. Tables
+are of the seeds asked for; a further seed, k or arm adds its students to those that are there.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from configs.papers.mergedistill import stage_one, zero_shot
+from configs.papers.mergedistill.measures import evaluated, once, split_otherwise
+from configs.papers.mergedistill.tables import print_tables
+from configs.papers.recipes import command, run_file
+
+HERE = Path(__file__).parent
+ARMS: dict[str, list[str]] = {
+    "text only": ["loss.kd_weight=0"],
+    "distilled": [],
+    "control": ["control=other_positions"],
+    "multilingual": ["vocabulary=null"],
+}
+"""What a student file is changed by. In the control, each position is given what was said about another; the caches
+of the multilingual teacher are in the union's own ids."""
+
+
+@click.command()
+@click.argument("texts", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("work", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--left-out", metavar="LANGUAGE", help="Language that no teacher covers.")
+@click.option("--tokens", default=2000, show_default=True, help="Size of each teacher's vocabulary.")
+@click.option("--seed", "seeds", multiple=True, type=int, default=[0], show_default=True, help="Of the students.")
+@click.option("--arm", "arms", multiple=True, type=click.Choice(list(ARMS)), default=list(ARMS), show_default=True)
+@click.option("--k", default=8, show_default=True, help="Likeliest tokens that students are told.")
+@click.option("--other-k", "other_ks", multiple=True, type=int, help="Further k, each an arm of its own.")
+@click.option("--set-capture", multiple=True, metavar="KEY=VALUE", help="Override capture.yaml.")
+@click.option(
+    "--set-teacher", multiple=True, metavar="KEY=VALUE", help="Override teacher.yaml and teacher_multilingual.yaml."
+)
+@click.option("--set-student", multiple=True, metavar="KEY=VALUE", help="Override student.yaml.")
+def run(
+    texts: Path,
+    work: Path,
+    left_out: str | None,
+    tokens: int,
+    seeds: tuple[int, ...],
+    arms: tuple[str, ...],
+    k: int,
+    other_ks: tuple[int, ...],
+    set_capture: tuple[str, ...],
+    set_teacher: tuple[str, ...],
+    set_student: tuple[str, ...],
+) -> None:
+    """Train a teacher for each <language>.jsonl in TEXTS, and students of all of them, in WORK."""
+    languages = sorted(path.stem for path in texts.glob("*.jsonl") if path.stem != left_out)
+    make_caches(texts, work, languages, tokens, set_capture, set_teacher)
+    make_multilingual_caches(texts, work, languages, left_out, set_capture, set_teacher)
+    ask = Questions(work, tuple(languages), left_out, zero_shot_task(texts, work, languages, left_out))
+    results = of_teachers(texts, ask)
+    changes = {arm: student_changes(work, languages, arm, k) for arm in arms}
+    changes |= {f"k={other}": student_changes(work, languages, "distilled", other) for other in other_ks}
+    for arm, seed in in_order(arms, other_ks, seeds):
+        measured = train_student(arm, seed, [*set_student, *changes[arm]], ask)
+        results["students"].setdefault(arm, {})[str(seed)] = measured
+        (work / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    print_tables(results, languages, left_out)
+
+
+class Questions(NamedTuple):
+    """What every model is asked.
+
+    Attributes:
+        work: Folder of the caches.
+        languages: Those with a teacher.
+        left_out: One without.
+        task: Zero-shot classification, if the texts have sections.
+    """
+
+    work: Path
+    languages: tuple[str, ...]
+    left_out: str | None
+    task: zero_shot.Task | None
+
+
+def in_order(arms: Sequence[str], other_ks: Sequence[int], seeds: Sequence[int]) -> list[tuple[str, int]]:
+    """Return the students to train, in an order whose first ones make a smaller table that is whole."""
+    first = [(arm, seed) for seed in seeds for arm in arms]
+    return first + [(f"k={k}", seed) for k in other_ks for seed in seeds]
+
+
+def train_student(arm: str, seed: int, changes: Sequence[str], ask: Questions) -> dict[str, Any]:
+    """Train a student and return what was measured of it."""
+    folder = ask.work / "students" / f"{arm.replace(' ', '-')}-{seed}"
+    places = f"training.seed={seed}", f"training.output_dir={folder}"
+    run_file("train", HERE / "student.yaml", *changes, *places)
+    return of_student(folder, ask)
+
+
+def make_caches(
+    texts: Path,
+    work: Path,
+    languages: Sequence[str],
+    tokens: int,
+    set_capture: Sequence[str],
+    set_teacher: Sequence[str],
+) -> None:
+    """Train the teachers, keep what they say in ``work / language / "cache"``, and unite their vocabularies."""
+    for language in languages:
+        stage_one.capture_text(texts / f"{language}.jsonl", work / language, tokens, set_capture)
+    command("vocabulary", *(work / language / "text" for language in languages), "-o", work / "vocabulary")
+    for language in languages:
+        stage_one.train_teacher(work / language, set_teacher)
+        teacher = work / language / "teacher" / "final"
+        stage_one.capture(work / language / "cache", texts / f"{language}.jsonl", teacher, *set_capture)
+
+
+def make_multilingual_caches(
+    texts: Path,
+    work: Path,
+    languages: Sequence[str],
+    left_out: str | None,
+    set_capture: Sequence[str],
+    set_teacher: Sequence[str],
+) -> None:
+    """Train the teacher of all languages and keep what it says of the same sequences, and of the language left out."""
+    teacher = stage_one.train_multilingual(work, languages, set_teacher)
+    for language in languages:
+        stage_one.capture_same_text(work, language, teacher, set_capture)
+    if left_out:
+        stage_one.capture(work / left_out / "cache", texts / f"{left_out}.jsonl", teacher, *set_capture)
+
+
+def student_changes(work: Path, languages: Sequence[str], arm: str, k: int) -> list[str]:
+    """Return what ``student.yaml`` is changed by for an arm: its caches, the vocabulary, and what makes the arm."""
+    folder = work / "multilingual" if arm == "multilingual" else work
+    caches = (stage_one.narrowed(folder / language / "cache", k) for language in languages)
+    return [stage_one.listed(caches), f"vocabulary={work / 'vocabulary'}", *ARMS[arm]]
+
+
+def zero_shot_task(texts: Path, work: Path, languages: Sequence[str], left_out: str | None) -> zero_shot.Task | None:
+    """Return the classification task, if there are English texts with sections."""
+    if "en" not in languages or any("section" not in each for each in stage_one.records(texts / "en.jsonl")):
+        return None
+    asked = [*languages, *([left_out] if left_out else [])]
+    return zero_shot.read_task(texts, {language: work / language / "cache" for language in asked})
+
+
+def of_teachers(texts: Path, ask: Questions) -> dict[str, Any]:
+    """Return the results that need no student, and no student yet."""
+    union, own, different = ask.work / "vocabulary" / "tokenizer", {}, {}
+    for name in ask.languages:
+        teacher, cache = ask.work / name / "teacher", ask.work / name / "cache"
+        own[name] = measured_once(teacher, cache)
+        corpus = [each["text"] for each in stage_one.records(texts / f"{name}.jsonl")]
+        different[name] = split_otherwise(ask.work / name / "untrained", union, corpus)
+    results: dict[str, Any] = {"teachers": own, "words_split_otherwise": different}
+    results["multilingual_teacher"] = of_student(ask.work / "multilingual" / "teacher", ask)
+    if ask.task is not None:
+        results["tfidf"] = zero_shot.right_answers(ask.task, zero_shot.tfidf_features(ask.task.train.texts))
+        results["commonest_section"] = zero_shot.commonest_section(ask.task)
+    return results | {"students": {}}
+
+
+def of_student(folder: Path, ask: Questions) -> dict[str, Any]:
+    """Return what a model in the union's vocabulary does: masked tokens by language, and right answers by language.
+
+    The caches of the language left out are in the union's ids already.
+    """
+    work = ask.work
+    masked = {name: measured_once(folder, work / name / "cache", work / "vocabulary") for name in ask.languages}
+    if ask.left_out:
+        masked[ask.left_out] = measured_once(folder, work / ask.left_out / "cache")
+    if ask.task is None:
+        return {"masked": masked, "right": {}}
+    task, path = ask.task, folder / "measured" / f"sections-{'-'.join(ask.task.test)}.json"
+    right = once(path, lambda: zero_shot.right_answers(task, zero_shot.model_features(folder / "final")))
+    return {"masked": masked, "right": right}
+
+
+def measured_once(folder: Path, cache: Path, vocabulary: Path | None = None) -> dict[str, float]:
+    """Return what the model of a run folder does at a language's held-out masked positions."""
+    path = folder / "measured" / f"{cache.parent.name}.json"
+    found: dict[str, float] = once(path, lambda: evaluated(folder / "final", cache, vocabulary))
+    return found
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,77 @@
+"""Do several teachers' pooled spaces agree? Linear CKA, and whether one teacher's head can read another's encoder.
+
+Pooled is what the head's transform makes of the state at [CLS]. Linear CKA (Kornblith et al., ICML 2019, arXiv
+1905.00414) is blind to rotations: spaces that hold the same in other directions have a CKA of 1. A head that is put on
+another encoder is not blind to them; it asks whether the spaces are the same, which co-finetuning promises.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations, permutations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForMaskedLM
+
+from configs.papers.recipes import labelled_sequences, token_ids
+
+# N: texts, D: width, C: classes
+
+
+class Agreement(NamedTuple):
+    """How much several teachers agree, as means over pairs."""
+
+    cka: float
+    """Linear CKA of their pooled states."""
+    own_head: float
+    """Accuracy of each with its own head."""
+    other_head: float
+    """Accuracy of each with the head of another."""
+
+
+def agreement(teachers: Sequence[Path], cache: Path, labels: Sequence[str]) -> Agreement:
+    """Measure how much teachers agree on the held-out texts of a labelled encoding."""
+    columns = token_ids(teachers[0], labels)
+    models = [AutoModelForMaskedLM.from_pretrained(teacher).eval() for teacher in teachers]
+    texts = labelled_sequences(cache)
+    gold_N = np.array([columns.index(int(each.gold_ids("masked")[0])) for each in texts])
+    first = [first_states(model, texts) for model in models]
+    pooled = [
+        model.cls.predictions.transform(states).detach().numpy() for model, states in zip(models, first, strict=True)
+    ]
+    right = [[accuracy(head.cls, states, columns, gold_N) for head in models] for states in first]
+    pairs = range(len(models))
+    return Agreement(
+        float(np.mean([linear_cka(pooled[i], pooled[j]) for i, j in combinations(pairs, 2)])),
+        float(np.mean([right[i][i] for i in pairs])),
+        float(np.mean([right[i][j] for i, j in permutations(pairs, 2)])),
+    )
+
+
+def linear_cka(x_ND: NDArray[Any], y_NE: NDArray[Any]) -> float:
+    """Return |Y'X|^2 / (|X'X| |Y'Y|), columns centred, of two sets of states of the same N texts: from 0 to 1."""
+    x, y = (each.astype(np.float64) - each.mean(axis=0) for each in (x_ND, y_NE))
+    cross = np.linalg.norm(y.T @ x) ** 2
+    return float(cross / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)))
+
+
+def first_states(model: Any, texts: Sequence[Any], batch: int = 128) -> torch.Tensor:
+    """Return the last hidden states at [CLS]: (N, D)."""
+    states = []
+    for start in range(0, len(texts), batch):
+        ids = [torch.from_numpy(each.input_ids.astype(np.int64)) for each in texts[start : start + batch]]
+        ids_BL = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        lengths_B1 = torch.tensor([[len(each)] for each in ids])
+        attention_BL = (torch.arange(ids_BL.shape[1]) < lengths_B1).long()
+        with torch.no_grad():
+            states.append(model.base_model(input_ids=ids_BL, attention_mask=attention_BL).last_hidden_state[:, 0])
+    return torch.cat(states)
+
+
+def accuracy(head: Any, states_ND: torch.Tensor, columns: Sequence[int], gold_N: NDArray[Any]) -> float:
+    """Return how often a head's likeliest class is the right one."""
+    with torch.no_grad():
+        logits_NC = head(states_ND)[:, list(columns)]
+    return float((logits_NC.argmax(dim=1).numpy() == gold_N).mean())

@@ -1,0 +1,65 @@
+"""What there is before stage zero: a tokenizer with the classes in it, three pre-trained teachers, the students' start.
+
+All teachers and students have one tokenizer, so their hidden states stand at the same tokens. A teacher of your own
+takes the place of ``pretrained/<name>/final``, once its tokenizer knows the classes (``add_classes``).
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from configs.papers.mtbert.arms import NAMES
+from configs.papers.recipes import make_once, run_file, truncated
+from configs.papers.wordpiece import untrained
+
+HERE = Path(__file__).parent
+PLAIN = {"wordnet": ("wordnet",), "debian": ("debian",), "both": ("wordnet", "debian")}
+"""The plain text that each teacher is pre-trained on."""
+STUDENT_LAYERS = 2
+
+
+def pretrain(texts: Path, work: Path, tokens: int, changes: Sequence[str]) -> None:
+    """Train a masked language model for each teacher, and cut the students' start from the first of them.
+
+    Args:
+        texts: Folder that ``data.py`` wrote.
+        work: Where everything is made; what is there already stays.
+        tokens: Size of the vocabulary without the classes.
+        changes: Of pretrain.yaml, as ``key=value``.
+    """
+    small = untrained((record["text"] for record in records(sorted(texts.rglob("*.jsonl")))), tokens, work / "words")
+    tasks = sorted(texts.glob("*.jsonl"))
+    model = make_once(work / "untrained", lambda folder: add_classes(small, classes(tasks), folder))
+    for number, name in enumerate(NAMES):
+        cache, output = work / "plain" / name, work / "pretrained" / name
+        if not (output / "final").exists():
+            paths = json.dumps([str(texts / "plain" / f"{part}.jsonl") for part in PLAIN[name]])
+            run_file(
+                "capture", HERE / "plain.yaml", f"teachers.0.model={model}", f"corpus.paths={paths}", f"cache={cache}"
+            )
+            places = [f"cache={cache}", f"training.seed={number}", f"training.output_dir={output}"]
+            run_file("train", HERE / "pretrain.yaml", *changes, *places)
+    truncated(work / "pretrained" / NAMES[0] / "final", STUDENT_LAYERS, work / "start")
+
+
+def add_classes(model: Path, tokens: Sequence[str], output: Path) -> None:
+    """Write a model whose tokenizer has some more special tokens."""
+    tokenizer, network = AutoTokenizer.from_pretrained(model), AutoModelForMaskedLM.from_pretrained(model)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
+    network.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    network.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+
+
+def classes(files: Sequence[Path]) -> list[str]:
+    """Return the labels of some files, in order."""
+    return sorted({record["label"] for record in records(files)})
+
+
+def records(files: Sequence[Path]) -> Iterator[dict[str, str]]:
+    """Yield the records of files of JSON lines."""
+    for file in files:
+        with file.open(encoding="utf-8") as lines:
+            yield from map(json.loads, lines)

@@ -1,0 +1,57 @@
+"""A WordPiece tokenizer of a recipe's own texts, in the folder of a model that knows nothing yet.
+
+A capture names a teacher. Before a recipe has trained one, this model stands there: it gives the tokenizer, and what it
+says is not used.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
+
+from configs.papers.recipes import make_once
+
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+SMALLEST = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+
+
+def untrained(texts: Iterable[str], tokens: int, output: Path, lowercase: bool = True) -> Path:
+    """Write a WordPiece tokenizer of some texts, and the smallest model that it fits.
+
+    Args:
+        texts: What it is trained on.
+        tokens: Size of the vocabulary, special tokens included; fewer if the texts have no more.
+        output: Folder that is made, if it is not there yet.
+        lowercase: Whether the tokenizer reads all text in lower case.
+    """
+
+    def make(folder: Path) -> None:
+        tokenizer = wordpiece(texts, tokens, lowercase)
+        torch.manual_seed(0)
+        config = AutoConfig.for_model("bert", vocab_size=tokenizer.get_vocab_size(), pad_token_id=0, **SMALLEST)
+        AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+        roles = {f"{name.strip('[]').lower()}_token": name for name in SPECIALS}
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles).save_pretrained(folder)
+
+    return make_once(output, make)
+
+
+def wordpiece(texts: Iterable[str], tokens: int, lowercase: bool) -> Tokenizer:
+    """Return a trained tokenizer that frames a text with [CLS] and [SEP].
+
+    Training gives ids in an order that is another in each process. Here they follow the alphabet, so that the same
+    texts give the same ids, but for tokens that are equally frequent where the vocabulary ends.
+    """
+    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer, made.decoder = normalizers.BertNormalizer(lowercase=lowercase), decoders.WordPiece()
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=tokens, special_tokens=SPECIALS, show_progress=False)
+    made.train_from_iterator(texts, trainer)
+    ordered = [*SPECIALS, *sorted(made.get_vocab().keys() - set(SPECIALS))]
+    made.model = models.WordPiece({token: i for i, token in enumerate(ordered)}, unk_token="[UNK]")
+    made.add_special_tokens(SPECIALS)
+    frame = [(name, made.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
+    return made
