@@ -1,13 +1,37 @@
-"""The console command: names of the subcommands, and the one place where errors become exit codes.
+"""The two ways in: the console command, and the public Python interface.
 
-Each subcommand lives beside the code it runs and is imported only when it is asked for,
-so ``logitcask inspect`` on a laptop never imports torch.
+Everything that is reached from here lives beside the code it runs and is imported when it is first used, so that
+neither ``logitcask inspect`` nor ``from logitcask import Cache`` on a laptop imports torch. The command line is also
+the one place where errors become exit codes.
+
+::
+
+    from logitcask import Cache, capture, evaluate, plan, train
 """
 
 import importlib
 import sys
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from cache_tools.store.reader import Cache as Cache
+    from pipeline.api import capture as capture
+    from pipeline.api import plan as plan
+    from trainer.api import evaluate as evaluate
+    from trainer.api import train as train
+
+PUBLIC = {
+    "Cache": "cache_tools.store.reader",
+    "plan": "pipeline.api",
+    "capture": "pipeline.api",
+    "train": "trainer.api",
+    "evaluate": "trainer.api",
+}
+"""Public Python interface: name to the module that defines it."""
+
+__all__ = ["Cache", "capture", "evaluate", "plan", "train"]
 
 COMMANDS = {
     "demo": "pipeline.demo.cli:demo_command",
@@ -29,6 +53,16 @@ COMMANDS = {
     "drop": "cache_tools.maintenance.commands:drop_command",
 }
 """Subcommand to ``module:attribute``, in the order of a user's work."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in PUBLIC:
+        raise AttributeError(f"module 'logitcask' has no attribute {name!r}")
+    module_name = PUBLIC[name]
+    _check_owner(module_name.split(".")[0])
+    globals()[name] = value = getattr(importlib.import_module(module_name), name)
+    return value
 
 
 class LazyGroup(click.Group):

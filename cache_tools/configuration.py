@@ -1,13 +1,15 @@
 """Configuration files: YAML in, a checked pydantic model out, all problems at once.
 
-Precedence: the model's defaults, then the file, then ``--set key=value``. Unknown keys
-are errors, with the known ones listed: a misspelt option that is silently ignored costs a
-day of GPU time. The YAML is read by ``yaml_file.py``, which runs no code and keeps numbers as they were written:
-a key whose values are text is given that text (``name: 007``), any other the number.
+Precedence: the model's defaults, then the file, then overrides (``--set key=value``, or a mapping from Python). Unknown
+keys are errors, with the known ones listed: a misspelt option that is silently ignored costs a day of GPU time. The
+YAML is read by ``yaml_file.py``, which runs no code and keeps numbers as they were written: a key whose values are text
+is given that text (``name: 007``), any other the number.
 """
 
 import difflib
+import os
 import types
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -27,23 +29,72 @@ class Config(BaseModel):
 C = TypeVar("C", bound=Config)
 
 
+NO_OVERRIDES: Mapping[str, Any] = types.MappingProxyType({})
+
+
 def load_config(path: Path, model: type[C], overrides: tuple[str, ...] = ()) -> C:
-    """Read a YAML file and apply ``key.subkey=value`` overrides.
+    """Read a YAML file and apply the assignments of ``--set``.
 
     Args:
         path: The YAML file.
         model: The configuration model.
-        overrides: Assignments from the command line; values are YAML, list items are
-            addressed by number (``teachers.0.name=toy``).
+        overrides: Assignments from the command line, as :func:`assignments` reads them.
 
     Raises:
         ConfigError: the file cannot be read or breaks the model; the message lists every problem.
     """
-    values = read_file(path)
+    values = _mapping(read_file(path), path)
+    return _validated(_overridden(values, assignments(overrides), "--set {}"), model, path)
+
+
+def configured(source: str | Path | Mapping[str, Any] | C, model: type[C], overrides: Mapping[str, Any]) -> C:
+    """Return a checked configuration from what a Python program has: a file, a mapping, or a checked configuration.
+
+    Args:
+        source: Path of a YAML file, the mapping that such a file holds, or a configuration of type ``model``.
+        model: The configuration model.
+        overrides: New values by dotted key; list items are addressed by number (``teachers.0.name``). Paths may be
+            ``Path`` objects.
+
+    Raises:
+        ConfigError: the file cannot be read or breaks the model; the message lists every problem.
+    """
+    if isinstance(source, model):
+        where, values = "configuration", source.model_dump(exclude_unset=True)
+    elif isinstance(source, Config):
+        expected, kind = model.__name__, type(source).__name__
+        raise ConfigError("this is a configuration of another kind", expected=expected, found=kind)
+    elif isinstance(source, Mapping):
+        where, values = "configuration", _plain(source)
+    else:
+        where = str(source)
+        values = _mapping(read_file(Path(where)), where)
+    return _validated(_overridden(values, _plain(overrides), "overrides[{!r}]"), model, where)
+
+
+def assignments(texts: Iterable[str]) -> dict[str, Any]:
+    """Return the overrides that ``key=value`` texts stand for; values are YAML (``teachers.0.name=toy``).
+
+    Raises:
+        ConfigError: a text has another form, or its value is not YAML.
+    """
+    overrides: dict[str, Any] = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise ConfigError("an override has the form key=value", where=f"--set {text}")
+        content = read_text(value, f"--set {text}", "the value is not YAML")
+        overrides[key] = Scalar(None, "") if content is None else content
+    return overrides
+
+
+def _mapping(values: Any, where: object) -> dict[str, Any]:
     if not isinstance(values, dict):
-        raise ConfigError("a configuration is a mapping of keys", where=path, found=_named(values))
-    for override in overrides:
-        _assign(values, override)
+        raise ConfigError("a configuration is a mapping of keys", where=where, found=_named(values))
+    return values
+
+
+def _validated(values: dict[str, Any], model: type[C], where: object) -> C:
     try:
         return model.model_validate(_typed(values, [model]))
     except ValidationError as error:
@@ -51,8 +102,17 @@ def load_config(path: Path, model: type[C], overrides: tuple[str, ...] = ()) -> 
         problems = [_problem(model, e) for e in found if not _is_echo(e, found)]
         raise ConfigError(
             f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:\n  " + "\n  ".join(problems),
-            where=path,
+            where=where,
         ) from error
+
+
+def _plain(value: Any) -> Any:
+    """Return a copy with dictionaries, lists and text in the place of other mappings, tuples and paths."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, os.PathLike) else value
 
 
 def _named(values: Any) -> str:
@@ -61,24 +121,22 @@ def _named(values: Any) -> str:
     return "a list" if isinstance(values, list) else "a single value"
 
 
-def _assign(values: dict[str, Any], override: str) -> None:
-    """Apply one ``a.b.0.c=value`` to nested dictionaries and lists in place."""
-    path, separator, text = override.partition("=")
-    if not separator or not path:
-        raise ConfigError("an override has the form key=value", where=f"--set {override}")
-    value = read_text(text, f"--set {override}", "the value is not YAML")
-    *parents, last = path.split(".")
-    node: Any = values
-    try:
-        for key in parents:
-            node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
-        node[int(last) if isinstance(node, list) else last] = Scalar(None, "") if value is None else value
-    except (ValueError, IndexError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            "this key does not lead anywhere",
-            where=f"--set {override}",
-            found="a single value where the path goes on" if isinstance(node, str | Scalar) else error,
-        ) from error
+def _overridden(values: dict[str, Any], overrides: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """Apply overrides to nested dictionaries and lists in place; ``label`` is how an error names a key."""
+    for path, value in overrides.items():
+        *parents, last = path.split(".")
+        node: Any = values
+        try:
+            for key in parents:
+                node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
+            node[int(last) if isinstance(node, list) else last] = value
+        except (ValueError, IndexError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                "this key does not lead anywhere",
+                where=label.format(path),
+                found=error if isinstance(node, dict | list) else "a single value where the path goes on",
+            ) from error
+    return values
 
 
 def _typed(value: Any, annotations: list[Any]) -> Any:

@@ -33,11 +33,13 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(numpy|np|pa|pyarrow|pathlib|Path|Any|NDArray|Iterable|StorePath|upath|collections|typing)\b.*"),
     (r"py:.*", r"(Arrays|Codec|Receipt|Sequence|ShardEntry|Split|.*Manifest|StoredTargets|StoredHidden)"),
+    (r"py:.*", r"(pipeline\.config|trainer\.config)\..*"),
     (r"py:.*", r"cache_tools\.(codecs|format|store|storage)\..*"),
 ]
 """Types of other libraries, and types of ours that are not part of the documented interface."""

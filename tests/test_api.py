@@ -1,0 +1,180 @@
+"""The public Python interface: light to import, the same as the commands, and true to its own documentation."""
+
+import ast
+import dataclasses
+import inspect
+import json
+import math
+import re
+import shutil
+import textwrap
+
+import pytest
+from click.testing import CliRunner
+
+import logitcask
+import tiny
+from cache_tools.errors import ConfigError, IncompleteError
+from cache_tools.store.reader import Cache
+from doc_blocks import ROOT
+from logitcask import capture, cli, evaluate, plan, train
+from pipeline.config import CaptureConfig
+from reader_folder import reader_folder, run
+from student_fixtures import student_values
+from trainer.config.student_file import StudentConfig
+
+FUNCTIONS = [getattr(logitcask, name) for name in logitcask.PUBLIC if name != "Cache"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("api")
+
+
+@pytest.fixture(scope="module")
+def captured(folder):
+    return capture(tiny.capture_values(folder))
+
+
+@pytest.fixture(scope="module")
+def trained(folder, captured):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.run.train.can_plot", lambda: False)
+        return train(student_values(captured.cache, folder / "student"))
+
+
+def test_public_names_are_those_that_are_listed_and_no_others():
+    assert sorted(logitcask.PUBLIC) == sorted(logitcask.__all__)
+    assert logitcask.Cache is Cache
+    with pytest.raises(AttributeError, match="no attribute 'distil'"):
+        _ = logitcask.distil
+
+
+def test_a_plan_expects_what_the_capture_then_holds(folder, captured):
+    planned = plan(tiny.capture_values(folder), tokens_per_s=1000)
+    assert planned.exact
+    assert planned.positions == captured.train_positions + captured.held_out_positions
+    assert (planned.remaining_bytes, planned.teachers[0].remaining_hours) == (0, 0)
+    assert planned.teachers[0].hours == pytest.approx(planned.tokens / 1000 / 3600)
+    assert planned.stored_bytes > planned.teachers[0].stored_bytes > 0
+
+
+def test_a_capture_counts_what_it_committed_and_a_second_one_has_nothing_to_do(folder, captured):
+    shards = Cache(captured.cache).encoding().shards
+    assert captured.committed_shards == {"toy": len(shards)}
+    assert captured.train_positions + captured.held_out_positions == sum(shard.positions for shard in shards)
+    again = capture(CaptureConfig.model_validate(tiny.capture_values(folder)))
+    assert again.committed_shards == {"toy": 0}
+    assert again.train_positions == captured.train_positions
+
+
+def test_workers_share_the_shards(tmp_path):
+    values = tiny.capture_values(tmp_path)
+    results = [capture(values, rank=rank, world_size=2) for rank in range(2)]
+    counts = [result.committed_shards["toy"] for result in results]
+    assert sum(counts) == len(Cache(values["cache"]).encoding().shards)
+    assert min(counts) > 0
+
+
+def test_appending_adds_the_positions_of_new_files(tmp_path):
+    values = tiny.capture_values(tmp_path)
+    before = capture(values)
+    (tmp_path / "more.jsonl").write_text('{"id": "another", "text": "A further document of one sentence."}\n')
+    paths = {"corpus.paths": [tmp_path / "corpus.jsonl", tmp_path / "more.jsonl"]}
+    after = capture(values, overrides=paths, append=True)
+    total = before.train_positions + before.held_out_positions
+    assert after.train_positions + after.held_out_positions > total
+
+
+def test_training_names_its_folders_its_steps_and_the_last_loss_that_was_logged(trained, folder):
+    assert (trained.output_dir, trained.student) == (folder / "student", folder / "student" / "final")
+    logged = [json.loads(line) for line in (folder / "student" / "metrics.jsonl").read_text().splitlines()]
+    assert trained.loss_nats == [entry["loss"] for entry in logged if "loss" in entry][-1]
+    assert trained.steps == 3
+
+
+def test_a_finished_run_is_returned_and_not_repeated(trained, captured, folder):
+    again = train(StudentConfig.model_validate(student_values(captured.cache, folder / "student")))
+    assert dataclasses.replace(again, seconds=trained.seconds) == trained
+
+
+def test_evaluation_returns_what_the_command_prints(trained, captured):
+    printed = json.loads(
+        CliRunner().invoke(cli, ["evaluate", f"{trained.student}", f"{captured.cache}", "--json"]).stdout
+    )
+    result = dataclasses.asdict(evaluate(trained.student, captured.cache))
+    result["reliability"] = list(result["reliability"])
+    assert {name: result[name] for name in printed} == printed
+    assert result["positions"] == captured.held_out_positions
+
+
+def test_measures_that_a_cache_does_not_allow_are_none(tmp_path, trained, folder):
+    values = tiny.capture_values(tmp_path, folder / "teacher", target={"kind": "sampled", "draws": 8})
+    result = evaluate(trained.student, capture(values).cache)
+    assert (result.acceptance, result.acceptance_is, result.kl_to_teacher_is) == (None, None, "unbiased")
+
+
+def test_wrong_arguments_are_refused_as_errors_of_ours(captured, trained, folder):
+    values = tiny.capture_values(folder)
+    calls = [
+        lambda: plan(values, tokens_per_s=0),
+        lambda: plan(values, tokens_per_s=math.nan),
+        lambda: plan(values, overrides={"corpus": {}}),
+        lambda: capture(values, rank=2, world_size=2),
+        lambda: capture(values, overrides={"teachers.0.tensor_parallel": 2}),
+        lambda: capture(StudentConfig.model_validate(student_values(captured.cache, folder / "other"))),
+        lambda: capture(folder / "missing.yaml"),
+        lambda: train({"cash": 1}),
+        lambda: evaluate(trained.student, captured.cache, split="validation"),
+        lambda: evaluate(trained.student, captured.cache, positions="some"),
+        lambda: evaluate(trained.student, captured.cache, batch_size=0),
+    ]
+    for call in calls:
+        with pytest.raises(ConfigError):
+            call()
+
+
+def test_training_from_a_cache_that_is_not_captured_yet_is_refused(tmp_path):
+    values = tiny.capture_values(tmp_path)
+    capture(values, rank=0, world_size=1000)  # the first shard alone
+    with pytest.raises(IncompleteError):
+        train(student_values(values["cache"], tmp_path / "student"))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+def test_every_parameter_every_error_and_an_example_are_documented(function):
+    text = inspect.getdoc(function)
+    arguments = text.partition("\nArgs:\n")[2].partition("\nReturns:\n")[0]
+    assert re.findall(r"^    (\w+): ", arguments, re.MULTILINE) == list(inspect.signature(function).parameters)
+    assert "\nRaises:\n" in text
+    assert ast.parse(example(function)).body
+
+
+def test_results_are_frozen_and_every_field_is_described():
+    for function in FUNCTIONS:
+        result = inspect.get_annotations(function)["return"]
+        described = re.findall(r"^    (\w+): ", inspect.getdoc(result), re.MULTILINE)
+        assert described == [field.name for field in dataclasses.fields(result)]
+        assert result.__dataclass_params__.frozen
+
+
+def example(function):
+    """Return the program in a docstring."""
+    return textwrap.dedent(inspect.getdoc(function).partition("Example:\n    ::\n")[2])
+
+
+def python_of_the_readme():
+    [block] = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    return block
+
+
+def test_examples_and_the_lines_of_the_readme_run_one_after_another(tmp_path):
+    """In a folder as it is after the demo, with a tiny cache in place of the demo's."""
+    folder = reader_folder(tmp_path)
+    tiny.write_corpus(folder / "runs/demo/corpus.jsonl", 6 * tiny.TEXTS)  # of which some are held out
+    programs = [example(getattr(logitcask, name)) for name in ("plan", "capture", "train", "evaluate")]
+    output = run(folder, "python", "\n".join(programs))
+    assert "MB" in output
+    assert "nats on" in output
+    shutil.rmtree(folder / "runs/demo/cache")  # of another teacher than the demo's
+    assert "nats" in run(folder, "python", python_of_the_readme())
