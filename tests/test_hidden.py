@@ -66,13 +66,25 @@ def test_torch_and_numpy_agree(head: Head, monkeypatch: pytest.MonkeyPatch) -> N
     assert hidden_budget.kl_error(torch_head(head))(states, others) == pytest.approx(exact, rel=1e-3)
 
 
+class HalvedLogits(torch.nn.Module):
+    """What a model shows of its head, with logits of half the products of its output matrix."""
+
+    def __init__(self, matrix: torch.nn.Linear) -> None:
+        super().__init__()
+        self.matrix = matrix
+
+    def get_output_embeddings(self) -> torch.nn.Linear:
+        return self.matrix
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+        states = torch.zeros(*input_ids.shape, WIDTH, dtype=self.matrix.weight.dtype)
+        return SimpleNamespace(logits=0.5 * self.matrix(states))
+
+
 @torch.inference_mode()
 def test_the_head_of_a_model_is_float32_and_complete() -> None:
     matrix = torch.nn.Linear(WIDTH, VOCABULARY, dtype=torch.bfloat16)
-    model = SimpleNamespace(
-        config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(logit_scale=0.5, final_logit_softcapping=None)),
-        get_output_embeddings=lambda: matrix,
-    )
+    model = HalvedLogits(matrix)
     last = torch.from_numpy(states_of(5)).bfloat16()
     head = hidden_budget.OutputHead.of(model, SimpleNamespace(last=last, logits=0.5 * matrix(last).float()))
     assert (head.weight.dtype, head.logit_scale, head.softcap) == (torch.float32, 0.5, 0.0)

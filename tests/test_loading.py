@@ -15,7 +15,7 @@ from cache_tools.errors import LogitcaskError, ModelError
 from cache_tools.models.loading_report import check_report
 from cache_tools.store.reader import Cache
 from pipeline.config import TeacherConfig
-from pipeline.teachers.checkpoint import check_tensors, load_checkpoint
+from pipeline.teachers.checkpoint import check_tensors, load_teacher_checkpoint
 from pipeline.teachers.loading import resolve_model
 from student_fixtures import LLAMA, train, train_and_stop
 from trainer.config.student_file import StudentModelConfig
@@ -54,7 +54,7 @@ def refused(folder, objective="causal"):
     with pytest.raises(ModelError) as first:
         check_tensors(block(folder), folder, objective)
     with pytest.raises(ModelError) as second:
-        load_checkpoint(block(folder), folder, objective)
+        load_teacher_checkpoint(block(folder), folder, objective)
     assert str(first.value) == str(second.value)
     return str(first.value)
 
@@ -89,7 +89,7 @@ def test_a_tensor_of_another_shape_is_refused_with_both_shapes(teacher, placemen
     change(teacher, **{UP: torch.zeros(40, 32)})
     assert f"1 of another shape: {UP} 40×32 instead of 48×32" in refused(teacher)
     with pytest.raises(ModelError, match="40×32"):
-        load_checkpoint(block(teacher), teacher, "causal", **placement)
+        load_teacher_checkpoint(block(teacher), teacher, "causal", **placement)
 
 
 def test_a_configuration_with_fewer_layers_than_the_file_is_refused(teacher):
@@ -141,7 +141,7 @@ def test_what_was_saved_whole_is_loaded_without_a_word(tmp_path, kind, caplog):
     made.save_pretrained(tmp_path)
     check_tensors(block(tmp_path), tmp_path, objective)
     with caplog.at_level(logging.WARNING, logger="transformers.modeling_utils"):
-        loaded = load_checkpoint(block(tmp_path), tmp_path, objective)
+        loaded = load_teacher_checkpoint(block(tmp_path), tmp_path, objective)
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in made.state_dict().items())
     assert "LOAD REPORT" not in caplog.text
 
@@ -150,7 +150,7 @@ def test_a_checkpoint_with_pooler_and_next_sentence_head_is_a_masked_teacher(tmp
     made = BertForPreTraining(AutoConfig.for_model("bert", **{**tiny.SHAPE, "vocab_size": 300}))
     made.save_pretrained(tmp_path)
     check_tensors(block(tmp_path), tmp_path, "masked")
-    load_checkpoint(block(tmp_path), tmp_path, "masked")
+    load_teacher_checkpoint(block(tmp_path), tmp_path, "masked")
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from cache_tools.format.scalars import tempered_name
 from cache_tools.store.predictions import SCALAR_STEP_NATS, from_steps, to_steps
 from loss_fixtures import loss, ragged, random_logits, top_k, with_gradient
-from pipeline.capture.keep import tempered_name
 from tolerances import log_prob_rounding, rounding
 from trainer.losses.sparse import divergence
 from trainer.losses.tempering import at_temperature, tempered

@@ -8,9 +8,18 @@ from transformers import BertModel, LlamaForCausalLM, LlamaForSequenceClassifica
 
 import tiny
 from cache_tools.errors import ModelError
-from pipeline.capture.declare import _head_bytes
-from pipeline.teachers.body_and_head import HeadOutput, body_of, check_head, output_scaling, run_body, run_head
-from pipeline.teachers.loading import Teacher
+from cache_tools.torch_models.head_file import StoredHead, head_bytes, read_head
+from cache_tools.torch_models.scaling import Scaling
+from pipeline.teachers.body_and_head import (
+    HeadOutput,
+    body_of,
+    check_head,
+    output_parameters,
+    output_scaling,
+    run_body,
+    run_head,
+)
+from trainer.student.head import StudentHead
 from tolerances import ELEMENTWISE, model_rounding, rounding
 
 LENGTHS = [9, 5, 1]
@@ -89,7 +98,7 @@ def test_the_model_passes_its_own_check(model, dtype):
 
 def test_the_kept_head_leads_from_the_last_state_to_the_logits(model, tmp_path):
     head = run_head(model, run_body(model, one_sequence(), torch.ones(1, 9), hidden=False)[0][0])
-    content = _head_bytes(Teacher(model, {}, {}, model.device), output_scaling(model, head))
+    content = head_bytes(StoredHead(*output_parameters(model), output_scaling(model, head)))
     (tmp_path / "head.safetensors").write_bytes(content)
     with safe_open(tmp_path / "head.safetensors", "pt") as kept:
         bias = kept.get_tensor("bias") if "bias" in kept.keys() else 0  # noqa: SIM118
@@ -100,7 +109,26 @@ def test_the_kept_head_leads_from_the_last_state_to_the_logits(model, tmp_path):
 
 def test_the_kept_head_has_the_same_bytes_every_time():
     model = tiny.model("bert")
-    assert len({_head_bytes(Teacher(model, {}, {}, model.device), {"a": 1.0, "b": 2.0}) for _ in range(20)}) == 1
+    head = StoredHead(*output_parameters(model), Scaling(2.0, 30.0))
+    assert len({head_bytes(head) for _ in range(20)}) == 1
+    stored = read_head(head_bytes(head))
+    assert stored.scaling == head.scaling
+    assert torch.equal(stored.weight, head.weight)
+
+
+SCALINGS = {"cohere": 0.25, "granite": 1 / 4, "hyperclovax": 4.0}
+"""Factors of the logits; two of these architectures call theirs ``logits_scaling``, and one of them divides by it."""
+
+
+@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
+def test_both_stages_measure_the_scale_and_softcap_that_the_model_computes_with(name):
+    model = tiny.model(name, **tiny.ARCHITECTURES[name])
+    head = run_head(model, run_body(model, one_sequence(), torch.ones(1, 9), hidden=False)[0][0])
+    softcap = tiny.ARCHITECTURES[name].get("final_logit_softcapping", 0.0)
+    epsilon = torch.finfo(torch.float32).eps
+    for scaling in (output_scaling(model, head), StudentHead.of(model).scaling):
+        assert scaling.logit_scale == pytest.approx(SCALINGS.get(name, 1.0), rel=2 * epsilon)
+        assert scaling.softcap == pytest.approx(softcap, rel=2 * epsilon)
 
 
 def test_refuses_a_last_state_that_does_not_lead_to_the_logits(model):

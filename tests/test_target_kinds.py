@@ -7,9 +7,10 @@ from pydantic import ValidationError
 
 import tiny
 from cache_tools.codecs.registry import EMPTY_ID
+from cache_tools.format.scalars import TAIL_SCALARS, tempered_name
 from cache_tools.maintenance.verify import verify
 from pipeline.capture.draws import position_keys
-from pipeline.capture.keep import TAIL_SCALARS, Keep, sparse_targets, tempered_name
+from pipeline.capture.keep import Keep, sparse_targets
 from pipeline.config import TargetConfig
 from tolerances import log_prob_rounding, loss_rounding, rounding, softmax_roundings
 

@@ -10,6 +10,7 @@ In reading order:
 - ``sealed``: JSON that detects its own damage.
 - ``specs``: what manifests and receipts are made of, with the bounds of names and numbers.
 - ``manifest``: the attributes of the root, of an encoding and of a teacher.
+- ``scalars``: the names of the numbers that are kept for each position.
 - ``receipts``: the proof that one shard of one teacher is complete.
 - ``vocabulary``: which id stands for which token.
 - ``tokenizer_files``: which files a tokenizer may have in a cache.

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.errors import DamageError
+from cache_tools.format.scalars import ENTROPY, GOLD_LOGPROB, LOGSUMEXP
 from cache_tools.inspection.gold_check import Claims, Evidence, Rules, broken, contradictions
 from cache_tools.inspection.sampling import Window, drawn_windows
 from cache_tools.store.teacher import CachedTeacher
@@ -50,7 +51,7 @@ def window_rules(teacher: CachedTeacher, window: Window) -> Rules:
     low, high = stored.codec.bounds(stored.arrays, stored.parameters, narrowed)
     scalars = {
         name: teacher.scalar(name, window.start, window.stop).astype(np.float64)
-        for name in ("gold_logprob", "entropy", "logsumexp")
+        for name in (GOLD_LOGPROB, ENTROPY, LOGSUMEXP)
         if name in teacher.manifest.scalars
     }
     rows = Evidence(
@@ -58,8 +59,8 @@ def window_rules(teacher: CachedTeacher, window: Window) -> Rules:
         low,
         high,
         gold_ids(teacher, window),
-        scalars.get("gold_logprob"),
-        scalars.get("entropy"),
+        scalars.get(GOLD_LOGPROB),
+        scalars.get(ENTROPY),
         scalars.get("logsumexp", np.zeros(window.stop - window.start)),
     )
     return contradictions(Claims.of(teacher.manifest), rows)

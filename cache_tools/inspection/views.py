@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from cache_tools.errors import ConfigError
 from cache_tools.escaping import printable
+from cache_tools.format.scalars import ENTROPY, GOLD_LOGPROB, GOLD_RANK
 from cache_tools.format.sequences import Sequence
 from cache_tools.inspection.decoding import TokenTexts
 from cache_tools.store.reader import Encoding
 from cache_tools.store.teacher import CachedTeacher
 
-GOLD_LOGPROB, ENTROPY, GOLD_RANK = "gold_logprob", "entropy", "gold_rank"
 SHOWN_TOKENS = 2**17
 """Tokens of the longest sequence that is shown as a whole; each is some 500 bytes of Python objects."""
 

@@ -25,6 +25,7 @@ from cache_tools.format.manifest import (
     write_manifest,
 )
 from cache_tools.format.receipts import TARGETS, Receipt
+from cache_tools.format.scalars import ENTROPY, GOLD_LOGPROB
 from cache_tools.format.sequences import Sequence, read_recorded
 from cache_tools.format.shards import ShardEntry, read_file_tables, write_part, write_shard
 from cache_tools.progress.reporter import Advance, ignore
@@ -224,7 +225,7 @@ def _groups(source: CachedTeacher, receipt: Receipt, one: _Kept, k: int | None) 
     kept_mass = np.exp(decoded.log_probs, dtype=np.float64).sum(axis=1)
     step = source.manifest.scalar_step_nats
     means = {"kept_mass": float(kept_mass.mean())}
-    for statistic, name, sign in (("entropy_nats", "entropy", 1), ("cross_entropy_nats", "gold_logprob", -1)):
+    for statistic, name, sign in (("entropy_nats", ENTROPY, 1), ("cross_entropy_nats", GOLD_LOGPROB, -1)):
         values = from_steps(scalars[name], step) if name in scalars else np.full(1, np.nan, np.float32)
         if not np.isnan(values).any() and values.max() < np.inf:
             means[statistic] = sign * float(values.mean(dtype=np.float64))

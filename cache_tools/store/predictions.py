@@ -6,8 +6,7 @@ what this shard's decoding needs to know beyond the manifest (the codec may choo
 shard by shard), and statistics with the error actually made.
 """
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -24,15 +23,9 @@ from cache_tools.codecs.rows import blocks
 from cache_tools.errors import FormatError
 from cache_tools.format.manifest import HiddenSpec, TeacherManifest
 from cache_tools.format.receipts import TARGETS
+from cache_tools.format.scalars import ENTROPY, GOLD_LOGPROB, temperatures_of
 from cache_tools.format.zarr_arrays import ArrayLayout, ArrayType
 from cache_tools.limits import CHUNK_BYTES, CHUNK_ENTRIES
-
-SCALARS = ("logsumexp", "entropy", "gold_logprob")
-"""Kept at every position, in nats: log-normaliser of the logits, entropy of the
-distribution, log-probability of the gold token."""
-
-TEMPERED = "logsumexp_t"
-"""Beginning of the names of scalars that hold log-normalisers at other temperatures; the temperature follows."""
 
 SCALAR_STEP_NATS = 2.0**-10
 TINY = float(np.finfo(np.float32).tiny)
@@ -46,7 +39,7 @@ class Predictions:
     Attributes:
         targets: Sparse targets, ids in any order when written, ascending when read; None if only
             hidden states are written.
-        scalars: (n,) float32 by name, see SCALARS.
+        scalars: (n,) float32 by name, see ``format/scalars.py``.
         hidden: (n, width) float32 by layer name.
     """
 
@@ -85,22 +78,6 @@ def possible_tokens(manifest: TeacherManifest) -> int:
 def tokens_of_whole_row(manifest: TeacherManifest) -> int:
     """Return how many tokens a row must hold to rule out all others; 0 where every row says what it rules out."""
     return possible_tokens(manifest) if manifest.target.kind in ("topk", "topp") else 0
-
-
-def tempered_name(temperature: float) -> str:
-    """Return the scalar that holds the log-normaliser of the logits divided by a temperature."""
-    return f"{TEMPERED}{temperature:g}"
-
-
-def temperature_of(scalar: str) -> float | None:
-    """Return the temperature whose log-normaliser a scalar holds; None if it holds something else."""
-    match = re.fullmatch(TEMPERED + r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", scalar)
-    return float(match[1]) or None if match else None
-
-
-def temperatures_of(scalars: Iterable[str]) -> tuple[float, ...]:
-    """Return the temperatures that a capture declared, from the names of its scalars."""
-    return tuple(temperature for name in scalars if (temperature := temperature_of(name)))
 
 
 def hidden_array(layer: str) -> str:
@@ -167,8 +144,8 @@ def encode_targets(manifest: TeacherManifest, predictions: Predictions) -> Group
     statistics = {"skipped_positions": float(empty.sum())} if empty.any() else {}
     statistics |= {
         "kept_mass": float(kept[said].mean()),
-        "entropy_nats": float(predictions.scalars["entropy"][said].mean(dtype=np.float64)),
-        "cross_entropy_nats": -float(predictions.scalars["gold_logprob"][said].mean(dtype=np.float64)),
+        "entropy_nats": float(predictions.scalars[ENTROPY][said].mean(dtype=np.float64)),
+        "cross_entropy_nats": -float(predictions.scalars[GOLD_LOGPROB][said].mean(dtype=np.float64)),
         "codec_kl_nats": float(encoded.kl_nats.mean()),
         "codec_kl_nats_max": float(encoded.kl_nats.max()),
     }

@@ -25,6 +25,7 @@ from cache_tools.format.fingerprint import differences
 from cache_tools.format.sequences import Sequence
 from cache_tools.progress.reporter import Reporter
 from cache_tools.store.predictions import hidden_array
+from cache_tools.torch_models.tokenizers import open_tokenizer
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.teacher import CachedTeacher
 from pipeline.audit import measures as audit
@@ -34,7 +35,6 @@ from pipeline.audit.worst import worst_positions
 from pipeline.capture.hidden_budget import OutputHead, kl_nats
 from pipeline.capture.shards import probe_head
 from pipeline.config import AuditConfig, CaptureConfig, TeacherConfig
-from pipeline.encoding.tokenizer import cached_tokenizer
 from pipeline.teachers.fitting import check_teacher
 from pipeline.teachers.loading import Teacher, load_teacher, resolve_model
 from pipeline.teachers.probe import check_rows
@@ -108,7 +108,7 @@ def _tokenizer(encoding: Encoding) -> PreTrainedTokenizerFast:
     """Load the tokenizer that the cache holds."""
     with tempfile.TemporaryDirectory() as folder:
         encoding.save_tokenizer(Path(folder))
-        return cached_tokenizer(Path(folder), encoding.path)
+        return open_tokenizer(Path(folder), encoding.manifest.vocabulary, encoding.path)
 
 
 def _audit_teacher(

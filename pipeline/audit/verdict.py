@@ -15,7 +15,8 @@ import numpy as np
 
 from cache_tools.codecs.registry import DeltaPower
 from cache_tools.format.manifest import HiddenSpec, TeacherManifest
-from cache_tools.store.predictions import SCALARS, codec_of, temperature_of
+from cache_tools.format.scalars import GOLD_RANK, SCALARS, TAIL_VARIANCE, temperature_of
+from cache_tools.store.predictions import codec_of
 from pipeline.audit.measures import (
     Floats,
     Rows,
@@ -124,9 +125,9 @@ def scalar_limit(name: str, live: Floats, error_nats: float) -> float:
         live: (n,) what the live teacher says.
         error_nats: Tolerance of a logit.
     """
-    if name == "tail_variance":
+    if name == TAIL_VARIANCE:
         return float(error_nats * (2 * np.sqrt(live).mean() + error_nats))
-    if name == "gold_rank":
+    if name == GOLD_RANK:
         return RANKS_PER_NAT * error_nats
     return error_nats / (temperature_of(name) or 1.0)
 
@@ -145,8 +146,8 @@ def checks_of_shard(
         checks.append(Check("KL of the targets, nats", kl, tolerance.max_kl_nats + codec_kl_nats(manifest), shard))
     for name, (stored, live) in rows.scalars.items():
         limit = scalar_limit(name, live, tolerance.max_error_nats) + manifest.scalar_step_nats / 2
-        measured, sides = f"{name}, nats{'²' if name == 'tail_variance' else ''}", (stored, live)
-        if name == "gold_rank":
+        measured, sides = f"{name}, nats{'²' if name == TAIL_VARIANCE else ''}", (stored, live)
+        if name == GOLD_RANK:
             measured, sides = "ln(1 + gold_rank)", (np.log1p(stored), np.log1p(live))
         checks.append(Check(f"error of {measured}", float(np.abs(difference(*sides)).mean()), limit, shard))
     for layer, error in hidden_errors.items():

@@ -4,12 +4,10 @@ One worker declares a teacher and the others wait for it, because what is calibr
 sample (the basis in which a layer's hidden states are quantised) must be the same for all.
 """
 
-import json
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from cache_tools.codecs.hidden_states import calibrate_last, calibrate_relative, transform_bytes
@@ -17,11 +15,13 @@ from cache_tools.codecs.registry import Codec, DeltaCount, DeltaFloat32, DeltaPo
 from cache_tools.errors import IdentityError, ModelError
 from cache_tools.format import layout
 from cache_tools.format.manifest import ObjectRecord, TeacherManifest, read_manifest
+from cache_tools.format.scalars import SCALARS, TAIL_SCALARS, tempered_name
 from cache_tools.storage import object_exists
-from cache_tools.store.predictions import SCALAR_STEP_NATS, SCALARS, hidden_array, tempered_name
+from cache_tools.store.predictions import SCALAR_STEP_NATS, hidden_array
 from cache_tools.store.reader import Encoding
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.store.writer import declare_teacher
+from cache_tools.torch_models.head_file import StoredHead, head_bytes
 from pipeline.capture.hidden_budget import OutputHead, fisher_metric
 from pipeline.capture.keep import Keep
 from pipeline.capture.predict import Wanted, predict, probe_ids
@@ -173,7 +173,7 @@ def _settings(config: TargetConfig) -> dict[str, Any]:
     settings: dict[str, Any] = {"p": config.p} if config.kind == "topp" else {}
     if config.draws is not None:
         settings |= {"draws": config.draws, "seed": config.seed}
-    if config.kind == "hybrid" or any(name.startswith("tail_") for name in config.scalars):
+    if config.kind == "hybrid" or set(TAIL_SCALARS) & set(config.scalars):
         settings["head"] = config.k
     restriction = read_restriction(config.vocabulary)
     return settings | ({} if restriction is None else restriction.settings)
@@ -195,7 +195,9 @@ def _new_files(
     new = {layer: spec for layer, spec in manifest.hidden.items() if layer not in known}
     files = {}
     if "last" in new:
-        files[layout.HEAD] = _head_bytes(teacher, output_scaling(teacher.model, head))
+        files[layout.HEAD] = head_bytes(
+            StoredHead(*output_parameters(teacher.model), output_scaling(teacher.model, head))
+        )
     quantised = [layer for layer, spec in new.items() if spec.codec == "transform"]
     if quantised:
         states = _sample(encoding, teacher, manifest, quantised, config.batch_tokens)
@@ -221,15 +223,3 @@ def _sample(
         sequences += found[::every]
     wanted = Wanted(manifest, [hidden_array(layer) for layer in layers], keep_of(TargetConfig()))
     return predict(sequences, encoding.manifest.objective, teacher, wanted, batch_tokens).hidden
-
-
-def _head_bytes(teacher: Teacher, scaling: dict[str, float]) -> bytes:
-    """Return the output matrix as a safetensors file, with the scaling in its metadata; the same bytes every time."""
-    weight, bias = output_parameters(teacher.model)
-    tensors = {"weight": weight.cpu().contiguous().clone()}
-    if bias is not None:
-        tensors["bias"] = bias.cpu().contiguous().clone()
-    content = save(tensors, metadata={name: repr(value) if value else "" for name, value in scaling.items()})
-    start, stop = 8, 8 + int.from_bytes(content[:8], "little")  # of the header, whose keys come in random order
-    header = json.dumps(json.loads(content[start:stop]), sort_keys=True, separators=(",", ":")).encode()
-    return content[:start] + header.ljust(stop - start) + content[stop:]

@@ -56,7 +56,8 @@ class OutputHead:
             ModelError: the last hidden state does not lead back to the logits.
         """
         weight, bias = output_parameters(model)
-        return cls(weight.float(), None if bias is None else bias.float(), **output_scaling(model, probe))
+        scaling = output_scaling(model, probe)
+        return cls(weight.float(), None if bias is None else bias.float(), scaling.logit_scale, scaling.softcap)
 
     def logits(self, last_ND: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return logits (N, V) float32 and the derivative of the softcap, None where it is 1."""

@@ -15,15 +15,12 @@ import torch
 from torch import Tensor
 
 from cache_tools.format.manifest import Kind
-from cache_tools.store.predictions import tempered_name
+from cache_tools.format.scalars import ENTROPY, GOLD_LOGPROB, GOLD_RANK, LOGSUMEXP, TAIL_SCALARS, tempered_name
 from pipeline.capture.draws import draw
 from pipeline.capture.topk import top_k
 from pipeline.teachers.restriction import Restriction
 
 # N: positions of a chunk, M: of a part of it, V: vocabulary, k: slots of a row, S: draws per position
-
-TAIL_SCALARS = ("tail_mean", "tail_variance", "tail_minimum")
-"""Of the logits outside the k most likely, for temperatures at which those matter."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +116,9 @@ def sparse_targets(
         log_probs_Nk = _up_to_mass(log_probs_Nk, keep.p)
     log_left_out_N = _left_out(found.pop("others"), top_Nk - highest_N1 - log_total_N1, log_probs_Nk)
     scalars = {
-        "logsumexp": (highest_N1 + log_total_N1)[:, 0],
-        "entropy": log_total_N1[:, 0] - found.pop("mean_below"),
-        "gold_logprob": (gold_N1 - highest_N1 - log_total_N1)[:, 0],
+        LOGSUMEXP: (highest_N1 + log_total_N1)[:, 0],
+        ENTROPY: log_total_N1[:, 0] - found.pop("mean_below"),
+        GOLD_LOGPROB: (gold_N1 - highest_N1 - log_total_N1)[:, 0],
     }
     if keep.kind in ("sampled", "hybrid"):
         drawn_NS, shares_NS = found.pop("drawn"), found.pop("shares")
@@ -189,9 +186,9 @@ def _whole_rows(
     for temperature in keep.temperatures:
         tempered_M = torch.div(below_MV, temperature, out=work_MV).exp_().sum(dim=1).log()
         found[tempered_name(temperature)] = highest_M1[:, 0] / temperature + tempered_M
-    if "gold_rank" in keep.scalars:
-        found["gold_rank"] = (below_MV > gold_M1 - highest_M1).sum(dim=1).float()
-    if any(name.startswith("tail_") for name in keep.scalars):
+    if GOLD_RANK in keep.scalars:
+        found[GOLD_RANK] = (below_MV > gold_M1 - highest_M1).sum(dim=1).float()
+    if set(TAIL_SCALARS) & set(keep.scalars):
         tail = _tail(below_MV, highest_M1[:, 0], keep.k)
         found |= {name: values for name, values in tail.items() if name in keep.scalars}
     return found

@@ -20,8 +20,9 @@ import transformers
 from cache_tools.codecs.hidden_states import ErrorOf
 from cache_tools.errors import ModelError
 from cache_tools.format.manifest import SOFTWARE
+from cache_tools.format.scalars import temperatures_of
 from cache_tools.progress.reporter import Advance, ignore
-from cache_tools.store.predictions import Predictions, temperatures_of
+from cache_tools.store.predictions import Predictions
 from cache_tools.store.reader import Encoding
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.store.writer import commit_shard

@@ -16,12 +16,12 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from cache_tools.errors import FormatError, ModelError
+from cache_tools.errors import ModelError
 from cache_tools.format.fingerprint import fingerprint
 from cache_tools.format.tokenizer_files import is_tokenizer_file, without_code
 from cache_tools.format.vocabulary import vocabulary_fingerprint
 from cache_tools.models.files import why_not_found
-from cache_tools.storage import StorePath, storage_errors
+from cache_tools.storage import storage_errors
 
 
 def load_tokenizer(
@@ -51,32 +51,6 @@ def load_tokenizer(
             found=type(tokenizer).__name__,
             why="the byte offsets of tokens come from the fast tokenizers",
         )
-    return tokenizer
-
-
-def cached_tokenizer(folder: Path, where: StorePath) -> PreTrainedTokenizerFast:
-    """Load the tokenizer of a cache as the data of a stranger: from these files alone, by one class.
-
-    Args:
-        folder: Where ``Encoding.save_tokenizer`` has copied its files to.
-        where: The encoding, for errors.
-
-    Raises:
-        FormatError: they are no tokenizer.
-    """
-    try:
-        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
-    except BaseException as error:  # the library in Rust raises panics, which are no Exception
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-        raise FormatError(
-            "the tokenizer's files cannot be read",
-            where=where,
-            found=shorten(str(error), 300),
-            fix="Check the cache with 'logitcask verify --deep'; if it passes, capture it again",
-        ) from error
     return tokenizer
 
 

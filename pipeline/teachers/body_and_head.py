@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from cache_tools.errors import ModelError
+from cache_tools.torch_models.scaling import Scaling, measured_scaling
 from pipeline.teachers.batches import Batch
 
 # B: batch, L: length, N: kept positions of a chunk, D: width, V: vocabulary
@@ -205,29 +206,26 @@ def _states(model: PreTrainedModel, input_ids: Tensor, batch: Batch) -> Tensor:
     return run_body(model, ids, mask, hidden=False, position_ids=positions)[0].flatten(0, 1)
 
 
-def output_scaling(model: PreTrainedModel, head: HeadOutput) -> dict[str, float]:
-    """Find how the model turns the output matrix' product into logits, for ``head.safetensors``.
+def output_scaling(model: PreTrainedModel, head: HeadOutput) -> Scaling:
+    """Measure how the model turns the output matrix' product into logits, for ``head.safetensors``.
 
-    Returns:
-        ``logit_scale`` and ``softcap`` (0 for none), with
-        ``logits = softcap * tanh(z / softcap)`` and ``z = logit_scale * (last @ weight.T + bias)``.
+    Args:
+        model: The whole model.
+        head: Output of its head on a few positions, which the scaling must reproduce.
 
     Raises:
-        ModelError: no such pair reproduces the logits.
+        ModelError: no scale and softcap reproduce the logits.
     """
-    config = model.config.get_text_config()
-    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-    softcap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
-    z = scale * model.get_output_embeddings()(head.last).to(head.last.device).float()
-    logits = softcap * torch.tanh(z / softcap) if softcap else z
-    if not _error(logits, head.logits) <= _tolerance(head.last):
+    scaling = measured_scaling(model, head.last.device)
+    products = model.get_output_embeddings()(head.last).to(head.last.device).float()
+    if scaling is None or not _error(scaling.logits(products), head.logits) <= _tolerance(head.last):
         raise ModelError(
             "the last hidden state does not lead back to this model's logits",
             where=type(model).__name__,
             why="a student could not rebuild the teacher's distribution from it",
             fix="Leave 'last' out of hidden.layers",
         )
-    return {"logit_scale": scale, "softcap": softcap}
+    return scaling
 
 
 def _error(logits: Tensor, truth: Tensor) -> float:

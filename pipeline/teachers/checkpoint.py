@@ -1,16 +1,13 @@
-"""Load a teacher's checkpoint so that every weight comes from its files.
+"""Check a teacher's checkpoint twice, so that every weight comes from its files.
 
-Two looks. :func:`check_tensors` compares names and shapes before anything is encoded: it reads the headers of the
+:func:`check_tensors` compares names and shapes before anything is encoded: it reads the headers of the
 safetensors files only, and lets transformers load tensors without storage, so that all its rules for renamed,
-merged and tied weights apply; it takes about a second whatever the size. :func:`load_checkpoint` judges the report of
-the real loading, which is needed for what the first look cannot see, such as a quantised checkpoint. What either
-refuses is decided by ``cache_tools/loading_report.py``.
+merged and tied weights apply; it takes about a second whatever the size. :func:`load_teacher_checkpoint` judges the
+report of the real loading, which is needed for what the first check cannot see, such as a quantised checkpoint. What
+either refuses is decided by ``cache_tools/models/loading_report.py``.
 """
 
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +15,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from cache_tools.errors import ModelError
 from cache_tools.format.manifest import Objective
 from cache_tools.models.loading_report import check_report
+from cache_tools.torch_models.loading import ADAPTER_SETTINGS, auto_class, load_checkpoint, quiet_loading
 from pipeline.config import TeacherConfig
-from pipeline.teachers.tensor_plan import auto_class, meta_model
+from pipeline.teachers.tensor_plan import meta_model
 
-INDEX, SINGLE, ADAPTER = "model.safetensors.index.json", "model.safetensors", "adapter_config.json"
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 ELSEWHERE = ("quantization_config", "transformers_weights", "extra_files")
 """Keys of a configuration with which the files hold other tensors than the model, or other files hold them."""
@@ -35,7 +32,9 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 """Of the first look; it compares names and shapes, so any type may stand for the others."""
 
 
-def load_checkpoint(config: TeacherConfig, folder: Path, objective: Objective, **placement: Any) -> PreTrainedModel:
+def load_teacher_checkpoint(
+    config: TeacherConfig, folder: Path, objective: Objective, **placement: Any
+) -> PreTrainedModel:
     """Load a teacher whose files hold exactly its weights.
 
     Args:
@@ -48,27 +47,22 @@ def load_checkpoint(config: TeacherConfig, folder: Path, objective: Objective, *
         ModelError: tensors are missing, unexpected or of another shape, or an adapter lies in the folder.
     """
     refuse_adapter(config, folder)
-    with quiet_loading():
-        loaded: tuple[PreTrainedModel, dict[str, Any]] = auto_class(objective).from_pretrained(  # type: ignore[assignment]
-            str(folder),
-            dtype=config.dtype,
-            trust_remote_code=config.trust_remote_code,
-            attn_implementation=config.attention,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # shapes are then in the report, and refused with their names
-            **placement,
-        )
-    model, report = loaded
-    check_report(report, f"teacher {config.name!r}", folder, type(model).__name__)
-    return model
+    return load_checkpoint(
+        auto_class(objective),
+        folder,
+        f"teacher {config.name!r}",
+        dtype=config.dtype,
+        trust_remote_code=config.trust_remote_code,
+        attn_implementation=config.attention,
+        **placement,
+    )
 
 
 def check_tensors(config: TeacherConfig, folder: Path, objective: Objective) -> None:
     """Compare the tensors in a teacher's files with those of its model; no weight is read.
 
     What cannot be compared this way (a quantised checkpoint, an architecture that transformers cannot build
-    without weights) is left to :func:`load_checkpoint`.
+    without weights) is left to :func:`load_teacher_checkpoint`.
 
     Raises:
         ModelError: tensors are missing, unexpected or of another shape, a file is missing or cannot be read, or an
@@ -100,31 +94,13 @@ def refuse_adapter(config: TeacherConfig, folder: Path) -> None:
     Raises:
         ModelError: there is one.
     """
-    if (folder / ADAPTER).exists():
+    if (folder / ADAPTER_SETTINGS).exists():
         raise ModelError(
             f"the folder of teacher {config.name!r} holds an adapter",
-            where=folder / ADAPTER,
+            where=folder / ADAPTER_SETTINGS,
             why="transformers would load the base model that it names, whose weights no fingerprint covers",
             fix="Merge the adapter into its base model, save the result, and name that folder",
         )
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Keep transformers' table of missing tensors off the screen: it is judged, and refused in one sentence."""
-    logger, bars = logging.getLogger("transformers.modeling_utils"), transformers_logging.is_progress_bar_enabled()
-    logger.addFilter(_no_table)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logger.removeFilter(_no_table)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-def _no_table(record: logging.LogRecord) -> bool:
-    return "LOAD REPORT" not in record.getMessage()
 
 
 def _tensors_without_storage(config: TeacherConfig, folder: Path) -> dict[str, Tensor]:

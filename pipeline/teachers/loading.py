@@ -13,31 +13,19 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
-from safetensors import SafetensorError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from cache_tools.errors import ModelError
 from cache_tools.format.manifest import Objective
 from cache_tools.models.files import weight_files, weights_sha256, why_not_found
+from cache_tools.torch_models.loading import LOADING_ERRORS
 from pipeline.config import TeacherConfig
 from pipeline.teachers.body_and_head import body_of
-from pipeline.teachers.checkpoint import load_checkpoint
+from pipeline.teachers.checkpoint import load_teacher_checkpoint
 from pipeline.teachers.process_group import send, send_inputs
 from pipeline.teachers.tensor_plan import meta_model, split_plan
-
-LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    RuntimeError,
-    ImportError,
-    StrictDataclassError,
-    SafetensorError,
-)
-"""What transformers raises when a model folder is no good."""
 
 WEIGHTS_PATTERN = "*.safetensors"
 SNAPSHOT_PATTERNS = [WEIGHTS_PATTERN, "*.json", "*.jinja", "*.txt", "*.model"]
@@ -133,7 +121,7 @@ def load_model(config: TeacherConfig, folder: Path, objective: Objective) -> Pre
         if config.tensor_parallel > 1:
             plan = split_plan(meta_model(config, objective, folder), config.tensor_parallel)
             placement = {"distributed_config": DistributedConfig(config.tensor_parallel, plan)}
-        model = load_checkpoint(config, folder, objective, **placement)
+        model = load_teacher_checkpoint(config, folder, objective, **placement)
     except LOADING_ERRORS as error:
         raise ModelError(
             f"teacher {config.name!r} cannot be loaded", where=folder, found=shorten(str(error), 300)

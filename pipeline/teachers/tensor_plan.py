@@ -10,16 +10,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from cache_tools.errors import ModelError
 from cache_tools.format.manifest import Objective
+from cache_tools.torch_models.loading import auto_class
 from pipeline.config import TeacherConfig
-
-
-def auto_class(objective: Objective) -> type[AutoModelForCausalLM | AutoModelForMaskedLM]:
-    """Return transformers' class for a causal or a masked language model."""
-    return AutoModelForCausalLM if objective == "causal" else AutoModelForMaskedLM
 
 
 def meta_model(config: TeacherConfig, objective: Objective, folder: Path) -> PreTrainedModel:

@@ -26,11 +26,12 @@ from cache_tools.format.manifest import (
     write_manifest,
 )
 from cache_tools.format.receipts import Receipt, read_receipt, write_receipt
+from cache_tools.format.scalars import SCALARS
 from cache_tools.format.sealed import UNSEALED, sealed_bytes
 from cache_tools.format.sequences import Sequence
 from cache_tools.format.shards import ShardEntry, write_part, write_shard
 from cache_tools.storage import write_object
-from cache_tools.store.predictions import SCALAR_STEP_NATS, SCALARS, Predictions, codec_of
+from cache_tools.store.predictions import SCALAR_STEP_NATS, Predictions, codec_of
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.store.writer import commit_shard, create_cache, declare_teacher

@@ -55,6 +55,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gpt2": {},
     "cohere": {"logit_scale": 0.25},
     "granite": {"logits_scaling": 4.0},
+    "hyperclovax": {"logits_scaling": 4.0},
     "bert": {},
     "modernbert": {},
 }

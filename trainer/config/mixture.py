@@ -28,15 +28,16 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cache_tools.configuration import Config
+from cache_tools.format.scalars import ENTROPY, GOLD_LOGPROB
 from cache_tools.storage import CachePath
 
 Weighting = Literal["fixed", "inverse_loss", "gold_likelihood", "entropy", "discounted"]
 SCALAR: dict[Weighting, str | None] = {
     "fixed": None,
-    "inverse_loss": "gold_logprob",
-    "gold_likelihood": "gold_logprob",
-    "entropy": "entropy",
-    "discounted": "gold_logprob",
+    "inverse_loss": GOLD_LOGPROB,
+    "gold_likelihood": GOLD_LOGPROB,
+    "entropy": ENTROPY,
+    "discounted": GOLD_LOGPROB,
 }
 """What each rule reads of every teacher's cache."""
 

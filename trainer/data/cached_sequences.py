@@ -25,6 +25,7 @@ from torch.utils.data import Dataset
 
 from cache_tools.codecs.registry import EMPTY_ID, Targets
 from cache_tools.format.manifest import Split, TeacherManifest
+from cache_tools.format.scalars import ENTROPY
 from cache_tools.format.sequences import Sequence
 from cache_tools.store.predictions import hidden_array
 from cache_tools.store.stored_rows import StoredHidden, StoredTargets
@@ -62,7 +63,7 @@ class Reading:
         if source.family == "hidden":
             layers.add("last")
         if source.family == "drawn" and loss.divergence == "forward_kl":
-            scalars = ("entropy",)
+            scalars = (ENTROPY,)
         return cls(scalars, tuple(sorted(layers)))
 
 

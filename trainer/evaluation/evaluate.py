@@ -19,23 +19,25 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from cache_tools.errors import ConfigError, IncompleteError, ModelError
 from cache_tools.format.manifest import Split
+from cache_tools.format.scalars import GOLD_LOGPROB
 from cache_tools.progress.reporter import Advance, ignore
 from cache_tools.store.teacher import CachedTeacher
+from cache_tools.torch_models.loading import LOADING_ERRORS, auto_class
 from cache_tools.vocabularies.union import UnionVocabulary
 from trainer.data.cached_sequences import IGNORED, CachedSequences, collate, to_device
 from trainer.data.translation import check_vocabulary, student_ids, student_vocabulary
 from trainer.evaluation.measures import Measures, Sums, measured_reading
 from trainer.losses.objective import TeacherRows
 from trainer.student import fused_loss
-from trainer.student.checkpoint import load_checkpoint
+from trainer.student.checkpoint import load_student
 from trainer.student.finite import check_measures, check_student
 from trainer.student.head import StudentHead
 from trainer.student.probe import check_rows
-from trainer.student.student import LOADING_ERRORS, check_vocabulary_size, vocabulary_size
+from trainer.student.student import check_vocabulary_size, vocabulary_size
 from trainer.tokenizers.cached import check_tokenizer, student_tokenizer
 from trainer.tokenizers.check import check_behaviour
 
@@ -79,8 +81,6 @@ def evaluate_folder(
     """
     check_vocabulary(union, teacher)
     vocabulary = student_vocabulary(union, teacher.encoding)
-    objective = teacher.encoding.manifest.objective
-    auto = AutoModelForCausalLM if objective == "causal" else AutoModelForMaskedLM
     try:
         if not folder.is_dir():  # transformers would take it for a model on the hub
             raise NotADirectoryError("no such folder")
@@ -88,7 +88,12 @@ def evaluate_folder(
         if union is None or union.read:  # of a union of vocabularies, only longest matches are asked for
             tokenizer = student_tokenizer(None, teacher.encoding)
             check_behaviour(str(folder), tokenizer, teacher.encoding, trust_remote_code=trust_remote_code)
-        model = load_checkpoint(auto, folder, dtype=torch.float32, trust_remote_code=trust_remote_code)
+        model = load_student(
+            auto_class(teacher.encoding.manifest.objective),
+            folder,
+            dtype=torch.float32,
+            trust_remote_code=trust_remote_code,
+        )
     except LOADING_ERRORS as error:
         raise ModelError(
             "no student can be loaded from here",
@@ -240,7 +245,7 @@ def measured(
 def _teacher_cross_entropy(teacher: CachedTeacher, split: Split, rows: slice) -> float:
     values = []
     for shard in teacher.encoding.split_shards(split):
-        gold_logprob, ends = teacher.scalar("gold_logprob", *teacher.shard_rows(shard)), [0]
+        gold_logprob, ends = teacher.scalar(GOLD_LOGPROB, *teacher.shard_rows(shard)), [0]
         for sequence in teacher.encoding.sequences(shard):
             ends.append(ends[-1] + sequence.num_positions)
         values += [gold_logprob[start:stop][rows] for start, stop in pairwise(ends)]

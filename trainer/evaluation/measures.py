@@ -26,6 +26,7 @@ from torch import Tensor
 
 from cache_tools.format import layout
 from cache_tools.format.manifest import TeacherManifest
+from cache_tools.format.scalars import ENTROPY
 from cache_tools.store.teacher import CachedTeacher
 from trainer.config.student_file import LossConfig
 from trainer.data.cached_sequences import Reading
@@ -96,7 +97,7 @@ class Measures:
         """Return the sums of some rows: scalars, and (BINS,) for what is counted by bin."""
         kl_N, cross_entropy_N = self.kl.terms(logits_NV, gold_N, said)
         if self.is_kl == "unbiased":
-            kl_N = kl_N + own_entropy(said.targets) - said.scalars["entropy"]
+            kl_N = kl_N + own_entropy(said.targets) - said.scalars[ENTROPY]
         variation_N, _ = self.variation.terms(logits_NV, gold_N, said)
         confidence_N, chosen_N = logits_NV.softmax(dim=1).max(dim=1)
         bins_N = (confidence_N * BINS).long().clamp(0, BINS - 1)  # NaN, which the means show, has no number

@@ -12,18 +12,13 @@ renormalised away, exactly if it is 0. The student keeps its own normaliser: its
 form one outcome that the teacher gives 0, so mass that it wastes there is paid for.
 """
 
-import json
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cache_tools.errors import FormatError
+from cache_tools.torch_models.head_file import read_head
 from trainer.config.student_file import LossConfig
 from trainer.losses.divergences import gradient_scale, summands
 
@@ -55,9 +50,9 @@ class TeacherHead(nn.Module):
         ids: NDArray[np.int64] | None = None,
     ) -> None:
         super().__init__()
-        head = _read_head(content)
+        head = read_head(content)
         shared = slice(student_vocabulary_size) if ids is None else torch.from_numpy(ids)
-        self.logit_scale, self.softcap = head.logit_scale, head.softcap
+        self.scaling = head.scaling
         self.register_buffer("weight", head.weight[shared].to(dtype, copy=True), persistent=False)
         bias = None if head.bias is None else head.bias[shared].to(dtype, copy=True)
         self.register_buffer("bias", bias, persistent=False)
@@ -76,8 +71,7 @@ class TeacherHead(nn.Module):
         """
         with torch.autocast(last_ND.device.type, enabled=False):
             z_NU = functional.linear(last_ND.to(self.weight.dtype), self.weight, self.bias).float()
-        z_NU = z_NU * self.logit_scale
-        return torch.tanh(z_NU / self.softcap) * self.softcap if self.softcap else z_NU
+        return self.scaling.logits(z_NU)
 
 
 def full_divergence(logits_NV: Tensor, teacher_logits_NU: Tensor, settings: LossConfig) -> Tensor:
@@ -103,31 +97,3 @@ def full_divergence(logits_NV: Tensor, teacher_logits_NU: Tensor, settings: Loss
         nothing_N = torch.full_like(log_padding_N, -torch.inf)
         value_N = value_N + summands(nothing_N, log_padding_N, settings)
     return value_N * gradient_scale(settings)
-
-
-@dataclass(frozen=True)
-class _Head:
-    weight: Tensor
-    bias: Tensor | None
-    logit_scale: float
-    softcap: float
-
-
-def _read_head(content: bytes) -> _Head:
-    try:
-        tensors = load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        scaling = header.get("__metadata__", {})
-        head = _Head(
-            tensors["weight"],
-            tensors.get("bias"),
-            float(scaling.get("logit_scale") or 1.0),
-            float(scaling.get("softcap") or 0.0),
-        )
-        if head.weight.ndim != 2 or (head.bias is not None and head.bias.shape != head.weight.shape[:1]):
-            raise ValueError(f"weight {tuple(head.weight.shape)} and bias do not fit")
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise FormatError(
-            "this is not the output matrix of a teacher", where="head.safetensors", found=error
-        ) from error
-    return head

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cache_tools.format.scalars import ENTROPY
 from trainer.config.student_file import Divergence, LossConfig
 from trainer.losses.divergences import gradient_scale
 from trainer.losses.full import TeacherHead, full_divergence
@@ -113,8 +114,8 @@ class Objective(nn.Module):
         value_N, gold_loss_N = self.terms(logits_NV, gold_N, said)
         value, gold = said.weighted(value_N).sum(), said.weighted(gold_loss_N).sum()
         logged_N = value_N.detach() / gradient_scale(self.loss)
-        if "entropy" in said.scalars:
-            logged_N = logged_N + own_entropy(said.targets) - said.scalars["entropy"]
+        if ENTROPY in said.scalars:
+            logged_N = logged_N + own_entropy(said.targets) - said.scalars[ENTROPY]
         return {
             "loss": weight * value + (1 - weight) * gold,
             LOGGED[self.loss.divergence]: said.weighted(logged_N).sum(),

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cache_tools.format.scalars import LOGSUMEXP, TAIL_MINIMUM
 from trainer.config.student_file import TailPolicy
 
 # N: positions of a chunk, k: slots of a row
@@ -78,8 +79,8 @@ def floored(targets: SparseTargets, tokens: int, temperature: float, scalars: Ma
         scalars: (N,) ``logsumexp`` and ``tail_minimum`` of the teacher.
     """
     others_N = tokens - targets.used.sum(dim=1)
-    logits_Nk = (targets.log_probs + scalars["logsumexp"][:, None]) / temperature
-    rest_N = scalars["tail_minimum"] / temperature + others_N.log()  # -inf where there are no others
+    logits_Nk = (targets.log_probs + scalars[LOGSUMEXP][:, None]) / temperature
+    rest_N = scalars[TAIL_MINIMUM] / temperature + others_N.log()  # -inf where there are no others
     total_N = torch.cat([logits_Nk, rest_N[:, None]], dim=1).logsumexp(dim=1)
     return SparseTargets(targets.ids, logits_Nk - total_N[:, None], rest_N - total_N)
 

@@ -27,6 +27,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from cache_tools.format.scalars import TAIL_MINIMUM
 from trainer.config.student_file import LossConfig
 from trainer.losses.tails import SparseTargets, floored
 from trainer.verdicts.compatibility import normaliser_names
@@ -43,7 +44,7 @@ def at_temperature(
         loss: Its ``temperature`` and ``tail``.
         scalars: (N,) float32 by name, those of ``compatibility.Source.scalars_for``; None if it needs none.
     """
-    if scalars and "tail_minimum" in scalars:
+    if scalars and TAIL_MINIMUM in scalars:
         return floored(targets, tokens, loss.temperature, scalars)
     return tempered(targets, loss.temperature, scalars)
 

@@ -40,7 +40,7 @@ from trainer.run.sharding import (
 from trainer.run.sources import TrainingSequences, order_of
 from trainer.run.stall import StallClock
 from trainer.run.training_arguments import argument_errors
-from trainer.student.checkpoint import load_checkpoint
+from trainer.student.checkpoint import load_student
 from trainer.student.finite import (
     MAX_SKIPPED_STEPS,
     StepWatch,
@@ -291,7 +291,7 @@ class DistillationTrainer(Trainer):
             load_adapter(student, Path(resume_from_checkpoint))
         else:
             # files do not always name tensors as the module does (experts of a mixture)
-            saved = load_checkpoint(type(student), resume_from_checkpoint, dtype=student.dtype)
+            saved = load_student(type(student), resume_from_checkpoint, dtype=student.dtype)
             load_whole(student, saved.state_dict())
         match = self._distilled().match
         if match is not None:

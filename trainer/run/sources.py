@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cache_tools.errors import ConfigError, IncompleteError
+from cache_tools.format.scalars import ENTROPY
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.vocabularies.union import UnionVocabulary
 from trainer.config.student_file import StudentConfig
@@ -61,7 +62,7 @@ def common_reading(readings: Sequence[Reading]) -> Reading:
         ConfigError: the loss needs other numbers of one than of another.
     """
     if len(set(readings)) > 1:
-        readings = [replace(each, scalars=tuple(s for s in each.scalars if s != "entropy")) for each in readings]
+        readings = [replace(each, scalars=tuple(s for s in each.scalars if s != ENTROPY)) for each in readings]
     if len(set(readings)) > 1:
         raise ConfigError(
             "these caches hold kinds of targets that this loss reads in different ways",

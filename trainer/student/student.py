@@ -12,21 +12,15 @@ from textwrap import shorten
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, PreTrainedModel
 
 from cache_tools.errors import ConfigError, IdentityError, LogitcaskError, ModelError
 from cache_tools.format import layout
 from cache_tools.format.vocabulary import Vocabulary
 from cache_tools.store.reader import Encoding
 from cache_tools.store.teacher import CachedTeacher
+from cache_tools.torch_models.loading import LOADING_ERRORS, auto_class
 from cache_tools.vocabularies.union import IdMaps
 from trainer.config.student_file import HiddenPair, LossConfig, StudentModelConfig
 from trainer.data.cached_sequences import IGNORED
@@ -36,27 +30,12 @@ from trainer.losses.full import TeacherHead
 from trainer.losses.hidden import HiddenMatch
 from trainer.losses.objective import Objective, TeacherRows, counted
 from trainer.student import fused_loss
-from trainer.student.checkpoint import load_checkpoint
+from trainer.student.checkpoint import load_student
 from trainer.student.head import StudentHead
 from trainer.student.lora import add_adapter
 from trainer.tokenizers.cached import check_tokenizer
 
 logger = logging.getLogger(__name__)
-
-LOADING_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    RuntimeError,
-    StrictDataclassError,
-    SafetensorError,
-)
-"""What transformers raises when a configuration or a model folder is no good."""
 
 
 class DistilledStudent(nn.Module):
@@ -208,12 +187,12 @@ def build_student(
         ConfigError: its adapters do not fit it.
     """
     vocabulary = vocabulary or encoding.manifest.vocabulary
-    auto = AutoModelForCausalLM if encoding.manifest.objective == "causal" else AutoModelForMaskedLM
+    auto = auto_class(encoding.manifest.objective)
     dtype = getattr(torch, config.dtype)
     try:
         if config.pretrained is not None:
             check_tokenizer(config.pretrained, vocabulary, config.revision, config.trust_remote_code)
-            student = load_checkpoint(
+            student = load_student(
                 auto,
                 config.pretrained,
                 revision=config.revision,

@@ -23,6 +23,7 @@ from typing import Literal
 
 from cache_tools.errors import ConfigError
 from cache_tools.format.manifest import TeacherManifest
+from cache_tools.format.scalars import LOGSUMEXP, TAIL_MINIMUM, tempered_name
 from trainer.config.student_file import Divergence, LossConfig, TailPolicy
 
 Level = Literal["exact", "unbiased", "lower bound", "biased", "refused"]
@@ -176,13 +177,13 @@ class Source:
 def needed_scalars(loss: LossConfig) -> tuple[str, ...]:
     """Return the scalars by which the likeliest tokens become what a loss compares with."""
     if loss.tail == "minimum":
-        return ("logsumexp", "tail_minimum")
+        return (LOGSUMEXP, TAIL_MINIMUM)
     return () if loss.temperature == 1 else normaliser_names(loss.temperature)
 
 
 def normaliser_names(temperature: float) -> tuple[str, str]:
     """Return the scalars that exact tempering needs: log-normalisers of the logits, and of the logits divided by T."""
-    return "logsumexp", f"logsumexp_t{temperature:g}"
+    return LOGSUMEXP, tempered_name(temperature)
 
 
 def explain(source: Source, loss: LossConfig) -> Verdict:
@@ -250,7 +251,7 @@ def _fix(manifest: TeacherManifest, source: Source, loss: LossConfig, verdict: V
     if "last" in manifest.hidden:
         advice.append("set loss.source: hidden")
     if source.family == "likeliest" and needed_scalars(loss) and source.scalars_for(loss) is None:
-        needed = "scalars: [tail_minimum]" if verdict is NO_MINIMUM else f"temperatures: [{loss.temperature:g}]"
+        needed = f"scalars: [{TAIL_MINIMUM}]" if verdict is NO_MINIMUM else f"temperatures: [{loss.temperature:g}]"
         advice.append(f"capture with target.{needed}")
     if verdict.level == "biased":
         advice.append("accept it with loss.allow_biased: true")

@@ -1,0 +1,87 @@
+"""Load a checkpoint so that every weight comes from its files.
+
+transformers fills a tensor that the files lack with random numbers, prints a table and goes on. Everything that loads
+a model here, teacher or student, goes through :func:`load_checkpoint`, which takes transformers' report in place of
+the table and refuses what ``cache_tools/models/loading_report.py`` refuses.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from cache_tools.format.manifest import Objective
+from cache_tools.models.loading_report import check_report
+
+ADAPTER_SETTINGS = "adapter_config.json"
+"""File of a folder that holds an adapter; transformers then loads the base model that it names."""
+
+LOADING_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    StrictDataclassError,
+    SafetensorError,
+)
+"""What transformers raises for a configuration or a model folder that it cannot use."""
+
+
+def auto_class(objective: Objective) -> type[AutoModelForCausalLM | AutoModelForMaskedLM]:
+    """Return transformers' class for a causal or a masked language model."""
+    return AutoModelForCausalLM if objective == "causal" else AutoModelForMaskedLM
+
+
+def load_checkpoint(auto: Any, source: str | Path, subject: str, **arguments: Any) -> PreTrainedModel:
+    """Load a model whose files hold exactly its weights.
+
+    Args:
+        auto: A class with ``from_pretrained``.
+        source: Model folder or hub id.
+        subject: What is loaded, for errors, such as ``the student``.
+        arguments: Further arguments of ``from_pretrained``.
+
+    Raises:
+        ModelError: Tensors are missing, unexpected or of another shape.
+        Exception: One of LOADING_ERRORS: there is no such model, or transformers cannot use it.
+    """
+    with quiet_loading():
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = auto.from_pretrained(
+            str(source),
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # shapes are then in the report, and refused with their names
+            **arguments,
+        )
+    model, report = loaded
+    check_report(report, subject, source, type(model).__name__)
+    return model
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keep transformers' table of missing tensors and its bar off the screen: the report is judged instead."""
+    logger, bars = logging.getLogger("transformers.modeling_utils"), transformers_logging.is_progress_bar_enabled()
+    logger.addFilter(_is_no_table)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_no_table)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _is_no_table(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
