@@ -19,8 +19,8 @@ from pipeline.teachers.body_and_head import (
     run_body,
     run_head,
 )
-from trainer.student.head import StudentHead
 from tolerances import ELEMENTWISE, model_rounding, rounding
+from trainer.student.head import StudentHead
 
 LENGTHS = [9, 5, 1]
 HEAD_ROUNDINGS = {torch.float32: 3 * (32 + ELEMENTWISE), torch.bfloat16: 5}

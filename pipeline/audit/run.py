@@ -25,9 +25,9 @@ from cache_tools.format.fingerprint import differences
 from cache_tools.format.sequences import Sequence
 from cache_tools.progress.reporter import Reporter
 from cache_tools.store.predictions import hidden_array
-from cache_tools.torch_models.tokenizers import open_tokenizer
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.teacher import CachedTeacher
+from cache_tools.torch_models.tokenizers import open_tokenizer
 from pipeline.audit import measures as audit
 from pipeline.audit.live import Compared, compare
 from pipeline.audit.verdict import Check, Tolerance, checks_of_sample, checks_of_shard, diagnose, tolerance_of
