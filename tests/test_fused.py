@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 import tiny
+from cache_tools.torch_models.scaling import Scaling
 from student_fixtures import naive_kl_nats, python
 from tolerances import gradient_rounding, loss_rounding, rounding, softmax_roundings
 from trainer.config.student_file import LossConfig
@@ -154,7 +155,7 @@ def test_the_engine_equals_float64_in_every_precision(dtype, scale, softcap, bia
     results = []
     for fused_path in (True, False):
         torch.manual_seed(0)
-        head = StudentHead(nn.Linear(WIDTH, VOCABULARY, bias), scale, softcap)
+        head = StudentHead(nn.Linear(WIDTH, VOCABULARY, bias), Scaling(scale, softcap))
         hidden = (4 * torch.randn(POSITIONS, WIDTH)).to(dtype)
         head.matrix.to(dtype)
         if fused_path:
@@ -181,7 +182,7 @@ def test_the_gradient_of_a_bfloat16_matrix_does_not_stagnate_over_many_chunks():
         matrix.zero_grad()
         sums = chunked_loss(
             hidden,
-            StudentHead(matrix, 1.0, 0.0),
+            StudentHead(matrix, Scaling()),
             lambda x, rows: {"loss": -log_probs_at(x, gold.expand(len(x), 1)).sum()},
             chunk_positions,
         )
@@ -358,7 +359,7 @@ def test_the_student_is_whole_again_after_its_loss():
 def test_scale_and_softcap_are_measured_in_every_precision(name, scale, softcap):
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         head = StudentHead.of(student(name).to(dtype))
-        assert (head.scale, head.softcap) == pytest.approx((scale, softcap), rel=1e-9)
+        assert (head.scaling.logit_scale, head.scaling.softcap) == pytest.approx((scale, softcap), rel=1e-9)
 
 
 def masked(logits):

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.escaping import printable
+from cache_tools.format.scalars import GOLD_LOGPROB
 from cache_tools.format.sequences import Sequence
 from cache_tools.inspection.divergence import divergence
-from cache_tools.inspection.views import GOLD_LOGPROB, scalar
+from cache_tools.inspection.views import scalar
 from cache_tools.store.predictions import tokens_of_whole_row
 from cache_tools.store.reader import Encoding
 from cache_tools.store.teacher import CachedTeacher

@@ -12,7 +12,6 @@ Cost: one forward pass of three tokens.
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -67,7 +66,7 @@ def measured_scaling(model: PreTrainedModel, device: torch.device) -> Scaling | 
     logits_3V = _logits_for(model, matrix, products_3V)
     if logits_3V is None:
         return None
-    scale, highest = float(np.float32(float(logits_3V[0, 0]) / SMALL)), float(logits_3V[1, 0])
+    scale, highest = float(logits_3V[0, 0]) / SMALL, float(logits_3V[1, 0])
     scaling = Scaling(scale, highest if abs(highest) < abs(scale) * LARGE / 2 else 0.0)
     fits = torch.allclose(scaling.logits(products_3V), logits_3V, rtol=TOLERANCE, atol=0)
     return scaling if fits else None
