@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from cache_tools.codecs.registry import DeltaPower, Targets
 from cache_tools.format import layout
 from cache_tools.format.fingerprint import fingerprint
+from cache_tools.format.layout import SCALARS
 from cache_tools.format.manifest import EncodingManifest, TeacherManifest, write_group, write_manifest
-from cache_tools.format.scalars import SCALARS
 from cache_tools.format.sequences import Sequence
 from cache_tools.format.shards import write_part, write_shard
 from cache_tools.store.predictions import SCALAR_STEP_NATS, Predictions

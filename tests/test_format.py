@@ -18,7 +18,7 @@ from safetensors.numpy import load
 from cache_tools.codecs import hidden_states
 from cache_tools.codecs.registry import EMPTY_ID, DeltaPower
 from cache_tools.format.fingerprint import fingerprint
-from cache_tools.format.scalars import SCALARS
+from cache_tools.format.layout import SCALARS
 from cache_tools.store.predictions import group_layouts
 from store_fixtures import HIDDEN, POSITIONS_PER_SHARD, by_id, close, make_cache
 

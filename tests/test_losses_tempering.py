@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cache_tools.format.scalars import tempered_name
+from cache_tools.format.layout import tempered_name
 from cache_tools.store.predictions import SCALAR_STEP_NATS, from_steps, to_steps
 from loss_fixtures import loss, ragged, random_logits, top_k, with_gradient
 from tolerances import log_prob_rounding, rounding

@@ -5,12 +5,11 @@ functions and the errors. FORMAT.md states the same for readers in other languag
 
 In reading order:
 
-- ``layout``: the names and paths of everything in a cache.
+- ``layout``: the names and paths of everything in a cache, and the names of the scalars.
 - ``fingerprint``: the sha256 of whatever must match.
 - ``sealed``: JSON that detects its own damage.
 - ``specs``: what manifests and receipts are made of, with the bounds of names and numbers.
 - ``manifest``: the attributes of the root, of an encoding and of a teacher.
-- ``scalars``: the names of the numbers that are kept for each position.
 - ``receipts``: the proof that one shard of one teacher is complete.
 - ``vocabulary``: which id stands for which token.
 - ``tokenizer_files``: which files a tokenizer may have in a cache.

@@ -1,4 +1,4 @@
-"""Where everything lies inside a cache: names only, no reading or writing.
+"""Where everything lies inside a cache, and the names of its scalars: names only, no reading or writing.
 
 ::
 
@@ -14,6 +14,7 @@ underscore, never a path.
 """
 
 import re
+from collections.abc import Iterable
 
 from cache_tools.errors import FormatError
 from cache_tools.storage import StorePath
@@ -104,3 +105,42 @@ def array_metadata_file(teacher: StorePath, array: str) -> StorePath:
 def shard_key(array: str, shard: int, dimensions: int) -> str:
     """Return the key, relative to the teacher, of the one object of an array's shard."""
     return "/".join([array, "c", str(shard), *["0"] * (dimensions - 1)])
+
+
+# Scalars: numbers that are kept for each position, in nats; each is an array of the teacher. FORMAT.md defines them.
+
+LOGSUMEXP = "logsumexp"
+"""Log-normaliser of the logits."""
+ENTROPY = "entropy"
+"""Entropy of the whole distribution."""
+GOLD_LOGPROB = "gold_logprob"
+"""Log-probability of the gold token."""
+
+SCALARS = (LOGSUMEXP, ENTROPY, GOLD_LOGPROB)
+"""Kept at every position."""
+
+GOLD_RANK = "gold_rank"
+"""How many tokens are likelier than the gold token; a count."""
+
+TAIL_MEAN, TAIL_VARIANCE, TAIL_MINIMUM = "tail_mean", "tail_variance", "tail_minimum"
+TAIL_SCALARS = (TAIL_MEAN, TAIL_VARIANCE, TAIL_MINIMUM)
+"""Of the logits outside the k most likely, for temperatures at which those matter; the variance in nats²."""
+
+TEMPERED = "logsumexp_t"
+"""Beginning of the names of scalars that hold log-normalisers at other temperatures; the temperature follows."""
+
+
+def tempered_name(temperature: float) -> str:
+    """Return the scalar that holds the log-normaliser of the logits divided by a temperature."""
+    return f"{TEMPERED}{temperature:g}"
+
+
+def temperature_of(scalar: str) -> float | None:
+    """Return the temperature whose log-normaliser a scalar holds; None if it holds something else."""
+    match = re.fullmatch(TEMPERED + r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", scalar)
+    return float(match[1]) or None if match else None
+
+
+def temperatures_of(scalars: Iterable[str]) -> tuple[float, ...]:
+    """Return the temperatures that a capture declared, from the names of its scalars."""
+    return tuple(temperature for name in scalars if (temperature := temperature_of(name)))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.errors import DamageError
-from cache_tools.format.scalars import ENTROPY, GOLD_LOGPROB, LOGSUMEXP
+from cache_tools.format.layout import ENTROPY, GOLD_LOGPROB, LOGSUMEXP
 from cache_tools.inspection.gold_check import Claims, Evidence, Rules, broken, contradictions
 from cache_tools.inspection.sampling import Window, drawn_windows
 from cache_tools.store.teacher import CachedTeacher

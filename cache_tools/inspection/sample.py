@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.codecs.rows import EMPTY_ID
+from cache_tools.format.layout import ENTROPY, GOLD_LOGPROB
 from cache_tools.format.manifest import DRAWN_KINDS
-from cache_tools.format.scalars import ENTROPY, GOLD_LOGPROB
 from cache_tools.inspection.divergence import likeliest
 from cache_tools.inspection.sampling import Window, drawn_windows
 from cache_tools.inspection.views import judged_tokens

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.escaping import printable
-from cache_tools.format.scalars import GOLD_LOGPROB
+from cache_tools.format.layout import GOLD_LOGPROB
 from cache_tools.format.sequences import Sequence
 from cache_tools.inspection.divergence import divergence
 from cache_tools.inspection.views import scalar

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cache_tools.errors import ConfigError
 from cache_tools.escaping import printable
-from cache_tools.format.scalars import ENTROPY, GOLD_LOGPROB, GOLD_RANK
+from cache_tools.format.layout import ENTROPY, GOLD_LOGPROB, GOLD_RANK
 from cache_tools.format.sequences import Sequence
 from cache_tools.inspection.decoding import TokenTexts
 from cache_tools.store.reader import Encoding

@@ -16,6 +16,7 @@ from cache_tools.codecs.registry import can_narrow, narrow
 from cache_tools.errors import ConfigError, IdentityError
 from cache_tools.format import layout
 from cache_tools.format.fingerprint import fingerprint
+from cache_tools.format.layout import ENTROPY, GOLD_LOGPROB
 from cache_tools.format.manifest import (
     EncodingManifest,
     Split,
@@ -25,7 +26,6 @@ from cache_tools.format.manifest import (
     write_manifest,
 )
 from cache_tools.format.receipts import TARGETS, Receipt
-from cache_tools.format.scalars import ENTROPY, GOLD_LOGPROB
 from cache_tools.format.sequences import Sequence, read_recorded
 from cache_tools.format.shards import ShardEntry, read_file_tables, write_part, write_shard
 from cache_tools.progress.reporter import Advance, ignore

@@ -21,9 +21,9 @@ from cache_tools.codecs.hidden_states import ErrorOf, Transform
 from cache_tools.codecs.registry import Arrays, Codec, Targets, codec_from_dict
 from cache_tools.codecs.rows import blocks
 from cache_tools.errors import FormatError
+from cache_tools.format.layout import ENTROPY, GOLD_LOGPROB, temperatures_of
 from cache_tools.format.manifest import HiddenSpec, TeacherManifest
 from cache_tools.format.receipts import TARGETS
-from cache_tools.format.scalars import ENTROPY, GOLD_LOGPROB, temperatures_of
 from cache_tools.format.zarr_arrays import ArrayLayout, ArrayType
 from cache_tools.limits import CHUNK_BYTES, CHUNK_ENTRIES
 
@@ -39,7 +39,7 @@ class Predictions:
     Attributes:
         targets: Sparse targets, ids in any order when written, ascending when read; None if only
             hidden states are written.
-        scalars: (n,) float32 by name, see ``format/scalars.py``.
+        scalars: (n,) float32 by name, see ``format/layout.py``.
         hidden: (n, width) float32 by layer name.
     """
 

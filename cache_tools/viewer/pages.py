@@ -16,8 +16,8 @@ import numpy as np
 
 from cache_tools.errors import ConfigError, IncompleteError
 from cache_tools.escaping import printable
+from cache_tools.format.layout import ENTROPY, GOLD_LOGPROB
 from cache_tools.format.manifest import DRAWN_KINDS
-from cache_tools.format.scalars import ENTROPY, GOLD_LOGPROB
 from cache_tools.format.sequences import Sequence
 from cache_tools.inspection.decoding import TokenTexts, token_texts
 from cache_tools.inspection.divergence import divergence

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from cache_tools.codecs.rows import EMPTY_ID, Targets, by_id
 from cache_tools.errors import ModelError
+from cache_tools.format.layout import SCALARS, temperature_of
 from cache_tools.format.manifest import TeacherManifest
-from cache_tools.format.scalars import SCALARS, temperature_of
 from cache_tools.format.sequences import Sequence
 from cache_tools.progress.reporter import Advance, ignore
 from cache_tools.store.teacher import CachedTeacher

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cache_tools.codecs.registry import DeltaPower
+from cache_tools.format.layout import GOLD_RANK, SCALARS, TAIL_VARIANCE, temperature_of
 from cache_tools.format.manifest import HiddenSpec, TeacherManifest
-from cache_tools.format.scalars import GOLD_RANK, SCALARS, TAIL_VARIANCE, temperature_of
 from cache_tools.store.predictions import codec_of
 from pipeline.audit.measures import (
     Floats,

@@ -14,8 +14,8 @@ from cache_tools.codecs.hidden_states import calibrate_last, calibrate_relative,
 from cache_tools.codecs.registry import Codec, DeltaCount, DeltaFloat32, DeltaPower, DenseFloat32
 from cache_tools.errors import IdentityError, ModelError
 from cache_tools.format import layout
+from cache_tools.format.layout import SCALARS, TAIL_SCALARS, tempered_name
 from cache_tools.format.manifest import ObjectRecord, TeacherManifest, read_manifest
-from cache_tools.format.scalars import SCALARS, TAIL_SCALARS, tempered_name
 from cache_tools.storage import object_exists
 from cache_tools.store.predictions import SCALAR_STEP_NATS, hidden_array
 from cache_tools.store.reader import Encoding

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cache_tools.format.layout import ENTROPY, GOLD_LOGPROB, GOLD_RANK, LOGSUMEXP, TAIL_SCALARS, tempered_name
 from cache_tools.format.manifest import Kind
-from cache_tools.format.scalars import ENTROPY, GOLD_LOGPROB, GOLD_RANK, LOGSUMEXP, TAIL_SCALARS, tempered_name
 from pipeline.capture.draws import draw
 from pipeline.capture.topk import top_k
 from pipeline.teachers.restriction import Restriction

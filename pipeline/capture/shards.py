@@ -19,8 +19,8 @@ import transformers
 
 from cache_tools.codecs.hidden_states import ErrorOf
 from cache_tools.errors import ModelError
+from cache_tools.format.layout import temperatures_of
 from cache_tools.format.manifest import SOFTWARE
-from cache_tools.format.scalars import temperatures_of
 from cache_tools.progress.reporter import Advance, ignore
 from cache_tools.store.predictions import Predictions
 from cache_tools.store.reader import Encoding

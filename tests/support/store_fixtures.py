@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cache_tools.codecs.registry import Codec, DeltaPower, Targets
 from cache_tools.format import layout
 from cache_tools.format.fingerprint import fingerprint
+from cache_tools.format.layout import SCALARS
 from cache_tools.format.manifest import (
     EncodingManifest,
     HiddenSpec,
@@ -26,7 +27,6 @@ from cache_tools.format.manifest import (
     write_manifest,
 )
 from cache_tools.format.receipts import Receipt, read_receipt, write_receipt
-from cache_tools.format.scalars import SCALARS
 from cache_tools.format.sealed import UNSEALED, sealed_bytes
 from cache_tools.format.sequences import Sequence
 from cache_tools.format.shards import ShardEntry, write_part, write_shard

@@ -28,7 +28,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cache_tools.configuration import Config
-from cache_tools.format.scalars import ENTROPY, GOLD_LOGPROB
+from cache_tools.format.layout import ENTROPY, GOLD_LOGPROB
 from cache_tools.storage import CachePath
 
 Weighting = Literal["fixed", "inverse_loss", "gold_likelihood", "entropy", "discounted"]

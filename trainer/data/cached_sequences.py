@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cache_tools.codecs.registry import EMPTY_ID, Targets
+from cache_tools.format.layout import ENTROPY
 from cache_tools.format.manifest import Split, TeacherManifest
-from cache_tools.format.scalars import ENTROPY
 from cache_tools.format.sequences import Sequence
 from cache_tools.store.predictions import hidden_array
 from cache_tools.store.stored_rows import StoredHidden, StoredTargets

@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from cache_tools.errors import ConfigError, IncompleteError, ModelError
+from cache_tools.format.layout import GOLD_LOGPROB
 from cache_tools.format.manifest import Split
-from cache_tools.format.scalars import GOLD_LOGPROB
 from cache_tools.progress.reporter import Advance, ignore
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.torch_models.loading import LOADING_ERRORS, auto_class

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from cache_tools.format import layout
+from cache_tools.format.layout import ENTROPY
 from cache_tools.format.manifest import TeacherManifest
-from cache_tools.format.scalars import ENTROPY
 from cache_tools.store.teacher import CachedTeacher
 from trainer.config.student_file import LossConfig
 from trainer.data.cached_sequences import Reading

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cache_tools.format.scalars import ENTROPY
+from cache_tools.format.layout import ENTROPY
 from trainer.config.student_file import Divergence, LossConfig
 from trainer.losses.divergences import gradient_scale
 from trainer.losses.full import TeacherHead, full_divergence

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cache_tools.format.scalars import LOGSUMEXP, TAIL_MINIMUM
+from cache_tools.format.layout import LOGSUMEXP, TAIL_MINIMUM
 from trainer.config.student_file import TailPolicy
 
 # N: positions of a chunk, k: slots of a row

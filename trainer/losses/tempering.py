@@ -27,7 +27,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from cache_tools.format.scalars import TAIL_MINIMUM
+from cache_tools.format.layout import TAIL_MINIMUM
 from trainer.config.student_file import LossConfig
 from trainer.losses.tails import SparseTargets, floored
 from trainer.verdicts.compatibility import normaliser_names

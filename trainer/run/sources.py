@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cache_tools.errors import ConfigError, IncompleteError
-from cache_tools.format.scalars import ENTROPY
+from cache_tools.format.layout import ENTROPY
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.vocabularies.union import UnionVocabulary
 from trainer.config.student_file import StudentConfig

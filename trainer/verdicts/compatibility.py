@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cache_tools.errors import ConfigError
+from cache_tools.format.layout import LOGSUMEXP, TAIL_MINIMUM, tempered_name
 from cache_tools.format.manifest import TeacherManifest
-from cache_tools.format.scalars import LOGSUMEXP, TAIL_MINIMUM, tempered_name
 from trainer.config.student_file import Divergence, LossConfig, TailPolicy
 
 Level = Literal["exact", "unbiased", "lower bound", "biased", "refused"]
