@@ -162,13 +162,13 @@ def half(scale: Scale) -> int:
 
 def bytes_per_position(cache: Cache) -> dict[str, float]:
     """Return what the arms read of the cache, by arm; not the sequences, which all read, nor the output matrix."""
-    teachers = {teacher["name"]: teacher for teacher in summarise(cache)["encodings"][0]["teachers"]}
+    teachers = {teacher.facts.name: teacher.facts for teacher in summarise(cache).encodings[0].teachers}
 
     def stored(arm: Arm) -> float:
-        sizes = teachers[arm.cached]["bytes_by_array"]
+        sizes = teachers[arm.cached].bytes_by_array
         wanted = {"nothing": (), "hidden": ("hidden",), "target": sizes.keys() - {"hidden/last"}}[arm.stored]
         total = sum(size for name, size in sizes.items() if name.startswith(tuple(wanted)))
-        return float(total / teachers[arm.cached]["positions"])
+        return total / teachers[arm.cached].positions
 
     return {arm.name: stored(arm) for arm in ARMS}
 

@@ -10,8 +10,9 @@ from click.testing import CliRunner
 import kinds
 from cache_tools.errors import ConfigError, IdentityError, IncompleteError
 from cache_tools.format.manifest import TeacherManifest, read_manifest
-from cache_tools.inspection.comparison import compare
+from cache_tools.inspection import comparison
 from cache_tools.inspection.divergence import divergence
+from cache_tools.json_output import json_ready
 from cache_tools.store.reader import Cache
 from cache_tools.store.writer import commit_shard, declare_teacher
 from cache_tools.terminal.diff_command import diff_command
@@ -37,6 +38,11 @@ def narrow(vocabulary):
 
 def options(**changes):
     return {"shards": None, "seed": 0, "worst": 3, **changes}
+
+
+def compare(a, b, **arguments):
+    """Compare two teachers; the result as JSON."""
+    return json_ready(comparison.compare(a, b, **arguments))
 
 
 def run(*arguments):

@@ -119,7 +119,7 @@ def test_a_row_that_says_nothing_has_no_divergence_and_agrees_with_nobody():
     a = targets(distributions(1, 3), 4)
     a.ids[1], a.log_probs[1], a.log_left_out[1] = EMPTY_ID, -np.inf, 0
     for found in (divergence(a, targets(distributions(2, 3), 4)), divergence(a, a)):
-        assert found.said.tolist() == [True, False, True]
+        assert found.compared.tolist() == [True, False, True]
         assert np.isnan(found.mean_kl_nats).tolist() == [False, True, False]
         assert not found.same_top1[1]
 

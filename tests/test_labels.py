@@ -220,10 +220,10 @@ def test_measures_of_labels_and_tokens_add_up_to_those_of_all_positions(cache, t
 def test_a_sequence_is_shown_with_its_label(tmp_path, cloze):
     encoding = capture(tmp_path, cloze=cloze).encoding()
     sequence = encoding.sequence(0)
-    tokens = sequence_view(encoding, sequence, [encoding.teacher()], token_texts(encoding))["tokens"]
+    tokens = sequence_view(encoding, sequence, [encoding.teacher()], token_texts(encoding)).tokens
     shown, before = tokens[1 if cloze else 0], "[MASK]" if cloze else "[CLS]"
-    assert (shown["seen"], shown["text"], shown["masked"]) == (before, "et"[int(sequence.document_id[3:]) % 2], True)
-    assert [each["masked"] for each in tokens].count(True) == 1
+    assert (shown.seen, shown.text, shown.masked) == (before, "et"[int(sequence.document_id[3:]) % 2], True)
+    assert [token.masked for token in tokens].count(True) == 1
 
 
 def test_labels_of_a_finished_student_are_those_of_the_model_itself(cache, tmp_path):

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from cache_tools.codecs.rows import EMPTY_ID
 from cache_tools.errors import IncompleteError
 from cache_tools.inspection import measures
-from cache_tools.inspection.sample import Answers, Sample, read_sample
+from cache_tools.inspection.sample import Document, Sample, SampledPredictions, read_sample
 from cache_tools.store.predictions import SCALAR_STEP_NATS
 from cache_tools.terminal.inspect_command import inspect_command
 from store_fixtures import CHUNK_POSITIONS, SEQUENCE_TOKENS, make_cache
@@ -38,12 +38,12 @@ def columns():
     top = np.where(rng.random(n) < sure, gold, gold + 1).astype(np.uint32)
     top[5:][rng.random(n - 5) < 0.05] = EMPTY_ID  # none at the edges of bins
     loss, entropy = rng.exponential(3, n), rng.exponential(2, n)
-    first = Answers(True, top, sure, rng.random(n), loss, entropy)
+    first = SampledPredictions(True, top, sure, rng.random(n), loss, entropy)
     second = replace(first, top1_ids=rng.permutation(top), loss_nats=rng.exponential(3, n))
     sequences = np.repeat(np.arange(10), 50)
-    names = [("a/1", "g"), ("a/2", "h"), ("b/c/3", "g"), ("d", "h")]
-    answers = {"first": first, "second": second}
-    return Sample(0, 5, np.arange(n), sequences, np.tile(np.arange(1, 51), 10), gold, sequences % 4, names, answers)
+    documents = [Document("a/1", "g"), Document("a/2", "h"), Document("b/c/3", "g"), Document("d", "h")]
+    places, predictions = np.tile(np.arange(1, 51), 10), {"first": first, "second": second}
+    return Sample(0, 5, np.arange(n), sequences, places, gold, sequences % 4, documents, predictions)
 
 
 def inspected(cache, *arguments):
@@ -63,10 +63,10 @@ def naive_calibration(confidence, right):
     return sum(right) / total, sum(confidence) / total, error
 
 
-def naive_of(sample, answers, where):
-    where = [i for i in where if answers.top1_ids[i] != EMPTY_ID]
-    sure = [min(float(answers.top1_probabilities[i]), 1.0) for i in where]
-    return naive_calibration(sure, [bool(answers.top1_ids[i] == sample.gold_ids[i]) for i in where])
+def naive_of(sample, predictions, where):
+    where = [i for i in where if predictions.top1_ids[i] != EMPTY_ID]
+    sure = [min(float(predictions.top1_probabilities[i]), 1.0) for i in where]
+    return naive_calibration(sure, [bool(predictions.top1_ids[i] == sample.gold_ids[i]) for i in where])
 
 
 def test_a_sample_of_everything_is_the_cache(tiny):
@@ -84,23 +84,23 @@ def test_a_sample_of_everything_is_the_cache(tiny):
     assert sample.places.tolist() == places
     assert sample.gold_ids.tolist() == gold
     assert sample.sequence_ids.tolist() == sequence_ids
-    assert [sample.names[number] for number in sample.documents] == owners
+    assert [sample.documents[number] for number in sample.document_numbers] == owners
 
 
 def test_the_answers_of_a_sample_are_those_of_the_teacher(tiny):
     teacher = tiny.open()
     sample = read_sample(teacher.encoding, [teacher], 2 * CHUNK_POSITIONS, 1)
-    answers = sample.answers["toy"]
+    predictions = sample.predictions["toy"]
     for i, row in enumerate(sample.rows.tolist()):
         targets = teacher.targets(row, row + 1)
         best = int(np.argmax(targets.log_probs[0]))
-        said = targets.log_probs[0, best] > -np.inf
-        assert answers.said[i] == said
-        assert answers.top1_ids[i] == (targets.ids[0, best] if said else EMPTY_ID)
-        assert answers.top1_probabilities[i] == pytest.approx(math.exp(targets.log_probs[0, best]))
-        assert answers.kept_mass[i] == pytest.approx(1 - math.exp(targets.log_left_out[0]), abs=1e-3)
-        assert answers.loss_nats[i] == pytest.approx(-float(teacher.scalar("gold_logprob", row, row + 1)[0]))
-        assert answers.entropy_nats[i] == pytest.approx(float(teacher.scalar("entropy", row, row + 1)[0]))
+        nonempty = targets.log_probs[0, best] > -np.inf
+        assert predictions.nonempty[i] == nonempty
+        assert predictions.top1_ids[i] == (targets.ids[0, best] if nonempty else EMPTY_ID)
+        assert predictions.top1_probabilities[i] == pytest.approx(math.exp(targets.log_probs[0, best]))
+        assert predictions.kept_mass[i] == pytest.approx(1 - math.exp(targets.log_left_out[0]), abs=1e-3)
+        assert predictions.loss_nats[i] == pytest.approx(-float(teacher.scalar("gold_logprob", row, row + 1)[0]))
+        assert predictions.entropy_nats[i] == pytest.approx(float(teacher.scalar("entropy", row, row + 1)[0]))
 
 
 def test_a_sample_is_whole_chunks_and_its_seed_decides_which(tiny):
@@ -125,103 +125,103 @@ def test_only_finished_shards_are_sampled(unfinished, tmp_path):
 
 
 def test_the_calibration_equals_its_definition(columns):
-    answers = columns.answers["first"]
-    found = measures.calibration(answers, columns.gold_ids)
-    expected = naive_of(columns, answers, range(len(columns.rows)))
-    assert (found["accuracy"], found["confidence"], found["ece"]) == pytest.approx(expected, abs=1e-12)
-    assert sum(b["positions"] for b in found["bins"]) == found["positions"] == answers.said.sum() < len(columns.rows)
-    assert found["bins"][0]["above"] == 0
-    assert found["bins"][-1]["up_to"] == 1
-    sure = np.minimum(answers.top1_probabilities[answers.said], 1.0)
-    for b in found["bins"]:
-        assert b["positions"] == ((sure > b["above"]) & (sure <= b["up_to"])).sum()  # 1/15 is in the first bin
-        assert b["positions"] == 0 or b["above"] - 1e-9 <= b["confidence"] <= b["up_to"] + 1e-9
+    predictions = columns.predictions["first"]
+    found = measures.calibration(predictions, columns.gold_ids)
+    expected = naive_of(columns, predictions, range(len(columns.rows)))
+    assert (found.accuracy, found.confidence, found.ece) == pytest.approx(expected, abs=1e-12)
+    assert sum(b.positions for b in found.bins) == found.positions == predictions.nonempty.sum() < len(columns.rows)
+    assert found.bins[0].above == 0
+    assert found.bins[-1].up_to == 1
+    sure = np.minimum(predictions.top1_probabilities[predictions.nonempty], 1.0)
+    for b in found.bins:
+        assert b.positions == ((sure > b.above) & (sure <= b.up_to)).sum()  # 1/15 is in the first bin
+        assert b.positions == 0 or b.above - 1e-9 <= b.confidence <= b.up_to + 1e-9
 
 
 def test_a_teacher_that_is_as_right_as_it_says_has_no_calibration_error():
     sure, gold = np.full(10, 0.7), np.zeros(10, np.uint32)
-    answers = Answers(True, np.array([0] * 7 + [1] * 3, np.uint32), sure, sure, sure, sure)
-    assert measures.calibration(answers, gold)["ece"] == pytest.approx(0, abs=1e-12)
-    assert measures.calibration(answers, gold + 1)["ece"] == pytest.approx(0.4)
+    predictions = SampledPredictions(True, np.array([0] * 7 + [1] * 3, np.uint32), sure, sure, sure, sure)
+    assert measures.calibration(predictions, gold).ece == pytest.approx(0, abs=1e-12)
+    assert measures.calibration(predictions, gold + 1).ece == pytest.approx(0.4)
 
 
 def test_draws_and_silence_have_no_calibration(columns):
-    answers = columns.answers["first"]
-    assert measures.calibration(replace(answers, exact=False), columns.gold_ids) is None
-    silent = replace(answers, top1_ids=np.full_like(answers.top1_ids, EMPTY_ID))
+    predictions = columns.predictions["first"]
+    assert measures.calibration(replace(predictions, exact=False), columns.gold_ids) is None
+    silent = replace(predictions, top1_ids=np.full_like(predictions.top1_ids, EMPTY_ID))
     assert measures.calibration(silent, columns.gold_ids) is None
-    assert measures.by_group(columns, silent, "group") == measures.by_place(columns, silent) == []
+    assert measures.by_group(columns, silent, "group") == measures.by_place(columns, silent) == ()
 
 
 @pytest.mark.parametrize(
     ("by", "groups"), [("folder", {"a/": (0, 1), "b/": (2,), "d": (3,)}), ("group", {"g": (0, 2), "h": (1, 3)})]
 )
 def test_groups_equal_loops_over_their_positions(columns, by, groups):
-    answers = columns.answers["first"]
-    found = measures.by_group(columns, answers, by)
-    assert {row["group"] for row in found} == set(groups)
-    assert [row["positions"] for row in found] == sorted((row["positions"] for row in found), reverse=True)
+    predictions = columns.predictions["first"]
+    found = measures.by_group(columns, predictions, by)
+    assert {row.group for row in found} == set(groups)
+    assert [row.positions for row in found] == sorted((row.positions for row in found), reverse=True)
     for row in found:
-        inside = [i for i in range(500) if columns.documents[i] in groups[row["group"]] and answers.said[i]]
-        assert row["positions"] == len(inside)
-        assert row["loss_nats"] == pytest.approx(sum(answers.loss_nats[i] for i in inside) / len(inside))
-        assert row["entropy_nats"] == pytest.approx(sum(answers.entropy_nats[i] for i in inside) / len(inside))
-        assert row["kept_mass"] == pytest.approx(sum(answers.kept_mass[i] for i in inside) / len(inside))
-        assert row["perplexity"] == pytest.approx(math.exp(row["loss_nats"]))
-        judged = naive_of(columns, answers, inside)
-        assert (row["accuracy"], row["confidence"], row["ece"]) == pytest.approx(judged, abs=1e-12)
+        inside = [i for i in range(500) if columns.document_numbers[i] in groups[row.group] and predictions.nonempty[i]]
+        assert row.positions == len(inside)
+        assert row.loss_nats == pytest.approx(sum(predictions.loss_nats[i] for i in inside) / len(inside))
+        assert row.entropy_nats == pytest.approx(sum(predictions.entropy_nats[i] for i in inside) / len(inside))
+        assert row.kept_mass == pytest.approx(sum(predictions.kept_mass[i] for i in inside) / len(inside))
+        assert row.perplexity == pytest.approx(math.exp(row.loss_nats))
+        judged = naive_of(columns, predictions, inside)
+        assert (row.accuracy, row.confidence, row.ece) == pytest.approx(judged, abs=1e-12)
 
 
 def test_the_loss_by_place_equals_loops_and_covers_every_position(columns):
-    answers = columns.answers["first"]
-    found = measures.by_place(columns, answers)
-    assert [(row["first"], row["last"]) for row in found] == [
+    predictions = columns.predictions["first"]
+    found = measures.by_place(columns, predictions)
+    assert [(row.first, row.last) for row in found] == [
         (1, 1), (2, 2), (3, 3), (4, 5), (6, 7), (8, 11), (12, 15), (16, 23), (24, 31), (32, 47), (48, 63)
     ]  # fmt: skip
-    assert sum(row["positions"] for row in found) == answers.said.sum()
+    assert sum(row.positions for row in found) == predictions.nonempty.sum()
     for row in found:
-        inside = [i for i in range(500) if row["first"] <= columns.places[i] <= row["last"] and answers.said[i]]
-        assert row["loss_nats"] == pytest.approx(sum(answers.loss_nats[i] for i in inside) / len(inside))
+        inside = [i for i in range(500) if row.first <= columns.places[i] <= row.last and predictions.nonempty[i]]
+        assert row.loss_nats == pytest.approx(sum(predictions.loss_nats[i] for i in inside) / len(inside))
 
 
 def test_agreement_equals_loops(columns):
-    a, b = columns.answers.values()
-    both = [i for i in range(500) if a.said[i] and b.said[i]]
+    a, b = columns.predictions.values()
+    both = [i for i in range(500) if a.nonempty[i] and b.nonempty[i]]
     share = sum(a.top1_ids[i] == b.top1_ids[i] for i in both) / len(both)
     assert measures.agreement(columns) == [[1.0, pytest.approx(share)], [pytest.approx(share), 1.0]]
-    drawn = replace(columns, answers={"a": a, "b": replace(b, exact=False)})
+    drawn = replace(columns, predictions={"a": a, "b": replace(b, exact=False)})
     assert measures.agreement(drawn) == [[1.0, None], [None, None]]
 
 
 def test_the_most_surprising_passages_equal_loops(columns):
-    a, b = columns.answers.values()
+    a, b = columns.predictions.values()
     sums = {}
-    for i in (i for i in range(500) if a.said[i] and b.said[i]):
-        piece = (int(columns.documents[i]), int(columns.sequence_ids[i]), int(columns.places[i]) // 48 * 48)
+    for i in (i for i in range(500) if a.nonempty[i] and b.nonempty[i]):
+        piece = (int(columns.document_numbers[i]), int(columns.sequence_ids[i]), int(columns.places[i]) // 48 * 48)
         sums[piece] = sums.get(piece, 0) + (a.loss_nats[i] + b.loss_nats[i]) / 2
     best = {}
     for (document, sequence, place), nats in sorted(sums.items(), key=lambda item: -item[1]):
-        best.setdefault(document, (sequence, place, pytest.approx(nats)))
+        best.setdefault(document, measures.SurprisingPassage(sequence, place, pytest.approx(nats)))
     assert measures.surprising(columns, 4) == list(best.values())
     assert measures.surprising(columns, 2) == list(best.values())[:2]
 
 
 def test_an_infinite_surprise_is_the_highest_and_no_number_in_json(columns):
-    a = columns.answers["first"]
+    a = columns.predictions["first"]
     losses = a.loss_nats.copy()
-    losses[np.flatnonzero(a.said)[70]] = np.inf
-    infinite = replace(columns, answers={"a": replace(a, loss_nats=losses)})
-    row = int(np.flatnonzero(a.said)[70])
-    assert measures.surprising(infinite, 1)[0][0] == columns.sequence_ids[row]
-    groups = measures.by_group(infinite, infinite.answers["a"], "group")
-    assert {row["loss_nats"] is None for row in groups} == {True, False}
-    json.dumps(groups, allow_nan=False)
+    losses[np.flatnonzero(a.nonempty)[70]] = np.inf
+    infinite = replace(columns, predictions={"a": replace(a, loss_nats=losses)})
+    row = int(np.flatnonzero(a.nonempty)[70])
+    assert measures.surprising(infinite, 1)[0].sequence_id == columns.sequence_ids[row]
+    groups = measures.by_group(infinite, infinite.predictions["a"], "group")
+    assert {row.loss_nats is None for row in groups} == {True, False}
+    json.dumps([asdict(group) for group in groups], allow_nan=False)
 
 
 def test_histograms_are_shares_and_count_what_lies_outside_at_the_ends():
     found = measures.histogram(np.array([-1.0, 0.0, 0.5, 1.0, 7.0, np.inf, np.nan]), 0.0, 1.0, bins=2)
-    assert found == {"edges": [0.0, 0.5, 1.0], "shares": [0.4, 0.6]}
-    assert measures.histogram(np.array([]), 0.0, 1.0, bins=2)["shares"] == [0.0, 0.0]
+    assert found == measures.Histogram([0.0, 0.5, 1.0], [0.4, 0.6])
+    assert measures.histogram(np.array([]), 0.0, 1.0, bins=2).shares == [0.0, 0.0]
 
 
 def test_inspect_says_how_many_positions_its_sample_has(tiny):

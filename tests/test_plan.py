@@ -39,13 +39,13 @@ def test_a_plan_over_every_document_counts_what_the_capture_will_hold(tmp_path):
     planned = plan(values)
     assert not (tmp_path / "cache").exists()
     tiny.run(values)
-    encoding = summarise(tiny.Cache(values["cache"]))["encodings"][0]
+    encoding = summarise(tiny.Cache(values["cache"])).encodings[0].facts
     assert planned["exact"]
     for split, totals in planned["splits"].items():
-        assert {key: encoding["splits"][split][key] for key in ("tokens", "positions")} == {
+        assert {key: getattr(encoding.splits[split], key) for key in ("tokens", "positions")} == {
             key: totals[key] for key in ("tokens", "positions")
         }
-    assert planned["documents"] == sum(totals["documents"] for totals in encoding["splits"].values())
+    assert planned["documents"] == sum(totals.documents for totals in encoding.splits.values())
 
 
 def test_a_sample_comes_near(tmp_path):
@@ -64,9 +64,9 @@ def test_measured_bytes_are_those_of_the_capture(tmp_path):
     values = tiny.capture_values(tmp_path, **shape)
     planned = plan(values, sequences=MANY)["teachers"][0]
     tiny.run(values)
-    captured = summarise(tiny.Cache(values["cache"]))["encodings"][0]["teachers"][0]
-    assert planned["target_bytes_per_position"] == pytest.approx(captured["bytes_per_position"], rel=0.02)
-    assert planned["stored_bytes"] == pytest.approx(captured["stored_bytes"], rel=0.02)
+    captured = summarise(tiny.Cache(values["cache"])).encodings[0].teachers[0].facts
+    assert planned["target_bytes_per_position"] == pytest.approx(captured.bytes_per_position, rel=0.02)
+    assert planned["stored_bytes"] == pytest.approx(captured.stored_bytes, rel=0.02)
     assert planned["tokens_per_s"] > 0
     assert planned["hours"] == pytest.approx(plan(values)["splits"]["train"]["tokens"] / planned["tokens_per_s"] / 3600)
 

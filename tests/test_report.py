@@ -1,8 +1,8 @@
 """``logitcask report``: one page that shows what the cache holds, and of which no element comes from the corpus."""
 
-import copy
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -132,17 +132,35 @@ def run(*arguments):
 
 def test_a_hostile_corpus_adds_no_element_and_no_attribute(hostile, page):
     """The same page with every token and name replaced by a letter has the very same elements."""
-    data = copy.deepcopy(data_of(hostile))
-    for passage in data["sample"]["passages"]:
-        passage["document_id"] = "a"
-        for token in passage["tokens"]:
-            token["text"] = token["seen"] = "a"
-    for row in (row for teacher in data["sample"]["teachers"] for row in teacher["groups"]):
-        row["group"] = "a"
-    for teacher in data["teachers"]:
-        teacher["model"] = teacher["model"] | {"architecture": "a"}
-        teacher["made_by"] = [maker | {"software": "a", "device": "a"} for maker in teacher["made_by"]]
-    harmless = Parsed(render(data))
+    data = data_of(hostile)
+    passages = [
+        replace(
+            passage,
+            view=replace(
+                passage.view,
+                document_id="a",
+                tokens=tuple(replace(token, text="a", seen="a") for token in passage.view.tokens),
+            ),
+        )
+        for passage in data.sample.passages
+    ]
+    measured = [
+        replace(teacher, groups=tuple(replace(group, group="a") for group in teacher.groups))
+        for teacher in data.sample.teachers
+    ]
+    teachers = [
+        replace(
+            teacher,
+            model=teacher.model | {"architecture": "a"},
+            made_by=tuple(
+                replace(maker, made_with=maker.made_with | {"software": "a", "device": "a"})
+                for maker in teacher.made_by
+            ),
+        )
+        for teacher in data.teachers
+    ]
+    sample = replace(data.sample, passages=tuple(passages), teachers=tuple(measured))
+    harmless = Parsed(render(replace(data, sample=sample, teachers=tuple(teachers))))
     assert [(tag, sorted(a)) for tag, a in Parsed(page).elements] == [(t, sorted(a)) for t, a in harmless.elements]
 
 
@@ -185,42 +203,42 @@ def test_text_of_the_corpus_takes_its_own_direction(page):
 
 def test_the_page_shows_the_numbers_of_its_data(hostile, page):
     data, text = data_of(hostile), " ".join("".join(Parsed(page).texts).split())
-    assert f"all {data['sample']['positions']} positions" in text
-    for teacher in data["sample"]["teachers"]:
-        found = teacher["calibration"]
-        assert f"{teacher['name']}: right {100 * found['accuracy']:.1f} % at a mean confidence" in text
-    for row in data["sample"]["agreement"]:
+    assert f"all {data.sample.size.positions} positions" in text
+    for teacher in data.sample.teachers:
+        accuracy = teacher.calibration.accuracy
+        assert f"{teacher.name}: right {100 * accuracy:.1f} % at a mean confidence" in text
+    for row in data.sample.agreement:
         assert all(f"{100 * share:.1f} %" in text for share in row)
-    for teacher in data["teachers"]:
-        assert f"{teacher['stored_bytes']:,} bytes in all" in text
-        assert teacher["fingerprint"][:12] in text
+    for teacher in data.teachers:
+        assert f"{teacher.stored_bytes:,} bytes in all" in text
+        assert teacher.fingerprint[:12] in text
 
 
 def test_a_passage_is_a_piece_of_its_sequence_coloured_by_the_stored_loss(hostile):
     encoding = Cache(hostile).encoding()
-    for passage in data_of(hostile)["sample"]["passages"]:
-        sequence = encoding.sequence(passage["sequence_id"])
-        assert [token["id"] for token in passage["tokens"]] == sequence.input_ids.tolist()
+    for passage in data_of(hostile).sample.passages:
+        sequence = encoding.sequence(passage.view.sequence_id)
+        assert [token.id for token in passage.view.tokens] == sequence.input_ids.tolist()
         means = []
-        for teacher in passage["teachers"]:
-            nats = -encoding.teacher(teacher["name"]).scalar("gold_logprob", *sequence.rows).astype(np.float64)
-            assert teacher["surprise_nats"] == [None, *map(pytest.approx, nats.tolist())]
+        for teacher in passage.view.teachers:
+            nats = -encoding.teacher(teacher.name).scalar("gold_logprob", *sequence.rows).astype(np.float64)
+            assert teacher.surprise_nats == [None, *map(pytest.approx, nats.tolist())]
             means.append(nats)
-        said = [
+        nonempty = [
             encoding.teacher(name).targets(*sequence.rows).log_probs.max(axis=1) > -np.inf for name in encoding.teachers
         ]
-        assert passage["sum_nats"] == pytest.approx(np.mean(means, axis=0)[np.all(said, axis=0)].sum(), abs=1e-4)
+        assert passage.sum_nats == pytest.approx(np.mean(means, axis=0)[np.all(nonempty, axis=0)].sum(), abs=1e-4)
 
 
 def test_the_page_of_a_cache_is_always_the_same(hostile, page):
     assert render(data_of(hostile)) == page
 
 
-def test_a_sample_is_called_one_and_another_seed_draws_another(hostile):
-    few = [data_of(hostile, positions=4, seed=seed)["sample"] for seed in range(4)]
-    assert len({str(sample["teachers"][0]["entropy"]) for sample in few}) > 1
+def test_a_sample_is_called_a_sample_and_another_seed_draws_another(hostile):
+    few = [data_of(hostile, positions=4, seed=seed).sample for seed in range(4)]
+    assert len({str(sample.teachers[0].entropy) for sample in few}) > 1
     text = " ".join("".join(Parsed(render(data_of(hostile, positions=4))).texts).split())
-    assert f"a sample of {few[0]['positions']} of {few[0]['of_positions']} positions, seed 0" in text
+    assert f"a sample of {few[0].size.positions} of {few[0].size.of_positions} positions, seed 0" in text
 
 
 def test_the_report_of_a_capture_that_has_just_begun_says_so(tmp_path):
@@ -234,8 +252,8 @@ def test_an_unfinished_teacher_is_compared_where_it_has_shards(tmp_path):
     add_teacher(made, "slow", shards=1)
     add_teacher(made, "waiting", shards=0)
     data = data_of(made.path)
-    assert [teacher["name"] for teacher in data["sample"]["teachers"]] == ["slow", "toy"]
-    assert data["sample"]["of_positions"] == made.entries[0].positions
+    assert [teacher.name for teacher in data.sample.teachers] == ["slow", "toy"]
+    assert data.sample.size.of_positions == made.entries[0].positions
     assert "1 of 3 shards" in "".join(Parsed(render(data)).texts)
 
 

@@ -18,10 +18,11 @@ from cache_tools.errors import ConfigError, IncompleteError
 from cache_tools.format import layout
 from cache_tools.inspection.decoding import token_texts
 from cache_tools.inspection.divergence import divergence
+from cache_tools.inspection.views import SequenceView, TeacherSurprise, ViewedToken
 from cache_tools.store.reader import Cache
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.terminal.bidi import ISOLATE, POP, IsolatedLines, isolated
-from cache_tools.terminal.sequence import BANDS, _coloured, print_found, print_sequence, token_cell
+from cache_tools.terminal.sequence import BANDS, _coloured, print_matches, print_sequence, token_cell
 from cache_tools.terminal.show_command import show_command
 from view_fixtures import hostile_cache
 
@@ -224,28 +225,21 @@ def printed(show, *arguments, width=80):
 
 
 def test_a_line_of_100_000_characters_is_wrapped_and_whole():
-    token = {"index": 0, "id": 0, "text": "x" * 100_000, "position": 0, "masked": False, "seen": ""}
-    teacher = {"name": "toy", "surprise_nats": [1.0], "mean_surprise_nats": 1.0}
-    view = {
-        "sequence_id": 0,
-        "document_id": "d" * 500,
-        "turn": None,
-        "objective": "causal",
-        "tokens": [token],
-        "teachers": [teacher],
-    }
+    token = ViewedToken(index=0, id=0, text="x" * 100_000, position=0, masked=False, seen="")
+    teacher = TeacherSurprise(name="toy", surprise_nats=[1.0], mean_surprise_nats=1.0)
+    view = SequenceView(0, "d" * 500, None, "g", "causal", (token,), (teacher,))
     output = printed(print_sequence, view)
     assert max(map(len, output.splitlines())) <= 80
     assert output.count("x") >= 100_000
 
 
-def test_an_empty_list_of_finds_prints_a_table_without_rows():
-    assert "sequence" in printed(print_found, [], None)
+def test_an_empty_list_of_matches_prints_a_table_without_rows():
+    assert "sequence" in printed(print_matches, [], None)
 
 
 def test_what_the_teacher_was_not_asked_about_is_dim_and_the_rest_is_coloured_by_surprise():
     tokens = [
-        {"index": i, "id": i, "text": text, "position": position, "masked": False, "seen": ""}
+        ViewedToken(index=i, id=i, text=text, position=position, masked=False, seen="")
         for i, (text, position) in enumerate([("prompt", None), ("easy", 0), ("odd", 1), ("impossible", 2)])
     ]
     surprise = [None, 0.1, 5.0, None]

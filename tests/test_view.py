@@ -1,6 +1,5 @@
 """The viewer's data equals the reader's, its answers go to those who may see them, and no document acts."""
 
-import json
 import os
 import re
 import signal
@@ -24,6 +23,7 @@ from cache_tools.format import layout
 from cache_tools.inspection.divergence import divergence
 from cache_tools.inspection.summary import summarise
 from cache_tools.inspection.views import position_view
+from cache_tools.json_output import json_ready
 from cache_tools.maintenance.copying import copy_cache
 from cache_tools.storage import store_path
 from cache_tools.viewer.app import make_app
@@ -72,7 +72,7 @@ def error_of(answer, status):
 
 
 def test_the_summary_is_that_of_inspect(client, cache):
-    assert client.get("/api/summary").json() == json.loads(json.dumps(summarise(cache)))
+    assert client.get("/api/summary").json() == json_ready(summarise(cache))
 
 
 def test_what_colours_a_token_is_what_the_teachers_stored_for_the_position_before_it(client, cache):
@@ -103,8 +103,8 @@ def test_a_distribution_is_that_of_show(client, cache, top):
     expected = position_view(encoding, sequence, 7, teachers, PicturedTexts.of(encoding), top)
     for shown, teacher in zip(view["teachers"], teachers, strict=True):
         row = sequence.first_position + 7
-        assert shown.pop("surprise_nats") == -float(teacher.scalar("gold_logprob", row, row + 1)[0])
-    assert view == json.loads(json.dumps(expected))
+        assert shown["surprise_nats"] == -float(teacher.scalar("gold_logprob", row, row + 1)[0])
+    assert view == json_ready(expected)
     assert len(view["teachers"][0]["alternatives"]) == min(top, 16)
 
 
@@ -133,17 +133,17 @@ def every(look):
     found, after = [], 0
     while after is not None:
         answer = look(after)
-        assert answer["looked"] <= answer["shards"]
-        assert answer["next"] is None or answer["next"] > after
-        found, after = found + answer["found"], answer["next"]
+        assert answer.looked <= answer.shards
+        assert answer.next is None or answer.next > after
+        found, after = [*found, *answer.found], answer.next
     return found
 
 
 def test_a_search_that_stops_after_each_shard_finds_the_same_in_the_end(cache):
     encoding = cache.encoding()
     hasty = every(lambda after: look_for_text(encoding, None, "of", after, seconds=-1))
-    assert look_for_text(encoding, None, "of", 0, seconds=-1)["looked"] == 1
-    assert [item["sequence_id"] for item in hasty] == [s.sequence_id for s in sequences(encoding) if "of" in s.text]
+    assert look_for_text(encoding, None, "of", 0, seconds=-1).looked == 1
+    assert [entry.sequence_id for entry in hasty] == [s.sequence_id for s in sequences(encoding) if "of" in s.text]
 
 
 @pytest.mark.parametrize("by", ["loss", "kl", "top1"])
@@ -151,18 +151,18 @@ def test_the_highest_of_all_is_found_however_often_the_search_stops(cache, by):
     encoding = cache.encoding()
     teachers = [encoding.teacher(name) for name in encoding.teachers][: 1 if by == "loss" else 2]
     hasty = every(lambda after: look_for_highest(encoding, teachers, by, after, seconds=-1))
-    values = {item["sequence_id"]: item["value"] for item in hasty}
+    values = {entry.sequence_id: entry.value for entry in hasty}
     best = look_for_highest(encoding, teachers, by, 0, seconds=60)
-    assert (best["next"], best["looked"]) == (None, len(encoding.shards))
-    assert [i["value"] for i in best["found"]] == sorted(values.values(), reverse=True)[:RESULTS]
-    first = best["found"][0]
-    sequence = encoding.sequence(first["sequence_id"])
+    assert (best.next, best.looked) == (None, len(encoding.shards))
+    assert [entry.value for entry in best.found] == sorted(values.values(), reverse=True)[:RESULTS]
+    first = best.found[0]
+    sequence = encoding.sequence(first.sequence_id)
     if by == "loss":
-        assert first["value"] == pytest.approx(-float(teachers[0].scalar("gold_logprob", *sequence.rows).mean()))
+        assert first.value == pytest.approx(-float(teachers[0].scalar("gold_logprob", *sequence.rows).mean()))
     else:
         result = divergence(*(teacher.targets(*sequence.rows) for teacher in teachers))
         expected = result.mean_kl_nats if by == "kl" else ~result.same_top1
-        assert first["value"] == pytest.approx(float(expected.mean()))
+        assert first.value == pytest.approx(float(expected.mean()))
 
 
 def strings(value):
@@ -208,8 +208,8 @@ def test_control_characters_are_shown_as_their_pictures():
         ("/api/main/sequences/3/7?top=many", 404, "the top is not a number"),
         ("/api/nothing/find", 404, "there is no encoding 'nothing' here"),
         (f"/api/main/find?after={BEYOND}", 404, f"there is no sequence {BEYOND}"),
-        ("/api/main/find?by=text", 404, "it is not clear what is to be found"),
-        ("/api/main/find?by=nonsense&query=a", 404, "it is not clear what is to be found"),
+        ("/api/main/find?by=text", 404, "the viewer has no such search"),
+        ("/api/main/find?by=nonsense&query=a", 404, "the viewer has no such search"),
         ("/api/main/find?by=kl&teacher=toy", 404, "needs 2 teachers"),
         ("/api/main/find?by=kl&teacher=toy&teacher=toy", 404, "needs 2 teachers"),
         ("/api/main/find?by=loss&teacher=nobody", 404, "there is no teacher 'nobody' here"),
@@ -346,7 +346,10 @@ def test_a_missing_library_is_named_with_what_to_install(cache, monkeypatch):
 
 
 def test_a_port_that_is_taken_is_refused(cache):
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="cannot listen there"):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(ConfigError, match="cannot listen on this address"),
+    ):
         view_command.main([str(cache.path), "--port", str(taken.getsockname()[1])], standalone_mode=False)
 
 
@@ -362,7 +365,7 @@ def test_the_printed_address_works_and_ctrl_c_ends_quietly(cache):
             assert b"logitcask" in answer.read()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=600)
-    assert (process.returncode, out, err) == (0, "", "Ctrl-C ends.\n")
+    assert (process.returncode, out, err) == (0, "", "Press Ctrl-C to stop.\n")
 
 
 def test_an_address_that_others_reach_is_printed_with_a_token_and_shows_nothing_without(cache):

@@ -1,27 +1,27 @@
-"""How far apart two teachers are at a position, from what was kept of each.
+"""How far two teachers are apart at a position, computed from the kept tokens of each.
 
-Two kept rows rarely hold the same tokens, and what a row left out has no known split. So the measure is **the
-smallest KL divergence that any two full distributions with these kept rows can have**: a lower bound of the true
-one, the tightest that the rows allow, and the same rule for both sides. It is exact if both keep everything.
+Two rows rarely keep the same tokens, and how a row's left-out mass is distributed is unknown. So the measure is **the
+smallest KL divergence that any two full distributions with these kept rows can have**: the tightest lower bound of
+the true divergence that the rows allow, by the same rule in both directions. It is exact if both rows keep all tokens.
 
-Four kinds of outcome, with the probability that A and B give them:
+The tokens fall into four kinds of outcome, with these probabilities under A and B:
 
-    each token that both keep            p_i, q_i         known to both
+    each token that both keep            p_i, q_i         both are stored
     the tokens that only A keeps, as one   a, t           t <= M, B's left-out mass
     the tokens that only B keeps, as one   s, b           s <= L, A's left-out mass
     all others, as one                 L - s, M - t
 
 Merging outcomes never raises a KL (data-processing inequality). The rest is convex in s and t, and its minimum is
 
-    (a + L) ln((a + L) / (b + M))        if a b <= L M: the last three may as well be one outcome
-    a ln(a / M) + L ln(L / b)            otherwise: what one side left out is too little for what only the other keeps
+    (a + L) ln((a + L) / (b + M))        if a b <= L M: the last three are merged into one outcome
+    a ln(a / M) + L ln(L / b)            otherwise: the left-out masses are too small to be merged with them
 
-The first line alone, "common tokens and the rest", was rejected: two sure teachers that keep no token in common
-would be at distance 0. Guessing an even split over the vocabulary was rejected too: it is no bound.
-A row of draws is a noisy estimate, not a distribution, and has no place here.
+The first line alone, which merges everything but the common tokens, was rejected: two confident teachers that keep
+no token in common would be at distance 0. Spreading the left-out mass evenly over the vocabulary was rejected too: the
+result is no bound. Rows of draws are noisy estimates, not distributions, and are not compared here.
 
-A row that leaves nothing out rules every other token out, at an infinite distance from a row that keeps one. That is
-believed only of rows that hold all tokens; see ``targets.with_possible_rest``.
+A row without left-out mass gives every other token the probability 0, so its distance from a row that keeps such a
+token is infinite. Only rows that hold all tokens are read in this way; see ``rows.with_possible_rest``.
 """
 
 from dataclasses import dataclass
@@ -35,21 +35,21 @@ from cache_tools.errors import DamageError
 
 @dataclass(frozen=True)
 class Divergence:
-    """What tells two teachers apart at n positions; NaN and false where one of them said nothing.
+    """How far two teachers are apart at n positions; NaN and false where the row of one of them is empty.
 
     Attributes:
         kl_ab_nats: (n,) float64 in [0, inf], the smallest possible KL(A || B).
         kl_ba_nats: (n,) float64 in [0, inf], the same of KL(B || A).
         top1_a: (n,) float64, A's largest kept probability.
         same_top1: (n,) bool, the likeliest kept tokens are the same.
-        said: (n,) bool, both sides keep something.
+        compared: (n,) bool, both rows keep at least one token.
     """
 
     kl_ab_nats: NDArray[np.float64]
     kl_ba_nats: NDArray[np.float64]
     top1_a: NDArray[np.float64]
     same_top1: NDArray[np.bool_]
-    said: NDArray[np.bool_]
+    compared: NDArray[np.bool_]
 
     @property
     def mean_kl_nats(self) -> NDArray[np.float64]:
@@ -63,8 +63,8 @@ def divergence(a: Targets, b: Targets, tokens: tuple[int, int] = (0, 0)) -> Dive
     Args:
         a: (n, k) decoded, so ids ascend in a row.
         b: (n, m) decoded.
-        tokens: How many A's and B's rows must hold to rule all others out, see ``predictions.tokens_of_whole_row``;
-            by default every row does.
+        tokens: How many tokens a row of A and a row of B must hold for its left-out mass of 0 to be exact, see
+            ``predictions.tokens_of_whole_row``; by default it is exact in every row.
 
     Raises:
         ValueError: the numbers of rows differ.
@@ -74,8 +74,7 @@ def divergence(a: Targets, b: Targets, tokens: tuple[int, int] = (0, 0)) -> Dive
         raise ValueError(f"{len(a.ids)} rows cannot be compared with {len(b.ids)}")
     a, b = (with_possible_rest(*side) for side in zip((a, b), tokens, strict=True))
     parts = [_block(_rows(a, part), _rows(b, part)) for part in blocks(len(a.ids))]
-    nothing = Divergence(np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0, np.bool_), np.zeros(0, np.bool_))
-    return Divergence(*(np.concatenate([vars(part)[name] for part in [nothing, *parts]]) for name in vars(nothing)))
+    return _joined(parts)
 
 
 def likeliest(targets: Targets) -> tuple[NDArray[np.uint32], NDArray[np.float64]]:
@@ -83,6 +82,20 @@ def likeliest(targets: Targets) -> tuple[NDArray[np.uint32], NDArray[np.float64]
     best = targets.log_probs.argmax(axis=1)[:, None]
     ids = np.take_along_axis(targets.ids, best, axis=1)[:, 0]
     return ids, np.exp(np.take_along_axis(targets.log_probs, best, axis=1)[:, 0], dtype=np.float64)
+
+
+def _joined(parts: list[Divergence]) -> Divergence:
+    """Return the positions of all parts one after the other; no positions if there are no parts."""
+    if not parts:
+        nothing, never = np.zeros(0), np.zeros(0, np.bool_)
+        return Divergence(nothing, nothing, nothing, never, never)
+    return Divergence(
+        kl_ab_nats=np.concatenate([part.kl_ab_nats for part in parts]),
+        kl_ba_nats=np.concatenate([part.kl_ba_nats for part in parts]),
+        top1_a=np.concatenate([part.top1_a for part in parts]),
+        same_top1=np.concatenate([part.same_top1 for part in parts]),
+        compared=np.concatenate([part.compared for part in parts]),
+    )
 
 
 def _rows(targets: Targets, rows: slice) -> Targets:
@@ -93,9 +106,14 @@ def _block(a: Targets, b: Targets) -> Divergence:
     in_a, in_b = _common(a.ids, b.ids)  # (n, k) and (n, m), with as many true values in each row
     row, p, q = np.nonzero(in_a)[0], _outcomes(a, in_a), _outcomes(b, in_b)
     (top_a, probability), (top_b, _) = likeliest(a), likeliest(b)
-    said = (top_a != EMPTY_ID) & (top_b != EMPTY_ID)
-    ab, ba = np.where(said, _kl(row, p, q), np.nan), np.where(said, _kl(row, q, p), np.nan)
-    return Divergence(ab, ba, np.where(said, probability, np.nan), (top_a == top_b) & said, said)
+    compared = (top_a != EMPTY_ID) & (top_b != EMPTY_ID)
+    return Divergence(
+        kl_ab_nats=np.where(compared, _kl(row, p, q), np.nan),
+        kl_ba_nats=np.where(compared, _kl(row, q, p), np.nan),
+        top1_a=np.where(compared, probability, np.nan),
+        same_top1=(top_a == top_b) & compared,
+        compared=compared,
+    )
 
 
 def _common(a_ids: NDArray[np.uint32], b_ids: NDArray[np.uint32]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -122,7 +140,8 @@ def _outcomes(targets: Targets, common: NDArray[np.bool_]) -> tuple[NDArray[np.f
     """Return one side's probabilities; those of a row sum to 1.
 
     Returns:
-        Of the common tokens, row after row (c,); of the tokens that only this side keeps (n,); left out (n,).
+        Probabilities of the common tokens, row after row (c,); of all tokens that only this side keeps (n,); the
+        left-out mass (n,).
     """
     probabilities = np.exp(targets.log_probs, dtype=np.float64)
     left_out = np.exp(targets.log_left_out, dtype=np.float64)

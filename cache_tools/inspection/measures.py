@@ -1,150 +1,224 @@
-"""Numbers about a sample of positions, as plain dictionaries: what ``inspect`` and ``report`` show.
+"""Numbers about a sample of positions: what ``inspect`` and ``report`` show.
 
-Pure functions of columns (see ``sample``). Positions at which a teacher said nothing count nowhere, and a number
-that has no position or is infinite is None, as JSON wants it.
+Pure functions of columns (see ``sample``). Positions whose row is empty are left out of every number. A number over no
+position, or an infinite one, is None: JSON has neither NaN nor infinity.
 """
 
 import math
 from bisect import bisect_right
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.inspection.sample import Answers, Sample
+from cache_tools.inspection.sample import Sample, SampledPredictions
 from cache_tools.inspection.views import finite
 
 BINS = 15
-"""Of the calibration, all equally wide; the number that Guo et al. (2017) used, so that figures compare."""
+"""Bins of the calibration, all equally wide; as many as in Guo et al. (2017), so that figures compare."""
 
 PLACE_EDGES = sorted({0, 1, *(factor << power for factor in (2, 3) for power in range(40))})
-"""0, 1, 2, 3, 4, 6, 8, 12, 16, …: what matters at the beginning of a sequence is soon over."""
+"""0, 1, 2, 3, 4, 6, 8, 12, 16, …: narrow bins where the loss changes fast, at the beginning of a sequence."""
 
 PASSAGE_TOKENS = 48
-"""Tokens of a passage, and where passages begin: at multiples of it."""
+"""Tokens of a passage; passages begin at multiples of it."""
 
 LARGEST_EXPONENT = 700.0
-"""exp of more overflows a float; a teacher that gives gold tokens no probability gets there."""
+"""exp of a larger number overflows a float; the loss exceeds it if gold tokens have the probability 0."""
 
 By = Literal["folder", "group"]
-"""How documents are put together: by what stands before the first slash of their id, or by what is held out whole."""
+"""How documents are grouped: by what precedes the first slash of their id, or by the group that is held out whole."""
 
 
-def calibration(answers: Answers, gold_ids: NDArray[np.uint32]) -> dict[str, Any] | None:
-    """Return how well a teacher's confidence fits how often it is right, on the gold tokens.
+@dataclass(frozen=True)
+class CalibrationBin:
+    """The positions whose confidence is above ``above`` and at most ``up_to``; means are None in an empty bin."""
 
-    Its confidence is the probability of its likeliest token; it is right if that token is the gold one. The expected
+    above: float
+    up_to: float
+    positions: int
+    accuracy: float | None
+    confidence: float | None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How well a teacher's confidence matches its accuracy on gold tokens.
+
+    Attributes:
+        positions: Positions that were measured.
+        accuracy: Share of them at which the likeliest token is the gold token, in [0, 1].
+        confidence: Mean probability of the likeliest token.
+        ece: Expected calibration error, in [0, 1].
+        bins: BINS bins of equal width.
+    """
+
+    positions: int
+    accuracy: float
+    confidence: float
+    ece: float
+    bins: tuple[CalibrationBin, ...]
+
+
+@dataclass(frozen=True)
+class DocumentGroup:
+    """The positions of one group of documents.
+
+    Attributes:
+        group: Name of the group, as the corpus spells it.
+        positions: How many of its positions are in the sample.
+        loss_nats: Mean loss on the gold token.
+        entropy_nats: Mean entropy of the teacher's distribution.
+        perplexity: exp of the mean loss.
+        kept_mass: Mean probability of the kept tokens together.
+        accuracy: As in ``Calibration``; like the next two None where there is no calibration.
+        confidence: As in ``Calibration``.
+        ece: As in ``Calibration``.
+    """
+
+    group: str
+    positions: int
+    loss_nats: float | None
+    entropy_nats: float | None
+    perplexity: float | None
+    kept_mass: float | None
+    accuracy: float | None
+    confidence: float | None
+    ece: float | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """The positions whose gold token has an index from ``first`` to ``last`` in its sequence; the first token has 0."""
+
+    first: int
+    last: int
+    positions: int
+    loss_nats: float | None
+    entropy_nats: float | None
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Shares of values in bins of equal width: ``edges`` (bins + 1,) and ``shares`` (bins,), which sum to 1 or 0."""
+
+    edges: list[float]
+    shares: list[float]
+
+
+@dataclass(frozen=True)
+class SurprisingPassage:
+    """PASSAGE_TOKENS tokens of a sequence from ``first_token`` on, and their surprise in the mean over the teachers."""
+
+    sequence_id: int
+    first_token: int
+    surprise_nats: float
+
+
+def calibration(predictions: SampledPredictions, gold_ids: NDArray[np.uint32]) -> Calibration | None:
+    """Return how well a teacher's confidence matches its accuracy on the gold tokens.
+
+    Its confidence is the probability of its likeliest token; it is right if that token is the gold token. The expected
     calibration error is the mean over BINS bins of |accuracy - confidence|, weighted by positions (Guo et al. 2017,
     "On Calibration of Modern Neural Networks", equation 5).
 
     Args:
-        answers: Of n positions.
+        predictions: The teacher's predictions at n positions.
         gold_ids: (n,) uint32.
 
     Returns:
-        ``positions``, ``accuracy``, ``confidence``, ``ece``, and ``bins``: ``above``, ``up_to``, ``positions``,
-        ``accuracy`` and ``confidence``, None in an empty bin. None for a teacher that keeps draws, or said nothing.
+        None for a teacher whose targets are draws, or whose rows are all empty.
     """
-    if not answers.exact or not answers.said.any():
+    if not predictions.exact or not predictions.nonempty.any():
         return None
-    confidence = np.minimum(answers.top1_probabilities[answers.said], 1.0)
-    right = (answers.top1_ids == gold_ids)[answers.said]
-    numbers = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
-    count = np.bincount(numbers, minlength=BINS)
-    hits, claimed = np.bincount(numbers, right, BINS), np.bincount(numbers, confidence, BINS)
-    return {
-        "positions": len(right),
-        "accuracy": float(right.mean()),
-        "confidence": float(confidence.mean()),
-        "ece": float(np.abs(hits - claimed).sum() / len(right)),
-        "bins": [
-            {
-                "above": number / BINS,
-                "up_to": (number + 1) / BINS,
-                "positions": int(count[number]),
-                "accuracy": float(hits[number] / count[number]) if count[number] else None,
-                "confidence": float(claimed[number] / count[number]) if count[number] else None,
-            }
-            for number in range(BINS)
-        ],
-    }
+    confidence = np.minimum(predictions.top1_probabilities[predictions.nonempty], 1.0)
+    right = (predictions.top1_ids == gold_ids)[predictions.nonempty]
+    bins = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    counts = np.bincount(bins, minlength=BINS)
+    hits, confidences = np.bincount(bins, right, BINS), np.bincount(bins, confidence, BINS)
+    return Calibration(
+        positions=len(right),
+        accuracy=float(right.mean()),
+        confidence=float(confidence.mean()),
+        ece=float(np.abs(hits - confidences).sum() / len(right)),
+        bins=tuple(_bin(number, counts[number], hits[number], confidences[number]) for number in range(BINS)),
+    )
 
 
-def by_group(sample: Sample, answers: Answers, by: By) -> list[dict[str, Any]]:
-    """Return loss and calibration of each group of documents, the largest group first.
-
-    Returns:
-        For each ``group`` (as the corpus spells it), ``positions``, ``loss_nats``, ``entropy_nats``, ``perplexity``,
-        ``kept_mass``, and of the calibration ``accuracy``, ``confidence`` and ``ece``; None where there is none.
-    """
-    keys = [_folder(document) if by == "folder" else group for document, group in sample.names]
-    names = {name: number for number, name in enumerate(dict.fromkeys(keys))}
-    numbers = np.where(answers.said, np.array([names[key] for key in keys], dtype=np.int64)[sample.documents], -1)
-    order = np.argsort(numbers, kind="stable")
-    _, *members = np.split(order, np.searchsorted(numbers[order], np.arange(len(names))))
-    rows = [_group(sample, answers, name, where) for name, where in zip(names, members, strict=True) if len(where)]
-    return sorted(rows, key=lambda row: -row["positions"])
+def by_group(sample: Sample, predictions: SampledPredictions, by: By) -> tuple[DocumentGroup, ...]:
+    """Return loss and calibration of each group of documents, the largest group first."""
+    keys = [_folder(document.document_id) if by == "folder" else document.group_id for document in sample.documents]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(keys))}
+    groups = np.array([numbers[key] for key in keys], dtype=np.int64)[sample.document_numbers]
+    groups = np.where(predictions.nonempty, groups, -1)
+    order = np.argsort(groups, kind="stable")
+    _, *members = np.split(order, np.searchsorted(groups[order], np.arange(len(numbers))))
+    rows = [_group(sample, predictions, name, at) for name, at in zip(numbers, members, strict=True) if len(at)]
+    return tuple(sorted(rows, key=lambda row: -row.positions))
 
 
-def by_place(sample: Sample, answers: Answers) -> list[dict[str, Any]]:
-    """Return the loss by how far into its sequence a token stands.
-
-    Returns:
-        For each bin of PLACE_EDGES that is not empty ``first`` and ``last`` (indices of tokens, the sequence's first
-        being 0), ``positions``, ``loss_nats`` and ``entropy_nats``.
-    """
+def by_place(sample: Sample, predictions: SampledPredictions) -> tuple[Place, ...]:
+    """Return the loss by the index of the gold token in its sequence, for each bin of PLACE_EDGES with positions."""
     rows = []
     for first, behind in pairwise(PLACE_EDGES[: bisect_right(PLACE_EDGES, int(sample.places.max(initial=0))) + 1]):
-        where = np.flatnonzero(answers.said & (sample.places >= first) & (sample.places < behind))
-        if len(where):
-            rows.append({"first": first, "last": behind - 1, "positions": len(where)} | _means(answers, where))
-    return rows
+        at = np.flatnonzero(predictions.nonempty & (sample.places >= first) & (sample.places < behind))
+        if len(at):
+            loss_nats, entropy_nats = _mean(predictions.loss_nats[at]), _mean(predictions.entropy_nats[at])
+            rows.append(Place(first, behind - 1, len(at), loss_nats, entropy_nats))
+    return tuple(rows)
 
 
-def histogram(values: NDArray[np.float64], low: float, high: float, bins: int = 50) -> dict[str, list[float]]:
-    """Return the shares of the finite values in equal bins; values outside count in the outermost.
-
-    Returns:
-        ``edges`` (bins + 1) and ``shares`` (bins), which sum to 1 unless there is no value.
-    """
+def histogram(values: NDArray[np.float64], low: float, high: float, bins: int = 50) -> Histogram:
+    """Return the shares of the finite values in equal bins; values outside are counted in the outermost bins."""
     counts, edges = np.histogram(np.clip(values[np.isfinite(values)], low, high), bins, (low, high))
-    return {"edges": edges.tolist(), "shares": (counts / max(counts.sum(), 1)).tolist()}
+    return Histogram(edges.tolist(), (counts / max(counts.sum(), 1)).tolist())
 
 
 def agreement(sample: Sample) -> list[list[float | None]]:
-    """Return the share of positions at which each two teachers think the same token likeliest, in their order.
+    """Return the share of positions at which two teachers have the same likeliest token, for each pair of teachers.
 
-    None where one of the two keeps draws, or they nowhere both said something.
+    None where the targets of one of the two are draws, or no position has a row of both.
     """
-    return [[_same_top1(a, b) for b in sample.answers.values()] for a in sample.answers.values()]
+    teachers = list(sample.predictions.values())
+    return [[_same_top1(a, b) for b in teachers] for a in teachers]
 
 
-def surprising(sample: Sample, count: int) -> list[tuple[int, int, float]]:
-    """Return the passages of PASSAGE_TOKENS tokens that surprised most, at most one of a document.
+def surprising(sample: Sample, count: int) -> list[SurprisingPassage]:
+    """Return the passages with the highest surprise, the highest first, at most one of a document.
 
-    Passages are the pieces between multiples of PASSAGE_TOKENS; only what the sample holds of one counts. Their rank
-    is the sum of the surprise, in the mean over the teachers, so a short rest does not win by one odd token.
-
-    Returns:
-        For each its ``sequence_id``, the index of its first token and its surprise in nats, the highest first.
+    A sequence is cut at multiples of PASSAGE_TOKENS; of a passage, the positions in the sample contribute. Passages are
+    ranked by the sum of the surprise and not by its mean, so that the short last passage of a sequence does not win by
+    one unusual token.
     """
-    losses = np.mean([answers.loss_nats for answers in sample.answers.values()], axis=0)
-    said = np.all([answers.said for answers in sample.answers.values()], axis=0) & ~np.isnan(losses)
-    if not said.any():
+    losses = np.mean([predictions.loss_nats for predictions in sample.predictions.values()], axis=0)
+    counted = np.all([predictions.nonempty for predictions in sample.predictions.values()], axis=0) & ~np.isnan(losses)
+    if not counted.any():
         return []
-    sequences, pieces = sample.sequence_ids[said], sample.places[said] // PASSAGE_TOKENS
-    documents = sample.documents[said]
-    starts = np.flatnonzero(np.diff(sequences, prepend=-1) | np.diff(pieces, prepend=-1))  # rows ascend
-    sums = np.add.reduceat(losses[said], starts)
-    best: dict[int, tuple[int, int, float]] = {}
+    sequences, passages = sample.sequence_ids[counted], sample.places[counted] // PASSAGE_TOKENS
+    documents = sample.document_numbers[counted]
+    starts = np.flatnonzero(np.diff(sequences, prepend=-1) | np.diff(passages, prepend=-1))  # rows ascend
+    sums = np.add.reduceat(losses[counted], starts)
+    best: dict[int, SurprisingPassage] = {}
     for number in np.argsort(-sums, kind="stable").tolist():
         row = starts[number]
-        passage = (int(sequences[row]), int(pieces[row]) * PASSAGE_TOKENS, float(sums[number]))
+        first_token = int(passages[row]) * PASSAGE_TOKENS
+        passage = SurprisingPassage(int(sequences[row]), first_token, float(sums[number]))
         best.setdefault(int(documents[row]), passage)
         if len(best) == count:
             break
     return list(best.values())
+
+
+def _bin(number: int, positions: int, hits: float, confidences: float) -> CalibrationBin:
+    return CalibrationBin(
+        above=number / BINS,
+        up_to=(number + 1) / BINS,
+        positions=int(positions),
+        accuracy=float(hits / positions) if positions else None,
+        confidence=float(confidences / positions) if positions else None,
+    )
 
 
 def _folder(document_id: str) -> str:
@@ -152,26 +226,28 @@ def _folder(document_id: str) -> str:
     return folder + slash
 
 
-def _group(sample: Sample, answers: Answers, name: str, where: NDArray[np.int64]) -> dict[str, Any]:
-    found = calibration(_chosen(answers, where), sample.gold_ids[where]) or {}
-    judged = {key: found.get(key) for key in ("accuracy", "confidence", "ece")}
-    means = _means(answers, where)
-    loss, kept_mass = means["loss_nats"], finite(float(answers.kept_mass[where].mean()))
-    perplexity = None if loss is None else finite(math.exp(min(loss, LARGEST_EXPONENT)))
-    return {"group": name, "positions": len(where), **means, "perplexity": perplexity, "kept_mass": kept_mass} | judged
+def _group(sample: Sample, predictions: SampledPredictions, name: str, at: NDArray[np.int64]) -> DocumentGroup:
+    judged = calibration(predictions.at(at), sample.gold_ids[at])
+    loss_nats = _mean(predictions.loss_nats[at])
+    return DocumentGroup(
+        group=name,
+        positions=len(at),
+        loss_nats=loss_nats,
+        entropy_nats=_mean(predictions.entropy_nats[at]),
+        perplexity=None if loss_nats is None else finite(math.exp(min(loss_nats, LARGEST_EXPONENT))),
+        kept_mass=_mean(predictions.kept_mass[at]),
+        accuracy=judged.accuracy if judged else None,
+        confidence=judged.confidence if judged else None,
+        ece=judged.ece if judged else None,
+    )
 
 
-def _chosen(answers: Answers, where: NDArray[np.int64]) -> Answers:
-    exact, *columns = vars(answers).values()
-    return Answers(exact, *(column[where] for column in columns))
+def _mean(values: NDArray[np.float64]) -> float | None:
+    return finite(float(values.mean()))
 
 
-def _means(answers: Answers, where: NDArray[np.int64]) -> dict[str, float | None]:
-    return {name: finite(float(getattr(answers, name)[where].mean())) for name in ("loss_nats", "entropy_nats")}
-
-
-def _same_top1(a: Answers, b: Answers) -> float | None:
-    both = a.said & b.said
+def _same_top1(a: SampledPredictions, b: SampledPredictions) -> float | None:
+    both = a.nonempty & b.nonempty
     if not (a.exact and b.exact and both.any()):
         return None
     return float((a.top1_ids == b.top1_ids)[both].mean())

@@ -1,7 +1,7 @@
-"""Do a cached teacher's rows fit the scalars and the sequences beside them? See ``gold_check.py`` for the rules.
+"""Check that a cached teacher's rows agree with the scalars and sequences stored beside them; see ``gold_check``.
 
-``verify --deep`` asks of every row, ``inspect`` of its sample, and ``train`` of a few chunks of each teacher before
-anything is trained, which costs less than a batch.
+``verify --deep`` checks every row, ``inspect`` those of its sample, and ``train`` a few chunks of each teacher before
+the first step, which costs less than a batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,10 +17,10 @@ from cache_tools.inspection.sampling import Window, drawn_windows
 from cache_tools.store.teacher import CachedTeacher
 
 MADE_UP = "none"
-"""What the identity says of the weights of rows that no model predicted; nothing follows from their scalars."""
+"""The identity's ``weights`` for rows that no model predicted; such rows are not checked."""
 
 CHECKED_POSITIONS = 8192
-"""Positions that ``train`` looks at, two chunks of the usual size, and that ``verify`` decodes at a time."""
+"""Positions that ``train`` checks, two chunks of the usual size, and that ``verify`` decodes at a time."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Contradiction:
 
 
 def window_rules(teacher: CachedTeacher, window: Window) -> Rules:
-    """Return which rows of a window break which rule: (n,) bool by the rule's text; none of a teacher without weights.
+    """Return which rows of a window break which rule: (n,) bool by the rule's text; no rules without weights.
 
     Errors as for ``CachedTeacher.targets``.
     """
@@ -104,11 +104,11 @@ def contradicting_share(teacher: CachedTeacher, positions: int, seed: int) -> fl
 
     Args:
         teacher: At least one shard of it is finished.
-        positions: To read, see ``sampling.drawn_windows``.
+        positions: How many positions to read, see ``sampling.drawn_windows``.
         seed: Seed of the draw.
 
     Returns:
-        A share from 0 to 1; None of a teacher without weights, whose rows are not judged.
+        A share from 0 to 1; None for a teacher without weights, whose rows are not checked.
     """
     if teacher.manifest.identity.get("weights") == MADE_UP:
         return None

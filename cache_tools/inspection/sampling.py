@@ -1,4 +1,4 @@
-"""Which shards, or which windows of rows, to look at, when looking at all of them would take hours."""
+"""A random choice of shards, or of chunks of rows, for when reading all of them would take hours."""
 
 from collections.abc import Sequence as AbstractSequence
 from typing import NamedTuple
@@ -46,12 +46,12 @@ class Window(NamedTuple):
 def drawn_windows(teachers: AbstractSequence[CachedTeacher], positions: int, seed: int) -> list[Window]:
     """Return random inner chunks of the shards that all these teachers have committed, ascending.
 
-    A chunk is what a reader decodes anyway. Each has the same chance, whatever shard it lies in.
+    A chunk is the smallest piece that a reader decodes. Each has the same probability, whatever its shard.
 
     Args:
-        teachers: Of one encoding; the first one's chunks are drawn.
-        positions: As many chunks are drawn as hold about so many, or all there are.
-        seed: Of the draw.
+        teachers: Teachers of one encoding; chunks are those of the first teacher.
+        positions: How many positions the chunks should hold together; rounded up to whole chunks.
+        seed: Seed of the random draw.
 
     Raises:
         IncompleteError: there is no such shard.

@@ -1,7 +1,8 @@
-"""Sequences worth looking at: of a document, with some text, with the highest loss, with the widest disagreement.
+"""Search for sequences: by document, by text, by the highest loss, or by the largest disagreement of two teachers.
 
-Each looks shard by shard and keeps only the best few, so memory is one shard. By loss, 4 bytes a position are
-read, the stored log-probability of the gold token; by disagreement, the targets of both teachers.
+Each search reads shard by shard and keeps only the best few sequences, so memory is one shard. A search by loss reads
+the stored log-probability of the gold token, 4 bytes per position; one by disagreement reads the targets of both
+teachers.
 """
 
 import heapq
@@ -24,18 +25,18 @@ from cache_tools.store.teacher import CachedTeacher
 EXCERPT_CHARACTERS = 60
 
 Measure = Callable[[int], NDArray[np.float64]]
-"""Of a shard: a number for each of its used rows, (n,); NaN where there is none."""
+"""Maps a shard to a number for each of its used rows, (n,); NaN where there is none."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """A sequence that was found.
+class Match:
+    """A sequence that a search has found.
 
     Attributes:
         sequence_id: Its id.
-        document_id: Of the document that it is a piece of.
-        shard: Where it lies.
-        value: Its mean measure; None if it was found by its text or id.
+        document_id: The document that it is, or is a piece of.
+        shard: The shard that holds it.
+        value: Mean of the measure over its positions; None for a search by text or document.
         excerpt: Some of its text, escaped as by ``printable``.
     """
 
@@ -46,62 +47,71 @@ class Found:
     excerpt: str
 
 
+@dataclass(frozen=True)
+class SearchResult:
+    """What ``logitcask show --json`` prints for a search: what ``value`` measures, None for text, and the matches."""
+
+    measure: str | None
+    found: tuple[Match, ...]
+
+
 def with_text(
     encoding: Encoding, shards: Iterable[int], document_id: str | None, text: str | None, limit: int
-) -> list[Found]:
-    """Return the first sequences of a document, or with a text in them, or both; at most ``limit``.
+) -> list[Match]:
+    """Return the first sequences that belong to a document, contain a text, or both; at most ``limit``.
 
     Args:
         encoding: The encoding.
-        shards: Shards to read, in order; no more of them are than it takes.
-        document_id: Exact id; None for any.
-        text: Part of the sequence's text, case and all; None for any.
-        limit: Stop after so many.
+        shards: Shards to read, in this order; reading stops at ``limit`` matches.
+        document_id: Exact id of the document; None for any document.
+        text: Text that the sequence contains, case-sensitive; None for any text.
+        limit: Largest number of matches.
     """
     return list(islice(_matching(encoding, shards, document_id, text), limit))
 
 
-def highest(encoding: Encoding, shards: Iterable[int], measure: Measure, limit: int) -> list[Found]:
+def highest(encoding: Encoding, shards: Iterable[int], measure: Measure, limit: int) -> list[Match]:
     """Return the sequences of some shards with the highest mean of a measure, highest first."""
     best: list[tuple[float, int, int]] = []
     for shard in shards:
         means = _means(encoding.sequences(shard), measure(shard))
         candidates = ((mean, -i, shard) for i, mean in enumerate(means.tolist()) if not np.isnan(mean))
         best = heapq.nlargest(limit, [*best, *candidates])
-    return [_found(encoding.sequences(shard)[-i], shard, mean) for mean, i, shard in best]
+    return [_match(encoding.sequences(shard)[-i], shard, mean) for mean, i, shard in best]
 
 
 def loss_of(teacher: CachedTeacher) -> Measure:
-    """Return the teacher's loss on the gold token, in nats."""
+    """Return a measure: the teacher's loss on the gold token, in nats."""
     return lambda shard: -scalar(teacher, GOLD_LOGPROB, *teacher.shard_rows(shard)).astype(np.float64)
 
 
 def disagreement_of(a: CachedTeacher, b: CachedTeacher, by: str) -> Measure:
-    """Return how far two teachers are apart.
+    """Return a measure: how far two teachers of one encoding are apart.
 
     Args:
         a: A teacher.
-        b: Another of the same encoding.
-        by: ``kl`` for the mean of both directions in nats, see ``divergence``; ``top1`` for 1 where the likeliest
-            tokens differ.
+        b: Another teacher.
+        by: ``kl`` for the KL divergence in nats, the mean of both directions (see ``divergence``); ``top1`` for 1
+            where their likeliest tokens differ and 0 elsewhere.
     """
     tokens = (tokens_of_whole_row(a.manifest), tokens_of_whole_row(b.manifest))
 
     def measure(shard: int) -> NDArray[np.float64]:
         values = [np.zeros(0)]
         for rows in a.row_blocks(shard):
-            found = divergence(a.targets(*rows), b.targets(*rows), tokens)
-            values.append(found.mean_kl_nats if by == "kl" else np.where(found.said, ~found.same_top1, np.nan))
+            distance = divergence(a.targets(*rows), b.targets(*rows), tokens)
+            differ = np.where(distance.compared, ~distance.same_top1, np.nan)
+            values.append(distance.mean_kl_nats if by == "kl" else differ)
         return np.concatenate(values)
 
     return measure
 
 
-def _matching(encoding: Encoding, shards: Iterable[int], document_id: str | None, text: str | None) -> Iterator[Found]:
+def _matching(encoding: Encoding, shards: Iterable[int], document_id: str | None, text: str | None) -> Iterator[Match]:
     for shard in shards:
         for sequence in encoding.sequences(shard):
             if document_id in (None, sequence.document_id) and (text is None or text in sequence.text):
-                yield _found(sequence, shard, None, sequence.text.find(text) if text else 0)
+                yield _match(sequence, shard, None, sequence.text.find(text) if text else 0)
 
 
 def _means(sequences: list[Sequence], values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -114,7 +124,7 @@ def _means(sequences: list[Sequence], values: NDArray[np.float64]) -> NDArray[np
     return means
 
 
-def _found(sequence: Sequence, shard: int, value: float | None, around: int = 0) -> Found:
+def _match(sequence: Sequence, shard: int, value: float | None, around: int = 0) -> Match:
     start = max(0, around - EXCERPT_CHARACTERS // 3)
     excerpt = sequence.text[start : start + EXCERPT_CHARACTERS]
-    return Found(sequence.sequence_id, sequence.document_id, shard, value, printable(excerpt))
+    return Match(sequence.sequence_id, sequence.document_id, shard, value, printable(excerpt))

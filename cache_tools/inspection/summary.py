@@ -1,150 +1,296 @@
-"""What a cache holds, as one plain dictionary: the data behind ``logitcask inspect``.
+"""What a cache holds: the data behind ``logitcask inspect``.
 
-Sizes, means and progress come from manifests, the shard table and receipts, which costs milliseconds per
-thousand shards whatever the number of positions. What no receipt tells, such as the calibration, comes from
-a sample of positions, if one is asked for, and the sample says how many of how many it is.
+Sizes, means and progress come from manifests, the shard table and receipts, which costs milliseconds per thousand
+shards whatever the number of positions. What no receipt holds, such as the calibration, is measured on a random sample
+of positions if one is requested; the result states the size of that sample.
 """
 
 import json
 import math
 from collections import defaultdict
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from cache_tools.format.manifest import HiddenSpec, Objective, Split, SplitTotals, TargetSpec
 from cache_tools.format.receipts import Receipt
-from cache_tools.inspection.measures import LARGEST_EXPONENT, By, by_group, calibration
+from cache_tools.inspection.measures import LARGEST_EXPONENT, By, Calibration, DocumentGroup, by_group, calibration
 from cache_tools.inspection.row_check import contradicting_share
 from cache_tools.inspection.sample import Sample, read_sample
+from cache_tools.json_output import FLAT
 from cache_tools.progress.reporter import Advance, ignore
 from cache_tools.store.predictions import mean_statistics
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.teacher import CachedTeacher
 
 LONGEST_SECONDS = 1e12
-"""Of a shard; a receipt that states more is not believed."""
+"""Longest time that a receipt can state for a shard; a longer one is ignored."""
 
 VARYING = ("seconds", "shard")
-"""Keys of a receipt's provenance that are another in every shard."""
+"""Keys of a receipt's provenance whose values differ from shard to shard."""
 
-NOTHING = {"shards": 0, "positions": 0, "seconds": 0.0}
+
+@dataclass(frozen=True)
+class SampleSize:
+    """How many positions were read, of how many, in how many chunks, and the seed of their draw."""
+
+    positions: int
+    of_positions: int
+    windows: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class SampleSummary:
+    """What a sample of a teacher's finished shards shows.
+
+    Attributes:
+        size: Size of the sample.
+        contradicting: Share of rows that contradict the scalars stored beside them, in [0, 1]; None for rows that no
+            model predicted, which are not checked.
+        calibration: Confidence against accuracy; None for draws.
+        groups: The same by group of documents; None unless it was requested.
+    """
+
+    size: SampleSize = field(metadata=FLAT)
+    contradicting: float | None
+    calibration: Calibration | None
+    groups: tuple[DocumentGroup, ...] | None
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Software and device that wrote one group of arrays, with what was written there.
+
+    Attributes:
+        group: Group of arrays.
+        made_with: The receipts' provenance, such as ``software`` and ``device``.
+        shards: Shards of the group.
+        positions: Positions of these shards.
+        seconds: Time that they took together; 0 if it is not recorded.
+    """
+
+    group: str
+    made_with: dict[str, object] = field(metadata=FLAT)
+    shards: int
+    positions: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TeacherFacts:
+    """What a teacher's manifest and receipts state.
+
+    Attributes:
+        name: The teacher.
+        fingerprint: SHA-256 of what determines its predictions.
+        model: Name, revision, architecture and parameter count of the model.
+        vocabulary_size: Width of its logits.
+        target: The sparse target.
+        scalars: Names of the per-position scalars.
+        hidden: The kept layers of hidden states.
+        shards_done: Shards that are captured.
+        shards: Shards of the encoding.
+        positions: Positions that are captured.
+        stored_bytes: Size of everything that is stored of this teacher.
+        bytes_per_position: The same per captured position; None if there is none.
+        bytes_by_array: Size of each array.
+        positions_by_group: Captured positions of each group of arrays.
+        statistics: Means over positions by split: the names that receipts use, and ``perplexity``; None if infinite.
+        positions_expected: Positions of all shards of the encoding.
+        provenance: Provenance in the first receipt.
+        made_by: Who wrote the groups of arrays.
+    """
+
+    name: str
+    fingerprint: str
+    model: dict[str, object]
+    vocabulary_size: int
+    target: TargetSpec
+    scalars: tuple[str, ...]
+    hidden: dict[str, HiddenSpec]
+    shards_done: int
+    shards: int
+    positions: int
+    stored_bytes: int
+    bytes_per_position: float | None
+    bytes_by_array: dict[str, int]
+    positions_by_group: dict[str, int]
+    statistics: dict[str, dict[str, float | None]]
+    positions_expected: int
+    provenance: dict[str, dict[str, object]]
+    made_by: tuple[Maker, ...]
+
+
+@dataclass(frozen=True)
+class TeacherSummary:
+    """A teacher and what a sample of it shows; the sample is None if none was requested or no shard is finished."""
+
+    facts: TeacherFacts = field(metadata=FLAT)
+    sample: SampleSummary | None
+
+
+@dataclass(frozen=True)
+class EncodingFacts:
+    """What an encoding's manifest and shard table state.
+
+    Attributes:
+        name: The encoding.
+        fingerprint: SHA-256 of what determines its sequences.
+        parts: How many runs added documents.
+        objective: ``causal`` or ``masked``.
+        vocabulary_size: Ids of the tokenizer.
+        positions_per_shard: Rows of every array that one shard owns.
+        chat_sequences_without_beginning: Sequences that begin in the middle of a chat longer than a sequence.
+        splits: Totals of each split.
+        sequence_bytes: Size of the sequence files.
+    """
+
+    name: str
+    fingerprint: str
+    parts: int
+    objective: Objective
+    vocabulary_size: int
+    positions_per_shard: int
+    chat_sequences_without_beginning: int
+    splits: dict[Split, SplitTotals]
+    sequence_bytes: int
+
+
+@dataclass(frozen=True)
+class EncodingSummary:
+    """An encoding and its teachers."""
+
+    facts: EncodingFacts = field(metadata=FLAT)
+    teachers: tuple[TeacherSummary, ...]
+
+
+@dataclass(frozen=True)
+class CacheSummary:
+    """What ``logitcask inspect --json`` prints: where the cache is, its format version, who wrote it, its encodings."""
+
+    path: str
+    format: int
+    software: str
+    encodings: tuple[EncodingSummary, ...]
 
 
 def summarise(
     cache: Cache, sample_positions: int = 0, seed: int = 0, by: By | None = None, progress: Advance = ignore
-) -> dict[str, Any]:
-    """Return what ``inspect --json`` prints: encodings, their splits, and each teacher's share.
+) -> CacheSummary:
+    """Describe a cache.
 
     Args:
         cache: The cache.
-        sample_positions: Positions of each teacher to read for what no receipt tells; 0 for none, and no array is read.
-        seed: Of their draw.
-        by: Also tell the sample's groups of documents apart, put together by this.
-        progress: Told of each receipt, and of each chunk of a sample.
+        sample_positions: Positions of each teacher to sample; with 0 no array is read.
+        seed: Seed of the random draw of positions.
+        by: How to group the documents of the sample; None for no groups.
+        progress: Called after each receipt and each chunk of a sample.
     """
-    return {
-        "path": str(cache.path),
-        "format": cache.manifest.format,
-        "software": cache.manifest.software,
-        "encodings": [
+    return CacheSummary(
+        path=str(cache.path),
+        format=cache.manifest.format,
+        software=cache.manifest.software,
+        encodings=tuple(
             _encoding(cache.encoding(name), sample_positions, seed, by, progress) for name in cache.encodings
-        ],
-    }
+        ),
+    )
 
 
-def _encoding(encoding: Encoding, sample_positions: int, seed: int, by: By | None, progress: Advance) -> dict[str, Any]:
-    teachers = [
-        describe_teacher(teacher, progress) | {"sample": _sampled(teacher, sample_positions, seed, by, progress)}
+def _encoding(
+    encoding: Encoding, sample_positions: int, seed: int, by: By | None, progress: Advance
+) -> EncodingSummary:
+    teachers = tuple(
+        TeacherSummary(describe_teacher(teacher, progress), _sample(teacher, sample_positions, seed, by, progress))
         for teacher in map(encoding.teacher, encoding.teachers)
-    ]
-    return describe_encoding(encoding) | {"teachers": teachers}
+    )
+    return EncodingSummary(describe_encoding(encoding), teachers)
 
 
-def describe_encoding(encoding: Encoding) -> dict[str, Any]:
-    """Return what the manifest and the shard table of an encoding say."""
+def describe_encoding(encoding: Encoding) -> EncodingFacts:
+    """Return what the manifest and the shard table of an encoding state."""
     manifest = encoding.manifest
-    return {
-        "name": encoding.name,
-        "fingerprint": manifest.fingerprint,
-        "parts": len(manifest.parts),
-        "objective": manifest.objective,
-        "vocabulary_size": manifest.vocabulary_size,
-        "positions_per_shard": manifest.positions_per_shard,
-        "chat_sequences_without_beginning": sum(part.chat_sequences_without_beginning for part in manifest.parts),
-        "splits": {name: totals.model_dump() for name, totals in manifest.splits.items()},
-        "sequence_bytes": sum(entry.bytes for entry in encoding.shards),
-    }
+    return EncodingFacts(
+        name=encoding.name,
+        fingerprint=manifest.fingerprint,
+        parts=len(manifest.parts),
+        objective=manifest.objective,
+        vocabulary_size=manifest.vocabulary_size,
+        positions_per_shard=manifest.positions_per_shard,
+        chat_sequences_without_beginning=sum(part.chat_sequences_without_beginning for part in manifest.parts),
+        splits=manifest.splits,
+        sequence_bytes=sum(entry.bytes for entry in encoding.shards),
+    )
 
 
-def describe_teacher(teacher: CachedTeacher, progress: Advance = ignore) -> dict[str, Any]:
-    """Return what a teacher's manifest and receipts say: model, sizes, statistics, progress and who made it.
-
-    ``progress`` is told of each receipt.
-    """
+def describe_teacher(teacher: CachedTeacher, progress: Advance = ignore) -> TeacherFacts:
+    """Return what a teacher's manifest and receipts state; ``progress`` is called after each receipt."""
     manifest, receipts = teacher.manifest, list[Receipt]()
     for shard in range(len(teacher.encoding.shards)):
         receipts += filter(None, [teacher.receipt(shard)])
         progress(1)
     positions = sum(receipt.positions for receipt in receipts)
     stored = sum(r.stored_bytes for r in receipts) + sum(record.bytes for record in manifest.files.values())
-    return {
-        "name": teacher.name,
-        "fingerprint": manifest.fingerprint,
-        "model": manifest.model,
-        "vocabulary_size": manifest.vocabulary_size,
-        "target": manifest.target.model_dump(),
-        "scalars": list(manifest.scalars),
-        "hidden": {layer: spec.model_dump() for layer, spec in manifest.hidden.items()},
-        "shards_done": len(receipts),
-        "shards": len(teacher.encoding.shards),
-        "positions": positions,
-        "stored_bytes": stored,
-        "bytes_per_position": stored / positions if positions else None,
-        "bytes_by_array": _bytes_by_array(receipts),
-        "positions_by_group": {g: sum(r.positions for r in receipts if g in r.groups) for g in teacher.groups},
-        "statistics": _statistics(teacher, receipts),
-        "positions_expected": sum(entry.positions for entry in teacher.encoding.shards),
-        "provenance": receipts[0].provenance if receipts else {},
-        "made_by": _makers(receipts),
-    }
+    return TeacherFacts(
+        name=teacher.name,
+        fingerprint=manifest.fingerprint,
+        model=manifest.model,
+        vocabulary_size=manifest.vocabulary_size,
+        target=manifest.target,
+        scalars=manifest.scalars,
+        hidden=dict(manifest.hidden),
+        shards_done=len(receipts),
+        shards=len(teacher.encoding.shards),
+        positions=positions,
+        stored_bytes=stored,
+        bytes_per_position=stored / positions if positions else None,
+        bytes_by_array=_bytes_by_array(receipts),
+        positions_by_group={g: sum(r.positions for r in receipts if g in r.groups) for g in teacher.groups},
+        statistics=_statistics(teacher, receipts),
+        positions_expected=sum(entry.positions for entry in teacher.encoding.shards),
+        provenance=receipts[0].provenance if receipts else {},
+        made_by=_makers(receipts),
+    )
 
 
-def describe_sample(sample: Sample, of_positions: int) -> dict[str, int]:
-    """Return how many positions were read, of how many, and how they were drawn."""
-    return {"positions": len(sample.rows), "of_positions": of_positions, "windows": sample.windows, "seed": sample.seed}
+def describe_sample(sample: Sample, of_positions: int) -> SampleSize:
+    """Return the size of a sample of ``of_positions`` positions."""
+    return SampleSize(len(sample.rows), of_positions, sample.windows, sample.seed)
 
 
-def _sampled(
+def _sample(
     teacher: CachedTeacher, positions: int, seed: int, by: By | None, progress: Advance
-) -> dict[str, Any] | None:
-    """Return what a sample of the finished shards tells; None if there are none or none was asked for."""
+) -> SampleSummary | None:
+    """Measure a sample of the finished shards; None if there are none or no sample was requested."""
     shards = set(range(len(teacher.encoding.shards))) - set(teacher.missing_shards())
     if not positions or not shards:
         return None
     sample = read_sample(teacher.encoding, [teacher], positions, seed, progress)
-    answers = sample.answers[teacher.name]
-    drawn = describe_sample(sample, sum(teacher.encoding.shards[shard].positions for shard in shards))
-    groups = {} if by is None else {"groups": by_group(sample, answers, by)}
-    contradicting = contradicting_share(teacher, positions, seed)
-    return drawn | {"contradicting": contradicting, "calibration": calibration(answers, sample.gold_ids)} | groups
+    predictions = sample.predictions[teacher.name]
+    return SampleSummary(
+        size=describe_sample(sample, sum(teacher.encoding.shards[shard].positions for shard in shards)),
+        contradicting=contradicting_share(teacher, positions, seed),
+        calibration=calibration(predictions, sample.gold_ids),
+        groups=None if by is None else by_group(sample, predictions, by),
+    )
 
 
-def _makers(receipts: list[Receipt]) -> list[dict[str, Any]]:
-    """Return the software and devices that wrote groups of arrays, with the shards and seconds of each."""
-    makers: dict[str, dict[str, Any]] = {}
+def _makers(receipts: list[Receipt]) -> tuple[Maker, ...]:
+    """Return the software and devices that wrote groups of arrays, in the order of their first shard."""
+    makers: dict[str, Maker] = {}
     for receipt in receipts:
-        for group, made in receipt.provenance.items():
-            who = {key: value for key, value in made.items() if key not in VARYING}
-            maker = makers.setdefault(json.dumps([group, who], sort_keys=True), {"group": group} | who | NOTHING)
-            maker["shards"] += 1
-            maker["positions"] += receipt.positions
-            maker["seconds"] += _seconds(made)
-    return list(makers.values())
+        for group, provenance in receipt.provenance.items():
+            made_with = {key: value for key, value in provenance.items() if key not in VARYING}
+            key = json.dumps([group, made_with], sort_keys=True)
+            before = makers.get(key, Maker(group, made_with, 0, 0, 0.0))
+            positions, seconds = before.positions + receipt.positions, before.seconds + _seconds(provenance)
+            makers[key] = Maker(group, made_with, before.shards + 1, positions, seconds)
+    return tuple(makers.values())
 
 
-def _seconds(made: dict[str, Any]) -> float:
-    """Return the seconds that a group took; 0 if what stands there is no such number."""
-    seconds = made.get("seconds")
-    sensible = isinstance(seconds, int | float) and 0 <= seconds <= LONGEST_SECONDS
-    return float(seconds) if sensible else 0.0  # type: ignore[arg-type]
+def _seconds(provenance: Mapping[str, object]) -> float:
+    """Return the seconds that a group took; 0 if the receipt states no such number."""
+    seconds = provenance.get("seconds")
+    return float(seconds) if isinstance(seconds, int | float) and 0 <= seconds <= LONGEST_SECONDS else 0.0
 
 
 def _bytes_by_array(receipts: list[Receipt]) -> dict[str, int]:

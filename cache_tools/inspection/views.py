@@ -1,10 +1,11 @@
-"""One sequence and what each teacher said about it, as plain dictionaries: the data behind ``logitcask show``.
+"""One sequence with each teacher's predictions: the data behind ``logitcask show``.
 
-A token is judged at the position that predicts it: its own for a masked objective, the one before for a
-causal one. Only the rows of this sequence are read, and of the targets only the row that is asked for.
+A token is predicted at the position before it (causal objective) or at its own (masked). Only the rows of this
+sequence are read, and of the targets only the row that is shown.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,148 @@ from numpy.typing import NDArray
 from cache_tools.errors import ConfigError
 from cache_tools.escaping import printable
 from cache_tools.format.layout import ENTROPY, GOLD_LOGPROB, GOLD_RANK
+from cache_tools.format.manifest import Objective
 from cache_tools.format.sequences import Sequence
 from cache_tools.inspection.decoding import TokenTexts
 from cache_tools.store.reader import Encoding
 from cache_tools.store.teacher import CachedTeacher
 
 SHOWN_TOKENS = 2**17
-"""Tokens of the longest sequence that is shown as a whole; each is some 500 bytes of Python objects."""
+"""Tokens of the longest sequence that is shown as a whole; each needs some 500 bytes of Python objects."""
 
 CONTEXT_BYTES = 200
 """Text that is shown before a position."""
+
+
+@dataclass(frozen=True)
+class ViewedToken:
+    """A token of a sequence.
+
+    Attributes:
+        index: Its index in the sequence.
+        id: Its id, before masking.
+        text: The text it covers, escaped (see ``escaping``).
+        position: The position whose row predicts it; None if no prediction of it is kept.
+        masked: The teacher read another token in its place.
+        seen: The token that the teacher read, as text.
+    """
+
+    index: int
+    id: int
+    text: str
+    position: int | None
+    masked: bool
+    seen: str
+
+
+@dataclass(frozen=True)
+class TeacherSurprise:
+    """A teacher's surprise at the tokens of a sequence.
+
+    Attributes:
+        name: The teacher.
+        surprise_nats: A number per token; None where no prediction is kept, or the surprise is infinite.
+        mean_surprise_nats: Mean over the kept positions; None if it is infinite or there are none.
+    """
+
+    name: str
+    surprise_nats: list[float | None]
+    mean_surprise_nats: float | None
+
+
+@dataclass(frozen=True)
+class SequenceView:
+    """A sequence's tokens and how surprised each teacher was at them.
+
+    Attributes:
+        sequence_id: Its id.
+        document_id: The document that it is, or is a piece of.
+        turn: Number of the chat's message whose predictions are kept; None unless messages are read one by one.
+        group_id: The document's group.
+        objective: ``causal`` or ``masked``.
+        tokens: All its tokens.
+        teachers: The teachers, in the order in which they were given.
+    """
+
+    sequence_id: int
+    document_id: str
+    turn: int | None
+    group_id: str
+    objective: Objective
+    tokens: tuple[ViewedToken, ...]
+    teachers: tuple[TeacherSurprise, ...]
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A kept token of a row: its id, its text (escaped), its probability, and whether it is the gold token."""
+
+    id: int
+    text: str
+    probability: float
+    gold: bool
+
+
+@dataclass(frozen=True)
+class PositionPrediction:
+    """A teacher's prediction at one position.
+
+    Attributes:
+        name: The teacher.
+        alternatives: Kept tokens, the likeliest first.
+        kept: How many tokens the row keeps.
+        left_out: Left-out mass, in [0, 1].
+        gold_rank: How many tokens are likelier than the gold token; None if that is not stored and the gold token is
+            not among the kept tokens.
+        gold_probability: Probability of the gold token; None if it is not stored.
+        surprise_nats: Minus its logarithm; None if it is not stored or infinite.
+        entropy_nats: Entropy of the whole distribution; None if it is not stored.
+    """
+
+    name: str
+    alternatives: tuple[Alternative, ...]
+    kept: int
+    left_out: float
+    gold_rank: int | None
+    gold_probability: float | None
+    surprise_nats: float | None
+    entropy_nats: float | None
+
+
+@dataclass(frozen=True)
+class PositionView:
+    """Each teacher's prediction at one position.
+
+    Attributes:
+        sequence_id: The sequence.
+        position: Index into its tokens.
+        before: The end of the text before the predicted token, escaped.
+        gold_id: The gold token.
+        gold: The gold token as text.
+        teachers: The teachers, in the order in which they were given.
+    """
+
+    sequence_id: int
+    position: int
+    before: str
+    gold_id: int
+    gold: str
+    teachers: tuple[PositionPrediction, ...]
+
+
+def sequence_of(encoding: Encoding, number: int) -> Sequence:
+    """Return a sequence by its number.
+
+    Raises:
+        ConfigError: there is no such sequence.
+    """
+    try:
+        return encoding.sequence(number)
+    except IndexError as error:
+        count = sum(entry.sequences for entry in encoding.shards)
+        raise ConfigError(
+            f"there is no sequence {number}", where=encoding.path, expected=f"0 to {count - 1}"
+        ) from error
 
 
 def judged_tokens(encoding: Encoding, sequence: Sequence) -> list[int]:
@@ -33,15 +166,8 @@ def judged_tokens(encoding: Encoding, sequence: Sequence) -> list[int]:
 
 def sequence_view(
     encoding: Encoding, sequence: Sequence, teachers: list[CachedTeacher], texts: TokenTexts
-) -> dict[str, Any]:
+) -> SequenceView:
     """Return a sequence's tokens and how surprised each teacher was at them.
-
-    Returns:
-        ``sequence_id``, ``document_id``, ``turn`` (number of the chat's message that is kept; None of a document
-        that was read as a whole), ``group_id``, ``objective`` and ``tokens``: for each its ``index``, ``id``,
-        ``text`` (escaped, see ``escaping``), ``masked`` (the teacher saw ``seen`` instead) and ``position``, the
-        kept position that predicts it, or None. ``teachers``: for each its ``name``, ``surprise_nats``, aligned with
-        the tokens, and its ``mean_surprise_nats``; None where no prediction was kept, or the surprise is infinite.
 
     Raises:
         IncompleteError: a teacher has not captured this sequence yet.
@@ -53,34 +179,18 @@ def sequence_view(
             where=f"sequence {sequence.sequence_id}",
             expected=f"at most {SHOWN_TOKENS:,} tokens",
             found=f"{len(sequence.input_ids):,}",
-            fix="Look at one position with --position",
+            fix="Show a single position with --position",
         )
-    judged, positions = judged_tokens(encoding, sequence), sequence.positions().tolist()
-    position_of = dict(zip(judged, positions, strict=True))
-    original = sequence.input_ids if sequence.original_ids is None else sequence.original_ids
-    surfaces = [_text(surface) for surface in texts.surfaces(sequence)]
-    if encoding.manifest.labelled and positions:  # the document's text says nothing of its class
-        surfaces[positions[0]] = texts.shown(int(original[positions[0]]))
-    tokens = [
-        {
-            "index": index,
-            "id": int(original[index]),
-            "text": surfaces[index],
-            "position": position_of.get(index),
-            "masked": bool(original[index] != seen),
-            "seen": texts.shown(int(seen)),
-        }
-        for index, seen in enumerate(sequence.input_ids)
-    ]
-    return {
-        "sequence_id": sequence.sequence_id,
-        "document_id": sequence.document_id,
-        "turn": sequence.turn,
-        "group_id": sequence.group_id,
-        "objective": encoding.manifest.objective,
-        "tokens": tokens,
-        "teachers": [{"name": t.name} | _surprise(t, sequence, judged) for t in teachers],
-    }
+    judged = judged_tokens(encoding, sequence)
+    return SequenceView(
+        sequence_id=sequence.sequence_id,
+        document_id=sequence.document_id,
+        turn=sequence.turn,
+        group_id=sequence.group_id,
+        objective=encoding.manifest.objective,
+        tokens=_viewed_tokens(encoding, sequence, judged, texts),
+        teachers=tuple(_surprise(teacher, sequence, judged) for teacher in teachers),
+    )
 
 
 def position_view(
@@ -90,22 +200,16 @@ def position_view(
     teachers: list[CachedTeacher],
     texts: TokenTexts,
     top: int,
-) -> dict[str, Any]:
-    """Return what each teacher said at one position.
+) -> PositionView:
+    """Return each teacher's prediction at one position.
 
     Args:
         encoding: The encoding.
         sequence: One of its sequences.
         position: Index into the sequence's tokens; a kept position.
-        teachers: Whom to ask.
+        teachers: Teachers of the encoding.
         texts: The encoding's tokens as text.
-        top: Alternatives to list, the likeliest first.
-
-    Returns:
-        ``position``, ``before`` (the text that stands before the predicted token), ``gold_id``, ``gold``, and
-        ``teachers``: for each its ``name``, ``alternatives`` (``id``, ``text``, ``probability``, ``gold``),
-        ``kept`` (tokens), ``left_out`` (mass), ``gold_rank`` (tokens that are likelier; None if it is not among
-        those kept), ``gold_probability`` and ``entropy_nats``.
+        top: How many alternatives to list, the likeliest first.
 
     Raises:
         ConfigError: no prediction is kept at this position.
@@ -117,18 +221,18 @@ def position_view(
             f"no prediction is kept at position {position}",
             where=f"sequence {sequence.sequence_id}",
             expected=_spans(positions.tolist()),
-            why="the teacher read this token without being asked about the next",
+            why="the teacher read this token, but its prediction there was not a target",
         )
     row, gold = sequence.first_position + number, int(sequence.gold_ids(encoding.manifest.objective)[number])
     before = b"".join(texts.surfaces(sequence)[: judged_tokens(encoding, sequence)[number]])
-    return {
-        "sequence_id": sequence.sequence_id,
-        "position": position,
-        "before": printable_end(before, CONTEXT_BYTES),
-        "gold_id": gold,
-        "gold": texts.shown(gold),
-        "teachers": [{"name": t.name} | _alternatives(t, row, gold, texts, top) for t in teachers],
-    }
+    return PositionView(
+        sequence_id=sequence.sequence_id,
+        position=position,
+        before=printable_end(before, CONTEXT_BYTES),
+        gold_id=gold,
+        gold=texts.shown(gold),
+        teachers=tuple(_prediction(teacher, row, gold, texts, top) for teacher in teachers),
+    )
 
 
 def printable_end(content: bytes, num_bytes: int) -> str:
@@ -136,34 +240,56 @@ def printable_end(content: bytes, num_bytes: int) -> str:
     return printable(content[-num_bytes:].decode("utf-8", "ignore"))
 
 
-def _surprise(teacher: CachedTeacher, sequence: Sequence, judged: list[int]) -> dict[str, Any]:
+def _viewed_tokens(
+    encoding: Encoding, sequence: Sequence, judged: list[int], texts: TokenTexts
+) -> tuple[ViewedToken, ...]:
+    positions = sequence.positions().tolist()
+    position_of = dict(zip(judged, positions, strict=True))
+    original = sequence.input_ids if sequence.original_ids is None else sequence.original_ids
+    surfaces = [_text(surface) for surface in texts.surfaces(sequence)]
+    if encoding.manifest.labelled and positions:  # the class is a token that no text of the document covers
+        surfaces[positions[0]] = texts.shown(int(original[positions[0]]))
+    return tuple(
+        ViewedToken(
+            index=index,
+            id=int(original[index]),
+            text=surfaces[index],
+            position=position_of.get(index),
+            masked=bool(original[index] != seen),
+            seen=texts.shown(int(seen)),
+        )
+        for index, seen in enumerate(sequence.input_ids)
+    )
+
+
+def _surprise(teacher: CachedTeacher, sequence: Sequence, judged: list[int]) -> TeacherSurprise:
     nats = -scalar(teacher, GOLD_LOGPROB, *sequence.rows).astype(np.float64)
-    return {
-        "surprise_nats": aligned(nats, judged, len(sequence.input_ids)),
-        "mean_surprise_nats": finite(float(nats.mean())) if len(nats) else None,
-    }
+    mean = finite(float(nats.mean())) if len(nats) else None
+    return TeacherSurprise(teacher.name, aligned(nats, judged, len(sequence.input_ids)), mean)
 
 
-def _alternatives(teacher: CachedTeacher, row: int, gold: int, texts: TokenTexts, top: int) -> dict[str, Any]:
+def _prediction(teacher: CachedTeacher, row: int, gold: int, texts: TokenTexts, top: int) -> PositionPrediction:
     targets = teacher.targets(row, row + 1)
     ids, logs = targets.ids[0], targets.log_probs[0].astype(np.float64)
     order = np.argsort(-logs, kind="stable")[: int((logs > -np.inf).sum())]
-    place = np.flatnonzero(ids[order] == gold)
-    rank = int((logs > logs[order[place[0]]]).sum()) if len(place) else None
-    names = teacher.manifest.scalars
-    if GOLD_RANK in names:
-        rank = _whole(float(teacher.scalar(GOLD_RANK, row, row + 1)[0]))
-    return {
-        "alternatives": [
-            {"id": int(i), "text": texts.shown(int(i)), "probability": math.exp(min(p, 0.0)), "gold": int(i) == gold}
-            for i, p in zip(ids[order[:top]], logs[order[:top]], strict=True)
-        ],
-        "kept": len(order),
-        "left_out": math.exp(min(float(targets.log_left_out[0]), 0.0)),
-        "gold_rank": rank,
-        "gold_probability": _exp(teacher, GOLD_LOGPROB, row) if GOLD_LOGPROB in names else None,
-        "entropy_nats": finite(float(teacher.scalar(ENTROPY, row, row + 1)[0])) if ENTROPY in names else None,
-    }
+    stored_rank, gold_logprob = _stored(teacher, GOLD_RANK, row), _stored(teacher, GOLD_LOGPROB, row)
+    if GOLD_RANK in teacher.manifest.scalars:
+        rank = None if stored_rank is None or not math.isfinite(stored_rank) else int(stored_rank)
+    else:
+        rank = _rank(logs, np.flatnonzero(ids[order] == gold), order)
+    return PositionPrediction(
+        name=teacher.name,
+        alternatives=tuple(
+            Alternative(int(i), texts.shown(int(i)), _probability(log), int(i) == gold)
+            for i, log in zip(ids[order[:top]], logs[order[:top]], strict=True)
+        ),
+        kept=len(order),
+        left_out=_probability(float(targets.log_left_out[0])),
+        gold_rank=rank,
+        gold_probability=None if gold_logprob is None else finite(_probability(gold_logprob)),
+        surprise_nats=None if gold_logprob is None else finite(-gold_logprob),
+        entropy_nats=finite(entropy) if (entropy := _stored(teacher, ENTROPY, row)) is not None else None,
+    )
 
 
 def scalar(teacher: CachedTeacher, name: str, start: int, stop: int) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -183,7 +309,7 @@ def scalar(teacher: CachedTeacher, name: str, start: int, stop: int) -> np.ndarr
 
 
 def aligned(values: NDArray[np.float64], judged: list[int], num_tokens: int) -> list[float | None]:
-    """Return the kept positions' values (p,) at the tokens they judge; None elsewhere and for what is not finite."""
+    """Return values of the kept positions (p,) at the tokens they predict; None elsewhere and where not finite."""
     result: list[float | None] = [None] * num_tokens
     for index, value in zip(judged, values.tolist(), strict=True):
         result[index] = finite(value)
@@ -191,16 +317,23 @@ def aligned(values: NDArray[np.float64], judged: list[int], num_tokens: int) -> 
 
 
 def finite(value: float) -> float | None:
-    """Return a number that JSON knows; None for one that is infinite or none."""
+    """Return a number as it is if it is finite, and None if it is infinite or NaN, which JSON cannot write."""
     return value if math.isfinite(value) else None
 
 
-def _whole(value: float) -> int | None:
-    return int(value) if math.isfinite(value) else None
+def _stored(teacher: CachedTeacher, name: str, row: int) -> float | None:
+    """Return a scalar of one row; None if the teacher does not keep it."""
+    return float(teacher.scalar(name, row, row + 1)[0]) if name in teacher.manifest.scalars else None
 
 
-def _exp(teacher: CachedTeacher, name: str, row: int) -> float | None:
-    return finite(math.exp(min(float(teacher.scalar(name, row, row + 1)[0]), 0.0)))
+def _probability(log_probability: float) -> float:
+    """Return the exponential of a log-probability, at most 1 whatever the rounding."""
+    return math.exp(min(log_probability, 0.0))
+
+
+def _rank(logs: NDArray[np.float64], places: NDArray[np.intp], order: NDArray[np.intp]) -> int | None:
+    """Return how many kept tokens are likelier than the gold one, which stands at ``places`` (0 or 1,) of ``order``."""
+    return int((logs > logs[order[places[0]]]).sum()) if len(places) else None
 
 
 def _text(surface: bytes) -> str:

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("report.html"),
     show_default=True,
-    help="File to write; one of this name is replaced.",
+    help="File to write; an existing file is replaced.",
 )
-@click.option("--sample", type=click.IntRange(1), default=131_072, show_default=True, help="Positions to read.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Which positions are drawn.")
+@click.option(
+    "--sample", type=click.IntRange(1), default=131_072, show_default=True, help="Number of positions to sample."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random choice of positions.")
 @click.option("--teacher", "teachers", multiple=True, help="Report on this teacher only; repeatable.")
 @click.option("--encoding", help="Name of the encoding, if the cache has several.")
 def report_command(
@@ -30,9 +32,9 @@ def report_command(
 ) -> None:
     """Write CACHE's statistics, figures and most surprising passages as one HTML page.
 
-    The page opens without a network and holds no script. It shows what is stored, how sure and
-    how right the teachers are, where they agree, and text of the corpus: share it as you would
-    share the corpus.
+    The page needs no network and contains no script. It shows what is stored, how certain and how
+    accurate the teachers are, where they agree, and text of the corpus: share the page only with
+    people who may read the corpus.
 
     \b
     Example:
@@ -57,9 +59,9 @@ def report_command(
         reporter.stage("reading", None, "chunks")
         opened = Cache(cache)
         require_outside(output, opened.path, "the report")
-        chosen = opened.encoding(encoding)
-        asked = [chosen.teacher(name) for name in teachers or chosen.teachers]
-        data = report_data(opened, chosen, asked, sample, seed, reporter.advance)
+        opened_encoding = opened.encoding(encoding)
+        opened_teachers = [opened_encoding.teacher(name) for name in teachers or opened_encoding.teachers]
+        data = report_data(opened, opened_encoding, opened_teachers, sample, seed, reporter.advance)
         reporter.stage("drawing the page", None)
         page = render(data).encode()
     write_object(output, page)

@@ -1,13 +1,15 @@
-"""A report's figures: matplotlib draws them, as SVG that stands inside the page and takes its colours from it.
+"""A report's figures, drawn by matplotlib as SVG that is part of the page and takes its colours from the page.
 
-Figures are drawn in placeholder colours, which then become CSS variables, so that one figure serves light, dark and
-paper. Nothing of the corpus is ever drawn: axes say numbers and units, legends the teachers' names, which a cache
-restricts to letters, digits, dot, dash and underscore. No pyplot: its global state belongs to whoever imports us.
+Figures are drawn in placeholder colours, which are then replaced by CSS variables, so that the same figure serves the
+light page, the dark page and paper. No text of the corpus is drawn: axes show numbers and units, and legends the
+teachers' names, which consist of letters, digits, dots, dashes and underscores. Rejected: pyplot, whose global state
+belongs to the program that imports this module.
 """
 
 import io
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,10 +19,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from cache_tools.inspection.measures import Histogram
+from cache_tools.report.data import TeacherMeasures
+
 INK, FAINT, GRID = "#000001", "#000002", "#000003"
 SERIES = ("#000011", "#000012", "#000013", "#000014", "#000015", "#000016")
 VARIABLES = {INK: "--ink", FAINT: "--faint", GRID: "--grid"} | {c: f"--series-{i}" for i, c in enumerate(SERIES)}
-"""Placeholder to the page's variable."""
+"""Placeholder colour mapped to the page's CSS variable."""
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -49,14 +54,19 @@ WIDTH, HEIGHT = 4.8, 2.9
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
-def histograms(teachers: list[dict[str, Any]], key: str, label: str, percent: bool = False) -> Markup:
-    """Draw one histogram a teacher, see ``measures.histogram``."""
+def histograms(
+    teachers: Sequence[TeacherMeasures],
+    histogram_of: Callable[[TeacherMeasures], Histogram],
+    label: str,
+    percent: bool = False,
+) -> Markup:
+    """Draw a histogram of each teacher."""
     with _drawn(label) as (figure, axes):
         for number, teacher in enumerate(teachers):
-            edges, shares, colour = teacher[key]["edges"], teacher[key]["shares"], _colour(number)
-            axes.stairs(shares, edges, fill=True, color=colour, alpha=0.22)
-            axes.stairs(shares, edges, color=colour, linewidth=1.6, label=teacher["name"])
-            axes.set_xlim(edges[0], edges[-1])
+            histogram, colour = histogram_of(teacher), _colour(number)
+            axes.stairs(histogram.shares, histogram.edges, fill=True, color=colour, alpha=0.22)
+            axes.stairs(histogram.shares, histogram.edges, color=colour, linewidth=1.6, label=teacher.name)
+            axes.set_xlim(histogram.edges[0], histogram.edges[-1])
         axes.set_ylim(bottom=0)
         axes.set_ylabel("share of positions")
         axes.yaxis.set_major_formatter(PERCENT)
@@ -66,17 +76,17 @@ def histograms(teachers: list[dict[str, Any]], key: str, label: str, percent: bo
     return _svg(figure, f"Histogram: {label}")
 
 
-def reliability(teachers: list[dict[str, Any]]) -> Markup:
-    """Draw accuracy over confidence of each teacher whose calibration is known; larger dots are more positions."""
+def reliability(teachers: Sequence[TeacherMeasures]) -> Markup:
+    """Draw accuracy over confidence of each teacher with a calibration; larger dots stand for more positions."""
     with _drawn("confidence: probability of the likeliest token") as (figure, axes):
         axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
         for number, teacher in enumerate(teachers):
-            found = teacher["calibration"]
-            if found:
-                bins = [b for b in found["bins"] if b["positions"]]
-                x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
-                sizes = [8 + 200 * b["positions"] / found["positions"] for b in bins]
-                axes.plot(x, y, color=_colour(number), linewidth=1.6, label=teacher["name"])
+            calibration = teacher.calibration
+            if calibration:
+                bins = [b for b in calibration.bins if b.positions]
+                x, y = [_number(b.confidence) for b in bins], [_number(b.accuracy) for b in bins]
+                sizes = [8 + 200 * b.positions / calibration.positions for b in bins]
+                axes.plot(x, y, color=_colour(number), linewidth=1.6, label=teacher.name)
                 axes.scatter(x, y, sizes, color=_colour(number), linewidths=0, zorder=3)
         axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="how often it is the gold token")
         for axis in (axes.xaxis, axes.yaxis):
@@ -85,16 +95,16 @@ def reliability(teachers: list[dict[str, Any]]) -> Markup:
     return _svg(figure, "Reliability diagram: accuracy over confidence")
 
 
-def places(teachers: list[dict[str, Any]]) -> Markup:
-    """Draw the loss, and fainter the entropy, by the place in the sequence."""
+def places(teachers: Sequence[TeacherMeasures]) -> Markup:
+    """Draw the loss (solid) and the entropy (dotted) by the place in the sequence."""
     with _drawn("place of the token in its sequence") as (figure, axes):
         for number, teacher in enumerate(teachers):
-            rows = teacher["places"]
-            x = [(row["first"] + row["last"]) / 2 for row in rows]
-            for key, style in (("loss_nats", "-"), ("entropy_nats", (0, (1, 2)))):
-                y = [float("nan") if row[key] is None else row[key] for row in rows]
-                label = teacher["name"] if key == "loss_nats" else None
-                axes.plot(x, y, color=_colour(number), linewidth=1.8, linestyle=style, label=label)
+            colour = _colour(number)
+            x = [(place.first + place.last) / 2 for place in teacher.places]
+            loss_nats = [_number(place.loss_nats) for place in teacher.places]
+            entropy_nats = [_number(place.entropy_nats) for place in teacher.places]
+            axes.plot(x, loss_nats, color=colour, linewidth=1.8, linestyle="-", label=teacher.name)
+            axes.plot(x, entropy_nats, color=colour, linewidth=1.8, linestyle=(0, (1, 2)))
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.set_ylim(bottom=0)
@@ -112,17 +122,22 @@ def _drawn(label: str) -> Iterator[tuple[Figure, Axes]]:
         yield figure, axes
 
 
+def _number(value: float | None) -> float:
+    """Return a value to draw; NaN, which leaves a gap, for None."""
+    return math.nan if value is None else value
+
+
 def _colour(number: int) -> str:
     return SERIES[number % len(SERIES)]
 
 
-def _legend(axes: Axes, teachers: list[dict[str, Any]]) -> None:
+def _legend(axes: Axes, teachers: Sequence[TeacherMeasures]) -> None:
     if len(teachers) > 1:
         axes.legend()
 
 
 def _svg(figure: Figure, title: str) -> Markup:
-    """Return a figure as an ``svg`` element that scales with the page; ``title`` is ours."""
+    """Return a figure as an ``svg`` element that scales with the page; ``title`` must not come from a corpus."""
     file = io.StringIO()
     with mpl.rc_context(STYLE):
         figure.savefig(file, format="svg", transparent=True, metadata=NO_METADATA)

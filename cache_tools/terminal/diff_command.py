@@ -1,6 +1,5 @@
 """``logitcask diff``: how far two teachers are apart."""
 
-import json
 from typing import TYPE_CHECKING
 
 import click
@@ -15,13 +14,21 @@ if TYPE_CHECKING:
 @click.command("diff")
 @click.argument("a", type=CacheType())
 @click.argument("b", type=CacheType(), required=False)
-@click.option("--teacher-a", help="Teacher in A, if there are several.")
-@click.option("--teacher-b", help="Teacher in B; in one cache of two teachers, the other one.")
-@click.option("--encoding-a", help="Encoding in A, if there are several.")
-@click.option("--encoding-b", help="Encoding in B, if there are several; by default that of A if B is not given.")
-@click.option("--shards", type=click.IntRange(1), default=4, show_default=True, help="Shards to compare.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Which shards are drawn.")
-@click.option("--worst", type=click.IntRange(0), default=5, show_default=True, help="Positions to show.")
+@click.option("--teacher-a", help="Name of the teacher in A, if there are several.")
+@click.option("--teacher-b", help="Name of the teacher in B; by default, in a cache of two teachers, the other one.")
+@click.option("--encoding-a", help="Name of the encoding in A, if there are several.")
+@click.option(
+    "--encoding-b", help="Name of the encoding in B, if there are several; without B, by default the encoding of A."
+)
+@click.option("--shards", type=click.IntRange(1), default=4, show_default=True, help="Number of shards to compare.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random choice of shards.")
+@click.option(
+    "--worst",
+    type=click.IntRange(0),
+    default=5,
+    show_default=True,
+    help="Number of positions with the largest KL to list.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def diff_command(
     a: "StorePath",
@@ -35,11 +42,11 @@ def diff_command(
     worst: int,
     as_json: bool,
 ) -> None:
-    """Compare two teachers that read the same sequences: KL, agreement, where they differ most.
+    """Compare two teachers that read the same sequences: KL divergence, agreement, worst positions.
 
-    They lie in the caches A and B, or both in A. KL is the smallest that the kept tokens allow,
-    a lower bound of the true one; for two captures of one teacher it is about as small as the
-    codec's error. Exits 0 whatever the difference.
+    One teacher is in the cache A and the other in B; without B, both are in A. The KL divergence is the
+    smallest that the kept tokens allow, a lower bound of the true one; between two captures of one
+    teacher it is about as large as the codec's error. The exit code is 0 whatever the difference.
 
     \b
     Example:
@@ -50,10 +57,12 @@ def diff_command(
 
     with open_reporter() as reporter:
         reporter.stage("comparing", None, "shards")
-        mine, other = _sides(a, b, (teacher_a, teacher_b), (encoding_a, encoding_b))
-        result = compare(mine, other, shards=shards, seed=seed, worst=worst, advance=reporter.advance)
+        first, second = _teachers(a, b, (teacher_a, teacher_b), (encoding_a, encoding_b))
+        result = compare(first, second, shards=shards, seed=seed, worst=worst, advance=reporter.advance)
     if as_json:
-        click.echo(json.dumps(result, indent=2))
+        from cache_tools.json_output import json_text
+
+        click.echo(json_text(result))
         return
     from rich.console import Console
 
@@ -62,18 +71,18 @@ def diff_command(
     print_comparison(Console(), result)
 
 
-def _sides(
-    a: "StorePath", b: "StorePath | None", teachers: tuple[str | None, str | None], encodings: tuple[str | None, ...]
+def _teachers(
+    a: "StorePath", b: "StorePath | None", names: tuple[str | None, str | None], encodings: tuple[str | None, ...]
 ) -> tuple["CachedTeacher", "CachedTeacher"]:
-    """Open both teachers; in one encoding of exactly two, one name is enough and so is none."""
+    """Open both teachers; in one encoding of exactly two, a single name or no name is enough."""
     from cache_tools.store.reader import Cache
 
-    mine = Cache(a).encoding(encodings[0])
+    encoding_a = Cache(a).encoding(encodings[0])
     if b is not None:
-        return mine.teacher(teachers[0]), Cache(b).encoding(encodings[1]).teacher(teachers[1])
-    other = mine if encodings[1] is None else Cache(a).encoding(encodings[1])
-    if other is not mine or len(mine.teachers) != 2:
-        return mine.teacher(teachers[0]), other.teacher(teachers[1])
-    first, second = mine.teachers
-    name_a = teachers[0] or (first if teachers[1] != first else second)
-    return mine.teacher(name_a), other.teacher(teachers[1] or (second if name_a == first else first))
+        return encoding_a.teacher(names[0]), Cache(b).encoding(encodings[1]).teacher(names[1])
+    encoding_b = encoding_a if encodings[1] is None else Cache(a).encoding(encodings[1])
+    if encoding_b is not encoding_a or len(encoding_a.teachers) != 2:
+        return encoding_a.teacher(names[0]), encoding_b.teacher(names[1])
+    first, second = encoding_a.teachers
+    name_a = names[0] or (first if names[1] != first else second)
+    return encoding_a.teacher(name_a), encoding_b.teacher(names[1] or (second if name_a == first else first))

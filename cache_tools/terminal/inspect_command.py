@@ -1,6 +1,5 @@
-"""``logitcask inspect``: what is in a cache, as tables or JSON."""
+"""``logitcask inspect``: what a cache holds, as tables or JSON."""
 
-import json
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -18,13 +17,13 @@ if TYPE_CHECKING:
     type=click.IntRange(0),
     default=65_536,
     show_default=True,
-    help="Positions of each teacher to read for its calibration; with 0 no array is read.",
+    help="Number of positions to sample of each teacher, for its calibration; with 0 no array is read.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Which positions are drawn.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random choice of positions.")
 @click.option(
     "--groups",
     type=click.Choice(["folder", "group"]),
-    help="Also tell the sample's documents apart: by their ids up to the first slash, or by what is held out together.",
+    help="Also list the sample by documents: by the folder that their ids begin with, or by held-out group.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def inspect_command(
@@ -32,8 +31,8 @@ def inspect_command(
 ) -> None:
     """Show what CACHE holds: splits, teachers, sizes, statistics, calibration and progress.
 
-    Reads manifests, receipts and a sample of positions, so it is quick on a cache of any size
-    and works while a capture is running.
+    Only manifests, receipts and a sample of positions are read, so this is quick on a cache of any
+    size. It also works while a capture is running.
 
     \b
     Example:
@@ -47,7 +46,9 @@ def inspect_command(
         reporter.stage("reading receipts and a sample", None, "receipts and chunks")
         summary = summarise(Cache(cache), sample, seed, groups, lambda count, *_: reporter.advance(count))
     if as_json:
-        click.echo(json.dumps(summary, indent=2))
+        from cache_tools.json_output import json_text
+
+        click.echo(json_text(summary))
         return
     from rich.console import Console
 

@@ -1,6 +1,5 @@
-"""``logitcask show``: one sequence as the teachers saw it, or where to find one worth seeing."""
+"""``logitcask show``: one sequence with the teachers' predictions, or a search for sequences."""
 
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -9,40 +8,46 @@ import click
 from cache_tools.cli_options import CacheType
 
 if TYPE_CHECKING:
-    from cache_tools.inspection.search import Found, Measure
+    from cache_tools.inspection.search import Match
     from cache_tools.progress.reporter import Advance
     from cache_tools.storage import StorePath
     from cache_tools.store.reader import Encoding
     from cache_tools.store.teacher import CachedTeacher
 
 SCANNED_SHARDS = 64
+"""How many shards a search for the highest loss or disagreement reads by default."""
+
+MEASURES = {"loss": "loss, nats", "kl": "KL, nats", "top1": "top-1 differs"}
+"""What a search ranks by, and the heading of the values."""
 
 
 @click.command("show")
 @click.argument("cache", type=CacheType())
 @click.argument("sequence", type=click.IntRange(0), required=False)
 @click.option("--position", type=click.IntRange(0), help="List the alternatives at this position of the sequence.")
-@click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Alternatives to list.")
-@click.option("--id", "document_id", metavar="DOCUMENT", help="Find sequences of this document.")
-@click.option("--text", help="Find sequences with this text in them.")
-@click.option("--highest-loss", is_flag=True, help="Find where the teacher was most surprised on average.")
+@click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Number of alternatives to list.")
+@click.option("--id", "document_id", metavar="DOCUMENT", help="Find the sequences of this document.")
+@click.option("--text", help="Find sequences that contain this text.")
+@click.option("--highest-loss", is_flag=True, help="Find the sequences with the highest mean loss of a teacher.")
 @click.option(
     "--highest-disagreement",
     "disagreement",
     type=click.Choice(["kl", "top1"]),
-    help="Find where two teachers are farthest apart: in KL, or in how often their likeliest tokens differ.",
+    help="Find the sequences on which two teachers differ most: in KL, or in their likeliest tokens.",
 )
-@click.option("--limit", type=click.IntRange(1), default=10, show_default=True, help="Sequences to find.")
+@click.option(
+    "--limit", type=click.IntRange(1), default=10, show_default=True, help="Largest number of sequences to list."
+)
 @click.option(
     "--shards",
     type=click.IntRange(1),
-    help="Shards to look into: from the first, by default until --limit is reached, for --id and --text; "
-    f"at random, by default {SCANNED_SHARDS}, for the others.",
+    help="Number of shards to search. --id and --text read from the first shard on, by default until --limit is "
+    f"reached; the other searches read shards at random, by default {SCANNED_SHARDS}.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Which shards are drawn.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random choice of shards.")
 @click.option("--teacher", "teachers", multiple=True, help="Show this teacher only; repeatable.")
 @click.option("--encoding", help="Name of the encoding, if the cache has several.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def show_command(
     cache: "StorePath",
     sequence: int | None,
@@ -61,10 +66,10 @@ def show_command(
 ) -> None:
     """Show a SEQUENCE of CACHE, its tokens coloured by the teachers' surprise.
 
-    SEQUENCE is its number, 0 by default. With --position, show what the teachers thought
-    likely there; the position of a token that is to be predicted is that of the token before
-    it (causal) or its own (masked). With --id, --text, --highest-loss or
-    --highest-disagreement, list sequences instead.
+    SEQUENCE is the number of the sequence, 0 by default. With --position, list the tokens that the
+    teachers predicted there; a causal teacher predicts a token at the position before it, a masked
+    one at the token's own. With --id, --text, --highest-loss or --highest-disagreement, search for
+    sequences instead.
 
     \b
     Example:
@@ -73,27 +78,29 @@ def show_command(
     from cache_tools.store.reader import Cache
 
     opened = Cache(cache).encoding(encoding)
-    names: tuple[str | None, ...] = teachers or tuple(opened.teachers) or (None,)  # None: says that there is none
-    chosen = [opened.teacher(name) for name in names]
-    wanted = _wanted(document_id is not None or text is not None, highest_loss, disagreement)
-    if wanted is None:
-        _show(opened, chosen, bool(teachers), sequence or 0, position, top, as_json)
+    names: tuple[str | None, ...] = teachers or tuple(opened.teachers) or (None,)  # None: an error if there is none
+    selected_teachers = [opened.teacher(name) for name in names]
+    kind = _kind_of_search(document_id is not None or text is not None, highest_loss, disagreement)
+    if kind is None:
+        _show(opened, selected_teachers, bool(teachers), sequence or 0, position, top, as_json)
         return
     if sequence is not None or position is not None:
-        raise click.UsageError("give a SEQUENCE, or options that find some, not both")
-    if wanted == "text":
-        found = _with_text(opened, document_id, text, shards, limit)
+        raise click.UsageError("Give either a SEQUENCE or search options, not both.")
+    if kind == "text":
+        matches = _with_text(opened, document_id, text, shards, limit)
     else:
-        found = _highest(opened, chosen, disagreement, shards or SCANNED_SHARDS, seed, limit)
-    _print_found(found, {"loss": "loss, nats", "kl": "KL, nats", "top1": "top-1 differs"}.get(wanted), as_json)
+        matches = _highest(opened, selected_teachers, disagreement, shards or SCANNED_SHARDS, seed, limit)
+    _print_matches(matches, MEASURES.get(kind), as_json)
 
 
-def _wanted(by_text: bool, highest_loss: bool, disagreement: str | None) -> str | None:
-    """Return the one way of finding that was asked for, None if sequences are not to be found."""
-    asked = [*(["text"] if by_text else []), *(["loss"] if highest_loss else []), *filter(None, [disagreement])]
-    if len(asked) > 1:
-        raise click.UsageError("--id and --text, --highest-loss and --highest-disagreement exclude each other")
-    return asked[0] if asked else None
+def _kind_of_search(by_text: bool, highest_loss: bool, disagreement: str | None) -> str | None:
+    """Return ``text`` or a key of MEASURES; None if the options do not ask for a search."""
+    kinds = [*(["text"] if by_text else []), *(["loss"] if highest_loss else []), *filter(None, [disagreement])]
+    if len(kinds) > 1:
+        raise click.UsageError(
+            "Search by one thing at a time: --id and --text, or --highest-loss, or --highest-disagreement."
+        )
+    return kinds[0] if kinds else None
 
 
 def _show(
@@ -105,32 +112,24 @@ def _show(
     top: int,
     as_json: bool,
 ) -> None:
-    """Show a sequence; of teachers that nobody named, those that have captured it already."""
+    """Show a sequence or a position; of teachers that no option names, those that have captured it already."""
     from rich.console import Console
 
-    from cache_tools.errors import ConfigError
     from cache_tools.inspection.decoding import token_texts
-    from cache_tools.inspection.views import position_view, sequence_view
+    from cache_tools.inspection.views import position_view, sequence_of, sequence_view
+    from cache_tools.json_output import json_text
     from cache_tools.terminal.sequence import print_position, print_sequence
 
-    try:
-        sequence = encoding.sequence(number)
-    except IndexError as error:
-        count = sum(entry.sequences for entry in encoding.shards)
-        raise ConfigError(
-            f"there is no sequence {number}", where=encoding.path, expected=f"0 to {count - 1}"
-        ) from error
+    sequence = sequence_of(encoding, number)
     shard, texts = encoding.shard_of(number), token_texts(encoding)
     if not named:
         teachers = [teacher for teacher in teachers if shard not in teacher.missing_shards()] or teachers
-    if position is None:
-        view, show = sequence_view(encoding, sequence, teachers, texts), print_sequence
-    else:
-        view, show = position_view(encoding, sequence, position, teachers, texts, top), print_position
-    if as_json:
-        click.echo(json.dumps(view, indent=2))
-    else:
-        show(Console(), view)
+    if position is not None:
+        at_position = position_view(encoding, sequence, position, teachers, texts, top)
+        click.echo(json_text(at_position)) if as_json else print_position(Console(), at_position)
+        return
+    view = sequence_view(encoding, sequence, teachers, texts)
+    click.echo(json_text(view)) if as_json else print_sequence(Console(), view)
 
 
 def _with_text(
@@ -139,14 +138,14 @@ def _with_text(
     text: str | None,
     shards: int | None,
     limit: int,
-) -> list["Found"]:
+) -> list["Match"]:
     from cache_tools.inspection.search import with_text
     from cache_tools.progress.lines import open_reporter
 
-    read = list(range(len(encoding.shards))[:shards])
+    searched_shards = list(range(len(encoding.shards))[:shards])
     with open_reporter(brief=True) as reporter:
-        reporter.stage("reading", len(read), "shards")
-        return with_text(encoding, _counted(read, reporter.advance), document_id, text, limit)
+        reporter.stage("reading", len(searched_shards), "shards")
+        return with_text(encoding, _counted(searched_shards, reporter.advance), document_id, text, limit)
 
 
 def _highest(
@@ -156,7 +155,7 @@ def _highest(
     shards: int,
     seed: int,
     limit: int,
-) -> list["Found"]:
+) -> list["Match"]:
     from cache_tools.inspection.sampling import committed_shards, drawn
     from cache_tools.inspection.search import disagreement_of, highest, loss_of
     from cache_tools.progress.lines import open_reporter
@@ -164,40 +163,38 @@ def _highest(
     needed = 2 if disagreement else 1
     if len(teachers) != needed:
         raise click.UsageError(
-            f"this needs {needed} teacher{'s' * (needed > 1)}, not {len(teachers)}; "
-            f"choose with --teacher from: {', '.join(encoding.teachers)}"
+            f"This search needs {needed} teacher{'s' * (needed > 1)}, not {len(teachers)}. "
+            f"Select with --teacher from: {', '.join(encoding.teachers)}."
         )
-    measure: Measure = disagreement_of(teachers[0], teachers[1], disagreement) if disagreement else loss_of(teachers[0])
+    measure = disagreement_of(teachers[0], teachers[1], disagreement) if disagreement else loss_of(teachers[0])
     committed = committed_shards(teachers)
-    read = drawn(committed, shards, seed)
+    searched_shards = drawn(committed, shards, seed)
     with open_reporter(brief=True) as reporter:
-        reporter.stage("scanning", len(read), "shards")
-        found = highest(encoding, _counted(read, reporter.advance), measure, limit)
-    if len(read) < len(committed):
-        click.echo(f"scanned {len(read)} of {len(committed)} shards; --shards N scans more", err=True)
-    return found
+        reporter.stage("scanning", len(searched_shards), "shards")
+        matches = highest(encoding, _counted(searched_shards, reporter.advance), measure, limit)
+    if len(searched_shards) < len(committed):
+        click.echo(f"scanned {len(searched_shards)} of {len(committed)} shards; --shards N scans more", err=True)
+    return matches
 
 
-def _print_found(found: list["Found"], measure: str | None, as_json: bool) -> None:
-    from dataclasses import asdict
-
+def _print_matches(matches: list["Match"], measure: str | None, as_json: bool) -> None:
     from rich.console import Console
 
-    from cache_tools.inspection.views import finite
-    from cache_tools.terminal.sequence import print_found
+    from cache_tools.inspection.search import SearchResult
+    from cache_tools.json_output import json_text
+    from cache_tools.terminal.sequence import print_matches
 
     if as_json:
-        plain = [asdict(item) | {"value": None if item.value is None else finite(item.value)} for item in found]
-        click.echo(json.dumps({"measure": measure, "found": plain}, indent=2))
-    elif found:
-        print_found(Console(), found, measure)
-        click.echo(f"Look at one: logitcask show CACHE {found[0].sequence_id}", err=True)
+        click.echo(json_text(SearchResult(measure, tuple(matches))))
+    elif matches:
+        print_matches(Console(), matches, measure)
+        click.echo(f"To see the first: logitcask show CACHE {matches[0].sequence_id}", err=True)
     else:
         click.echo("No sequence was found.", err=True)
 
 
 def _counted(shards: list[int], advance: "Advance") -> Iterator[int]:
-    """Yield shards and tell when each is done."""
+    """Yield shards, and count each after it was read."""
     for shard in shards:
         yield shard
         advance(1)

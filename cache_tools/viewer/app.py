@@ -4,13 +4,13 @@
 
     /                                                    the page
     /static/…                                            its script, style and icon
-    /api/summary                                         see summary.summarise
-    /api/{encoding}/find?by=…&query=…&teacher=…&after=…   see view_search
-    /api/{encoding}/sequences/{number}                   see view_data.heat
-    /api/{encoding}/sequences/{number}/{position}?top=…   see view_data.alternatives
+    /api/summary                                         inspection.summary.CacheSummary
+    /api/{encoding}/find?by=…&query=…&teacher=…&after=…   search.SearchPage
+    /api/{encoding}/sequences/{number}                   pages.HeatView
+    /api/{encoding}/sequences/{number}/{position}?top=…   inspection.views.PositionView
 
-Every handler is a plain function: Starlette runs it on a thread, so the server goes on answering while a shard
-is read. An error of ours becomes ``{"error": text}`` and a status; the page shows the text.
+Every handler is a plain function: Starlette runs it on a thread, so the server answers other requests while a shard is
+read. A LogitcaskError becomes ``{"error": text}`` and a status; the page shows the text.
 """
 
 from pathlib import Path
@@ -26,6 +26,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.templating import Jinja2Templates
 
 from cache_tools.errors import ConfigError, FormatError, IncompleteError, LogitcaskError
+from cache_tools.json_output import json_ready
 from cache_tools.storage import StorePath
 from cache_tools.store.reader import Encoding
 from cache_tools.viewer.guard import Guard
@@ -37,7 +38,7 @@ TOP = 10
 LARGEST_NUMBER = 2**62
 
 STATUS: dict[type[Exception], int] = {ConfigError: 404, FormatError: 404, IncompleteError: 409}
-"""Status of an error; of the others, damage and storage, 500."""
+"""HTTP status by error; all others, such as damage and storage, are 500."""
 
 
 def make_app(path: StorePath, host: str = "127.0.0.1", token: str | None = None) -> Guard:
@@ -45,8 +46,8 @@ def make_app(path: StorePath, host: str = "127.0.0.1", token: str | None = None)
 
     Args:
         path: The cache.
-        host: The address that it will be served on, see ``view_guard``.
-        token: What visitors must know; None if everybody who can connect may look.
+        host: The address that it will be served on, see ``guard``.
+        token: The token that visitors must send; None if everybody who can connect may look.
 
     Raises:
         FormatError: the path is not a cache.
@@ -76,28 +77,32 @@ class _Pages:
         return self._templates.TemplateResponse(request, "index.html", {"path": path})
 
     def summary(self, _: Request) -> Response:
-        return JSONResponse(self._opened.summary())
+        return JSONResponse(json_ready(self._opened.summary()))
 
     def sequence(self, request: Request) -> Response:
-        return JSONResponse(heat(self._opened, self._encoding(request), _number(request, "number")))
+        return JSONResponse(json_ready(heat(self._opened, self._encoding(request), _number(request, "number"))))
 
     def position(self, request: Request) -> Response:
         number, position, top = (_number(request, name) for name in ("number", "position", "top"))
-        return JSONResponse(alternatives(self._opened, self._encoding(request), number, position, top))
+        return JSONResponse(json_ready(alternatives(self._opened, self._encoding(request), number, position, top)))
 
     def find(self, request: Request) -> Response:
         encoding, given = self._encoding(request), request.query_params
         by, query, after = given.get("by", "all"), given.get("query"), _number(request, "after")
         if by == "all":
-            return JSONResponse(look_for_text(encoding, None, None, after))
+            return JSONResponse(json_ready(look_for_text(encoding, None, None, after)))
         with self._scan:
             if by in MEASURES:
                 teachers = [self._opened.teacher(encoding, name) for name in given.getlist("teacher")]
-                return JSONResponse(look_for_highest(encoding, teachers, by, after))
+                return JSONResponse(json_ready(look_for_highest(encoding, teachers, by, after)))
             if by in ("id", "text") and query:
                 document_id, text = (query, None) if by == "id" else (None, query)
-                return JSONResponse(look_for_text(encoding, document_id, text, after))
-        raise ConfigError("it is not clear what is to be found", found=f"by {by!r}, query {query!r}")
+                return JSONResponse(json_ready(look_for_text(encoding, document_id, text, after)))
+        raise ConfigError(
+            "the viewer has no such search",
+            expected="by=all; by=id or by=text with a query; or by=loss, by=kl or by=top1",
+            found=f"by={by}, query={query!r}",
+        )
 
     def _encoding(self, request: Request) -> Encoding:
         return self._opened.encoding(request.path_params["encoding"])

@@ -1,4 +1,4 @@
-"""``logitcask view``: a cache in a browser, served from here and, unless asked otherwise, to this machine only."""
+"""``logitcask view``: a cache in a browser, served by default to this machine only."""
 
 import secrets
 import socket
@@ -20,16 +20,27 @@ TOKEN_BYTES = 24
 
 @click.command("view")
 @click.argument("cache", type=CacheType())
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others ask for a token.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8008, show_default=True, help="Port; 0 for a free one.")
 @click.option(
-    "--open/--no-open", "open_page", default=None, help="Open the page in a browser; by default, if nobody else can."
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; any but the default requires a token."
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8008,
+    show_default=True,
+    help="Port to listen on; 0 for any free port.",
+)
+@click.option(
+    "--open/--no-open",
+    "open_page",
+    default=None,
+    help="Open the page in a browser; the default is to open it unless a token is required.",
 )
 def view_command(cache: "StorePath", host: str, port: int, open_page: bool | None) -> None:
-    """Look at CACHE in a browser: sequences as heat maps, distributions side by side.
+    """View CACHE in a browser: sequences as heat maps, distributions side by side.
 
-    The page is served to this machine only. On another --host, whoever looks needs the token in
-    the address that is printed; the connection is not encrypted, so prefer a tunnel.
+    The page is served to this machine only. With another --host, visitors need the token in the
+    address that is printed. The connection is not encrypted, so prefer a tunnel.
 
     \b
     Example:
@@ -53,7 +64,7 @@ def view_command(cache: "StorePath", host: str, port: int, open_page: bool | Non
     listening = _listen(host, port)
     address = _address(host, listening.getsockname()[1], token)
     click.echo(address)
-    click.echo("Ctrl-C ends.", err=True)
+    click.echo("Press Ctrl-C to stop.", err=True)
     if open_page or (open_page is None and token is None):
         threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
     config = uvicorn.Config(
@@ -64,7 +75,7 @@ def view_command(cache: "StorePath", host: str, port: int, open_page: bool | Non
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Return a socket that takes connections.
+    """Return a socket that accepts connections.
 
     Raises:
         ConfigError: the address is not this machine's, or the port is taken.
@@ -76,12 +87,15 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server(place[:2], family=family)
     except OSError as error:
         raise ConfigError(
-            "cannot listen there", where=f"{host}:{port}", found=error.strerror, fix="Choose another --host or --port"
+            "the viewer cannot listen on this address",
+            where=f"{host}:{port}",
+            found=error.strerror,
+            fix="Choose another --host or --port",
         ) from error
 
 
 def _address(host: str, port: int, token: str | None) -> str:
-    """Return what to type into a browser; for a wildcard, with this machine's name."""
+    """Return the address to open in a browser; for a wildcard, it contains this machine's name."""
     name = socket.gethostname() if host in ("0.0.0.0", "::") else host
     name = f"[{name}]" if ":" in name else name
     return f"http://{name}:{port}/" + (f"?token={token}" if token else "")

@@ -1,11 +1,11 @@
-"""Who may ask the viewer, and what a browser may do with its answers.
+"""Who may use the viewer, and what a browser may do with its responses.
 
-The viewer shows a corpus that may be nobody else's business, on a machine whose browser also visits strangers'
-pages. So: only GET; only under the names that were agreed on, or a stranger's domain could be pointed at this
-address and read it (DNS rebinding); on an address that others can reach, only with a token, which a first visit
-turns into a cookie; no CORS; and a policy under which nothing runs that the package does not bring.
+The viewer shows a corpus that may be private, on a machine whose browser also visits strangers' pages. So it accepts
+only GET, and only under the expected host names: otherwise a stranger's domain could be pointed at this address and
+read the corpus (DNS rebinding). On an address that others can reach it requires a token, which the first visit stores
+as a cookie. It sends no CORS headers, and its content policy lets only the package's own scripts run.
 
-This wraps the whole application, so that no answer, not even an error's, goes out without its headers.
+This wraps the whole application, so that every response carries these headers, also that of an error.
 """
 
 import ipaddress
@@ -32,7 +32,7 @@ HEADERS = {
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether only this machine can reach a host; a name is believed if it is ``localhost``."""
+    """Say whether only this machine can reach a host; ``localhost`` is the only name for which this is assumed."""
     address = _address(host)
     return host == "localhost" if address is None else address.is_loopback
 
@@ -40,8 +40,8 @@ def is_loopback(host: str) -> bool:
 def is_expected(header: str, host: str) -> bool:
     """Say whether a Host header names the server that listens on ``host``.
 
-    Under a wildcard (``0.0.0.0``, ``::``) this machine's name and every number are its: to rebind, an attacker
-    needs a name of his own.
+    Under a wildcard (``0.0.0.0``, ``::``) this machine's name and every numeric address are accepted: DNS rebinding
+    needs a name.
     """
     match = re.fullmatch(r"\[?([\w.-]+|[0-9a-fA-F:.]+)\]?(:\d+)?", header, re.ASCII)
     if match is None:
@@ -54,12 +54,12 @@ def is_expected(header: str, host: str) -> bool:
 
 
 class Guard:
-    """The application behind the checks above.
+    """An application that only permitted requests reach.
 
     Args:
-        app: What answers.
+        app: The application.
         host: The address that the server listens on.
-        token: What a visitor must know; None if everybody who can connect may look.
+        token: The token that visitors must send; None if everybody who can connect may look.
     """
 
     def __init__(self, app: ASGIApp, host: str, token: str | None) -> None:
@@ -80,9 +80,9 @@ class Guard:
         await answer(scope, receive, send_with_headers)
 
     def _refusal(self, request: Request) -> Response | None:
-        """Return the answer to a request that must not come through; None if it may."""
+        """Return the response to a request that is not permitted; None if it is permitted."""
         if request.method not in ("GET", "HEAD"):
-            return PlainTextResponse("The viewer only answers GET.", 405, {"Allow": "GET, HEAD"})
+            return PlainTextResponse("The viewer accepts only GET requests.", 405, {"Allow": "GET, HEAD"})
         if not is_expected(request.headers.get("host", ""), self._host):
             return PlainTextResponse("This is not the address that 'logitcask view' printed.", 403)
         if self._token is None:
@@ -93,7 +93,7 @@ class Guard:
             return answer
         if self._is_token(request.cookies.get(COOKIE)):
             return None
-        return PlainTextResponse("Open the whole address that 'logitcask view' printed, its token included.", 401)
+        return PlainTextResponse("Open the whole address that 'logitcask view' printed, including its token.", 401)
 
     def _is_token(self, given: str | None) -> bool:
         return secrets.compare_digest((given or "").encode(), (self._token or "").encode())

@@ -1,46 +1,106 @@
-"""What the viewer's pages show, as dictionaries: ``inspection/views.py``, and what colours and a browser need besides.
+"""The data behind the viewer's pages: ``inspection/views.py``, with the values that tokens are coloured by.
 
-A window is read, never the whole: of a sequence its own rows, of a position one row. What is decoded for a
-sequence goes with its answer; between requests only manifests, the tokenizer, receipts and the last few shards'
-sequences stay in memory (see ``store/reader.py``).
+Only what a page shows is read: the rows of one sequence, or a single row. Decoded rows are freed with the response;
+between requests only manifests, the tokenizer, receipts and the sequences of the last few shards stay in memory (see
+``store/reader.py``).
 
-Text leaves here without a character that acts: control characters as their pictures (``␛``), marks that turn or
-hide text as escapes (see ``escaping.printable``). A browser gets it as text and never as HTML.
+Text is harmless when it leaves here: control characters are replaced by their pictures (``␛``), and marks that reorder
+or hide text by escapes (see ``escaping.printable``). A browser gets it as text and never as HTML.
 """
 
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from threading import Lock
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cache_tools.errors import ConfigError, IncompleteError
+from cache_tools.codecs.rows import Targets
+from cache_tools.errors import IncompleteError
 from cache_tools.escaping import printable
-from cache_tools.format.layout import ENTROPY, GOLD_LOGPROB
-from cache_tools.format.manifest import DRAWN_KINDS
+from cache_tools.format.layout import ENTROPY
+from cache_tools.format.manifest import DRAWN_KINDS, Objective, Split
 from cache_tools.format.sequences import Sequence
 from cache_tools.inspection.decoding import TokenTexts, token_texts
 from cache_tools.inspection.divergence import divergence
-from cache_tools.inspection.summary import summarise
+from cache_tools.inspection.summary import CacheSummary, summarise
 from cache_tools.inspection.views import (
+    PositionView,
+    TeacherSurprise,
+    ViewedToken,
     aligned,
-    finite,
     judged_tokens,
     position_view,
-    scalar,
+    sequence_of,
     sequence_view,
 )
+from cache_tools.json_output import FLAT
 from cache_tools.storage import StorePath
 from cache_tools.store.predictions import tokens_of_whole_row
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.teacher import CachedTeacher
 
 PICTURES = {code: 0x2400 + code for code in range(0x20)} | {0x0A: 0x21B5, 0x7F: 0x2421}
-"""The pictures that Unicode has of control characters, ``␀`` to ``␟`` and ``␡``; of a line feed the arrow ``↵``."""
+"""Unicode's pictures of control characters, ``␀`` to ``␟`` and ``␡``; for a line feed the arrow ``↵``."""
+
+
+@dataclass(frozen=True)
+class TeacherHeat:
+    """What a teacher's tokens can be coloured by; a list has a number per token, None as in ``TeacherSurprise``.
+
+    Attributes:
+        surprise: The teacher and its surprise.
+        kept_mass: Probability of the kept tokens together.
+        mean_kept_mass: Its mean over the kept positions; None if there are none.
+        entropy_nats: Entropy of the whole distribution; None if the teacher does not keep it.
+        mean_entropy_nats: Its mean over the finite values.
+    """
+
+    surprise: TeacherSurprise = field(metadata=FLAT)
+    kept_mass: list[float | None]
+    mean_kept_mass: float | None
+    entropy_nats: list[float | None] | None
+    mean_entropy_nats: float | None
+
+
+@dataclass(frozen=True)
+class PairHeat:
+    """The KL divergence of two teachers per token, the mean of both directions (see ``divergence``), and its mean."""
+
+    a: str
+    b: str
+    kl_nats: list[float | None]
+    mean_kl_nats: float | None
+
+
+@dataclass(frozen=True)
+class HeatView:
+    """A sequence with everything that its tokens can be coloured by.
+
+    Attributes:
+        sequence_id: As in ``views.SequenceView``, like those up to ``tokens``.
+        teachers: The teachers that have captured the sequence.
+        pairs: Each two of them whose targets are no draws.
+        absent: Names of the teachers that have not captured the sequence yet.
+        shard: The sequence's shard.
+        split: The sequence's split.
+    """
+
+    sequence_id: int
+    document_id: str
+    turn: int | None
+    group_id: str
+    objective: Objective
+    tokens: tuple[ViewedToken, ...]
+    teachers: tuple[TeacherHeat, ...]
+    pairs: tuple[PairHeat, ...]
+    absent: list[str]
+    shard: int
+    split: Split
 
 
 def pictured(content: bytes | str, keep: str = "") -> str:
-    """Return text in which control characters, but those to keep, are pictures, and nothing else acts."""
+    """Return text that does nothing but be shown: control characters become pictures, except those in ``keep``."""
     text = content if isinstance(content, str) else content.decode("utf-8", "backslashreplace")
     return printable(text.translate({code: p for code, p in PICTURES.items() if chr(code) not in keep}), keep)
 
@@ -59,7 +119,7 @@ class PicturedTexts(TokenTexts):
 
 
 class OpenCache:
-    """A cache while people look at it: what has been opened stays open until the summary is asked for again.
+    """A cache that is being viewed: encodings and teachers stay open until the summary is requested again.
 
     Args:
         path: A folder or URL.
@@ -78,8 +138,8 @@ class OpenCache:
         self._teachers: dict[tuple[str, str], CachedTeacher] = {}
         self._texts: dict[str, PicturedTexts] = {}
 
-    def summary(self) -> dict[str, Any]:
-        """Return what ``summarise`` does, of the cache as it is now: a capture may have gone on since."""
+    def summary(self) -> CacheSummary:
+        """Open the cache again, because a capture may have continued, and describe it."""
         with self._lock:
             self._reopen()
         return summarise(self._cache)
@@ -88,7 +148,7 @@ class OpenCache:
         """Return an encoding by name.
 
         Raises:
-            FormatError: there is none of that name.
+            FormatError: there is no such name.
         """
         with self._lock:
             if name not in self._encodings:
@@ -99,7 +159,7 @@ class OpenCache:
         """Return a teacher of an encoding by name.
 
         Raises:
-            FormatError: there is none of that name.
+            FormatError: there is no such name.
         """
         key = (encoding.name, name)
         with self._lock:
@@ -132,71 +192,82 @@ class OpenCache:
         return ready, [teacher.name for teacher in teachers if teacher not in ready]
 
 
-def sequence_of(encoding: Encoding, number: int) -> Sequence:
-    """Return a sequence by its number.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    try:
-        return encoding.sequence(number)
-    except IndexError as error:
-        count = sum(entry.sequences for entry in encoding.shards)
-        raise ConfigError(
-            f"there is no sequence {number}", where=encoding.path, expected=f"0 to {count - 1}"
-        ) from error
-
-
-def heat(opened: OpenCache, encoding: Encoding, number: int) -> dict[str, Any]:
+def heat(opened: OpenCache, encoding: Encoding, number: int) -> HeatView:
     """Return a sequence with everything that its tokens can be coloured by.
 
-    Returns:
-        As ``views.sequence_view``. Each teacher has besides, aligned with the tokens: ``entropy_nats`` and
-        ``kept_mass``, each with its mean. ``pairs``: for any two teachers ``a`` and ``b`` ``kl_nats``, the mean of
-        both directions (see ``divergence``), with its mean over the finite ones. ``split``, ``shard``; ``absent``:
-        teachers that have not captured this sequence.
+    Raises:
+        ConfigError: there is no such sequence, or it is too long to show.
+        IncompleteError: no teacher has captured it yet.
     """
     sequence = sequence_of(encoding, number)
     teachers, absent = opened.teachers_of(encoding, number)
-    view = sequence_view(encoding, sequence, teachers, opened.texts(encoding))
-    for token, surface in zip(view["tokens"], opened.texts(encoding).surfaces(sequence), strict=True):
-        token["text"] = pictured(surface, keep="\n")
+    texts = opened.texts(encoding)
+    view = sequence_view(encoding, sequence, teachers, texts)
     targets = {teacher.name: teacher.targets(*sequence.rows) for teacher in teachers}
-    judged = judged_tokens(encoding, sequence)
-
-    def measure(name: str, values: Any) -> dict[str, Any]:
-        known = values[np.isfinite(values)]
-        return {
-            name: aligned(values, judged, len(sequence.input_ids)),
-            f"mean_{name}": float(known.mean()) if len(known) else None,
-        }
-
-    for shown, teacher in zip(view["teachers"], teachers, strict=True):
-        kept = np.exp(targets[teacher.name].log_probs, dtype=np.float64).sum(axis=1)
-        shown |= measure("kept_mass", np.minimum(kept, 1.0))
-        if ENTROPY in teacher.manifest.scalars:
-            shown |= measure("entropy_nats", teacher.scalar(ENTROPY, *sequence.rows).astype(np.float64))
-    comparable = [teacher.name for teacher in teachers if teacher.manifest.target.kind not in DRAWN_KINDS]
-    tokens = {teacher.name: tokens_of_whole_row(teacher.manifest) for teacher in teachers}
-    pairs = [
-        {"a": a, "b": b} | measure("kl_nats", divergence(targets[a], targets[b], (tokens[a], tokens[b])).mean_kl_nats)
-        for a, b in combinations(comparable, 2)
-    ]
     shard = encoding.shard_of(number)
-    place = {"document_id": pictured(sequence.document_id), "group_id": pictured(sequence.group_id)}
-    return view | place | {"pairs": pairs, "absent": absent, "shard": shard, "split": encoding.shards[shard].split}
+    return HeatView(
+        sequence_id=view.sequence_id,
+        document_id=pictured(sequence.document_id),
+        turn=view.turn,
+        group_id=pictured(sequence.group_id),
+        objective=view.objective,
+        tokens=tuple(
+            replace(token, text=pictured(surface, keep="\n") or token.text)  # a class has a text but no surface
+            for token, surface in zip(view.tokens, texts.surfaces(sequence), strict=True)
+        ),
+        teachers=tuple(
+            _teacher_heat(teacher, surprise, targets[teacher.name], sequence)
+            for teacher, surprise in zip(teachers, view.teachers, strict=True)
+        ),
+        pairs=_pairs(teachers, targets, sequence),
+        absent=absent,
+        shard=shard,
+        split=encoding.shards[shard].split,
+    )
 
 
-def alternatives(opened: OpenCache, encoding: Encoding, number: int, position: int, top: int) -> dict[str, Any]:
-    """Return what every teacher that captured a sequence said at one of its positions.
+def alternatives(opened: OpenCache, encoding: Encoding, number: int, position: int, top: int) -> PositionView:
+    """Return the predictions of all teachers that have captured a sequence at one of its positions.
 
-    Returns:
-        As ``views.position_view``; each teacher has ``surprise_nats`` besides, None if it is infinite.
+    Raises:
+        ConfigError: there is no such sequence, or no prediction is kept at this position.
+        IncompleteError: no teacher has captured the sequence yet.
     """
     sequence = sequence_of(encoding, number)
     teachers, _ = opened.teachers_of(encoding, number)
-    view = position_view(encoding, sequence, position, teachers, opened.texts(encoding), top)
-    row = sequence.first_position + int(np.searchsorted(sequence.positions(), position))
-    for shown, teacher in zip(view["teachers"], teachers, strict=True):
-        shown["surprise_nats"] = finite(-float(scalar(teacher, GOLD_LOGPROB, row, row + 1)[0]))
-    return view
+    return position_view(encoding, sequence, position, teachers, opened.texts(encoding), top)
+
+
+def _teacher_heat(
+    teacher: CachedTeacher, surprise: TeacherSurprise, targets: Targets, sequence: Sequence
+) -> TeacherHeat:
+    judged, num_tokens = judged_tokens(teacher.encoding, sequence), len(sequence.input_ids)
+    kept_mass = np.minimum(np.exp(targets.log_probs, dtype=np.float64).sum(axis=1), 1.0)
+    entropy_nats = None
+    if ENTROPY in teacher.manifest.scalars:
+        entropy_nats = teacher.scalar(ENTROPY, *sequence.rows).astype(np.float64)
+    return TeacherHeat(
+        surprise=surprise,
+        kept_mass=aligned(kept_mass, judged, num_tokens),
+        mean_kept_mass=_finite_mean(kept_mass),
+        entropy_nats=None if entropy_nats is None else aligned(entropy_nats, judged, num_tokens),
+        mean_entropy_nats=None if entropy_nats is None else _finite_mean(entropy_nats),
+    )
+
+
+def _pairs(teachers: list[CachedTeacher], targets: dict[str, Targets], sequence: Sequence) -> tuple[PairHeat, ...]:
+    """Compare each two teachers whose targets are no draws."""
+    comparable = [teacher for teacher in teachers if teacher.manifest.target.kind not in DRAWN_KINDS]
+    pairs = []
+    for a, b in combinations(comparable, 2):
+        whole_row_tokens = (tokens_of_whole_row(a.manifest), tokens_of_whole_row(b.manifest))
+        kl_nats = divergence(targets[a.name], targets[b.name], whole_row_tokens).mean_kl_nats
+        at_tokens = aligned(kl_nats, judged_tokens(a.encoding, sequence), len(sequence.input_ids))
+        pairs.append(PairHeat(a.name, b.name, at_tokens, _finite_mean(kl_nats)))
+    return tuple(pairs)
+
+
+def _finite_mean(values: NDArray[np.float64]) -> float | None:
+    """Return the mean of the finite values; None if there are none."""
+    finite_values = values[np.isfinite(values)]
+    return float(finite_values.mean()) if len(finite_values) else None

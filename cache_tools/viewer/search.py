@@ -1,87 +1,107 @@
-"""Searching from the viewer: a little at a time, so that a search over a thousand shards answers at once.
+"""Searches of the viewer, a few shards per request, so that a search over a thousand shards answers at once.
 
-A request looks at shards until its seconds are over or its page is full, and says how far it came: ``next`` is
-where the next request goes on. So no search runs on after the reader has lost interest, and memory is one
-shard. Text is looked for in order; the highest means are looked for in shards in a random order that is always
-the same, so that what was seen so far is a fair sample of the whole.
+A request searches shards until its time is over or its page is full, and returns where the next request continues. So
+no search runs on after its reader has left, and memory is one shard. Text is searched in the order of the sequences.
+Measures are searched in a random order of shards that is always the same, so that the shards searched so far are a
+random sample of all.
 """
 
 import math
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from cache_tools.errors import ConfigError
 from cache_tools.inspection.sampling import committed_shards
-from cache_tools.inspection.search import Found, Measure, disagreement_of, highest, loss_of, with_text
+from cache_tools.inspection.search import Match, Measure, disagreement_of, highest, loss_of, with_text
 from cache_tools.inspection.views import finite
 from cache_tools.store.reader import Encoding
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.viewer.pages import pictured
 
 SECONDS = 2.0
-"""How long one request looks, if it does not find enough before; a shard that was begun is finished."""
+"""How long one request searches unless its page is full before; it finishes the shard that it is reading."""
 
 RESULTS = 25
-"""Sequences that one request lists."""
+"""How many sequences one request lists."""
 
 EXCERPT_CHARACTERS = 80
 
 MEASURES = ("loss", "kl", "top1")
 
 
+@dataclass(frozen=True)
+class ListedSequence:
+    """A sequence in the viewer's list: ``value`` as in ``search.Match``, and text made harmless by ``pictured``."""
+
+    sequence_id: int
+    document_id: str
+    value: float | None
+    excerpt: str
+
+
+@dataclass(frozen=True)
+class SearchPage:
+    """What one request has found.
+
+    Attributes:
+        found: The sequences to list.
+        next: Where the next request continues: a sequence for text, a number of shards for measures; None at the end.
+        looked: How many shards were searched so far, by this request and earlier ones.
+        shards: How many shards there are.
+    """
+
+    found: tuple[ListedSequence, ...]
+    next: int | None
+    looked: int
+    shards: int
+
+
 def look_for_text(
     encoding: Encoding, document_id: str | None, text: str | None, after: int, seconds: float = SECONDS
-) -> dict[str, Any]:
-    """List sequences in order: of a document, with a text in them, or, without either, all.
+) -> SearchPage:
+    """List sequences in order: those of a document, those that contain a text, or, without either, all.
 
     Args:
         encoding: The encoding.
-        document_id: Exact id; None for any.
-        text: Part of a sequence's text, case and all; None for any.
-        after: Sequence to begin with.
-        seconds: How long to look.
-
-    Returns:
-        ``found``: for each its ``sequence_id``, ``document_id``, ``value`` (None here) and ``excerpt``. ``next``: the
-        sequence to go on with; None at the end. ``looked``: shards up to here, and ``shards``, of all.
+        document_id: Exact id of the document; None for any document.
+        text: Text that the sequence contains, case-sensitive; None for any text.
+        after: The first sequence to look at.
+        seconds: How long to search.
 
     Raises:
         ConfigError: there is no sequence ``after``.
     """
     num_shards = len(encoding.shards)
     if not num_shards:
-        return _answer([], None, 0, 0)
+        return SearchPage((), None, 0, 0)
     try:
         shard = first = encoding.shard_of(after)
     except IndexError as error:
         raise ConfigError(f"there is no sequence {after}", where=encoding.path) from error
-    found: list[dict[str, Any]] = []
+    listed: list[ListedSequence] = []
     for shard in _within(seconds, range(first, num_shards)):
-        here = with_text(encoding, [shard], document_id, text, encoding.shards[shard].sequences)
-        found += [_plain(encoding, item, text or "") for item in here if item.sequence_id >= after]
-        if len(found) > RESULTS:
-            return _answer(found[:RESULTS], found[RESULTS]["sequence_id"], shard + 1, num_shards)
+        matches = with_text(encoding, [shard], document_id, text, encoding.shards[shard].sequences)
+        listed += [_listed(encoding, match, text or "") for match in matches if match.sequence_id >= after]
+        if len(listed) > RESULTS:
+            return SearchPage(tuple(listed[:RESULTS]), listed[RESULTS].sequence_id, shard + 1, num_shards)
     following = encoding.shards[shard + 1].first_sequence if shard + 1 < num_shards else None
-    return _answer(found, following, shard + 1, num_shards)
+    return SearchPage(tuple(listed), following, shard + 1, num_shards)
 
 
 def look_for_highest(
     encoding: Encoding, teachers: list[CachedTeacher], by: str, after: int, seconds: float = SECONDS
-) -> dict[str, Any]:
-    """List the sequences with the highest mean of a measure in the shards that this request looks at.
+) -> SearchPage:
+    """List the sequences with the highest mean of a measure in the shards that this request searches.
 
     Args:
         encoding: The encoding.
-        teachers: One for ``loss``, two for ``kl`` and ``top1``.
-        by: One of MEASURES, see ``finding``.
-        after: How many shards earlier requests have looked at.
-        seconds: How long to look.
-
-    Returns:
-        As ``look_for_text``; ``next`` is the number of shards looked at.
+        teachers: One teacher for ``loss``, two for ``kl`` and ``top1``.
+        by: One of MEASURES, see ``inspection/search.py``.
+        after: How many shards earlier requests have searched.
+        seconds: How long to search.
 
     Raises:
         ConfigError: another number of teachers is needed.
@@ -96,17 +116,17 @@ def look_for_highest(
     measure: Measure = loss_of(teachers[0]) if by == "loss" else disagreement_of(teachers[0], teachers[1], by)
     committed = committed_shards(teachers)
     order = np.random.default_rng(0).permutation(committed)[after:].tolist()
-    best: list[dict[str, Any]] = []
+    best: list[ListedSequence] = []
     looked = after
     for shard in _within(seconds, order):
-        found = [_plain(encoding, item) for item in highest(encoding, [shard], measure, RESULTS)]
-        best = sorted([*best, *found], key=_rank, reverse=True)[:RESULTS]
+        listed = [_listed(encoding, match) for match in highest(encoding, [shard], measure, RESULTS)]
+        best = sorted([*best, *listed], key=_rank, reverse=True)[:RESULTS]
         looked += 1
-    return _answer(best, looked if looked < len(committed) else None, looked, len(committed))
+    return SearchPage(tuple(best), looked if looked < len(committed) else None, looked, len(committed))
 
 
 def _within(seconds: float, shards: Iterable[int]) -> Iterator[int]:
-    """Yield shards until the time is over, one at least."""
+    """Yield shards until the time is over, but at least one."""
     end = time.monotonic() + seconds
     for shard in shards:
         yield shard
@@ -114,21 +134,18 @@ def _within(seconds: float, shards: Iterable[int]) -> Iterator[int]:
             return
 
 
-def _answer(found: list[dict[str, Any]], following: int | None, looked: int, shards: int) -> dict[str, Any]:
-    return {"found": found, "next": following, "looked": looked, "shards": shards}
-
-
-def _plain(encoding: Encoding, item: Found, sought: str = "") -> dict[str, Any]:
-    """Return an item of the list, while its shard is in memory."""
-    text = encoding.sequence(item.sequence_id).text
+def _listed(encoding: Encoding, match: Match, sought: str = "") -> ListedSequence:
+    """Return an entry of the list, while the sequence's shard is in memory."""
+    text = encoding.sequence(match.sequence_id).text
     start = max(0, text.find(sought) - EXCERPT_CHARACTERS // 4)
-    return {
-        "sequence_id": item.sequence_id,
-        "document_id": pictured(item.document_id),
-        "value": None if item.value is None else finite(item.value),
-        "excerpt": pictured(text[start : start + EXCERPT_CHARACTERS]),
-    }
+    return ListedSequence(
+        sequence_id=match.sequence_id,
+        document_id=pictured(match.document_id),
+        value=None if match.value is None else finite(match.value),
+        excerpt=pictured(text[start : start + EXCERPT_CHARACTERS]),
+    )
 
 
-def _rank(item: dict[str, Any]) -> float:
-    return math.inf if item["value"] is None else float(item["value"])
+def _rank(entry: ListedSequence) -> float:
+    """Return what entries are ranked by; a value of None is an infinite one."""
+    return math.inf if entry.value is None else entry.value

@@ -37,6 +37,7 @@ from cache_tools.format.fingerprint import fingerprint
 from cache_tools.format.manifest import DECODING_KEYS
 from cache_tools.format.sealed import sealed_bytes
 from cache_tools.format.zarr_arrays import BLOSC_HEADER
+from cache_tools.json_output import json_text
 from cache_tools.storage import sha256
 from cache_tools.store import chunk_reader
 from cache_tools.store.predictions import group_layouts
@@ -470,7 +471,7 @@ def viewed(path):
         answers += [look_for_highest(encoding, teachers[:2], by, 0) for by in ("kl", "top1")]
         answers += [heat(opened, encoding, 0), alternatives(opened, encoding, 0, 0, 5)]
     for answer in answers:
-        json.dumps(answer, allow_nan=False)
+        json_text(answer)
 
 
 def read(path):

@@ -1,0 +1,38 @@
+"""What each command of the store prints with ``--json`` has exactly the keys and types of its dataclass."""
+
+import json
+
+import pytest
+from test_cli import run
+
+from cache_tools.inspection.comparison import Comparison
+from cache_tools.inspection.search import SearchResult
+from cache_tools.inspection.summary import CacheSummary
+from cache_tools.inspection.views import PositionView, SequenceView
+from json_schema import mismatches
+from view_fixtures import hostile_cache
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return hostile_cache(tmp_path_factory.mktemp("json")).path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "schema"),
+    [
+        (["inspect"], CacheSummary),
+        (["inspect", "--sample", 0], CacheSummary),
+        (["inspect", "--groups", "folder"], CacheSummary),
+        (["show"], SequenceView),
+        (["show", 3, "--position", 2], PositionView),
+        (["show", "--text", "of"], SearchResult),
+        (["show", "--highest-loss", "--teacher", "toy"], SearchResult),
+        (["diff"], Comparison),
+    ],
+)
+def test_the_output_has_the_schema_of_its_dataclass(cache, arguments, schema):
+    command, *options = arguments
+    result = run(command, cache, *options, "--json")
+    assert result.exit_code == 0
+    assert mismatches(json.loads(result.stdout), schema) == []
