@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from transformers import AutoModelForMaskedLM
 
 from bilingual import SCENES
-from cache_tools.configuration import load_config
+from cache_tools.configuration import assignments, load_config
 from cache_tools.store.reader import Cache
 from cache_tools.vocabularies.folder import read_manifest, read_vocabulary
 from configs.papers.glmd import arms, bench, measure, models, run, tables, texts
@@ -108,7 +108,9 @@ def printed(folder, part):
 
 def bench_of(folder, where="texts"):
     steps = {"P": 10, "F1": 10, "F2": 40}
-    return bench.Bench(folder / where, folder / "work", steps, 1, tuple(SHARDS), tuple(OPTIONS["--set-student"]))
+    return bench.Bench(
+        folder / where, folder / "work", steps, 1, assignments(SHARDS), assignments(OPTIONS["--set-student"])
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from cache_tools.configuration import load_config
+from cache_tools.configuration import configured, load_config
 from configs.papers.mtbert import data, run, scores
 from configs.papers.mtbert.arms import ALONE, ARMS, JOINT, MEAN, MT_BERT, NO_TEACHER, NOISY, NOISY_MEAN, student_changes
 from configs.papers.mtbert.cofinetune import (
@@ -196,7 +196,7 @@ def test_the_cached_loss_is_the_paper_s_of_teachers_asked_live(work, teachers):
 def test_every_arm_weighs_the_task_and_each_hidden_pair_alike(tmp_path):
     """As in a plain sum of losses. The student file as committed is the arm of that name."""
     for name, arm in ARMS.items():
-        config = load_config(STUDENT, StudentConfig, tuple(student_changes(arm)))
+        config = configured(STUDENT, StudentConfig, student_changes(arm))
         assert {pair.weight for pair in config.loss.hidden} <= {1 - config.loss.kd_weight}
         assert [teacher.name for teacher in config.teachers] == list(arm.teachers)
         given = config.loss.kd_weight / (1 - config.loss.kd_weight)

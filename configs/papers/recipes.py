@@ -1,7 +1,8 @@
-"""What the recipes share: logitcask's commands called from a script, students of many seeds, and intervals.
+"""What the recipes share: commands called from a script, overrides of configuration files, and intervals.
 
-A recipe is a chain of the public commands. Each of them continues where it was stopped, and so does the recipe.
-Run one from the repository's root, as ``python -m configs.<method>.run``.
+A recipe is a chain of calls of the public interface (``from logitcask import capture, train, evaluate``), and of the
+commands that have no function there. Each of them continues where it was stopped, and so does the recipe. Run one from
+the repository's root, as ``python -m configs.papers.<method>.run``.
 
 Intervals are of 95 %. Over seeds alone they are Student's t; over seeds and test items both are drawn again, with
 the arms kept together: every arm of a seed saw the same data from the same weights, and answers the same items.
@@ -9,7 +10,7 @@ the arms kept together: every arm of a seed saw the same data from the same weig
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,16 +20,21 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from cache_tools.configuration import assignments
 from cache_tools.errors import LogitcaskError
 from cache_tools.format.manifest import Split
 from cache_tools.format.sequences import Sequence as CachedSequence
 from cache_tools.store.reader import Cache
 from cache_tools.vocabularies.union import UnionVocabulary
-from logitcask import cli
+from logitcask import capture, cli, train
 from trainer.data.translation import student_ids, translated_ids
 
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """By number of seeds: how many standard errors Student's t interval of 95 % reaches to each side."""
+
+
+Overrides = Mapping[str, Any]
+"""New values for keys of a configuration file, by dotted key: ``{"loss.kd_weight": 0}``."""
 
 
 class Interval(NamedTuple):
@@ -45,18 +51,42 @@ class Interval(NamedTuple):
 def command(*words: Any) -> str:
     """Run a command of logitcask in this process and return what it printed."""
     printed = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(printed):
-            cli.main([str(word) for word in words], prog_name="logitcask", standalone_mode=False)
-    except LogitcaskError as error:
-        raise click.ClickException(str(error)) from error
+    with reported(), contextlib.redirect_stdout(printed):
+        cli.main([str(word) for word in words], prog_name="logitcask", standalone_mode=False)
     return printed.getvalue()
 
 
-def run_file(name: str, file: Path, *changes: str) -> None:
-    """Run ``logitcask NAME FILE`` with some keys of the file changed, each as ``key=value``."""
-    click.echo(f"{name} {file.name}: {changes[-1] if changes else ''}", err=True)
-    command(name, file, *(word for change in changes for word in ("--set", change)))
+def overrides_option(flag: str, files: str) -> Callable[[Any], Any]:
+    """Return an option of a recipe by which its user overrides keys of files; the recipe receives a mapping."""
+
+    def parsed(_context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]) -> Overrides:
+        with reported():
+            return assignments(texts)
+
+    return click.option(flag, multiple=True, metavar="KEY=VALUE", callback=parsed, help=f"Override keys of {files}.")
+
+
+def capture_file(file: Path, overrides: Overrides) -> Path:
+    """Capture what a file describes, with some of its keys overridden; return the folder of the cache."""
+    click.echo(f"capture {file.name}: {overrides.get('cache', '')}", err=True)
+    with reported():
+        return Path(str(capture(file, overrides=overrides).cache))
+
+
+def train_file(file: Path, overrides: Overrides) -> Path:
+    """Train the student that a file describes, with some of its keys overridden; return its folder."""
+    click.echo(f"train {file.name}: {overrides.get('training.output_dir', '')}", err=True)
+    with reported():
+        return train(file, overrides=overrides).student
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """End a recipe with the message of an error of ours, as a command ends."""
+    try:
+        yield
+    except LogitcaskError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
@@ -104,7 +134,7 @@ def truncated(model: Path, layers: int, output: Path) -> Path:
 def label_log_probs(
     model: Path, cache: Path, labels: Sequence[str], split: Split = "held_out", union: UnionVocabulary | None = None
 ) -> NDArray[np.float32]:
-    """Return what a model says of the label of each sequence of a labelled encoding, between the labels alone.
+    """Return a model's log-probability of each label, among the labels alone, for each labelled sequence.
 
     Args:
         model: Folder of a masked language model with the cache's tokenizer.

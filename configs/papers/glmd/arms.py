@@ -1,13 +1,16 @@
 """Which students are compared. A student is a chain of stages, each of which starts where the one before ended."""
 
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-Changes = tuple[str, ...]
+from configs.papers.recipes import Overrides
+
+NO_CHANGES: Overrides = MappingProxyType({})
 
 PUBLISHED = "0.5"
 """The ratio of the published runs; every comparison but that of the vocabularies is made with it."""
 
-LABELS_AT_1 = "loss={kd_weight: 1, label_weight: 1, token_weight: 0}"
+LABELS_AT_1 = {"loss": {"kd_weight": 1, "label_weight": 1, "token_weight": 0}}
 """Soft labels: the teacher's distribution at the class' position, temperature 1, no gold label."""
 
 
@@ -17,14 +20,14 @@ class Stage(NamedTuple):
     Attributes:
         name: In folders.
         cache: ``pretraining``, ``words`` or ``labels`` (of the task), or ``text`` without a teacher.
-        steps: Whose numbers of steps it takes together: ``P``, ``F1``, ``F2``.
-        changes: Of student.yaml.
+        steps: Stages whose numbers of steps are added up: ``P``, ``F1``, ``F2``.
+        changes: Overrides of student.yaml.
     """
 
     name: str
     cache: str
     steps: tuple[str, ...]
-    changes: Changes = ()
+    changes: Overrides = NO_CHANGES
 
 
 class Arm(NamedTuple):
@@ -41,29 +44,29 @@ class Arm(NamedTuple):
 
 EVERY_STEP = ("P", "F1", "F2")
 P, F1 = Stage("P", "pretraining", ("P",)), Stage("F1", "words", ("F1",))
-F2 = Stage("F2", "labels", ("F2",), (LABELS_AT_1,))
+F2 = Stage("F2", "labels", ("F2",), LABELS_AT_1)
 GLMD = (P, F1, F2)
 
 TEMPERATURES = (1, 5, 15)
-LOSSES = {
-    "whole": "source: hidden",
-    "k + spread": "tail: uniform",
-    "k + lowest": "tail: minimum",
-    "k + rest": "tail: ghost",
-    "k alone": "tail: renormalise",
+LOSSES: dict[str, dict[str, Any]] = {
+    "whole": {"source": "hidden"},
+    "k + spread": {"tail": "uniform"},
+    "k + lowest": {"tail": "minimum"},
+    "k + rest": {"tail": "ghost"},
+    "k alone": {"tail": "renormalise"},
 }
-"""Forms of what the teacher said, by what a loss block says of them."""
+"""Forms of the teacher's distribution, each with its keys of a loss block."""
 
 
 def form(name: str, temperature: int, stage: Stage = P) -> Stage:
     """Return a stage in which the student learns from one form at one temperature."""
-    loss = f"loss={{kd_weight: 1, temperature: {temperature}, {LOSSES[name]}, allow_biased: true}}"
+    loss = {"kd_weight": 1, "temperature": temperature, **LOSSES[name], "allow_biased": True}
     published = (name, temperature) == ("k + rest", 15)
-    return stage if published else stage._replace(name=f"{stage.name}-{name}-{temperature}", changes=(loss,))
+    return stage if published else stage._replace(name=f"{stage.name}-{name}-{temperature}", changes={"loss": loss})
 
 
 FORMS = {"no training": Arm(())}
-"""Pre-training alone. Temperatures in the order in which it would be a pity to stop before them."""
+"""Pre-training alone; the most important temperature comes first."""
 FORMS |= {f"{name}, T = {t}": Arm((form(name, t),)) for t in (15, 1, 5) for name in LOSSES}
 
 STAGES = {
@@ -85,9 +88,10 @@ VOCABULARIES = {"1": 1.0, "0.75": 0.75, "0.5": 0.5, "0.25": 0.25, "0.5-unknown":
 RATIOS = {name: Arm((F1, F2), name) for name in VOCABULARIES}
 """Without P, whose cache would have to be made for each of them."""
 
-SOFT = Stage("soft", "labels", EVERY_STEP, (LABELS_AT_1,))
-LABELLED = Stage("KD+labels", "labels", EVERY_STEP, ("loss={kd_weight: 0.5, label_weight: 1, token_weight: 0}",))
-GOLD = ("loss={kd_weight: 0}",)
+SOFT = Stage("soft", "labels", EVERY_STEP, LABELS_AT_1)
+HALF_LABELS = {"loss": {"kd_weight": 0.5, "label_weight": 1, "token_weight": 0}}
+LABELLED = Stage("KD+labels", "labels", EVERY_STEP, HALF_LABELS)
+GOLD = {"loss": {"kd_weight": 0}}
 LABELS = {
     "GLMD: P, F1, F2": Arm(GLMD),
     "soft labels alone": Arm((SOFT,)),

@@ -1,22 +1,22 @@
-"""What students need, made when first asked for: vocabularies, caches, weights to start from, and the students."""
+"""Vocabularies, caches, initial weights and students, each made when it is first needed."""
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from configs.papers.glmd.arms import VOCABULARIES, Arm, Changes
+from configs.papers.glmd.arms import NO_CHANGES, VOCABULARIES, Arm
 from configs.papers.glmd.measure import Measured, measured
 from configs.papers.glmd.models import beginning
 from configs.papers.glmd.texts import CLASSES
-from configs.papers.recipes import command, run_file
+from configs.papers.recipes import Overrides, capture_file, command, train_file
 
 HERE = Path(__file__).parent
-KINDS = {
-    "pretraining": ("capture.yaml", "teacher", ()),
-    "words": ("task.yaml", "tuned", ()),
-    "labels": ("task.yaml", "tuned", ("encoding.masking.keep=slots",)),
+KINDS: dict[str, tuple[str, str, Overrides]] = {
+    "pretraining": ("capture.yaml", "teacher", NO_CHANGES),
+    "words": ("task.yaml", "tuned", NO_CHANGES),
+    "labels": ("task.yaml", "tuned", {"encoding.masking.keep": "slots"}),
 }
-"""Of caches: the capture file, whose predictions, and what is changed."""
+"""Kinds of caches: the capture file, the folder of the teacher, and the overrides of the file."""
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,17 @@ class Bench:
         work: Folder to work in; it holds the finished teachers.
         steps: Of the stages P, F1 and F2.
         layers: Of the student.
-        set_capture: Changes of the capture files.
-        set_student: Changes of student.yaml.
-        made: Caches that this process knows to be finished.
+        set_capture: Overrides of the capture files.
+        set_student: Overrides of student.yaml.
+        made: Caches that this process has finished or seen finished.
     """
 
     texts: Path
     work: Path
     steps: dict[str, int]
     layers: int
-    set_capture: Changes
-    set_student: Changes
+    set_capture: Overrides
+    set_student: Overrides
     made: set[Path] = field(default_factory=set)
 
     def vocabulary(self, name: str) -> Path:
@@ -58,10 +58,10 @@ class Bench:
         file, teacher, changes = KINDS[kind]
         folder, model = self.work / "caches" / vocabulary / kind, self.work / teacher / "final"
         corpus = self.texts / ("student.jsonl" if kind == "pretraining" else "task.jsonl")
-        asked = f"teachers.0.target.vocabulary={self.vocabulary(vocabulary)}"
-        places = (f"corpus.paths=[{corpus}]", f"teachers.0.model={model}", asked, f"cache={folder}")
+        target = {"teachers.0.target.vocabulary": self.vocabulary(vocabulary)}
+        places = {"corpus.paths": [corpus], "teachers.0.model": model, "cache": folder}
         if folder not in self.made:
-            run_file("capture", HERE / file, *self.set_capture, *changes, *places)
+            capture_file(HERE / file, {**self.set_capture, **changes, **target, **places})
             self.made.add(folder)
         return folder
 
@@ -82,16 +82,16 @@ class Bench:
         for stage, output in zip(arm.stages, self.folders(arm, seed), strict=True):
             if not (output / "final").exists():
                 steps = sum(self.steps[name] for name in stage.steps)
-                places = (f"cache={self.cache(stage.cache, arm.vocabulary)}", f"student.pretrained={start}")
-                known = (f"vocabulary={vocabulary}", f"training.seed={seed}", f"training.max_steps={steps}")
-                changes = (*self.set_student, *stage.changes, *places, *known, f"training.output_dir={output}")
-                run_file("train", HERE / "student.yaml", *changes)
+                places = {"cache": self.cache(stage.cache, arm.vocabulary), "student.pretrained": start}
+                run = {"training.seed": seed, "training.max_steps": steps, "training.output_dir": output}
+                changes = {**self.set_student, **stage.changes, **places, "vocabulary": vocabulary, **run}
+                train_file(HERE / "student.yaml", changes)
             start = output / "final"
         return start
 
     @property
     def width(self) -> int:
-        """Of the models."""
+        """Width of the models' hidden states."""
         return int(json.loads((self.work / "teacher" / "final" / "config.json").read_text())["hidden_size"])
 
     def measured(self, arm: Arm, seed: int, distance: bool) -> Measured:

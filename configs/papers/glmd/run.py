@@ -3,7 +3,7 @@
     python -m configs.papers.glmd.run runs/glmd/texts runs/glmd
 
 TEXTS holds ``teacher.jsonl``, ``student.jsonl`` and ``task.jsonl``; ``texts.py`` writes them. Every step continues
-where it was stopped, and each table is printed of the seeds that are through.
+where it was stopped, and each table covers the seeds that have finished.
 """
 
 import json
@@ -17,7 +17,7 @@ from configs.papers.glmd.bench import HERE, Bench
 from configs.papers.glmd.measure import Measured, measured
 from configs.papers.glmd.tables import print_forms, print_labels, print_stages, print_vocabularies
 from configs.papers.glmd.texts import CLASSES
-from configs.papers.recipes import run_file
+from configs.papers.recipes import Overrides, capture_file, overrides_option, train_file
 from configs.papers.wordpiece import untrained
 
 PARTS = {
@@ -33,15 +33,17 @@ PARTS = {
 @click.argument("texts", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("work", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--tokens", default=8192, show_default=True, help="Size of the teacher's vocabulary.")
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Of the students.")
-@click.option("--steps", nargs=3, type=int, default=(200, 100, 100), show_default=True, help="Of P, F1 and F2.")
-@click.option("--tuning-steps", default=400, show_default=True, help="Of the teacher's fine-tuning.")
-@click.option("--layers", default=2, show_default=True, help="Of the student.")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of seeds of the students.")
+@click.option(
+    "--steps", nargs=3, type=int, default=(200, 100, 100), show_default=True, help="Steps of the stages P, F1 and F2."
+)
+@click.option("--tuning-steps", default=400, show_default=True, help="Steps of the teacher's fine-tuning.")
+@click.option("--layers", default=2, show_default=True, help="Layers of the student.")
 @click.option("--part", "parts", multiple=True, type=click.Choice(list(PARTS)), help="What to compare; default: all.")
 @click.option("--show", is_flag=True, help="Train nothing; print the tables of the students that are there.")
-@click.option("--set-capture", multiple=True, metavar="KEY=VALUE", help="Override capture.yaml and task.yaml.")
-@click.option("--set-teacher", multiple=True, metavar="KEY=VALUE", help="Override teacher.yaml.")
-@click.option("--set-student", multiple=True, metavar="KEY=VALUE", help="Override student.yaml.")
+@overrides_option("--set-capture", "capture.yaml and task.yaml")
+@overrides_option("--set-teacher", "teacher.yaml")
+@overrides_option("--set-student", "student.yaml")
 def run(
     texts: Path,
     work: Path,
@@ -52,9 +54,9 @@ def run(
     layers: int,
     parts: tuple[str, ...],
     show: bool,
-    set_capture: tuple[str, ...],
-    set_teacher: tuple[str, ...],
-    set_student: tuple[str, ...],
+    set_capture: Overrides,
+    set_teacher: Overrides,
+    set_student: Overrides,
 ) -> None:
     """Train a teacher and students with TEXTS in WORK, and print what came out."""
     if not show:
@@ -78,27 +80,22 @@ def train_teachers(
     work: Path,
     tokens: int,
     tuning_steps: int,
-    set_capture: tuple[str, ...],
-    set_teacher: tuple[str, ...],
+    set_capture: Overrides,
+    set_teacher: Overrides,
 ) -> None:
     """Train a teacher on masked text, and fine-tune it on the task's gold labels."""
     plain = untrained(words(texts / "teacher.jsonl"), tokens, work / "untrained")
-    nobody = f"teachers=[{{name: none, model: {plain}, dtype: float32, target: {{k: 1}}}}]"
-    text = ("encoding.masking={probability: 0.15, seed: 0}", f"corpus.paths=[{texts / 'teacher.jsonl'}]")
-    run_file("capture", HERE / "capture.yaml", *set_capture, nobody, *text, f"cache={work / 'text'}")
-    task = ("encoding.masking={probability: 0}", f"corpus.paths=[{texts / 'task.jsonl'}]")
-    run_file("capture", HERE / "task.yaml", *set_capture, nobody, *task, f"cache={work / 'task'}")
-    first = (f"cache={work / 'text'}", f"training.output_dir={work / 'teacher'}")
-    run_file("train", HERE / "teacher.yaml", *set_teacher, *first)
-    start = f"student={{pretrained: {work / 'teacher' / 'final'}}}"
-    gentler = ("training.learning_rate=1.0e-3", *(each for each in set_teacher if not each.startswith("student.")))
-    tuned = (
-        f"training.max_steps={tuning_steps}",
-        start,
-        f"cache={work / 'task'}",
-        f"training.output_dir={work / 'tuned'}",
-    )
-    run_file("train", HERE / "teacher.yaml", *gentler, *tuned)
+    unused_teacher = {"teachers": [{"name": "none", "model": plain, "dtype": "float32", "target": {"k": 1}}]}
+    text = {"encoding.masking": {"probability": 0.15, "seed": 0}, "corpus.paths": [texts / "teacher.jsonl"]}
+    text_cache = capture_file(HERE / "capture.yaml", {**set_capture, **unused_teacher, **text, "cache": work / "text"})
+    task = {"encoding.masking": {"probability": 0}, "corpus.paths": [texts / "task.jsonl"]}
+    task_cache = capture_file(HERE / "task.yaml", {**set_capture, **unused_teacher, **task, "cache": work / "task"})
+    first = {"cache": text_cache, "training.output_dir": work / "teacher"}
+    teacher = train_file(HERE / "teacher.yaml", {**set_teacher, **first})
+    kept = {key: value for key, value in set_teacher.items() if not key.startswith("student.")}
+    start = {"student": {"pretrained": teacher}, "training.max_steps": tuning_steps}
+    tuned = {"cache": task_cache, "training.output_dir": work / "tuned"}
+    train_file(HERE / "teacher.yaml", {"training.learning_rate": 1.0e-3, **kept, **start, **tuned})
 
 
 def words(corpus: Path) -> Iterator[str]:

@@ -11,7 +11,9 @@ from cache_tools.format.manifest import Split
 from configs.papers.gloss import probe
 from configs.papers.gloss.corpora import LABELS
 from configs.papers.gloss.scores import Scored, scored, summary
-from configs.papers.recipes import command, label_log_probs, labelled_sequences
+from configs.papers.recipes import label_log_probs, labelled_sequences
+from logitcask import evaluate
+from trainer.evaluation.evaluate import Positions
 
 SPLITS: dict[str, Split] = {"labels": "held_out", "seen": "train", "swapped": "held_out"}
 """Caches whose pairs are scored, and which part of them."""
@@ -33,7 +35,7 @@ def everything(model: Path, caches: Path, texts: probe.Definitions) -> dict[str,
     return {
         "pairs": {name: summary(scores(model, caches / name, split)) for name, split in SPLITS.items()},
         "text_nats": cross_entropy(model, caches / "text"),
-        "pairs_nats": cross_entropy(model, caches / "masked", "--positions", "tokens"),
+        "pairs_nats": cross_entropy(model, caches / "masked", "tokens"),
         "probe": probe.accuracy(model, texts),
     }
 
@@ -51,7 +53,6 @@ def scores(model: Path, cache: Path, split: Split) -> Scored:
     return scored([each.document_id for each in sequences], right, log_probs_N2[:, 0] - log_probs_N2[:, 1])
 
 
-def cross_entropy(model: Path, cache: Path, *options: str) -> float:
+def cross_entropy(model: Path, cache: Path, positions: Positions = "all") -> float:
     """Return the cross-entropy of masked tokens in held-out text, in nats."""
-    result = json.loads(command("evaluate", model, cache, "--batch-size", 64, "--json", *options))
-    return float(result["cross_entropy_nats"])
+    return evaluate(model, cache, positions=positions, batch_size=64).cross_entropy_nats

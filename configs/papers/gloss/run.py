@@ -26,23 +26,23 @@ from configs.papers.gloss.corpora import LABELS, Pair, Sizes, write_corpora
 from configs.papers.gloss.instances import sense_numbers
 from configs.papers.gloss.measure import everything, once, shuffled_alone
 from configs.papers.gloss.tables import print_baselines, print_models, print_scores
-from configs.papers.recipes import make_once, run_file
+from configs.papers.recipes import Overrides, capture_file, make_once, overrides_option, train_file
 from configs.papers.wordpiece import SMALLEST
 from pipeline.encoding.held_out import is_held_out
 
 HERE = Path(__file__).parent
 HELD_OUT_FRACTION = 0.05
 """Of all synsets, as in the capture files here and of ``configs/papers/cohesive``."""
-MASKED = "encoding.masking.probability=0.15"
-CACHES = {
-    "labels": ("pairs", []),
-    "masked": ("pairs", [MASKED]),
-    "seen": ("seen", []),
-    "swapped": ("swapped", []),
-    "shuffled": ("shuffled", []),
-    "text": ("text", [MASKED, "corpus.label_field=null"]),
+MASKED = {"encoding.masking.probability": 0.15}
+CACHES: dict[str, tuple[str, Overrides]] = {
+    "labels": ("pairs", {}),
+    "masked": ("pairs", MASKED),
+    "seen": ("seen", {}),
+    "swapped": ("swapped", {}),
+    "shuffled": ("shuffled", {}),
+    "text": ("text", {**MASKED, "corpus.label_field": None}),
 }
-"""By cache: its corpus, and how the capture file is changed."""
+"""By cache: its corpus, and the overrides of the capture file."""
 STUDENTS = {"LMGC": "labels", "LMGC-M": "masked"}
 """By student: the cache that it is trained on."""
 CONTROL = "shuffled"
@@ -57,8 +57,8 @@ ARMS = STUDENTS | {CONTROL: CONTROL}
 @click.option("--instances", default=12_000, show_default=True, help="Sentences to train on, at most.")
 @click.option("--most-senses", default=5, show_default=True, help="Words of more senses are passed over.")
 @click.option("--probe-texts", default=4000, show_default=True, help="Definitions that the probe is fitted to.")
-@click.option("--seeds", type=click.IntRange(2), default=3, show_default=True, help="Of the students.")
-@click.option("--set-student", multiple=True, metavar="KEY=VALUE", help="Override student.yaml.")
+@click.option("--seeds", type=click.IntRange(2), default=3, show_default=True, help="Number of seeds of the students.")
+@overrides_option("--set-student", "student.yaml")
 def run(
     wordnet: Path,
     start: Path,
@@ -67,7 +67,7 @@ def run(
     most_senses: int,
     probe_texts: int,
     seeds: int,
-    set_student: tuple[str, ...],
+    set_student: Overrides,
 ) -> None:
     """Train LMGC and LMGC-M students from START on pairs of WordNet, in WORK; print what came out."""
     disable_progress_bar()
@@ -93,13 +93,11 @@ def run(
     click.echo(f"parameters: {parameters(start):,} before, {parameters(model):,} after")
 
 
-def train(work: Path, arm: str, seed: int, set_student: tuple[str, ...]) -> Path:
+def train(work: Path, arm: str, seed: int, set_student: Overrides) -> Path:
     """Train a student, and return its folder."""
-    output = work / "students" / f"{arm}-{seed}"
-    places = (f"student.pretrained={work / 'start'}", f"cache={work / 'caches' / ARMS[arm]}")
-    own = (f"training.seed={seed}", f"training.output_dir={output}")
-    run_file("train", HERE / "student.yaml", *set_student, *places, *own)
-    return output / "final"
+    places = {"student.pretrained": work / "start", "cache": work / "caches" / ARMS[arm]}
+    run = {"training.seed": seed, "training.output_dir": work / "students" / f"{arm}-{seed}"}
+    return train_file(HERE / "student.yaml", {**set_student, **places, **run})
 
 
 def save_with_labels(model: Path, folder: Path) -> None:
@@ -133,12 +131,14 @@ def token_counter(model: Path) -> Callable[[list[str]], list[int]]:
 
 
 def make_caches(plain: Path, work: Path) -> None:
-    """Encode all corpora for the tokenizer of a model; the smallest model with that tokenizer speaks for WordNet."""
-    nobody = make_once(work / "nobody", lambda folder: save_nobody(plain, folder))
+    """Encode all corpora for the tokenizer of a model.
+
+    A capture needs a teacher; the smallest model with that tokenizer is one, and no student uses its predictions.
+    """
+    unused = make_once(work / "nobody", lambda folder: save_nobody(plain, folder))
     for name, (corpus, changes) in CACHES.items():
-        paths = f"corpus.paths=[{work / 'corpora' / corpus}.jsonl]"
-        places = (f"teachers.0.model={nobody}", paths, f"cache={work / 'caches' / name}")
-        run_file("capture", HERE / "capture.yaml", *changes, *places)
+        places = {"corpus.paths": [work / "corpora" / f"{corpus}.jsonl"], "cache": work / "caches" / name}
+        capture_file(HERE / "capture.yaml", {**changes, "teachers.0.model": unused, **places})
 
 
 def save_nobody(model: Path, folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from cache_tools.storage import write_object
-from configs.papers.recipes import command
+from logitcask import evaluate
 
 
 def once(path: Path, measure: Callable[[], Any]) -> Any:
@@ -20,12 +20,15 @@ def once(path: Path, measure: Callable[[], Any]) -> Any:
 
 
 def evaluated(model: Path, cache: Path, vocabulary: Path | None = None) -> dict[str, float]:
-    """Return what ``logitcask evaluate`` found on the held-out split, top-1 accuracy among it."""
-    option = () if vocabulary is None else ("--vocabulary", vocabulary)
-    result = json.loads(command("evaluate", model, cache, "--json", "--batch-size", 64, *option))
-    right = sum(each["accuracy"] * each["positions"] for each in result["reliability"])
-    kept = ("positions", "cross_entropy_nats", "kl_to_teacher_nats", "top1_agreement")
-    return {"top1": right / result["positions"]} | {name: result[name] for name in kept}
+    """Return the measures of a model on the held-out split."""
+    result = evaluate(model, cache, vocabulary=vocabulary, batch_size=64)
+    return {
+        "top1": result.accuracy,
+        "positions": result.positions,
+        "cross_entropy_nats": result.cross_entropy_nats,
+        "kl_to_teacher_nats": result.kl_to_teacher_nats,
+        "top1_agreement": result.top1_agreement,
+    }
 
 
 def split_otherwise(own: Path, union: Path, texts: list[str]) -> float:

@@ -19,16 +19,16 @@ import click
 from configs.papers.mergedistill import stage_one, zero_shot
 from configs.papers.mergedistill.measures import evaluated, once, split_otherwise
 from configs.papers.mergedistill.tables import print_tables
-from configs.papers.recipes import command, run_file
+from configs.papers.recipes import Overrides, command, overrides_option, train_file
 
 HERE = Path(__file__).parent
-ARMS: dict[str, list[str]] = {
-    "text only": ["loss.kd_weight=0"],
-    "distilled": [],
-    "control": ["control=other_positions"],
-    "multilingual": ["vocabulary=null"],
+ARMS: dict[str, Overrides] = {
+    "text only": {"loss.kd_weight": 0},
+    "distilled": {},
+    "control": {"control": "other_positions"},
+    "multilingual": {"vocabulary": None},
 }
-"""What a student file is changed by. In the control, each position is given what was said about another; the caches
+"""Overrides of the student file. In the control, each position is given the prediction for another position; the caches
 of the multilingual teacher are in the union's own ids."""
 
 
@@ -37,15 +37,21 @@ of the multilingual teacher are in the union's own ids."""
 @click.argument("work", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--left-out", metavar="LANGUAGE", help="Language that no teacher covers.")
 @click.option("--tokens", default=2000, show_default=True, help="Size of each teacher's vocabulary.")
-@click.option("--seed", "seeds", multiple=True, type=int, default=[0], show_default=True, help="Of the students.")
-@click.option("--arm", "arms", multiple=True, type=click.Choice(list(ARMS)), default=list(ARMS), show_default=True)
-@click.option("--k", default=8, show_default=True, help="Likeliest tokens that students are told.")
-@click.option("--other-k", "other_ks", multiple=True, type=int, help="Further k, each an arm of its own.")
-@click.option("--set-capture", multiple=True, metavar="KEY=VALUE", help="Override capture.yaml.")
 @click.option(
-    "--set-teacher", multiple=True, metavar="KEY=VALUE", help="Override teacher.yaml and teacher_multilingual.yaml."
+    "--seed",
+    "seeds",
+    multiple=True,
+    type=int,
+    default=[0],
+    show_default=True,
+    help="Seed of a student; may be repeated.",
 )
-@click.option("--set-student", multiple=True, metavar="KEY=VALUE", help="Override student.yaml.")
+@click.option("--arm", "arms", multiple=True, type=click.Choice(list(ARMS)), default=list(ARMS), show_default=True)
+@click.option("--k", default=8, show_default=True, help="Most likely tokens per position that students learn from.")
+@click.option("--other-k", "other_ks", multiple=True, type=int, help="Another k to compare; may be repeated.")
+@overrides_option("--set-capture", "capture.yaml")
+@overrides_option("--set-teacher", "teacher.yaml and teacher_multilingual.yaml")
+@overrides_option("--set-student", "student.yaml")
 def run(
     texts: Path,
     work: Path,
@@ -55,9 +61,9 @@ def run(
     arms: tuple[str, ...],
     k: int,
     other_ks: tuple[int, ...],
-    set_capture: tuple[str, ...],
-    set_teacher: tuple[str, ...],
-    set_student: tuple[str, ...],
+    set_capture: Overrides,
+    set_teacher: Overrides,
+    set_student: Overrides,
 ) -> None:
     """Train a teacher for each <language>.jsonl in TEXTS, and students of all of them, in WORK."""
     languages = sorted(path.stem for path in texts.glob("*.jsonl") if path.stem != left_out)
@@ -68,19 +74,19 @@ def run(
     changes = {arm: student_changes(work, languages, arm, k) for arm in arms}
     changes |= {f"k={other}": student_changes(work, languages, "distilled", other) for other in other_ks}
     for arm, seed in in_order(arms, other_ks, seeds):
-        measured = train_student(arm, seed, [*set_student, *changes[arm]], ask)
+        measured = train_student(arm, seed, {**set_student, **changes[arm]}, ask)
         results["students"].setdefault(arm, {})[str(seed)] = measured
         (work / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     print_tables(results, languages, left_out)
 
 
 class Questions(NamedTuple):
-    """What every model is asked.
+    """What is measured of every model.
 
     Attributes:
         work: Folder of the caches.
-        languages: Those with a teacher.
-        left_out: One without.
+        languages: Languages that have a teacher.
+        left_out: A language without a teacher.
         task: Zero-shot classification, if the texts have sections.
     """
 
@@ -91,16 +97,15 @@ class Questions(NamedTuple):
 
 
 def in_order(arms: Sequence[str], other_ks: Sequence[int], seeds: Sequence[int]) -> list[tuple[str, int]]:
-    """Return the students to train, in an order whose first ones make a smaller table that is whole."""
+    """Return the students to train; those of the main table come first."""
     first = [(arm, seed) for seed in seeds for arm in arms]
     return first + [(f"k={k}", seed) for k in other_ks for seed in seeds]
 
 
-def train_student(arm: str, seed: int, changes: Sequence[str], ask: Questions) -> dict[str, Any]:
-    """Train a student and return what was measured of it."""
+def train_student(arm: str, seed: int, changes: Overrides, ask: Questions) -> dict[str, Any]:
+    """Train a student and return its measures."""
     folder = ask.work / "students" / f"{arm.replace(' ', '-')}-{seed}"
-    places = f"training.seed={seed}", f"training.output_dir={folder}"
-    run_file("train", HERE / "student.yaml", *changes, *places)
+    train_file(HERE / "student.yaml", {**changes, "training.seed": seed, "training.output_dir": folder})
     return of_student(folder, ask)
 
 
@@ -109,17 +114,17 @@ def make_caches(
     work: Path,
     languages: Sequence[str],
     tokens: int,
-    set_capture: Sequence[str],
-    set_teacher: Sequence[str],
+    set_capture: Overrides,
+    set_teacher: Overrides,
 ) -> None:
-    """Train the teachers, keep what they say in ``work / language / "cache"``, and unite their vocabularies."""
+    """Train the teachers, store their predictions in ``work / language / "cache"``, and unite their vocabularies."""
     for language in languages:
         stage_one.capture_text(texts / f"{language}.jsonl", work / language, tokens, set_capture)
     command("vocabulary", *(work / language / "text" for language in languages), "-o", work / "vocabulary")
     for language in languages:
         stage_one.train_teacher(work / language, set_teacher)
         teacher = work / language / "teacher" / "final"
-        stage_one.capture(work / language / "cache", texts / f"{language}.jsonl", teacher, *set_capture)
+        stage_one.capture(work / language / "cache", texts / f"{language}.jsonl", teacher, set_capture)
 
 
 def make_multilingual_caches(
@@ -127,22 +132,22 @@ def make_multilingual_caches(
     work: Path,
     languages: Sequence[str],
     left_out: str | None,
-    set_capture: Sequence[str],
-    set_teacher: Sequence[str],
+    set_capture: Overrides,
+    set_teacher: Overrides,
 ) -> None:
-    """Train the teacher of all languages and keep what it says of the same sequences, and of the language left out."""
+    """Train one teacher of all languages; store its predictions of the same sequences and of the language left out."""
     teacher = stage_one.train_multilingual(work, languages, set_teacher)
     for language in languages:
         stage_one.capture_same_text(work, language, teacher, set_capture)
     if left_out:
-        stage_one.capture(work / left_out / "cache", texts / f"{left_out}.jsonl", teacher, *set_capture)
+        stage_one.capture(work / left_out / "cache", texts / f"{left_out}.jsonl", teacher, set_capture)
 
 
-def student_changes(work: Path, languages: Sequence[str], arm: str, k: int) -> list[str]:
-    """Return what ``student.yaml`` is changed by for an arm: its caches, the vocabulary, and what makes the arm."""
+def student_changes(work: Path, languages: Sequence[str], arm: str, k: int) -> Overrides:
+    """Return the overrides of ``student.yaml`` for an arm: its caches, the vocabulary, and the arm's own keys."""
     folder = work / "multilingual" if arm == "multilingual" else work
-    caches = (stage_one.narrowed(folder / language / "cache", k) for language in languages)
-    return [stage_one.listed(caches), f"vocabulary={work / 'vocabulary'}", *ARMS[arm]]
+    caches = [{"cache": stage_one.narrowed(folder / language / "cache", k)} for language in languages]
+    return {"caches": caches, "vocabulary": work / "vocabulary", **ARMS[arm]}
 
 
 def zero_shot_task(texts: Path, work: Path, languages: Sequence[str], left_out: str | None) -> zero_shot.Task | None:
@@ -154,7 +159,7 @@ def zero_shot_task(texts: Path, work: Path, languages: Sequence[str], left_out: 
 
 
 def of_teachers(texts: Path, ask: Questions) -> dict[str, Any]:
-    """Return the results that need no student, and no student yet."""
+    """Return the results of the teachers, and an empty table of students."""
     union, own, different = ask.work / "vocabulary" / "tokenizer", {}, {}
     for name in ask.languages:
         teacher, cache = ask.work / name / "teacher", ask.work / name / "cache"

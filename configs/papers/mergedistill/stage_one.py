@@ -1,19 +1,18 @@
-"""Stage zero and one of the recipe: tokenizers, teachers, and caches of what the teachers say at masked positions.
+"""Stages zero and one of the recipe: tokenizers, teachers, and caches of their predictions at masked positions.
 
 ::
 
     <work>/<language>/untrained        a WordPiece tokenizer, and the smallest model that it fits
     <work>/<language>/text             the language's text, masked: what its teacher is trained on
     <work>/<language>/teacher/final    the teacher
-    <work>/<language>/cache            the text masked otherwise, and what the teacher says of it
+    <work>/<language>/cache            the text with other masks, and the teacher's predictions
     <work>/vocabulary                  the union
     <work>/multilingual/teacher/final  one teacher of all languages over the union
-    <work>/multilingual/<language>     the sequences of <language>/cache in the union's ids, and what it says of them
+    <work>/multilingual/<language>     the sequences of <language>/cache in the union's ids, and its predictions
 
-The multilingual teacher reads the sequences that the others read, piece for piece and mask for mask, so that students
-of either differ in nothing but what they were told. For that its corpora hold ids in the place of text, and a
-mask that names the slots; that nothing is drawn anew needs slots that are always shown as the mask token
-(``mask_share: 1``).
+The multilingual teacher reads the same sequences with the same masks as the other teachers, so that students of either
+differ in the predictions alone. Its corpora therefore hold token ids instead of text, and a mask that marks the slots.
+All slots are shown as the mask token (``mask_share: 1``), because random replacements would be drawn again.
 """
 
 import json
@@ -22,59 +21,57 @@ from pathlib import Path
 
 from cache_tools.store.reader import Cache
 from cache_tools.vocabularies.folder import read_vocabulary
-from configs.papers.recipes import command, make_once, run_file
+from configs.papers.recipes import Overrides, capture_file, command, make_once, train_file
 from configs.papers.wordpiece import untrained
 from trainer.data.translation import student_ids, translated_ids
 
 HERE = Path(__file__).parent
-TEXT_ALONE = [
-    "encoding.masking.seed=0",
-    "encoding.masking.copies=4",
-    "teachers.0.name=none",
-    "teachers.0.target.k=1",
-]
-"""Masks that teachers are trained with: others than those they are asked about."""
-AS_GIVEN = [
-    "corpus.ids_field=ids",
-    "corpus.mask_field=mask",
-    "encoding.masking.probability=1",
-    "encoding.masking.copies=1",
-]
+TEXT_ALONE = {
+    "encoding.masking.seed": 0,
+    "encoding.masking.copies": 4,
+    "teachers.0.name": "none",
+    "teachers.0.target.k": 1,
+}
+"""Masks that teachers are trained with; other masks than those of the capture."""
+AS_GIVEN = {
+    "corpus.ids_field": "ids",
+    "corpus.mask_field": "mask",
+    "encoding.masking.probability": 1,
+    "encoding.masking.copies": 1,
+}
 """A corpus of ids, of which every marked one is a slot."""
 
 
-def capture_text(corpus: Path, folder: Path, tokens: int, changes: Sequence[str]) -> None:
+def capture_text(corpus: Path, folder: Path, tokens: int, changes: Overrides) -> None:
     """Encode a language's masked text with a tokenizer of its own, for a teacher to learn from."""
     untrained((record["text"] for record in records(corpus)), tokens, folder / "untrained", lowercase=False)
-    capture(folder / "text", corpus, folder / "untrained", *changes, *TEXT_ALONE)
+    capture(folder / "text", corpus, folder / "untrained", {**changes, **TEXT_ALONE})
 
 
-def train_teacher(folder: Path, changes: Sequence[str]) -> None:
+def train_teacher(folder: Path, changes: Overrides) -> None:
     """Train the teacher of one language."""
-    places = f"cache={folder / 'text'}", f"training.output_dir={folder / 'teacher'}"
-    run_file("train", HERE / "teacher.yaml", *changes, *places)
+    places = {"cache": folder / "text", "training.output_dir": folder / "teacher"}
+    train_file(HERE / "teacher.yaml", {**changes, **places})
 
 
-def train_multilingual(work: Path, languages: Sequence[str], changes: Sequence[str]) -> Path:
+def train_multilingual(work: Path, languages: Sequence[str], changes: Overrides) -> Path:
     """Train one teacher of all languages and return its folder."""
-    folder = work / "multilingual" / "teacher"
-    places = f"vocabulary={work / 'vocabulary'}", f"training.output_dir={folder}"
-    caches = listed(work / language / "text" for language in languages)
-    run_file("train", HERE / "teacher_multilingual.yaml", *changes, caches, *places)
-    return folder / "final"
+    places = {"vocabulary": work / "vocabulary", "training.output_dir": work / "multilingual" / "teacher"}
+    caches = [{"cache": work / language / "text"} for language in languages]
+    return train_file(HERE / "teacher_multilingual.yaml", {**changes, "caches": caches, **places})
 
 
-def capture(cache: Path, corpus: Path, model: Path, *changes: str) -> None:
-    """Keep what a model says of a corpus in ``cache``."""
-    places = f"corpus.paths=[{corpus}]", f"teachers.0.model={model}", f"cache={cache}"
-    run_file("capture", HERE / "capture.yaml", *changes, *places)
+def capture(cache: Path, corpus: Path, model: Path, changes: Overrides) -> None:
+    """Store a model's predictions over a corpus in ``cache``."""
+    places = {"corpus.paths": [corpus], "teachers.0.model": model, "cache": cache}
+    capture_file(HERE / "capture.yaml", {**changes, **places})
 
 
-def capture_same_text(work: Path, language: str, model: Path, changes: Sequence[str]) -> None:
-    """Keep what the multilingual teacher says of the very sequences that a language's own teacher read."""
+def capture_same_text(work: Path, language: str, model: Path, changes: Overrides) -> None:
+    """Store the multilingual teacher's predictions over the same sequences that a language's own teacher read."""
     folder = work / "multilingual" / language
     make_once(folder, lambda made: write_sequences(work / language / "cache", work / "vocabulary", made))
-    capture(folder / "cache", folder / "sequences.jsonl", model, *changes, *AS_GIVEN)
+    capture(folder / "cache", folder / "sequences.jsonl", model, {**changes, **AS_GIVEN})
 
 
 def write_sequences(cache: Path, vocabulary: Path, folder: Path) -> None:
@@ -102,11 +99,6 @@ def narrowed(cache: Path, k: int) -> Path:
         command("subset", cache, partial, "--k", k)
 
     return make_once(target, make)
-
-
-def listed(caches: Iterator[Path]) -> str:
-    """Return the key of a student file that names several caches."""
-    return f"caches=[{', '.join(f'{{cache: {cache}}}' for cache in caches)}]"
 
 
 def records(corpus: Path) -> Iterator[dict[str, str]]:

@@ -8,8 +8,9 @@ has the factor 1 - w, so hidden pairs get 1 - w, and w / (1 - w) is the factor o
 ``discounted`` weights, which do not sum to 1, that is 1. ``fixed`` weights make a mean, so a sum of three has w = 3/4.
 """
 
-import json
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from configs.papers.recipes import Overrides
 
 NAMES = ("wordnet", "debian", "both")
 """The teachers, by the text that they were pre-trained on."""
@@ -48,18 +49,17 @@ ARMS = {
 }
 
 
-def student_changes(arm: Arm) -> list[str]:
-    """Return what the student file is changed by, as ``key=value``."""
+def student_changes(arm: Arm) -> Overrides:
+    """Return the overrides of the student file."""
     pairs = [
         {"teacher": teacher, "student_layer": mine, "teacher_layer": its, "project": "teacher"}
         | {"weight": 1 - arm.kd_weight}
         for teacher in arm.teachers[: arm.hidden]
         for mine, its in LAYERS.items()
     ]
-    changes: dict[str, Any] = {
+    return {
         "teachers": [{"name": name} for name in arm.teachers],
         "mixture.weights": arm.weights,
         "loss.kd_weight": arm.kd_weight,
         "loss.hidden": pairs,
     }
-    return [f"{key}={json.dumps(value)}" for key, value in changes.items()]

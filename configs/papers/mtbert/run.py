@@ -2,13 +2,12 @@
 
     python -m configs.papers.mtbert.run runs/mtbert/texts runs/mtbert --task wordnet --seeds 5
 
-Stopped and started again, it goes on where it was; after each seed the tables of all that are through are printed.
+Every step continues where it was stopped. After each seed the tables of all finished seeds are printed.
 Teachers are pre-trained once. Stage zero and stage one are done for each of some sets of teachers, which the seeds take
 in turn: new heads, other orders of the texts, other wrong labels. A seed is the order in which its students see the
 texts, and what their projections begin with.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,13 +15,13 @@ from typing import NamedTuple
 import click
 from transformers import AutoTokenizer
 
-from cache_tools.configuration import load_config
+from cache_tools.configuration import configured
 from configs.papers.mtbert.arms import ALL_TEACHERS, ALONE, ARMS, JOINT, NAMES, NOISY, student_changes
 from configs.papers.mtbert.cofinetune import Tuning, cofinetune, corrupted, training_examples
 from configs.papers.mtbert.scores import agreement_scores, label_scores, save_scores, weight_scores
 from configs.papers.mtbert.start import classes, pretrain
 from configs.papers.mtbert.tables import print_tables
-from configs.papers.recipes import run_file
+from configs.papers.recipes import Overrides, capture_file, overrides_option, train_file
 from pipeline.config import CaptureConfig
 
 HERE = Path(__file__).parent
@@ -38,8 +37,8 @@ class Settings(NamedTuple):
     teacher_sets: int
     tuning: Tuning
     noisy_times: float
-    capture: tuple[str, ...]
-    student: tuple[str, ...]
+    capture: Overrides
+    student: Overrides
 
     @property
     def corpus(self) -> Path:
@@ -59,16 +58,18 @@ class Settings(NamedTuple):
 @click.argument("texts", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("work", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--task", default="wordnet", show_default=True, help="Name of a file of labelled texts.")
-@click.option("--seeds", default=5, show_default=True, help="How many.")
-@click.option("--teacher-sets", default=1, show_default=True, help="How many; seeds take them in turn.")
+@click.option("--seeds", default=5, show_default=True, help="Number of seeds of the students.")
+@click.option(
+    "--teacher-sets", default=1, show_default=True, help="Number of sets of teachers; seeds take them in turn."
+)
 @click.option("--arms", multiple=True, type=click.Choice(list(ARMS)), help="Only these students; default: all.")
 @click.option("--tokens", default=3000, show_default=True, help="Size of the vocabulary without the classes.")
-@click.option("--tuning-steps", default=Tuning().steps, show_default=True, help="Of stage zero.")
+@click.option("--tuning-steps", default=Tuning().steps, show_default=True, help="Steps of stage zero.")
 @click.option("--tuning-rate", default=Tuning().learning_rate, show_default=True, help="Learning rate of stage zero.")
 @click.option("--noisy-times", default=2.0, show_default=True, help="How much longer wrong labels are learned.")
-@click.option("--set-capture", multiple=True, metavar="KEY=VALUE", help="Override capture.yaml.")
-@click.option("--set-pretrain", multiple=True, metavar="KEY=VALUE", help="Override pretrain.yaml.")
-@click.option("--set-student", multiple=True, metavar="KEY=VALUE", help="Override student.yaml.")
+@overrides_option("--set-capture", "capture.yaml")
+@overrides_option("--set-pretrain", "pretrain.yaml")
+@overrides_option("--set-student", "student.yaml")
 def run(
     texts: Path,
     work: Path,
@@ -80,9 +81,9 @@ def run(
     tuning_steps: int,
     tuning_rate: float,
     noisy_times: float,
-    set_capture: tuple[str, ...],
-    set_pretrain: tuple[str, ...],
-    set_student: tuple[str, ...],
+    set_capture: Overrides,
+    set_pretrain: Overrides,
+    set_student: Overrides,
 ) -> None:
     """Make teachers and students from TEXTS in WORK, and print what the students know."""
     tuning = Tuning(steps=tuning_steps, learning_rate=tuning_rate)
@@ -98,15 +99,15 @@ def run(
 
 
 def make_teachers(settings: Settings, number: int, needed: set[str]) -> None:
-    """Tune those of a set of teachers that are needed, keep what they say, and measure them."""
+    """Tune the teachers of a set that are needed, store their predictions, and measure them."""
     folder = settings.teachers(number)
     changes = capture_changes(settings, number, [name for name in ALL_TEACHERS if name in needed])
-    fraction = load_config(HERE / "capture.yaml", CaptureConfig, tuple(changes)).corpus.held_out_fraction
+    fraction = configured(HERE / "capture.yaml", CaptureConfig, changes).corpus.held_out_fraction
     for names, known, how in tunings(settings, number):
         if needed.intersection(names) and not (folder / names[-1]).exists():  # written last
             click.echo(f"tune {', '.join(names)}", err=True)
             tune(settings, fraction, [folder / name for name in names], known, how)
-    run_file("capture", HERE / "capture.yaml", *changes)
+    capture_file(HERE / "capture.yaml", changes)
     labels, models = classes([settings.corpus]), {name: folder / name for name in ALL_TEACHERS if name in needed}
     scores = label_scores(models, folder / "cache", labels) | weight_scores(models, folder / "cache")
     for together, several in (("joint", JOINT), ("alone", ALONE)):
@@ -132,23 +133,23 @@ def tune(settings: Settings, fraction: float, outputs: Sequence[Path], known: Se
     cofinetune(starts, examples, outputs, how)
 
 
-def capture_changes(settings: Settings, number: int, names: Sequence[str]) -> list[str]:
-    """Return what capture.yaml is changed by: the teachers that are needed, in place of the three."""
+def capture_changes(settings: Settings, number: int, names: Sequence[str]) -> Overrides:
+    """Return the overrides of capture.yaml: the teachers that are needed, in place of the three."""
     folder, kept = settings.teachers(number), {"dtype": "float32", "target": {"k": 8}, "batch_tokens": 8192}
-    teachers = [{"name": name, "model": str(folder / name), "hidden": {"layers": [2, 4]}} | kept for name in names]
-    places = [f"cache={folder / 'cache'}", f"corpus.paths={json.dumps([str(settings.corpus)])}"]
-    return [f"teachers={json.dumps(teachers)}", *settings.capture, *places]
+    teachers = [{"name": name, "model": folder / name, "hidden": {"layers": [2, 4]}} | kept for name in names]
+    places = {"cache": folder / "cache", "corpus.paths": [settings.corpus]}
+    return {"teachers": teachers, **settings.capture, **places}
 
 
 def make_students(settings: Settings, seed: int, arms: tuple[str, ...]) -> None:
     """Train the students of a seed, unless they are there, and measure them."""
     folder, cache = settings.students(seed), settings.teachers(seed) / "cache"
-    places = [f"cache={cache}", f"student.pretrained={settings.work / 'start'}", f"training.seed={seed}"]
+    places = {"cache": cache, "student.pretrained": settings.work / "start", "training.seed": seed}
     outputs = {arm: folder / "".join(c if c.isalnum() else "-" for c in arm) for arm in arms}
     for arm, output in outputs.items():
         if not (output / "final").exists():
-            changes = [*student_changes(ARMS[arm]), *settings.student, *places]
-            run_file("train", HERE / "student.yaml", *changes, f"training.output_dir={output}")
+            changes = {**student_changes(ARMS[arm]), **settings.student, **places}
+            train_file(HERE / "student.yaml", {**changes, "training.output_dir": output})
     models = {arm: output / "final" for arm, output in outputs.items()}
     save_scores(folder, label_scores(models, cache, classes([settings.corpus])))
 

@@ -1,4 +1,4 @@
-"""What there is before stage zero: a tokenizer with the classes in it, three pre-trained teachers, the students' start.
+"""Models before stage zero: a tokenizer with the classes, three pre-trained teachers, and the students' weights.
 
 All teachers and students have one tokenizer, so their hidden states stand at the same tokens. A teacher of your own
 takes the place of ``pretrained/<name>/final``, once its tokenizer knows the classes (``add_classes``).
@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from configs.papers.mtbert.arms import NAMES
-from configs.papers.recipes import make_once, run_file, truncated
+from configs.papers.recipes import Overrides, capture_file, make_once, train_file, truncated
 from configs.papers.wordpiece import untrained
 
 HERE = Path(__file__).parent
@@ -20,14 +20,14 @@ PLAIN = {"wordnet": ("wordnet",), "debian": ("debian",), "both": ("wordnet", "de
 STUDENT_LAYERS = 2
 
 
-def pretrain(texts: Path, work: Path, tokens: int, changes: Sequence[str]) -> None:
+def pretrain(texts: Path, work: Path, tokens: int, changes: Overrides) -> None:
     """Train a masked language model for each teacher, and cut the students' start from the first of them.
 
     Args:
         texts: Folder that ``data.py`` wrote.
         work: Where everything is made; what is there already stays.
         tokens: Size of the vocabulary without the classes.
-        changes: Of pretrain.yaml, as ``key=value``.
+        changes: Overrides of pretrain.yaml.
     """
     small = untrained((record["text"] for record in records(sorted(texts.rglob("*.jsonl")))), tokens, work / "words")
     tasks = sorted(texts.glob("*.jsonl"))
@@ -35,12 +35,10 @@ def pretrain(texts: Path, work: Path, tokens: int, changes: Sequence[str]) -> No
     for number, name in enumerate(NAMES):
         cache, output = work / "plain" / name, work / "pretrained" / name
         if not (output / "final").exists():
-            paths = json.dumps([str(texts / "plain" / f"{part}.jsonl") for part in PLAIN[name]])
-            run_file(
-                "capture", HERE / "plain.yaml", f"teachers.0.model={model}", f"corpus.paths={paths}", f"cache={cache}"
-            )
-            places = [f"cache={cache}", f"training.seed={number}", f"training.output_dir={output}"]
-            run_file("train", HERE / "pretrain.yaml", *changes, *places)
+            paths = [texts / "plain" / f"{part}.jsonl" for part in PLAIN[name]]
+            capture_file(HERE / "plain.yaml", {"teachers.0.model": model, "corpus.paths": paths, "cache": cache})
+            run = {"cache": cache, "training.seed": number, "training.output_dir": output}
+            train_file(HERE / "pretrain.yaml", {**changes, **run})
     truncated(work / "pretrained" / NAMES[0] / "final", STUDENT_LAYERS, work / "start")
 
 
