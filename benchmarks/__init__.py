@@ -1,1 +1,1 @@
-"""Measurements behind the README's claims; each module prints a table, or ``--json`` rows."""
+"""The measurements that the documentation quotes; each module prints a table, or with ``--json`` one object per row."""

@@ -1,7 +1,7 @@
-"""Reading windows from a bucket, beside a disk and beside zarr-python: ``python -m benchmarks.bucket``.
+"""Read windows from a bucket, compared with a disk and with zarr-python: ``python -m benchmarks.bucket``.
 
-The bucket is moto's S3 server on loopback, so requests cost milliseconds of Python and no network:
-what counts is how many there are, and what they carry. ``--delay-ms`` adds a round trip to each.
+The bucket is moto's S3 server on loopback, so a request costs milliseconds of Python and
+no network: the number of requests and their bytes matter. ``--delay-ms`` adds a round trip to each.
 Both readers use the same client.
 """
 
@@ -84,7 +84,7 @@ def zarr_reader(folder: StorePath, names: list[str]) -> Callable[[int], object]:
 
 
 @click.command()
-@click.option("--delay-ms", type=float, default=0.0, show_default=True, help="Added to every request.")
+@click.option("--delay-ms", type=float, default=0.0, show_default=True, help="Delay that is added to every request.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per row.")
 def main(delay_ms: float, as_json: bool) -> None:
     """Measure random windows of 2,048 positions, k = 64."""

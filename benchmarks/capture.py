@@ -1,11 +1,11 @@
-"""What a capture costs beside the teacher's bare forward pass: ``python -m benchmarks.capture``.
+"""Compare the time of a capture with the teacher's bare forward pass: ``python -m benchmarks.capture``.
 
-Each row runs the same batches of the same text in a process of its own, so that peaks of memory
-are its own; the rows take turns, and the median over the rounds counts. The yardsticks:
+Each row runs the same batches of the same text in a process of its own, so that each has its own
+peak of memory. The rows take turns, and medians over the rounds are printed. The references:
 
 - ``base model forward``: hidden states only, no output matrix;
 - ``model forward``: the bare forward pass, as transformers runs it, with all logits;
-- ``forward, chunked log-softmax``: the least that any capture must compute;
+- ``forward, chunked log-softmax``: the minimum that every capture must compute;
 - ``naive``: all logits, log-softmax in float32, top-k, copied to the host.
 
 The peak of memory counts weights and, on a CPU, what the host keeps. Without ``--teacher``, the recorded
@@ -56,12 +56,12 @@ DOCUMENT_CHARACTERS = 20_000
 
 @dataclass(frozen=True)
 class Job:
-    """What a row's process must know.
+    """What the process of a row needs.
 
     Attributes:
         config: The capture file; its teacher's folder brings the tokenizer in any case.
         random: Keys of a configuration, for random weights instead of the folder's.
-        limit_gb: Address space of a row on a CPU, so that the naive way cannot take the machine down.
+        limit_gb: Address space of a row on a CPU, so that the naive way cannot exhaust the machine's memory.
     """
 
     config: CaptureConfig
@@ -132,7 +132,7 @@ def batches(encoding: Encoding, budget_tokens: int) -> Iterator[Batch]:
 
 @torch.inference_mode()
 def forward(teacher: Teacher, batch: Batch, name: str) -> None:
-    """Run one batch in one of the ways that ours is compared with."""
+    """Run one batch as one of the references."""
     assert batch.attention_mask is not None
     ids, attention = batch.input_ids.to(teacher.device), batch.attention_mask.to(teacher.device)
     if name == "model forward":
@@ -236,7 +236,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 @click.option("--batch-tokens", type=int, default=16_384, show_default=True, help="Tokens per forward pass.")
 @click.option("--rounds", type=int, default=3, show_default=True, help="Rows take turns this many times.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
-@click.option("--compile", "compiled", is_flag=True, help="One more row, with the teacher's body compiled.")
+@click.option("--compile", "compiled", is_flag=True, help="Add a row with the teacher's body compiled.")
 @click.option("--random", metavar="JSON", default="{}", help="Configuration keys: a teacher of random weights.")
 @click.option("--limit-gb", type=float, default=16.0, show_default=True, help="Address space of a row on a CPU.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per row.")

@@ -1,10 +1,10 @@
-"""Is every damaged byte noticed? ``python -m benchmarks.damage --flips 10000``.
+"""Check that every damaged byte is noticed: ``python -m benchmarks.damage --flips 10000``.
 
-One bit of one file of a small cache is flipped, or the file is cut short, again and again.
-Each time ``verify --deep`` must find it, and whatever is then read (targets, scalars, hidden
-states, sequences, tokenizer, head, transforms) must be refused or be what was written. Printed:
-kind of file, bits flipped, files cut, how many of both verify found, after how many something was
-refused, after how many everything read as before, failures. Exits 1 if one failed.
+Each time, one bit of one file of a small cache is flipped, or the file is cut short. ``verify --deep`` must
+find the damage, and each reading (targets, scalars, hidden states, sequences, tokenizer, head, transforms) must be
+refused or return what was written. Printed for each kind of file: bits flipped, files cut, how many of both verify
+found, after how many a reading was refused, after how many all readings were right, failures. Exits 1 after a
+failure.
 """
 
 import shutil
@@ -32,7 +32,7 @@ Items = dict[str, Any]
 
 @dataclass(frozen=True)
 class Finding:
-    """What one damage led to.
+    """The result of one damage.
 
     Attributes:
         key: The file, relative to the cache.
@@ -52,7 +52,7 @@ class Finding:
 
 
 def kind_of(key: str) -> str:
-    """Return what kind of file lies at a key of a cache."""
+    """Return the kind of the file at a key of a cache."""
     parts = key.split("/")
     if parts[-1] == "zarr.json":
         if parts[-2:-1] in (["encodings"], ["teachers"], ["hidden"]):
@@ -131,7 +131,7 @@ def damage(path: Path, number: int, seed: int = 0) -> Iterator[Finding]:
     Args:
         path: A local cache that nobody else uses.
         number: How often.
-        seed: Of what is damaged.
+        seed: Seed of the random choice of files and bits.
     """
     files = {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
     keys, rng = [key for key, content in files.items() if content], np.random.default_rng(seed)
@@ -179,7 +179,7 @@ COLUMNS = ("flipped", "cut", "found", "refused", "as before", "failed")
 
 
 def tally(findings: Iterator[Finding]) -> tuple[dict[str, Counter[str]], list[Finding]]:
-    """Count findings by kind of file; also return those that must not be."""
+    """Count findings by kind of file; also return the failures."""
     counts: dict[str, Counter[str]] = {}
     failed = []
     for finding in findings:
@@ -195,7 +195,7 @@ def tally(findings: Iterator[Finding]) -> tuple[dict[str, Counter[str]], list[Fi
 
 @click.command()
 @click.option("--flips", type=click.IntRange(1), default=10_000, show_default=True, help="How often to damage a file.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of what is damaged.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random choice of files and bits.")
 @click.argument("caches", nargs=-1, type=click.Path(exists=True, path_type=Path))
 def main(flips: int, seed: int, caches: tuple[Path, ...]) -> None:
     """Damage copies of CACHES (default: the golden ones of the tests) and count what is noticed."""

@@ -1,4 +1,4 @@
-"""Encoding beside the tokenizer alone: speed and memory on a corpus of any size: ``python -m benchmarks.encode``.
+"""Compare encoding with the tokenizer alone, in speed and memory: ``python -m benchmarks.encode``.
 
 The corpus is this interpreter's documentation and source code, over and over: each round has its own ids
 and shifts every document by a few lines, so that no two documents are alike. Three processes read it one after another:
@@ -7,8 +7,8 @@ and shifts every document by a few lines, so that no two documents are alike. Th
 - ``tokenizer, in batches``: the same with lists of as many characters as ``encode`` takes at a time,
 - ``encode``: everything from the hash of the file to the encoding's manifest.
 
-Only the calls of the tokenizer are timed in the first two, and all of the third. On a machine that is busy with other
-things, compare ``cpu_seconds`` (all threads) rather than ``seconds``. A batch is tokenised on all
+Only the calls of the tokenizer are timed in the first two, and all of the third. On a busy machine,
+compare ``cpu_seconds`` (all threads) rather than ``seconds``. A batch is tokenised on all
 cores unless TOKENIZERS_PARALLELISM=false, in all three alike. ``peak_bytes`` is the largest
 resident memory of a process, ``grown_bytes`` that without what was resident before the first document.
 """

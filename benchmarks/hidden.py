@@ -1,6 +1,6 @@
 """Bytes, error and speed of stored hidden states, scheme by scheme: ``python -m benchmarks.hidden``.
 
-Calibrated on some documents, measured on others. Bytes a value are those of the chain in
+Transforms are calibrated on some documents and measured on others. Bytes per value are those of the chain in
 ``arrays.py`` (blosc with zstd and shuffle, crc32c and index entry of 20 bytes a chunk), at
 chunks of 4,096 rows over the whole width and over 32 columns. Printed: layer,
 scheme, the two sizes, the entropy of the columns (a bound of the size), two errors, speed. KL,
@@ -135,7 +135,7 @@ def measure_last(states: States) -> list[dict[str, Any]]:
 
 
 def measure_middle(states: States, outliers: bool) -> list[dict[str, Any]]:
-    """Return the table of a middle layer, with some channels made much louder or as it is."""
+    """Return the table of a middle layer, as it is, or with a few channels scaled up."""
     calibration, held_out = states.middle_calibration.copy(), states.middle_held_out.copy()
     if outliers:
         for rows in (calibration, held_out):
@@ -173,7 +173,7 @@ def _result(layer: str, scheme: Stored, errors: dict[str, float]) -> dict[str, A
 
 
 def decode_speed(width: int, rows: int = 8192) -> float:
-    """Return positions/s of decoding states of a width, whatever they mean."""
+    """Return the positions per second of decoding random states of a width."""
     rng = np.random.default_rng(0)
     transform = Transform(np.zeros(width, np.float32), rng.normal(size=(width, width)).astype(np.float32))
     stored = rng.integers(0, 200, (rows, width), dtype=np.uint16)

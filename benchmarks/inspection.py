@@ -1,9 +1,9 @@
-"""What it takes to look at a large cache: ``python -m benchmarks.inspection CACHE``.
+"""Time and memory of the commands that inspect a large cache: ``python -m benchmarks.inspection CACHE``.
 
 Each command runs in a process of its own, as a user starts it; the clock includes the interpreter and imports. Peak
-memory is the process's largest resident set, and processor seconds are user and system together, which a busy
-machine does not stretch. Medians of rounds, after one that is not counted, so files come from the system's cache.
-A cache of millions of positions is made by ``benchmarks.large_cache``.
+memory is the process's largest resident set, and processor seconds are user and system together, which other
+work on the machine does not increase. Printed are medians of rounds, after one round that is not counted, so files
+come from the system's cache. A cache of millions of positions is made by ``benchmarks.large_cache``.
 """
 
 import json

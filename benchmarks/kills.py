@@ -1,6 +1,6 @@
-"""Does a capture survive anything? ``python -m benchmarks.kills`` kills its workers 100 times and looks.
+"""Kill the workers of a capture 100 times and compare the result: ``python -m benchmarks.kills``.
 
-Two workers share a small capture, and again and again one of them dies by SIGKILL at a random moment. A
+Two workers share a small capture, and one of them is killed by SIGKILL at random moments. A
 finished capture must pass ``verify --deep`` and equal, byte for byte, the one that nobody
 interrupted (of receipts all but when and where they were written); then the next begins, until
 there were enough kills. ``local``: processes with ``--rank 0`` and ``1``, which the benchmark starts
@@ -8,8 +8,8 @@ again. They are forked from one that has imported torch, and the clock of a kill
 worker reads shards (its victim may be another), so half of the kills and more strike at work and not
 at start-up. ``ray``: actors, which Ray starts again if there is work left for them.
 
-Printed: kills, how many of them struck a worker that was reading a shard (the shard is redone), restarts,
-captures, shards committed, and whether all is equal. Exits 1 if something is not.
+Printed: kills, how many of them hit a worker that was reading a shard (the shard is redone), restarts,
+captures, shards committed, and whether all results are equal. Exits 1 if one differs.
 """
 
 import json
@@ -202,9 +202,11 @@ def connect() -> None:
 
 
 @click.command()
-@click.option("--kills", type=click.IntRange(1), default=100, show_default=True, help="How many, over all captures.")
+@click.option(
+    "--kills", type=click.IntRange(1), default=100, show_default=True, help="Number of kills, over all captures."
+)
 @click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of when and whom.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random times and victims.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def main(kills: int, executor: str, seed: int, as_json: bool) -> None:
     """Kill the workers of a capture at random, until it finishes."""

@@ -1,6 +1,6 @@
 """A cache of millions of positions, made by repeating a small one: ``python -m benchmarks.large_cache CACHE TARGET``.
 
-Looking at a cache costs what its size makes it cost, whatever stands in it, so no teacher runs: each copy
+The cost of inspecting a cache depends on its size and not on its content, so no teacher runs: each copy
 becomes a part of the encoding, as if the same documents had been appended under other ids. A shard's sequences
 are numbered anew, and the teachers' objects are the source's, byte for byte, under the new shard's keys. The
 result is a real cache with an identity of its own that ``verify --deep`` accepts.

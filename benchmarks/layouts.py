@@ -1,7 +1,7 @@
-"""Ways to store top-k rows: ours, and what peers and habits do, each written here for comparison.
+"""Layouts of top-k rows: this project's, and the usual alternatives, each written here for comparison.
 
-A layout writes rows to a folder and reads any run of them back as ``Targets``. The
-others keep no left-out mass; it is taken as one minus the sum of what they give back.
+A layout writes rows to a folder and reads any run of them back as ``Targets``. The alternatives
+store no left-out mass; it is computed as one minus the sum of the probabilities that they return.
 """
 
 from abc import ABC, abstractmethod
@@ -203,7 +203,7 @@ LAYOUTS: tuple[type[Layout], ...] = (
 
 
 def _implied(ids: NDArray[np.uint32], log_probs: NDArray[np.float32]) -> Targets:
-    """Return targets whose left-out mass is whatever the kept probabilities do not use."""
+    """Return targets whose left-out mass is one minus the kept mass."""
     rest = 1 - np.exp(log_probs.astype(np.float64)).sum(axis=1)
     return Targets(ids, log_probs, np.log(np.maximum(rest, 1e-9)).astype(np.float32))
 

@@ -128,7 +128,7 @@ def measure_reading(folder: Path, k: int, rounds: int) -> list[dict[str, Any]]:
 
 @click.command()
 @click.option("--positions", default=2048, show_default=True)
-@click.option("--vocabulary", default=32_000, show_default=True, help="Of the student, for the losses.")
+@click.option("--vocabulary", default=32_000, show_default=True, help="Tokens of the student's vocabulary.")
 @click.option("--k", default=64, show_default=True, help="Kept tokens of each teacher.")
 @click.option("--rounds", default=7, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one object.")

@@ -118,7 +118,9 @@ def run(setting: str, threads: int, files: list[str], options: list[str], native
 @click.command(epilog="Example: python -m benchmarks.processors --setting all-avx2 --threads 1 --threads 2")
 @click.option("--setting", "names", type=click.Choice(list(SETTINGS)), multiple=True, help="Settings; default: all.")
 @click.option("--threads", type=click.IntRange(1), multiple=True, default=(1, 2), show_default=True)
-@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Of pytest, side by side.")
+@click.option(
+    "--processes", type=click.IntRange(1), default=1, show_default=True, help="Number of pytest processes at a time."
+)
 @click.option("--file", "files", multiple=True, help="Test files; default: all numerical ones.")
 @click.option("--slow/--no-slow", default=False, show_default=True, help="Also the tests that are marked slow.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object per line instead of a table.")

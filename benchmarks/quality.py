@@ -86,7 +86,7 @@ def measure(scale: Scale, work: Path, seeds: int) -> tuple[list[dict[str, Any]],
 
 @click.command()
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/quality"), show_default=True)
-@click.option("--seeds", type=click.IntRange(2, 10), default=3, show_default=True, help="Students per arm.")
+@click.option("--seeds", type=click.IntRange(2, 10), default=3, show_default=True, help="Number of students per arm.")
 @click.option("--steps", default=Scale.steps, show_default=True, help="Steps per student.")
 @click.option("--tokens", default=Scale.tokens, show_default=True, help="Tokens that are captured, held-out ones too.")
 @click.option(

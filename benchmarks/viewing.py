@@ -1,7 +1,7 @@
-"""What a look at a cache costs: ``python -m benchmarks.viewing CACHE``.
+"""Time and memory of the viewer: ``python -m benchmarks.viewing CACHE``.
 
-``logitcask view`` is started on a cache, in a process of its own, and asked as its page asks. Printed: seconds from
-the command to the first page with everything on it (page, script, style, summary and first list); milliseconds
+``logitcask view`` is started on a cache, in a process of its own, and gets the requests of its page. Printed: seconds
+from the command to the first page with everything on it (page, script, style, summary and first list); milliseconds
 of a sequence that no request touched before, of one beside it, and of a distribution, each the median and the
 worst of many at random places; seconds of a search by text; and the largest resident memory of the server (Linux).
 """
@@ -25,7 +25,7 @@ NOWHERE = "text that is in no document"
 
 
 class Visitor:
-    """Asks a viewer as its page does.
+    """Sends the requests of the viewer's page.
 
     Args:
         address: The viewer's.
@@ -56,7 +56,7 @@ class Visitor:
 
 
 def measure(cache: str, looks: int) -> dict[str, float]:
-    """Start a viewer, look around in it, and return the figures."""
+    """Start a viewer, send requests, and return the figures."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "logitcask", "view", cache, "--port", "0", "--no-open"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:

@@ -1,9 +1,9 @@
-"""Fetch WordNet 3.0 as Debian packs it, and read its synsets: a definition, usage examples and a class for each.
+"""Fetch Debian's package of WordNet 3.0, and read its synsets: a definition, usage examples and a class for each.
 
     python -m configs.papers.wordnet runs/wordnet
 
 APT downloads ``wordnet-base`` with a list folder of its own and does not install it: the system stays as it is, and its
-sources, proxies and keys are used. WordNet's licence lies beside the data and must go wherever they go.
+sources, proxies and keys are used. WordNet's licence is written beside the data and must stay with them.
 
 The format, one synset on a line after the licence (wndb(5WN)): offset, lexicographer file, kind, number of words in
 hexadecimal, each word with an id, pointers, for verbs frames, then ``|`` and the gloss. A gloss is a definition,
@@ -37,7 +37,7 @@ LEXNAMES = (
 
 
 class Synset(NamedTuple):
-    """What some words mean in common."""
+    """A meaning that some words share."""
 
     id: str
     """Part of speech and offset, such as ``n00001740``."""

@@ -1,7 +1,7 @@
-"""A WordPiece tokenizer of a recipe's own texts, in the folder of a model that knows nothing yet.
+"""A WordPiece tokenizer of a recipe's own texts, in the folder of an untrained model.
 
-A capture names a teacher. Before a recipe has trained one, this model stands there: it gives the tokenizer, and what it
-says is not used.
+A capture names a teacher. Before a recipe has trained one, it names this model, for the sake of its tokenizer; the
+model's predictions are not used.
 """
 
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""How fast students came down: held-out cross-entropy by step, and the step at which a mark was passed."""
+"""Speed of convergence: held-out cross-entropy by step, and the step at which it falls below a mark."""
 
 import json
 from itertools import pairwise
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Curve(NamedTuple):
-    """Held-out cross-entropy of one student on its way."""
+    """Held-out cross-entropy of one student by step."""
 
     steps: list[int]
     nats: list[float]
@@ -20,7 +20,7 @@ class Curve(NamedTuple):
         return cls([each["step"] for each in measured], [each["eval_cross_entropy_nats"] for each in measured])
 
     def steps_to(self, mark: float) -> float:
-        """Return at which step the cross-entropy first reached a mark, between two measurements on a straight line.
+        """Return the step at which the cross-entropy first reached a mark, interpolated linearly between measurements.
 
         Raises:
             ValueError: it never did.

@@ -1,4 +1,4 @@
-"""The recipe's two tables: what the weights do, and what students make of it. Intervals are of 95 %."""
+"""The recipe's two tables: the experts' weights, and the students. Intervals are of 95 %."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ TEXT_ALONE = "text alone"
 
 
 def print_weights(said: HeldOut, experts: Sequence[str]) -> None:
-    """Print, for each expert and rule, whom it trusts, and the mixture's cross-entropy on the gold tokens."""
+    """Print, for each expert and rule, the weights, and the mixture's cross-entropy on the gold tokens."""
     one_hot = np.eye(len(experts))
     rows: dict[str, Floats] = {
         f"{name} alone": one_hot[np.full_like(said.matching_N, i)] for i, name in enumerate(experts)

@@ -1,7 +1,7 @@
-"""Whom each rule trusts, and what the mixture is worth: from the cache alone, before any student.
+"""Weights of each rule, and the cross-entropy of each mixture, from the cache alone, before any student.
 
 A mixture's probability of the gold token is the weighted mean of the experts' own, which the cache holds for
-every position; so the figures are exact, whatever was kept of the distributions.
+every position; so the figures are exact for every kind of target.
 """
 
 from collections.abc import Sequence
@@ -25,13 +25,13 @@ RULES: dict[str, Weighting] = {
     "inverse loss": "inverse_loss",
     "gold likelihood": "gold_likelihood",
 }
-"""Ways to weight the experts, by the names that the tables use; the last two look at the gold token."""
+"""Ways to weight the experts, by the names that the tables use; the last two use the gold token."""
 
 # N: held-out positions, T: experts, S: sequences
 
 
 class HeldOut(NamedTuple):
-    """What the experts said of held-out positions."""
+    """The experts' scalars at held-out positions."""
 
     matching_N: NDArray[np.int64]
     """Which expert's domain the position's document is of."""
@@ -42,7 +42,7 @@ class HeldOut(NamedTuple):
 
 
 def held_out(encoding: Encoding, experts: Sequence[str]) -> HeldOut:
-    """Read what some experts said about the held-out split; each is named after its domain."""
+    """Read the experts' scalars of the held-out split; each expert is named after its domain."""
     shards = encoding.split_shards("held_out")
     sequences = [each for shard in shards for each in encoding.sequences(shard)]
     lengths = [each.num_positions for each in sequences]

@@ -18,7 +18,7 @@ class Stage(NamedTuple):
     """One training run.
 
     Attributes:
-        name: In folders.
+        name: Name in the paths of run folders.
         cache: ``pretraining``, ``words`` or ``labels`` (of the task), or ``text`` without a teacher.
         steps: Stages whose numbers of steps are added up: ``P``, ``F1``, ``F2``.
         changes: Overrides of student.yaml.
@@ -34,8 +34,8 @@ class Arm(NamedTuple):
     """One student.
 
     Attributes:
-        stages: In order.
-        vocabulary: By name, see ``VOCABULARIES``.
+        stages: Stages in the order of training.
+        vocabulary: Name of a vocabulary, see ``VOCABULARIES``.
     """
 
     stages: tuple[Stage, ...]

@@ -26,8 +26,8 @@ class Bench:
     Attributes:
         texts: Folder of the texts.
         work: Folder to work in; it holds the finished teachers.
-        steps: Of the stages P, F1 and F2.
-        layers: Of the student.
+        steps: Optimizer steps of the stages P, F1 and F2.
+        layers: Layers of the student.
         set_capture: Overrides of the capture files.
         set_student: Overrides of student.yaml.
         made: Caches that this process has finished or seen finished.
@@ -95,7 +95,7 @@ class Bench:
         return int(json.loads((self.work / "teacher" / "final" / "config.json").read_text())["hidden_size"])
 
     def measured(self, arm: Arm, seed: int, distance: bool) -> Measured:
-        """Train a student, or find it, and measure it."""
+        """Train a student unless it exists, and measure it."""
         student, caches = self.student(arm, seed), self.cache("labels", arm.vocabulary).parent
         if distance:
             self.cache("pretraining", arm.vocabulary)

@@ -29,11 +29,11 @@ TEMPERATURES = (1.0, 15.0)
 
 
 class Measured(NamedTuple):
-    """What is known of a student.
+    """Measures of a student.
 
     Attributes:
         right: (N,) 0 or 1 for each held-out text of the task.
-        kl: KL to the teacher at each of TEMPERATURES, nats; None if it was not asked for.
+        kl: KL to the teacher at each of TEMPERATURES, nats; None if it was not measured.
     """
 
     right: NDArray[np.float64]
@@ -46,7 +46,7 @@ class Measured(NamedTuple):
 
 
 def measured(student: Path, caches: Path, vocabulary: Path | None, distance: bool) -> Measured:
-    """Measure a student, or read what was measured before.
+    """Measure a student, or read its earlier measures.
 
     Args:
         student: Folder of a finished student, or of a teacher.

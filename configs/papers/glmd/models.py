@@ -1,4 +1,4 @@
-"""Models that the recipe makes by hand: the student before its training."""
+"""The student before its training: the teacher's first layers with a smaller vocabulary."""
 
 from pathlib import Path
 

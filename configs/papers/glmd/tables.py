@@ -1,4 +1,4 @@
-"""The recipe's tables, each of the seeds that are through."""
+"""The recipe's tables; each covers the seeds that have finished."""
 
 from collections.abc import Mapping, Sequence
 

@@ -4,9 +4,9 @@
     python -m configs.papers.mergedistill.fetch runs/debian en
     python -m configs.papers.glmd.texts runs/wordnet runs/debian/en.jsonl runs/glmd/texts
 
-Written are ``teacher.jsonl``, on which the teacher is pre-trained, ``student.jsonl``, a part of it that is asked about,
+Written are ``teacher.jsonl``, on which the teacher is pre-trained, ``student.jsonl``, a part of it that is captured,
 and ``task.jsonl``: ``[MASK] : <definition>`` of a noun, whose label is the name of its lexicographer file, such as
-``animal``. No definition of the task stands in the other two.
+``animal``. No definition of the task is in the other two files.
 """
 
 import hashlib
@@ -65,7 +65,7 @@ def cloze(synset: Synset) -> dict[str, Any]:
 
 
 def by_hash(name: str) -> str:
-    """Return what texts are ordered by: at random, the same every time, and not as the split is drawn."""
+    """Return a sort key: a random order that is always the same, and independent of the held-out split."""
     return hashlib.sha256(f"chosen {name}".encode()).hexdigest()
 
 

@@ -1,7 +1,7 @@
-"""What needs no language model: chance, the first sense, and how alike the words of sentence and gloss are.
+"""Baselines without a language model: chance, the first sense, and the similarity of the words of sentence and gloss.
 
 TF-IDF and latent semantic analysis (LSA, its leading singular directions) are fitted to texts that training may read.
-The word itself stands in every candidate and is left out of both sides.
+The word itself is in every candidate, so it is left out on both sides.
 """
 
 import re
@@ -40,7 +40,7 @@ class WordVectors:
         _, _, self.directions_WD = torch.svd_lowrank(self.tfidf(texts), directions, niter=2)
 
     def tfidf(self, texts: Iterable[str]) -> Tensor:
-        """Return unit vectors of word counts, rare words counting more: (N, W) sparse."""
+        """Return unit vectors of word counts, weighted by the rarity of the words: (N, W) sparse."""
         rows, columns, values = [], [], []
         for row, text in enumerate(texts):
             found = Counter(self.columns[word] for word in words(text) if word in self.columns)
@@ -66,7 +66,7 @@ def baseline_scores(
     numbers: Mapping[tuple[str, str], int],
     directions: int = 300,
 ) -> dict[str, Any]:
-    """Return a summary of what each baseline says of some pairs.
+    """Return a summary of the scores of each baseline on some pairs.
 
     Args:
         readable: Texts to fit word vectors to.
@@ -86,7 +86,7 @@ def baseline_scores(
 def part_scores(
     vectors: WordVectors, pairs: Sequence[Pair], numbers: Mapping[tuple[str, str], int]
 ) -> dict[str, list[float]]:
-    """Return what each baseline says of each pair."""
+    """Return the score of each baseline for each pair."""
     left, right = (list(side) for side in zip(*(sides(pair.text) for pair in pairs), strict=True))
     return {
         "chance": [0.0] * len(pairs),

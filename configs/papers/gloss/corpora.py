@@ -1,4 +1,4 @@
-"""Pairs of a sentence and a gloss, and what they are compared with, as corpora that stage one reads.
+"""Pairs of a sentence and a gloss, and control corpora, as stage one reads them.
 
 ========== ========================================== ========= ====================================================
 corpus     sentences                                  labelled  what for
@@ -12,9 +12,9 @@ text       held-out synsets, no pairs                 no        what is left of 
 
 A document is a pair; its group is the synset that the word means there, so a synset is held out with all its
 sentences. The gloss of a held-out synset is nowhere in training, neither as the right one nor as a wrong one: such
-candidates are left out of training pairs. What cannot be had: the *word* of a held-out synset may have been
-trained on in its other senses, and their glosses are among the candidates then, read before. ``swapped`` tells
-whether that alone gives the right one away.
+candidates are left out of training pairs. One leak remains: the *word* of a held-out synset may
+have been trained on in its other senses, and the glosses of those senses are then among the candidates. ``swapped``
+shows whether that alone reveals the right gloss.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -76,7 +76,7 @@ def write_corpora(wordnet: Path, folder: Path, tokens_of: TokensOf, sizes: Sizes
         wordnet: WordNet's data files.
         folder: Where to.
         tokens_of: Counts tokens.
-        sizes: How much of it.
+        sizes: How many instances to take.
     """
     everything, held_out = list(synsets(wordnet)), sizes.held_out_fraction
     glosses = {each.id: each.definition for each in everything}

@@ -1,8 +1,8 @@
 """Do several teachers' pooled spaces agree? Linear CKA, and whether one teacher's head can read another's encoder.
 
-Pooled is what the head's transform makes of the state at [CLS]. Linear CKA (Kornblith et al., ICML 2019, arXiv
-1905.00414) is blind to rotations: spaces that hold the same in other directions have a CKA of 1. A head that is put on
-another encoder is not blind to them; it asks whether the spaces are the same, which co-finetuning promises.
+A pooled state is the output of the head's transform at [CLS]. Linear CKA (Kornblith et al., ICML 2019, arXiv
+1905.00414) is invariant to rotations: spaces that differ by a rotation have a CKA of 1. A head that reads another
+encoder is not invariant: its accuracy shows whether the spaces are equal, as co-finetuning intends.
 """
 
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ def first_states(model: Any, texts: Sequence[Any], batch: int = 128) -> torch.Te
 
 
 def accuracy(head: Any, states_ND: torch.Tensor, columns: Sequence[int], gold_N: NDArray[Any]) -> float:
-    """Return how often a head's likeliest class is the right one."""
+    """Return the share of texts whose most likely class is right."""
     with torch.no_grad():
         logits_NC = head(states_ND)[:, list(columns)]
     return float((logits_NC.argmax(dim=1).numpy() == gold_N).mean())

@@ -1,6 +1,7 @@
-"""What the students of several seeds know, as tables with intervals of 95 % (see ``configs/papers/recipes.py``).
+"""Accuracies and cross-entropies of the students of several seeds, as tables with intervals of 95 %.
 
-Differences are of the same test texts and the same seeds, so what is easy or hard for everybody cancels out.
+The intervals are those of ``configs/papers/recipes.py``. Differences are of the same test texts and the same seeds, so
+the difficulty of a text cancels out.
 """
 
 from collections.abc import Sequence
@@ -53,7 +54,7 @@ def accuracies(scores: Scores, known: Scores) -> Table:
 
 
 def differences(scores: Scores) -> Table:
-    """Return a table of what MT-BERT has over the other students, in points of accuracy and in nats."""
+    """Return a table of the differences between MT-BERT and the other students, in points of accuracy and in nats."""
     table = markdown("MT-BERT less", "points of accuracy", "nats, below 0 is better")
     if f"{MT_BERT}/right" not in scores:
         return table
@@ -66,7 +67,7 @@ def differences(scores: Scores) -> Table:
 
 
 def corruption(scores: Scores) -> Table:
-    """Return a table of what a noisy teacher costs: its weight, and what students lose."""
+    """Return a table of the effect of a noisy teacher: its weight, and the students' losses in accuracy."""
     table = markdown("one of three teachers noisy", "points of accuracy", "nats")
     wanted = (MEAN, NOISY_MEAN, SEPARATE, NOISY_MT_BERT)
     if any(f"{name}/right" not in scores for name in wanted):
@@ -82,7 +83,7 @@ def corruption(scores: Scores) -> Table:
 
 
 def weights(known: Scores) -> Table:
-    """Return a table of how much each teacher counts, a row for each set."""
+    """Return a table of the weight of each teacher, a row for each set."""
     names = [name for name in ALL_TEACHERS if f"weight/{name}" in known]
     table = markdown("mean weight", *names)
     for number, row in enumerate(zip(*(known[f"weight/{name}"] for name in names), strict=True)):
