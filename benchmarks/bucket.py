@@ -23,7 +23,7 @@ from obstore.store import from_url
 from werkzeug.serving import make_server
 
 from benchmarks.layouts import Logitcask
-from benchmarks.rows import available_rows
+from benchmarks.rows import demo_rows
 from cache_tools.storage import StorePath, store_path
 
 K, WINDOW, WINDOWS = 64, 2048, 20
@@ -88,7 +88,7 @@ def zarr_reader(folder: StorePath, names: list[str]) -> Callable[[int], object]:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per row.")
 def main(delay_ms: float, as_json: bool) -> None:
     """Measure random windows of 2,048 positions, k = 64."""
-    rows, bucket = available_rows(K)[0], CountingBucket(delay_ms / 1000)
+    rows, bucket = demo_rows(K), CountingBucket(delay_ms / 1000)
     starts = np.random.default_rng(0).integers(0, len(rows.targets.ids) - WINDOW, WINDOWS + 1).tolist()
     results = []
     with tempfile.TemporaryDirectory() as name:

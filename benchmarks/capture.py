@@ -8,8 +8,8 @@ peak of memory. The rows take turns, and medians over the rounds are printed. Th
 - ``forward, chunked log-softmax``: the minimum that every capture must compute;
 - ``naive``: all logits, log-softmax in float32, top-k, copied to the host.
 
-The peak of memory counts weights and, on a CPU, what the host keeps. Without ``--teacher``, the recorded
-teacher is read if it lies beside the repository, else the demo's; ``--random`` makes one from random weights.
+The peak of memory counts weights and, on a CPU, what the host keeps. ``--data`` names a folder with
+another teacher than the demo's; ``--random`` makes one from random weights.
 """
 
 import gzip
@@ -31,7 +31,6 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks import peak
-from benchmarks.rows import RECORDED
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.writer import create_cache
 from pipeline.capture.declare import declare
@@ -69,22 +68,21 @@ class Job:
     limit_gb: float
 
 
-def texts() -> tuple[Path, Iterator[str]]:
-    """Return a teacher's folder and the texts that it reads."""
+def texts(data: Path | None) -> tuple[Path, Iterator[str]]:
+    """Return a teacher's folder and the texts that it reads: of ``data``, or the demo's if it is None."""
     from pipeline.demo.corpus import topic_documents
     from pipeline.demo.run import FILES
 
-    recorded = RECORDED / "docs-heldout.jsonl.gz"
-    if not recorded.exists():
+    if data is None:
         return FILES / "teacher", (document["text"] for document in topic_documents())
-    with gzip.open(recorded, "rt", encoding="utf-8") as lines:
+    with gzip.open(data / "docs-heldout.jsonl.gz", "rt", encoding="utf-8") as lines:
         found = [json.loads(line)["text"] for line in lines]
-    return RECORDED / "teacher-32k", iter(found)
+    return data / "teacher-32k", iter(found)
 
 
-def make_encoding(folder: Path, tokens: int, **teacher: Any) -> CaptureConfig:
+def make_encoding(folder: Path, data: Path | None, tokens: int, **teacher: Any) -> CaptureConfig:
     """Encode about this many tokens and return the capture file."""
-    model, found = texts()
+    model, found = texts(data)
     corpus, characters = folder / "corpus.jsonl", 0
     with corpus.open("w") as file:
         for number, text in enumerate(found):
@@ -239,6 +237,11 @@ def show(rows: list[dict[str, Any]]) -> None:
 @click.option("--compile", "compiled", is_flag=True, help="Add a row with the teacher's body compiled.")
 @click.option("--random", metavar="JSON", default="{}", help="Configuration keys: a teacher of random weights.")
 @click.option("--limit-gb", type=float, default=16.0, show_default=True, help="Address space of a row on a CPU.")
+@click.option(
+    "--data",
+    type=click.Path(exists=True, path_type=Path),
+    help="Folder with teacher-32k and docs-heldout.jsonl.gz; default: the demo's teacher and text.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per row.")
 def main(
     tokens: int,
@@ -248,13 +251,14 @@ def main(
     compiled: bool,
     random: str,
     limit_gb: float,
+    data: Path | None,
     as_json: bool,
 ) -> None:
     """Measure speed and peak memory of a capture beside the bare forward pass."""
     titles = (*YARDSTICKS, *OURS, *([COMPILED] if compiled else []))
     found: dict[str, list[dict[str, Any]]] = {title: [] for title in titles}
     with tempfile.TemporaryDirectory() as name:
-        config = make_encoding(Path(name), tokens, dtype=dtype, batch_tokens=batch_tokens)
+        config = make_encoding(Path(name), data, tokens, dtype=dtype, batch_tokens=batch_tokens)
         job = Job(config, json.loads(random), limit_gb)
         read = sum(shard.tokens for shard in Cache(config.cache).encoding().shards)
         for _ in range(rounds):

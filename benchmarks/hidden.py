@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.hidden_states import States, load_states
-from benchmarks.rows import RECORDED
-from cache_tools.codecs.hidden_states import (
+from cache_tools.hidden_codecs.bfloat16 import from_bfloat16, to_bfloat16
+from cache_tools.hidden_codecs.transform import (
     Transform,
     calibrate_last,
     calibrate_relative,
@@ -36,7 +36,6 @@ from cache_tools.codecs.hidden_states import (
     encode,
     relative_error,
 )
-from cache_tools.store.predictions import from_bfloat16, to_bfloat16
 from pipeline.capture.hidden_budget import fisher_metric, kl_error, kl_nats
 
 Floats = NDArray[np.float32]
@@ -188,9 +187,13 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path), default=RECORDED, help="Folder with a teacher and documents.")
+@click.option(
+    "--data",
+    type=click.Path(exists=True, path_type=Path),
+    help="Folder with a teacher and documents; default: demo.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per row.")
-def main(data: Path, as_json: bool) -> None:
+def main(data: Path | None, as_json: bool) -> None:
     """Measure every scheme on a last and a middle layer."""
     blosc.set_nthreads(1)
     torch.set_num_threads(1)

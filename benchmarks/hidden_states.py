@@ -35,10 +35,10 @@ class States:
     middle_held_out: Floats
 
 
-def load_states(data: Path) -> States:
-    """Run the recorded teacher in ``data``, or the demo's if there is none."""
-    folder = data / "teacher-32k"
-    if folder.is_dir():
+def load_states(data: Path | None) -> States:
+    """Run the teacher in ``data/teacher-32k`` over ``data/docs-*.jsonl.gz``; the demo's if ``data`` is None."""
+    if data is not None:
+        folder = data / "teacher-32k"
         texts = [_texts(data / f"docs-{name}.jsonl.gz") for name in ("train", "heldout")]
     else:
         from pipeline.demo.corpus import topic_documents

@@ -18,9 +18,9 @@ from cache_tools.codecs.registry import Codec, DeltaCount, DeltaFloat32, DeltaPo
 from cache_tools.format.layout import array_metadata_file, shard_key
 from cache_tools.format.manifest import ObjectRecord
 from cache_tools.format.zarr_arrays import ArrayLayout, ArrayType
+from cache_tools.hidden_codecs.bfloat16 import from_bfloat16, to_bfloat16
 from cache_tools.storage import write_object, write_objects
 from cache_tools.store.chunk_reader import open_array, read_shard_rows
-from cache_tools.store.predictions import from_bfloat16, to_bfloat16
 
 CHUNK = 4096
 

@@ -6,15 +6,13 @@ spot with the demo's teacher and this interpreter's documentation, so that the b
 run anywhere.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from cache_tools.codecs.registry import Targets
-
-RECORDED = Path(__file__).resolve().parents[2] / "shared" / "data"
-"""Where recorded rows may lie: beside the repository, never in it."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +39,6 @@ def load_rows(path: Path, k: int) -> Rows:
     )
     targets = Targets(recorded["ids"][:, :k], recorded["logprobs"][:, :k], rest.astype(np.float32))
     return Rows(path.stem, int(recorded["vocabulary"]), targets)
-
-
-def sharpened(rows: Rows) -> Rows:
-    """Return the rows of a more confident teacher: log-probabilities doubled, renormalised over k + 1 outcomes."""
-    logs = np.concatenate([rows.targets.log_probs, rows.targets.log_left_out[:, None]], axis=1).astype(np.float64) * 2
-    logs32 = (logs - np.logaddexp.reduce(logs, axis=1, keepdims=True)).astype(np.float32)
-    return Rows(rows.name + " sharp", rows.vocabulary_size, Targets(rows.targets.ids, logs32[:, :-1], logs32[:, -1]))
 
 
 def sampled(rows: Rows, draws: int, seed: int = 0) -> Rows:
@@ -93,7 +84,6 @@ def demo_rows(k: int, num_positions: int = 12_288) -> Rows:
     return Rows("demo teacher", model.config.vocab_size, targets)
 
 
-def available_rows(k: int) -> list[Rows]:
-    """Return every set of rows that can be had here, the demo's first."""
-    recorded = [load_rows(path, k) for path in sorted(RECORDED.glob("rows-*.npz"))]
-    return [demo_rows(k), *(rows for one in recorded for rows in (one, sharpened(one)))]
+def rows_to_measure(files: Sequence[Path], k: int) -> list[Rows]:
+    """Return the rows of each file, or the demo's where no file is given."""
+    return [load_rows(path, k) for path in files] or [demo_rows(k)]

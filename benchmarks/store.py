@@ -19,7 +19,7 @@ import numpy as np
 from numcodecs import blosc
 
 from benchmarks.layouts import LAYOUTS, Layout, LogitcaskSampled
-from benchmarks.rows import Rows, available_rows, sampled
+from benchmarks.rows import Rows, rows_to_measure, sampled
 from cache_tools.codecs.registry import Targets, kl_nats
 from cache_tools.format import zarr_arrays
 
@@ -82,13 +82,20 @@ def _peak_bytes(work: Callable[[], object]) -> int:
 @click.option(
     "--k", "ks", type=int, multiple=True, default=(64, 128), show_default=True, help="Kept tokens; repeatable."
 )
+@click.option(
+    "--rows",
+    "files",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    multiple=True,
+    help="Recorded rows, see benchmarks/rows.py; repeatable. Default: rows of the demo's teacher.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per row.")
-def main(ks: tuple[int, ...], as_json: bool) -> None:
+def main(ks: tuple[int, ...], files: tuple[Path, ...], as_json: bool) -> None:
     """Measure every layout on every set of rows."""
     blosc.set_nthreads(1)
     zarr_arrays.THREADS = 1
-    work = [(layout, rows, k) for k in ks for rows in available_rows(k) for layout in LAYOUTS]
-    work += [(LogitcaskSampled, sampled(rows, DRAWS), DRAWS) for rows in available_rows(128)]
+    work = [(layout, rows, k) for k in ks for rows in rows_to_measure(files, k) for layout in LAYOUTS]
+    work += [(LogitcaskSampled, sampled(rows, DRAWS), DRAWS) for rows in rows_to_measure(files, 128)]
     results = []
     for layout, rows, k in work:
         print(f"{rows.name}, k = {k}: {layout.name}", file=sys.stderr)

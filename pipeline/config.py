@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from cache_tools.codecs.registry import DeltaPower
+from cache_tools.codecs.registry import DEFAULT_MAX_KL_NATS
 from cache_tools.configuration import Config
 from cache_tools.errors import FormatError
 from cache_tools.format.layout import checked_name
@@ -116,29 +116,29 @@ class TargetConfig(Config):
             over its tokens. The teacher reads the text as it is, and ids stay the teacher's.
     """
 
-    kind: Kind = "topk"
+    kind: Kind = Kind.TOPK
     k: PositiveInt = 64
     p: float | None = Field(default=None, gt=0, le=1)
     draws: PositiveInt | None = Field(default=None, le=65_535)
     seed: int = Field(default=0, ge=0, lt=2**63)
     temperatures: tuple[Annotated[float, Field(gt=0, le=1000)], ...] = ()
     scalars: tuple[Literal["gold_rank", "tail_mean", "tail_variance", "tail_minimum"], ...] = ()
-    max_kl_nats: float = Field(default=DeltaPower.max_kl_nats, ge=1e-9, le=0.1)
+    max_kl_nats: float = Field(default=DEFAULT_MAX_KL_NATS, ge=1e-9, le=0.1)
     exact: bool = False
     vocabulary: CachePath | None = None
 
     @model_validator(mode="after")
     def _fits_the_kind(self) -> "TargetConfig":
-        needed = {"p": self.kind == "topp", "draws": self.kind in ("sampled", "hybrid")}
+        needed = {"p": self.kind.has_mass, "draws": self.kind.is_drawn}
         for key, wanted in needed.items():
             if wanted and getattr(self, key) is None:
                 raise ValueError(f"kind: {self.kind} needs {key}")
-        lossless = self.kind in ("sampled", "dense") or self.exact
+        lossless = not self.kind.has_head or self.exact
         allowed = {
             **needed,
             "seed": needed["draws"],
-            "k": self.kind not in ("sampled", "dense"),
-            "exact": self.kind not in ("sampled", "dense"),
+            "k": self.kind.has_head,
+            "exact": self.kind.has_head,
             "max_kl_nats": not lossless,
         }
         without = [key for key, fits in allowed.items() if not fits and key in self.model_fields_set]
@@ -168,6 +168,11 @@ class HiddenConfig(Config):
     codec: Literal["bfloat16", "float32", "budget"] = "bfloat16"
     max_kl_nats: float = Field(default=1e-4, ge=1e-9, le=1)
     max_relative_error: float = Field(default=0.02, ge=1e-5, le=1)
+
+    @property
+    def stored_codec(self) -> str:
+        """Name of the codec in the cache."""
+        return "transform" if self.codec == "budget" else self.codec
 
     @model_validator(mode="after")
     def _budgets(self) -> "HiddenConfig":
@@ -231,7 +236,7 @@ class TeacherConfig(Config):
 
     @model_validator(mode="after")
     def _rows_can_be_empty(self) -> "TeacherConfig":
-        if self.nan_rows == "skip" and self.target.kind in ("sampled", "dense"):
+        if self.nan_rows == "skip" and not self.target.kind.has_head:
             raise ValueError(f"nan_rows: skip needs rows that can be empty, which kind: {self.target.kind} has not")
         return self
 

@@ -13,9 +13,9 @@ from transformers import LlamaModel
 import tiny
 from cache_tools.errors import IdentityError, ModelError
 from cache_tools.format import layout
+from cache_tools.hidden_codecs.bfloat16 import from_bfloat16, to_bfloat16
 from cache_tools.maintenance.verify import verify
 from cache_tools.progress.reporter import Reporter
-from cache_tools.store.predictions import from_bfloat16, to_bfloat16
 from cache_tools.store.reader import Cache
 from pipeline.config import CaptureConfig
 from pipeline.run import Worker, run_capture

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import tiny as tiny_models
-from cache_tools.codecs.hidden_states import Transform, transform_bytes
 from cache_tools.codecs.registry import EMPTY_ID
 from cache_tools.errors import ConfigError, FormatError, IdentityError, IncompleteError
 from cache_tools.format import layout
+from cache_tools.hidden_codecs.transform import Transform, transform_bytes
 from cache_tools.maintenance import copying
 from cache_tools.maintenance.copying import copy_cache
 from cache_tools.maintenance.drop import drop_hidden

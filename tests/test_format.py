@@ -15,10 +15,10 @@ import pytest
 import zarr
 from safetensors.numpy import load
 
-from cache_tools.codecs import hidden_states
 from cache_tools.codecs.registry import EMPTY_ID, DeltaPower
 from cache_tools.format.fingerprint import fingerprint
 from cache_tools.format.layout import SCALARS
+from cache_tools.hidden_codecs import transform as quantised
 from cache_tools.store.predictions import group_layouts
 from store_fixtures import HIDDEN, POSITIONS_PER_SHARD, by_id, close, make_cache
 
@@ -95,12 +95,12 @@ def test_a_stranger_reads_the_same_scalars_and_hidden_states(tiny):
 
 def test_a_stranger_reads_the_same_quantised_hidden_states():
     states = np.random.default_rng(0).normal(0, [1, 3, 0.1, 9], (50, 4)).astype(np.float32)
-    transform, step = hidden_states.calibrate_relative(states), 0.01
-    stored = hidden_states.encode(transform, states, step)
-    kept, u = load(hidden_states.transform_bytes(transform)), stored.astype(int)
+    transform, step = quantised.calibrate_relative(states), 0.01
+    stored = quantised.encode(transform, states, step)
+    kept, u = load(quantised.transform_bytes(transform)), stored.astype(int)
     q = np.where(u % 2 == 0, u / 2, -(u + 1) / 2)
     found = kept["mean"] + (step * q) @ kept["basis"]
-    assert close(found, hidden_states.decode(transform, stored, step), 1e-4)
+    assert close(found, quantised.decode(transform, stored, step), 1e-4)
     assert close(found, states, 0.2)
 
 

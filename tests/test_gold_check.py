@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from cache_tools.codecs.registry import DeltaCount, DeltaFloat32, DeltaPower, DenseFloat32, narrow
+from cache_tools.format.manifest import Kind
 from cache_tools.inspection.gold_check import Claims, Evidence, broken, contradictions
 from cache_tools.store.predictions import SCALAR_STEP_NATS, from_steps, to_steps
 from pipeline.capture.draws import position_keys
@@ -18,12 +19,12 @@ KINDS = {
     "topk exact": (Keep(k=K), DeltaFloat32),
     "topk of all": (Keep(k=V), DeltaPower),
     "topk tempered": (Keep(k=K, temperatures=(2.0, 4.0)), DeltaPower),
-    "topp": (Keep("topp", k=K, p=0.8), DeltaPower),
-    "topp exact": (Keep("topp", k=K, p=0.8), DeltaFloat32),
-    "hybrid": (Keep("hybrid", k=K, draws=DRAWS), DeltaPower),
-    "hybrid exact": (Keep("hybrid", k=K, draws=DRAWS), DeltaFloat32),
-    "dense": (Keep("dense"), DenseFloat32),
-    "sampled": (Keep("sampled", draws=DRAWS), DeltaCount),
+    "topp": (Keep(Kind.TOPP, k=K, p=0.8), DeltaPower),
+    "topp exact": (Keep(Kind.TOPP, k=K, p=0.8), DeltaFloat32),
+    "hybrid": (Keep(Kind.HYBRID, k=K, draws=DRAWS), DeltaPower),
+    "hybrid exact": (Keep(Kind.HYBRID, k=K, draws=DRAWS), DeltaFloat32),
+    "dense": (Keep(Kind.DENSE), DenseFloat32),
+    "sampled": (Keep(Kind.SAMPLED, draws=DRAWS), DeltaCount),
 }
 
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from cache_tools.codecs.channel_scales import Head, channel_scales, fisher_metric, mean_kl
-from cache_tools.codecs.hidden_states import (
+from cache_tools.errors import FormatError
+from cache_tools.hidden_codecs.channel_scales import channel_scales
+from cache_tools.hidden_codecs.transform import (
     LARGEST,
     Transform,
     calibrate_last,
@@ -22,8 +23,8 @@ from cache_tools.codecs.hidden_states import (
     transform_bytes,
     transform_from_bytes,
 )
-from cache_tools.errors import FormatError
 from hidden_fixtures import HEADS, VOCABULARY, WIDTH, entropy_bits, exact_kl, states_of, torch_head
+from numpy_head import Head, fisher_metric, mean_kl
 from pipeline.capture import hidden_budget
 from tolerances import rounding
 
@@ -55,7 +56,7 @@ def test_the_metric_is_the_second_derivative_of_the_kl(head: Head) -> None:
 @pytest.mark.parametrize("head", HEADS)
 def test_torch_and_numpy_agree(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(hidden_budget.CHUNK_BYTES, "cpu", 4 * VOCABULARY * 7)
-    monkeypatch.setattr("cache_tools.codecs.channel_scales.CHUNK_VALUES", VOCABULARY * 5)
+    monkeypatch.setattr("numpy_head.CHUNK_VALUES", VOCABULARY * 5)
     states, others = states_of(40), states_of(40) + np.float32(0.01)
     metric = fisher_metric(head, states)
     assert hidden_budget.fisher_metric(torch_head(head), states) == pytest.approx(

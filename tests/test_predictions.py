@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cache_tools.format.manifest import HiddenSpec
 from cache_tools.format.receipts import TARGETS
+from cache_tools.hidden_codecs.bfloat16 import from_bfloat16, to_bfloat16
 from cache_tools.store.predictions import (
     MINUS_INFINITY,
     SCALAR_STEP_NATS,
@@ -17,11 +18,9 @@ from cache_tools.store.predictions import (
     decode_hidden,
     encode_hidden,
     encode_targets,
-    from_bfloat16,
     from_steps,
     group_layouts,
     mean_statistics,
-    to_bfloat16,
     to_steps,
 )
 from store_fixtures import close, random_predictions, teacher_manifest

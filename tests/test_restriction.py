@@ -124,7 +124,7 @@ def test_a_row_of_all_kept_tokens_leaves_nothing_out(folder):
 
 
 @pytest.mark.parametrize(
-    "kind", [{"kind": "sampled", "draws": 50}, {"kind": "hybrid", "draws": 9, "k": 4}, {"kind": "dense"}]
+    "kind", [{"kind": Kind.SAMPLED, "draws": 50}, {"kind": Kind.HYBRID, "draws": 9, "k": 4}, {"kind": Kind.DENSE}]
 )
 def test_no_kind_of_target_holds_a_token_that_was_dropped(folder, kind):
     restriction = read_restriction(folder / "half")

@@ -21,9 +21,9 @@ MASS, LOG_PROB = rounding(torch.float32, softmax_roundings(VOCABULARY)), log_pro
 """Tolerances of a sum of probabilities, and of a log-probability."""
 
 
-def keep(seed=0, **changes):
+def keep(seed=0, kind="topk", **changes):
     keys = position_keys(seed, torch.zeros(ROWS, dtype=torch.long), torch.arange(ROWS))
-    return sparse_targets(LOGITS.clone(), GOLD, Keep(**{"k": K, **changes}), keys)
+    return sparse_targets(LOGITS.clone(), GOLD, Keep(Kind(kind), **{"k": K, **changes}), keys)
 
 
 def true_probabilities():

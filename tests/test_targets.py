@@ -148,7 +148,7 @@ def test_kept_probabilities_that_sum_to_one_in_float32_leave_something_out(kind,
     logits = rng.normal(0, 2, (200, vocabulary)).astype(np.float32)
     logits[:, :64] += gap
     gold = torch.zeros(200, dtype=torch.int64)
-    targets = sparse_targets(torch.from_numpy(logits.copy()), gold, Keep(kind, k=64, p=0.9))
+    targets = sparse_targets(torch.from_numpy(logits.copy()), gold, Keep(Kind(kind), k=64, p=0.9))
     used = targets.log_probs.numpy() > -np.inf
     kept_ids = [ids[here] for ids, here in zip(targets.ids.numpy(), used, strict=True)]
     rows = zip(logits, kept_ids, strict=True)

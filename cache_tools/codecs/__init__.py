@@ -13,6 +13,4 @@ In reading order:
 - ``delta_power``: sparse targets within a stated error.
 - ``delta_count``: the counts of draws, without error.
 - ``float32``: log-probabilities without error.
-- ``hidden_states``: hidden states within a stated error.
-- ``channel_scales``: how much an error of a hidden state changes the prediction.
 """

@@ -8,7 +8,7 @@ receipt. It does no I/O: ``array_types`` says which arrays the store must create
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from cache_tools.codecs.rows import Arrays, Targets, empty_targets
 from cache_tools.errors import FormatError
 
 Floats = NDArray[np.float64]
+
+DEFAULT_MAX_KL_NATS = 5e-5
+"""Mean KL per shard that a codec with an error budget may cost where nothing else is asked for, nats."""
 
 Parameters = dict[str, float | int]
 """What a codec chose for one shard; JSON keeps it."""
@@ -41,14 +44,23 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Codec(ABC):
-    """A way to store targets.
+    """A way to store targets, which answers what the rest of logitcask asks of it.
 
     Attributes:
+        name: The codec's name in a manifest.
+        can_narrow: Rows have a place for the mass that fewer entries would leave out.
+        exact_scalars: The scalars beside the rows are float32 too, instead of steps.
+        ids_ascend: The ids of a decoded row ascend and its empty slots stand at the end.
+        encoding_slot_bytes: Bytes of memory for each slot while a shard is encoded, at most.
         k: Slots of a row.
         vocabulary_size: Ids are below this.
     """
 
     name: ClassVar[str]
+    can_narrow: ClassVar[bool] = False
+    exact_scalars: ClassVar[bool] = False
+    ids_ascend: ClassVar[bool] = True
+    encoding_slot_bytes: ClassVar[int] = 24  # sorted rows 8, levels 2, differences of ids 8, what is stored 4, slack 2
 
     k: int
     vocabulary_size: int
@@ -56,6 +68,23 @@ class Codec(ABC):
     def to_dict(self) -> dict[str, Any]:
         """Return the codec's entry in the manifest."""
         return {"name": self.name}
+
+    @classmethod
+    def from_dict(
+        cls, entry: Mapping[str, Any], k: int, vocabulary_size: int, temperatures: tuple[float, ...] = ()
+    ) -> Self:
+        """Build the codec from its entry in a manifest; arguments and errors as for ``registry.codec_from_dict``."""
+        return cls(k, vocabulary_size)
+
+    @property
+    def budget_nats(self) -> float:
+        """Mean KL of a shard's rows, in nats, that storing them may cost; 0 for a lossless codec."""
+        return 0.0
+
+    @property
+    @abstractmethod
+    def rough_row_bytes(self) -> float:
+        """About how many bytes a row takes in a cache, from caches of other teachers; scalars not included."""
 
     @property
     def row_entries(self) -> int:
@@ -93,6 +122,18 @@ class Codec(ABC):
             parameters: What ``encode`` chose for that shard.
             out: Where to put them; new arrays if None.
         """
+
+    def narrow(
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int], k: int
+    ) -> tuple["Codec", Arrays, Parameters]:
+        """Keep the k most likely entries of each stored row; see ``registry.narrow``, which checks the arguments.
+
+        Raises:
+            ValueError: rows of this codec keep no left-out mass.
+        """
+        raise ValueError(
+            f"rows of {self.name} cannot be narrowed: they have no place for the mass they would leave out"
+        )
 
     def bounds(
         self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int], narrowed: bool = False

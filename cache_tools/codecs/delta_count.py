@@ -11,12 +11,12 @@ Arrays: the two of ``codec_ids``, with N slots.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.codecs.base import Codec, Encoded, prepared
+from cache_tools.codecs.base import Codec, Encoded, number, prepared
 from cache_tools.codecs.ids import decode_ids, encode_ids, id_types
 from cache_tools.codecs.rows import BLOCK_ROWS, EMPTY_ID, Targets, blocks, refuse_rows, sorted_rows
 
@@ -33,8 +33,21 @@ class DeltaCount(Codec):
     """
 
     name: ClassVar[str] = "delta-count"
+    encoding_slot_bytes: ClassVar[int] = 40  # counts are 64-bit numbers
 
     draws: int
+
+    @classmethod
+    def from_dict(
+        cls, entry: Mapping[str, Any], k: int, vocabulary_size: int, temperatures: tuple[float, ...] = ()
+    ) -> Self:
+        """Build the codec from its entry in a manifest."""
+        return cls(k, vocabulary_size, int(number(entry, "draws", 1, 65_535, whole=True)))
+
+    @property
+    def rough_row_bytes(self) -> float:
+        """About how many bytes a row takes."""
+        return self.k * 0.6
 
     def to_dict(self) -> dict[str, Any]:
         """Return the codec's entry in the manifest."""

@@ -36,7 +36,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.codecs.base import Codec, Encoded, Floats, Parameters, number, prepared
+from cache_tools.codecs.base import DEFAULT_MAX_KL_NATS, Codec, Encoded, Floats, Parameters, number, prepared
 from cache_tools.codecs.ids import decode_ids, encode_ids, id_types
 from cache_tools.codecs.levels import (
     MAX_LEVELS,
@@ -70,9 +70,28 @@ class DeltaPower(Codec):
     """
 
     name: ClassVar[str] = "delta-power"
+    can_narrow: ClassVar[bool] = True
 
-    max_kl_nats: float = 5e-5
+    max_kl_nats: float = DEFAULT_MAX_KL_NATS
     temperatures: tuple[float, ...] = ()
+
+    @classmethod
+    def from_dict(
+        cls, entry: Mapping[str, Any], k: int, vocabulary_size: int, temperatures: tuple[float, ...] = ()
+    ) -> Self:
+        """Build the codec from its entry in a manifest."""
+        return cls(k, vocabulary_size, float(number(entry, "max_kl_nats", 1e-12, 1)), temperatures)
+
+    @property
+    def budget_nats(self) -> float:
+        """Mean KL of a shard's rows that storing them may cost, nats."""
+        return self.max_kl_nats
+
+    @property
+    def rough_row_bytes(self) -> float:
+        """About how many bytes a row takes; half a bit more for each factor of two of the budget."""
+        finer = max(0.0, math.log2(DEFAULT_MAX_KL_NATS / self.max_kl_nats)) / 16
+        return self.k * (1.35 + finer) + 4
 
     def to_dict(self) -> dict[str, Any]:
         """Return the codec's entry in the manifest."""

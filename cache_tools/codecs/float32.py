@@ -19,6 +19,7 @@ from cache_tools.codecs.base import Codec, Encoded, Parameters, prepared
 from cache_tools.codecs.ids import decode_ids, encode_ids, id_types
 from cache_tools.codecs.levels import likeliest
 from cache_tools.codecs.rows import BLOCK_ROWS, EMPTY_ID, Arrays, Targets, blocks, refuse_rows, sorted_rows
+from cache_tools.errors import FormatError
 
 FLOAT = np.dtype(np.float32)
 
@@ -32,6 +33,13 @@ class DeltaFloat32(Codec):
     """Sorted ids and float32 log-probabilities."""
 
     name: ClassVar[str] = "delta-float32"
+    can_narrow: ClassVar[bool] = True
+    exact_scalars: ClassVar[bool] = True
+
+    @property
+    def rough_row_bytes(self) -> float:
+        """About how many bytes a row takes."""
+        return self.k * 3.9
 
     def array_types(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         """Return (shape of a row, dtype) of each stored array, by name."""
@@ -83,6 +91,23 @@ class DenseFloat32(Codec):
     """All classes of a classifier; k equals vocabulary_size."""
 
     name: ClassVar[str] = "dense-float32"
+    exact_scalars: ClassVar[bool] = True
+    ids_ascend: ClassVar[bool] = False  # an empty slot stands in the place of its class
+    encoding_slot_bytes: ClassVar[int] = 44  # the places of the classes are 64-bit numbers
+
+    @classmethod
+    def from_dict(
+        cls, entry: Mapping[str, Any], k: int, vocabulary_size: int, temperatures: tuple[float, ...] = ()
+    ) -> Self:
+        """Build the codec from its entry in a manifest."""
+        if k != vocabulary_size:
+            raise FormatError("dense targets hold all classes", expected=f"k = {vocabulary_size}", found=k)
+        return cls(k, vocabulary_size)
+
+    @property
+    def rough_row_bytes(self) -> float:
+        """About how many bytes a row takes."""
+        return self.k * 3.6
 
     def __post_init__(self) -> None:
         if self.k != self.vocabulary_size:

@@ -19,7 +19,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from cache_tools.codecs.base import Codec, Encoded, Parameters, number
+from cache_tools.codecs.base import DEFAULT_MAX_KL_NATS, Codec, Encoded, Parameters
 from cache_tools.codecs.delta_count import DeltaCount
 from cache_tools.codecs.delta_power import DeltaPower
 from cache_tools.codecs.float32 import DeltaFloat32, DenseFloat32
@@ -27,6 +27,8 @@ from cache_tools.codecs.rows import EMPTY_ID, MASS_TOLERANCE, Arrays, Targets, k
 from cache_tools.errors import FormatError
 
 __all__ = [
+    "CODECS",
+    "DEFAULT_MAX_KL_NATS",
     "EMPTY_ID",
     "MASS_TOLERANCE",
     "Arrays",
@@ -38,11 +40,47 @@ __all__ = [
     "Encoded",
     "Parameters",
     "Targets",
-    "can_narrow",
+    "codec_for",
     "codec_from_dict",
     "kl_nats",
     "narrow",
 ]
+
+CODECS: dict[str, type[Codec]] = {
+    DeltaPower.name: DeltaPower,
+    DeltaCount.name: DeltaCount,
+    DeltaFloat32.name: DeltaFloat32,
+    DenseFloat32.name: DenseFloat32,
+}
+"""Every codec by its name in a manifest."""
+
+
+def codec_for(
+    k: int,
+    vocabulary_size: int,
+    *,
+    draws_only: bool = False,
+    all_classes: bool = False,
+    exact: bool = False,
+    max_kl_nats: float = DEFAULT_MAX_KL_NATS,
+    temperatures: tuple[float, ...] = (),
+) -> Codec:
+    """Return the codec for a new capture's rows; draws and rows of all classes are lossless by nature.
+
+    Args:
+        k: Slots of a row.
+        vocabulary_size: Ids are below this.
+        draws_only: Rows hold k draws and nothing else.
+        all_classes: Rows hold every class of a classifier.
+        exact: Other rows keep every bit of their float32 log-probabilities, instead of a budget.
+        max_kl_nats: Budget of the mean KL of a shard, nats.
+        temperatures: Further temperatures at which the budget is kept.
+    """
+    if draws_only:
+        return DeltaCount(k, vocabulary_size, k)
+    if all_classes:
+        return DenseFloat32(k, vocabulary_size)
+    return DeltaFloat32(k, vocabulary_size) if exact else DeltaPower(k, vocabulary_size, max_kl_nats, temperatures)
 
 
 def codec_from_dict(
@@ -59,28 +97,15 @@ def codec_from_dict(
     Raises:
         FormatError: the name is unknown, or a parameter is missing, no number or out of range.
     """
-    match codec.get("name"):
-        case DeltaPower.name:
-            return DeltaPower(k, vocabulary_size, float(number(codec, "max_kl_nats", 1e-12, 1)), temperatures)
-        case DeltaCount.name:
-            return DeltaCount(k, vocabulary_size, int(number(codec, "draws", 1, 65_535, whole=True)))
-        case DeltaFloat32.name:
-            return DeltaFloat32(k, vocabulary_size)
-        case DenseFloat32.name if k == vocabulary_size:
-            return DenseFloat32(k, vocabulary_size)
-        case DenseFloat32.name:
-            raise FormatError("dense targets hold all classes", expected=f"k = {vocabulary_size}", found=k)
-    raise FormatError(
-        "unknown target codec",
-        expected="delta-power, delta-count, delta-float32 or dense-float32",
-        found=repr(codec.get("name")),
-        fix="Upgrade logitcask; the cache was written by a later version",
-    )
-
-
-def can_narrow(codec: Codec) -> bool:
-    """Say whether rows of this codec have a place for the mass that fewer entries would leave out."""
-    return isinstance(codec, DeltaPower | DeltaFloat32)
+    name = codec.get("name")
+    if not isinstance(name, str) or name not in CODECS:
+        raise FormatError(
+            "unknown target codec",
+            expected=" or ".join([", ".join(list(CODECS)[:-1]), list(CODECS)[-1]]),
+            found=repr(name),
+            fix="Upgrade logitcask; the cache was written by a later version",
+        )
+    return CODECS[name].from_dict(codec, k, vocabulary_size, temperatures)
 
 
 def narrow(
@@ -91,7 +116,7 @@ def narrow(
     It works on what is stored, so the entries that stay do not change.
 
     Args:
-        codec: delta-power or delta-float32.
+        codec: A codec that can be narrowed.
         arrays: Stored rows.
         parameters: Their shard's parameters.
         k: Entries to keep, from 1 to ``codec.k``.
@@ -102,10 +127,6 @@ def narrow(
     Raises:
         ValueError: the codec keeps no left-out mass, or k is out of range.
     """
-    if not isinstance(codec, DeltaPower | DeltaFloat32):
-        raise ValueError(
-            f"rows of {codec.name} cannot be narrowed: they have no place for the mass they would leave out"
-        )
-    if not 1 <= k <= codec.k:
+    if codec.can_narrow and not 1 <= k <= codec.k:
         raise ValueError(f"rows of {codec.k} entries cannot be narrowed to {k}")
     return codec.narrow(arrays, parameters, k)

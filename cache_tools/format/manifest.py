@@ -19,7 +19,6 @@ from cache_tools.errors import FormatError, LogitcaskError
 from cache_tools.format import layout
 from cache_tools.format.fingerprint import fingerprint
 from cache_tools.format.sealed import UNSEALED, parse_json, read_sealed, sealed_bytes
-from cache_tools.format.specs import DRAWN_KINDS as DRAWN_KINDS
 from cache_tools.format.specs import Count as Count
 from cache_tools.format.specs import Document as Document
 from cache_tools.format.specs import HiddenSpec as HiddenSpec

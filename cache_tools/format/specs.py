@@ -5,6 +5,7 @@ cannot be.
 """
 
 import builtins
+from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -13,9 +14,47 @@ from cache_tools.format import layout
 from cache_tools.limits import OBJECT_BYTES, TOTAL
 from cache_tools.storage import sha256
 
-Kind = Literal["topk", "topp", "sampled", "hybrid", "dense"]
-DRAWN_KINDS: tuple[Kind, ...] = ("sampled", "hybrid")
-"""Kinds that keep draws: their likeliest token need not be the teacher's, and they are no distribution."""
+
+class Kind(StrEnum):
+    """What a row keeps of a distribution; each kind answers for itself, so that nobody compares names."""
+
+    TOPK = "topk"
+    TOPP = "topp"
+    SAMPLED = "sampled"
+    HYBRID = "hybrid"
+    DENSE = "dense"
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether rows hold draws: they are unbiased estimates, and their likeliest token need not be the teacher's."""
+        return self in (Kind.SAMPLED, Kind.HYBRID)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether rows hold the k likeliest tokens with their exact probabilities, draws beside them or not."""
+        return self in (Kind.TOPK, Kind.TOPP, Kind.HYBRID)
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether rows hold the likeliest tokens and nothing else, so that fewer entries are such a row too."""
+        return self.has_head and not self.is_drawn
+
+    @property
+    def has_mass(self) -> bool:
+        """Whether the number of entries of a row follows from a probability mass p."""
+        return self is Kind.TOPP
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether rows hold every token of the vocabulary."""
+        return self is Kind.DENSE
+
+    @property
+    def has_exact_part(self) -> bool:
+        """Whether rows hold probabilities that the teacher computed, not shares of draws alone."""
+        return self.has_head or self.is_whole
+
+
 Name = Annotated[str, Field(pattern=layout.NAME_PATTERN)]
 """Becomes a folder inside the cache, so a stranger's manifest must not make it a path."""
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")]
@@ -52,7 +91,7 @@ class TargetSpec(Document):
         settings: What else defines the kind, such as the mass of ``topp`` or the draws of ``sampled``.
     """
 
-    kind: Kind = "topk"
+    kind: Kind = Kind.TOPK
     k: int = Field(gt=0, lt=2**32)
     codec: dict[str, Any]
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -84,7 +123,7 @@ class HiddenSpec(Document):
 
     Attributes:
         width: Values per position.
-        codec: ``bfloat16`` (bits in uint16), ``float32``, or ``transform`` (see ``codecs/hidden_states.py``).
+        codec: ``bfloat16`` (bits in uint16), ``float32``, or ``transform`` (see ``hidden_codecs/transform.py``).
         budget: For ``transform``, the error that each shard may make on average: of the logits'
             distribution in nats (layer ``last``), or relative to each channel's rms (other layers).
     """

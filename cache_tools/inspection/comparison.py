@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.errors import ConfigError, IdentityError
-from cache_tools.format.manifest import DRAWN_KINDS
 from cache_tools.format.sequences import Sequence
 from cache_tools.inspection.decoding import TokenTexts, token_texts
 from cache_tools.inspection.divergence import Divergence, divergence
@@ -278,7 +277,7 @@ def _check_kinds(a: CachedTeacher, b: CachedTeacher) -> None:
     if a.path == b.path:
         raise ConfigError("both sides are the same teacher", where=a.path, fix="Name another one with --teacher-b")
     for teacher in (a, b):
-        if teacher.manifest.target.kind in DRAWN_KINDS:
+        if teacher.manifest.target.kind.is_drawn:
             raise ConfigError(
                 f"teacher {teacher.name!r} keeps draws instead of probabilities",
                 where=teacher.path,

@@ -122,9 +122,9 @@ def contradictions(claims: Claims, rows: Evidence) -> Rules:
     kept = rows.used.any(axis=1)
     with np.errstate(all="ignore"):  # rows and scalars may hold anything; what is no number fits nothing
         rules = _ranges(claims, rows)
-        if claims.kind in ("topk", "topp", "dense"):
+        if not claims.kind.is_drawn:
             rules |= _rest(claims, rows)
-        if claims.kind == "sampled":
+        if not claims.kind.has_exact_part:
             rules |= _drawn_gold(claims, rows)
         elif rows.gold is not None:
             rules |= _gold(claims, rows)
@@ -199,7 +199,7 @@ def _gold(claims: Claims, rows: Evidence) -> Rules:
     low, high = (np.where(is_gold, bound[:, :-1], -np.inf).max(axis=1) for bound in (rows.low, rows.high))
     unequal = kept & ~((rows.gold >= low - slack) & (rows.gold <= high + slack))
     absent = ~kept & _nameable(claims, rows)
-    if claims.kind == "hybrid":
+    if claims.kind.is_drawn:  # and has a head: hybrid
         sure = rows.gold > _border(claims, rows) + slack
         unequal, too_likely = unequal & sure, absent & sure
     else:

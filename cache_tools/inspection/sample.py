@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from cache_tools.codecs.rows import EMPTY_ID
 from cache_tools.format.layout import ENTROPY, GOLD_LOGPROB
-from cache_tools.format.manifest import DRAWN_KINDS
 from cache_tools.inspection.divergence import likeliest
 from cache_tools.inspection.sampling import Window, drawn_windows
 from cache_tools.inspection.views import judged_tokens
@@ -170,7 +169,7 @@ def _predictions(teacher: CachedTeacher, window: Window) -> SampledPredictions:
     targets = teacher.targets(window.start, window.stop)
     top1_ids, top1_probabilities = likeliest(targets)
     return SampledPredictions(
-        exact=teacher.manifest.target.kind not in DRAWN_KINDS,
+        exact=not teacher.manifest.target.kind.is_drawn,
         top1_ids=top1_ids,
         top1_probabilities=top1_probabilities,
         kept_mass=np.exp(targets.log_probs).sum(axis=1, dtype=np.float64),

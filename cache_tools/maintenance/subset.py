@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.codecs.registry import can_narrow, narrow
+from cache_tools.codecs.registry import narrow
 from cache_tools.errors import ConfigError, IdentityError
 from cache_tools.format import layout
 from cache_tools.format.fingerprint import fingerprint
@@ -111,7 +111,7 @@ def _check_k(teacher: CachedTeacher, k: int | None) -> None:
 
 def _can_narrow(teacher: CachedTeacher) -> bool:
     """Say whether fewer entries of a row are still what they claim to be; draws are not, once some are gone."""
-    return teacher.manifest.target.kind != "hybrid" and can_narrow(teacher.codec)
+    return not teacher.manifest.target.kind.is_drawn and teacher.codec.can_narrow
 
 
 def _write_sequences(source: Encoding, folder: StorePath, choice: Choice) -> list[_Kept]:

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.codecs.registry import EMPTY_ID, MASS_TOLERANCE, DenseFloat32
+from cache_tools.codecs.registry import EMPTY_ID, MASS_TOLERANCE
 from cache_tools.errors import DamageError, LogitcaskError
 from cache_tools.format import layout
 from cache_tools.format.manifest import ObjectRecord
@@ -265,7 +265,7 @@ def _broken_rules(
         ascending = (targets.ids[:, 1:] > targets.ids[:, :-1]) | ~used[:, 1:]
         beyond = used & (targets.ids >= teacher.manifest.vocabulary_size)
         rules["an id is not below the vocabulary size"] = beyond.any(axis=1)
-        if not isinstance(teacher.codec, DenseFloat32):  # whose empty slots stand in their class's place
+        if teacher.codec.ids_ascend:
             rules["ids do not ascend"] = ~ascending.all(axis=1)
         rules["the probabilities do not sum to 1"] = ~(np.abs(mass - 1) <= MASS_TOLERANCE)
         for name in teacher.manifest.scalars:

@@ -8,16 +8,11 @@ shard by shard), and statistics with the error actually made.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.codecs import hidden_states as transform_code
-from cache_tools.codecs.base import number
-from cache_tools.codecs.channel_scales import channel_scales
-from cache_tools.codecs.hidden_states import ErrorOf, Transform
 from cache_tools.codecs.registry import Arrays, Codec, Targets, codec_from_dict
 from cache_tools.codecs.rows import blocks
 from cache_tools.errors import FormatError
@@ -25,10 +20,11 @@ from cache_tools.format.layout import ENTROPY, GOLD_LOGPROB, temperatures_of
 from cache_tools.format.manifest import HiddenSpec, TeacherManifest
 from cache_tools.format.receipts import TARGETS
 from cache_tools.format.zarr_arrays import ArrayLayout, ArrayType
+from cache_tools.hidden_codecs.registry import HIDDEN_CODECS
+from cache_tools.hidden_codecs.transform import ErrorOf, Transform
 from cache_tools.limits import CHUNK_BYTES, CHUNK_ENTRIES
 
 SCALAR_STEP_NATS = 2.0**-10
-TINY = float(np.finfo(np.float32).tiny)
 MINUS_INFINITY = int(np.iinfo(np.int32).min)
 
 
@@ -77,7 +73,7 @@ def possible_tokens(manifest: TeacherManifest) -> int:
 
 def tokens_of_whole_row(manifest: TeacherManifest) -> int:
     """Return how many tokens a row must hold to rule out all others; 0 where every row says what it rules out."""
-    return possible_tokens(manifest) if manifest.target.kind in ("topk", "topp") else 0
+    return possible_tokens(manifest) if manifest.target.kind.is_ranked else 0
 
 
 def hidden_array(layer: str) -> str:
@@ -173,31 +169,17 @@ def encode_hidden(
         [states.min(initial=0), states.max(initial=0)]
     ).all():  # NaN if one is, without an array of flags
         raise ValueError(f"a hidden state of layer {layer} is not finite")
-    if spec.codec == "float32":
-        return Group({name: states}, {}, {})
-    if spec.codec == "bfloat16":
-        return Group({name: to_bfloat16(states)}, {}, {})
-    assert transform is not None
-    assert spec.budget is not None
-    if error_of is None:  # the spread of a channel with rare huge values cannot be told from a few rows
-        error_of = partial(transform_code.relative_error, scales=channel_scales(states))
-    step, error = transform_code.choose_step(transform, states, error_of, spec.budget)
+    encoded = HIDDEN_CODECS[spec.codec].encode(states, transform, error_of, spec.budget)
     unit = "kl_nats" if layer == "last" else "relative_error"
-    return Group(
-        {name: transform_code.encode(transform, states, step)}, {"step": step}, {f"hidden_{layer}_{unit}": error}
-    )
+    statistics = {} if encoded.error is None else {f"hidden_{layer}_{unit}": encoded.error}
+    return Group({name: encoded.values}, encoded.parameters, statistics)
 
 
 def decode_hidden(
     spec: HiddenSpec, stored: NDArray[Any], transform: Transform | None, parameters: Mapping[str, Any]
 ) -> NDArray[np.float32]:
     """Return stored hidden states as (n, width) float32."""
-    if spec.codec == "float32":
-        return stored
-    if spec.codec == "bfloat16":
-        return from_bfloat16(stored)
-    assert transform is not None
-    return transform_code.decode(transform, stored, number(parameters, "step", TINY, 1 / TINY))
+    return HIDDEN_CODECS[spec.codec].decode(stored, transform, parameters)
 
 
 def to_steps(values: NDArray[np.float32], step_nats: float) -> NDArray[Any]:
@@ -223,22 +205,6 @@ def from_steps(stored: NDArray[Any], step_nats: float) -> NDArray[np.float32]:
     return np.where(stored == MINUS_INFINITY, -np.inf, stored * step_nats).astype(np.float32)
 
 
-def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Round float32 to bfloat16, to nearest even; return the bits."""
-    result = np.empty(values.shape, np.uint16)
-    for rows in blocks(len(values)):
-        bits = np.ascontiguousarray(values[rows]).view(np.uint32)
-        rounded = bits + 0x7FFF + ((bits >> 16) & 1)
-        quiet_nan = (bits >> 16) | 0x40
-        result[rows] = np.where(np.isnan(values[rows]), quiet_nan, rounded >> 16)
-    return result
-
-
-def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """Return the float32 values of bfloat16 bits."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
 def mean_statistics(parts: list[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
     """Combine per-shard statistics, each with its number of positions; maxima stay maxima, counts add up.
 
@@ -257,7 +223,6 @@ def mean_statistics(parts: list[tuple[int, Mapping[str, float]]]) -> dict[str, f
 
 
 def _hidden_type(spec: HiddenSpec) -> ArrayType:
-    split = spec.codec == "transform" and spec.width > transform_code.CHUNK_COLUMNS
-    columns = transform_code.CHUNK_COLUMNS if split else None
-    dtype = np.dtype(np.float32 if spec.codec == "float32" else np.uint16)
-    return ArrayType((spec.width,), dtype, 1 if spec.codec == "transform" else 6, columns)
+    codec = HIDDEN_CODECS[spec.codec]
+    columns = codec.chunk_columns if codec.chunk_columns and spec.width > codec.chunk_columns else None
+    return ArrayType((spec.width,), codec.dtype, codec.compression_level, columns)

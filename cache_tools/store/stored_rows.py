@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.codecs.hidden_states import Transform
 from cache_tools.codecs.registry import Arrays, Codec, Targets
 from cache_tools.errors import DamageError
 from cache_tools.format.specs import HiddenSpec
+from cache_tools.hidden_codecs.transform import Transform
 from cache_tools.store.predictions import decode_hidden
 
 

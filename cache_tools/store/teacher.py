@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.codecs.hidden_states import Transform, transform_from_bytes
 from cache_tools.codecs.registry import Arrays, Codec, Targets
 from cache_tools.errors import DamageError, FormatError, IdentityError, IncompleteError
 from cache_tools.format import layout
@@ -23,6 +22,8 @@ from cache_tools.format.manifest import Split, TeacherManifest, read_manifest
 from cache_tools.format.receipts import TARGETS, Receipt, read_receipt
 from cache_tools.format.sequences import read_recorded
 from cache_tools.format.zarr_arrays import THREADS
+from cache_tools.hidden_codecs.registry import HIDDEN_CODECS
+from cache_tools.hidden_codecs.transform import Transform, transform_from_bytes
 from cache_tools.storage import StorePath, names
 from cache_tools.store.chunk_reader import StoredArray, open_array, read_shard_rows
 from cache_tools.store.predictions import codec_of, from_steps, group_layouts, hidden_array
@@ -63,7 +64,7 @@ class CachedTeacher:
         groups = group_layouts(self.manifest, encoding.manifest.positions_per_shard)
         self._layouts = {name: cut for group in groups.values() for name, cut in group.items()}
         for layer, spec in self.manifest.hidden.items():
-            if spec.codec == "transform" and layout.transform_key(layer) not in self.manifest.files:
+            if HIDDEN_CODECS[spec.codec].has_transform and layout.transform_key(layer) not in self.manifest.files:
                 raise FormatError("a layer lacks its transform", where=path, expected=layout.transform_key(layer))
 
     @cached_property
@@ -189,7 +190,7 @@ class CachedTeacher:
 
     def transform(self, layer: str) -> Transform | None:
         """Return what a quantised layer of hidden states is decoded with; None for the lossless codecs."""
-        if self.manifest.hidden[layer].codec != "transform":
+        if not HIDDEN_CODECS[self.manifest.hidden[layer].codec].has_transform:
             return None
         if layer not in self._transforms:
             key, width = layout.transform_key(layer), self.manifest.hidden[layer].width

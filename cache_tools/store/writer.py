@@ -10,7 +10,6 @@ by one that also lists the new objects, and until then the old one holds.
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from cache_tools.codecs.hidden_states import ErrorOf
 from cache_tools.errors import FormatError, IdentityError
 from cache_tools.format import layout
 from cache_tools.format.fingerprint import differences
@@ -24,6 +23,7 @@ from cache_tools.format.manifest import (
 )
 from cache_tools.format.receipts import TARGETS, Receipt, write_receipt
 from cache_tools.format.zarr_arrays import ArrayLayout, read_layout
+from cache_tools.hidden_codecs.transform import ErrorOf
 from cache_tools.regular_files import enclose
 from cache_tools.storage import (
     PARTIAL_SUFFIX,

@@ -19,7 +19,7 @@ from cache_tools.codecs.rows import Targets
 from cache_tools.errors import IncompleteError
 from cache_tools.escaping import printable
 from cache_tools.format.layout import ENTROPY
-from cache_tools.format.manifest import DRAWN_KINDS, Objective, Split
+from cache_tools.format.manifest import Objective, Split
 from cache_tools.format.sequences import Sequence
 from cache_tools.inspection.decoding import TokenTexts, token_texts
 from cache_tools.inspection.divergence import divergence
@@ -257,7 +257,7 @@ def _teacher_heat(
 
 def _pairs(teachers: list[CachedTeacher], targets: dict[str, Targets], sequence: Sequence) -> tuple[PairHeat, ...]:
     """Compare each two teachers whose targets are no draws."""
-    comparable = [teacher for teacher in teachers if teacher.manifest.target.kind not in DRAWN_KINDS]
+    comparable = [teacher for teacher in teachers if not teacher.manifest.target.kind.is_drawn]
     pairs = []
     for a, b in combinations(comparable, 2):
         whole_row_tokens = (tokens_of_whole_row(a.manifest), tokens_of_whole_row(b.manifest))

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from cache_tools.errors import ModelError
 from cache_tools.format.sealed import parse_json
+from cache_tools.hidden_codecs.bfloat16 import from_bfloat16
 from cache_tools.limits import DOCUMENT_BYTES
 from cache_tools.models.files import weight_files
 from cache_tools.regular_files import open_regular
-from cache_tools.store.predictions import from_bfloat16
 
 ENDINGS = ("word_embeddings.weight", "embed_tokens.weight", "tok_embeddings.weight", "wte.weight")
 """What transformers calls the matrix, in most models."""

@@ -157,7 +157,7 @@ def _ask_head(asked: _Question, head: HeadOutput, start: int) -> dict[str, Tenso
     live = sparse_targets(logits_NV.clone(), gold_N.to(device), keep, keys_N.to(device))
     logsumexp_N = live.scalars["logsumexp"]
     border_N = torch.full_like(logsumexp_N, -torch.inf)
-    if keep.kind == "hybrid":
+    if keep.kind.is_drawn and keep.kind.has_head:
         border_N = live.log_probs[:, min(keep.k, logits_NV.shape[1]) - 1]
     beside = [_at_stored(asked, logits_NV, logsumexp_N, start + shift) for shift in (-1, 0, 1)]
     answers = {

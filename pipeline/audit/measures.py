@@ -230,7 +230,7 @@ def summary(rows: Rows, kind: Kind) -> dict[str, Any]:
         ``standard_error``, None for kinds that do not draw; ``scalars`` by name.
     """
     measures: dict[str, Any] = dict.fromkeys(("kl", "probability_bins", "left_out", "top1_agreement"))
-    if kind != "sampled":
+    if kind.has_exact_part:
         exact = exact_part(rows)
         kl, left_out = kl_nats(exact), np.exp(exact.stored.log_left_out.astype(np.float64))
         measures = {
@@ -242,7 +242,7 @@ def summary(rows: Rows, kind: Kind) -> dict[str, Any]:
     excess = dict(zip(("mean", "standard_error"), excess_surprisal(rows), strict=True))
     return measures | {
         "same_tokens": float(rows.same_tokens.mean()),
-        "excess_surprisal": excess if kind in ("sampled", "hybrid") else None,
+        "excess_surprisal": excess if kind.is_drawn else None,
         "scalars": {name: spread(difference(*sides)) for name, sides in rows.scalars.items()},
     }
 

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from cache_tools.codecs.hidden_states import relative_error
 from cache_tools.errors import ConfigError, IdentityError, IncompleteError
 from cache_tools.format.fingerprint import differences
 from cache_tools.format.sequences import Sequence
+from cache_tools.hidden_codecs.transform import relative_error
 from cache_tools.progress.reporter import Reporter
 from cache_tools.store.predictions import hidden_array
 from cache_tools.store.reader import Cache, Encoding

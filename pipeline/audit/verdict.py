@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cache_tools.codecs.registry import DeltaPower
 from cache_tools.format.layout import GOLD_RANK, SCALARS, TAIL_VARIANCE, temperature_of
 from cache_tools.format.manifest import HiddenSpec, TeacherManifest
+from cache_tools.hidden_codecs.registry import HIDDEN_CODECS
 from cache_tools.store.predictions import codec_of
 from pipeline.audit.measures import (
     Floats,
@@ -101,15 +101,14 @@ def tolerance_of(config: AuditConfig, dtype: str) -> Tolerance:
 
 def codec_kl_nats(manifest: TeacherManifest) -> float:
     """Return the KL that the codec may cost the targets of a shard on average."""
-    codec = codec_of(manifest)
-    return codec.max_kl_nats if isinstance(codec, DeltaPower) else 0.0
+    return codec_of(manifest).budget_nats
 
 
 def hidden_limit(layer: str, spec: HiddenSpec, tolerance: Tolerance) -> float:
     """Return the limit of a layer's error: nats of KL for ``last``, relative for the others."""
     name = "max_kl_nats" if layer == "last" else "max_relative_error"
     lost = spec.budget or 0.0
-    if spec.codec == "bfloat16":
+    if HIDDEN_CODECS[spec.codec].rounds_to_bfloat16:
         lost = getattr(ROUNDED_TO_BFLOAT16, name)
     return float(getattr(tolerance, name)) + lost
 
@@ -141,7 +140,7 @@ def checks_of_shard(
     draw have no KL.
     """
     checks = []
-    if manifest.target.kind != "sampled":
+    if manifest.target.kind.has_exact_part:
         kl = float(kl_nats(exact_part(rows)).mean())
         checks.append(Check("KL of the targets, nats", kl, tolerance.max_kl_nats + codec_kl_nats(manifest), shard))
     for name, (stored, live) in rows.scalars.items():
@@ -158,7 +157,7 @@ def checks_of_shard(
 
 def checks_of_sample(rows: Rows, manifest: TeacherManifest, tolerance: Tolerance) -> list[Check]:
     """Return the checks that need many rows: whether draws are as likely as they should be."""
-    if manifest.target.kind not in ("sampled", "hybrid"):
+    if not manifest.target.kind.is_drawn:
         return []
     excess, standard_error = excess_surprisal(rows)
     limit = tolerance.max_error_nats + STANDARD_ERRORS * standard_error
@@ -175,13 +174,13 @@ def diagnose(rows: Rows, manifest: TeacherManifest, identity: list[str]) -> list
     """
     keys = [line.split(":")[0] for line in identity]
     found = [sentence for key, sentence in OF_IDENTITY.items() if key in keys]
-    drawn = manifest.target.kind in ("sampled", "hybrid")
+    drawn = manifest.target.kind.is_drawn
     shift = proven_shift(rows, drawn)
     if shift:
         side = "before" if shift < 0 else "behind"
         return [*found, f"The rows are shifted by one: the live teacher fits the stored row {side} each position best."]
     found += _of_draws(rows) if drawn else []
-    found += [] if manifest.target.kind == "sampled" else _of_policy(exact_part(rows))
+    found += _of_policy(exact_part(rows)) if manifest.target.kind.has_exact_part else []
     return found or [_of_size(rows, manifest)]
 
 
@@ -214,7 +213,7 @@ def _of_size(rows: Rows, manifest: TeacherManifest) -> str:
     """Tell rounding from another distribution by how large the differences are."""
     noisy = TOLERANCES["bfloat16"]
     scalars = [np.abs(difference(*rows.scalars[name])).mean() <= noisy.max_error_nats for name in SCALARS]
-    near = manifest.target.kind == "sampled" or kl_nats(exact_part(rows)).mean() <= noisy.max_kl_nats
+    near = not manifest.target.kind.has_exact_part or kl_nats(exact_part(rows)).mean() <= noisy.max_kl_nats
     if near and all(scalars):
         return "The differences are as small as those of another dtype, device or attention kernel."
     return "No pattern is recognised: as if other weights had spoken, or about another text."

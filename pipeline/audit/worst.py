@@ -53,7 +53,7 @@ def worst_positions(rows: Rows, sequences: list[Sequence], cached: CachedTeacher
 
 def _judged(rows: Rows, kind: Kind, gold: NDArray[np.uint32]) -> tuple[NDArray[Any], ...]:
     """Return, for each row, the token to show, its stored and live log-probability, and the row's error: (n,) each."""
-    if kind == "sampled":
+    if not kind.has_exact_part:
         stored, live = rows.scalars["gold_logprob"]
         return gold, stored, live, np.abs(difference(stored, live))
     exact = exact_part(rows)

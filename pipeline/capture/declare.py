@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache_tools.codecs.hidden_states import calibrate_last, calibrate_relative, transform_bytes
-from cache_tools.codecs.registry import Codec, DeltaCount, DeltaFloat32, DeltaPower, DenseFloat32
+from cache_tools.codecs.registry import Codec, codec_for
 from cache_tools.errors import IdentityError, ModelError
 from cache_tools.format import layout
 from cache_tools.format.layout import SCALARS, TAIL_SCALARS, tempered_name
 from cache_tools.format.manifest import ObjectRecord, TeacherManifest, read_manifest
+from cache_tools.hidden_codecs.registry import HIDDEN_CODECS
+from cache_tools.hidden_codecs.transform import calibrate_last, calibrate_relative, transform_bytes
 from cache_tools.storage import object_exists
 from cache_tools.store.predictions import SCALAR_STEP_NATS, hidden_array
 from cache_tools.store.reader import Encoding
@@ -138,7 +139,7 @@ def _describe(
         chunk_positions,
         vocabulary_size=vocabulary,
         target=target_spec(config.target, vocabulary),
-        scalar_step_nats=0.0 if isinstance(codec, DeltaFloat32 | DenseFloat32) else SCALAR_STEP_NATS,
+        scalar_step_nats=0.0 if codec.exact_scalars else SCALAR_STEP_NATS,
         scalars=scalar_names(keep),
         hidden=hidden,
     )
@@ -152,14 +153,15 @@ def scalar_names(keep: Keep) -> list[str]:
 
 def codec_of_target(config: TargetConfig, vocabulary: int) -> Codec:
     """Return the codec that stores a kind of target: draws and dense rows are lossless by nature."""
-    k = keep_of(config).slots(vocabulary)
-    if config.kind == "sampled":
-        return DeltaCount(k, vocabulary, k)
-    if config.kind == "dense":
-        return DenseFloat32(k, vocabulary)
-    if config.exact:
-        return DeltaFloat32(k, vocabulary)
-    return DeltaPower(k, vocabulary, config.max_kl_nats, config.temperatures)
+    return codec_for(
+        keep_of(config).slots(vocabulary),
+        vocabulary,
+        draws_only=not config.kind.has_exact_part,
+        all_classes=config.kind.is_whole,
+        exact=config.exact,
+        max_kl_nats=config.max_kl_nats,
+        temperatures=config.temperatures,
+    )
 
 
 def target_spec(config: TargetConfig, vocabulary: int) -> dict[str, Any]:
@@ -170,20 +172,20 @@ def target_spec(config: TargetConfig, vocabulary: int) -> dict[str, Any]:
 
 def _settings(config: TargetConfig) -> dict[str, Any]:
     """Return what defines a target besides its kind and k."""
-    settings: dict[str, Any] = {"p": config.p} if config.kind == "topp" else {}
+    settings: dict[str, Any] = {"p": config.p} if config.kind.has_mass else {}
     if config.draws is not None:
         settings |= {"draws": config.draws, "seed": config.seed}
-    if config.kind == "hybrid" or set(TAIL_SCALARS) & set(config.scalars):
+    if (config.kind.has_head and config.kind.is_drawn) or set(TAIL_SCALARS) & set(config.scalars):
         settings["head"] = config.k
     restriction = read_restriction(config.vocabulary)
     return settings | ({} if restriction is None else restriction.settings)
 
 
 def _hidden_codec(config: HiddenConfig, layer: int | str) -> dict[str, Any]:
-    if config.codec != "budget":
-        return {"codec": config.codec}
+    if not HIDDEN_CODECS[config.stored_codec].has_transform:
+        return {"codec": config.stored_codec}
     budget = config.max_kl_nats if layer == "last" else config.max_relative_error
-    return {"codec": "transform", "budget": budget}
+    return {"codec": config.stored_codec, "budget": budget}
 
 
 def _new_files(
@@ -198,7 +200,7 @@ def _new_files(
         files[layout.HEAD] = head_bytes(
             StoredHead(*output_parameters(teacher.model), output_scaling(teacher.model, head))
         )
-    quantised = [layer for layer, spec in new.items() if spec.codec == "transform"]
+    quantised = [layer for layer, spec in new.items() if HIDDEN_CODECS[spec.codec].has_transform]
     if quantised:
         states = _sample(encoding, teacher, manifest, quantised, config.batch_tokens)
         for layer in quantised:

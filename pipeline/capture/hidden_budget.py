@@ -1,8 +1,8 @@
 """The error budget of the last hidden state, measured with the teacher's own head on its own device.
 
-``cache_tools.codecs.hidden_states`` needs two things of a teacher: the Fisher metric, to calibrate the
+``cache_tools.hidden_codecs.transform`` needs two things of a teacher: the Fisher metric, to calibrate the
 transform of layer ``last``, and the KL that decoded states lead to, to choose a shard's step.
-Both are the computation of ``cache_tools.codecs.channel_scales``, here with torch. A head's input is
+Both are the computation of ``cache_tools.hidden_codecs.channel_scales``, here with torch. A head's input is
 ``HeadOutput.last`` of ``split_model.run_head``, which is also what layer ``last`` stores.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from cache_tools.codecs.hidden_states import ErrorOf
+from cache_tools.hidden_codecs.transform import ErrorOf
 from pipeline.teachers.body_and_head import HeadOutput, output_parameters, output_scaling
 
 CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
@@ -76,7 +76,7 @@ class OutputHead:
 
 @torch.inference_mode()
 def fisher_metric(head: OutputHead, last: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the mean metric (D, D) of a head over sample states (n, D); see ``hidden_metric``."""
+    """Return the mean metric (D, D) of a head over sample states (n, D); see ``channel_scales``."""
     weight_VD = head.weight
     exact = torch.float32 if weight_VD.device.type == "mps" else torch.float64  # which has no float64
     diagonal_V = torch.zeros(len(weight_VD), dtype=exact, device=weight_VD.device)

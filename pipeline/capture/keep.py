@@ -38,7 +38,7 @@ class Keep:
         restriction: The tokens that the distribution is over, if not all.
     """
 
-    kind: Kind = "topk"
+    kind: Kind = Kind.TOPK
     k: int = 64
     p: float = 1.0
     draws: int = 0
@@ -53,10 +53,10 @@ class Keep:
 
     def slots(self, vocabulary_size: int) -> int:
         """Return how many entries a row can hold."""
-        if self.kind == "dense":
+        if self.kind.is_whole:
             return vocabulary_size
-        head = 0 if self.kind == "sampled" else min(self.k, self.tokens(vocabulary_size))
-        return head + (self.draws if self.kind in ("sampled", "hybrid") else 0)
+        head = min(self.k, self.tokens(vocabulary_size)) if self.kind.has_head else 0
+        return head + (self.draws if self.kind.is_drawn else 0)
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,14 @@ def sparse_targets(
     if keep.restriction is not None:
         logits_NV, gold_N = keep.restriction.logits(logits_NV), keep.restriction.gold(gold_N)
     vocabulary, tokens = logits_NV.shape[1], keep.tokens(logits_NV.shape[1])
-    k = {"dense": vocabulary, "sampled": 1}.get(keep.kind, min(keep.k, tokens))
+    k = min(keep.k, tokens) if keep.kind.has_head else vocabulary if keep.kind.is_whole else 1
     top_Nk, ids_Nk = top_k(logits_NV, k)
     highest_N1, gold_N1 = top_Nk[:, :1].clone(), logits_NV.gather(1, gold_N[:, None])
     rows = {"logits_MV": logits_NV, "ids_Mk": ids_Nk, "highest_M1": highest_N1, "gold_M1": gold_N1}
     found = _in_parts(rows | ({} if keys_N is None else {"keys_M": keys_N}), keep, scratch_MV)
     log_total_N1 = -found.pop("share_of_highest").log()[:, None]  # the highest has exp(0) / total
     log_probs_Nk = top_Nk - highest_N1 - log_total_N1
-    if keep.kind == "topp":
+    if keep.kind.has_mass:
         log_probs_Nk = _up_to_mass(log_probs_Nk, keep.p)
     log_left_out_N = _left_out(found.pop("others"), top_Nk - highest_N1 - log_total_N1, log_probs_Nk)
     scalars = {
@@ -120,9 +120,9 @@ def sparse_targets(
         ENTROPY: log_total_N1[:, 0] - found.pop("mean_below"),
         GOLD_LOGPROB: (gold_N1 - highest_N1 - log_total_N1)[:, 0],
     }
-    if keep.kind in ("sampled", "hybrid"):
+    if keep.kind.is_drawn:
         drawn_NS, shares_NS = found.pop("drawn"), found.pop("shares")
-        head = (ids_Nk, log_probs_Nk, log_left_out_N) if keep.kind == "hybrid" else None
+        head = (ids_Nk, log_probs_Nk, log_left_out_N) if keep.kind.has_head else None
         ids_Nk, log_probs_Nk = _joined(head, drawn_NS, shares_NS)
         log_left_out_N = torch.full_like(log_left_out_N, -torch.inf)
     return SparseTargets(ids_Nk, log_probs_Nk, log_left_out_N, scalars | found)
@@ -175,11 +175,11 @@ def _whole_rows(
     torch.softmax(below_MV, dim=1, out=work_MV)  # one fused pass, where exp and sum take three
     kept_Mk, kept_below_Mk = work_MV.gather(1, ids_Mk), below_MV.gather(1, ids_Mk)
     found = {"share_of_highest": kept_Mk[:, 0]}
-    if keep.kind == "sampled":
+    if keep.kind.is_drawn and not keep.kind.has_head:
         found |= _drawn(work_MV, keep.draws, keys_M)
     work_MV.scatter_(1, ids_Mk, 0)
     found["others"] = _log_others(work_MV.sum(dim=1), below_MV, kept_below_Mk)
-    if keep.kind == "hybrid":
+    if keep.kind.is_drawn and keep.kind.has_head:
         found |= _drawn(work_MV, keep.draws, keys_M)
     kept_below_M = (kept_Mk * kept_below_Mk).nansum(dim=1)  # an impossible token: 0 * -inf
     found["mean_below"] = kept_below_M + work_MV.mul_(below_MV).nansum(dim=1)

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 import transformers
 
-from cache_tools.codecs.hidden_states import ErrorOf
 from cache_tools.errors import ModelError
 from cache_tools.format.layout import temperatures_of
 from cache_tools.format.manifest import SOFTWARE
+from cache_tools.hidden_codecs.registry import HIDDEN_CODECS
+from cache_tools.hidden_codecs.transform import ErrorOf
 from cache_tools.progress.reporter import Advance, ignore
 from cache_tools.store.predictions import Predictions
 from cache_tools.store.reader import Encoding
@@ -92,7 +93,7 @@ def _commit(
 def _error_measures(cached: CachedTeacher, teacher: Teacher) -> dict[str, ErrorOf]:
     """Return how to measure the error of the last hidden state, if it has a budget: in KL of the logits."""
     last = cached.manifest.hidden.get("last")
-    if last is None or last.codec != "transform":
+    if last is None or not HIDDEN_CODECS[last.codec].has_transform:
         return {}
     head = OutputHead.of(teacher.model, probe_head(cached.encoding, teacher))
     return {"last": kl_error(head, temperatures_of(cached.manifest.scalars))}

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.codecs.registry import Codec, DeltaFloat32, DeltaPower, Targets
-from cache_tools.format.manifest import Objective, TeacherManifest
+from cache_tools.codecs.registry import Codec, Targets
+from cache_tools.format.manifest import Kind, Objective, TeacherManifest
 from cache_tools.format.receipts import TARGETS
 from cache_tools.format.sequences import Sequence
 from cache_tools.progress.reporter import Reporter
@@ -175,18 +175,18 @@ def _group(sequences: list[Sequence], tokens: float) -> list[Sequence]:
 def _widest(target: TargetConfig, vocabulary: int) -> tuple[Keep, list[int]]:
     """Return what to keep so that every k can be told from it, and these k; none of kinds that are not told by k."""
     keep = keep_of(target)
-    if keep.kind not in ("topk", "topp"):
+    if not keep.kind.is_ranked:
         return keep, []
     most = keep.tokens(vocabulary)
     ks = sorted({min(k, most) for k in (*CHOICES, keep.k) if k <= most or k == keep.k})
-    return replace(keep, kind="topk", k=ks[-1]), ks
+    return replace(keep, kind=Kind.TOPK, k=ks[-1]), ks
 
 
 def _wanted(config: TeacherConfig, keep: Keep, vocabulary: int) -> Wanted:
     """Return what ``predict`` keeps, with a manifest that no cache will hold."""
     codec: Codec = codec_of_target(config.target, vocabulary)
-    if keep.kind == "topk":
-        codec = _codec_of_k(config.target, keep.slots(vocabulary), vocabulary)
+    if keep.kind.is_ranked:
+        codec = replace(codec, k=keep.slots(vocabulary))
     manifest = TeacherManifest.describe(
         {},
         {},
@@ -197,14 +197,6 @@ def _wanted(config: TeacherConfig, keep: Keep, vocabulary: int) -> Wanted:
         scalars=scalar_names(keep),
     )
     return Wanted(manifest, [TARGETS], keep)
-
-
-def _codec_of_k(target: TargetConfig, k: int, vocabulary: int) -> Codec:
-    return (
-        DeltaFloat32(k, vocabulary)
-        if target.exact
-        else DeltaPower(k, vocabulary, target.max_kl_nats, target.temperatures)
-    )
 
 
 @dataclass
@@ -246,7 +238,7 @@ class Tally:
             floor = kl_floor_rows(targets, block.scalars["entropy"], self.vocabulary)
             of_sequences = np.add.reduceat(np.stack([mass, floor], axis=1), starts)
             self.sums.setdefault(k, []).append(of_sequences)
-            size = target_bytes(_codec_of_k(self.target, k, self.vocabulary), targets)
+            size = target_bytes(replace(codec, k=k), targets)
             self.bytes_of_k[k] = self.bytes_of_k.get(k, 0) + size
 
     def sizes(self) -> dict[str, float]:

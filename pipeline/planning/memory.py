@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from pipeline.capture.declare import keep_of, scalar_names
+from cache_tools.hidden_codecs.registry import HIDDEN_CODECS
+from pipeline.capture.declare import codec_of_target, keep_of, scalar_names
 from pipeline.capture.predict import HEAD_CHUNK_BYTES
 from pipeline.config import EncodingConfig, TeacherConfig
 from pipeline.teachers.loading import chosen_device
@@ -24,16 +25,6 @@ SHARDS_IN_MEMORY = 2
 
 BATCHES_IN_MEMORY = 2
 """One is being computed while the one before is put into its shard."""
-
-SLOT_BYTES = {"dense": 44, "sampled": 40}
-OTHER_SLOT_BYTES = 24
-"""Bytes for each slot of a row while its shard is encoded: sorted ids and logarithms (8), levels (2), differences of
-ids twice (8), and what is stored (3 to 4); dense rows have their places, and drawn ones their counts, as 64-bit
-numbers."""
-
-VALUE_BYTES = {"bfloat16": 5, "float32": 8, "budget": 5}
-"""Bytes for each value of a hidden state while its shard is encoded: the stored number, unless it is the float32
-itself, and its compressed form twice, for chunks are joined."""
 
 BASIS_BYTES = 24
 """Bytes for each of width² numbers of a basis: it and its inverse (8), which is made in float64 (16)."""
@@ -132,15 +123,15 @@ def kept_bytes_per_position(config: TeacherConfig, model: PreTrainedModel) -> in
 
 def writing_bytes_per_position(config: TeacherConfig, model: PreTrainedModel) -> int:
     """Return the host's bytes for one position while its shard is encoded and written; groups follow each other."""
-    slots, width = keep_of(config.target).slots(vocabulary_of(model)), model.config.get_text_config().hidden_size
-    targets = SLOT_BYTES.get(config.target.kind, OTHER_SLOT_BYTES) * slots
-    hidden = VALUE_BYTES[config.hidden.codec] * width if config.hidden.layers else 0
+    codec, width = codec_of_target(config.target, vocabulary_of(model)), model.config.get_text_config().hidden_size
+    targets = codec.encoding_slot_bytes * codec.k
+    hidden = HIDDEN_CODECS[config.hidden.stored_codec].encoding_value_bytes * width if config.hidden.layers else 0
     return int(max(targets, hidden))
 
 
 def basis_bytes(config: TeacherConfig, model: PreTrainedModel) -> int:
     """Return the bytes of the bases of quantised hidden states."""
-    layers = len(config.hidden.layers) if config.hidden.codec == "budget" else 0
+    layers = len(config.hidden.layers) if HIDDEN_CODECS[config.hidden.stored_codec].has_transform else 0
     return int(layers * BASIS_BYTES * model.config.get_text_config().hidden_size ** 2)
 
 

@@ -7,7 +7,6 @@ What the cache already holds is subtracted (``held.py``). Nothing is written.
 """
 
 import logging
-import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,10 +15,10 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from cache_tools.codecs.registry import DeltaFloat32, DeltaPower
 from cache_tools.errors import StorageError
 from cache_tools.format.manifest import SPLITS, Split
 from cache_tools.format.sequences import Sequence, sequences_bytes
+from cache_tools.hidden_codecs.registry import HIDDEN_CODECS
 from cache_tools.progress.reporter import Reporter
 from cache_tools.storage import StorePath
 from cache_tools.store.reader import Encoding
@@ -35,7 +34,6 @@ logger = logging.getLogger(__name__)
 SCALAR_BYTES = 1.8
 """Of one stored scalar, measured."""
 
-HIDDEN_BYTES = {"bfloat16": 1.4, "float32": 3.4, "budget": 0.85}
 """Per value of a hidden state, measured; a budget's own size depends on the budget."""
 
 
@@ -192,11 +190,7 @@ def plan_teacher(
 def rough_target_bytes(config: TeacherConfig, vocabulary_size: int) -> float:
     """Return about how many bytes a position takes without hidden states, from caches of other teachers."""
     codec = codec_of_target(config.target, vocabulary_size)
-    scalars = SCALAR_BYTES * _num_scalars(config)
-    if isinstance(codec, DeltaPower):
-        finer = max(0.0, math.log2(5e-5 / config.target.max_kl_nats)) / 16  # half a bit for each factor of two
-        return scalars + codec.k * (1.35 + finer) + 4
-    return scalars + codec.k * (3.9 if isinstance(codec, DeltaFloat32) else 0.6 if config.target.draws else 3.6)
+    return SCALAR_BYTES * _num_scalars(config) + codec.rough_row_bytes
 
 
 def require_space(cache: StorePath, needed_bytes: int) -> int | None:
@@ -242,4 +236,4 @@ def _num_scalars(config: TeacherConfig) -> int:
 
 
 def _hidden_bytes(config: HiddenConfig, width: int) -> float:
-    return len(config.layers) * width * HIDDEN_BYTES[config.codec]
+    return len(config.layers) * width * HIDDEN_CODECS[config.stored_codec].rough_value_bytes

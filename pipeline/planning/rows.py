@@ -48,7 +48,7 @@ class Block:
 def as_asked(widest: Targets, target: TargetConfig) -> Targets:
     """Return the target asked for, ``topk`` or ``topp``, from the most likely entries of each row."""
     targets = first_entries(widest, target.k)
-    if target.kind != "topp":
+    if not target.kind.has_mass:
         return targets
     assert target.p is not None
     reached = np.exp(targets.log_probs, dtype=np.float64).cumsum(axis=1)

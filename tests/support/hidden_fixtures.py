@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from cache_tools.codecs.channel_scales import Head
+from numpy_head import Head
 from pipeline.capture import hidden_budget
 
 WIDTH, VOCABULARY = 24, 101

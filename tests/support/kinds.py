@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.codecs.hidden_states import Transform, transform_bytes
 from cache_tools.codecs.registry import DeltaCount, DeltaFloat32, DeltaPower, DenseFloat32, Targets
 from cache_tools.format import layout
 from cache_tools.format.manifest import HiddenSpec
+from cache_tools.hidden_codecs.transform import Transform, transform_bytes
 from store_fixtures import TinyCache, make_cache, spread_rest
 
 DRAWS = 8

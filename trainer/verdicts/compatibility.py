@@ -161,10 +161,10 @@ class Source:
         if loss.source == "hidden":
             return cls("hidden")
         target = manifest.target
-        if target.kind in ("sampled", "hybrid"):
+        if target.kind.is_drawn:
             return cls("drawn", manifest.scalars)
         asked = target.settings.get("tokens", manifest.vocabulary_size)  # of a smaller vocabulary, if of one
-        whole = target.kind == "dense" or (target.kind == "topk" and target.k >= asked)
+        whole = target.kind.is_whole or (target.kind.is_ranked and not target.kind.has_mass and target.k >= asked)
         return cls("whole" if whole else "likeliest", manifest.scalars)
 
     def scalars_for(self, loss: LossConfig) -> tuple[str, ...] | None:

@@ -36,8 +36,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from cache_tools.codecs.channel_scales import channel_scales
 from cache_tools.errors import FormatError
+from cache_tools.hidden_codecs.channel_scales import channel_scales
 
 LARGEST = 2**15 - 1
 """Largest absolute integer that zigzag fits into uint16."""
@@ -86,7 +86,7 @@ def calibrate_last(states: Floats, metric: NDArray[np.float64]) -> Transform:
 
     Args:
         states: (n, d) sample, spread over many documents.
-        metric: (d, d) Fisher metric of the head, see ``hidden_metric.fisher_metric``.
+        metric: (d, d) Fisher metric of the head, see ``pipeline.capture.hidden_budget.fisher_metric``.
 
     Raises:
         ValueError: a value is not finite, or there are no states.

@@ -1,18 +1,12 @@
-"""How much an error of a hidden state matters: the Fisher metric of a head, the KL itself, the scale of a channel.
+"""A head in numpy: the Fisher metric and the KL that ``pipeline.capture.hidden_budget`` computes with torch.
 
 The head turns a state h into the distribution p = softmax(logits(h)). For a small error e of h,
 
     KL(p(h) || p(h + e)) = e @ G(h) @ e / 2 + ...,    G(h) = J.T @ (diag p - p p.T) @ J
 
-with J the derivative of the logits (V, d). Its mean over sample states is the metric in which
-``hidden_states.py`` makes the quantisation noise white. Nothing of size (n, V, d) is ever made: with
-s the derivative of the softcap and ``m = W.T @ (s p)``,
+with J the derivative of the logits (V, d). With s the derivative of the softcap and ``m = W.T @ (s p)``,
 
     mean G = scale**2 * (W.T @ diag(mean s**2 p) @ W - mean m m.T)
-
-Cost: 4 n V d operations for the rows and 2 V d**2 for the matrix. With n = 4,096, d = 4,096 and
-V = 150,000 that is 1.0e13 + 0.5e13: seconds on a GPU, which ``pipeline.capture.hidden_budget`` uses, and
-minutes on a laptop, where this module does.
 """
 
 from dataclasses import dataclass
@@ -24,12 +18,6 @@ Floats = NDArray[np.float32]
 
 CHUNK_VALUES = 4_000_000
 """Logits computed at a time."""
-
-OWN_FLOOR = 1e-3
-"""A channel's scale is at least this share of its own rms."""
-
-TYPICAL_FLOOR = 1e-2
-"""A channel's scale is at least this share of the median channel's rms."""
 
 
 @dataclass(frozen=True)
@@ -91,23 +79,6 @@ def mean_kl(head: Head, true: Floats, decoded: Floats) -> float:
         p = np.exp(log_p)
         total += float((p * (log_p - log_q) - p + np.exp(log_q)).sum())  # p and q sum to one only nearly
     return total / len(true)
-
-
-def channel_scales(states: Floats) -> NDArray[np.float64]:
-    """Return the spread of each channel of states (n, d), (d,) above zero: what its error is relative to.
-
-    The standard deviation, which is at most the rms: a channel that sits at 1000 and moves by 100
-    says what it has to say by moving. Channels that hardly move get the floors above.
-    """
-    means = states.mean(axis=0, dtype=np.float64)
-    squares = np.zeros(states.shape[1])
-    for start in range(0, len(states), 2048):  # a shard in float64 would be large
-        squares += np.square(states[start : start + 2048] - means).sum(axis=0)
-    spread = np.sqrt(squares / len(states))
-    rms = np.hypot(spread, means)
-    typical = float(np.median(rms)) or float(np.sqrt(np.square(rms).mean())) or 1.0
-    scales: NDArray[np.float64] = np.maximum(spread, np.maximum(OWN_FLOOR * rms, TYPICAL_FLOOR * typical))
-    return scales
 
 
 def _weighted_gram(head: Head, weights: NDArray[np.float64]) -> NDArray[np.float64]:
