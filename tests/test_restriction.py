@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 import tiny
 from cache_tools.codecs.registry import EMPTY_ID
 from cache_tools.errors import IdentityError
+from cache_tools.format.manifest import Kind
 from cache_tools.store.reader import Cache
 from cache_tools.vocabularies.compressed_folder import write_compressed
 from cache_tools.vocabularies.folder import read_vocabulary

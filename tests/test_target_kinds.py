@@ -8,6 +8,7 @@ from pydantic import ValidationError
 import tiny
 from cache_tools.codecs.registry import EMPTY_ID
 from cache_tools.format.layout import TAIL_SCALARS, tempered_name
+from cache_tools.format.manifest import Kind
 from cache_tools.maintenance.verify import verify
 from pipeline.capture.draws import position_keys
 from pipeline.capture.keep import Keep, sparse_targets

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from cache_tools.format.manifest import Kind
 from pipeline.capture.keep import Keep, sparse_targets
 from tolerances import rounding, softmax_roundings
 
