@@ -7,6 +7,7 @@ docstring of its model, which is where its author changes it.
 import inspect
 import re
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -72,6 +73,8 @@ def _type_name(annotation: Any) -> str:
     arguments, origin = [each for each in get_args(annotation) if each is not type(None)], get_origin(annotation)
     if origin is Literal:
         return ", ".join(f"`{str(each).lower() if each is True else each}`" for each in arguments)
+    if inspect.isclass(annotation) and issubclass(annotation, Enum):
+        return ", ".join(f"`{member.value}`" for member in annotation)
     if inspect.isclass(annotation) and issubclass(annotation, Config):
         return "block"
     if origin is tuple:
