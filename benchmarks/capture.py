@@ -36,8 +36,10 @@ from cache_tools.store.writer import create_cache
 from pipeline.capture.declare import declare
 from pipeline.capture.predict import vocabulary_of
 from pipeline.capture.shards import capture_shards
+from pipeline.capture.target import read_target
 from pipeline.config import CaptureConfig
 from pipeline.encoding.encode import encode
+from pipeline.encoding.recipe import Recipe
 from pipeline.encoding.tokenizer import load_tokenizer
 from pipeline.teachers.batches import Batch, pad, token_budget_batches
 from pipeline.teachers.body_and_head import body_of, run_body, run_head
@@ -98,7 +100,7 @@ def make_encoding(folder: Path, data: Path | None, tokens: int, **teacher: Any) 
         }
     )
     create_cache(config.cache)
-    encode(config, load_tokenizer(model))
+    encode(config.cache, Recipe(config.corpus, config.encoding, load_tokenizer(model)))
     return config
 
 
@@ -153,8 +155,9 @@ def work_of(name: str, job: Job, teacher: Teacher) -> Callable[[], None]:
     if name.startswith("logitcask"):
         hidden = config.hidden.model_copy(update={"layers": tuple(OURS.get(name, ()))})
         config = config.model_copy(update={"name": f"run-{time.time_ns()}", "hidden": hidden})
-        cached, shards = declare(encoding, teacher, config, 4096), list(range(len(encoding.shards)))
-        return lambda: capture_shards(cached, shards, teacher, config)
+        target, shards = read_target(config.target), list(range(len(encoding.shards)))
+        cached = declare(encoding, teacher, config, target, 4096)
+        return lambda: capture_shards(cached, shards, teacher, target.keep, config.batch_tokens)
     found = list(batches(encoding, config.batch_tokens))
 
     def run() -> None:

@@ -81,6 +81,7 @@ def encode_corpus(corpus: Path, tokenizer_folder: Path) -> dict[str, float]:
     """Time ``encode`` from the corpus file to the manifest."""
     from pipeline.config import CaptureConfig
     from pipeline.encoding.encode import encode
+    from pipeline.encoding.recipe import Recipe
     from pipeline.encoding.tokenizer import load_tokenizer
 
     tokenizer, before, tokens = load_tokenizer(tokenizer_folder), resident_bytes("VmHWM"), [0]
@@ -90,9 +91,9 @@ def encode_corpus(corpus: Path, tokenizer_folder: Path) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory(dir=corpus.parent) as cache:
         blocks = {"cache": cache, "corpus": {"paths": [corpus]}, "teachers": [{"name": "none", "model": "none"}]}
-        clock = Clock()
+        config, clock = CaptureConfig.model_validate(blocks), Clock()
         with clock:
-            encode(CaptureConfig.model_validate(blocks), tokenizer, progress=count)
+            encode(config.cache, Recipe(config.corpus, config.encoding, tokenizer), progress=count)
         return _row(tokens[0], clock, before)
 
 

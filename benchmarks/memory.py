@@ -23,7 +23,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.peak import resident_bytes
-from cache_tools.format.receipts import TARGETS
+from cache_tools.json_output import json_object
 from pipeline.demo.corpus import topic_documents
 from pipeline.demo.run import FILES
 
@@ -74,29 +74,36 @@ def measure(values: dict[str, Any]) -> dict[str, Any]:
     """Plan, capture, and return predicted and measured peaks; runs in a process of its own."""
     from cache_tools.store.reader import Cache
     from cache_tools.store.writer import create_cache
-    from pipeline.capture.declare import declare, keep_of
-    from pipeline.capture.predict import Wanted, predict
+    from pipeline.capture.declare import declare
+    from pipeline.capture.predict import KeptOutputs, predict
     from pipeline.capture.shards import capture_shards
+    from pipeline.capture.target import resolve_teacher
     from pipeline.config import CaptureConfig
     from pipeline.encoding.encode import encode
+    from pipeline.encoding.recipe import Recipe
     from pipeline.encoding.tokenizer import load_tokenizer
     from pipeline.planning.memory import plan_memory
     from pipeline.teachers.loading import load_teacher
+    from pipeline.teachers.tensor_plan import meta_model
 
     config = CaptureConfig.model_validate(values)
-    one, folder = config.teachers[0], Path(config.teachers[0].model)
-    planned = plan_memory(one, config.encoding, folder)
+    resolved = resolve_teacher(config.teachers[0])
+    block, keep = resolved.config, resolved.target.keep
+    planned = plan_memory(resolved, meta_model(block, "causal", resolved.folder), config.encoding)
     create_cache(config.cache)
-    encode(config, load_tokenizer(folder))
+    encode(config.cache, Recipe(config.corpus, config.encoding, load_tokenizer(resolved.folder)))
     encoding = Cache(config.cache).encoding()
     before = resident_bytes()
-    teacher = load_teacher(one, folder, "causal")
-    cached = declare(encoding, teacher, one, config.encoding.chunk_positions)
-    capture_shards(cached, list(range(len(encoding.shards))), teacher, one)
-    resident = resident_bytes("VmHWM") - before
-    wanted = Wanted(cached.manifest, [TARGETS], keep_of(one.target))
-    live = _live_bytes(lambda: predict(encoding.sequences(0), "causal", teacher, wanted, one.batch_tokens))
-    return planned | {"measured_device_bytes": planned["weights_bytes"] + live, "measured_host_bytes": resident}
+    teacher = load_teacher(block, resolved.folder, "causal")
+    cached = declare(encoding, teacher, block, resolved.target, config.encoding.chunk_positions)
+    capture_shards(cached, list(range(len(encoding.shards))), teacher, keep, block.batch_tokens)
+    resident, kept = resident_bytes("VmHWM") - before, KeptOutputs(keep)
+    live = _live_bytes(lambda: predict(encoding.sequences(0), "causal", teacher, kept, block.batch_tokens))
+    return {
+        **json_object(planned),
+        "measured_device_bytes": planned.weights_bytes + live,
+        "measured_host_bytes": resident,
+    }
 
 
 def _live_bytes(work: Callable[[], object]) -> int:

@@ -16,7 +16,7 @@ from cache_tools.progress.lines import open_reporter
 from cache_tools.storage import StorePath
 from cache_tools.store.reader import Cache
 from pipeline.config import CaptureConfig
-from pipeline.planning.capture_plan import plan_capture
+from pipeline.planning.capture_plan import PlanSettings, TeacherPlan, plan_capture
 from pipeline.run import Worker, run_capture
 
 SAMPLE_DOCUMENTS = 500
@@ -128,26 +128,30 @@ def plan(
     if tokens_per_s is not None and not 0 < tokens_per_s < float("inf"):
         raise ConfigError("a speed is a number above 0", where="tokens_per_s", found=tokens_per_s)
     with open_reporter() as reporter:
-        planned = plan_capture(settings, SAMPLE_DOCUMENTS, MEASURED_SEQUENCES * measure, tokens_per_s, reporter)
+        assumptions = PlanSettings(
+            SAMPLE_DOCUMENTS, measured_sequences=MEASURED_SEQUENCES * measure, tokens_per_s=tokens_per_s
+        )
+        planned = plan_capture(settings, assumptions, reporter)
     return PlanResult(
-        documents=planned["documents"],
-        tokens=sum(split["tokens"] for split in planned["splits"].values()),
-        positions=sum(split["positions"] for split in planned["splits"].values()),
-        exact=planned["exact"],
-        stored_bytes=planned["stored_bytes"],
-        remaining_bytes=planned["remaining_bytes"],
-        teachers=tuple(map(_planned_teacher, planned["teachers"])),
+        documents=planned.documents,
+        tokens=sum(extent.tokens for extent in planned.splits.values()),
+        positions=sum(extent.positions for extent in planned.splits.values()),
+        exact=planned.exact,
+        stored_bytes=planned.stored_bytes,
+        remaining_bytes=planned.remaining_bytes,
+        teachers=tuple(map(_planned_teacher, planned.teachers)),
     )
 
 
-def _planned_teacher(teacher: dict[str, Any]) -> PlannedTeacher:
+def _planned_teacher(teacher: TeacherPlan) -> PlannedTeacher:
+    whole, remaining = teacher.whole, teacher.remaining.cost
     return PlannedTeacher(
-        name=teacher["name"],
-        stored_bytes=teacher["stored_bytes"],
-        remaining_bytes=teacher["remaining"]["stored_bytes"],
-        tokens_per_s=teacher["tokens_per_s"],
-        hours=teacher["hours"],
-        remaining_hours=teacher["remaining"]["hours"],
+        name=teacher.name,
+        stored_bytes=whole.stored.stored_bytes,
+        remaining_bytes=remaining.stored.stored_bytes,
+        tokens_per_s=teacher.rates.tokens_per_s,
+        hours=whole.hours,
+        remaining_hours=remaining.hours,
     )
 
 

@@ -170,7 +170,7 @@ class HiddenConfig(Config):
     max_relative_error: float = Field(default=0.02, ge=1e-5, le=1)
 
     @property
-    def stored_codec(self) -> str:
+    def stored_codec(self) -> Literal["bfloat16", "float32", "transform"]:
         """Name of the codec in the cache."""
         return "transform" if self.codec == "budget" else self.codec
 

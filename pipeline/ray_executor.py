@@ -2,13 +2,13 @@
 
 An actor holds one teacher on its own GPUs. The first one declares the teacher, so the driver needs
 no GPU; only then do the others start. A shard is the unit of work and of retry: it goes to whichever
-actor is free, one that dies is started again by Ray and does that shard once more, and what it
-had committed before is kept. Our own errors are not retried: they would only come again.
+actor is free, an actor that dies is restarted by Ray and does that shard again, and the shards that it
+had committed before are kept. Our own errors are not retried: they would only occur again.
 
-Placing, restarting, scaling and the dashboard are Ray's. Rejected: queueing shards on actors ahead
-of time (one that is still being placed, or lost for good, would sit on them), and a placement
+Ray does the placing, restarting and scaling, and has the dashboard. Rejected: queueing shards on actors ahead
+of time (an actor that is still being placed, or lost for good, would hold them back), and a placement
 group (a teacher spans the GPUs of one machine only). An actor writes a shard before it asks for the
-next, a few per cent of the time that the teacher takes to read one.
+next; that takes a few per cent of the time in which the teacher reads one.
 """
 
 import logging
@@ -29,9 +29,10 @@ from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.teacher import CachedTeacher
 from pipeline.capture.declare import declare
 from pipeline.capture.shards import capture_shards
+from pipeline.capture.target import ResolvedTeacher, resolve_teacher
 from pipeline.config import CaptureConfig, TeacherConfig
 from pipeline.run import Worker, prepare
-from pipeline.teachers.loading import Teacher, load_teacher, resolve_model
+from pipeline.teachers.loading import Teacher, load_teacher
 
 try:
     import ray
@@ -42,10 +43,10 @@ except ImportError as problem:
     ) from problem
 
 RETRIES = 8
-"""How often a shard is tried again whose actor died; more and it is the shard that kills them."""
+"""How often a shard is retried after its actor died; after more deaths the shard itself is taken to be the cause."""
 
 REACH_SECONDS = 5
-"""How long an address may take to answer. Ray itself tries for minutes."""
+"""How long an address may take to answer, in seconds. Ray itself tries for minutes."""
 
 LOCAL: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
 """Settings of a Ray that is started for one capture; shards never pass through its object store."""
@@ -60,9 +61,9 @@ def run_capture_on_ray(
 
     Args:
         config: The capture file. Cache and models must be reachable from every machine of the cluster.
-        address: Of a running cluster, or ``local`` to start Ray on this machine for this call.
+        address: Address of a running cluster, or ``local`` to start Ray on this machine for this call.
         workers: Number of actors; default: as many as the cluster has sets of GPUs, at least one.
-        reporter: Shown what happens, a shard at a time.
+        reporter: Shows the progress, a shard at a time.
         append: Add files of the corpus that the encoding lacks.
 
     Returns:
@@ -87,7 +88,7 @@ def run_capture_on_ray(
 
 
 class ShardReader:
-    """One teacher on its own GPUs, in an actor's process. It loads when it is first asked for something.
+    """One teacher on its own GPUs, in an actor's process. It is loaded when it is first needed.
 
     Attributes:
         place: The cache.
@@ -104,18 +105,23 @@ class ShardReader:
         self._loaded  # noqa: B018
 
     def capture(self, shard: int) -> None:
-        """Capture what a shard lacks; nothing, if an actor died between its commit and saying so."""
+        """Capture what a shard lacks: nothing, if an actor died after its commit and before it reported it."""
         teacher, cached = self._loaded
         if cached.missing_groups(shard):
             with open_reporter(0, 1) as reporter:  # in the worker's own log
                 reporter.stage(f"teacher {self.config.name}, shard {shard}", cached.encoding.shards[shard].tokens)
-                capture_shards(cached, [shard], teacher, self.config, reporter.advance)
+                keep, skip_nan = self._resolved.target.keep, self.config.nan_rows == "skip"
+                capture_shards(cached, [shard], teacher, keep, self.config.batch_tokens, skip_nan, reporter.advance)
 
     @cached_property
     def _loaded(self) -> tuple[Teacher, CachedTeacher]:
         encoding = Cache(store_path(self.place)).encoding(self.encoding)
-        teacher = load_teacher(self.config, resolve_model(self.config), encoding.manifest.objective)
-        return teacher, declare(encoding, teacher, self.config, self.chunk_positions)
+        teacher = load_teacher(self.config, self._resolved.folder, encoding.manifest.objective)
+        return teacher, declare(encoding, teacher, self.config, self._resolved.target, self.chunk_positions)
+
+    @cached_property
+    def _resolved(self) -> ResolvedTeacher:
+        return resolve_teacher(self.config)
 
 
 def _run_teacher(
@@ -131,7 +137,7 @@ def _run_teacher(
     missing = [shard for shard in range(len(encoding.shards)) if cached.missing_groups(shard)]
     num_actors = min(workers or _gpu_sets(gpus), len(missing))
     actors = [first, *(reader.remote(*arguments) for _ in range(num_actors - 1))]
-    del first  # or its GPUs would stay taken after its last shard
+    del first  # or its GPUs would stay occupied after its last shard
     reporter.stage(f"teacher {config.name}", sum(encoding.shards[shard].tokens for shard in missing))
     for shard in _hand_out(actors, missing, config.name):
         reporter.advance(encoding.shards[shard].tokens)
@@ -141,8 +147,8 @@ def _run_teacher(
 def _hand_out(actors: list[Any], shards: list[int], teacher: str) -> Iterator[int]:
     """Give each actor that has loaded its teacher one shard after another; yield shards as they are committed.
 
-    Takes the actors out of the list. One that finds no shard left is let go, and its GPUs are free for one
-    that Ray has to start again elsewhere.
+    Takes the actors out of the list. An actor for which no shard is left is released, so that its GPUs are free for
+    an actor that Ray has to restart elsewhere.
     """
     waiting, left = deque(shards), len(shards)
     running: dict[Any, tuple[Any, int | None]] = {}
@@ -163,7 +169,7 @@ def _hand_out(actors: list[Any], shards: list[int], teacher: str) -> Iterator[in
 
 
 def _result(task: Any, where: str) -> None:
-    """Wait for a task of an actor; its own errors are raised here as they were there."""
+    """Wait for a task of an actor; raise its own errors here as they were raised there."""
     try:
         ray.get(task)
     except RayTaskError as error:
@@ -176,7 +182,7 @@ def _result(task: Any, where: str) -> None:
             where=where,
             found=" ".join(str(error).split())[:300],
             why="perhaps its machine has too little memory for this teacher",
-            fix="Look into Ray's logs, try a smaller batch_tokens, and run the same command again; it continues",
+            fix="Read Ray's logs, try a smaller batch_tokens, and run the same command again; it continues",
         ) from error
 
 
@@ -192,7 +198,7 @@ def _check_reachable(address: str) -> None:
             "nothing answers at this address",
             where=f"--address {address}",
             found=error,
-            fix="Look whether the cluster runs (ray start --head says its address) and can be reached from here",
+            fix="Check that the cluster runs (ray start --head prints its address) and can be reached from here",
         ) from error
 
 
@@ -218,12 +224,13 @@ def _connected(address: str) -> Iterator[None]:
 def _gpus_per_actor(config: TeacherConfig) -> int:
     """Return how many GPUs an actor takes.
 
-    None if the teacher is told to run elsewhere, or if the cluster has none and the capture file does not say
-    that there are to be some (a cluster that grows on demand may have none yet).
+    It is 0 if the capture file names another device, or if the cluster has no GPU and the capture file asks for none
+    (a cluster that grows on demand may have none yet).
     """
-    asked = config.device.startswith("cuda") or "gpus" in config.model_fields_set
-    possible = config.device == "auto" or config.device.startswith("cuda")
-    return config.gpus if possible and (asked or _cluster_gpus()) else 0
+    on_cuda = config.device.startswith("cuda")
+    needs_gpu = on_cuda or "gpus" in config.model_fields_set
+    allows_gpu = on_cuda or config.device == "auto"
+    return config.gpus if allows_gpu and (needs_gpu or _cluster_gpus()) else 0
 
 
 def _gpu_sets(gpus: int) -> int:
@@ -235,7 +242,7 @@ def _cluster_gpus() -> int:
 
 
 def _portable(config: TeacherConfig) -> TeacherConfig:
-    """Return a teacher's block whose model is found from another working folder too."""
+    """Return a teacher's block whose model is also found from another working folder."""
     local = Path(config.model)
     return config.model_copy(update={"model": str(local.absolute())}) if local.is_dir() else config
 

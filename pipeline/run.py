@@ -4,9 +4,9 @@ Everything that can be refused is refused before a teacher is loaded, let alone 
 several workers, rank 0 encodes and declares each teacher, and the others wait for its
 manifests; after that no worker needs another.
 
-A worker cannot see whether rank 0 lives, only what it writes: each further shard of sequences is a
-sign of life, and after ``wait_minutes`` without one the worker gives up. That needs no heartbeat
-object, and works on a disk as on a bucket. Two ranks 0 need no lock: they write the same
+A worker cannot see whether rank 0 is alive, only what it writes: each further shard of sequences is a
+sign of life, and after ``wait_minutes`` without one the worker gives up. This needs no heartbeat
+object, and works on a disk as in a bucket. Two ranks 0 need no lock: they write the same
 bytes, each object whole, and delete nothing that the other has written.
 """
 
@@ -14,23 +14,25 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
-from pathlib import Path
 
 from cache_tools.errors import IncompleteError
 from cache_tools.format import layout
+from cache_tools.models.files import weight_files
 from cache_tools.progress.reporter import Reporter
-from cache_tools.storage import names, object_exists
+from cache_tools.storage import StorePath, names, object_exists
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.writer import create_cache
 from pipeline.capture.declare import declare, is_declared
 from pipeline.capture.shards import capture_shards
-from pipeline.config import CaptureConfig, TeacherConfig
+from pipeline.capture.target import ResolvedTeacher, resolve_teacher
+from pipeline.config import CaptureConfig
 from pipeline.corpus.documents import corpus_sources
 from pipeline.encoding.encode import encode, is_encoded, is_whole
+from pipeline.encoding.recipe import Recipe
 from pipeline.encoding.tokenizer import load_tokenizer
 from pipeline.teachers.checkpoint import check_tensors
 from pipeline.teachers.fitting import check_behaviour, check_teacher
-from pipeline.teachers.loading import chosen_device, load_teacher, resolve_model
+from pipeline.teachers.loading import chosen_device, load_teacher, resolve_tokenizer
 from pipeline.teachers.process_group import Place
 
 POLL_SECONDS = 1.0
@@ -41,9 +43,9 @@ class Worker:
     """One of several processes that share a capture.
 
     Attributes:
-        rank: In [0, world_size).
+        rank: Number of this worker, in [0, world_size).
         world_size: Number of workers.
-        wait_minutes: How long a worker waits without a sign of rank 0.
+        wait_minutes: How long a worker waits while rank 0 writes nothing.
     """
 
     rank: int = 0
@@ -61,8 +63,8 @@ def run_capture(config: CaptureConfig, worker: Worker, reporter: Reporter, appen
 
     Args:
         config: The capture file.
-        worker: Which share of the work is this process'.
-        reporter: Shown what happens.
+        worker: Which share of the work this process does.
+        reporter: Shows the progress.
         append: Add files of the corpus that the encoding lacks.
 
     Returns:
@@ -74,68 +76,77 @@ def run_capture(config: CaptureConfig, worker: Worker, reporter: Reporter, appen
     reporter.stage("checking the capture file and its teachers", None)
     for teacher in config.teachers:
         chosen_device(teacher.device)
-    encoding, folders = prepare(config, worker, reporter, append)
+    encoding, teachers = prepare(config, worker, reporter, append)
     return {
-        teacher.name: _run_teacher(encoding, teacher, folders[teacher.name], config, worker, reporter)
-        for teacher in config.teachers
+        teacher.config.name: _run_teacher(encoding, teacher, config.encoding.chunk_positions, worker, reporter)
+        for teacher in teachers
     }
 
 
 def prepare(
     config: CaptureConfig, worker: Worker, reporter: Reporter, append: bool = False
-) -> tuple[Encoding, dict[str, Path]]:
+) -> tuple[Encoding, list[ResolvedTeacher]]:
     """Check everything that needs no teacher in memory, and encode the corpus; arguments and errors as above.
 
     Returns:
-        The encoding, and the folder of each teacher's model.
+        The encoding, and the teachers in the order of the capture file.
     """
-    folders = {teacher.name: resolve_model(teacher) for teacher in config.teachers}
-    tokenizer = load_tokenizer(config.encoding.tokenizer or folders[config.teachers[0].name])
-    for teacher in config.teachers:
-        check_teacher(teacher, folders[teacher.name], tokenizer, config)
-        check_tensors(teacher, folders[teacher.name], config.encoding.objective)
+    teachers = [resolve_teacher(teacher) for teacher in config.teachers]
+    named = config.encoding.tokenizer
+    tokenizer = load_tokenizer(resolve_tokenizer(named) if named else teachers[0].folder)
+    recipe = Recipe(config.corpus, config.encoding, tokenizer)
+    for teacher in teachers:
+        weight_files(teacher.folder)
+        restriction = teacher.target.keep.restriction
+        check_teacher(teacher.config, teacher.folder, tokenizer, config.encoding.max_length_tokens, restriction)
+        check_tensors(teacher.config, teacher.folder, config.encoding.objective)
     if worker.rank == 0:
         create_cache(config.cache)
         reporter.stage("encode", None)
-        encode(config, tokenizer, append, reporter.advance)
+        encode(config.cache, recipe, append, reporter.advance)
     else:
         sources = corpus_sources(config.corpus)
+        folder = layout.encoding_folder(config.cache, config.encoding.name)
         _wait_for_rank_0(
             "encode",
-            lambda: is_encoded(config, sources) or (not append and is_whole(config)),
-            config,
+            lambda: is_encoded(folder, sources) or (not append and is_whole(folder)),
+            folder,
             worker,
             reporter,
         )
-        encode(config, tokenizer)  # only compares: the encoding exists
+        encode(config.cache, recipe)  # only compares: the encoding exists
     encoding = Cache(config.cache).encoding(config.encoding.name)
-    for teacher in config.teachers:
-        check_behaviour(teacher, folders[teacher.name], tokenizer, encoding)
-    return encoding, folders
+    for teacher in teachers:
+        check_behaviour(teacher.config, teacher.folder, tokenizer, encoding)
+    return encoding, teachers
 
 
 def _run_teacher(
-    encoding: Encoding, config: TeacherConfig, folder: Path, capture: CaptureConfig, worker: Worker, reporter: Reporter
+    encoding: Encoding, resolved: ResolvedTeacher, chunk_positions: int, worker: Worker, reporter: Reporter
 ) -> int:
+    """Capture a worker's share of one teacher; return how many shards that took."""
+    config, keep = resolved.config, resolved.target.keep
     reporter.stage(f"loading teacher {config.name}", None)
-    teacher = load_teacher(config, folder, encoding.manifest.objective)
+    teacher = load_teacher(config, resolved.folder, encoding.manifest.objective)
     if worker.rank > 0:
-        _wait_for_rank_0(f"declare {config.name}", lambda: is_declared(encoding, config), capture, worker, reporter)
+        _wait_for_rank_0(
+            f"declare {config.name}", lambda: is_declared(encoding, config), encoding.path, worker, reporter
+        )
     reporter.stage(f"declaring teacher {config.name}", None)
-    cached = declare(encoding, teacher, config, capture.encoding.chunk_positions)
+    cached = declare(encoding, teacher, config, resolved.target, chunk_positions)
     mine = range(worker.rank, len(encoding.shards), worker.world_size)
     missing = [shard for shard in mine if cached.missing_groups(shard)]
     reporter.stage(f"teacher {config.name}", sum(encoding.shards[shard].tokens for shard in missing))
-    capture_shards(cached, missing, teacher, config, reporter.advance)
+    skip_nan = config.nan_rows == "skip"
+    capture_shards(cached, missing, teacher, keep, config.batch_tokens, skip_nan, reporter.advance)
     return len(missing)
 
 
 def _wait_for_rank_0(
-    task: str, done: Callable[[], bool], config: CaptureConfig, worker: Worker, reporter: Reporter
+    task: str, done: Callable[[], bool], folder: StorePath, worker: Worker, reporter: Reporter
 ) -> None:
-    """Wait until rank 0 has done its task; give up when it shows no sign of life for too long."""
+    """Wait until rank 0 has done its task; give up when nothing new appears in the encoding's folder for too long."""
     reporter.stage(f"waiting for rank 0 to {task}", None)
-    folder = layout.encoding_folder(config.cache, config.encoding.name)
     written = set(names(folder / "sequences"))
     shards = next(i for i in count() if layout.sequences_file(folder, i).name not in written)
     last_sign = time.monotonic()
@@ -144,9 +155,9 @@ def _wait_for_rank_0(
             shards, last_sign = shards + 1, time.monotonic()
         elif time.monotonic() - last_sign > 60 * worker.wait_minutes:
             raise IncompleteError(
-                f"rank 0 did not {task}, and gave no sign for {worker.wait_minutes:g} minutes",
-                where=config.cache,
-                why="the other workers cannot begin without it",
-                fix="Look whether rank 0 runs, then start this worker again; --wait-minutes changes its patience",
+                f"rank 0 has written nothing for {worker.wait_minutes:g} minutes",
+                where=folder,
+                why=f"this worker waits for it to {task}",
+                fix="Check that rank 0 is running, then restart this worker; --wait-minutes sets how long it waits",
             )
         time.sleep(POLL_SECONDS)

@@ -10,8 +10,8 @@ from cache_tools.format.shards import read_file_tables
 from cache_tools.maintenance.verify import verify
 from cache_tools.store.reader import Cache, Encoding
 from pipeline.config import CaptureConfig
-from pipeline.encoding import encode as encode_module
-from pipeline.encoding.encode import encode, is_encoded
+from pipeline.encoding import parts
+from pipeline.encoding.encode import is_encoded
 from pipeline.run import Worker, run_capture
 from store_fixtures import snapshot
 
@@ -32,7 +32,7 @@ def settings(folder, **changes):
 
 
 def run(folder, append=False):
-    return Encoding(encode(settings(folder), TOKENIZER, append), "main")
+    return Encoding(tiny.encode(settings(folder), TOKENIZER, append), "main")
 
 
 @pytest.fixture
@@ -86,12 +86,12 @@ def test_appending_nothing_changes_nothing(tmp_path, before):
 
 def test_a_new_file_is_refused_unless_it_is_to_be_appended(tmp_path, before):
     old = snapshot(tmp_path / "cache")
-    assert not is_encoded(settings(tmp_path), ["a.jsonl", "b.jsonl"])
+    assert not is_encoded(tmp_path / "cache/encodings/main", ["a.jsonl", "b.jsonl"])
     with pytest.raises(IdentityError, match=r"a\.jsonl is new.*--append"):
         run(tmp_path)
     assert snapshot(tmp_path / "cache") == old
     run(tmp_path, append=True)
-    assert is_encoded(settings(tmp_path), ["a.jsonl", "b.jsonl"])
+    assert is_encoded(tmp_path / "cache/encodings/main", ["a.jsonl", "b.jsonl"])
 
 
 @pytest.mark.parametrize("lines", [[], range(5, 6)])
@@ -115,7 +115,7 @@ def test_a_killed_part_is_done_again_to_the_same_bytes(tmp_path, before, monkeyp
     write_file(tmp_path, "c.jsonl", [])
     (tmp_path / "corpus" / "c.jsonl").write_text(json.dumps({"id": "long", "text": tiny.TEXTS[3] * 99}))
     with monkeypatch.context() as patch:
-        patch.setattr(encode_module, "write_manifest", kill)
+        patch.setattr(parts, "write_manifest", kill)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, append=True)
     assert Encoding(before.path, "main").manifest == before.manifest

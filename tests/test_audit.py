@@ -15,10 +15,12 @@ from test_target_kinds import KINDS
 import tiny
 from cache_tools.errors import ConfigError, IdentityError, IncompleteError
 from cache_tools.format import layout
+from cache_tools.json_output import json_text
 from cache_tools.maintenance.verify import verify
 from cache_tools.store.teacher import CachedTeacher
+from json_schema import mismatches
 from pipeline.audit.live import compare
-from pipeline.audit.run import run_audit, sample
+from pipeline.audit.run import Audit, run_audit, sample
 from pipeline.capture.keep import sparse_targets
 from pipeline.capture.predict import HEAD_CHUNK_BYTES, predict
 from pipeline.config import AuditConfig, CaptureConfig
@@ -39,10 +41,11 @@ def teacher(tmp_path):
 
 
 def audit(values, only=None, **changes):
-    """Audit what a dictionary describes; the one report."""
+    """Audit what a dictionary describes; the only teacher's report, as ``--json`` prints it."""
     settings = CaptureConfig.model_validate(values | {"audit": changes})
-    (report,) = run_audit(settings, only, tiny.SilentReporter())
-    json.dumps(report)
+    printed = json.loads(json_text(run_audit(settings, only, tiny.SilentReporter())))
+    assert mismatches(printed, Audit) == []
+    (report,) = printed["teachers"]
     return report
 
 
@@ -360,6 +363,7 @@ def test_exit_codes_and_output(tmp_path, teacher, monkeypatch, capsys):
     other = ("--set", "teachers.0.dtype=bfloat16")
     assert command_line(monkeypatch, "audit", path, "--json", *other) == 1
     printed = json.loads(capsys.readouterr().out)
+    assert mismatches(printed, Audit) == []
     assert (printed["passed"], printed["teachers"][0]["teacher"]) == (False, "toy")
     assert command_line(monkeypatch, "audit", path, *other) == 1
     out = capsys.readouterr().out

@@ -12,7 +12,6 @@ from cache_tools.errors import CorpusError
 from cache_tools.store.reader import Encoding
 from pipeline.config import CaptureConfig
 from pipeline.corpus.chat import render_chat
-from pipeline.encoding.encode import encode
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -122,7 +121,7 @@ def encoded(folder, template, records, length=32):
     values = tiny.capture_values(folder, folder, max_length_tokens=length, **changes)
     made = tokenizer(template)
     made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    encoding = Encoding(encode(CaptureConfig.model_validate(values), made), "main")
+    encoding = Encoding(tiny.encode(CaptureConfig.model_validate(values), made), "main")
     return made, [s for shard in range(len(encoding.shards)) for s in encoding.sequences(shard)]
 
 
@@ -148,8 +147,8 @@ def test_a_chat_gets_no_special_tokens_but_its_templates(tmp_path):
 def test_refuses_a_chat_in_which_no_assistant_speaks(tmp_path):
     with pytest.raises(CorpusError) as error:
         encoded(tmp_path, CHATML, [{"id": "mute", "chat": chat("one turn")[:1]}])
-    assert str(error.value).startswith(f"{tmp_path / 'chats.jsonl'}:1 (id 'mute'): this document has no token")
-    assert "none in an assistant's turn" in str(error.value)
+    assert f"the first of which is {tmp_path / 'chats.jsonl'}:1 (id 'mute')" in str(error.value)
+    assert "chats without an assistant's answer" in str(error.value)
 
 
 QWEN_LIKE = (
@@ -263,7 +262,7 @@ def test_a_chat_with_tools_is_the_same_from_lists_json_text_and_arrow(tmp_path, 
     values = tiny.capture_values(tmp_path, tmp_path, max_length_tokens=64, held_out_fraction=0)
     values["corpus"] |= {"paths": [str(tmp_path / name)], "messages_field": "chat", "tools_field": "tools"}
     made = tokenizer(WITH_TOOLS[template])
-    encoding = Encoding(encode(CaptureConfig.model_validate(values), made), "main")
+    encoding = Encoding(tiny.encode(CaptureConfig.model_validate(values), made), "main")
     sequences = [s for shard in range(len(encoding.shards)) for s in encoding.sequences(shard)]
     gold = np.concatenate([s.gold_ids("causal") for s in sequences])
     assert made.decode(gold) == "".join(SAID)

@@ -23,7 +23,6 @@ from cache_tools.store.reader import Cache, Encoding
 from cache_tools.terminal.show_command import show_command
 from pipeline.config import CaptureConfig
 from pipeline.corpus.chat import render_chat
-from pipeline.encoding.encode import encode
 
 SYSTEM = "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
 HEAD = "{% for m in messages %}{% set c = m.content or '' %}<|im_start|>{{ m.role }}\n"
@@ -205,7 +204,7 @@ def test_a_file_without_turns_has_no_column_for_them(tmp_path):
     for name, template in (("whole", CHATML), ("turns", R1)):
         (tmp_path / name).mkdir()
         values, made = encoded(tmp_path / name, template, [{"id": "a", "chat": TALK}])
-        folder = encode(CaptureConfig.model_validate(values), made)
+        folder = tiny.encode(CaptureConfig.model_validate(values), made)
         tables[name] = pa.ipc.open_file(layout.sequences_file(folder, 0)).read_all()
     assert tables["whole"].schema.equals(SCHEMA)
     assert tables["turns"].column_names == [*SCHEMA.names, "turn"]
@@ -217,7 +216,7 @@ def test_sequences_without_the_beginning_of_their_chat_are_counted_and_said(tmp_
     short = [{"role": "user", "content": "the"}, {"role": "assistant", "content": "a"}]
     records = [{"id": "long", "chat": long}, {"id": "short", "chat": short}]
     values, made = encoded(tmp_path, CHATML, records, length=64)
-    folder = encode(CaptureConfig.model_validate(values), made)
+    folder = tiny.encode(CaptureConfig.model_validate(values), made)
     encoding = Encoding(folder, "main")
     sequences = [s for shard in range(len(encoding.shards)) for s in encoding.sequences(shard)]
     start = made(render(CHATML, long), add_special_tokens=False)["input_ids"][:8]
@@ -232,7 +231,7 @@ def test_sequences_without_the_beginning_of_their_chat_are_counted_and_said(tmp_
 
 def test_where_nothing_is_cut_nothing_is_stored_or_said(tmp_path, caplog):
     values, made = encoded(tmp_path, CHATML, [{"id": "short", "chat": TALK[:2]}])
-    folder = encode(CaptureConfig.model_validate(values), made)
+    folder = tiny.encode(CaptureConfig.model_validate(values), made)
     assert "chat_sequences" not in (folder / "zarr.json").read_text()
     assert caplog.text == ""
 
@@ -241,7 +240,7 @@ def test_a_token_across_the_boundary_belongs_to_the_prompt(tmp_path):
     """Joint tokenisation may merge the header's end with the answer's beginning; such a token is read, not kept."""
     glued = CHATML.replace("{{ m.role }}\n", "{{ m.role }} ").replace("assistant\n", "assistant ")
     values, made = encoded(tmp_path, glued, [{"id": "a", "chat": TALK[:2]}])
-    (sequence,) = Encoding(encode(CaptureConfig.model_validate(values), made), "main").sequences(0)
+    (sequence,) = Encoding(tiny.encode(CaptureConfig.model_validate(values), made), "main").sequences(0)
     kept = made.decode(sequence.gold_ids("causal"))
     assert (TALK[1]["content"] + "<|im_end|>\n").endswith(kept)
     assert np.array_equal(sequence.input_ids, made(sequence.text, add_special_tokens=False)["input_ids"])

@@ -16,8 +16,7 @@ from cache_tools.store import claims
 from cache_tools.store.claims import CLAIM, Claim, claimed
 from cache_tools.store.reader import Encoding
 from pipeline.config import CaptureConfig
-from pipeline.encoding import encode as encode_module
-from pipeline.encoding.encode import encode
+from pipeline.encoding import parts
 from store_fixtures import snapshot
 
 CAUSAL = tiny.tokenizer()
@@ -119,7 +118,7 @@ def config_of(folder, texts, cache, **changes):
 
 def during(monkeypatch, shards, work):
     """Call ``work`` once, when a first capture has written so many shards."""
-    original, done = encode_module.write_shard, []
+    original, done = parts.write_shard, []
 
     def write(folder, shard, *rest):
         if shard == shards and not done:
@@ -127,7 +126,7 @@ def during(monkeypatch, shards, work):
             work()
         return original(folder, shard, *rest)
 
-    monkeypatch.setattr(encode_module, "write_shard", write)
+    monkeypatch.setattr(parts, "write_shard", write)
     return done
 
 
@@ -142,41 +141,41 @@ OTHERS = {
 @pytest.mark.parametrize("shards", [0, 3])
 def test_a_second_first_capture_is_refused_and_the_first_finishes_whole(tmp_path, monkeypatch, other, shards):
     first = config_of(tmp_path / "a", tiny.TEXTS, tmp_path / "cache")
-    straight = snapshot(encode(config_of(tmp_path / "a", tiny.TEXTS, tmp_path / "straight"), CAUSAL))
+    straight = snapshot(tiny.encode(config_of(tmp_path / "a", tiny.TEXTS, tmp_path / "straight"), CAUSAL))
     texts, tokenizer, changes = OTHERS[other]
     second = config_of(tmp_path / "b", texts, tmp_path / "cache", **changes)
 
     def late():
         with pytest.raises(IdentityError, match="the cache holds this encoding from another corpus or with other"):
-            encode(second, tokenizer)
+            tiny.encode(second, tokenizer)
 
     called = during(monkeypatch, shards, late)
-    assert snapshot(encode(first, CAUSAL)) == straight
+    assert snapshot(tiny.encode(first, CAUSAL)) == straight
     assert called
     with pytest.raises(IdentityError, match="the cache holds this encoding"):
-        encode(second, tokenizer)
+        tiny.encode(second, tokenizer)
     assert snapshot(tmp_path / "cache/encodings/main") == straight
 
 
 def test_the_same_first_capture_twice_at_once_gives_the_same_bytes(tmp_path, monkeypatch):
     config = config_of(tmp_path / "a", tiny.TEXTS, tmp_path / "cache")
-    straight = snapshot(encode(config_of(tmp_path / "a", tiny.TEXTS, tmp_path / "straight"), CAUSAL))
-    during(monkeypatch, 2, lambda: encode(config, CAUSAL))
-    assert snapshot(encode(config, CAUSAL)) == straight
+    straight = snapshot(tiny.encode(config_of(tmp_path / "a", tiny.TEXTS, tmp_path / "straight"), CAUSAL))
+    during(monkeypatch, 2, lambda: tiny.encode(config, CAUSAL))
+    assert snapshot(tiny.encode(config, CAUSAL)) == straight
 
 
 def test_a_capture_that_slept_while_its_claim_was_given_away_does_not_overwrite_its_successor(tmp_path, monkeypatch):
     first = config_of(tmp_path / "a", tiny.TEXTS, tmp_path / "cache")
     second = config_of(tmp_path / "b", tiny.TEXTS[:20], tmp_path / "cache")
-    straight = snapshot(encode(config_of(tmp_path / "b", tiny.TEXTS[:20], tmp_path / "straight"), CAUSAL))
+    straight = snapshot(tiny.encode(config_of(tmp_path / "b", tiny.TEXTS[:20], tmp_path / "straight"), CAUSAL))
 
     def give_away():
         (tmp_path / "cache/encodings/main" / CLAIM).unlink()
-        encode(second, CAUSAL)
+        tiny.encode(second, CAUSAL)
 
     during(monkeypatch, 1, give_away)
     with pytest.raises(IdentityError):
-        encode(first, CAUSAL)
+        tiny.encode(first, CAUSAL)
     result = snapshot(tmp_path / "cache/encodings/main")
     assert {key for key in straight if straight[key] != result.get(key)} <= {"sequences/00001.arrow"}
     # the one file that was being written at that very moment is all that can be lost, and verify names it
@@ -196,7 +195,7 @@ def killed_capture(config, monkeypatch):
         during(patch, 1, die)
         patch.setattr(Claim, "release", lambda self: None)
         with pytest.raises(Killed):
-            encode(config, CAUSAL)
+            tiny.encode(config, CAUSAL)
 
 
 def test_after_a_kill_the_same_command_goes_on_and_another_is_told_what_to_delete(tmp_path, monkeypatch):
@@ -205,14 +204,14 @@ def test_after_a_kill_the_same_command_goes_on_and_another_is_told_what_to_delet
     killed_capture(first, monkeypatch)
     claim = tmp_path / "cache/encodings/main" / CLAIM
     with pytest.raises(IdentityError) as error:
-        encode(second, CAUSAL)
+        tiny.encode(second, CAUSAL)
     assert f"delete {claim} and start again" in str(error.value)
-    encode(first, CAUSAL)
+    tiny.encode(first, CAUSAL)
     assert not claim.exists()
     killed_capture(config_of(tmp_path / "a", tiny.TEXTS, tmp_path / "other"), monkeypatch)
     (tmp_path / "other/encodings/main" / CLAIM).unlink()
-    straight = snapshot(encode(config_of(tmp_path / "b", tiny.TEXTS[:20], tmp_path / "straight"), CAUSAL))
-    assert snapshot(encode(config_of(tmp_path / "b", tiny.TEXTS[:20], tmp_path / "other"), CAUSAL)) == straight
+    straight = snapshot(tiny.encode(config_of(tmp_path / "b", tiny.TEXTS[:20], tmp_path / "straight"), CAUSAL))
+    assert snapshot(tiny.encode(config_of(tmp_path / "b", tiny.TEXTS[:20], tmp_path / "other"), CAUSAL)) == straight
 
 
 @pytest.mark.parametrize("error", [CorpusError("no"), KeyboardInterrupt()])
@@ -225,14 +224,14 @@ def test_a_capture_that_stops_by_itself_leaves_no_claim(tmp_path, monkeypatch, e
 
         during(patch, 1, stop)
         with pytest.raises(type(error)):
-            encode(config, CAUSAL)
+            tiny.encode(config, CAUSAL)
     assert not (tmp_path / "cache/encodings/main" / CLAIM).exists()
-    encode(config_of(tmp_path / "b", tiny.TEXTS[:20], tmp_path / "cache"), CAUSAL)
+    tiny.encode(config_of(tmp_path / "b", tiny.TEXTS[:20], tmp_path / "cache"), CAUSAL)
 
 
 def test_two_appends_of_different_files_are_kept_apart(tmp_path, monkeypatch):
     cache = tmp_path / "cache"
-    encode(config_of(tmp_path / "a", tiny.TEXTS[:10], cache), CAUSAL)
+    tiny.encode(config_of(tmp_path / "a", tiny.TEXTS[:10], cache), CAUSAL)
     for name, texts in (("b", tiny.TEXTS[10:30]), ("c", tiny.TEXTS[30:])):
         lines = [json.dumps({"id": f"{name}{i}", "text": text}) for i, text in enumerate(texts)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
@@ -244,12 +243,12 @@ def test_two_appends_of_different_files_are_kept_apart(tmp_path, monkeypatch):
 
     def late():
         with pytest.raises(IdentityError, match="has not finished"):
-            encode(with_files("c"), CAUSAL, append=True)
+            tiny.encode(with_files("c"), CAUSAL, append=True)
 
     called = during(monkeypatch, len(Encoding(cache / "encodings/main", "main").shards), late)
-    encode(with_files("b"), CAUSAL, append=True)
+    tiny.encode(with_files("b"), CAUSAL, append=True)
     assert called
-    encode(with_files("b", "c"), CAUSAL, append=True)
+    tiny.encode(with_files("b", "c"), CAUSAL, append=True)
 
 
 def test_two_teachers_of_one_name_with_other_settings_are_kept_apart(tmp_path, monkeypatch):

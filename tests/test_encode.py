@@ -9,13 +9,12 @@ import pytest
 
 import pipeline.run
 import tiny
-from cache_tools.errors import FormatError, IdentityError, ModelError
+from cache_tools.errors import CorpusError, FormatError, IdentityError, ModelError
 from cache_tools.maintenance.verify import verify
 from cache_tools.store.reader import Encoding
 from cache_tools.store.writer import create_cache
 from pipeline.config import CaptureConfig
 from pipeline.encoding import sequences as encode_documents
-from pipeline.encoding.encode import encode
 from pipeline.encoding.held_out import is_held_out
 from pipeline.encoding.tokenizer import load_tokenizer, tokenizer_identity
 from pipeline.run import Worker, run_capture
@@ -35,7 +34,7 @@ def run(folder, tokenizer=CAUSAL, append=False, **changes):
     """Encode ``folder/corpus.jsonl`` (by default TEXTS) into ``folder/cache`` and return the encoding's folder."""
     if not (folder / "corpus.jsonl").exists():
         write_corpus(folder, TEXTS)
-    return encode(CaptureConfig.model_validate(tiny.capture_values(folder, folder, **changes)), tokenizer, append)
+    return tiny.encode(CaptureConfig.model_validate(tiny.capture_values(folder, folder, **changes)), tokenizer, append)
 
 
 def opened(path):
@@ -271,7 +270,7 @@ def test_progress_counts_every_token_once(tmp_path):
     seen = []
     write_corpus(tmp_path, TEXTS)
     config = CaptureConfig.model_validate(tiny.capture_values(tmp_path, tmp_path))
-    folder = encode(config, CAUSAL, progress=lambda *step: seen.append(step))
+    folder = tiny.encode(config, CAUSAL, progress=lambda *step: seen.append(step))
     _, shards = opened(folder)
     assert sum(tokens for tokens, _ in seen) == sum(len(s.input_ids) for sequences in shards for s in sequences)
     shares = [share for _, share in seen]
@@ -293,7 +292,7 @@ def test_a_corpus_of_token_ids_makes_a_sound_encoding_without_texts(tmp_path, ob
     values = tiny.capture_values(tmp_path, tmp_path, objective=objective, paths=[str(tmp_path / "ids.jsonl")])
     values["corpus"]["ids_field"] = "tokens"
     create_cache(tmp_path / "cache")
-    _, shards = opened(encode(CaptureConfig.model_validate(values), tokenizer))
+    _, shards = opened(tiny.encode(CaptureConfig.model_validate(values), tokenizer))
     sequences = [s for sequences in shards for s in sequences]
     assert {s.document_id for s in sequences} == set(TEXTS)
     assert all(s.text == "" and s.byte_lengths.sum() == 0 for s in sequences)
@@ -319,3 +318,25 @@ def test_a_batch_is_bounded_by_characters_and_by_documents(monkeypatch, size):
     first = next(batches)
     assert len(read) == len(first) == -(-2000 // (size + encode_documents.DOCUMENT_CHARACTERS))
     assert len(first) + sum(map(len, batches)) == 40
+
+
+@pytest.mark.parametrize(("tokenizer", "objective"), [(CAUSAL, "causal"), (MASKED, "masked")])
+def test_empty_documents_are_skipped_counted_and_change_nothing_else(tmp_path, caplog, tokenizer, objective):
+    texts = {"before": "", **TEXTS, "after": ""}
+    write_corpus(tmp_path / "with", texts)
+    write_corpus(tmp_path / "without", TEXTS)
+    shards = opened(run(tmp_path / "with", tokenizer, objective=objective))[1]
+    (warning,) = [record.message for record in caplog.records if "skipped" in record.message]
+    assert warning.startswith("2 documents were skipped, because they have no token that a teacher could predict")
+    assert "corpus.jsonl:1 (id 'before')" in warning
+    others = opened(run(tmp_path / "without", tokenizer, objective=objective))[1]
+    assert [[s.input_ids.tolist() for s in shard] for shard in shards] == [
+        [s.input_ids.tolist() for s in shard] for shard in others
+    ]
+
+
+def test_a_corpus_of_empty_documents_is_refused_and_leaves_nothing(tmp_path):
+    write_corpus(tmp_path, {"a": "", "b": ""})
+    with pytest.raises(CorpusError, match=r"no document has a token that a teacher could predict .*2 documents"):
+        run(tmp_path)
+    assert not list((tmp_path / "cache").rglob("*.arrow"))

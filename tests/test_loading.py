@@ -246,3 +246,26 @@ def test_a_name_that_is_no_folder_while_the_hub_is_away_is_said_plainly(tmp_path
 def test_a_path_that_is_no_folder_is_said_plainly():
     with pytest.raises(ModelError, match=r"^/no/such/folder: .*found no folder of this name exists, and it is no hub"):
         resolve_model(TeacherConfig.model_validate({"name": "toy", "model": "/no/such/folder", "target": {"k": 2}}))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", ""])
+def test_broken_generation_settings_are_refused_before_anything_is_loaded(tmp_path, content):
+    folder = tiny.save_teacher(tmp_path / "teacher")
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(ModelError, match=r"generation_config\.json: the generation settings of teacher 'toy' cannot"):
+        resolve_model(TeacherConfig.model_validate({"name": "toy", "model": str(folder)}))
+
+
+def test_a_tokenizer_that_is_nowhere_is_refused_after_one_question(tmp_path, monkeypatch):
+    questions = []
+
+    def away(name, **_):
+        questions.append(name)
+        raise LocalEntryNotFoundError("Got: ConnectError: [Errno -2] Name or service not known. Check your connection")
+
+    monkeypatch.setattr("pipeline.teachers.loading.snapshot_download", away)
+    monkeypatch.setattr("pipeline.run.load_tokenizer", lambda *_: pytest.fail("it asks for one file after another"))
+    values = tiny.capture_values(tmp_path, tokenizer="nothere")
+    with pytest.raises(ModelError, match=r"^nothere: the encoding's tokenizer cannot be found .*hub could not be"):
+        tiny.run(values)
+    assert questions == ["nothere"]

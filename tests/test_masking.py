@@ -9,7 +9,6 @@ import pytest
 import tiny
 from cache_tools.store.reader import Encoding
 from pipeline.config import CaptureConfig, MaskingConfig
-from pipeline.encoding.encode import encode
 from pipeline.encoding.masking import draw_mask
 
 MASK = 3
@@ -99,7 +98,7 @@ def encoded(folder, texts, **masking):
     lines = [json.dumps({"id": name, "text": text}) + "\n" for name, text in texts.items()]
     (folder / "corpus.jsonl").write_text("".join(lines))
     values = tiny.capture_values(folder, folder, objective="masked", masking=masking, max_length_tokens=24)
-    encoding = Encoding(encode(CaptureConfig.model_validate(values), BERT), "main")
+    encoding = Encoding(tiny.encode(CaptureConfig.model_validate(values), BERT), "main")
     found = {name: [] for name in texts}
     for shard in range(len(encoding.shards)):
         for sequence in encoding.sequences(shard):

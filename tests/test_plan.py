@@ -17,21 +17,29 @@ from cache_tools.errors import StorageError
 from cache_tools.format.layout import receipt_file
 from cache_tools.inspection.summary import summarise
 from cache_tools.storage import store_path
+from json_schema import mismatches
 from pipeline.capture.keep import Keep, sparse_targets
 from pipeline.config import CaptureConfig
-from pipeline.planning.capture_plan import plan_capture
-from pipeline.planning.measure import kl_floor
-from pipeline.planning.plan import require_space, survey
-from pipeline.planning.scale import shard_sizes, student_bytes_per_s
+from pipeline.corpus.documents import corpus_sources
+from pipeline.planning.capture_plan import CapturePlan, PlanSettings, plan_capture
+from pipeline.planning.choices import kl_floor
+from pipeline.planning.plan import require_space
+from pipeline.planning.scale import StudentLoad, Workload, shard_sizes, student_bytes_per_s
 from pipeline.planning.simulate import Cluster
+from pipeline.planning.survey import Extent, survey
 from refusal_fixtures import write_yaml
 
 MANY = 10_000
 
 
 def plan(values, sample_documents=MANY, sequences=0, tokens_per_s=None, tokens=None):
-    config = CaptureConfig.model_validate(values)
-    return plan_capture(config, sample_documents, sequences, tokens_per_s, tokens=tokens)
+    settings = PlanSettings(
+        sample_documents=sample_documents,
+        measured_sequences=sequences,
+        tokens_per_s=tokens_per_s,
+        corpus_tokens=tokens,
+    )
+    return plan_capture(CaptureConfig.model_validate(values), settings)
 
 
 def test_a_plan_over_every_document_counts_what_the_capture_will_hold(tmp_path):
@@ -40,12 +48,11 @@ def test_a_plan_over_every_document_counts_what_the_capture_will_hold(tmp_path):
     assert not (tmp_path / "cache").exists()
     tiny.run(values)
     encoding = summarise(tiny.Cache(values["cache"])).encodings[0].facts
-    assert planned["exact"]
-    for split, totals in planned["splits"].items():
-        assert {key: getattr(encoding.splits[split], key) for key in ("tokens", "positions")} == {
-            key: totals[key] for key in ("tokens", "positions")
-        }
-    assert planned["documents"] == sum(totals.documents for totals in encoding.splits.values())
+    assert planned.exact
+    for split, extent in planned.splits.items():
+        totals = encoding.splits[split]
+        assert (extent.tokens, extent.positions) == (totals.tokens, totals.positions)
+    assert planned.documents == sum(totals.documents for totals in encoding.splits.values())
 
 
 def test_a_sample_comes_near(tmp_path):
@@ -53,40 +60,41 @@ def test_a_sample_comes_near(tmp_path):
     tiny.write_corpus(tmp_path / "corpus.jsonl", texts)
     values = tiny.capture_values(tmp_path, held_out_fraction=0)
     whole, part = plan(values), plan(values, sample_documents=len(texts) // 2)
-    assert not part["exact"]
-    assert part["documents"] == whole["documents"]
-    assert part["splits"]["train"]["tokens"] == pytest.approx(whole["splits"]["train"]["tokens"], rel=0.15)
+    assert not part.exact
+    assert part.documents == whole.documents
+    assert part.splits["train"].tokens == pytest.approx(whole.splits["train"].tokens, rel=0.15)
 
 
 def test_measured_bytes_are_those_of_the_capture(tmp_path):
     tiny.write_corpus(tmp_path / "corpus.jsonl", tiny.TEXTS * 8)
     shape = {"positions_per_shard": 2**15, "chunk_positions": 2**12, "held_out_fraction": 0}
     values = tiny.capture_values(tmp_path, **shape)
-    planned = plan(values, sequences=MANY)["teachers"][0]
+    planned = plan(values, sequences=MANY).teachers[0]
     tiny.run(values)
     captured = summarise(tiny.Cache(values["cache"])).encodings[0].teachers[0].facts
-    assert planned["target_bytes_per_position"] == pytest.approx(captured.bytes_per_position, rel=0.02)
-    assert planned["stored_bytes"] == pytest.approx(captured.stored_bytes, rel=0.02)
-    assert planned["tokens_per_s"] > 0
-    assert planned["hours"] == pytest.approx(plan(values)["splits"]["train"]["tokens"] / planned["tokens_per_s"] / 3600)
+    assert planned.rates.target_bytes_per_position == pytest.approx(captured.bytes_per_position, rel=0.02)
+    assert planned.whole.stored.stored_bytes == pytest.approx(captured.stored_bytes, rel=0.02)
+    assert planned.rates.tokens_per_s > 0
+    tokens = plan(values).splits["train"].tokens
+    assert planned.whole.hours == pytest.approx(tokens / planned.rates.tokens_per_s / 3600)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_can_be_planned_and_measured(tmp_path, kind):
     values = tiny.capture_values(tmp_path, target=KINDS[kind], hidden={"layers": ["last", 1]})
-    rough, measured = plan(values)["teachers"][0], plan(values, sequences=20)["teachers"][0]
-    assert not rough["measured"]
-    assert rough["hours"] is None
-    assert measured["hidden_bytes_per_position"] == rough["hidden_bytes_per_position"] > 0
-    assert 0.2 < rough["target_bytes_per_position"] / measured["target_bytes_per_position"] < 5
+    rough, measured = plan(values).teachers[0], plan(values, sequences=20).teachers[0]
+    assert not rough.measured
+    assert rough.whole.hours is None
+    assert measured.rates.hidden_bytes_per_position == rough.rates.hidden_bytes_per_position > 0
+    assert 0.2 < rough.rates.target_bytes_per_position / measured.rates.target_bytes_per_position < 5
 
 
 def test_more_entries_keep_more_and_lose_less(tmp_path):
     values = tiny.capture_values(tmp_path, target={"k": 20})
-    choices = plan(values, sequences=30)["teachers"][0]["choices"]
-    assert 20 in [row["k"] for row in choices]
+    choices = plan(values, sequences=30).teachers[0].choices
+    assert 20 in [row.k for row in choices]
     for key, sign in (("k", 1), ("kept_mass", 1), ("bytes_per_position", 1), ("kl_floor_nats", -1)):
-        assert (sign * np.diff([row[key] for row in choices]) > 0).all()
+        assert (sign * np.diff([getattr(row, key) for row in choices]) > 0).all()
 
 
 @pytest.mark.parametrize("k", [1, 5, 39, 40])
@@ -103,50 +111,52 @@ def test_the_kl_floor_is_that_of_the_rest_spread_evenly(k):
 
 def test_a_given_speed_is_used(tmp_path):
     planned = plan(tiny.capture_values(tmp_path), tokens_per_s=100.0)
-    tokens = sum(totals["tokens"] for totals in planned["splits"].values())
-    assert planned["teachers"][0]["hours"] == pytest.approx(tokens / 100 / 3600)
+    tokens = sum(extent.tokens for extent in planned.splits.values())
+    assert planned.teachers[0].whole.hours == pytest.approx(tokens / 100 / 3600)
 
 
 def test_a_corpus_of_another_size_costs_in_proportion(tmp_path):
     values = tiny.capture_values(tmp_path)
     own, larger = plan(values, tokens_per_s=100.0), plan(values, tokens_per_s=100.0, tokens=1e12)
-    scale = 1e12 / sum(totals["tokens"] for totals in own["splits"].values())
-    assert sum(totals["tokens"] for totals in larger["splits"].values()) == pytest.approx(1e12)
-    for key in ("stored_bytes", "hours"):
-        assert larger["teachers"][0][key] == pytest.approx(scale * own["teachers"][0][key], rel=1e-6)
-    positions = larger["splits"]["train"]["positions"]
-    assert larger["splits"]["train"]["shards"] == -(-positions // values["encoding"].get("positions_per_shard"))
+    scale = 1e12 / sum(extent.tokens for extent in own.splits.values())
+    assert sum(extent.tokens for extent in larger.splits.values()) == pytest.approx(1e12)
+    large, small = larger.teachers[0].whole, own.teachers[0].whole
+    assert large.stored.stored_bytes == pytest.approx(scale * small.stored.stored_bytes, rel=1e-6)
+    assert large.hours == pytest.approx(scale * small.hours, rel=1e-6)
+    positions = larger.splits["train"].positions
+    assert larger.splits["train"].shards == -(-positions // values["encoding"].get("positions_per_shard"))
 
 
 def test_what_the_cache_holds_is_subtracted(tmp_path):
     values = tiny.capture_values(tmp_path)
     whole = plan(values, tokens_per_s=100.0)
-    left = whole["teachers"][0]["remaining"]
-    assert {key: left[key] for key in ("stored_bytes", "objects", "hours")}.items() <= whole["teachers"][0].items()
+    assert whole.teachers[0].remaining.cost == whole.teachers[0].whole
     tiny.run(values)
     teacher = tiny.Cache(values["cache"]).encoding().teacher("toy")
     lost = [0, 3]
     for shard in lost:
         receipt_file(teacher.path, shard).unlink()
-    found = plan(values, sample_documents=5, tokens_per_s=100.0)
-    left, entries = found["teachers"][0]["remaining"], [teacher.encoding.shards[shard] for shard in lost]
-    assert found["exact"]  # of the whole corpus, the encoding knows better than a sample
-    assert (left["shards"], left["objects"]) == (2, 2 * found["teachers"][0]["objects"] // len(teacher.encoding.shards))
-    assert left["tokens"] == sum(entry.tokens for entry in entries)
-    assert left["positions"] == sum(entry.positions for entry in entries)
-    assert left["hours"] == left["tokens"] / 100 / 3600
-    assert found["encoding"]["remaining"]["objects"] == 0
+    partial = plan(values, sample_documents=5, tokens_per_s=100.0)
+    left, entries = partial.teachers[0].remaining, [teacher.encoding.shards[shard] for shard in lost]
+    assert partial.exact  # the encoding knows the totals of the whole corpus, a sample would not
+    tokens, positions = sum(entry.tokens for entry in entries), sum(entry.positions for entry in entries)
+    assert left.extent == Extent(tokens, positions, 2)
+    objects_per_shard = partial.teachers[0].whole.stored.objects // len(teacher.encoding.shards)
+    assert left.cost.stored.objects == 2 * objects_per_shard
+    assert left.cost.hours == tokens / 100 / 3600
+    assert partial.encoding.remaining.objects == 0
     tiny.run(values)
-    done = plan(values, tokens_per_s=100.0)
-    assert done["teachers"][0]["remaining"] == dict.fromkeys(left, 0)
+    done = plan(values, tokens_per_s=100.0).teachers[0].remaining
+    assert done.extent == Extent()
+    assert (done.cost.stored.stored_bytes, done.cost.stored.objects, done.cost.hours) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("change", [{"target": {"k": 5}}, {"hidden": {"layers": [1]}}, {"max_length_tokens": 40}])
 def test_what_another_capture_left_counts_as_nothing(tmp_path, change):
     tiny.run(tiny.capture_values(tmp_path))
     changed = tiny.capture_values(tmp_path, teacher=tmp_path / "teacher", **change)
-    planned = plan(changed)["teachers"][0]
-    assert planned["remaining"]["objects"] == planned["objects"] > 0
+    planned = plan(changed).teachers[0]
+    assert planned.remaining.cost.stored.objects == planned.whole.stored.objects > 0
 
 
 def test_a_student_reads_targets_and_sequences_once_for_each_reader(tmp_path):
@@ -160,22 +170,24 @@ def test_a_student_reads_targets_and_sequences_once_for_each_reader(tmp_path):
     names = {f"{name}/c" for name in teacher.codec.array_types()}
     read = sum(o.bytes for key, o in teacher.receipt(0).objects.items() if key.rsplit("/c", 1)[0] + "/c" in names)
     per_position = (read + entry.bytes) / entry.positions
-    found = student_bytes_per_s(planned["teachers"][0], planned["encoding"]["sequence_bytes_per_position"], 1000, 3)
-    assert found == pytest.approx(3 * 1000 * per_position, rel=0.03)
+    sequence_bytes = planned.encoding.sequence_bytes_per_position
+    bytes_per_s = student_bytes_per_s(planned.teachers[0].rates, sequence_bytes, StudentLoad(1000, 3))
+    assert bytes_per_s == pytest.approx(3 * 1000 * per_position, rel=0.03)
 
 
 def test_of_shard_sizes_the_best_is_the_largest_that_costs_no_time(tmp_path):
-    planned = plan(tiny.capture_values(tmp_path), tokens_per_s=1000.0, tokens=1e10)["teachers"][0]
-    rows = shard_sizes(planned, 512, Cluster(10, 5000.0, 60.0))
-    assert [row["positions_per_shard"] for row in rows if row["planned"]] == [512]
-    best = next(row for row in rows if row["best"])
-    fastest = min(row["hours"] for row in rows)
-    assert best["hours"] <= 1.01 * fastest
-    assert all(row["hours"] > 1.01 * fastest for row in rows if row["shards"] < best["shards"])
+    planned = plan(tiny.capture_values(tmp_path), tokens_per_s=1000.0, tokens=1e10).teachers[0]
+    workload = Workload(planned.remaining, 1000.0, 512, planned.memory.kept_bytes)
+    rows = shard_sizes(workload, Cluster(10, 5000.0, 60.0))
+    assert [row.positions_per_shard for row in rows if row.planned] == [512]
+    best = next(row for row in rows if row.best)
+    fastest = min(row.hours for row in rows)
+    assert best.hours <= 1.01 * fastest
+    assert all(row.hours > 1.01 * fastest for row in rows if row.shards < best.shards)
     for smaller, larger in pairwise(rows):
-        assert smaller["objects"] > larger["objects"]
-        assert smaller["redone_share"] < larger["redone_share"]
-    assert rows[0]["redone_share"] == pytest.approx(rows[0]["shard_seconds"] / 5000 / 2, rel=0.01)
+        assert smaller.objects > larger.objects
+        assert smaller.redone_share < larger.redone_share
+    assert rows[0].redone_share == pytest.approx(rows[0].shard_seconds / 5000 / 2, rel=0.01)
 
 
 def test_refuses_a_cache_that_would_not_fit(tmp_path, monkeypatch):
@@ -194,8 +206,11 @@ def test_the_command_prints_tables_or_json(tmp_path):
     text = CliRunner().invoke(plan_command, [str(config), "--measure", "--sample-sequences", "10"])
     assert text.exit_code == 0
     assert "what k keeps and costs" in text.stdout
+    measured = CliRunner().invoke(plan_command, [str(config), "--measure", "--sample-sequences", "10", "--json"])
+    assert mismatches(json.loads(measured.stdout), CapturePlan) == []
     found = CliRunner().invoke(plan_command, [str(config), "--tokens-per-s", "50", "--workers", "2", "--json"])
     planned = json.loads(found.stdout)
+    assert mismatches(planned, CapturePlan) == []
     tokens = sum(totals["tokens"] for totals in planned["splits"].values())
     assert planned["teachers"][0]["hours"] == pytest.approx(tokens / 50 / 3600 / 2)
 
@@ -212,7 +227,9 @@ def test_the_command_simulates_workers(tmp_path):
     text = CliRunner().invoke(plan_command, asked)
     assert text.exit_code == 0
     assert "handed out" in text.stdout
-    planned = json.loads(CliRunner().invoke(plan_command, [*asked, "--json"]).stdout)["teachers"][0]
+    whole = json.loads(CliRunner().invoke(plan_command, [*asked, "--json"]).stdout)
+    assert mismatches(whole, CapturePlan) == []
+    planned = whole["teachers"][0]
     found = planned["simulation"]
     assert planned["hours"] == pytest.approx(1e9 / 1000 / 3600 / 8) == found["ideal_hours"]
     for run in (found["fixed"], found["handed_out"]):
@@ -226,7 +243,8 @@ def test_the_command_simulates_workers(tmp_path):
 
 def test_a_corpus_of_which_nothing_is_held_out_is_said_by_plan_and_capture(tmp_path, caplog):
     values = tiny.capture_values(tmp_path, held_out_fraction=1e-9)
-    survey(CaptureConfig.model_validate(values), tiny.tokenizer(), 5)
+    config = CaptureConfig.model_validate(values)
+    survey(tiny.recipe(config, tiny.tokenizer()), corpus_sources(config.corpus).values(), 5)
     said = [record.message for record in caplog.records]
     assert len(said) == 1
     assert said[0].startswith("No document is held out, for there are too few for corpus.held_out_fraction: 1e-09")
@@ -237,7 +255,8 @@ def test_a_corpus_of_which_nothing_is_held_out_is_said_by_plan_and_capture(tmp_p
 @pytest.mark.parametrize("fraction", [0.0, 0.2])
 def test_a_corpus_with_a_held_out_split_or_without_the_wish_for_one_is_not_spoken_of(tmp_path, caplog, fraction):
     values = tiny.capture_values(tmp_path, held_out_fraction=fraction)
-    survey(CaptureConfig.model_validate(values), tiny.tokenizer(), 5)
+    config = CaptureConfig.model_validate(values)
+    survey(tiny.recipe(config, tiny.tokenizer()), corpus_sources(config.corpus).values(), 5)
     tiny.run(values)
     assert "held out" not in caplog.text
 

@@ -11,11 +11,13 @@ import pipeline.planning.fit
 import pipeline.teachers.loading
 import tiny
 from cache_tools.errors import ModelError
+from pipeline.capture.target import resolve_teacher
 from pipeline.config import CaptureConfig
-from pipeline.planning.capture_plan import plan_capture
+from pipeline.planning.capture_plan import PlanSettings, plan_capture
 from pipeline.planning.command import plan_command
 from pipeline.planning.fit import USABLE_SHARE, host_memory_bytes, plan_fit
 from pipeline.planning.memory import plan_memory
+from pipeline.teachers.tensor_plan import meta_model
 from refusal_fixtures import write_yaml
 
 QWEN3_235B = {
@@ -50,8 +52,9 @@ def values_of(folder, model, **keys):
 
 
 def planned(values, device_memory_bytes=None, sequences=0):
-    config = CaptureConfig.model_validate(values)
-    return plan_capture(config, 5, sequences, None, device_memory_bytes=device_memory_bytes)["teachers"][0]
+    settings = PlanSettings(5, sequences, device_memory_bytes=device_memory_bytes)
+    (teacher,) = plan_capture(CaptureConfig.model_validate(values), settings).teachers
+    return teacher
 
 
 def test_a_plan_without_weights_is_the_plan_with_them(tmp_path):
@@ -65,7 +68,7 @@ def test_only_measuring_needs_weights(tmp_path):
     values = values_of(tmp_path, described(tmp_path / "bare"))
     with pytest.raises(ModelError, match="no safetensors weights"):
         planned(values, sequences=5)
-    assert planned(values)["stored_bytes"] > 0
+    assert planned(values).whole.stored.stored_bytes > 0
 
 
 @pytest.mark.parametrize("weights", [True, False])
@@ -84,11 +87,11 @@ def test_a_model_of_235_billion_weights_is_planned_and_allocates_none(tmp_path):
     teacher = planned(
         values_of(tmp_path, described(tmp_path / "big", "qwen3_moe", **QWEN3_235B), dtype="bfloat16"), 80 * 10**9
     )
-    memory, fit = teacher["memory"], teacher["fit"]
-    assert memory["weights_bytes"] == pytest.approx(2 * 235.1e9, rel=0.001)
-    assert not fit["fits"]
-    assert fit["devices_needed"] == 7  # 470 GB over 72 GB of each
-    assert fit["tensor_parallel"] is None  # four key heads: at most four processes
+    memory, fit = teacher.memory, teacher.fit
+    assert memory.weights_bytes == pytest.approx(2 * 235.1e9, rel=0.001)
+    assert not fit.fits
+    assert fit.devices_needed == 7  # 470 GB over 72 GB of each
+    assert fit.tensor_parallel is None  # four key heads: at most four processes
 
 
 GPU = 80 * 10**9
@@ -99,50 +102,51 @@ def fit_of(tmp_path, device_memory_bytes, **keys):
     if not folder.exists():
         described(folder, num_attention_heads=8, num_key_value_heads=8, hidden_size=256, num_hidden_layers=6)
     config = CaptureConfig.model_validate(values_of(tmp_path, folder, dtype="float32", batch_tokens=64, **keys))
-    memory = plan_memory(config.teachers[0], config.encoding, folder, device_memory_bytes)
-    return memory, plan_fit(config.teachers[0], "causal", folder, memory)
+    teacher, model = resolve_teacher(config.teachers[0]), meta_model(config.teachers[0], "causal", folder)
+    memory = plan_memory(teacher, model, config.encoding, device_memory_bytes)
+    return memory, plan_fit(teacher.config, model, memory)
 
 
 def test_one_device_is_enough_from_its_usable_share_on(tmp_path):
     memory, fit = fit_of(tmp_path, GPU)
-    assert (fit["fits"], fit["devices_needed"], fit["device_memory_bytes"]) == (True, 1, GPU)
-    just = int(memory["device_bytes"] / USABLE_SHARE) + 2
-    assert fit_of(tmp_path, just)[1]["fits"]
+    assert (fit.fits, fit.devices_needed, fit.device_memory_bytes) == (True, 1, GPU)
+    just = int(memory.device_bytes / USABLE_SHARE) + 2
+    assert fit_of(tmp_path, just)[1].fits
     _, small = fit_of(tmp_path, just - 10)
-    assert (small["fits"], small["devices_needed"], small["tensor_parallel"]) == (False, 2, 2)
+    assert (small.fits, small.devices_needed, small.tensor_parallel) == (False, 2, 2)
 
 
 def test_the_number_of_devices_holds_the_weights_and_each_a_batch(tmp_path):
     memory, _ = fit_of(tmp_path, GPU)
-    batch = max(memory["body_bytes"], memory["head_bytes"])
-    assert fit_of(tmp_path, int(batch / USABLE_SHARE) + 1000)[1]["device_map_gpus"] is None  # more than layers
+    batch = max(memory.body_bytes, memory.head_bytes)
+    assert fit_of(tmp_path, int(batch / USABLE_SHARE) + 1000)[1].device_map_gpus is None  # more than layers
     for devices in (2, 3, 5):
-        room = batch + -(-memory["weights_bytes"] // devices)
+        room = batch + -(-memory.weights_bytes // devices)
         _, fit = fit_of(tmp_path, int(room / USABLE_SHARE) + 2)
-        assert fit["device_map_gpus"] == devices
-        assert fit["tensor_parallel"] in (2, 4, 8, None)  # divisors of the heads
-        assert fit["devices_needed"] == min(devices, fit["tensor_parallel"] or devices)
+        assert fit.device_map_gpus == devices
+        assert fit.tensor_parallel in (2, 4, 8, None)  # divisors of the heads
+        assert fit.devices_needed == min(devices, fit.tensor_parallel or devices)
 
 
 def test_what_the_capture_file_gives_is_taken_into_account(tmp_path):
     memory, _ = fit_of(tmp_path, GPU)
-    size = int((memory["weights_bytes"] * 0.7 + max(memory["body_bytes"], memory["head_bytes"])) / USABLE_SHARE)
-    assert not fit_of(tmp_path, size)[1]["fits"]
+    size = int((memory.weights_bytes * 0.7 + max(memory.body_bytes, memory.head_bytes)) / USABLE_SHARE)
+    assert not fit_of(tmp_path, size)[1].fits
     for keys, devices in (({"tensor_parallel": 2}, 2), ({"device_map": "auto", "gpus": 2}, 2)):
         _, fit = fit_of(tmp_path, size, **keys)
-        assert (fit["fits"], fit["devices"]) == (True, devices)
+        assert (fit.fits, fit.devices) == (True, devices)
 
 
 def test_a_batch_that_fits_no_device_is_not_helped_by_more(tmp_path):
     _, fit = fit_of(tmp_path, 10_000)
-    assert (fit["fits"], fit["devices_needed"], fit["tensor_parallel"]) == (False, None, None)
+    assert (fit.fits, fit.devices_needed, fit.tensor_parallel) == (False, None, None)
 
 
 @pytest.mark.parametrize(("there", "fits"), [(10**12, True), (10**6, False), (None, None)])
 def test_on_a_cpu_the_machines_memory_counts(tmp_path, monkeypatch, there, fits):
     monkeypatch.setattr(pipeline.planning.fit, "host_memory_bytes", lambda: there)
     _, fit = fit_of(tmp_path, None, device="cpu")
-    assert (fit["fits"], fit["device_memory_bytes"], fit["device"]) == (fits, there, "cpu")
+    assert (fit.fits, fit.device_memory_bytes, fit.device) == (fits, there, "cpu")
 
 
 def test_a_containers_limit_counts_as_its_memory(tmp_path, monkeypatch):

@@ -12,14 +12,15 @@ import pipeline.capture.predict
 import pipeline.planning.measure
 import tiny
 from cache_tools.codecs.registry import Targets
-from pipeline.capture.declare import keep_of
 from pipeline.capture.keep import Keep, sparse_targets
 from pipeline.capture.predict import predict
+from pipeline.capture.target import read_target, resolve_teacher
 from pipeline.config import CaptureConfig
+from pipeline.corpus.documents import corpus_sources
 from pipeline.encoding.tokenizer import load_tokenizer
-from pipeline.planning.measure import drawn_order, measure, ratios
-from pipeline.planning.plan import survey
-from pipeline.planning.rows import as_asked, first_entries
+from pipeline.planning.choices import first_entries, narrowed, ratios
+from pipeline.planning.measure import drawn_order, measure
+from pipeline.planning.survey import survey
 from pipeline.teachers.loading import load_teacher
 from refusal_fixtures import write_yaml
 
@@ -40,9 +41,11 @@ class Reading:
 
     def __init__(self, folder, monkeypatch, **changes):
         config = CaptureConfig.model_validate(tiny.capture_values(folder, folder / "teacher", **changes))
-        self.config, self.seconds, self.groups = config.teachers[0], 0.0, []
-        self.teacher = load_teacher(self.config, folder / "teacher", "causal")
-        sample = survey(config, load_tokenizer(folder / "teacher"), 10_000)
+        self.seconds, self.groups = 0.0, []
+        self.resolved = resolve_teacher(config.teachers[0])
+        self.teacher = load_teacher(config.teachers[0], folder / "teacher", "causal")
+        recipe = tiny.recipe(config, load_tokenizer(folder / "teacher"))
+        sample = survey(recipe, corpus_sources(config.corpus).values(), 10_000)
         self.sequences = drawn_order(sample.sequences)
         self.tokens_read, run_body = 0, pipeline.capture.predict.run_body
 
@@ -59,7 +62,7 @@ class Reading:
         monkeypatch.setattr(pipeline.capture.predict, "run_body", counted)
 
     def measure(self, max_seconds=1e9):
-        return measure(self.teacher, self.config, "causal", self.sequences, max_seconds, clock=lambda: self.seconds)
+        return measure(self.teacher, self.resolved, "causal", self.sequences, max_seconds, clock=lambda: self.seconds)
 
     @property
     def read(self):
@@ -72,20 +75,20 @@ def test_each_sequence_is_read_once_for_all_k(folder, monkeypatch, kind):
     measured = reading.measure()
     tokens = sum(len(sequence.input_ids) for sequence in reading.sequences)
     assert sorted(s.sequence_id for s in reading.read) == list(range(len(reading.sequences)))
-    assert reading.tokens_read == tokens == measured["measured_on"]["tokens"]
-    assert measured["measured_on"]["whole_sample"]
-    assert measured["measured_on"]["positions"] == sum(sequence.num_positions for sequence in reading.sequences)
-    assert measured["tokens_per_s"] == pytest.approx(SPEED)
+    assert reading.tokens_read == tokens == measured.measured_on.tokens
+    assert measured.measured_on.whole_sample
+    assert measured.measured_on.positions == sum(sequence.num_positions for sequence in reading.sequences)
+    assert measured.tokens_per_s == pytest.approx(SPEED)
 
 
 @pytest.mark.parametrize("max_seconds", [0.001, 1, 5, 20])
 def test_it_stops_when_the_time_is_up(folder, monkeypatch, max_seconds):
     reading = Reading(folder, monkeypatch)
-    measured = reading.measure(max_seconds)["measured_on"]
+    measured = reading.measure(max_seconds).measured_on
     longest = max(len(sequence.input_ids) for sequence in reading.sequences) / SPEED
-    assert max_seconds <= measured["seconds"] <= max_seconds + longest
-    assert measured["sequences"] == len(reading.read) < len(reading.sequences)
-    assert not measured["whole_sample"]
+    assert max_seconds <= measured.seconds <= max_seconds + longest
+    assert measured.sequences == len(reading.read) < len(reading.sequences)
+    assert not measured.whole_sample
     assert reading.read == reading.sequences[: len(reading.read)]  # the next ones, whatever their length
 
 
@@ -111,7 +114,8 @@ def test_smaller_targets_are_the_beginnings_of_the_widest(target):
     config = CaptureConfig.model_validate(
         {"cache": "c", "corpus": {"paths": ["p"]}, "teachers": [{"name": "t", "model": "m", "target": target}]}
     ).teachers[0]
-    direct, derived = made(keep_of(config.target)), as_asked(made(Keep(k=128)), config.target)
+    keep = read_target(config.target).keep
+    direct, derived = made(keep), narrowed(made(Keep(k=128)), keep)
     np.testing.assert_array_equal(direct.ids, derived.ids)
     np.testing.assert_array_equal(direct.log_probs, derived.log_probs)
     # the sum of 300 float32 probabilities, against a difference from 1
@@ -139,11 +143,13 @@ def test_the_standard_error_is_that_of_a_ratio_over_sequences():
 
 
 def test_blocks_add_up(folder, monkeypatch):
-    whole = Reading(folder, monkeypatch).measure()["choices"]
+    whole = Reading(folder, monkeypatch).measure().choices
     monkeypatch.setattr(pipeline.planning.measure, "BLOCK_ROWS", 50)
-    for row, other in zip(Reading(folder, monkeypatch).measure()["choices"], whole, strict=True):
+    for row, other in zip(Reading(folder, monkeypatch).measure().choices, whole, strict=True):
         for key in ("k", "kept_mass", "kl_floor_nats", "kept_mass_standard_error", "kl_floor_standard_error_nats"):
-            assert row[key] == pytest.approx(other[key], rel=1e-4)  # batches differ, and with them the last bits
+            assert getattr(row, key) == pytest.approx(
+                getattr(other, key), rel=1e-4
+            )  # batches differ, and with them the last bits
 
 
 def test_the_command_says_how_much_it_read(folder):

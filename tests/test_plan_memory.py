@@ -1,20 +1,22 @@
 """Planned memory: weights and kept rows are exact, and the formulas are those of the documentation."""
 
 import tracemalloc
+from dataclasses import replace
 
 import pytest
 from test_target_kinds import KINDS
 
 import tiny
 from cache_tools.store.writer import commit_shard
-from pipeline.capture.declare import keep_of
-from pipeline.capture.predict import Wanted, predict
+from pipeline.capture.predict import KeptOutputs, predict
 from pipeline.capture.shards import _error_measures
+from pipeline.capture.target import resolve_teacher
 from pipeline.config import CaptureConfig
 from pipeline.planning import memory as planned
-from pipeline.planning.capture_plan import plan_capture
+from pipeline.planning.capture_plan import PlanSettings, plan_capture
 from pipeline.planning.tables import print_plan
 from pipeline.teachers.loading import load_teacher
+from pipeline.teachers.tensor_plan import meta_model
 
 
 def one_teacher(tmp_path, model_type="llama", **changes):
@@ -24,17 +26,22 @@ def one_teacher(tmp_path, model_type="llama", **changes):
     objective = {"objective": "masked"} if model_type in ("bert", "modernbert") else {}
     values = tiny.capture_values(tmp_path, folder, **objective, **changes)
     config = CaptureConfig.model_validate(values)
-    return config, config.teachers[0], folder
+    return config, resolve_teacher(config.teachers[0])
+
+
+def plan_of(config, teacher):
+    model = meta_model(teacher.config, config.encoding.objective, teacher.folder)
+    return planned.plan_memory(teacher, model, config.encoding)
 
 
 @pytest.mark.parametrize("model_type", tiny.ARCHITECTURES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_weights_are_those_of_the_loaded_teacher(tmp_path, model_type, dtype):
-    config, teacher, folder = one_teacher(tmp_path, model_type, dtype=dtype)
-    model = load_teacher(teacher, folder, config.encoding.objective).model
-    found = planned.plan_memory(teacher, config.encoding, folder)
-    assert found["weights_bytes"] == planned.weight_bytes(model) > 10_000
-    assert found["weights_bytes"] >= model.num_parameters() * model.dtype.itemsize
+    config, teacher = one_teacher(tmp_path, model_type, dtype=dtype)
+    model = load_teacher(teacher.config, teacher.folder, config.encoding.objective).model
+    weights = plan_of(config, teacher).weights_bytes
+    assert weights == planned.weight_bytes(model) > 10_000
+    assert weights >= model.num_parameters() * model.dtype.itemsize
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -42,34 +49,34 @@ def test_kept_rows_are_as_large_as_the_predictions(tmp_path, kind):
     values = tiny.capture_values(tmp_path, target=KINDS[kind], hidden={"layers": ["last", 1]})
     tiny.run(values)
     config = CaptureConfig.model_validate(values)
-    teacher, encoding = config.teachers[0], tiny.Cache(values["cache"]).encoding()
-    cached, loaded = encoding.teacher("toy"), load_teacher(teacher, tmp_path / "teacher", "causal")
-    wanted = Wanted(cached.manifest, cached.groups, keep_of(teacher.target))
-    rows = predict(encoding.sequences(0), "causal", loaded, wanted, 512)
+    teacher, encoding = resolve_teacher(config.teachers[0]), tiny.Cache(values["cache"]).encoding()
+    loaded = load_teacher(teacher.config, tmp_path / "teacher", "causal")
+    kept = KeptOutputs(teacher.target.keep, ("last", "1"))
+    rows = predict(encoding.sequences(0), "causal", loaded, kept, 512)
     arrays = [*vars(rows.targets).values(), *rows.scalars.values(), *rows.hidden.values()]
     size = sum(array.nbytes for array in arrays)
     assert planned.kept_bytes_per_position(teacher, loaded.model) == size / encoding.shards[0].positions
 
 
 def test_activations_follow_the_formula(tmp_path):
-    config, teacher, folder = one_teacher(tmp_path, hidden={"layers": [1]})
-    found = planned.plan_memory(teacher, config.encoding, folder)
+    config, teacher = one_teacher(tmp_path, hidden={"layers": [1]})
+    memory = plan_of(config, teacher)
     width, inner, length, tokens = 32, 48, 48, 512
     attention = (4 + 2) * width + length  # as many key heads as query heads
     states = 3 * width  # embeddings and two layers
-    assert found["body_bytes"] == tokens * (4 * (4 * width + max(3 * inner, attention) + states) + length)
-    assert found["head_bytes"] == (tokens + -(-tokens // 2)) * 4 * 300 + 2 * 4 * tokens * width
-    assert found["device_bytes"] == found["weights_bytes"] + max(found["body_bytes"], found["head_bytes"])
-    host = sum(found[f"{part}_bytes"] for part in ("kept", "writing", "batch"))
-    assert found["host_bytes"] == found["device_bytes"] + host
-    per_position = planned.kept_bytes_per_position(teacher, planned.meta_model(teacher, "causal", folder))
-    assert found["kept_bytes"] == 2 * config.encoding.positions_per_shard * per_position
-    assert found["batch_bytes"] == 2 * tokens * per_position
+    assert memory.body_bytes == tokens * (4 * (4 * width + max(3 * inner, attention) + states) + length)
+    assert memory.head_bytes == (tokens + -(-tokens // 2)) * 4 * 300 + 2 * 4 * tokens * width
+    assert memory.device_bytes == memory.weights_bytes + max(memory.body_bytes, memory.head_bytes)
+    host = memory.kept_bytes + memory.writing_bytes + memory.batch_bytes
+    assert memory.host_bytes == memory.device_bytes + host
+    per_position = planned.kept_bytes_per_position(teacher, meta_model(teacher.config, "causal", teacher.folder))
+    assert memory.kept_bytes == 2 * config.encoding.positions_per_shard * per_position
+    assert memory.batch_bytes == 2 * tokens * per_position
 
 
 def test_a_chunk_of_logits_bounds_the_head(tmp_path):
-    _, teacher, folder = one_teacher(tmp_path)
-    model = planned.meta_model(teacher, "causal", folder)
+    _, teacher = one_teacher(tmp_path)
+    model = meta_model(teacher.config, "causal", teacher.folder)
     assert planned.head_bytes(model, 512, 7 * 4 * 300) == (7 + 4) * 4 * 300 + 2 * 4 * 512 * 32
 
 
@@ -96,10 +103,10 @@ def test_what_a_shard_takes_while_it_is_written_is_what_is_planned(tmp_path, nam
     tiny.write_corpus(tmp_path / "corpus.jsonl", tiny.TEXTS * 6)
     tiny.run(values)
     config = CaptureConfig.model_validate(values)
-    teacher, encoding = config.teachers[0], tiny.Cache(values["cache"]).encoding()
-    cached, loaded = encoding.teacher("toy"), load_teacher(teacher, folder, "causal")
-    wanted = Wanted(cached.manifest, cached.groups, keep_of(teacher.target))
-    rows = predict(encoding.sequences(0), "causal", loaded, wanted, 512)
+    teacher, encoding = resolve_teacher(config.teachers[0]), tiny.Cache(values["cache"]).encoding()
+    cached, loaded = encoding.teacher("toy"), load_teacher(teacher.config, folder, "causal")
+    kept = KeptOutputs(teacher.target.keep, tuple(cached.manifest.hidden))
+    rows = predict(encoding.sequences(0), "causal", loaded, kept, 512)
     errors = _error_measures(cached, loaded)
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
@@ -109,7 +116,7 @@ def test_what_a_shard_takes_while_it_is_written_is_what_is_planned(tmp_path, nam
     positions = encoding.shards[0].positions
     per_position = planned.writing_bytes_per_position(teacher, loaded.model)
     blocks = (
-        2048 * 8 * 6 * max(64, keep_of(teacher.target).slots(300))
+        2048 * 8 * 6 * max(64, teacher.target.keep.slots(300))
     )  # of intermediate results, whatever the shard's size
     assert positions > 0.9 * POSITIONS
     assert 0.6 * per_position * positions < peak < per_position * positions + blocks
@@ -117,8 +124,9 @@ def test_what_a_shard_takes_while_it_is_written_is_what_is_planned(tmp_path, nam
 
 @pytest.mark.parametrize(("there", "words"), [(10**12, False), (10**4, True), (None, False)])
 def test_a_plan_says_when_a_gpu_is_too_small(tmp_path, capsys, there, words):
-    plan = plan_capture(CaptureConfig.model_validate(tiny.capture_values(tmp_path)), 5, 0, None)
-    teacher = plan["teachers"][0]
-    teacher["memory"] |= {"device": "cuda", "device_total_bytes": there}
-    print_plan(plan | {"teachers": [teacher | {"student_bytes_per_s": 0.0}]})
+    config = CaptureConfig.model_validate(tiny.capture_values(tmp_path))
+    plan = plan_capture(config, PlanSettings(sample_documents=5))
+    (teacher,) = plan.teachers
+    memory = replace(teacher.memory, device="cuda", device_total_bytes=there)
+    print_plan(replace(plan, teachers=(replace(teacher, memory=memory),)))
     assert ("NOT FIT" in " ".join(capsys.readouterr().out.split())) == words

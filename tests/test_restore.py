@@ -12,8 +12,6 @@ from cache_tools.maintenance.copying import copy_cache
 from cache_tools.maintenance.repair import repair
 from cache_tools.maintenance.verify import verify
 from cache_tools.store.reader import Cache
-from pipeline.config import CaptureConfig
-from pipeline.encoding import encode as encode_module
 from pipeline.encoding.encode import is_encoded, is_whole
 from store_fixtures import flip_bit, snapshot
 
@@ -119,20 +117,20 @@ def test_a_file_that_comes_out_otherwise_is_not_written(values, tmp_path, monkey
     gone(cache / "encodings/main" / FILES[0])
     gone(cache / "encodings/main" / FILES[7])
     before = snapshot(cache)
-    monkeypatch.setattr(encode_module, "tokenizer_files", lambda _: {"tokenizer_config.json": b"other"})
+    monkeypatch.setattr("pipeline.encoding.encode.tokenizer_files", lambda _: {"tokenizer_config.json": b"other"})
     with pytest.raises(IdentityError, match="cannot be written again: the new file differs from the recorded one"):
         tiny.run(values)
     assert snapshot(cache) == before
 
 
 def test_workers_wait_until_rank_0_has_written_what_is_missing(values, tmp_path):
-    config = CaptureConfig.model_validate(values)
+    folder = tmp_path / "cache/encodings/main"
     sources = ["0.jsonl", "1.jsonl", "2.jsonl", "3.jsonl"]
-    assert is_whole(config)
-    assert is_encoded(config, sources)
-    gone(tmp_path / "cache/encodings/main" / FILES[0])
-    assert not is_whole(config)
-    assert not is_encoded(config, sources)
+    assert is_whole(folder)
+    assert is_encoded(folder, sources)
+    gone(folder / FILES[0])
+    assert not is_whole(folder)
+    assert not is_encoded(folder, sources)
 
 
 def test_a_copy_brings_back_what_a_later_damage_took(values, tmp_path):

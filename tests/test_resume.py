@@ -20,7 +20,6 @@ from cache_tools.maintenance.verify import verify
 from cache_tools.store.reader import Cache
 from cache_tools.store.writer import create_cache
 from pipeline.config import CaptureConfig
-from pipeline.encoding.encode import encode
 from pipeline.encoding.tokenizer import load_tokenizer
 from pipeline.run import Worker, run_capture
 from processes import TIMEOUT_SECONDS, finish, start
@@ -207,7 +206,7 @@ def test_a_worker_that_starts_first_waits_for_the_teacher_to_be_declared(tmp_pat
     monkeypatch.setattr(pipeline.run, "POLL_SECONDS", 0.01)
     config, reporter = settings(tmp_path, teacher), Waiting("declare")
     create_cache(config.cache)
-    encode(config, load_tokenizer(teacher))
+    tiny.encode(config, load_tokenizer(teacher))
     second = threading.Thread(target=capture, args=(tmp_path, teacher, Worker(1, 2), reporter), daemon=True)
     second.start()
     assert reporter.event.wait(TIMEOUT_SECONDS)

@@ -23,7 +23,6 @@ from cache_tools.store.reader import Encoding
 from pipeline.config import CaptureConfig
 from pipeline.corpus.config import CorpusConfig
 from pipeline.corpus.documents import corpus_sources, read_documents
-from pipeline.encoding.encode import encode
 from store_fixtures import snapshot
 
 RECORDS = [{"id": f"row{number}", "text": text} for number, text in enumerate(tiny.TEXTS[:10])]
@@ -68,7 +67,7 @@ def identity(*given):
 def run(folder, *given, append=False, **corpus):
     values = tiny.capture_values(folder, folder)
     values["corpus"] = {"datasets": given, "held_out_fraction": 0.2, **corpus}
-    return encode(CaptureConfig.model_validate(values), tiny.tokenizer(), append)
+    return tiny.encode(CaptureConfig.model_validate(values), tiny.tokenizer(), append)
 
 
 class FakeHub:

@@ -22,7 +22,6 @@ from cache_tools.maintenance.verify import verify
 from cache_tools.store.writer import create_cache
 from logitcask import cli
 from pipeline.config import CaptureConfig
-from pipeline.encoding.encode import encode
 from pipeline.encoding.tokenizer import load_tokenizer
 from pipeline.run import Worker, run_capture
 from processes import TIMEOUT_SECONDS, finish, start
@@ -124,9 +123,9 @@ def test_a_worker_gives_up_on_a_silent_rank_0(tmp_path, teacher, monkeypatch, en
     config = settings(tmp_path, teacher)
     if encoded:
         create_cache(config.cache)
-        encode(config, load_tokenizer(teacher))
+        tiny.encode(config, load_tokenizer(teacher))
     what = "declare toy" if encoded else "encode"
-    with pytest.raises(IncompleteError, match=rf"rank 0 did not {what}, and gave no sign for 0\.001 minutes\."):
+    with pytest.raises(IncompleteError, match=rf"nothing for 0\.001 minutes\. This worker waits for it to {what}\."):
         capture(tmp_path, teacher, Worker(1, 2, wait_minutes=0.001))
 
 
@@ -145,7 +144,7 @@ def test_a_shard_of_sequences_is_a_sign_of_life(tmp_path, teacher, monkeypatch):
     times = []
     monkeypatch.setattr(pipeline.run, "POLL_SECONDS", 0)
     monkeypatch.setattr("pipeline.run.time.monotonic", pass_time)
-    with pytest.raises(IncompleteError, match="no sign for 60 minutes"):
+    with pytest.raises(IncompleteError, match="written nothing for 60 minutes"):
         capture(tmp_path, teacher, Worker(1, 2))
     assert 200 < times[-1] <= 320
 

@@ -1,13 +1,16 @@
 """``logitcask audit``: does a cache say what its teacher says?"""
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from pipeline.audit.measures import Measures, ProbabilityBin
+    from pipeline.audit.run import TeacherAudit
+    from pipeline.audit.worst import WorstPosition
 
 
 @click.command("audit")
@@ -40,6 +43,7 @@ def audit_command(
     from transformers.utils.logging import disable_progress_bar
 
     from cache_tools.configuration import load_config
+    from cache_tools.json_output import json_text
     from cache_tools.progress.lines import open_reporter
     from pipeline.audit.run import run_audit
     from pipeline.config import CaptureConfig
@@ -50,52 +54,50 @@ def audit_command(
     settings = load_config(config, CaptureConfig, (*overrides, *assignments))
     disable_progress_bar()
     with open_reporter() as reporter:
-        reports = run_together(settings, lambda _: run_audit(settings, teacher, reporter))
-    if reports is None:  # another process says what was found
+        audit = run_together(settings.teachers, lambda _: run_audit(settings, teacher, reporter))
+    if audit is None:  # another process of the group reports
         return
-    passed = all(report["passed"] for report in reports)
     if as_json:
-        click.echo(json.dumps({"cache": str(settings.cache), "passed": passed, "teachers": reports}, indent=2))
+        click.echo(json_text(audit))
     else:
-        for report in reports:
+        for report in audit.teachers:
             _print(report)
-    if not passed:
+    if not audit.passed:
         raise SystemExit(1)
 
 
-def _print(report: dict[str, Any]) -> None:
+def _print(report: "TeacherAudit") -> None:
     from rich.console import Console
 
     console = Console()
-    for table in filter(None, (_checks_table(report), _bins_table(report["probability_bins"]))):
+    for table in filter(None, (_checks_table(report), _bins_table(report.measures.probability_bins))):
         console.print(table)
-    lines = _measures(report)
-    if not report["passed"]:
-        lines += _worst_lines(report["worst"])
-        lines += [f"identity differs: {line}" for line in report["identity"]]
-        lines += report["diagnosis"]
-    lines.append(f"teacher {report['teacher']}: {'passed' if report['passed'] else 'FAILED'}")
+    lines = _measures(report.measures)
+    if not report.passed:
+        lines += map(_worst_line, report.worst)
+        lines += [f"identity differs: {line}" for line in report.identity]
+        lines += report.diagnosis
+    lines.append(f"teacher {report.teacher}: {'passed' if report.passed else 'FAILED'}")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _checks_table(report: dict[str, Any]) -> "Table":
+def _checks_table(report: "TeacherAudit") -> "Table":
     from rich.table import Table
 
     table = Table(
-        title=f"teacher {report['teacher']} · {report['positions']:,} positions of {report['sequences']:,} sequences "
-        f"in {len(report['shards'])} shards"
+        title=f"teacher {report.teacher} · {report.positions:,} positions of {report.sequences:,} sequences "
+        f"in {len(report.shards)} shards"
     )
     for heading in ("check", "found", "limit", "worst shard", ""):
         table.add_column(heading, justify="right" if heading in ("found", "limit", "worst shard") else "left")
-    for check in report["checks"]:
-        shard = "" if check["shard"] is None else str(check["shard"])
-        verdict = "ok" if check["passed"] else "FAILED"
-        table.add_row(check["name"], f"{check['value']:.2g}", f"{check['limit']:.2g}", shard, verdict)
+    for check in report.checks:
+        shard = "" if check.shard is None else str(check.shard)
+        table.add_row(check.name, f"{check.value:.2g}", f"{check.limit:.2g}", shard, "ok" if check.passed else "FAILED")
     return table
 
 
-def _bins_table(bins: list[dict[str, float]] | None) -> "Table | None":
+def _bins_table(bins: "tuple[ProbabilityBin, ...] | None") -> "Table | None":
     from rich.table import Table
 
     if bins is None:
@@ -104,32 +106,28 @@ def _bins_table(bins: list[dict[str, float]] | None) -> "Table | None":
     for heading in ("live probability", "entries", "mean", "mean absolute", "largest"):
         table.add_column(heading, justify="right")
     for part in bins:
-        errors = (f"{part[name]:.2g}" for name in ("mean", "mean_absolute", "largest"))
-        table.add_row(f"{part['above']:g} to {part['up_to']:g}", f"{part['entries']:,}", *errors)
+        errors = (part.errors.mean, part.errors.mean_absolute, part.errors.largest)
+        figures = (f"{error:.2g}" for error in errors)
+        table.add_row(f"{part.above:g} to {part.up_to:g}", f"{part.errors.entries:,}", *figures)
     return table
 
 
-def _measures(report: dict[str, Any]) -> list[str]:
+def _measures(measures: "Measures") -> list[str]:
     """Return the measures that are reported and not judged, as lines."""
-    lines = [f"rows with the tokens that the live teacher would keep: {report['same_tokens']:.1%}"]
-    if report["kl"]:
-        kl, left_out = report["kl"], report["left_out"]
-        lines += [
-            f"same likeliest token: {report['top1_agreement']:.1%}",
-            f"KL of a row: mean {kl['mean']:.2g}, 99 % below {kl['p99']:.2g}, largest {kl['largest']:.2g} nats",
-            f"mass left out: mean error {left_out['mean']:.2g}, largest {left_out['largest']:.2g}",
-        ]
-    if report["excess_surprisal"]:
-        excess = report["excess_surprisal"]
-        lines.append(
-            f"surprisal of the draws beyond the entropy: {excess['mean']:.2g} ± {excess['standard_error']:.2g} nats"
-        )
+    lines = [f"rows with the tokens that the live teacher would keep: {measures.same_tokens:.1%}"]
+    if measures.top1_agreement is not None:
+        lines.append(f"same likeliest token: {measures.top1_agreement:.1%}")
+    if kl := measures.kl:
+        lines.append(f"KL of a row: mean {kl.mean:.2g}, 99 % below {kl.p99:.2g}, largest {kl.largest:.2g} nats")
+    if left_out := measures.left_out:
+        lines.append(f"mass left out: mean error {left_out.mean:.2g}, largest {left_out.largest:.2g}")
+    if excess := measures.excess_surprisal:
+        lines.append(f"surprisal of the draws beyond the entropy: {excess.mean:.2g} ± {excess.standard_error:.2g} nats")
     return lines
 
 
-def _worst_lines(worst: list[dict[str, Any]]) -> list[str]:
-    return [
-        f"worst: {item['document_id']}, sequence {item['sequence_id']}, row {item['row']}: "
-        f"{item['context']!r}, then {item['token']!r}: stored {item['stored']:.3g}, live {item['live']:.3g}"
-        for item in worst
-    ]
+def _worst_line(worst: "WorstPosition") -> str:
+    return (
+        f"worst: {worst.document_id}, sequence {worst.sequence_id}, row {worst.row}: "
+        f"{worst.context!r}, then {worst.token!r}: stored {worst.stored:.3g}, live {worst.live:.3g}"
+    )

@@ -20,7 +20,7 @@ from cache_tools.format.manifest import TeacherManifest
 from cache_tools.format.sequences import Sequence
 from cache_tools.progress.reporter import Advance, ignore
 from cache_tools.store.teacher import CachedTeacher
-from pipeline.audit.measures import LOWEST_NATS, Rows
+from pipeline.audit.measures import LOWEST_NATS, Rows, joined_targets
 from pipeline.capture.draws import position_keys
 from pipeline.capture.keep import Keep, sparse_targets
 from pipeline.capture.predict import chunk_positions
@@ -71,7 +71,7 @@ def compare(
         ModelError: the live teacher's logits are not numbers.
     """
     windows = [cached.targets(*sequence.rows) for sequence in sequences]
-    stored = Targets(*(np.concatenate([vars(window)[name] for window in windows]) for name in vars(windows[0])))
+    stored = joined_targets(windows)
     starts = np.cumsum([0, *(sequence.num_positions for sequence in sequences)])
     keep = replace(keep_of_manifest(cached.manifest), restriction=restriction)
     objective = cached.encoding.manifest.objective

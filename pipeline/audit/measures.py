@@ -1,4 +1,4 @@
-"""Stored rows beside what a live teacher says: the measures of an audit, in float64.
+"""Stored rows compared with a live teacher's predictions: the measures of an audit, in float64.
 
 The live teacher is asked for its log-probabilities of exactly the tokens that a row holds, so
 no full distribution is ever kept. What can be compared depends on the kind of target:
@@ -8,7 +8,7 @@ no full distribution is ever kept. What can be compared depends on the kind of t
 - ``hybrid``: the same for its exact head (:func:`exact_part`); draws say nothing row by row;
 - ``sampled`` and ``hybrid``: weights w that are unbiased for the distribution p give
   ``E[sum w (-ln p)] = H(p)`` exactly, so the mean *excess surprisal* ``sum w (-ln p) - H(p)`` of
-  honest rows is zero within its standard error. Draws from a sharpened or truncated p are too likely,
+  unbiased rows is zero within its standard error. Draws from a sharpened or truncated p are too likely,
   draws from another p too unlikely. Rejected: a chi-square of counts, because fifty draws expect less
   than one of nearly every token; equality of the draws, because rounding in a CDF moves some of them.
 
@@ -17,13 +17,13 @@ The live teacher stands on the left of the KL, as in the codec's budget, so both
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.codecs.rows import EMPTY_ID, Targets
 from cache_tools.format.manifest import Kind
+from cache_tools.json_output import FLAT
 
 Floats = NDArray[np.float64]
 
@@ -34,7 +34,7 @@ SMALLEST_MASS = 1e-7
 """A stored mass counts as at least this much in a KL, so that a sum that float32 rounded to 1 is no infinite error."""
 
 BIN_EDGES = (1.0, 0.5, 0.1, 1e-2, 1e-3, 1e-4, 0.0)
-"""Bins of the live probability in which errors are summed up."""
+"""Edges of the bins of live probability in which errors are summed up."""
 
 BORDER_NATS = 0.1
 """Tokens this near to the last of a hybrid head may have changed sides of it: one step of bfloat16 at a logit of 16."""
@@ -75,18 +75,119 @@ class Rows:
         return used
 
 
+@dataclass(frozen=True)
+class Spread:
+    """How errors are spread.
+
+    Attributes:
+        entries: Number of errors.
+        mean: Their mean.
+        mean_absolute: Their mean absolute value.
+        largest: Their largest absolute value.
+    """
+
+    entries: int
+    mean: float
+    mean_absolute: float
+    largest: float
+
+    @classmethod
+    def of(cls, errors: Floats) -> "Spread":
+        """Sum up errors (n,), at least one."""
+        sizes = np.abs(errors)
+        return cls(len(errors), float(errors.mean()), float(sizes.mean()), float(sizes.max()))
+
+
+@dataclass(frozen=True)
+class ProbabilityBin:
+    """Errors of stored log-probabilities of tokens whose live probability lies in one bin.
+
+    Attributes:
+        above: The bin's lower edge, which is outside; 0 includes impossible tokens.
+        up_to: The bin's upper edge.
+        errors: Stored minus live, in nats.
+    """
+
+    above: float
+    up_to: float
+    errors: Spread = field(metadata=FLAT)
+
+
+@dataclass(frozen=True)
+class KlSpread:
+    """KL divergences of rows, in nats.
+
+    Attributes:
+        mean: Their mean.
+        p99: Their 99th percentile.
+        largest: The largest.
+    """
+
+    mean: float
+    p99: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class ExcessSurprisal:
+    """Mean of ``sum w (-ln p) - H(p)`` over rows; 0 for unbiased weights.
+
+    Attributes:
+        mean: In nats.
+        standard_error: In nats; infinite for one row.
+    """
+
+    mean: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Measures that an audit reports without judging them.
+
+    Attributes:
+        kl: KL divergence of the rows; None for ``sampled``.
+        probability_bins: Errors of log-probabilities by live probability; None for ``sampled``.
+        left_out: Errors of the left-out mass; None for ``sampled``.
+        top1_agreement: Share of rows with the same likeliest token; None for ``sampled``.
+        same_tokens: Share of rows with the tokens that the live teacher would keep.
+        excess_surprisal: Whether draws are as likely as they should be; None for kinds that do not draw.
+        scalars: Errors of each scalar, by name, in the unit of the scalar.
+    """
+
+    kl: KlSpread | None
+    probability_bins: tuple[ProbabilityBin, ...] | None
+    left_out: Spread | None
+    top1_agreement: float | None
+    same_tokens: float
+    excess_surprisal: ExcessSurprisal | None
+    scalars: dict[str, Spread]
+
+
+def joined_targets(parts: list[Targets]) -> Targets:
+    """Return the rows of several targets of the same width, one after the other."""
+    return Targets(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.log_probs for part in parts]),
+        np.concatenate([part.log_left_out for part in parts]),
+    )
+
+
 def joined(parts: list[Rows]) -> Rows:
-    """Return the rows of several parts, one behind the other."""
-    stored = Targets(*(np.concatenate([vars(part.stored)[name] for part in parts]) for name in vars(parts[0].stored)))
-    arrays = {
-        name: np.concatenate([vars(part)[name] for part in parts])
-        for name in ("log_probs", "top_log_prob", "head_log_prob", "surprisal", "same_tokens")
-    }
+    """Return the rows of several parts, one after the other."""
     sides = {
         name: (np.concatenate([p.scalars[name][0] for p in parts]), np.concatenate([p.scalars[name][1] for p in parts]))
         for name in parts[0].scalars
     }
-    return Rows(stored, **arrays, scalars=sides)
+    return Rows(
+        stored=joined_targets([part.stored for part in parts]),
+        log_probs=np.concatenate([part.log_probs for part in parts]),
+        top_log_prob=np.concatenate([part.top_log_prob for part in parts]),
+        head_log_prob=np.concatenate([part.head_log_prob for part in parts]),
+        surprisal=np.concatenate([part.surprisal for part in parts]),
+        same_tokens=np.concatenate([part.same_tokens for part in parts]),
+        scalars=sides,
+    )
 
 
 def exact_part(rows: Rows) -> Rows:
@@ -133,32 +234,16 @@ def difference(stored: NDArray[np.floating], live: NDArray[np.floating]) -> Floa
     return result
 
 
-def by_probability(rows: Rows) -> list[dict[str, float]]:
-    """Sum up the error of stored log-probabilities in bins of the live probability.
-
-    Returns:
-        For each bin that holds a token: ``above`` and ``up_to``, its edges; ``entries``; and of stored minus live, in
-        nats, ``mean``, ``mean_absolute`` and ``largest``.
-    """
+def by_probability(rows: Rows) -> tuple[ProbabilityBin, ...]:
+    """Sum up errors of stored log-probabilities in bins of the live probability, without bins that hold no token."""
     used = rows.used
     errors = difference(rows.stored.log_probs[used], rows.log_probs[used])
     probabilities, bins = np.exp(rows.log_probs[used]), []
     for up_to, above in pairwise(BIN_EDGES):
         inside = errors[(probabilities > above) & (probabilities <= up_to) | (above == 0) & (probabilities == 0)]
         if len(inside):
-            bins.append({"above": above, "up_to": up_to, **spread(inside)})
-    return bins
-
-
-def spread(errors: Floats) -> dict[str, float]:
-    """Return how many errors there are, their mean, mean absolute value and largest absolute value."""
-    sizes = np.abs(errors)
-    return {
-        "entries": len(errors),
-        "mean": float(errors.mean()),
-        "mean_absolute": float(sizes.mean()),
-        "largest": float(sizes.max()),
-    }
+            bins.append(ProbabilityBin(above, up_to, Spread.of(inside)))
+    return tuple(bins)
 
 
 def top1_agreement(rows: Rows) -> float:
@@ -168,16 +253,16 @@ def top1_agreement(rows: Rows) -> float:
     return float((live >= rows.top_log_prob - 1e-6).mean())
 
 
-def excess_surprisal(rows: Rows) -> tuple[float, float]:
-    """Return the mean of ``sum w (-ln p) - H(p)`` and its standard error, nats; the mean is 0 for unbiased weights.
+def excess_surprisal(rows: Rows) -> ExcessSurprisal:
+    """Return the excess surprisal of the rows.
 
-    Positions are drawn independently, so the rows' own spread gives the standard error. Infinite for one row.
+    Positions are drawn independently, so the rows' own spread gives the standard error.
     """
     weights = np.exp(rows.stored.log_probs.astype(np.float64))
     surprisal = -np.where(rows.used, weights * np.maximum(rows.log_probs, LOWEST_NATS), 0).sum(axis=1)
     excess = surprisal - rows.scalars["entropy"][1]
     error = float(excess.std(ddof=1) / np.sqrt(len(excess))) if len(excess) > 1 else np.inf
-    return float(excess.mean()), error
+    return ExcessSurprisal(float(excess.mean()), error)
 
 
 def proven_shift(rows: Rows, drawn: bool) -> int:
@@ -221,30 +306,24 @@ def fitted_temperature(rows: Rows) -> tuple[float, float]:
     return 1 / slope, float((weights * (stored - slope * live) ** 2).sum()) / difference_
 
 
-def summary(rows: Rows, kind: Kind) -> dict[str, Any]:
-    """Return the measures that are shown besides the checks, as plain JSON; nats unless named otherwise.
-
-    Returns:
-        ``kl`` with ``mean``, ``p99`` and ``largest``, ``probability_bins``, ``left_out`` (of masses) and
-        ``top1_agreement``, all None for ``sampled``; ``same_tokens``; ``excess_surprisal`` with its
-        ``standard_error``, None for kinds that do not draw; ``scalars`` by name.
-    """
-    measures: dict[str, Any] = dict.fromkeys(("kl", "probability_bins", "left_out", "top1_agreement"))
-    if kind.has_exact_part:
-        exact = exact_part(rows)
-        kl, left_out = kl_nats(exact), np.exp(exact.stored.log_left_out.astype(np.float64))
-        measures = {
-            "kl": {"mean": float(kl.mean()), "p99": float(np.quantile(kl, 0.99)), "largest": float(kl.max())},
-            "probability_bins": by_probability(exact),
-            "left_out": spread(left_out - left_out_mass(exact.log_probs)),
-            "top1_agreement": top1_agreement(exact),
-        }
-    excess = dict(zip(("mean", "standard_error"), excess_surprisal(rows), strict=True))
-    return measures | {
-        "same_tokens": float(rows.same_tokens.mean()),
-        "excess_surprisal": excess if kind.is_drawn else None,
-        "scalars": {name: spread(difference(*sides)) for name, sides in rows.scalars.items()},
-    }
+def measures_of(rows: Rows, kind: Kind) -> Measures:
+    """Return the measures that are shown besides the checks."""
+    excess = excess_surprisal(rows) if kind.is_drawn else None
+    same_tokens = float(rows.same_tokens.mean())
+    scalars = {name: Spread.of(difference(*sides)) for name, sides in rows.scalars.items()}
+    if not kind.has_exact_part:
+        return Measures(None, None, None, None, same_tokens, excess, scalars)
+    exact = exact_part(rows)
+    kl, left_out = kl_nats(exact), np.exp(exact.stored.log_left_out.astype(np.float64))
+    return Measures(
+        kl=KlSpread(float(kl.mean()), float(np.quantile(kl, 0.99)), float(kl.max())),
+        probability_bins=by_probability(exact),
+        left_out=Spread.of(left_out - left_out_mass(exact.log_probs)),
+        top1_agreement=top1_agreement(exact),
+        same_tokens=same_tokens,
+        excess_surprisal=excess,
+        scalars=scalars,
+    )
 
 
 def _token_terms(rows: Rows) -> Floats:

@@ -1,19 +1,18 @@
-"""Audit a capture: a random sample of it asked again of the live teacher, one shard at a time.
+"""Audit a capture: compare a random sample of it with the live teacher, one shard at a time.
 
-A receipt vouches for bytes, not for what they say: rows of other weights, shifted rows or tempered ones
+A receipt vouches for bytes, not for their meaning: rows of other weights, shifted rows or tempered ones
 pass ``verify --deep``. Only the teacher can tell. The measures are in ``measures.py``, the limits in
-``verdict.py``. An identity that differs fails the audit, but what it changes is measured too.
+``verdict.py``. An identity that differs fails the audit, but its effect is measured too.
 
-Read are the rows of the sampled sequences, never the whole cache. Memory: as for ``live.py``, with
-the rows of the whole sample and the hidden states of one shard's.
+Only the rows of the sampled sequences are read, never the whole cache. Memory: as for ``live.py``, and the rows of the
+whole sample and the hidden states of one shard.
 """
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,58 +22,102 @@ from cache_tools.errors import ConfigError, IdentityError, IncompleteError
 from cache_tools.format.fingerprint import differences
 from cache_tools.format.sequences import Sequence
 from cache_tools.hidden_codecs.transform import relative_error
+from cache_tools.json_output import FLAT
+from cache_tools.models.files import weight_files
 from cache_tools.progress.reporter import Reporter
+from cache_tools.storage import StorePath
 from cache_tools.store.predictions import hidden_array
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.torch_models.tokenizers import open_tokenizer
-from pipeline.audit import measures as audit
 from pipeline.audit.live import Compared, compare
+from pipeline.audit.measures import Measures, Rows, joined, measures_of
 from pipeline.audit.verdict import Check, Tolerance, checks_of_sample, checks_of_shard, diagnose, tolerance_of
-from pipeline.audit.worst import worst_positions
+from pipeline.audit.worst import WorstPosition, worst_positions
 from pipeline.capture.hidden_budget import OutputHead, kl_nats
 from pipeline.capture.shards import probe_head
-from pipeline.config import AuditConfig, CaptureConfig, TeacherConfig
+from pipeline.capture.target import ResolvedTeacher, resolve_teacher
+from pipeline.config import AuditConfig, CaptureConfig
 from pipeline.teachers.fitting import check_teacher
-from pipeline.teachers.loading import Teacher, load_teacher, resolve_model
+from pipeline.teachers.loading import Teacher, load_teacher
 from pipeline.teachers.probe import check_rows
-from pipeline.teachers.restriction import Restriction, read_restriction
-
-Report = dict[str, Any]
+from pipeline.teachers.restriction import Restriction
 
 
-def run_audit(config: CaptureConfig, only: str | None, reporter: Reporter) -> list[Report]:
+@dataclass(frozen=True)
+class TeacherAudit:
+    """The audit of one teacher.
+
+    Attributes:
+        teacher: Its name.
+        passed: The verdict.
+        shards: Shards that the sample is from.
+        sequences: Number of sampled sequences.
+        positions: Number of sampled positions.
+        identity: In which keys the live teacher's identity differs, a line each.
+        checks: Every measure with its limit.
+        diagnosis: What the differences look like, a sentence each; empty if the audit passed.
+        measures: Measures that are not judged.
+        worst: The positions that differ most.
+    """
+
+    teacher: str
+    passed: bool
+    shards: tuple[int, ...]
+    sequences: int
+    positions: int
+    identity: tuple[str, ...]
+    checks: tuple[Check, ...]
+    diagnosis: tuple[str, ...]
+    measures: Measures = field(metadata=FLAT)
+    worst: tuple[WorstPosition, ...]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The audit of a cache: the object that ``logitcask audit --json`` prints.
+
+    Attributes:
+        cache: The cache.
+        passed: Whether every teacher passed.
+        teachers: The audit of each teacher.
+    """
+
+    cache: StorePath
+    passed: bool
+    teachers: tuple[TeacherAudit, ...]
+
+
+def run_audit(config: CaptureConfig, only: str | None, reporter: Reporter) -> Audit:
     """Compare a capture with its live teachers.
 
     Args:
         config: The capture file.
-        only: Name of the one teacher to audit; all by default.
-        reporter: Shown what happens.
-
-    Returns:
-        One report per teacher, plain JSON; ``passed`` is the verdict.
+        only: Name of the only teacher to audit; default: all teachers.
+        reporter: Shows the progress.
 
     Raises:
         ConfigError: the file has no teacher of that name.
         IncompleteError: a teacher has not been captured.
         LogitcaskError: a teacher or the cache cannot be used.
     """
-    chosen = [teacher for teacher in config.teachers if only in (None, teacher.name)]
-    if not chosen:
-        known = ", ".join(teacher.name for teacher in config.teachers)
-        raise ConfigError(f"there is no teacher {only!r} in the capture file", where="--teacher", expected=known)
+    configs = [teacher for teacher in config.teachers if only in (None, teacher.name)]
+    if not configs:
+        names = ", ".join(teacher.name for teacher in config.teachers)
+        raise ConfigError(f"there is no teacher {only!r} in the capture file", where="--teacher", expected=names)
     encoding = Cache(config.cache).encoding(config.encoding.name)
-    cached = [_captured(encoding, teacher.name) for teacher in chosen]
-    folders = [resolve_model(teacher) for teacher in chosen]
+    cached = [_captured(encoding, teacher.name) for teacher in configs]
+    teachers = [resolve_teacher(teacher) for teacher in configs]
     tokenizer = _tokenizer(encoding)
-    for teacher, folder in zip(chosen, folders, strict=True):
-        check_teacher(teacher, folder, tokenizer, config)
-    reports = []
-    for teacher, folder, stored in zip(chosen, folders, cached, strict=True):
-        report, worst = _audit_teacher(stored, teacher, folder, config.audit, reporter)
-        words = [item | {"token": tokenizer.decode([item["token_id"]])} for item in worst]
-        reports.append(report | {"worst": words})
-    return reports
+    for teacher in teachers:
+        weight_files(teacher.folder)
+        restriction = teacher.target.keep.restriction
+        check_teacher(teacher.config, teacher.folder, tokenizer, config.encoding.max_length_tokens, restriction)
+    audits = tuple(
+        _audit_teacher(stored, teacher, config.audit, lambda token_id: str(tokenizer.decode([token_id])), reporter)
+        for stored, teacher in zip(cached, teachers, strict=True)
+    )
+    return Audit(config.cache, all(audit.passed for audit in audits), audits)
 
 
 def sample(cached: CachedTeacher, config: AuditConfig) -> dict[int, list[Sequence]]:
@@ -83,13 +126,13 @@ def sample(cached: CachedTeacher, config: AuditConfig) -> dict[int, list[Sequenc
     missing = set(cached.missing_shards())
     committed = [shard for shard in range(len(encoding.shards)) if shard not in missing]
     shards = np.random.default_rng(config.seed).choice(committed, min(config.shards, len(committed)), replace=False)
-    chosen = {}
+    sampled = {}
     for shard in sorted(shards.tolist()):
         sequences = [sequence for sequence in encoding.sequences(shard) if sequence.num_positions]
         generator = np.random.default_rng([config.seed, shard])
         picked = generator.choice(len(sequences), min(config.sequences_per_shard, len(sequences)), replace=False)
-        chosen[shard] = [sequences[i] for i in sorted(picked.tolist())]
-    return chosen
+        sampled[shard] = [sequences[i] for i in sorted(picked.tolist())]
+    return sampled
 
 
 def _captured(encoding: Encoding, name: str) -> CachedTeacher:
@@ -112,64 +155,68 @@ def _tokenizer(encoding: Encoding) -> PreTrainedTokenizerFast:
 
 
 def _audit_teacher(
-    cached: CachedTeacher, config: TeacherConfig, folder: Path, settings: AuditConfig, reporter: Reporter
-) -> tuple[Report, list[Report]]:
-    """Return a teacher's report and its worst positions."""
+    cached: CachedTeacher,
+    resolved: ResolvedTeacher,
+    settings: AuditConfig,
+    text_of: Callable[[int], str],
+    reporter: Reporter,
+) -> TeacherAudit:
+    config, restriction = resolved.config, resolved.target.keep.restriction
     reporter.stage(f"loading teacher {config.name}")
-    teacher = load_teacher(config, folder, cached.encoding.manifest.objective)
+    teacher = load_teacher(config, resolved.folder, cached.encoding.manifest.objective)
     _check_shapes(cached, teacher)
     check_rows(cached.encoding, teacher, config)
+    _check_restriction(cached, restriction)
     stored_identity = {key: cached.manifest.identity.get(key) for key in teacher.identity}
-    restriction = _same_restriction(cached, config)
-    identity = differences(stored_identity, teacher.identity)
     tolerance = tolerance_of(settings, str(stored_identity["dtype"]))
-    chosen = sample(cached, settings)
-    sequences = [sequence for part in chosen.values() for sequence in part]
-    reporter.stage(
-        f"running teacher {config.name} on the sample", sum(len(sequence.input_ids) for sequence in sequences)
-    )
+    shards = sample(cached, settings)
+    sequences = [sequence for part in shards.values() for sequence in part]
+    tokens = sum(len(sequence.input_ids) for sequence in sequences)
+    reporter.stage(f"running teacher {config.name} on the sample", tokens)
     ask = partial(compare, batch_tokens=config.batch_tokens, progress=reporter.advance, restriction=restriction)
-    rows, checks = _compare_shards(cached, chosen, teacher, ask, tolerance)
+    rows, checks = _compare_shards(cached, shards, teacher, ask, tolerance)
     checks += checks_of_sample(rows, cached.manifest, tolerance)
+    identity = differences(stored_identity, teacher.identity)
     passed = not identity and all(check.passed for check in checks)
-    report = {
-        "teacher": config.name,
-        "passed": passed,
-        "shards": list(chosen),
-        "sequences": len(sequences),
-        "positions": len(rows.top_log_prob),
-        "identity": identity,
-        "checks": [asdict(check) | {"passed": check.passed} for check in checks],
-        "diagnosis": [] if passed else diagnose(rows, cached.manifest, identity),
-    }
-    return report | audit.summary(rows, cached.manifest.target.kind), worst_positions(rows, sequences, cached)
+    return TeacherAudit(
+        teacher=config.name,
+        passed=passed,
+        shards=tuple(shards),
+        sequences=len(sequences),
+        positions=len(rows.top_log_prob),
+        identity=tuple(identity),
+        checks=tuple(checks),
+        diagnosis=() if passed else tuple(diagnose(rows, cached.manifest, identity)),
+        measures=measures_of(rows, cached.manifest.target.kind),
+        worst=worst_positions(rows, sequences, cached, text_of),
+    )
 
 
 def _compare_shards(
     cached: CachedTeacher,
-    chosen: dict[int, list[Sequence]],
+    sample: dict[int, list[Sequence]],
     teacher: Teacher,
     ask: Callable[..., Compared],
     tolerance: Tolerance,
-) -> tuple[audit.Rows, list[Check]]:
+) -> tuple[Rows, list[Check]]:
     """Return the rows of the whole sample, and of each check that a shard has the largest; ``ask`` is ``compare``."""
     with torch.inference_mode():
         last = "last" in cached.manifest.hidden
         head = OutputHead.of(teacher.model, probe_head(cached.encoding, teacher)) if last else None
     rows, checks = [], []
-    for shard, sequences in chosen.items():
+    for shard, sequences in sample.items():
         missing = cached.missing_groups(shard)
         layers = [layer for layer in cached.manifest.hidden if hidden_array(layer) not in missing]
-        found = ask(cached, sequences, layers, teacher)
-        checks += checks_of_shard(shard, found.rows, hidden_errors(found, head), cached.manifest, tolerance)
-        rows.append(found.rows)
-    return audit.joined(rows), _largest(checks)
+        compared = ask(cached, sequences, layers, teacher)
+        checks += checks_of_shard(shard, compared.rows, hidden_errors(compared, head), cached.manifest, tolerance)
+        rows.append(compared.rows)
+    return joined(rows), _largest(checks)
 
 
-def hidden_errors(found: Compared, head: OutputHead | None) -> dict[str, float]:
+def hidden_errors(compared: Compared, head: OutputHead | None) -> dict[str, float]:
     """Return the error of each stored layer: mean KL in nats of what ``last`` leads to, relative for the others."""
     errors = {}
-    for layer, (stored, live) in found.hidden.items():
+    for layer, (stored, live) in compared.hidden.items():
         if layer == "last":
             assert head is not None
             errors[layer] = float(kl_nats(head, live, stored).mean())
@@ -178,19 +225,17 @@ def hidden_errors(found: Compared, head: OutputHead | None) -> dict[str, float]:
     return errors
 
 
-def _same_restriction(cached: CachedTeacher, config: TeacherConfig) -> Restriction | None:
-    """Return the tokens that a captured teacher was asked about; refuse a capture file that asks about others."""
-    restriction = read_restriction(config.target.vocabulary)
-    asked, named = cached.manifest.target.settings.get("vocabulary"), restriction.vocabulary if restriction else None
-    if asked != named:
+def _check_restriction(cached: CachedTeacher, restriction: Restriction | None) -> None:
+    """Refuse a capture file whose target is over other tokens than the captured one."""
+    captured, configured = cached.manifest.target.settings.get("vocabulary"), restriction and restriction.vocabulary
+    if captured != configured:
         raise IdentityError(
-            f"teacher {cached.name!r} was asked about other tokens",
+            f"teacher {cached.name!r} was captured over other tokens",
             where="target.vocabulary",
-            expected=f"vocabulary {asked[:12]}…" if asked else "none",
-            found=f"{named[:12]}…" if named else "none",
+            expected=f"vocabulary {captured[:12]}…" if captured else "none",
+            found=f"{configured[:12]}…" if configured else "none",
             fix="Audit with the capture file that the cache was made with",
         )
-    return restriction
 
 
 def _largest(checks: list[Check]) -> list[Check]:

@@ -80,17 +80,19 @@ class Check:
         value: The largest over the shards.
         limit: It must not exceed this.
         shard: Where it is largest; None for a measure of the whole sample.
+        passed: Whether the value is within its limit; a value that is not a number is not.
     """
 
     name: str
     value: float
     limit: float
-    shard: int | None = None
+    shard: int | None
+    passed: bool
 
-    @property
-    def passed(self) -> bool:
-        """Whether the value is within its limit; one that is not a number is not."""
-        return self.value <= self.limit
+    @classmethod
+    def of(cls, name: str, value: float, limit: float, shard: int | None = None) -> "Check":
+        """Judge a measure."""
+        return cls(name, value, limit, shard, value <= limit)
 
 
 def tolerance_of(config: AuditConfig, dtype: str) -> Tolerance:
@@ -142,16 +144,16 @@ def checks_of_shard(
     checks = []
     if manifest.target.kind.has_exact_part:
         kl = float(kl_nats(exact_part(rows)).mean())
-        checks.append(Check("KL of the targets, nats", kl, tolerance.max_kl_nats + codec_kl_nats(manifest), shard))
+        checks.append(Check.of("KL of the targets, nats", kl, tolerance.max_kl_nats + codec_kl_nats(manifest), shard))
     for name, (stored, live) in rows.scalars.items():
         limit = scalar_limit(name, live, tolerance.max_error_nats) + manifest.scalar_step_nats / 2
         measured, sides = f"{name}, nats{'²' if name == TAIL_VARIANCE else ''}", (stored, live)
         if name == GOLD_RANK:
             measured, sides = "ln(1 + gold_rank)", (np.log1p(stored), np.log1p(live))
-        checks.append(Check(f"error of {measured}", float(np.abs(difference(*sides)).mean()), limit, shard))
+        checks.append(Check.of(f"error of {measured}", float(np.abs(difference(*sides)).mean()), limit, shard))
     for layer, error in hidden_errors.items():
         name = f"KL of hidden {layer}, nats" if layer == "last" else f"relative error of hidden {layer}"
-        checks.append(Check(name, error, hidden_limit(layer, manifest.hidden[layer], tolerance), shard))
+        checks.append(Check.of(name, error, hidden_limit(layer, manifest.hidden[layer], tolerance), shard))
     return checks
 
 
@@ -159,9 +161,9 @@ def checks_of_sample(rows: Rows, manifest: TeacherManifest, tolerance: Tolerance
     """Return the checks that need many rows: whether draws are as likely as they should be."""
     if not manifest.target.kind.is_drawn:
         return []
-    excess, standard_error = excess_surprisal(rows)
-    limit = tolerance.max_error_nats + STANDARD_ERRORS * standard_error
-    return [Check("surprisal of the draws beyond the entropy, nats", abs(excess), limit)]
+    excess = excess_surprisal(rows)
+    limit = tolerance.max_error_nats + STANDARD_ERRORS * excess.standard_error
+    return [Check.of("surprisal of the draws beyond the entropy, nats", abs(excess.mean), limit)]
 
 
 def diagnose(rows: Rows, manifest: TeacherManifest, identity: list[str]) -> list[str]:
@@ -185,10 +187,10 @@ def diagnose(rows: Rows, manifest: TeacherManifest, identity: list[str]) -> list
 
 
 def _of_draws(rows: Rows) -> list[str]:
-    excess, standard_error = excess_surprisal(rows)
-    if abs(excess) <= STANDARD_ERRORS * standard_error:
+    excess = excess_surprisal(rows)
+    if abs(excess.mean) <= STANDARD_ERRORS * excess.standard_error:
         return []
-    if excess < 0:
+    if excess.mean < 0:
         return ["The draws are too likely: the distribution was tempered or truncated before they were made."]
     return ["The draws are too unlikely: they were made from another distribution."]
 

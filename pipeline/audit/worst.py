@@ -1,6 +1,7 @@
 """The positions at which a capture and its live teacher differ most, each with its text."""
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,52 +16,89 @@ CONTEXT_BYTES = 60
 """Text shown before a position."""
 
 
-def worst_positions(rows: Rows, sequences: list[Sequence], cached: CachedTeacher) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class WorstPosition:
+    """A position at which a capture and its live teacher differ much.
+
+    Attributes:
+        document_id: Id of its document.
+        sequence_id: Id of its sequence.
+        row: Its row in the cache.
+        context: The text up to the token that is predicted, at most CONTEXT_BYTES of it.
+        token_id: The token that the error is mostly due to.
+        token: Its text.
+        stored: Its stored probability.
+        live: Its live probability.
+        error_nats: The KL divergence of the row; for ``sampled`` the error of the gold token's log-probability.
+    """
+
+    document_id: str
+    sequence_id: int
+    row: int
+    context: str
+    token_id: int
+    token: str
+    stored: float
+    live: float
+    error_nats: float
+
+
+@dataclass(frozen=True)
+class _TokenErrors:
+    """For each row the token to show, its stored and live log-probability, and the row's error: (n,) each."""
+
+    tokens: NDArray[np.uint32]
+    stored_log_probs: NDArray[np.floating]
+    live_log_probs: NDArray[np.floating]
+    errors_nats: NDArray[np.floating]
+
+
+def worst_positions(
+    rows: Rows, sequences: list[Sequence], cached: CachedTeacher, text_of: Callable[[int], str]
+) -> tuple[WorstPosition, ...]:
     """Return the WORST positions by KL; for ``sampled`` by the error of the gold token's log-probability.
 
     Args:
-        rows: Of all the sequences, in their order.
+        rows: Rows of all the sequences, in their order.
         sequences: The sample.
         cached: The teacher in the cache.
-
-    Returns:
-        For each: ``document_id``, ``sequence_id``, ``row``, ``context`` (the text up to the token that is predicted),
-        ``token_id`` with its ``stored`` and ``live`` probability, and ``error_nats``.
+        text_of: Returns the text of a token id.
     """
     objective = cached.encoding.manifest.objective
     gold = np.concatenate([sequence.gold_ids(objective) for sequence in sequences])
     owners = np.repeat(np.arange(len(sequences)), [sequence.num_positions for sequence in sequences])
     positions = np.concatenate([sequence.positions() for sequence in sequences])
-    tokens, stored_logs, live_logs, errors = _judged(rows, cached.manifest.target.kind, gold)
-    found = []
-    for row in np.argsort(-errors, kind="stable")[:WORST].tolist():
-        sequence = sequences[owners[row]]
-        end = int(positions[row]) + (objective == "causal")
-        found.append(
-            {
-                "document_id": sequence.document_id,
-                "sequence_id": sequence.sequence_id,
-                "row": sequence.first_position + row - int(np.searchsorted(owners, owners[row])),
-                "context": text_before(sequence, end),
-                "token_id": int(tokens[row]),
-                "stored": float(np.exp(stored_logs[row])),
-                "live": float(np.exp(live_logs[row])),
-                "error_nats": float(errors[row]),
-            }
+    judged, worst = _token_errors(rows, cached.manifest.target.kind, gold), []
+    for row in np.argsort(-judged.errors_nats, kind="stable")[:WORST].tolist():
+        sequence, token_id = sequences[owners[row]], int(judged.tokens[row])
+        worst.append(
+            WorstPosition(
+                document_id=sequence.document_id,
+                sequence_id=sequence.sequence_id,
+                row=sequence.first_position + row - int(np.searchsorted(owners, owners[row])),
+                context=text_before(sequence, int(positions[row]) + (objective == "causal")),
+                token_id=token_id,
+                token=text_of(token_id),
+                stored=float(np.exp(judged.stored_log_probs[row])),
+                live=float(np.exp(judged.live_log_probs[row])),
+                error_nats=float(judged.errors_nats[row]),
+            )
         )
-    return found
+    return tuple(worst)
 
 
-def _judged(rows: Rows, kind: Kind, gold: NDArray[np.uint32]) -> tuple[NDArray[Any], ...]:
-    """Return, for each row, the token to show, its stored and live log-probability, and the row's error: (n,) each."""
+def _token_errors(rows: Rows, kind: Kind, gold: NDArray[np.uint32]) -> _TokenErrors:
     if not kind.has_exact_part:
         stored, live = rows.scalars["gold_logprob"]
-        return gold, stored, live, np.abs(difference(stored, live))
+        return _TokenErrors(gold, stored, live, np.abs(difference(stored, live)))
     exact = exact_part(rows)
     slots = worst_slots(exact)[:, None]
-    sides = (exact.stored.ids, exact.stored.log_probs, exact.log_probs)
-    chosen = (np.take_along_axis(values, slots, axis=1)[:, 0] for values in sides)
-    return *chosen, np.where(exact.used.any(axis=1), kl_nats(exact), 0)
+    return _TokenErrors(
+        tokens=np.take_along_axis(exact.stored.ids, slots, axis=1)[:, 0],
+        stored_log_probs=np.take_along_axis(exact.stored.log_probs, slots, axis=1)[:, 0],
+        live_log_probs=np.take_along_axis(exact.log_probs, slots, axis=1)[:, 0],
+        errors_nats=np.where(exact.used.any(axis=1), kl_nats(exact), 0),
+    )
 
 
 def text_before(sequence: Sequence, token: int) -> str:

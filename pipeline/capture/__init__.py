@@ -4,10 +4,11 @@ This room imports ``teachers``, and writes through the store.
 
 In reading order:
 
-- ``declare``: the manifest of a teacher before its first shard.
 - ``topk``: the k largest values of long rows.
 - ``draws``: random draws that depend on (seed, sequence, position) alone.
 - ``keep``: from logits to targets and scalars.
+- ``target``: a teacher's block of the capture file, resolved once.
+- ``declare``: the manifest of a teacher before its first shard.
 - ``hidden_budget``: the error budget of the last hidden state.
 - ``predict``: runs the teacher and brings what is kept to the host.
 - ``shards``: captures and commits one shard after another.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cache_tools.format.layout import ENTROPY, GOLD_LOGPROB, GOLD_RANK, LOGSUMEXP, TAIL_SCALARS, tempered_name
+from cache_tools.format.layout import ENTROPY, GOLD_LOGPROB, GOLD_RANK, LOGSUMEXP, SCALARS, TAIL_SCALARS, tempered_name
 from cache_tools.format.manifest import Kind
 from pipeline.capture.draws import draw
 from pipeline.capture.topk import top_k
@@ -46,6 +46,11 @@ class Keep:
     temperatures: tuple[float, ...] = ()
     scalars: tuple[str, ...] = ()
     restriction: Restriction | None = None
+
+    @property
+    def scalar_names(self) -> list[str]:
+        """Names of all scalars that are kept per position, in the order of the manifest."""
+        return [*SCALARS, *map(tempered_name, self.temperatures), *self.scalars]
 
     def tokens(self, vocabulary_size: int) -> int:
         """Return how many tokens the distribution is over."""

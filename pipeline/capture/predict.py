@@ -22,8 +22,7 @@ from torch import Tensor
 
 from cache_tools.codecs.registry import Targets
 from cache_tools.errors import ModelError
-from cache_tools.format.manifest import Objective, TeacherManifest
-from cache_tools.format.receipts import TARGETS
+from cache_tools.format.manifest import Objective
 from cache_tools.format.sequences import Sequence
 from cache_tools.progress.reporter import Advance, ignore
 from cache_tools.store.predictions import Predictions, hidden_array
@@ -43,30 +42,18 @@ wants many rows; on a GPU a larger one hides launches (not measured)."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Which predictions to keep.
+class KeptOutputs:
+    """What is kept of a teacher's outputs.
 
     Attributes:
-        manifest: The teacher's.
-        groups: ``targets`` and ``hidden/<layer>``.
-        keep: What of each distribution, for the group ``targets``.
+        keep: What is kept of each distribution; None if no distribution is needed.
+        layers: Names of the hidden layers that are kept: ``last``, or an index in ``hidden_states``.
         skip_nan: Empty a row whose logits are not numbers, instead of refusing it.
     """
 
-    manifest: TeacherManifest
-    groups: list[str]
-    keep: Keep
+    keep: Keep | None
+    layers: tuple[str, ...] = ()
     skip_nan: bool = False
-
-    @property
-    def targets(self) -> bool:
-        """Whether sparse targets and scalars are kept."""
-        return TARGETS in self.groups
-
-    @property
-    def layers(self) -> list[str]:
-        """Names of the hidden layers that are kept."""
-        return [layer for layer in self.manifest.hidden if hidden_array(layer) in self.groups]
 
 
 PROBE_TOKENS = 32
@@ -83,32 +70,38 @@ def predict(
     sequences: list[Sequence],
     objective: Objective,
     teacher: Teacher,
-    wanted: Wanted,
+    kept: KeptOutputs,
     batch_tokens: int,
     progress: Advance = ignore,
 ) -> Predictions:
     """Run the teacher over sequences and return its predictions, position by position, in their order.
 
-    ``progress`` is told how many tokens were read.
+    Args:
+        sequences: At least one.
+        objective: Objective of the encoding; decides which token a position should predict.
+        teacher: The loaded teacher.
+        kept: What is kept.
+        batch_tokens: Tokens per forward pass, padding included.
+        progress: Called with the number of tokens of each batch.
 
     Raises:
         ModelError: a prediction is not a number, and such rows are not skipped.
     """
     gold = [sequence.gold_ids(objective).astype(np.int64) for sequence in sequences]
     ends = list(accumulate(len(ids) for ids in gold))
-    rows, starts = _Rows(ends[-1], wanted, sequences, ends), [0, *ends[:-1]]
-    together, on_its_way = pack if teacher.packs else pad, None
+    rows, starts = _Rows(kept, sequences, ends), [0, *ends[:-1]]
+    together, in_flight = pack if teacher.packs else pad, None
     for indices in token_budget_batches([len(s.input_ids) for s in sequences], batch_tokens, teacher.packs):
         batch = together(sequences, indices)
         where = np.concatenate([np.arange(starts[i], ends[i]) for i in indices])
         gold_P = torch.from_numpy(np.concatenate([gold[i] for i in indices]))
-        queued = where, _to_host(_predict_batch(batch, gold_P, teacher, wanted), teacher.device)
-        if on_its_way:
-            rows.put(*on_its_way)
-        on_its_way = queued
+        queued = where, _to_host(_predict_batch(batch, gold_P, teacher, kept), teacher.device)
+        if in_flight:
+            rows.put(*in_flight)
+        in_flight = queued
         progress(sum(len(sequences[i].input_ids) for i in indices))
-    if on_its_way:
-        rows.put(*on_its_way)
+    if in_flight:
+        rows.put(*in_flight)
     return rows.predictions()
 
 
@@ -124,9 +117,9 @@ def vocabulary_of(teacher: Teacher) -> int:
 
 
 @torch.inference_mode()
-def _predict_batch(batch: Batch, gold_P: Tensor, teacher: Teacher, wanted: Wanted) -> dict[str, Tensor]:
+def _predict_batch(batch: Batch, gold_P: Tensor, teacher: Teacher, kept: KeptOutputs) -> dict[str, Tensor]:
     """Run one batch and return what is kept of it, by name, on the teacher's device."""
-    layers = [layer for layer in wanted.layers if layer != "last"]
+    layers = [layer for layer in kept.layers if layer != "last"]
     last_BLD, all_hidden = run_body(
         teacher.model,
         _on(batch.input_ids, teacher),
@@ -135,38 +128,43 @@ def _predict_batch(batch: Batch, gold_P: Tensor, teacher: Teacher, wanted: Wante
         position_ids=_on(batch.position_ids, teacher),
     )
     kept_P = _on(batch.kept, teacher)
-    found = {hidden_array(layer): all_hidden[int(layer)].flatten(0, 1)[kept_P] for layer in layers}
-    if not wanted.targets and "last" not in wanted.layers:
-        return found
-    keys_P = position_keys(wanted.keep.seed, batch.sequence_ids, batch.positions)
-    return found | _run_head(last_BLD.flatten(0, 1)[kept_P], gold_P, keys_P, teacher, wanted)
+    outputs = {hidden_array(layer): all_hidden[int(layer)].flatten(0, 1)[kept_P] for layer in layers}
+    if kept.keep is None and "last" not in kept.layers:
+        return outputs
+    seed = 0 if kept.keep is None else kept.keep.seed
+    keys_P = _on(position_keys(seed, batch.sequence_ids, batch.positions), teacher)
+    return outputs | _run_head(last_BLD.flatten(0, 1)[kept_P], _on(gold_P, teacher), keys_P, teacher, kept)
 
 
-def _run_head(last_PD: Tensor, gold_P: Tensor, keys_P: Tensor, teacher: Teacher, wanted: Wanted) -> dict[str, Tensor]:
-    """Run the head in chunks and return what is kept."""
-    gold_P, keys_P, num_positions = _on(gold_P, teacher), _on(keys_P, teacher), len(last_PD)
+def _run_head(
+    last_PD: Tensor, gold_P: Tensor, keys_P: Tensor, teacher: Teacher, kept: KeptOutputs
+) -> dict[str, Tensor]:
+    """Run the head in chunks and return what is kept, by name; all tensors are on the teacher's device."""
+    num_positions, keep = len(last_PD), kept.keep
     rows = min(chunk_positions(teacher), num_positions)
     logits_NV, scratch_NV = (
         torch.empty(count, vocabulary_of(teacher), device=teacher.device) for count in (rows, -(-rows // 2))
     )
-    found: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
 
     def put(where: slice, made: dict[str, Tensor]) -> None:
         for name, values in made.items():
-            if name not in found:  # whole at once: what outlives a chunk would keep its memory in pieces
-                found[name] = values.new_empty(num_positions, *values.shape[1:])
-            found[name][where] = values
+            if name not in outputs:  # all rows at once: small tensors that outlive a chunk would fragment its memory
+                outputs[name] = values.new_empty(num_positions, *values.shape[1:])
+            outputs[name][where] = values
 
     for chunk in _slices(0, num_positions, chunk_positions(teacher, last_PD.dtype.itemsize)):
         head = run_head(teacher.model, last_PD[chunk], as_given=True)
-        if "last" in wanted.layers:
+        if "last" in kept.layers:
             put(chunk, {hidden_array("last"): head.last})
-        for part in _slices(chunk.start, chunk.stop, rows) if wanted.targets else ():
+        if keep is None:
+            continue
+        for part in _slices(chunk.start, chunk.stop, rows):
             given_NV = head.logits[part.start - chunk.start : part.stop - chunk.start]
             in_float32 = given_NV if given_NV.dtype == torch.float32 else logits_NV[: len(given_NV)].copy_(given_NV)
-            put(part, sparse_targets(in_float32, gold_P[part], wanted.keep, keys_P[part], scratch_NV).named())
-        del head  # or a chunk's logits would live until the next ones are made
-    return found
+            put(part, sparse_targets(in_float32, gold_P[part], keep, keys_P[part], scratch_NV).named())
+        del head, given_NV, in_float32  # or a chunk's logits would live until the next ones are made
+    return outputs
 
 
 def _slices(start: int, stop: int, step: int) -> Iterator[slice]:
@@ -179,7 +177,7 @@ def _on(tensor: Tensor | None, teacher: Teacher) -> Any:
 
 
 @dataclass(frozen=True)
-class _OnItsWay:
+class _InFlight:
     """Host tensors that a GPU may still be writing to.
 
     Attributes:
@@ -197,51 +195,42 @@ class _OnItsWay:
         return {name: (t.float() if t.is_floating_point() else t).numpy() for name, t in self.tensors.items()}
 
 
-def _to_host(found: dict[str, Tensor], device: torch.device) -> _OnItsWay:
+def _to_host(outputs: dict[str, Tensor], device: torch.device) -> _InFlight:
     if device.type != "cuda":
-        return _OnItsWay({name: tensor.cpu() for name, tensor in found.items()}, None)
-    pinned = {name: torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for name, t in found.items()}
-    for name, tensor in found.items():
+        return _InFlight({name: tensor.cpu() for name, tensor in outputs.items()}, None)
+    pinned = {name: torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for name, t in outputs.items()}
+    for name, tensor in outputs.items():
         pinned[name].copy_(tensor, non_blocking=True)
     written = torch.cuda.Event()  # type: ignore[no-untyped-call]
     written.record(torch.cuda.current_stream(device))
-    return _OnItsWay(pinned, written)
+    return _InFlight(pinned, written)
 
 
 class _Rows:
-    """Preallocated host arrays of predictions, filled in any order."""
+    """Host arrays of predictions, filled in any order; the first batch says how wide they are."""
 
-    def __init__(self, num_positions: int, wanted: Wanted, sequences: list[Sequence], ends: list[int]) -> None:
-        kept, k = num_positions if wanted.targets else 0, wanted.manifest.target.k
-        self.wanted, self.sequences, self.ends = wanted, sequences, ends
-        self.ids = np.zeros((kept, k), dtype=np.uint32)
-        self.log_probs = np.full((kept, k), -np.inf, dtype=np.float32)
-        self.log_left_out = np.empty(kept, dtype=np.float32)
-        self.scalars = {name: np.empty(kept, dtype=np.float32) for name in wanted.manifest.scalars}
-        self.hidden = {
-            layer: np.empty((num_positions, wanted.manifest.hidden[layer].width), dtype=np.float32)
-            for layer in wanted.layers
-        }
+    def __init__(self, kept: KeptOutputs, sequences: list[Sequence], ends: list[int]) -> None:
+        self.kept, self.sequences, self.ends = kept, sequences, ends
+        self.arrays: dict[str, NDArray[Any]] = {}
 
-    def put(self, where: NDArray[np.int64], found: _OnItsWay) -> None:
-        """Store a batch's rows; those that are not numbers are refused or emptied."""
-        arrays = found.arrays()
+    def put(self, where: NDArray[np.int64], batch: _InFlight) -> None:
+        """Store a batch's rows; rows that are not numbers are refused or emptied."""
+        arrays = batch.arrays()
         self._settle_nan(where, arrays)
-        for layer, rows in self.hidden.items():
-            rows[where] = arrays[hidden_array(layer)]
-        if self.wanted.targets:
-            self.ids[where], self.log_probs[where] = arrays["ids"], arrays["log_probs"]
-            self.log_left_out[where] = arrays["log_left_out"]
-            for name, values in self.scalars.items():
-                values[where] = arrays[name]
+        for name, values in arrays.items():
+            if name not in self.arrays:
+                self.arrays[name] = np.empty(
+                    (self.ends[-1], *values.shape[1:]), np.uint32 if name == "ids" else np.float32
+                )
+            self.arrays[name][where] = values
 
     def _settle_nan(self, where: NDArray[np.int64], arrays: dict[str, NDArray[Any]]) -> None:
         broken = np.zeros(len(where), dtype=bool)
-        for name in ["logsumexp"] if self.wanted.targets else [hidden_array(layer) for layer in self.wanted.layers]:
+        for name in map(hidden_array, self.kept.layers) if self.kept.keep is None else ["logsumexp"]:
             broken |= ~np.isfinite(arrays[name]).reshape(len(where), -1).all(axis=1)
         if not broken.any():
             return
-        if not self.wanted.skip_nan:
+        if not self.kept.skip_nan:
             self._refuse(int(where[broken].min()))
         for name, values in arrays.items():
             values[broken] = -np.inf if name == "log_probs" else 0  # nothing kept: all the mass is left out
@@ -256,5 +245,8 @@ class _Rows:
         )
 
     def predictions(self) -> Predictions:
-        targets = Targets(self.ids, self.log_probs, self.log_left_out) if self.wanted.targets else None
-        return Predictions(targets, self.scalars if self.wanted.targets else {}, self.hidden)
+        hidden = {layer: self.arrays[hidden_array(layer)] for layer in self.kept.layers}
+        if self.kept.keep is None:
+            return Predictions(None, {}, hidden)
+        targets = Targets(self.arrays["ids"], self.arrays["log_probs"], self.arrays["log_left_out"])
+        return Predictions(targets, {name: self.arrays[name] for name in self.kept.keep.scalar_names}, hidden)

@@ -20,17 +20,17 @@ import transformers
 from cache_tools.errors import ModelError
 from cache_tools.format.layout import temperatures_of
 from cache_tools.format.manifest import SOFTWARE
+from cache_tools.format.receipts import TARGETS
 from cache_tools.hidden_codecs.registry import HIDDEN_CODECS
 from cache_tools.hidden_codecs.transform import ErrorOf
 from cache_tools.progress.reporter import Advance, ignore
-from cache_tools.store.predictions import Predictions
+from cache_tools.store.predictions import Predictions, hidden_array
 from cache_tools.store.reader import Encoding
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.store.writer import commit_shard
-from pipeline.capture.declare import keep_of
 from pipeline.capture.hidden_budget import OutputHead, kl_error
-from pipeline.capture.predict import Wanted, predict, probe_ids
-from pipeline.config import TeacherConfig
+from pipeline.capture.keep import Keep
+from pipeline.capture.predict import KeptOutputs, predict, probe_ids
 from pipeline.teachers.body_and_head import HeadOutput, run_body, run_head
 from pipeline.teachers.loading import Teacher
 
@@ -39,7 +39,9 @@ def capture_shards(
     cached: CachedTeacher,
     shards: list[int],
     teacher: Teacher,
-    config: TeacherConfig,
+    keep: Keep,
+    batch_tokens: int,
+    skip_nan: bool = False,
     progress: Advance = ignore,
 ) -> None:
     """Capture what these shards lack of a declared teacher.
@@ -48,27 +50,36 @@ def capture_shards(
         cached: The teacher as declared in the cache.
         shards: Shards to do.
         teacher: The loaded teacher.
-        config: Its block of the capture file.
-        progress: Told how many tokens were read.
+        keep: What is kept of each distribution.
+        batch_tokens: Tokens per forward pass, padding included.
+        skip_nan: Keep an empty row where logits are not numbers, instead of refusing it.
+        progress: Called with the number of tokens that were read.
 
     Raises:
         ModelError: a prediction is not a number, or cannot be stored.
         StorageError: the disk is full, or disk or bucket refuse.
     """
     encoding, errors = cached.encoding, _error_measures(cached, teacher) if shards else {}
-    keep, skip_nan, objective = keep_of(config.target), config.nan_rows == "skip", encoding.manifest.objective
+    objective = encoding.manifest.objective
     with ThreadPoolExecutor(1) as writer:
         writing: Future[None] | None = None
         for shard in shards:
             started = time.monotonic()
-            wanted = Wanted(cached.manifest, cached.missing_groups(shard), keep, skip_nan)
+            kept = KeptOutputs(*_missing_outputs(cached, shard, keep), skip_nan)
             sequences = encoding.sequences(shard)
-            predictions = predict(sequences, objective, teacher, wanted, config.batch_tokens, progress)
+            predictions = predict(sequences, objective, teacher, kept, batch_tokens, progress)
             if writing:
                 writing.result()
             writing = writer.submit(_commit, cached, shard, predictions, _provenance(teacher, started), errors)
         if writing:
             writing.result()
+
+
+def _missing_outputs(cached: CachedTeacher, shard: int, keep: Keep) -> tuple[Keep | None, tuple[str, ...]]:
+    """Return what is kept of distributions, None if the shard has its targets, and the layers that the shard lacks."""
+    missing = cached.missing_groups(shard)
+    layers = tuple(layer for layer in cached.manifest.hidden if hidden_array(layer) in missing)
+    return keep if TARGETS in missing else None, layers
 
 
 def _commit(

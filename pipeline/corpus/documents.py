@@ -32,7 +32,7 @@ class Document:
         messages: Chat messages, each with ``role`` and, mostly, ``content``.
         place: File and line it came from, for error messages.
         tools: JSON schemas of the tools that a chat may call.
-        ids: Token ids, at least one.
+        ids: Token ids.
         mask: For each id 1 if it is trained on, else 0; None for all.
         label: Its class, a token; None if documents have none.
         share_before: Of the corpus' bytes, about how many lie before it, in [0, 1]; None if nobody knows.
@@ -194,8 +194,6 @@ def _ids(place: str, record: dict[str, Any], config: CorpusConfig) -> tuple[list
     """Return token ids and their mask; whether the ids are tokens is for the tokenizer to say."""
     assert config.ids_field
     ids = _field(place, record, "ids_field", config.ids_field, list)
-    if not ids:
-        raise CorpusError("this document has no token ids", where=place, fix="Remove the document")
     if not all(type(token) is int for token in ids):
         raise CorpusError(f"the field {config.ids_field!r} is not a list of whole numbers", where=place)
     if not config.mask_field:

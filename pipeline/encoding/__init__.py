@@ -10,8 +10,10 @@ In reading order:
 - ``labels``: a document's class, as a token.
 - ``held_out``: which documents are held out.
 - ``sequences``: documents become sequences, a batch at a time.
+- ``recipe``: everything that decides how a document becomes sequences.
 - ``shard_writer``: sequences fill shards.
+- ``parts``: adds a part to an encoding.
 - ``checks``: what is refused before an encoding is written or continued.
 - ``restore``: writes lost files of an encoding again.
-- ``encode``: the whole of it.
+- ``encode``: encodes a corpus, or checks that it already is.
 """

@@ -1,5 +1,6 @@
 """What is refused before an encoding is written or continued: other settings, another corpus, a lost manifest."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from cache_tools.errors import FormatError, IdentityError
@@ -25,12 +26,22 @@ def check_same(folder: StorePath, stored: dict[str, Any], identity: dict[str, An
         )
 
 
-def check_files(folder: StorePath, known: dict[str, str], found: dict[str, str], append: bool) -> None:
-    """Refuse a corpus that lacks or changed a file, or, unless it is to be appended to, has a new one."""
-    changed = {name: value for name, value in known.items() if found.get(name) != value}
-    new = [] if append else [name for name in found if name not in known]
+def check_files(folder: StorePath, recorded: Mapping[str, str], corpus: Mapping[str, str], append: bool) -> None:
+    """Refuse a corpus in which a file is missing or changed, or, unless it is to be appended to, a new one.
+
+    Args:
+        folder: The encoding's folder.
+        recorded: Hashes of the files that the encoding was made from, by name.
+        corpus: Hashes of the corpus' files, by name.
+        append: Allow new files.
+
+    Raises:
+        IdentityError: the files differ.
+    """
+    changed = [name for name, sha256 in recorded.items() if corpus.get(name) != sha256]
+    new = [] if append else [name for name in corpus if name not in recorded]
     if changed or new:
-        lines = [f"{name} is {'changed' if name in found else 'gone'}" for name in changed]
+        lines = [f"{name} is {'changed' if name in corpus else 'gone'}" for name in changed]
         lines += [f"{name} is new" for name in new]
         raise IdentityError(
             "the cache holds this encoding from another corpus",
@@ -40,7 +51,7 @@ def check_files(folder: StorePath, known: dict[str, str], found: dict[str, str],
             why="" if not changed else "old and new predictions would belong to different tokens",
             fix="Restore the corpus (the revision of a dataset), or choose another encoding.name or cache"
             if changed
-            else "Run the capture with --append to add what is new, or take it out of the corpus",
+            else "Run the capture with --append to add what is new, or remove it from the corpus",
         )
 
 

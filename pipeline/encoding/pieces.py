@@ -129,21 +129,25 @@ def split_documents(
 ) -> Iterator[tuple[Readable, Iterator[Piece]]]:
     """Yield each text with its pieces that keep at least one position; texts are tokenised together, on all cores.
 
+    A text in which a teacher could predict nothing has no pieces.
+
     Raises:
-        CorpusError: a document has no token that a teacher could predict, or ids that are no tokens.
+        CorpusError: a document has ids that are no tokens, or sequences are too short for any text.
     """
-    tokenised = iter(_tokenise([one.text for one in batch if one.document.ids is None], tokenizer))
+    tokenised = iter(_tokenise([text.text for text in batch if text.document.ids is None], tokenizer))
     special_ids = tokenizer.all_special_ids
-    known = known_ids(tokenizer) if any(one.document.ids is not None for one in batch) else np.zeros(0, dtype=bool)
-    for one in batch:
-        own_frame = frame if one.document.text is not None else Frame([], [], [])
-        if one.document.ids is None:
-            tokens = _text_tokens(one, *next(tokenised), own_frame)
+    with_ids = any(text.document.ids is not None for text in batch)
+    has_token = known_ids(tokenizer) if with_ids else np.zeros(0, dtype=bool)
+    for text in batch:
+        own_frame = frame if text.document.text is not None else Frame([], [], [])
+        _check_room(own_frame, config)
+        if text.document.ids is None:
+            tokens = _text_tokens(text, *next(tokenised), own_frame)
         else:
-            tokens = _given_tokens(one.document, known)
-        if config.objective == "masked":  # special tokens that stand in the text itself
+            tokens = _given_tokens(text.document, has_token)
+        if config.objective == "masked":  # special tokens in the text itself
             tokens = replace(tokens, trainable=tokens.trainable & ~np.isin(tokens.ids, special_ids))
-        yield one, _pieces(one, tokens, own_frame, config)
+        yield text, _windows(text.text, tokens, own_frame, config)
 
 
 def known_ids(tokenizer: PreTrainedTokenizerFast) -> NDArray[np.bool_]:
@@ -163,31 +167,31 @@ def _tokenise(
     encoded = tokenizer(
         texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
     )
-    for one in encoded.encodings or ():  # whose lists are made on demand, one text's at a time
-        ids = np.array(one.ids, dtype=np.uint32)
-        yield ids, np.fromiter(map(itemgetter(0), one.offsets), dtype=np.int64, count=len(ids))
+    for encoding in encoded.encodings or ():  # whose lists are made on demand, for one text at a time
+        ids = np.array(encoding.ids, dtype=np.uint32)
+        yield ids, np.fromiter(map(itemgetter(0), encoding.offsets), dtype=np.int64, count=len(ids))
 
 
-def _text_tokens(one: Readable, ids: NDArray[np.uint32], starts: NDArray[np.int64], frame: Frame) -> Tokens:
+def _text_tokens(text: Readable, ids: NDArray[np.uint32], starts: NDArray[np.int64], frame: Frame) -> Tokens:
     end = len(frame.end)
     ids = np.append(ids, np.array(frame.end, dtype=np.uint32))
-    starts = np.append(starts, np.full(end, len(one.text)))
-    return Tokens(ids, starts, np.ones(len(ids), dtype=bool) if one.spans is None else _inside(starts, one.spans))
+    starts = np.append(starts, np.full(end, len(text.text)))
+    return Tokens(ids, starts, np.ones(len(ids), dtype=bool) if text.spans is None else _inside(starts, text.spans))
 
 
-def _given_tokens(document: Document, known: NDArray[np.bool_]) -> Tokens:
-    assert document.ids
-    beyond = next(
-        (extreme for extreme in (min(document.ids), max(document.ids)) if not 0 <= extreme < len(known)), None
-    )
+def _given_tokens(document: Document, has_token: NDArray[np.bool_]) -> Tokens:
+    """Return the tokens of a document that has ids; ``has_token`` is what :func:`known_ids` returned."""
+    assert document.ids is not None
+    extremes = (min(document.ids), max(document.ids)) if document.ids else ()
+    beyond = next((extreme for extreme in extremes if not 0 <= extreme < len(has_token)), None)
     ids = np.array(document.ids if beyond is None else [], dtype=np.int64)
-    gaps = ids[~known[ids]]
+    gaps = ids[~has_token[ids]]
     if beyond is not None or len(gaps):
         raise CorpusError(
             "a token id is not in the tokenizer's vocabulary",
             where=f"{document.place} (id {document.id!r})",
-            expected=f"0 to {len(known) - 1}"
-            + ("" if known.all() else f", {int((~known).sum())} of which have no token"),
+            expected=f"0 to {len(has_token) - 1}"
+            + ("" if has_token.all() else f", {int((~has_token).sum())} of which have no token"),
             found=int(gaps[0]) if beyond is None else beyond,
             fix="Use the tokenizer that made the ids as encoding.tokenizer",
         )
@@ -196,31 +200,20 @@ def _given_tokens(document: Document, known: NDArray[np.bool_]) -> Tokens:
     return Tokens(ids.astype(np.uint32), starts, trained.astype(bool))
 
 
-def _pieces(one: Readable, tokens: Tokens, frame: Frame, config: EncodingConfig) -> Iterator[Piece]:
-    found = False
-    for piece in _windows(one.text, tokens, frame, config):
-        found = True
-        yield piece
-    if not found:
-        masked_out = ", none in an assistant's turn" if one.spans is not None else ""
+def _check_room(frame: Frame, config: EncodingConfig) -> None:
+    """Refuse sequences that are too short to go forward in a text."""
+    least = config.overlap_tokens + len(frame.prefix) + len(frame.suffix)
+    if config.max_length_tokens <= least:
         raise CorpusError(
-            "this document has no token that a teacher could predict",
-            where=f"{one.document.place} (id {one.document.id!r})",
-            found=f"{len(tokens.ids) - len(frame.end)} tokens"
-            + (", none of which the mask allows" if one.document.mask is not None else masked_out),
-            fix="Remove the document",
+            "sequences are too short to hold text between the special tokens",
+            where="encoding.max_length_tokens",
+            expected=f"more than {least}",
+            found=config.max_length_tokens,
         )
 
 
 def _windows(text: str, tokens: Tokens, frame: Frame, config: EncodingConfig) -> Iterator[Piece]:
     room = config.max_length_tokens - len(frame.prefix) - len(frame.suffix)
-    if room <= config.overlap_tokens:
-        raise CorpusError(
-            "no room for text between the special tokens",
-            where="encoding.max_length_tokens",
-            expected=f"more than {config.overlap_tokens + len(frame.prefix) + len(frame.suffix)}",
-            found=config.max_length_tokens,
-        )
     ids, starts, bytes_before = tokens.ids, tokens.starts, _bytes_before(text)
     bounds = np.append(np.maximum.accumulate(starts) if len(starts) else starts, len(text))
     first = 0

@@ -5,6 +5,7 @@ until :data:`BATCH_CHARACTERS` are together. Order and bytes are those of one do
 another; memory is bounded by a batch, or by the longest document.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
@@ -20,7 +21,14 @@ from pipeline.encoding.labels import label_id, label_position
 from pipeline.encoding.masking import draw_mask
 from pipeline.encoding.pieces import Frame, Piece, Readable, frame_of, readable, split_documents
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
+
+SKIPPED = (
+    "%d documents were skipped, because they have no token that a teacher could predict; the first is %s. "
+    "Empty texts, texts of a single token and chats without an assistant's answer are such documents"
+)
 
 BATCH_CHARACTERS = 2**18
 """Enough to keep many cores busy and little to hold. On two cores anything from 2**16 to 2**20 measured alike."""
@@ -43,21 +51,57 @@ class EncodedSequence(NamedTuple):
     without_beginning: bool = False
 
 
+@dataclass
+class SkippedDocuments:
+    """Counts documents, or turns of a chat, that have no token a teacher could predict: they become no sequence.
+
+    Attributes:
+        count: How many there are.
+        first: Where the first one is.
+    """
+
+    count: int = 0
+    first: str = ""
+
+    def add(self, document: Document) -> None:
+        """Count one more."""
+        self.first = self.first or f"{document.place} (id {document.id!r})"
+        self.count += 1
+
+    def warn(self) -> None:
+        """Log how many were skipped, if any were."""
+        if self.count:
+            logger.warning(SKIPPED, self.count, self.first)
+
+
 def encode_documents(
-    documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast, config: EncodingConfig
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerFast,
+    config: EncodingConfig,
+    skipped: SkippedDocuments | None = None,
 ) -> Iterator[EncodedSequence]:
     """Yield the sequences of all documents; ids and rows are assigned when a shard is written.
 
+    Args:
+        documents: The documents.
+        tokenizer: The encoding's tokenizer.
+        config: The ``encoding:`` block.
+        skipped: Counts documents that have no token a teacher could predict.
+
     Raises:
-        CorpusError: a document has no token that a teacher could predict, or a label that is no token.
+        CorpusError: a document has token ids that do not exist, or a label that is not a token.
     """
+    skipped = SkippedDocuments() if skipped is None else skipped
     rules = _Rules.of(tokenizer, config)
     texts = (text for document in documents for text in readable(document, tokenizer))
     for batch in batches_of(texts, lambda text: len(text.text) + len(text.document.ids or ())):
         for text, pieces in split_documents(batch, tokenizer, rules.frame, config):
+            number = -1
             for number, piece in enumerate(pieces):
                 for sequence in _sequences(text, number, piece, rules):
                     yield EncodedSequence(text.document, sequence, text.spans is not None and not piece.begins)
+            if number < 0:
+                skipped.add(text.document)
 
 
 def batches_of(items: Iterable[T], characters: Callable[[T], int]) -> Iterator[list[T]]:

@@ -1,79 +1,210 @@
 """Plan a whole capture file: the corpus, its encoding and every teacher, without writing anything."""
 
-from typing import Any
+from dataclasses import dataclass, field
 
+from cache_tools.format import layout
+from cache_tools.format.manifest import Objective, Split
+from cache_tools.json_output import FLAT
 from cache_tools.progress.reporter import Reporter
+from cache_tools.store.reader import Encoding
+from pipeline.capture.target import ResolvedTeacher, resolve_teacher
 from pipeline.config import CaptureConfig
 from pipeline.corpus.documents import corpus_sources
 from pipeline.encoding.encode import is_encoded
+from pipeline.encoding.recipe import Recipe
 from pipeline.encoding.tokenizer import load_tokenizer
-from pipeline.planning.fit import plan_fit
-from pipeline.planning.held import held_encoding
-from pipeline.planning.measure import MEASURED_SECONDS, drawn_order, measure
-from pipeline.planning.memory import plan_memory
-from pipeline.planning.plan import known_totals, plan_encoding, plan_teacher, survey
+from pipeline.planning.choices import KChoice
+from pipeline.planning.fit import DeviceFit, plan_fit
+from pipeline.planning.held import held_encoding, held_teacher
+from pipeline.planning.measure import MEASURED_SECONDS, Measurement, Sample, drawn_order, measure
+from pipeline.planning.memory import MemoryPlan, plan_memory, vocabulary_of
+from pipeline.planning.plan import Cost, EncodingPlan, Rates, Remaining, cost_of, plan_encoding, rates_of
+from pipeline.planning.scale import Simulation, StudentLoad, Workload, simulation, student_bytes_per_s
+from pipeline.planning.simulate import Cluster
+from pipeline.planning.survey import Extent, Survey, survey
 from pipeline.teachers.fitting import check_teacher
-from pipeline.teachers.loading import load_teacher, resolve_model
+from pipeline.teachers.loading import load_teacher, resolve_tokenizer
+from pipeline.teachers.tensor_plan import meta_model
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """What a plan assumes, and how much it measures.
+
+    Attributes:
+        sample_documents: Documents to tokenise.
+        measured_sequences: Sequences that each teacher reads at most to be measured; 0 measures nothing.
+        measured_seconds: How long each teacher reads at most to be measured.
+        tokens_per_s: Speed of a worker; default: the measured one.
+        corpus_tokens: Plan for a corpus of this size, like the given one; default: the given one.
+        device_memory_bytes: Memory of the GPU to plan for; default: that of the device here.
+        cluster: The workers.
+        simulate: Simulate the workers with their failures; needs a speed.
+        student: How a student reads the cache.
+    """
+
+    sample_documents: int = 500
+    measured_sequences: int = 0
+    measured_seconds: float = MEASURED_SECONDS
+    tokens_per_s: float | None = None
+    corpus_tokens: float | None = None
+    device_memory_bytes: int | None = None
+    cluster: Cluster = field(default_factory=lambda: Cluster(1))
+    simulate: bool = False
+    student: StudentLoad = field(default_factory=StudentLoad)
+
+
+@dataclass(frozen=True)
+class TeacherPlan:
+    """What one teacher costs.
+
+    Attributes:
+        name: Its name in the capture file.
+        measured: Whether it was measured, or planned by rules of thumb.
+        measured_on: What it read to be measured, if it was.
+        rates: What it costs per position, token and shard.
+        whole: What the whole corpus costs.
+        remaining: What the cache lacks, and what that costs.
+        choices: What each k would keep and cost; empty unless measured.
+        memory: Memory that one worker needs.
+        fit: Whether the teacher fits its device.
+        student_bytes_per_s: What the store must deliver to one student.
+        simulation: The workers with their failures, if they were to be simulated and work remains.
+    """
+
+    name: str
+    measured: bool
+    measured_on: Sample | None
+    rates: Rates = field(metadata=FLAT)
+    whole: Cost = field(metadata=FLAT)
+    remaining: Remaining
+    choices: tuple[KChoice, ...]
+    memory: MemoryPlan
+    fit: DeviceFit
+    student_bytes_per_s: float
+    simulation: Simulation | None
+
+
+@dataclass(frozen=True)
+class CapturePlan:
+    """What a capture costs: the object that ``logitcask plan --json`` prints.
+
+    Attributes:
+        documents: Number of documents in the corpus.
+        exact: Whether the totals are counted and not estimated from a sample.
+        splits: Extent of the corpus by split.
+        stored_bytes: Size of the whole cache.
+        remaining_bytes: Size of what it lacks.
+        encoding: What the sequences take.
+        teachers: What each teacher costs.
+    """
+
+    documents: int
+    exact: bool
+    splits: dict[Split, Extent]
+    stored_bytes: int
+    remaining_bytes: int
+    encoding: EncodingPlan
+    teachers: tuple[TeacherPlan, ...]
 
 
 def plan_capture(
-    config: CaptureConfig,
-    sample_documents: int,
-    measured_sequences: int,
-    tokens_per_s: float | None,
-    reporter: Reporter | None = None,
-    tokens: float | None = None,
-    measured_seconds: float = MEASURED_SECONDS,
-    device_memory_bytes: int | None = None,
-) -> dict[str, Any]:
-    """Return what a capture will cost one worker; nothing is written.
+    config: CaptureConfig, settings: PlanSettings | None = None, reporter: Reporter | None = None
+) -> CapturePlan:
+    """Return what a capture will cost; nothing is written.
 
-    Unless teachers are to be measured, their configurations and tokenizers are all that is read of them.
+    Unless teachers are measured, only their configurations and tokenizers are read.
 
     Args:
         config: The capture file.
-        sample_documents: Documents to tokenise.
-        measured_sequences: Sequences that each teacher reads at most to be measured; 0 for none.
-        tokens_per_s: Speed to plan with; the measured one by default.
-        reporter: Shown what happens.
-        tokens: Size of a corpus like this one to plan for instead of its own.
-        measured_seconds: How long each teacher reads at most to be measured.
-        device_memory_bytes: Of the GPU to plan for, if it is not the device here.
+        settings: What to assume.
+        reporter: Shows the progress.
 
     Raises:
-        LogitcaskError: something was refused.
+        LogitcaskError: the capture file, a teacher or the corpus was refused.
     """
-    reporter, measuring = reporter or Reporter(), measured_sequences > 0
+    settings, reporter = settings or PlanSettings(), reporter or Reporter()
     reporter.stage("checking the capture file and its teachers", None)
-    folders = {teacher.name: resolve_model(teacher, weights=measuring) for teacher in config.teachers}
-    tokenizer = load_tokenizer(config.encoding.tokenizer or folders[config.teachers[0].name])
-    found, teachers = survey(config, tokenizer, sample_documents, reporter), []
-    encoding = held_encoding(config, tokenizer)
-    if encoding and is_encoded(config, corpus_sources(config.corpus)):
-        found = known_totals(found, encoding)
-    if tokens:
-        found = found.of_size(tokens, config.encoding.positions_per_shard)
-    for teacher in config.teachers:
-        folder = folders[teacher.name]
-        check_teacher(teacher, folder, tokenizer, config, weights=measuring)
-        measured = None
-        if measuring:
-            reporter.stage(f"loading teacher {teacher.name}", None)
-            loaded = load_teacher(teacher, folder, config.encoding.objective)
-            sample = drawn_order(found.sequences)[:measured_sequences]
-            measured = measure(loaded, teacher, config.encoding.objective, sample, measured_seconds, reporter)
-        reporter.stage(f"planning teacher {teacher.name}", None)
-        planned = plan_teacher(teacher, folder, found, measured, tokens_per_s, encoding)
-        memory = plan_memory(teacher, config.encoding, folder, device_memory_bytes)
-        fit = plan_fit(teacher, config.encoding.objective, folder, memory)
-        teachers.append(planned | {"memory": memory, "fit": fit})
-    sequences = plan_encoding(found, encoding)
-    return {
-        "documents": found.documents,
-        "exact": found.exact,
-        "splits": found.totals,
-        "stored_bytes": sum(part["stored_bytes"] for part in (sequences, *teachers)),
-        "remaining_bytes": sum(part["remaining"]["stored_bytes"] for part in (sequences, *teachers)),
-        "encoding": sequences,
-        "teachers": teachers,
-    }
+    teachers = [resolve_teacher(teacher, settings.measured_sequences > 0) for teacher in config.teachers]
+    named = config.encoding.tokenizer
+    tokenizer = load_tokenizer(resolve_tokenizer(named) if named else teachers[0].folder)
+    for teacher in teachers:
+        restriction = teacher.target.keep.restriction
+        check_teacher(teacher.config, teacher.folder, tokenizer, config.encoding.max_length_tokens, restriction)
+    recipe = Recipe(config.corpus, config.encoding, tokenizer)
+    encoding = held_encoding(config.cache, recipe)
+    corpus = _survey(config, recipe, encoding, settings, reporter)
+    sequences = plan_encoding(corpus, encoding)
+    planned = tuple(
+        _plan_teacher(teacher, recipe, corpus, encoding, sequences.sequence_bytes_per_position, settings, reporter)
+        for teacher in teachers
+    )
+    costs = [(plan.whole.stored.stored_bytes, plan.remaining.cost.stored.stored_bytes) for plan in planned]
+    costs.append((sequences.whole.stored_bytes, sequences.remaining.stored_bytes))
+    whole, remaining = map(sum, zip(*costs, strict=True))
+    return CapturePlan(corpus.documents, corpus.exact, corpus.totals, whole, remaining, sequences, planned)
+
+
+def _survey(
+    config: CaptureConfig, recipe: Recipe, encoding: Encoding | None, settings: PlanSettings, reporter: Reporter
+) -> Survey:
+    """Survey the corpus, with exact totals if the cache holds it whole, at the size that is planned for."""
+    sources = corpus_sources(config.corpus)
+    corpus = survey(recipe, sources.values(), settings.sample_documents, reporter)
+    folder = layout.encoding_folder(config.cache, config.encoding.name)
+    if encoding and is_encoded(folder, sources):
+        corpus = corpus.as_encoded(encoding)
+    if settings.corpus_tokens:
+        corpus = corpus.of_size(settings.corpus_tokens, config.encoding.positions_per_shard)
+    return corpus
+
+
+def _plan_teacher(
+    teacher: ResolvedTeacher,
+    recipe: Recipe,
+    corpus: Survey,
+    encoding: Encoding | None,
+    sequence_bytes_per_position: float,
+    settings: PlanSettings,
+    reporter: Reporter,
+) -> TeacherPlan:
+    config, objective, workers = teacher.config, recipe.encoding.objective, settings.cluster.workers
+    measurement = _measure(teacher, objective, corpus, settings, reporter) if settings.measured_sequences else None
+    reporter.stage(f"planning teacher {config.name}", None)
+    model = meta_model(config, objective, teacher.folder)
+    vocabulary_size, width = vocabulary_of(model), model.config.get_text_config().hidden_size
+    rates = rates_of(teacher, vocabulary_size, width, measurement, settings.tokens_per_s)
+    left = corpus.total.without(held_teacher(encoding, teacher, vocabulary_size))
+    remaining = Remaining(left, cost_of(left, rates, workers))
+    memory = plan_memory(teacher, model, recipe.encoding, settings.device_memory_bytes)
+    return TeacherPlan(
+        name=config.name,
+        measured=measurement is not None,
+        measured_on=measurement.measured_on if measurement else None,
+        rates=rates,
+        whole=cost_of(corpus.total, rates, workers),
+        remaining=remaining,
+        choices=measurement.choices if measurement else (),
+        memory=memory,
+        fit=plan_fit(config, model, memory),
+        student_bytes_per_s=student_bytes_per_s(rates, sequence_bytes_per_position, settings.student),
+        simulation=_simulate(rates, remaining, memory, recipe.encoding.positions_per_shard, settings),
+    )
+
+
+def _measure(
+    teacher: ResolvedTeacher, objective: Objective, corpus: Survey, settings: PlanSettings, reporter: Reporter
+) -> Measurement:
+    reporter.stage(f"loading teacher {teacher.config.name}", None)
+    loaded = load_teacher(teacher.config, teacher.folder, objective)
+    sample = drawn_order(corpus.sequences)[: settings.measured_sequences]
+    return measure(loaded, teacher, objective, sample, settings.measured_seconds, reporter)
+
+
+def _simulate(
+    rates: Rates, remaining: Remaining, memory: MemoryPlan, positions_per_shard: int, settings: PlanSettings
+) -> Simulation | None:
+    if not settings.simulate or rates.tokens_per_s is None or not remaining.extent.shards:
+        return None
+    workload = Workload(remaining, rates.tokens_per_s, positions_per_shard, memory.kept_bytes)
+    return simulation(workload, settings.cluster)

@@ -1,13 +1,16 @@
 """``logitcask plan``: what a capture will cost, before it is paid for."""
 
-import json
+import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cache_tools.cli_options import FiniteRange
+
+if TYPE_CHECKING:
+    from pipeline.planning.capture_plan import PlanSettings
 
 ABOVE_ZERO = FiniteRange(min=0, min_open=True)
 
@@ -103,68 +106,46 @@ class SizeType(click.ParamType[int]):
     help="Memory of the GPU to plan for, such as 80GB.  [default: that of the device here]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-def plan_command(
-    config: Path,
-    overrides: tuple[str, ...],
-    measure: bool,
-    tokens_per_s: float | None,
-    tokens: float | None,
-    sample_documents: int,
-    sample_sequences: int,
-    measure_seconds: float,
-    device_memory: int | None,
-    as_json: bool,
-    **scale: Any,
-) -> None:
-    """Say what the capture CONFIG will cost: sequences, bytes, objects, hours, memory, bandwidth.
+def plan_command(config: Path, overrides: tuple[str, ...], as_json: bool, **assumptions: Any) -> None:
+    """Plan the capture CONFIG: print its sequences, bytes, objects, hours, memory and bandwidth.
 
     The corpus is read once and an even sample of it tokenised; nothing is written. What the cache
-    already holds is subtracted. Of a teacher only its configuration and tokenizer are needed, its
-    weights only with --measure. Exits 1 if the rest would not fit on the disk.
+    already holds is subtracted. Only the configuration and tokenizer of a teacher are needed, its
+    weights only with --measure. Exits 1 if what remains would not fit on the disk.
 
     \b
     Example:
         logitcask plan configs/demo/capture.yaml --measure
     """
-    if scale["simulate"] and not (measure or tokens_per_s):
+    if assumptions["simulate"] and not (assumptions["measure"] or assumptions["tokens_per_s"]):
         raise click.UsageError("--simulate needs a speed: give --tokens-per-s, or --measure")
     from transformers.utils.logging import disable_progress_bar
 
     from cache_tools.configuration import load_config
+    from cache_tools.json_output import json_text
     from cache_tools.progress.lines import open_reporter
     from pipeline.config import CaptureConfig
     from pipeline.planning.capture_plan import plan_capture
     from pipeline.planning.plan import require_space
     from pipeline.planning.tables import print_plan
 
-    settings = load_config(config, CaptureConfig, overrides)
-    disable_progress_bar()
-    sample_sequences *= measure
+    capture = load_config(config, CaptureConfig, overrides)
+    disable_progress_bar()  # transformers' own bars would break up ours
     with open_reporter() as reporter:
-        plan = plan_capture(
-            settings,
-            sample_documents,
-            sample_sequences,
-            tokens_per_s,
-            reporter,
-            tokens,
-            measure_seconds,
-            device_memory,
-        )
-    for teacher in plan["teachers"]:
-        _scale(teacher, plan["encoding"]["sequence_bytes_per_position"], settings.encoding.positions_per_shard, **scale)
+        plan = plan_capture(capture, _settings(**assumptions), reporter)
     if as_json:
-        click.echo(json.dumps(plan, indent=2))
+        click.echo(json_text(plan))
     else:
         print_plan(plan)
-    if tokens is None:
-        require_space(settings.cache, plan["remaining_bytes"])
+    if assumptions["tokens"] is None:
+        require_space(capture.cache, plan.remaining_bytes)
 
 
-def _scale(
-    teacher: dict[str, Any],
-    sequence_bytes_per_position: float,
-    positions_per_shard: int,
+def _settings(
+    *,
+    measure: bool,
+    tokens_per_s: float | None,
+    tokens: float | None,
     workers: int,
     simulate: bool,
     hours_between_failures: float | None,
@@ -172,16 +153,25 @@ def _scale(
     speed_spread: float,
     student_positions_per_s: float,
     student_readers: int,
-) -> None:
-    """Add to a planned teacher what depends on the number of machines."""
-    from pipeline.planning.scale import share, simulation, student_bytes_per_s
+    sample_documents: int,
+    sample_sequences: int,
+    measure_seconds: float,
+    device_memory: int | None,
+) -> "PlanSettings":
+    """Return what the options assume."""
+    from pipeline.planning.capture_plan import PlanSettings
+    from pipeline.planning.scale import StudentLoad
     from pipeline.planning.simulate import Cluster
 
-    share(teacher, workers)
-    teacher["student_bytes_per_s"] = student_bytes_per_s(
-        teacher, sequence_bytes_per_position, student_positions_per_s, student_readers
+    up_seconds = 3600 * (hours_between_failures or math.inf)
+    return PlanSettings(
+        sample_documents=sample_documents,
+        measured_sequences=sample_sequences if measure else 0,
+        measured_seconds=measure_seconds,
+        tokens_per_s=tokens_per_s,
+        corpus_tokens=tokens,
+        device_memory_bytes=device_memory,
+        cluster=Cluster(workers, up_seconds, restart_seconds, speed_spread),
+        simulate=simulate,
+        student=StudentLoad(student_positions_per_s, student_readers),
     )
-    if simulate and teacher["remaining"]["shards"]:
-        up_seconds = 3600 * (hours_between_failures or float("inf"))
-        cluster = Cluster(workers, up_seconds, restart_seconds, speed_spread)
-        teacher["simulation"] = simulation(teacher, positions_per_shard, cluster)

@@ -2,76 +2,82 @@
 
 From its configuration alone: the model is built on torch's ``meta`` device, so 235 billion weights are counted in
 seconds and none is allocated. A device holds its part of the weights, one batch through the body, and the head
-(``memory.py``); USABLE_SHARE of its memory is taken for usable, because the driver, kernels and gaps between
+(``memory.py``); USABLE_SHARE of its memory is counted as usable, because the driver, kernels and gaps between
 tensors take the rest. Two ways of using several devices are counted: ``tensor_parallel`` splits every matrix, in
 numbers of processes that divide the attention heads, with the output matrix whole in each; ``device_map`` gives each
 device some of the layers, counted here as equal parts, so that number is the least possible.
 """
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from cache_tools.errors import ModelError
-from cache_tools.format.manifest import Objective
 from pipeline.config import TeacherConfig
-from pipeline.teachers.tensor_plan import meta_model, weight_bytes
+from pipeline.planning.memory import MemoryPlan
+from pipeline.teachers.tensor_plan import weight_bytes
 
 USABLE_SHARE = 0.9
-"""Of a device's memory."""
+"""Share of a device's memory that can be used."""
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 """What a container may use, where there is one."""
 
 
-def plan_fit(config: TeacherConfig, objective: Objective, folder: Path, memory: dict[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class DeviceFit:
+    """Whether a teacher fits. Where the memory of the device is unknown, all fields that follow from it are None.
+
+    Attributes:
+        device: Kind of device, such as ``cuda`` or ``cpu``.
+        device_memory_bytes: Memory of one device; for a CPU, that of the machine.
+        usable_bytes: The part of it that can be used.
+        devices: Devices that the capture file gives one worker.
+        devices_needed: The fewest devices that suffice; None if no number does.
+        tensor_parallel: The smallest ``tensor_parallel`` that fits; None if none does.
+        device_map_gpus: The smallest ``gpus`` that fits with a ``device_map``; None if none does.
+        fits: Whether the teacher fits with the capture file as it is.
+    """
+
+    device: str
+    device_memory_bytes: int | None
+    usable_bytes: int | None
+    devices: int
+    devices_needed: int | None
+    tensor_parallel: int | None
+    device_map_gpus: int | None
+    fits: bool | None
+
+
+def plan_fit(config: TeacherConfig, model: PreTrainedModel, memory: MemoryPlan) -> DeviceFit:
     """Return whether a teacher fits.
 
     Args:
-        config: Its block of the capture file.
-        objective: Objective of the encoding.
-        folder: Its model folder; no weights are needed.
-        memory: What ``plan_memory`` returned.
-
-    Returns:
-        ``device``; ``device_memory_bytes`` of one (of a CPU, the machine's); ``usable_bytes`` of that; ``devices`` that
-        the capture file gives one worker; ``tensor_parallel`` and ``device_map_gpus``, the smallest settings that fit,
-        None where none does; ``devices_needed``, the smaller of the two; ``fits``, with the capture file as it is.
-        Where the memory is unknown, it and what follows from it are None.
+        config: The teacher's block of the capture file.
+        model: The teacher; no weights are needed.
+        memory: What one worker needs.
     """
-    there = host_memory_bytes() if memory["device"] == "cpu" else memory["device_total_bytes"]
-    fit: dict[str, Any] = {
-        "device": memory["device"],
-        "device_memory_bytes": there,
-        "usable_bytes": None,
-        "devices": 1 if memory["device"] == "cpu" else given_devices(config),
-        "devices_needed": None,
-        "tensor_parallel": None,
-        "device_map_gpus": None,
-        "fits": None,
-    }
-    if there is None:
-        return fit
-    usable = round(USABLE_SHARE * there)
-    fit["usable_bytes"] = usable
-    if memory["device"] == "cpu":
-        fits = memory["host_bytes"] <= usable
-        return fit | {"fits": fits, "devices_needed": 1 if fits else None}
-    model = meta_model(config, objective, folder)
-    weights, batch = weight_bytes(model), max(memory["body_bytes"], memory["head_bytes"])
+    on_cpu = memory.device == "cpu"
+    total = host_memory_bytes() if on_cpu else memory.device_total_bytes
+    devices = 1 if on_cpu else given_devices(config)
+    if total is None:
+        return DeviceFit(memory.device, None, None, devices, None, None, None, None)
+    usable = round(USABLE_SHARE * total)
+    if on_cpu:
+        fits = memory.host_bytes <= usable
+        return DeviceFit(memory.device, total, usable, devices, 1 if fits else None, None, None, fits)
+    weights, batch = weight_bytes(model), max(memory.body_bytes, memory.head_bytes)
     if weights + batch <= usable:
-        return fit | {"fits": True, "devices_needed": 1, "tensor_parallel": 1, "device_map_gpus": 1}
-    parallel = _tensor_parallel(model, batch, usable)
-    layers = model.config.get_text_config().num_hidden_layers
-    parts = -(-weights // (usable - batch)) if batch < usable else layers + 1
-    mapped = parts if parts <= layers else None  # a device holds whole layers
+        return DeviceFit(memory.device, total, usable, devices, 1, 1, 1, True)
+    parallel, mapped = _tensor_parallel(model, batch, usable), _device_map_gpus(model, weights, batch, usable)
     needed = min(filter(None, (parallel, mapped)), default=None)
-    fits = memory["device_bytes"] <= usable
+    fits = memory.device_bytes <= usable
     if config.device_map is not None:
-        fits = mapped is not None and mapped <= fit["devices"]
-    return fit | {"fits": fits, "devices_needed": needed, "tensor_parallel": parallel, "device_map_gpus": mapped}
+        fits = mapped is not None and mapped <= devices
+    return DeviceFit(memory.device, total, usable, devices, needed, parallel, mapped, fits)
 
 
 def given_devices(config: TeacherConfig) -> int:
@@ -93,7 +99,14 @@ def host_memory_bytes() -> int | None:
         return installed
 
 
-def _tensor_parallel(model: Any, batch_bytes: int, usable_bytes: int) -> int | None:
+def _device_map_gpus(model: PreTrainedModel, weights: int, batch_bytes: int, usable_bytes: int) -> int | None:
+    """Return over how many devices a model's layers can be laid so that each part fits; a device holds whole layers."""
+    layers = model.config.get_text_config().num_hidden_layers
+    parts = -(-weights // (usable_bytes - batch_bytes)) if batch_bytes < usable_bytes else layers + 1
+    return parts if parts <= layers else None
+
+
+def _tensor_parallel(model: PreTrainedModel, batch_bytes: int, usable_bytes: int) -> int | None:
     """Return the smallest number of processes over which a model's weights can be split so that each part fits."""
     heads = model.config.get_text_config().num_attention_heads
     for size in range(2, heads + 1):

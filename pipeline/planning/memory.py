@@ -2,23 +2,23 @@
 
 The model is built on torch's ``meta`` device, where parameters have shapes and no storage, so the
 weights are counted and not estimated. What a batch needs is a formula for decoder and encoder layers as
-transformers writes them (below); ``python -m benchmarks.memory`` holds it against measured peaks.
+transformers writes them (below); ``python -m benchmarks.memory`` compares it with measured peaks.
 Not counted: Python, torch and the tokenizer (about half a gigabyte), what an allocator holds back, and
 the driver's context on a GPU.
 """
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from cache_tools.hidden_codecs.registry import HIDDEN_CODECS
-from pipeline.capture.declare import codec_of_target, keep_of, scalar_names
 from pipeline.capture.predict import HEAD_CHUNK_BYTES
-from pipeline.config import EncodingConfig, TeacherConfig
+from pipeline.capture.target import ResolvedTeacher
+from pipeline.config import EncodingConfig, HiddenConfig
 from pipeline.teachers.loading import chosen_device
-from pipeline.teachers.tensor_plan import meta_model, weight_bytes
+from pipeline.teachers.tensor_plan import weight_bytes
 
 SHARDS_IN_MEMORY = 2
 """One is being read while the one before is written."""
@@ -30,52 +30,76 @@ BASIS_BYTES = 24
 """Bytes for each of width² numbers of a basis: it and its inverse (8), which is made in float64 (16)."""
 
 
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The memory that one worker needs at its peak.
+
+    Attributes:
+        device: Kind of device, such as ``cuda`` or ``cpu``.
+        weights_bytes: Weights on the device.
+        body_bytes: One batch in the body, on the device.
+        head_bytes: One batch in the head, on the device; body and head follow each other.
+        kept_bytes: Predictions of shards, on the host.
+        writing_bytes: Encoding and writing one of these shards, on the host.
+        batch_bytes: Batches that are put into a shard, on the host.
+        device_bytes: All that is on the device.
+        host_bytes: All that is on the host; on a CPU that includes ``device_bytes``.
+        device_total_bytes: Memory of a GPU that is here or was described; None otherwise.
+    """
+
+    device: str
+    weights_bytes: int
+    body_bytes: int
+    head_bytes: int
+    kept_bytes: int
+    writing_bytes: int
+    batch_bytes: int
+    device_bytes: int
+    host_bytes: int
+    device_total_bytes: int | None
+
+
 def plan_memory(
-    config: TeacherConfig, encoding: EncodingConfig, folder: Path, device_memory_bytes: int | None = None
-) -> dict[str, Any]:
+    teacher: ResolvedTeacher, model: PreTrainedModel, encoding: EncodingConfig, device_memory_bytes: int | None = None
+) -> MemoryPlan:
     """Return the bytes that one worker needs at its peak; with tensor parallelism, the first process of one.
 
-    That divides the weights that are split by the number of processes. What a batch needs is then an upper bound:
-    the larger half of a layer's activations is split too, but not counted so.
+    Tensor parallelism divides the weights that are split by the number of processes. What a batch needs is then an
+    upper bound: the larger half of a layer's activations is split too, but not counted so.
 
     On a GPU the host holds the weights once too, while they are loaded; on a CPU, host and device are the same memory.
 
     Args:
-        config: The teacher's block of the capture file.
+        teacher: The planned teacher.
+        model: The same teacher, with or without weights.
         encoding: How long sequences and shards are.
-        folder: The model's folder.
-        device_memory_bytes: Of a GPU that is not here, to plan for that one.
-
-    Returns:
-        ``weights_bytes``, ``body_bytes`` and ``head_bytes`` on the device, of which the latter two follow each
-        other, ``kept_bytes`` of shards' predictions on the host, ``writing_bytes`` of encoding one of them,
-        ``batch_bytes`` of batches that are put into it, ``device_bytes`` and ``host_bytes`` in all, ``device`` by
-        name, and ``device_total_bytes`` of a GPU that is here or was described, otherwise None.
+        device_memory_bytes: Memory of a GPU that is not here, to plan for that GPU.
     """
-    model = meta_model(config, encoding.objective, folder)
+    config = teacher.config
     device = torch.device("cuda") if device_memory_bytes else chosen_device(config.device)
     chunk_bytes = HEAD_CHUNK_BYTES.get(device.type, HEAD_CHUNK_BYTES["cuda"])
     tokens = max(config.batch_tokens, encoding.max_length_tokens)  # a longer sequence is a batch of its own
     weights = weight_bytes(model, config.tensor_parallel)
-    body = body_bytes(model.config.get_text_config(), tokens, encoding.max_length_tokens, config, model.dtype.itemsize)
+    body = body_bytes(model, tokens, encoding.max_length_tokens, config.hidden.layers)
     head = head_bytes(model, tokens, chunk_bytes)
-    per_position = kept_bytes_per_position(config, model)
+    per_position = kept_bytes_per_position(teacher, model)
     kept = SHARDS_IN_MEMORY * encoding.positions_per_shard * per_position
     batches = BATCHES_IN_MEMORY * tokens * per_position
-    writing = encoding.positions_per_shard * writing_bytes_per_position(config, model) + basis_bytes(config, model)
+    writing = encoding.positions_per_shard * writing_bytes_per_position(teacher, model)
+    writing += basis_bytes(config.hidden, model)
     on_device, host = weights + max(body, head), kept + batches + writing
-    return {
-        "device": device.type,
-        "weights_bytes": weights,
-        "body_bytes": body,
-        "head_bytes": head,
-        "kept_bytes": kept,
-        "writing_bytes": writing,
-        "batch_bytes": batches,
-        "device_bytes": on_device,
-        "host_bytes": on_device + host if device.type == "cpu" else max(weights, host),
-        "device_total_bytes": device_memory_bytes or _gpu_bytes(device),
-    }
+    return MemoryPlan(
+        device=device.type,
+        weights_bytes=weights,
+        body_bytes=body,
+        head_bytes=head,
+        kept_bytes=kept,
+        writing_bytes=writing,
+        batch_bytes=batches,
+        device_bytes=on_device,
+        host_bytes=on_device + host if device.type == "cpu" else max(weights, host),
+        device_total_bytes=device_memory_bytes or _gpu_bytes(device),
+    )
 
 
 def _gpu_bytes(device: torch.device) -> int | None:
@@ -83,7 +107,7 @@ def _gpu_bytes(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
 
 
-def body_bytes(model: PreTrainedConfig, tokens: int, length_tokens: int, config: TeacherConfig, itemsize: int) -> int:
+def body_bytes(model: PreTrainedModel, tokens: int, length_tokens: int, layers: Sequence[int | str]) -> int:
     """Return the activations of one batch in its largest layer, without gradients.
 
     Of T tokens in sequences of length L, width D, inner width I, H query and G key heads of width d, there live at
@@ -94,15 +118,22 @@ def body_bytes(model: PreTrainedConfig, tokens: int, length_tokens: int, config:
     3 I: the gate, the other half, and their product. (4 H + 2 G) d: the queries, keys and values, and three
     intermediate results of rotating the queries; L: the attention mask as numbers. On top come the mask as
     truth values, T L bytes, and the states of every layer, if one of the middle is kept.
+
+    Args:
+        model: The teacher.
+        tokens: T.
+        length_tokens: L.
+        layers: Hidden layers that are kept.
     """
-    width, heads = model.hidden_size, model.num_attention_heads
-    key_heads = getattr(model, "num_key_value_heads", None) or heads
-    head_width = getattr(model, "head_dim", None) or width // heads
+    config = model.config.get_text_config()
+    width, heads = config.hidden_size, config.num_attention_heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_width = getattr(config, "head_dim", None) or width // heads
     attention = (4 * heads + 2 * key_heads) * head_width + length_tokens
-    layer = 4 * width + max(3 * _inner_width(model), attention)
-    middle = any(name != "last" for name in config.hidden.layers)
-    states = (model.num_hidden_layers + 1) * width if middle else 0
-    return int(tokens * ((layer + states) * itemsize + length_tokens))
+    layer = 4 * width + max(3 * _inner_width(config), attention)
+    middle = any(name != "last" for name in layers)
+    states = (config.num_hidden_layers + 1) * width if middle else 0
+    return int(tokens * ((layer + states) * model.dtype.itemsize + length_tokens))
 
 
 def head_bytes(model: PreTrainedModel, tokens: int, chunk_bytes: int) -> int:
@@ -114,24 +145,24 @@ def head_bytes(model: PreTrainedModel, tokens: int, chunk_bytes: int) -> int:
     return int(logits + 2 * tokens * width * itemsize)  # all and kept
 
 
-def kept_bytes_per_position(config: TeacherConfig, model: PreTrainedModel) -> int:
+def kept_bytes_per_position(teacher: ResolvedTeacher, model: PreTrainedModel) -> int:
     """Return the host's bytes for one position until its shard is written: ids, logs, scalars, float32 states."""
-    keep, width = keep_of(config.target), model.config.get_text_config().hidden_size
-    numbers = 2 * keep.slots(vocabulary_of(model)) + 1 + len(scalar_names(keep)) + width * len(config.hidden.layers)
+    keep, width = teacher.target.keep, model.config.get_text_config().hidden_size
+    states = width * len(teacher.config.hidden.layers)
+    numbers = 2 * keep.slots(vocabulary_of(model)) + 1 + len(keep.scalar_names) + states
     return int(4 * numbers)
 
 
-def writing_bytes_per_position(config: TeacherConfig, model: PreTrainedModel) -> int:
+def writing_bytes_per_position(teacher: ResolvedTeacher, model: PreTrainedModel) -> int:
     """Return the host's bytes for one position while its shard is encoded and written; groups follow each other."""
-    codec, width = codec_of_target(config.target, vocabulary_of(model)), model.config.get_text_config().hidden_size
-    targets = codec.encoding_slot_bytes * codec.k
-    hidden = HIDDEN_CODECS[config.hidden.stored_codec].encoding_value_bytes * width if config.hidden.layers else 0
-    return int(max(targets, hidden))
+    codec, hidden = teacher.target.codec(vocabulary_of(model)), teacher.config.hidden
+    value_bytes = HIDDEN_CODECS[hidden.stored_codec].encoding_value_bytes if hidden.layers else 0
+    return int(max(codec.encoding_slot_bytes * codec.k, value_bytes * model.config.get_text_config().hidden_size))
 
 
-def basis_bytes(config: TeacherConfig, model: PreTrainedModel) -> int:
+def basis_bytes(hidden: HiddenConfig, model: PreTrainedModel) -> int:
     """Return the bytes of the bases of quantised hidden states."""
-    layers = len(config.hidden.layers) if HIDDEN_CODECS[config.hidden.stored_codec].has_transform else 0
+    layers = len(hidden.layers) if HIDDEN_CODECS[hidden.stored_codec].has_transform else 0
     return int(layers * BASIS_BYTES * model.config.get_text_config().hidden_size ** 2)
 
 
@@ -140,8 +171,8 @@ def vocabulary_of(model: PreTrainedModel) -> int:
     return int(model.get_output_embeddings().weight.shape[0])
 
 
-def _inner_width(model: PreTrainedConfig) -> int:
+def _inner_width(config: PreTrainedConfig) -> int:
     """Return I; a mixture's is that of the experts that one token visits."""
-    dense = getattr(model, "intermediate_size", None) or getattr(model, "n_inner", None) or 4 * model.hidden_size
-    expert, visited = getattr(model, "moe_intermediate_size", None), getattr(model, "num_experts_per_tok", None)
+    dense = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
+    expert, visited = getattr(config, "moe_intermediate_size", None), getattr(config, "num_experts_per_tok", None)
     return int(max(dense, (expert or dense) * (visited or 1)))

@@ -6,6 +6,7 @@ name differ, a copy under another path does not. Only safetensors weights are re
 pickled ones can run code.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -27,8 +28,9 @@ from pipeline.teachers.checkpoint import load_teacher_checkpoint
 from pipeline.teachers.process_group import send, send_inputs
 from pipeline.teachers.tensor_plan import meta_model, split_plan
 
-WEIGHTS_PATTERN = "*.safetensors"
-SNAPSHOT_PATTERNS = [WEIGHTS_PATTERN, "*.json", "*.jinja", "*.txt", "*.model"]
+WEIGHTS = "*.safetensors"
+SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
+"""Names of the files of a model on the hub: its weights, and its configuration and tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -60,20 +62,66 @@ def resolve_model(config: TeacherConfig, weights: bool = True) -> Path:
     Raises:
         ModelError: neither a folder nor a hub id that can be reached.
     """
-    local = Path(config.model)
-    if local.is_dir():
-        return local
+    patterns = [*SMALL_FILES, WEIGHTS] if weights else SMALL_FILES
+    folder = _local_folder(
+        config.model, config.revision, patterns, f"teacher {config.name!r}", "config.json and safetensors"
+    )
+    _check_generation_config(config.name, folder)
+    return folder
+
+
+def resolve_tokenizer(name: str) -> Path:
+    """Return the local folder of a tokenizer, downloading a hub id if need be.
+
+    transformers' own search for a name that does not exist asks the hub for one file after another, and takes most of
+    a minute without a network; this asks once.
+
+    Args:
+        name: A folder or a hub id.
+
+    Raises:
+        ModelError: neither a folder nor a hub id that can be reached.
+    """
+    return _local_folder(name, None, SMALL_FILES, "the encoding's tokenizer", "tokenizer.json")
+
+
+def _local_folder(name: str, revision: str | None, patterns: list[str], what: str, contents: str) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
     try:
-        patterns = SNAPSHOT_PATTERNS if weights else [name for name in SNAPSHOT_PATTERNS if name != WEIGHTS_PATTERN]
-        return Path(snapshot_download(config.model, revision=config.revision, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
-            f"teacher {config.name!r} cannot be found",
-            where=config.model,
-            expected="a folder with config.json and safetensors, or a hub id that can be reached",
+            f"{what} cannot be found",
+            where=name,
+            expected=f"a folder with {contents}, or a hub id that can be reached",
             found=why_not_found(error),
             fix="Check the name, the network and, for a gated model, your access token",
         ) from error
+
+
+def _check_generation_config(teacher: str, folder: Path) -> None:
+    """Refuse a generation_config.json that is not JSON: transformers would silently use another one.
+
+    No capture reads it, but a file that is broken is a sign of a copy that is.
+    """
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return
+    try:
+        if isinstance(json.loads(path.read_bytes()), dict):
+            return
+        problem: object = "JSON, but not an object"
+    except (OSError, ValueError, RecursionError) as error:
+        problem = error
+    raise ModelError(
+        f"the generation settings of teacher {teacher!r} cannot be read",
+        where=path,
+        expected="a JSON object",
+        found=problem,
+        why="the folder may be a damaged copy",
+        fix="Copy or download the model again, or delete this file, which no capture needs",
+    )
 
 
 def load_teacher(config: TeacherConfig, folder: Path, objective: Objective) -> Teacher:

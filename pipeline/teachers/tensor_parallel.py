@@ -15,12 +15,12 @@ file, the error budget of hidden states) taught to gather it.
 torchrun starts the processes and ends all when one fails; a later run continues at the shard.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 
-from pipeline.config import CaptureConfig
+from pipeline.config import TeacherConfig
 from pipeline.teachers.body_and_head import body_of
 from pipeline.teachers.loading import chosen_device, load_model, resolve_model
 from pipeline.teachers.process_group import Place, join, leave, receive, receive_inputs, send
@@ -28,12 +28,12 @@ from pipeline.teachers.process_group import Place, join, leave, receive, receive
 T = TypeVar("T")
 
 
-def run_together(config: CaptureConfig, work: Callable[[Place], T]) -> T | None:
+def run_together(teachers: Sequence[TeacherConfig], work: Callable[[Place], T]) -> T | None:
     """Do the work in the first process of each group, while the others run their parts of the teachers.
 
     Args:
-        config: The capture file; its teachers all take the same number of processes.
-        work: Is told which group this is.
+        teachers: The blocks of the capture file; they all take the same number of processes.
+        work: Called with the place of the group.
 
     Returns:
         What the work returns; None in a process that follows.
@@ -41,7 +41,7 @@ def run_together(config: CaptureConfig, work: Callable[[Place], T]) -> T | None:
     Raises:
         LogitcaskError: something was refused. The other processes are left to torchrun, which ends them.
     """
-    size = config.teachers[0].tensor_parallel
+    size = teachers[0].tensor_parallel
     if size == 1:
         return work(Place())
     place, done = join(size), None
@@ -49,14 +49,13 @@ def run_together(config: CaptureConfig, work: Callable[[Place], T]) -> T | None:
         done = work(place)
         send({})
     else:
-        _follow(config)
+        _follow({teacher.name: teacher for teacher in teachers})
     leave()
     return done
 
 
-def _follow(config: CaptureConfig) -> None:
-    """Load teachers and run their bodies as the first process says, until it says no more."""
-    teachers = {teacher.name: teacher for teacher in config.teachers}
+def _follow(teachers: dict[str, TeacherConfig]) -> None:
+    """Load teachers, given by name, and run their bodies as the first process orders, until it sends an empty order."""
     body, device = None, chosen_device("auto")
     while order := receive():
         if "load" in order:

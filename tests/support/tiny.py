@@ -21,8 +21,11 @@ from transformers import (
 )
 
 from cache_tools.progress.reporter import Reporter
+from cache_tools.storage import StorePath
 from cache_tools.store.reader import Cache
 from pipeline.config import CaptureConfig
+from pipeline.encoding.encode import encode as encode_corpus
+from pipeline.encoding.recipe import Recipe
 from pipeline.run import Worker, run_capture
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -112,6 +115,16 @@ def save_teacher(folder: Path, made: PreTrainedModel | None = None, masked: bool
     (made or model("bert" if masked else "llama")).save_pretrained(folder)
     tokenizer(masked=masked).save_pretrained(folder)
     return folder
+
+
+def recipe(config: CaptureConfig, tokenizer: PreTrainedTokenizerFast) -> Recipe:
+    """Return how a capture file's documents become sequences."""
+    return Recipe(config.corpus, config.encoding, tokenizer)
+
+
+def encode(config: CaptureConfig, tokenizer: PreTrainedTokenizerFast, append: bool = False, **named: Any) -> StorePath:
+    """Encode a capture file's corpus into its cache; return the encoding's folder."""
+    return encode_corpus(config.cache, recipe(config, tokenizer), append, **named)
 
 
 def write_corpus(path: Path, texts: list[str] | None = None) -> Path:
