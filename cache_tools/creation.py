@@ -1,21 +1,18 @@
-"""Write an object only if there is none of its name: the one operation on which two processes can agree.
+"""Create an object only if none of its name exists: the operation by which processes agree on a single writer.
 
-On a disk a finished file is linked to its name, which fails if the name is taken; in a bucket the upload carries that
-condition, and the store decides. ``storage.py`` has everything that needs no such agreement.
+On a disk a finished file is linked to its name, which fails if the name is taken. In a bucket the upload carries this
+condition, and the store decides. All other operations are in ``storage.py``.
 """
 
 import errno
 import os
-import uuid
 from pathlib import Path
 
 from upath import UPath
 
-from cache_tools.regular_files import refuse_links
+from cache_tools.regular_files import place_whole
 from cache_tools.storage import (
-    ATTEMPTS,
     BUCKETS,
-    PARTIAL_SUFFIX,
     StorePath,
     _asked,
     _driver,
@@ -24,13 +21,13 @@ from cache_tools.storage import (
 )
 
 NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
-"""What a file system without hard links answers."""
+"""Errors of file systems that do not support hard links."""
 
 
 def create_object(path: StorePath, content: bytes) -> bool:
-    """Write an object only if there is none of this name: of several writers, exactly one does.
+    """Write an object only if none of this name exists: of several writers, exactly one succeeds.
 
-    An object with the same content counts as written, because a bucket's answer may be lost and the request repeated.
+    An existing object with the same content is a success, because a request whose response was lost is repeated.
 
     Returns:
         Whether the object now has this content.
@@ -51,25 +48,13 @@ def create_object(path: StorePath, content: bytes) -> bool:
 
 def _create_local(path: Path, content: bytes) -> None:
     """Link a finished file to its name, which fails if the name is taken; without hard links, open it exclusively."""
-    refuse_links(path.parent)
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
     try:
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial.write_bytes(content)
-                os.link(partial, path)
-                return
-            except FileNotFoundError:  # as in write_whole
-                if attempt == ATTEMPTS:
-                    raise
+        place_whole(path, content, lambda partial: os.link(partial, path))
     except OSError as error:
         if error.errno not in NO_HARD_LINKS:
             raise
         with path.open("xb") as file:
             file.write(content)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _create_remote(path: UPath, content: bytes) -> None:

@@ -1,24 +1,24 @@
-"""Local files that may be a stranger's: regular files only, no link inside a cache, no more bytes than expected.
+"""Local files of untrusted caches: regular files only, no link inside a cache, no more bytes than expected.
 
-An archive can carry more than files and folders: a FIFO makes whoever opens it wait for ever, a device never ends, a
-symbolic link leads a reader, a writer or a deletion to any file of the user's. So a file is looked at before it is
-opened, opened without waiting, and looked at again.
+An archive can contain more than files and folders. Opening a FIFO blocks forever, reading a device never ends, and a
+symbolic link leads a reader, a writer or a deletion to any file of the user. So the kind of a file is checked before it
+is opened, it is opened without blocking, and its kind is checked again.
 
 A folder is **enclosed** when it is opened as a cache or as a vocabulary. From then on no function of ``storage.py``
-follows a link below it; the path of the folder itself may be a link or lie below one, for that is the user's choice.
-Links that stay inside the cache are refused as well: nothing writes them, and a deletion through one would still
-destroy another teacher. Whoever keeps a teacher on another disk mounts that disk there, or links to the whole cache.
+follows a link below it. The path of the folder itself may contain links, because the user chose it. Links that stay
+inside the cache are refused as well: logitcask never writes links, and a deletion through one would destroy another
+teacher. To keep a teacher on another disk, mount that disk at its folder, or link to the whole cache.
 
 The cost is one ``lstat`` for each folder between the cache and the file. Rejected: resolving every path and comparing
-prefixes (as many system calls, and links inside would pass); looking at the whole tree when a cache is opened (minutes
-for a million objects). A user who exchanges files while they are read is not defended against: the cache is at rest.
+prefixes (as many system calls, and links inside the cache would pass); checking the whole tree when a cache is opened
+(minutes for a million objects). Files that are exchanged while they are read are not detected.
 """
 
 import os
 import stat
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -29,7 +29,7 @@ from cache_tools.errors import DamageError
 PARTIAL_SUFFIX = ".partial"
 
 ATTEMPTS = 3
-"""How often a file is written whose temporary name a process at the same work took away."""
+"""How often a write is attempted whose temporary file another process removed."""
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
@@ -171,6 +171,15 @@ def read_regular_spans(spans: Sequence[Span]) -> list[bytes]:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file under a temporary name in its own folder, then rename it; a link in its place is replaced."""
+    place_whole(path, content, lambda partial: os.replace(partial, path))
+
+
+def place_whole(path: Path, content: bytes, place: Callable[[Path], None]) -> None:
+    """Write content under a temporary name in the folder of ``path`` and call ``place`` with that name.
+
+    Another process may take the temporary file for the remains of a killed writer and remove it; then it is written
+    again. The temporary name is gone afterwards, whatever ``place`` did.
+    """
     refuse_links(path.parent)
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
     try:
@@ -178,9 +187,9 @@ def write_whole(path: Path, content: bytes) -> None:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 partial.write_bytes(content)
-                os.replace(partial, path)
+                place(partial)
                 return
-            except FileNotFoundError:  # a process at the same work took it for what a killed one left
+            except FileNotFoundError:
                 if attempt == ATTEMPTS:
                     raise
     finally:

@@ -248,7 +248,7 @@ def test_documents_are_counted_where_they_begin(tmp_path):
 REFUSED = {
     "unknown document": (Choice(documents=frozenset({"document-1", "nobody"})), ConfigError, "no document 'nobody'"),
     "unknown teacher": (Choice(teachers=("nobody",)), FormatError, "no teacher 'nobody'"),
-    "smaller samples": (Choice(k=2), ConfigError, "rows of teacher 'toy' cannot be made smaller"),
+    "smaller samples": (Choice(k=2), ConfigError, "rows of teacher 'toy' cannot be narrowed"),
 }
 
 

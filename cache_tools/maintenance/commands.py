@@ -1,6 +1,5 @@
-"""``logitcask copy``, ``subset``, ``drop`` and ``repair``: a cache's life after its capture."""
+"""``logitcask copy``, ``subset``, ``drop`` and ``repair``: commands on a cache after its capture."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +15,10 @@ if TYPE_CHECKING:
 @click.argument("source", type=CacheType())
 @click.argument("target", type=CacheType())
 def copy_command(source: "StorePath", target: "StorePath") -> None:
-    """Copy the cache SOURCE to TARGET, from any store to any other.
+    """Copy the cache SOURCE to TARGET, between any two disks or buckets.
 
-    Every object is checked against its hash on the way. Stopped, the same command
-    continues; a SOURCE that has grown since costs only what is new.
+    Every object is compared with its recorded hash while it is copied. If the command is stopped, run
+    it again to continue. If SOURCE has grown since an earlier copy, only what is new is copied.
 
     \b
     Example:
@@ -49,7 +48,9 @@ def copy_command(source: "StorePath", target: "StorePath") -> None:
     help="File with one document id per line.",
 )
 @click.option("--split", type=click.Choice(["train", "held_out"]), help="Keep this split only.")
-@click.option("--k", type=click.IntRange(1), help="Keep the K most likely entries of each row; the rest is left out.")
+@click.option(
+    "--k", type=click.IntRange(1), help="Keep the K likeliest tokens of each row; the others become left-out mass."
+)
 def subset_command(
     source: "StorePath",
     target: "StorePath",
@@ -59,7 +60,7 @@ def subset_command(
     split: Any,
     k: int | None,
 ) -> None:
-    """Write a smaller cache TARGET from SOURCE, without any teacher.
+    """Write a smaller cache TARGET from SOURCE, without running a teacher.
 
     \b
     Example:
@@ -83,15 +84,15 @@ def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("the list of documents cannot be read", where=path, found=error) from error
+        raise ConfigError("the file of document ids cannot be read", where=path, found=error) from error
 
 
 @click.command("drop")
 @click.argument("cache", type=CacheType())
 @click.argument("teacher")
-@click.option("--encoding", help="Encoding that the teacher reads, if there are several.")
-@click.option("--hidden", metavar="LAYER", help="Drop only this layer of hidden states.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--encoding", help="Name of the teacher's encoding, if there are several.")
+@click.option("--hidden", metavar="LAYER", help="Delete only this layer of hidden states.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def drop_command(cache: "StorePath", teacher: str, encoding: str | None, hidden: str | None, yes: bool) -> None:
     """Delete a TEACHER, or one of its layers of hidden states, from CACHE.
 
@@ -102,35 +103,34 @@ def drop_command(cache: "StorePath", teacher: str, encoding: str | None, hidden:
     from cache_tools.maintenance.drop import drop_hidden, drop_teacher
     from cache_tools.store.reader import Cache
 
-    chosen = Cache(cache).encoding(encoding)
+    opened = Cache(cache).encoding(encoding)
     what = f"layer {hidden} of teacher {teacher}" if hidden else f"teacher {teacher}"
     if not yes:
         click.confirm(f"Delete {what} from {cache}?", abort=True)
     if hidden:
-        drop_hidden(chosen.teacher(teacher), hidden)
+        drop_hidden(opened.teacher(teacher), hidden)
     else:
-        drop_teacher(chosen, teacher)
-    click.echo(f"{what} is gone")
+        drop_teacher(opened, teacher)
+    click.echo(f"deleted {what}")
 
 
 @click.command("repair")
 @click.argument("cache", type=CacheType())
-@click.option("--quick", is_flag=True, help="Look at structure and sizes only, not at every byte.")
+@click.option("--quick", is_flag=True, help="Check structure and sizes only, not every byte.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def repair_command(cache: "StorePath", quick: bool, as_json: bool) -> None:
-    """Forget what is damaged in CACHE, so that the next capture redoes only that.
+    """Forget what is damaged in CACHE, so that the next capture writes only that again.
 
-    A damaged shard of a teacher is captured again; a damaged or missing file of sequences, tables or the tokenizer
-    is written again from the same corpus, and no teacher runs for it. Exits 1 if something is left that only a copy
-    can mend.
+    The next capture then runs the teacher again for its damaged shards. Damaged or missing files of sequences, tables
+    or the tokenizer are written again from the same corpus, without a teacher. The exit code is 1 if there is damage
+    that only a copy can repair.
 
     \b
     Example:
         logitcask repair runs/demo/cache
     """
-    from dataclasses import asdict
-
-    from cache_tools.maintenance.repair import repair
+    from cache_tools.json_output import json_text
+    from cache_tools.maintenance.repair import RepairResult, repair
     from cache_tools.maintenance.verify import shards_to_check
     from cache_tools.progress.lines import open_reporter
     from cache_tools.store.reader import Cache
@@ -140,8 +140,7 @@ def repair_command(cache: "StorePath", quick: bool, as_json: bool) -> None:
         reporter.stage("checking", shards_to_check(opened), "shards")
         mended, left = repair(cache, not quick, progress=reporter.part)
     if as_json:
-        found = {"mended": [asdict(p) for p in mended], "left": [asdict(p) for p in left]}
-        click.echo(json.dumps({"path": str(cache)} | found, indent=2))
+        click.echo(json_text(RepairResult(str(cache), mended, left)))
     else:
         for verb, problems in (("forgotten", mended), ("left", left)):
             for problem in problems:

@@ -1,8 +1,8 @@
-"""Copying a cache, byte for byte, from any store to any other: a disk, a bucket, back.
+"""Copy a cache byte for byte between any two disks or buckets.
 
-Every object is checked against its recorded hash on the way, so a copy is also a proof. What
-makes things exist is written last, as in a capture: a copy that is stopped goes on where
-it was when the same command runs again, and one whose source has grown copies what is new.
+Every object is compared with its recorded hash while it is copied, so a finished copy has also verified its source.
+Manifests and receipts are written last, as in a capture: a copy that was stopped continues when the same command runs
+again, and a copy of a source that has grown copies only what is new.
 """
 
 from cache_tools.errors import DamageError, IdentityError
@@ -37,12 +37,12 @@ from cache_tools.store.writer import clear_remains, create_cache, refuse_remains
 
 
 def copy_cache(source: Cache, target: StorePath, progress: Advance = ignore) -> None:
-    """Copy everything that a cache holds, or what an earlier copy still lacks.
+    """Copy everything that a cache holds, or what an earlier copy lacks.
 
     Args:
         source: The cache to read.
-        target: Where to put it; a new place, or an unfinished or older copy of the same cache.
-        progress: Told how many bytes were copied.
+        target: A new place, or an unfinished or older copy of the same cache.
+        progress: Called with the number of bytes that were copied.
 
     Raises:
         ConfigError: the target is the source, or one lies inside the other.
@@ -74,15 +74,13 @@ def stored_bytes(source: Cache) -> int:
 
 def copy_sequences(source: Encoding, folder: StorePath, progress: Advance) -> None:
     """Copy an encoding without its teachers: files, sequences, tables, then the manifest."""
-    known = 0
-    if object_exists(folder / layout.MANIFEST):
-        known = _known_shards(source, folder)
+    copied_shards = _copied_shards(source, folder) if object_exists(folder / layout.MANIFEST) else 0
     files = source.manifest.files
     write_objects(folder, {key: read_recorded(source.path / key, r.sha256, r.bytes) for key, r in files.items()})
     stored = object_sizes(layout.sequences_file(folder, 0).parent)
     for shard, entry in enumerate(source.shards):
         name = layout.sequences_file(folder, shard).name
-        if shard >= known or stored.get(name) != entry.bytes:  # an earlier copy may have lost one
+        if shard >= copied_shards or stored.get(name) != entry.bytes:  # an earlier copy may have lost a file
             content = read_recorded(layout.sequences_file(source.path, shard), entry.sha256, entry.bytes)
             write_object(layout.sequences_file(folder, shard), content)
         progress(entry.bytes)
@@ -96,7 +94,7 @@ def copy_sequences(source: Encoding, folder: StorePath, progress: Advance) -> No
     write_manifest(folder, source.manifest)
 
 
-def _known_shards(source: Encoding, folder: StorePath) -> int:
+def _copied_shards(source: Encoding, folder: StorePath) -> int:
     """Return how many shards an earlier copy has; refuse anything but an earlier state of the source."""
     stored = read_manifest(folder, EncodingManifest)
     if stored.fingerprint != source.manifest.fingerprint or stored.parts != source.manifest.parts[: len(stored.parts)]:
@@ -105,7 +103,7 @@ def _known_shards(source: Encoding, folder: StorePath) -> int:
             where=folder,
             expected=f"{source.manifest.contents_fingerprint[:12]}… or an earlier state of it",
             found=f"{stored.contents_fingerprint[:12]}…",
-            why="two caches would be mixed",
+            why="the target would mix two caches",
             fix="Choose another target",
         )
     return sum(totals.shards for totals in stored.splits.values())
@@ -115,16 +113,16 @@ def copy_teacher(source: CachedTeacher, encoding: Encoding, progress: Advance) -
     """Copy a teacher into a copied encoding: manifest and metadata, then shard by shard, receipts last."""
     folder = layout.teacher_folder(encoding.path, source.name)
     if object_exists(folder / layout.MANIFEST):
-        found = read_manifest(folder, TeacherManifest)
-        if found.fingerprint != source.manifest.fingerprint:
+        copied = read_manifest(folder, TeacherManifest)
+        if copied.fingerprint != source.manifest.fingerprint:
             raise IdentityError(
                 f"the target holds another teacher under the name {source.name!r}",
                 where=folder,
                 expected=f"{source.manifest.fingerprint[:12]}…",
-                found=f"{found.fingerprint[:12]}…",
+                found=f"{copied.fingerprint[:12]}…",
                 fix="Choose another target, or remove it there with 'logitcask drop'",
             )
-        for layer in _changed_layers(found, source.manifest):
+        for layer in _changed_layers(copied, source.manifest):
             drop_hidden(encoding.teacher(source.name), layer)
         clear_remains(encoding.teacher(source.name), source.manifest)
     else:
@@ -139,32 +137,32 @@ def copy_teacher(source: CachedTeacher, encoding: Encoding, progress: Advance) -
         _copy_shard(source, folder, shard, done, progress)
 
 
-def _changed_layers(found: TeacherManifest, wanted: TeacherManifest) -> list[str]:
-    """Return the layers of an earlier copy that the source has dropped since, or keeps in another way."""
+def _changed_layers(copied: TeacherManifest, source: TeacherManifest) -> list[str]:
+    """Return the layers of an earlier copy that the source no longer has, or stores differently now."""
 
     def described(manifest: TeacherManifest, layer: str) -> tuple[object, object]:
         return manifest.hidden.get(layer), manifest.files.get(layout.transform_key(layer))
 
-    return [layer for layer in found.hidden if described(found, layer) != described(wanted, layer)]
+    return [layer for layer in copied.hidden if described(copied, layer) != described(source, layer)]
 
 
 def _copy_shard(source: CachedTeacher, folder: StorePath, shard: int, done: set[str], progress: Advance) -> None:
-    """Copy the objects that an earlier copy lacks, then the receipt; one that would vouch for others goes first."""
+    """Copy the objects that an earlier copy lacks, then the receipt; a receipt of other objects is removed first."""
     receipt, path = source.receipt(shard), layout.receipt_file(folder, shard)
     if receipt is None:
         return
     content = read_object(layout.receipt_file(source.path, shard))
     if path.name not in done or read_object(path) != content:
-        known = _known_objects(folder, shard)
-        new = {key: record for key, record in receipt.objects.items() if known.get(key) != record}
-        if new.keys() & known.keys():
+        copied = _copied_objects(folder, shard)
+        new = {key: record for key, record in receipt.objects.items() if copied.get(key) != record}
+        if new.keys() & copied.keys():
             remove_object(path)
         write_objects(folder, {key: read_recorded(source.path / key, r.sha256, r.bytes) for key, r in new.items()})
         write_object(path, content)
     progress(receipt.stored_bytes)
 
 
-def _known_objects(folder: StorePath, shard: int) -> dict[str, ObjectRecord]:
+def _copied_objects(folder: StorePath, shard: int) -> dict[str, ObjectRecord]:
     """Return the objects that an earlier copy of a shard has; none if its receipt is damaged."""
     try:
         receipt = read_receipt(folder, shard)

@@ -1,8 +1,7 @@
-"""Removing a teacher, or one of its layers of hidden states, from a cache.
+"""Remove a teacher, or one of its layers of hidden states, from a cache.
 
-What says that something exists goes first: a process killed in the middle leaves remains
-that no reader sees, and the same command removes them, as does a capture that adds the
-layer again, perhaps with another codec.
+The manifest or its entry is removed first. If the process is killed after that, objects remain that no reader sees;
+running the same command again removes them, and so does a capture that adds the layer again, even with another codec.
 """
 
 from cache_tools.errors import FormatError
@@ -16,14 +15,14 @@ from cache_tools.store.writer import clear_hidden, own_files
 
 
 def drop_teacher(encoding: Encoding, name: str) -> None:
-    """Delete a teacher with everything it said.
+    """Delete a teacher with all its predictions.
 
     Raises:
-        FormatError: there is no such teacher, nor the remains of one.
+        FormatError: there is no such teacher, and no remains of one.
     """
     folder = layout.teacher_folder(encoding.path, name)
     if not names(folder):
-        encoding.teacher(name)  # raises, naming those that there are
+        encoding.teacher(name)  # raises an error that lists the teachers
     remove_object(folder / layout.MANIFEST)
     remove_tree(folder)
 
@@ -32,7 +31,7 @@ def drop_hidden(teacher: CachedTeacher, layer: str) -> None:
     """Delete one layer of hidden states; everything else of the teacher stays as it is.
 
     Raises:
-        FormatError: the teacher has no such layer, nor the remains of one.
+        FormatError: the teacher has no such layer, and no remains of one.
     """
     group = hidden_array(layer)
     if layer not in teacher.manifest.hidden and not names(teacher.path / group):

@@ -1,14 +1,15 @@
-"""Repair: forget what is damaged, so that the next capture redoes that and nothing else.
+"""Repair a cache: forget what is damaged, so that the next capture writes that again and nothing else.
 
-A damaged shard loses its receipt, and metadata that follows from the manifests is written again; so is the
-cache's own manifest, which says nothing but the format. A damaged sequence file, table or tokenizer file of an
-encoding is removed: with the corpus at hand the capture writes it again and compares it with the recorded hash, so
-predictions stay. Manifests and files such as ``head.safetensors`` cannot be derived from the rest; a problem
-there is reported and left alone.
+The receipt of a damaged shard is removed. Metadata that follows from the manifests is written again, and so is the
+cache's own manifest, which states only the format. A damaged sequence file, table or tokenizer file of an encoding is
+removed: if the corpus is available, the capture writes it again and compares it with the recorded hash, so that
+predictions stay valid. Manifests and files such as ``head.safetensors`` cannot be derived from anything else; problems
+there are reported and not touched.
 """
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 
 from cache_tools.errors import DamageError, FormatError
 from cache_tools.format import layout
@@ -30,18 +31,33 @@ from cache_tools.store.predictions import group_layouts
 from cache_tools.store.reader import Cache, Encoding
 
 
+@dataclass(frozen=True)
+class RepairResult:
+    """What ``logitcask repair --json`` prints.
+
+    Attributes:
+        path: The cache.
+        mended: The problems that were solved; a capture writes again what was forgotten.
+        left: The damage that only a copy can repair.
+    """
+
+    path: str
+    mended: list[Problem]
+    left: list[Problem]
+
+
 def repair(
     path: StorePath, deep: bool = True, progress: BeginPart = lambda _: None
 ) -> tuple[list[Problem], list[Problem]]:
-    """Check a cache and mend what can be mended.
+    """Check a cache and repair what can be repaired.
 
     Args:
         path: The cache.
-        deep: Look at every byte, not only at sizes.
+        deep: Check every byte, not only sizes.
         progress: Called with the name of each part before it is checked.
 
     Returns:
-        (mended, left): the problems dealt with, and the damage that only a copy can mend.
+        (mended, left): the problems that were solved, and the damage that only a copy can repair.
 
     Raises:
         FormatError: the path is not a cache of this format version.
@@ -55,7 +71,7 @@ def repair(
 
 
 def _mended(cache: Cache, problem: Problem) -> bool:
-    """Mend a problem and say whether that was possible; nothing behind a link is touched."""
+    """Solve a problem and return whether that was possible; nothing behind a link is touched."""
     try:
         if problem.remedy == "redo":
             _forget(cache, problem)
@@ -67,7 +83,7 @@ def _mended(cache: Cache, problem: Problem) -> bool:
 
 
 def _mend_root(path: StorePath) -> Iterator[Problem]:
-    """Write the cache's manifest again if it is missing or damaged and a readable encoding shows what this is."""
+    """Write the cache's manifest again if it is missing or damaged, provided that the folder holds an encoding."""
     where = path / layout.MANIFEST
     try:
         content = read_object(where)
@@ -94,13 +110,13 @@ def _is_encoding(folder: StorePath) -> bool:
 
 
 def _forget_files(cache: Cache, damage: list[Problem]) -> Iterator[str]:
-    """Remove the damaged files that a capture can write again; yield what verify calls them."""
+    """Remove the damaged files that a capture can write again; yield their paths as ``Problem.where`` states them."""
     for name in {problem.encoding for problem in damage if problem.remedy == "restore" and problem.teacher is None}:
         if name is None:
             continue
         try:
             encoding = cache.encoding(name)
-        except FormatError:  # its manifest is what is damaged
+        except FormatError:  # the manifest itself is damaged
             continue
         for path in list(lost_files(encoding.path, encoding.manifest)):
             with suppress(DamageError):  # behind a link

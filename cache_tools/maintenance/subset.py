@@ -6,6 +6,7 @@ measured over all rows of a shard are not claimed for a choice of them: such sta
 A subset is a cache of its own, with identities that say what it was taken from.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.codecs.registry import narrow
+from cache_tools.codecs.rows import Targets
 from cache_tools.errors import ConfigError, IdentityError
 from cache_tools.format import layout
 from cache_tools.format.fingerprint import fingerprint
@@ -40,12 +42,12 @@ from cache_tools.store.writer import commit_groups, create_cache, declare_teache
 
 @dataclass(frozen=True)
 class Choice:
-    """What to keep.
+    """What a subset keeps.
 
     Attributes:
-        teachers: Names; None for all.
+        teachers: Names of teachers; None for all.
         documents: Document ids; None for all.
-        split: One split; None for both.
+        split: A split; None for both.
         k: Entries per row; None for all of them.
     """
 
@@ -65,52 +67,52 @@ class _Kept:
 
 
 def subset_cache(source: Cache, target: StorePath, choice: Choice, progress: Advance = ignore) -> None:
-    """Write a subset of a cache, or go on with one that was stopped.
+    """Write a subset of a cache, or continue a subset that was stopped.
 
     Args:
         source: The cache to read.
         target: A new place, or an unfinished subset by the same choice.
         choice: What to keep.
-        progress: Told of each (teacher, shard).
+        progress: Called after each shard of each teacher.
 
     Raises:
-        ConfigError: the target is the source, or one lies inside the other; nothing fits the choice; or a row cannot
-            be made smaller as asked.
-        IdentityError: the target holds something else.
+        ConfigError: the target is the source, or one lies inside the other; nothing matches the choice; or rows cannot
+            be narrowed to ``k`` entries.
+        IdentityError: the target holds another encoding or the subset of another choice.
         IncompleteError: a shard has not been captured.
     """
     require_apart(target, source.path)
     for encoding in map(source.encoding, source.encodings):
-        for teacher in _chosen(encoding, choice):
+        for teacher in _teachers(encoding, choice):
             _check_k(teacher, choice.k)
     create_cache(target)
     for name in source.encodings:
         encoding = source.encoding(name)
         folder = layout.encoding_folder(target, name)
         kept = _write_sequences(encoding, folder, choice)
-        chosen = Encoding(folder, name)
-        for teacher in _chosen(encoding, choice):
-            _write_teacher(teacher, chosen, kept, choice.k, progress)
+        subset = Encoding(folder, name)
+        for teacher in _teachers(encoding, choice):
+            _write_teacher(teacher, subset, kept, choice.k, progress)
 
 
-def _chosen(encoding: Encoding, choice: Choice) -> list[CachedTeacher]:
+def _teachers(encoding: Encoding, choice: Choice) -> list[CachedTeacher]:
     names = choice.teachers if choice.teachers is not None else encoding.teachers
     return [encoding.teacher(name) for name in names]
 
 
 def _check_k(teacher: CachedTeacher, k: int | None) -> None:
-    """Refuse, before anything is written, to drop entries of rows that cannot say what they left out."""
+    """Refuse, before anything is written, to remove entries from rows of which only all entries have a meaning."""
     if k is not None and k < teacher.codec.k and not _can_narrow(teacher):
         raise ConfigError(
-            f"rows of teacher {teacher.name!r} cannot be made smaller",
+            f"rows of teacher {teacher.name!r} cannot be narrowed",
             where=teacher.path,
-            found=f"{teacher.manifest.target.kind} targets, whose rows mean something only as a whole",
+            found=f"{teacher.manifest.target.kind} targets, whose rows are only valid with all their entries",
             fix="Leave out --k, or choose other teachers with --teacher",
         )
 
 
 def _can_narrow(teacher: CachedTeacher) -> bool:
-    """Say whether fewer entries of a row are still what they claim to be; draws are not, once some are gone."""
+    """Say whether a row stays valid when entries are removed; a row of draws does not."""
     return not teacher.manifest.target.kind.is_drawn and teacher.codec.can_narrow
 
 
@@ -124,16 +126,16 @@ def _write_sequences(source: Encoding, folder: StorePath, choice: Choice) -> lis
         if choice.split not in (None, entry.split):
             continue
         sequences = source.sequences(shard)
-        chosen = [s for s in sequences if choice.documents is None or s.document_id in choice.documents]
-        unseen -= {sequence.document_id for sequence in chosen}
-        if not chosen:
+        selected = [s for s in sequences if choice.documents is None or s.document_id in choice.documents]
+        unseen -= {sequence.document_id for sequence in selected}
+        if not selected:
             continue
-        rows = np.concatenate([np.arange(*s.rows) for s in chosen]) - shard * size
-        moved = list(_renumbered(chosen, first_sequence, len(kept) * size))
+        rows = np.concatenate([np.arange(*s.rows) for s in selected]) - shard * size
+        moved = list(_renumbered(selected, first_sequence, len(kept) * size))
         if not exists:
             entries.append(_entry(folder, len(kept), moved, entry, begun))
-        first_sequence += len(chosen)
-        kept.append(_Kept(shard, rows, len(chosen) == len(sequences)))
+        first_sequence += len(selected)
+        kept.append(_Kept(shard, rows, len(selected) == len(sequences)))
     if unseen or not kept:
         missing = f"no document {sorted(unseen)[0]!r}" if unseen else "no shard of this split"
         raise ConfigError(f"the cache has {missing}", where=source.path, found=f"{len(unseen)} unknown documents")
@@ -145,12 +147,12 @@ def _write_sequences(source: Encoding, folder: StorePath, choice: Choice) -> lis
     return kept
 
 
-def _described(source: Encoding, choice: Choice) -> dict[str, Any]:
+def _described(source: Encoding, choice: Choice) -> dict[str, str | None]:
     documents = None if choice.documents is None else fingerprint({"documents": sorted(choice.documents)})
     return {"of": source.manifest.contents_fingerprint, "documents": documents, "split": choice.split}
 
 
-def _renumbered(sequences: list[Sequence], first_sequence: int, row: int) -> Any:
+def _renumbered(sequences: list[Sequence], first_sequence: int, row: int) -> Iterator[Sequence]:
     for number, sequence in enumerate(sequences, first_sequence):
         yield replace(sequence, sequence_id=number, first_position=row)
         row += sequence.num_positions
@@ -172,13 +174,13 @@ def _commit(source: Encoding, folder: StorePath, identity: dict[str, Any], entri
 
 
 def _check_same(folder: StorePath, identity: dict[str, Any]) -> None:
-    found = read_manifest(folder, EncodingManifest)
-    if found.identity != identity:
+    stored = read_manifest(folder, EncodingManifest)
+    if stored.identity != identity:
         raise IdentityError(
             "the target holds another encoding or another choice",
             where=folder,
             expected=f"{fingerprint(identity)[:12]}…",
-            found=f"{found.fingerprint[:12]}…",
+            found=f"{stored.fingerprint[:12]}…",
             fix="Choose another target",
         )
 
@@ -186,15 +188,15 @@ def _check_same(folder: StorePath, identity: dict[str, Any]) -> None:
 def _write_teacher(
     source: CachedTeacher, encoding: Encoding, kept: list[_Kept], k: int | None, progress: Advance
 ) -> None:
-    source.require_shards([one.shard for one in kept])
+    source.require_shards([source_rows.shard for source_rows in kept])
     manifest = _manifest(source, encoding, k)
     teacher = declare_teacher(encoding, source.name, manifest, {key: source.file(key) for key in manifest.files})
-    for shard, one in enumerate(kept):
+    for shard, source_rows in enumerate(kept):
         if teacher.receipt(shard) is None:
-            receipt = source.receipt(one.shard)
+            receipt = source.receipt(source_rows.shard)
             assert receipt is not None
-            provenance = {"subset_of": source.manifest.fingerprint, "shard": one.shard}
-            commit_groups(teacher, shard, _groups(source, receipt, one, k).items(), provenance)
+            provenance = {"subset_of": source.manifest.fingerprint, "shard": source_rows.shard}
+            commit_groups(teacher, shard, _groups(source, receipt, source_rows, k).items(), provenance)
         progress(1)
 
 
@@ -208,30 +210,41 @@ def _manifest(source: CachedTeacher, encoding: Encoding, k: int | None) -> Teach
     return TeacherManifest.model_validate(stated | {"identity": identity})
 
 
-def _groups(source: CachedTeacher, receipt: Receipt, one: _Kept, k: int | None) -> dict[str, Group]:
+def _groups(source: CachedTeacher, receipt: Receipt, kept: _Kept, k: int | None) -> dict[str, Group]:
     """Return the groups of arrays of one shard of the subset, as stored integers."""
-    stop = source.encoding.shards[one.shard].positions
-    smaller = k is not None and k < source.codec.k
-    statistics = receipt.statistics if one.whole and not smaller else {}
-    stored = source.stored_targets(one.shard, 0, stop)
-    arrays = {name: values[one.rows] for name, values in stored.arrays.items()}
-    codec, parameters = stored.codec, stored.parameters
-    if smaller:
-        assert k is not None
-        codec, arrays, parameters = narrow(stored.codec, arrays, parameters, k)
-    scalars = source.stored_rows(list(source.manifest.scalars), one.shard, 0, stop)
-    scalars = {name: values[one.rows] for name, values in scalars.items()}
-    decoded = StoredTargets(codec, parameters, arrays).decode(0, len(one.rows))
-    kept_mass = np.exp(decoded.log_probs, dtype=np.float64).sum(axis=1)
-    step = source.manifest.scalar_step_nats
-    means = {"kept_mass": float(kept_mass.mean())}
-    for statistic, name, sign in (("entropy_nats", ENTROPY, 1), ("cross_entropy_nats", GOLD_LOGPROB, -1)):
-        values = from_steps(scalars[name], step) if name in scalars else np.full(1, np.nan, np.float32)
-        if not np.isnan(values).any() and values.max() < np.inf:
-            means[statistic] = sign * float(values.mean(dtype=np.float64))
-    groups = {TARGETS: Group(arrays | scalars, parameters, statistics or means)}
+    groups = {TARGETS: _target_group(source, receipt, kept, k)}
+    stop = source.encoding.shards[kept.shard].positions
     for name in map(hidden_array, source.manifest.hidden):
         if name in receipt.groups:
-            states = source.stored_rows([name], one.shard, 0, stop)[name][one.rows]
+            states = source.stored_rows([name], kept.shard, 0, stop)[name][kept.rows]
             groups[name] = Group({name: states}, receipt.groups[name], {})
     return groups
+
+
+def _target_group(source: CachedTeacher, receipt: Receipt, kept: _Kept, k: int | None) -> Group:
+    """Return targets and scalars; a shard that is kept as it is keeps its receipt's statistics."""
+    stop = source.encoding.shards[kept.shard].positions
+    stored = source.stored_targets(kept.shard, 0, stop)
+    arrays = {name: values[kept.rows] for name, values in stored.arrays.items()}
+    codec, parameters = stored.codec, stored.parameters
+    narrowed = k is not None and k < source.codec.k
+    if narrowed:
+        assert k is not None
+        codec, arrays, parameters = narrow(stored.codec, arrays, parameters, k)
+    scalars = source.stored_rows(list(source.manifest.scalars), kept.shard, 0, stop)
+    scalars = {name: values[kept.rows] for name, values in scalars.items()}
+    if kept.whole and not narrowed and receipt.statistics:
+        return Group(arrays | scalars, parameters, receipt.statistics)
+    targets = StoredTargets(codec, parameters, arrays).decode(0, len(kept.rows))
+    return Group(arrays | scalars, parameters, _means(targets, scalars, source.manifest.scalar_step_nats))
+
+
+def _means(targets: Targets, scalars: dict[str, NDArray[Any]], step_nats: float) -> dict[str, float]:
+    """Return the statistics that can be computed from stored rows; a mean that is not finite is left out."""
+    means = {"kept_mass": float(np.exp(targets.log_probs, dtype=np.float64).sum(axis=1).mean())}
+    for statistic, name, sign in (("entropy_nats", ENTROPY, 1), ("cross_entropy_nats", GOLD_LOGPROB, -1)):
+        if name in scalars:
+            values = from_steps(scalars[name], step_nats)
+            if not np.isnan(values).any() and values.max() < np.inf:
+                means[statistic] = sign * float(values.mean(dtype=np.float64))
+    return means

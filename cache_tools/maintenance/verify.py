@@ -1,12 +1,12 @@
-"""Is this cache whole, and are its bytes the ones that were written?
+"""Check that a cache is complete and that its bytes are those that were written.
 
-The quick check reads manifests, tables, receipts, sequence files and object sizes.
-``deep`` also hashes every object and decodes every row under the value rules of FORMAT.md, so its
-cost is reading and decoding everything once. Both go on after a problem: one run lists all.
+The quick check reads manifests, tables, receipts, sequence files and object sizes. ``deep`` also hashes every object,
+decodes every row and checks the value rules of FORMAT.md, so its cost is reading and decoding everything once. Both
+continue after a problem, so that one run lists all problems.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -31,21 +31,22 @@ from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.teacher import CachedTeacher
 
 Remedy = Literal["capture", "redo", "metadata", "restore"]
-"""What helps: run the capture; redo one shard; rewrite metadata that follows from the manifests; a copy."""
+"""How a problem is solved: run the capture again; capture one shard again; rewrite metadata that follows from the
+manifests; restore an object from a copy."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One finding.
+    """A problem that was found.
 
     Attributes:
-        kind: ``missing`` (something nobody has captured yet) or ``damage``.
+        kind: ``missing`` (not captured yet) or ``damage``.
         where: Path of the object.
         message: What is wrong with it.
-        remedy: What helps.
-        encoding: Encoding it belongs to.
-        teacher: Teacher it belongs to, if any.
-        shard: Shard it belongs to, if one.
+        remedy: How it is solved.
+        encoding: The encoding that it belongs to; None for the cache itself.
+        teacher: The teacher that it belongs to, if it belongs to one.
+        shard: The shard that it belongs to, if it belongs to one.
     """
 
     kind: Literal["missing", "damage"]
@@ -57,8 +58,46 @@ class Problem:
     shard: int | None = None
 
 
+@dataclass(frozen=True)
+class VerifyResult:
+    """What ``logitcask verify --json`` prints: the cache, whether every value was checked, and the problems."""
+
+    path: str
+    deep: bool
+    problems: list[Problem]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a check is about: each problem that it finds belongs here.
+
+    Attributes:
+        where: Path that a problem names unless it names a more exact one.
+        remedy: How damage here is solved.
+        encoding: As in ``Problem``, like the next two.
+        teacher: The teacher.
+        shard: The shard.
+    """
+
+    where: StorePath
+    remedy: Remedy = "restore"
+    encoding: str | None = None
+    teacher: str | None = None
+    shard: int | None = None
+
+    def damage(self, message: str, where: object = None) -> Problem:
+        """Return damage that was found here."""
+        place = str(where or self.where)
+        return Problem("damage", place, message, self.remedy, self.encoding, self.teacher, self.shard)
+
+    def missing(self, message: str, where: object = None) -> Problem:
+        """Return something that has not been captured here yet."""
+        place = str(where or self.where)
+        return Problem("missing", place, message, "capture", self.encoding, self.teacher, self.shard)
+
+
 def verify(path: StorePath, deep: bool = False, progress: BeginPart = lambda _: None) -> list[Problem]:
-    """Check a cache and return every problem found; an empty list means it is whole.
+    """Check a cache and return every problem; an empty list means that it is complete and undamaged.
 
     Args:
         path: The cache.
@@ -70,19 +109,19 @@ def verify(path: StorePath, deep: bool = False, progress: BeginPart = lambda _: 
     """
     cache = Cache(path)
     folder = layout.encodings_folder(cache.path)
-    root = Problem("damage", str(cache.path / layout.MANIFEST), "")
-    problems = [_found(root, message) for message in root_problems(cache.path)]
-    problems += list(_group(folder, Problem("damage", str(folder / layout.MANIFEST), "", "metadata")))
+    root = Subject(cache.path / layout.MANIFEST)
+    problems = [root.damage(message) for message in root_problems(cache.path)]
+    problems += list(_group(folder, Subject(folder / layout.MANIFEST, "metadata")))
     if not cache.encodings:
-        problems.append(Problem("missing", str(path), "no encoding has been committed", "capture"))
+        problems.append(Subject(cache.path).missing("no encoding has been committed"))
     for name in cache.encodings:
-        blank = Problem("damage", str(folder / name), "", encoding=name)
-        problems += _guarded(blank, partial(_encoding, cache, blank, deep, progress))
+        subject = Subject(folder / name, encoding=name)
+        problems += _guarded(subject, partial(_encoding, cache, subject, deep, progress))
     return problems
 
 
 def shards_to_check(cache: Cache) -> int | None:
-    """Return how many parts ``verify`` will begin; None if the cache is too damaged to say, which it will report."""
+    """Return how many parts ``verify`` will begin; None if damage, which it will report, keeps it from being known."""
     try:
         encodings = [cache.encoding(name) for name in cache.encodings]
         return sum(len(encoding.shards) * (1 + len(encoding.teachers)) for encoding in encodings)
@@ -90,47 +129,41 @@ def shards_to_check(cache: Cache) -> int | None:
         return None
 
 
-def _guarded(blank: Problem, check: Callable[[], Iterator[Problem]]) -> list[Problem]:
+def _guarded(subject: Subject, check: Callable[[], Iterator[Problem]]) -> list[Problem]:
     """Run a check; an error that stops it becomes its last problem."""
     problems: list[Problem] = []
     try:
         for problem in check():
             problems.append(problem)
     except LogitcaskError as error:
-        problems.append(_found(blank, error.message, error.where or blank.where))
+        problems.append(subject.damage(error.message, error.where))
     return problems
 
 
-def _found(blank: Problem, message: str, where: object = None) -> Problem:
-    return Problem(**{**vars(blank), "message": message, "where": str(where or blank.where)})
-
-
-def _group(folder: StorePath, blank: Problem) -> Iterator[Problem]:
+def _group(folder: StorePath, subject: Subject) -> Iterator[Problem]:
     """Check the ``zarr.json`` of a group without a manifest."""
     try:
         read_sealed(read_object(folder / layout.MANIFEST))
     except (OSError, ValueError, DamageError) as error:
-        yield _found(blank, f"the group's metadata is missing or damaged: {error}", folder / layout.MANIFEST)
+        yield subject.damage(f"the group's metadata is missing or damaged: {error}", folder / layout.MANIFEST)
 
 
-def _encoding(cache: Cache, blank: Problem, deep: bool, progress: BeginPart) -> Iterator[Problem]:
-    encoding = cache.encoding(blank.encoding)
-    yield from _files(encoding.path, encoding.manifest.files, blank, deep=True)
-    yield from _guarded(blank, partial(_file_tables, encoding))
+def _encoding(cache: Cache, subject: Subject, deep: bool, progress: BeginPart) -> Iterator[Problem]:
+    encoding = cache.encoding(subject.encoding)
+    yield from _files(encoding.path, encoding.manifest.files, subject, deep=True)
+    yield from _guarded(subject, partial(_file_tables, encoding))
     shards = range(len(encoding.shards))
-    yield from _guarded(blank, lambda: (_found(blank, message) for message in manifest_problems(encoding)))
+    yield from _guarded(subject, lambda: (subject.damage(message) for message in manifest_problems(encoding)))
     for shard in shards:
         progress(f"{encoding.name}: sequences {shard}")
-        yield from _guarded(blank, partial(_sequences, encoding, shard, blank))
+        yield from _guarded(subject, partial(_sequences, encoding, shard, subject))
     if not encoding.teachers:
-        yield Problem("missing", str(encoding.path), "no teacher has been captured", "capture")
+        yield Subject(encoding.path).missing("no teacher has been captured")
         return
-    metadata = Problem(**{**vars(blank), "remedy": "metadata"})
+    metadata = replace(subject, remedy="metadata")
     yield from _group(encoding.path / "teachers", metadata)
     for name in encoding.teachers:
-        of_teacher = Problem(
-            "damage", str(layout.teacher_folder(encoding.path, name)), "", "restore", encoding.name, name
-        )
+        of_teacher = Subject(layout.teacher_folder(encoding.path, name), "restore", encoding.name, name)
         yield from _guarded(of_teacher, partial(_teacher, encoding, of_teacher, deep, progress))
 
 
@@ -140,119 +173,115 @@ def _file_tables(encoding: Encoding) -> Iterator[Problem]:
     yield from ()
 
 
-def _sequences(encoding: Encoding, shard: int, blank: Problem) -> Iterator[Problem]:
+def _sequences(encoding: Encoding, shard: int, subject: Subject) -> Iterator[Problem]:
     """Hash and read one sequence file (reading checks the hash) and compare it with the shard table."""
     entry, where = encoding.shards[shard], layout.sequences_file(encoding.path, shard)
     for message in table_problems(entry, encoding.manifest.positions_per_shard, shard):
-        yield _found(blank, message)
+        yield subject.damage(message)
     sequences = encoding.stored_sequences(shard)
     row = shard * encoding.manifest.positions_per_shard
     for sequence in sequences:
         if sequence.first_position != row:
-            yield _found(blank, f"sequence {sequence.sequence_id} does not start at row {row}", where)
+            yield subject.damage(f"sequence {sequence.sequence_id} does not start at row {row}", where)
         if int(sequence.byte_lengths.sum()) != len(sequence.text.encode()):
-            yield _found(blank, f"sequence {sequence.sequence_id}: byte lengths do not add up to its text", where)
+            yield subject.damage(f"sequence {sequence.sequence_id}: byte lengths do not add up to its text", where)
         row += sequence.num_positions
     if row - shard * encoding.manifest.positions_per_shard != entry.positions:
-        yield _found(blank, f"the shard table states {entry.positions} positions", where)
+        yield subject.damage(f"the shard table states {entry.positions} positions", where)
     for message in sequence_problems(encoding.manifest, entry, sequences, object_size(where)):
-        yield _found(blank, message, where)
+        yield subject.damage(message, where)
 
 
-def _teacher(encoding: Encoding, blank: Problem, deep: bool, progress: BeginPart) -> Iterator[Problem]:
-    teacher = encoding.teacher(blank.teacher)
-    beside = list(_files(teacher.path, teacher.manifest.files, blank, deep))
-    metadata = Problem(**{**vars(blank), "remedy": "metadata"})
+def _teacher(encoding: Encoding, subject: Subject, deep: bool, progress: BeginPart) -> Iterator[Problem]:
+    teacher = encoding.teacher(subject.teacher)
+    beside = list(_files(teacher.path, teacher.manifest.files, subject, deep))
+    metadata = replace(subject, remedy="metadata")
     if teacher.manifest.hidden:
         beside += _group(teacher.path / "hidden", metadata)
     for group in group_layouts(teacher.manifest, encoding.manifest.positions_per_shard).values():
         for name, cut in group.items():
             beside += _guarded(metadata, partial(_array, teacher, name, cut, metadata))
     yield from beside
-    values = deep and not any(problem.kind == "damage" for problem in beside)  # no shard's fault if unreadable
+    values = deep and not any(problem.kind == "damage" for problem in beside)  # else every shard would fail
     for shard in range(len(encoding.shards)):
         progress(f"{teacher.name}: shard {shard}")
-        redo = Problem("damage", str(teacher.path), "", "redo", encoding.name, teacher.name, shard)
-        yield from _guarded(redo, partial(_shard, teacher, redo, deep, values))
+        of_shard = Subject(teacher.path, "redo", encoding.name, teacher.name, shard)
+        yield from _guarded(of_shard, partial(_shard, teacher, shard, of_shard, deep, values))
 
 
-def _array(teacher: CachedTeacher, name: str, cut: ArrayLayout, blank: Problem) -> Iterator[Problem]:
-    """Check an array's metadata; one whose axis is too short awaits the next capture, but for shards it has."""
+def _array(teacher: CachedTeacher, name: str, cut: ArrayLayout, subject: Subject) -> Iterator[Problem]:
+    """Check an array's metadata; the next capture extends an axis that ends behind all captured shards."""
     array = open_array(teacher.path, name, cut)
     size = teacher.encoding.manifest.positions_per_shard
     rows = size * len(teacher.encoding.shards)
     if array.layout and array.num_rows < rows:
         missing = teacher.missing_shards()
         awaited = missing and array.num_rows >= size * missing[0]
-        short = Problem(**{**vars(blank), "kind": "missing", "remedy": "capture"}) if awaited else blank
-        yield _found(short, f"the array ends at row {array.num_rows} of {rows}", teacher.path / name)
+        problem = subject.missing if awaited else subject.damage
+        yield problem(f"the array ends at row {array.num_rows} of {rows}", teacher.path / name)
 
 
-def _shard(teacher: CachedTeacher, blank: Problem, deep: bool, values: bool) -> Iterator[Problem]:
-    assert blank.shard is not None
-    receipt, where = teacher.receipt(blank.shard), layout.receipt_file(teacher.path, blank.shard)
-    absent = teacher.groups if receipt is None else [g for g in teacher.groups if g not in receipt.groups]
-    if absent:
-        lacking = f" of {', '.join(absent)}" if receipt else ""
-        message = f"shard {blank.shard} has not been captured{lacking}; run 'logitcask capture' again"
-        yield Problem("missing", str(where), message, "capture", blank.encoding, blank.teacher, blank.shard)
+def _shard(teacher: CachedTeacher, shard: int, subject: Subject, deep: bool, values: bool) -> Iterator[Problem]:
+    receipt, where = teacher.receipt(shard), layout.receipt_file(teacher.path, shard)
+    missing_groups = teacher.groups if receipt is None else [g for g in teacher.groups if g not in receipt.groups]
+    if missing_groups:
+        groups = f" of {', '.join(missing_groups)}" if receipt else ""
+        yield subject.missing(f"shard {shard} has not been captured{groups}; run 'logitcask capture' again", where)
     if receipt is None:
         return
-    entry = teacher.encoding.shards[blank.shard]
+    entry = teacher.encoding.shards[shard]
     if (receipt.positions, receipt.tokens) != (entry.positions, entry.tokens):
-        yield _found(
-            blank, f"the receipt counts other positions or tokens than the shard table: {receipt.positions}", where
-        )
-    sound = True
-    for problem in _files(teacher.path, receipt.objects, blank, deep):
-        sound = False
-        yield problem
-    if values and sound:
-        yield from _values(teacher, receipt, blank)
+        counts = f"{receipt.positions} positions and {receipt.tokens} tokens"
+        expected = f"{entry.positions} and {entry.tokens}"
+        yield subject.damage(f"the receipt states {counts}, the shard table {expected}", where)
+    damaged_objects = list(_files(teacher.path, receipt.objects, subject, deep))
+    yield from damaged_objects
+    if values and not damaged_objects:
+        yield from _values(teacher, receipt, subject)
 
 
-def _files(folder: StorePath, objects: dict[str, ObjectRecord], blank: Problem, deep: bool) -> Iterator[Problem]:
+def _files(folder: StorePath, objects: dict[str, ObjectRecord], subject: Subject, deep: bool) -> Iterator[Problem]:
     """Compare objects with their recorded sizes, and when deep with their hashes."""
     for key, record in objects.items():
-        yield from _guarded(blank, partial(_file, folder / key, record, blank, deep))
+        yield from _guarded(subject, partial(_file, folder / key, record, subject, deep))
 
 
-def _file(path: StorePath, record: ObjectRecord, blank: Problem, deep: bool) -> Iterator[Problem]:
+def _file(path: StorePath, record: ObjectRecord, subject: Subject, deep: bool) -> Iterator[Problem]:
     size = object_size(path)
     if size is None:
-        yield _found(blank, "the object is missing", path)
+        yield subject.damage("the object is missing", path)
     elif size != record.bytes:
-        yield _found(blank, f"{size} bytes instead of {record.bytes}", path)
+        yield subject.damage(f"{size} bytes instead of {record.bytes}", path)
     elif deep and object_sha256(path, size) != record.sha256:
-        yield _found(blank, "the bytes are not those that were written", path)
+        yield subject.damage("the bytes are not those that were written", path)
 
 
-def _values(teacher: CachedTeacher, receipt: Receipt, blank: Problem) -> Iterator[Problem]:
+def _values(teacher: CachedTeacher, receipt: Receipt, subject: Subject) -> Iterator[Problem]:
     """Decode every row of a shard, some at a time, and check the rules that FORMAT.md states."""
     broken: set[str] = set()
     for start, stop in teacher.row_blocks(receipt.shard):
-        for problem, rule in _broken_rules(teacher, receipt, blank, start, stop):
+        for problem, rule in _broken_rules(teacher, receipt, subject, start, stop):
             if rule not in broken:
                 yield problem
             broken.add(rule)
     if TARGETS in receipt.groups and not broken:
-        yield from _contradictions(teacher, receipt.shard, blank)
+        yield from _contradictions(teacher, receipt.shard, subject)
 
 
-def _contradictions(teacher: CachedTeacher, shard: int, blank: Problem) -> Iterator[Problem]:
-    """Compare a shard's rows with the scalars and gold tokens beside them."""
+def _contradictions(teacher: CachedTeacher, shard: int, subject: Subject) -> Iterator[Problem]:
+    """Compare a shard's rows with the scalars and gold tokens stored beside them."""
     try:
         teacher.encoding.sequences(shard)
-    except LogitcaskError:  # reported where the encoding is checked, and no fault of this shard's
+    except LogitcaskError:  # damaged sequences are reported by the check of the encoding
         return
     positions = teacher.encoding.shards[shard].positions
     for problem in shard_contradictions(teacher, shard):
         rows = f"row {problem.first}: {problem.rule} ({problem.count} of {positions} rows)"
-        yield _found(blank, f"shard {shard}, {rows}")
+        yield subject.damage(f"shard {shard}, {rows}")
 
 
 def _broken_rules(
-    teacher: CachedTeacher, receipt: Receipt, blank: Problem, start: int, stop: int
+    teacher: CachedTeacher, receipt: Receipt, subject: Subject, start: int, stop: int
 ) -> Iterator[tuple[Problem, str]]:
     first = receipt.shard * teacher.encoding.manifest.positions_per_shard
     rules: dict[str, NDArray[np.bool_]] = {}
@@ -277,4 +306,4 @@ def _broken_rules(
     for rule, broken in rules.items():
         if broken.any():
             row = start + int(np.flatnonzero(broken)[0])
-            yield _found(blank, f"shard {receipt.shard}, row {row}: {rule}"), rule
+            yield subject.damage(f"shard {receipt.shard}, row {row}: {rule}"), rule

@@ -1,6 +1,5 @@
-"""``logitcask verify``: is a cache whole and undamaged?"""
+"""``logitcask verify``: check that a cache is complete and undamaged."""
 
-import json
 from typing import TYPE_CHECKING
 
 import click
@@ -22,9 +21,8 @@ def verify_command(cache: "StorePath", deep: bool, as_json: bool) -> None:
     Example:
         logitcask verify --deep runs/demo/cache
     """
-    from dataclasses import asdict
-
-    from cache_tools.maintenance.verify import shards_to_check, verify
+    from cache_tools.json_output import json_text
+    from cache_tools.maintenance.verify import VerifyResult, shards_to_check, verify
     from cache_tools.progress.lines import open_reporter
     from cache_tools.store.reader import Cache
 
@@ -33,7 +31,7 @@ def verify_command(cache: "StorePath", deep: bool, as_json: bool) -> None:
         reporter.stage("checking", shards_to_check(opened), "shards")
         problems = verify(cache, deep, progress=reporter.part)
     if as_json:
-        click.echo(json.dumps({"path": str(cache), "deep": deep, "problems": [asdict(p) for p in problems]}, indent=2))
+        click.echo(json_text(VerifyResult(str(cache), deep, problems)))
     else:
         for problem in problems:
             click.echo(f"{problem.kind}: {problem.where}: {problem.message}")

@@ -8,14 +8,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cache_tools.progress.reporter import StageReporter
+from cache_tools.progress.stage import Stage
 
 
 class BarReporter(StageReporter):
-    """One bar for each stage that counts something; one that counts nothing leaves when it ends.
+    """A bar for each stage; the bar of a stage that counts nothing disappears when the stage ends.
 
     Args:
-        brief: Leave no bar behind.
-        clock: Returns seconds; only differences count.
+        brief: Remove every bar when its stage ends.
+        clock: Returns the time in seconds; only differences matter.
     """
 
     def __init__(self, brief: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
@@ -29,36 +30,13 @@ class BarReporter(StageReporter):
         self._bars = Progress(*columns, console=Console(stderr=True), transient=brief)
         self._bar: TaskID | None = None
 
-    def stage(
-        self,
-        name: str,
-        total: int | None = None,
-        unit: str = "tokens",
-        *,
-        speed_unit: str | None = None,
-        done: int = 0,
-    ) -> None:
-        """Begin a bar."""
-        super().stage(name, total, unit, speed_unit=speed_unit, done=done)
-        self._bar = self._bars.add_task(name, total=total, completed=done, figures="")
-
-    def advance(self, count: int, share_done: float | None = None, *, work: int | None = None) -> None:
-        """Move the bar, and its end where that is estimated."""
-        super().advance(count, share_done, work=work)
-        self._show()
-
-    def note(self, text: str) -> None:
-        """Show the text beside the bar."""
-        super().note(text)
-        self._show()
-
     def end(self, finished: bool = True) -> None:
         """Stop the bar."""
         if self.current is None or self._bar is None:
             return
         if finished:
             self.current.end_part(self.clock())
-        self._show()
+        self._changed()
         stage, self.current = self.current, None
         self._bars.stop_task(self._bar)
         if stage.done == stage.first:
@@ -74,7 +52,12 @@ class BarReporter(StageReporter):
         super().__exit__(kind)
         self._bars.stop()
 
-    def _show(self) -> None:
+    def _begin(self, stage: Stage) -> None:
+        """Add a bar."""
+        self._bar = self._bars.add_task(stage.name, total=stage.total, completed=stage.done, figures="")
+
+    def _changed(self) -> None:
+        """Move the bar, and its end if the total is estimated."""
         stage = self.current
         assert stage is not None
         assert self._bar is not None

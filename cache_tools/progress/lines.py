@@ -1,20 +1,19 @@
-"""The one reporter: what a long command shows on stderr while it works, as plain lines.
+"""Progress as plain lines on stderr, and the choice between lines and bars.
 
-A command works through stages. A stage has a name, a unit, a total where it is known, and is told what gets done. In a
-terminal it is a bar (``bars.py``). Everywhere else (a log file, nohup, Slurm, a notebook, ``TERM=dumb``,
-``NO_COLOR``) it is plain lines: one when the stage begins, one after FIRST_LINE_SECONDS, one every LINE_SECONDS, and
-one with the total at its end::
+In a terminal a stage is shown as a bar (``bars.py``). Everywhere else (a log file, nohup, Slurm, a notebook,
+``TERM=dumb``, ``NO_COLOR``) it is shown as plain lines: when it begins, after FIRST_LINE_SECONDS, every LINE_SECONDS,
+and with its total when it ends::
 
     teacher toy: 601,041 tokens to do
     teacher toy: 81,920 of 601,041 tokens (13.6%), 16,384 tokens/s, 0:00:32 left
     teacher toy: 601,041 tokens in 0:00:38, 15,816 tokens/s
 
-Lines are printed by time, from a thread that wakes once a second, and not when something gets done. Checking the clock
-on each advance would be simpler, and silent exactly when a user wonders: while a model loads, the first batch hangs,
-or another rank is awaited. The thread holds nothing, ends with the process, and costs microseconds a second. A C
-function that never releases the GIL silences it too, which is why each stage begins with a line.
+A thread that wakes once a second prints the lines. Rejected: checking the clock whenever something is counted, which is
+simpler but prints nothing while a model loads, the first batch hangs, or the process waits for another rank. The
+thread owns no resources, ends with the process, and costs microseconds per second. A C function that never releases
+the GIL stops the thread, too; therefore each stage begins with a line.
 
-A reporter never ends a command: what stderr refuses (a closed pipe, a terminal that is gone) is dropped.
+A reporter never ends a command: lines that stderr refuses (a closed pipe, a closed terminal) are dropped.
 """
 
 import os
@@ -29,23 +28,23 @@ from cache_tools.progress.reporter import Reporter, StageReporter
 from cache_tools.progress.stage import Stage, clock_time
 
 LINE_SECONDS = 30.0
-"""Between two lines where there is no terminal."""
+"""Time between two lines of a stage."""
 
 FIRST_LINE_SECONDS = 5.0
-"""From the beginning of a stage to its first line with figures."""
+"""Time from the beginning of a stage to its first line with figures."""
 
 TICK_SECONDS = 1.0
-"""How often the thread looks whether a line is due."""
+"""How often the thread checks whether a line is due."""
 
 
 class LineReporter(StageReporter):
-    """Plain lines, for wherever there is no terminal.
+    """Prints plain lines, for when stderr is no terminal.
 
     Args:
-        write: Takes a line; stderr by default.
-        prefix: Before each line: which of several processes this is.
-        brief: Say nothing of stages shorter than FIRST_LINE_SECONDS, for commands that are mostly quick.
-        clock: Returns seconds; only differences count.
+        write: Called with each line; writes to stderr by default.
+        prefix: Printed before each line; tells which of several processes wrote it.
+        brief: Print nothing for stages shorter than FIRST_LINE_SECONDS; for commands that are usually quick.
+        clock: Returns the time in seconds; only differences matter.
     """
 
     def __init__(
@@ -58,24 +57,13 @@ class LineReporter(StageReporter):
         super().__init__(clock)
         self._write, self._prefix, self._brief = write or _to_stderr, prefix, brief
         self._due = 0.0
-        self._lock, self._closed = threading.Lock(), threading.Event()
+        self._closed = threading.Event()
 
-    def stage(
-        self,
-        name: str,
-        total: int | None = None,
-        unit: str = "tokens",
-        *,
-        speed_unit: str | None = None,
-        done: int = 0,
-    ) -> None:
-        """Print what there is to do."""
-        with self._lock:
-            super().stage(name, total, unit, speed_unit=speed_unit, done=done)
-            assert self.current is not None
-            self._due = self.current.began + FIRST_LINE_SECONDS
-            if not self._brief:
-                self._print(self.current, self.current.beginning())
+    def _begin(self, stage: Stage) -> None:
+        """Print how much there is to do."""
+        self._due = stage.began + FIRST_LINE_SECONDS
+        if not self._brief:
+            self._print(stage, stage.beginning())
 
     def tick(self) -> None:
         """Print the current figures if a line is due; the thread calls this every second."""
@@ -86,7 +74,7 @@ class LineReporter(StageReporter):
                 self._due = now + LINE_SECONDS
 
     def end(self, finished: bool = True) -> None:
-        """Print the stage's totals; of a short one that counts nothing, its beginning says enough."""
+        """Print the stage's totals; a short stage that counts nothing needs no second line."""
         stage, self.current, now = self.current, None, self.clock()
         if stage is None:
             return
@@ -122,9 +110,9 @@ def open_reporter(rank: int | None = None, world_size: int | None = None, brief:
     """Return the reporter for this process' stderr: a bar in a terminal, plain lines elsewhere.
 
     Args:
-        rank: Of this process among several that do the same; torchrun's by default.
-        world_size: Their number.
-        brief: For a command that is mostly quick: nothing is left of a stage that took less than FIRST_LINE_SECONDS.
+        rank: Rank of this process among several that do the same work; by default the rank that torchrun sets.
+        world_size: Number of these processes.
+        brief: Show nothing of stages that took less than FIRST_LINE_SECONDS; for commands that are usually quick.
     """
     rank = int(os.environ.get("RANK", 0)) if rank is None else rank
     world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size

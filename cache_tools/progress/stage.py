@@ -1,14 +1,14 @@
 """The figures of one stage of a long command: how much is done, how fast, how long it will take.
 
-Pure arithmetic on a clock that others read, so that lines and bars show the same and tests need not wait. Speed is that
-of about the last minute: a mean over the whole stage would hide a stall for as long as the stage has run.
+Pure arithmetic on clock values that the caller passes, so that lines and bars show the same figures and tests need not
+wait. The speed is the mean of about the last minute: a mean over the whole stage would hide a stall.
 """
 
 from collections import deque
 from dataclasses import dataclass, field
 
 STALL_SECONDS = 60.0
-"""Without any advance, after which a line says so."""
+"""A line mentions a stall when nothing was counted for this long."""
 
 MARK_SECONDS, MARKS = 10.0, 6
 """Speed is the mean over the last MARKS marks, set at advances at least MARK_SECONDS apart: about a minute."""
@@ -21,15 +21,15 @@ class Stage:
     Attributes:
         name: What is being done.
         total: How much there is to do, in ``unit``; None if unknown.
-        unit: What is counted.
-        speed_unit: What the speed counts: ``unit``, or another measure of the same work.
-        began: Clock at its beginning, in seconds.
+        unit: The unit of amounts.
+        speed_unit: The unit of the speed: ``unit``, or another measure of the same work.
+        began: Clock at the beginning, in seconds.
         done: How much is done.
-        first: How much was done when it began, by an earlier run.
-        work: What was done since it began, in ``speed_unit``.
+        first: How much an earlier run had done at the beginning.
+        work: How much was done since the beginning, in ``speed_unit``.
         advanced: Clock at the last advance, in seconds.
-        estimated: The total follows from a share, and is not exact.
-        note: Shown with the figures: a loss, the part being worked on.
+        estimated: The total is estimated from a share.
+        note: A text shown with the figures, such as a loss or the current part.
         in_part: A part has begun that is not counted yet.
         marks: (clock, done, work) at some of the last advances.
     """
@@ -53,7 +53,7 @@ class Stage:
         self.marks = deque([(self.began, self.done, 0)], maxlen=MARKS)
 
     def advance(self, now: float, count: int, share_done: float | None, work: int) -> None:
-        """Count what was done up to now; a share, if it is known, moves the total."""
+        """Count what was done up to now; a share, if given, sets the estimated total."""
         self.done, self.work = self.done + count, self.work + work
         self.advanced = now
         if share_done:
@@ -85,7 +85,7 @@ class Stage:
         return rate(self.work - work, now - began, self.speed_unit) if self.work and now > began else None
 
     def left(self, now: float) -> str | None:
-        """Return the time left at the speed of about the last minute; None if nobody knows."""
+        """Return the time left at the speed of about the last minute; None if it is unknown."""
         began, done, _ = self.marks[0]
         if self.total is None or self.done <= done:
             return None
