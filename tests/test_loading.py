@@ -269,3 +269,9 @@ def test_a_tokenizer_that_is_nowhere_is_refused_after_one_question(tmp_path, mon
     with pytest.raises(ModelError, match=r"^nothere: the encoding's tokenizer cannot be found .*hub could not be"):
         tiny.run(values)
     assert questions == ["nothere"]
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_quantised_weights_without_a_recipe_are_refused_by_name(teacher, dtype):
+    change(teacher, **{UP: load_file(teacher / "model.safetensors")[UP].to(dtype)})
+    assert f"such as {UP} of type" in refused(teacher)

@@ -8,12 +8,12 @@ either refuses is decided by ``cache_tools/models/loading_report.py``.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from cache_tools.errors import ModelError
@@ -29,7 +29,20 @@ ELSEWHERE = ("quantization_config", "transformers_weights", "extra_files")
 """Keys of a configuration with which the files hold other tensors than the model, or other files hold them."""
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""Of the first look; it compares names and shapes, so any type may stand for the others."""
+"""Floating-point types by the name that safetensors has for them."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """What the header of a safetensors file says of a tensor.
+
+    Attributes:
+        dtype: Its type, as safetensors spells it, such as ``BF16`` or ``I8``.
+        shape: Its shape.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
 
 
 def load_teacher_checkpoint(
@@ -47,7 +60,7 @@ def load_teacher_checkpoint(
         ModelError: tensors are missing, unexpected or of another shape, or an adapter lies in the folder.
     """
     refuse_adapter(config, folder)
-    return load_checkpoint(
+    model = load_checkpoint(
         auto_class(objective),
         folder,
         f"teacher {config.name!r}",
@@ -56,6 +69,8 @@ def load_teacher_checkpoint(
         attn_implementation=config.attention,
         **placement,
     )
+    _refuse_other_types(config, folder, model, _stored_tensors(config, folder))
+    return model
 
 
 def check_tensors(config: TeacherConfig, folder: Path, objective: Objective) -> None:
@@ -69,12 +84,20 @@ def check_tensors(config: TeacherConfig, folder: Path, objective: Objective) -> 
             adapter lies in the folder.
     """
     refuse_adapter(config, folder)
-    tensors = _tensors_without_storage(config, folder)
+    stored = _stored_tensors(config, folder)
+    try:
+        empty = meta_model(config, objective, folder)
+    except Exception:  # whatever it was, loading the weights reports it better
+        return
+    if _is_elsewhere(empty):
+        return
+    _refuse_other_types(config, folder, empty, stored)
+    tensors = {
+        name: torch.empty(tensor.shape, dtype=DTYPES.get(tensor.dtype, torch.float32), device="meta")
+        for name, tensor in stored.items()
+    }
     try:
         with quiet_loading():
-            empty = meta_model(config, objective, folder)
-            if any(getattr(empty.config, key, None) for key in ELSEWHERE):
-                return
             loaded: tuple[PreTrainedModel, dict[str, Any]] = type(empty).from_pretrained(  # type: ignore[assignment]
                 None,
                 config=empty.config,
@@ -83,7 +106,7 @@ def check_tensors(config: TeacherConfig, folder: Path, objective: Objective) -> 
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
-    except Exception:  # whatever it was, loading the weights says it better
+    except Exception:  # as above
         return
     check_report(loaded[1], f"teacher {config.name!r}", folder, type(empty).__name__)
 
@@ -103,16 +126,42 @@ def refuse_adapter(config: TeacherConfig, folder: Path) -> None:
         )
 
 
-def _tensors_without_storage(config: TeacherConfig, folder: Path) -> dict[str, Tensor]:
-    """Return every tensor of the files that transformers would read, on torch's ``meta`` device."""
+def _is_elsewhere(model: PreTrainedModel) -> bool:
+    return any(getattr(model.config, key, None) for key in ELSEWHERE)
+
+
+def _refuse_other_types(
+    config: TeacherConfig, folder: Path, model: PreTrainedModel, stored: dict[str, StoredTensor]
+) -> None:
+    """Refuse weights that are stored as integers or 8-bit numbers, unless the configuration says how to read them.
+
+    transformers would convert them to the model's type without their scales.
+    """
+    if _is_elsewhere(model):
+        return
+    parameters = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
+    wrong = {name: tensor.dtype for name, tensor in stored.items() if tensor.dtype not in DTYPES and name in parameters}
+    if wrong:
+        name, dtype = next(iter(wrong.items()))
+        raise ModelError(
+            f"teacher {config.name!r} has quantised weights, and its configuration does not say how to read them",
+            where=folder,
+            expected="floating-point weights, or a quantization_config",
+            found=f"{len(wrong)} tensors of another type, such as {name} of type {dtype}",
+            why="they would be taken for the weights themselves, without their scales",
+            fix="Use the original checkpoint, or add the quantization_config that belongs to this one",
+        )
+
+
+def _stored_tensors(config: TeacherConfig, folder: Path) -> dict[str, StoredTensor]:
+    """Return every tensor of the files that transformers would read, by name."""
     tensors = {}
     for path in _files(folder):
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118  # not a dictionary
                     part = file.get_slice(name)
-                    dtype = DTYPES.get(part.get_dtype(), torch.float32)
-                    tensors[name] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
+                    tensors[name] = StoredTensor(part.get_dtype(), tuple(part.get_shape()))
         except (OSError, SafetensorError) as error:
             found = f"{path.name}: {error}"
             raise ModelError(f"teacher {config.name!r} cannot be loaded", where=folder, found=found) from error
