@@ -11,7 +11,6 @@ from cache_tools.codecs.rows import EMPTY_ID, Targets
 from pipeline.audit.measures import (
     LOWEST_NATS,
     Rows,
-    by_probability,
     difference,
     exact_part,
     excess_surprisal,
@@ -22,6 +21,7 @@ from pipeline.audit.measures import (
     proven_shift,
     top1_agreement,
 )
+from pipeline.audit.summary import by_probability
 from pipeline.audit.verdict import TOLERANCES, checks_of_sample
 from store_fixtures import teacher_manifest
 

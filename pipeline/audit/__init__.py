@@ -8,6 +8,7 @@ In reading order:
 - ``live``: one pass of the teacher over some sequences.
 - ``measures``: stored rows compared with live ones, in float64.
 - ``verdict``: how much may differ, and what a pattern means.
+- ``summary``: measures that are reported and not judged.
 - ``worst``: the positions that differ most.
 - ``command``: ``logitcask audit``.
 """

@@ -8,8 +8,8 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pipeline.audit.measures import Measures, ProbabilityBin
     from pipeline.audit.run import TeacherAudit
+    from pipeline.audit.summary import Measures, ProbabilityBin
     from pipeline.audit.worst import WorstPosition
 
 

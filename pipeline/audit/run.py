@@ -31,7 +31,8 @@ from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.torch_models.tokenizers import open_tokenizer
 from pipeline.audit.live import Compared, compare
-from pipeline.audit.measures import Measures, Rows, joined, measures_of
+from pipeline.audit.measures import Rows, joined
+from pipeline.audit.summary import Measures, measures_of
 from pipeline.audit.verdict import Check, Tolerance, checks_of_sample, checks_of_shard, diagnose, tolerance_of
 from pipeline.audit.worst import WorstPosition, worst_positions
 from pipeline.capture.hidden_budget import OutputHead, kl_nats

@@ -1,13 +1,14 @@
 """``logitcask demo``: everything once, on this machine, ending in a table."""
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from pipeline.demo.run import DemoResult
 
 
 @click.command("demo")
@@ -36,6 +37,7 @@ def demo_command(output: Path, train_teacher: bool, as_json: bool) -> None:
     """
     from rich.console import Console
 
+    from cache_tools.json_output import json_text
     from pipeline.demo.run import run_demo
 
     progress = Console(stderr=True)
@@ -43,7 +45,7 @@ def demo_command(output: Path, train_teacher: bool, as_json: bool) -> None:
         output.resolve(), train_teacher, say=lambda sentence: progress.print(f"\n[bold]{sentence}[/bold]")
     )
     if as_json:
-        click.echo(json.dumps(result, indent=2))
+        click.echo(json_text(result))
         return
     console = Console()
     console.print(_table(result))
@@ -53,27 +55,27 @@ def demo_command(output: Path, train_teacher: bool, as_json: bool) -> None:
         console.print(f"  {command}", soft_wrap=True, highlight=False)
 
 
-def _table(result: dict[str, Any]) -> "Table":
+def _table(result: "DemoResult") -> "Table":
     from rich.table import Table
 
     table = Table(title="held-out text, toy models, equal steps and equal data")
     table.add_column("")
     table.add_column("cross-entropy (nats)", justify="right")
     table.add_column("KL to the teacher (nats)", justify="right")
-    names = {
-        "teacher": "toy teacher",
-        "student_ce": "student, text alone",
-        "student_cached": "student, from the cache",
+    rows = {
+        "toy teacher": result.teacher,
+        "student, text alone": result.student_ce,
+        "student, from the cache": result.student_cached,
     }
-    for key, name in names.items():
-        table.add_row(name, f"{result[key]['cross_entropy_nats']:.3f}", f"{result[key]['kl_to_teacher_nats']:.3f}")
+    for name, measured in rows.items():
+        table.add_row(name, f"{measured.cross_entropy_nats:.3f}", f"{measured.kl_to_teacher_nats:.3f}")
     return table
 
 
-def _verdict(result: dict[str, Any]) -> str:
-    gain = result["student_ce"]["cross_entropy_nats"] - result["student_cached"]["cross_entropy_nats"]
-    stored = f"The cache holds {result['bytes_per_position']:.1f} bytes per position."
-    seconds = f"Everything took {sum(result['seconds'].values()):.0f} seconds."
+def _verdict(result: "DemoResult") -> str:
+    gain = result.student_ce.cross_entropy_nats - result.student_cached.cross_entropy_nats
+    stored = f"The cache holds {result.bytes_per_position:.1f} bytes per position."
+    seconds = f"Everything took {sum(result.seconds.values()):.0f} seconds."
     if gain > 0:
         return f"Learning from the cache lowered the held-out loss by {gain:.3f} nats. {stored} {seconds}"
     return f"The cached student did NOT win: its held-out loss is {-gain:.3f} nats higher. {stored} {seconds}"

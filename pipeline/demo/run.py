@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,51 @@ Say = Callable[[str], None]
 """Called with a sentence about each stage."""
 
 
-def run_demo(output: Path, own_teacher: bool, say: Say) -> dict[str, Any]:
+@dataclass(frozen=True)
+class HeldOut:
+    """A model on the held-out text.
+
+    Attributes:
+        cross_entropy_nats: Mean cross-entropy.
+        kl_to_teacher_nats: Mean KL divergence from the teacher.
+    """
+
+    cross_entropy_nats: float
+    kl_to_teacher_nats: float
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo shows: the object that ``logitcask demo --json`` prints.
+
+    Attributes:
+        teacher: The toy teacher.
+        student_ce: The student that learned from the text alone.
+        student_cached: The student that learned from the cache.
+        bytes_per_position: Bytes per position of targets and scalars in the cache.
+        seconds: Duration of each stage, by name.
+        cache: The cache.
+    """
+
+    teacher: HeldOut
+    student_ce: HeldOut
+    student_cached: HeldOut
+    bytes_per_position: float
+    seconds: dict[str, float]
+    cache: Path
+
+
+STUDENTS = {"student_ce": (0.0, "the text alone"), "student_cached": (1.0, "the cache")}
+"""Each student's ``loss.kd_weight``, and what it learns from."""
+
+
+def run_demo(output: Path, own_teacher: bool, say: Say) -> DemoResult:
     """Run every stage and return the comparison.
 
     Args:
         output: Folder for corpus, cache and students.
         own_teacher: Train the toy teacher here instead of using the committed one.
-        say: Told about each stage.
-
-    Returns:
-        ``teacher``, ``student_ce`` and ``student_cached``, each with ``cross_entropy_nats`` and
-        ``kl_to_teacher_nats``; ``bytes_per_position``; ``seconds`` by stage.
+        say: Called with a sentence about each stage.
 
     Raises:
         LogitcaskError: a stage failed.
@@ -54,20 +89,20 @@ def run_demo(output: Path, own_teacher: bool, say: Say) -> dict[str, Any]:
         _timed(seconds, "corpus", partial(_write_corpus_once, output / "corpus.jsonl"))
     say("Stage one: the toy teacher reads it once; what it predicts goes into a cache.")
     _timed(seconds, "capture", partial(_capture, output, cache, teacher))
-    results: dict[str, dict[str, float]] = {"teacher": {}}
-    for name, weight, what in (("student_ce", 0.0, "the text alone"), ("student_cached", 1.0, "the cache")):
-        say(f"Stage two: a student learns from {what}. No teacher is loaded.")
-        folder = output / name
-        _timed(seconds, f"train_{name}", partial(_train, cache, folder, weight))
-        results[name] = _timed(seconds, f"evaluate_{name}", partial(_evaluate, folder / "final", cache))
-    results["teacher"] = {
-        "cross_entropy_nats": results["student_ce"].pop("teacher_cross_entropy_nats"),
-        "kl_to_teacher_nats": 0.0,
-    }
-    results["student_cached"].pop("teacher_cross_entropy_nats")
+    evaluations = {}
+    for name, (kd_weight, source) in STUDENTS.items():
+        say(f"Stage two: a student learns from {source}. No teacher is loaded.")
+        _timed(seconds, f"train_{name}", partial(_train, cache, output / name, kd_weight))
+        evaluations[name] = _timed(seconds, f"evaluate_{name}", partial(_evaluate, output / name / "final", cache))
     summary = json.loads(_logitcask("inspect", str(cache), "--json"))
     bytes_per_position = summary["encodings"][0]["teachers"][0]["bytes_per_position"]
-    return {**results, "bytes_per_position": bytes_per_position, "seconds": seconds, "cache": str(cache)}
+    toy_teacher = HeldOut(evaluations["student_ce"]["teacher_cross_entropy_nats"], 0.0)
+    students = {name: _held_out(evaluation) for name, evaluation in evaluations.items()}
+    return DemoResult(toy_teacher, **students, bytes_per_position=bytes_per_position, seconds=seconds, cache=cache)
+
+
+def _held_out(evaluation: dict[str, float]) -> HeldOut:
+    return HeldOut(evaluation["cross_entropy_nats"], evaluation["kl_to_teacher_nats"])
 
 
 def _write_corpus_once(path: Path) -> None:
@@ -96,8 +131,8 @@ def _train(cache: Path, folder: Path, kd_weight: float) -> None:
 
 
 def _evaluate(student: Path, cache: Path) -> dict[str, float]:
-    result: dict[str, float] = json.loads(_logitcask("evaluate", str(student), str(cache), "--json"))
-    return {key: result[key] for key in ("cross_entropy_nats", "kl_to_teacher_nats", "teacher_cross_entropy_nats")}
+    measures: dict[str, float] = json.loads(_logitcask("evaluate", str(student), str(cache), "--json"))
+    return measures
 
 
 def _logitcask(*arguments: str) -> str:
