@@ -23,10 +23,11 @@ from typing import Any
 import click
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.intervals import t_interval
 from benchmarks.quality_arms import ARMS, LIVE, TEXT, Scale, bytes_per_position, capture
 from benchmarks.quality_gradients import compare
 from benchmarks.quality_runs import run
-from benchmarks.quality_table import Results, gaps_nats, interval, rows, show
+from benchmarks.quality_table import Results, gaps_nats, rows, show
 from cache_tools.errors import IdentityError, LogitcaskError
 from cache_tools.format.fingerprint import differences
 from cache_tools.storage import write_object
@@ -66,7 +67,7 @@ def train_all(scale: Scale, work: Path, seeds: int) -> Results:
                 results[arm.name].append(run(arm, seed, scale, work))
                 click.echo(f"seed {seed}, {arm.name}: {results[arm.name][-1]['cross_entropy_nats']:.4f} nats", err=True)
         if arms is not rest:
-            gap, error = interval(gaps_nats(results))
+            gap, error = t_interval(gaps_nats(results))
             click.echo(f"gain of the live teacher: {gap:.4f} ± {error:.4f} nats", err=True)
             if gap <= error:
                 raise click.ClickException("that is not larger than its error; more --steps or --seeds are needed")
@@ -79,7 +80,7 @@ def measure(scale: Scale, work: Path, seeds: int) -> tuple[list[dict[str, Any]],
     cache = capture(scale, work)
     results = train_all(scale, work, seeds)
     found = rows(results, compare(scale, work), bytes_per_position(cache))
-    gap, error = interval(gaps_nats(results))
+    gap, error = t_interval(gaps_nats(results))
     teacher_nats = found[0]["teacher_cross_entropy_nats"]
     return found, f"gain of the live teacher {gap:.4f} ± {error:.4f} nats; the teacher itself {teacher_nats:.4f} nats"
 

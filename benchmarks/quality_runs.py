@@ -17,16 +17,17 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from benchmarks.quality_arms import MEASURED, Arm, Scale, student_config
+from cache_tools.json_output import json_object
 from cache_tools.storage import write_object
 from trainer.config.student_file import LossConfig, StudentConfig
+from trainer.config.training_arguments import training_arguments
 from trainer.data.cached_sequences import IGNORED, CachedSequences, collate
 from trainer.data.opening import open_teachers
 from trainer.evaluation.evaluate import evaluate_folder
 from trainer.run.distillation_trainer import DistillationTrainer
-from trainer.run.run_folder import FINAL
 from trainer.run.train import run_training
-from trainer.run.training_arguments import training_arguments
 from trainer.student import fused_loss
+from trainer.student.checkpoint import FINAL
 from trainer.student.student import DistilledStudent, build_student, vocabulary_size
 
 # P: kept positions of a batch, N: positions of a chunk, V: vocabulary
@@ -72,15 +73,15 @@ def run(arm: Arm, seed: int, scale: Scale, work: Path) -> dict[str, Any]:
     """Return the measures of one student, made now if they are not there already.
 
     Returns:
-        What ``trainer.evaluation.evaluate.evaluate_folder`` returns, and ``train_seconds``.
+        The fields of ``trainer.evaluation.results.EvaluateResult``, and ``train_seconds``.
     """
     path = work / "results" / f"{arm.name.replace(' ', '-')}-{seed}.json"
     if not path.exists():
         config, started = student_config(arm, seed, scale, work), time.monotonic()
-        final = train_live(config, scale.teacher) if arm.live else run_training(config)
+        final = train_live(config, scale.teacher) if arm.live else run_training(config).student
         seconds = round(time.monotonic() - started, 1)
         measured = evaluate_folder(final, open_teachers(config)[0].encoding.teacher(MEASURED), "held_out", 32)
-        write_object(path, json.dumps(measured | {"train_seconds": seconds}).encode())
+        write_object(path, json.dumps(json_object(measured) | {"train_seconds": seconds}).encode())
     result: dict[str, Any] = json.loads(path.read_text())
     return result
 

@@ -6,23 +6,14 @@ is Student's t over the seeds' shares. It covers weights and order; not the choi
 all share, nor the draws of the capture, which are made once.
 """
 
-import math
 import statistics
 from typing import Any
 
+from benchmarks.intervals import t_interval
 from benchmarks.quality_arms import ARMS, LIVE, TEXT
-
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Quantiles of Student's t at 97.5 %, for 1 to 9 degrees of freedom."""
 
 Results = dict[str, list[dict[str, Any]]]
 """By arm, the measures of each seed."""
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Return the mean of 2 to 10 values, and half the width of its 95 % interval."""
-    spread = statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.fmean(values), T_975[len(values) - 2] * spread
 
 
 def gaps_nats(results: Results) -> list[float]:
@@ -53,7 +44,7 @@ def rows(results: Results, gradients: dict[str, Any], stored_bytes: dict[str, fl
 def _row(name: str, results: Results) -> dict[str, Any]:
     measured = results[name]
     losses = [result["cross_entropy_nats"] for result in measured]
-    gain, half_width = interval(gains_percent(results, name))
+    gain, half_width = t_interval(gains_percent(results, name))
     means = ("kl_to_teacher_nats", "calibration_error", "acceptance", "train_seconds", "teacher_cross_entropy_nats")
     return {
         "name": name,

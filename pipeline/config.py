@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from cache_tools.codecs.registry import DEFAULT_MAX_KL_NATS
 from cache_tools.configuration import Config
 from cache_tools.errors import FormatError
-from cache_tools.format.layout import checked_name
+from cache_tools.format.layout import MAX_TEMPERATURE, MIN_TEMPERATURE, checked_name
 from cache_tools.format.manifest import Kind, Objective
 from cache_tools.storage import CachePath
 from pipeline.corpus.config import CorpusConfig
@@ -121,7 +121,7 @@ class TargetConfig(Config):
     p: float | None = Field(default=None, gt=0, le=1)
     draws: PositiveInt | None = Field(default=None, le=65_535)
     seed: int = Field(default=0, ge=0, lt=2**63)
-    temperatures: tuple[Annotated[float, Field(gt=0, le=1000)], ...] = ()
+    temperatures: tuple[Annotated[float, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)], ...] = ()
     scalars: tuple[Literal["gold_rank", "tail_mean", "tail_variance", "tail_minimum"], ...] = ()
     max_kl_nats: float = Field(default=DEFAULT_MAX_KL_NATS, ge=1e-9, le=0.1)
     exact: bool = False

@@ -95,7 +95,7 @@ def test_training_names_its_folders_its_steps_and_the_last_loss_that_was_logged(
 
 def test_a_finished_run_is_returned_and_not_repeated(trained, captured, folder):
     again = train(StudentConfig.model_validate(student_values(captured.cache, folder / "student")))
-    assert dataclasses.replace(again, seconds=trained.seconds) == trained
+    assert again == trained
 
 
 def test_evaluation_returns_what_the_command_prints(trained, captured):
@@ -104,7 +104,7 @@ def test_evaluation_returns_what_the_command_prints(trained, captured):
     )
     result = dataclasses.asdict(evaluate(trained.student, captured.cache))
     result["reliability"] = list(result["reliability"])
-    assert {name: result[name] for name in printed} == printed
+    assert result | {"seconds": printed["seconds"]} == printed
     assert result["positions"] == captured.held_out_positions
 
 

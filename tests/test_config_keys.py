@@ -3,12 +3,15 @@
 import math
 
 import pytest
+from pydantic import ValidationError
 from transformers import CONFIG_MAPPING
 
 import tiny
 from cache_tools.errors import ConfigError, IdentityError, ModelError
+from pipeline.config import TargetConfig
 from student_fixtures import BERT, LLAMA, train
 from trainer.config.model_keys import check_config_keys
+from trainer.config.student_file import LossConfig
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +125,11 @@ def test_values_that_no_student_can_have_are_one_sentence(cache, tmp_path, chang
 def test_masked_students_are_checked_too():
     with pytest.raises(ConfigError, match="hidden_dropout_prob"):
         check_config_keys(BERT | {"hidden_dropuot_prob": 0.1})
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 0, 1e-4, 1001, math.nan])
+def test_a_temperature_that_the_stored_scalars_cannot_serve_is_refused_when_the_file_is_read(temperature):
+    with pytest.raises(ValidationError, match="temperature"):
+        LossConfig(temperature=temperature)
+    with pytest.raises(ValidationError, match="temperatures"):
+        TargetConfig(temperatures=(temperature,))

@@ -10,31 +10,21 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 import tiny
-from cache_tools.errors import IdentityError, IncompleteError, ModelError
+from cache_tools.errors import ConfigError, IdentityError, IncompleteError, ModelError
 from cache_tools.store.predictions import SCALAR_STEP_NATS
 from cache_tools.store.reader import Cache
+from json_schema import mismatches
 from logitcask import cli
 from loss_fixtures import loss, random_logits, top_k
 from student_fixtures import TINY, naive_kl_nats
 from tolerances import log_prob_rounding, loss_rounding
 from trainer.evaluation.evaluate import evaluate, evaluate_folder
 from trainer.evaluation.measures import Measures
+from trainer.evaluation.results import EvaluateResult
 from trainer.losses.objective import Objective, TeacherRows
 
 TOLERANCE = loss_rounding(TINY, tokens=48, logits=10)
 """In nats, of the losses of a tiny model, whose logits are below 10; measures of probability change less."""
-KEYS = {
-    "positions",
-    "cross_entropy_nats",
-    "kl_to_teacher_nats",
-    "kl_to_teacher_is",
-    "accuracy",
-    "top1_agreement",
-    "calibration_error",
-    "acceptance",
-    "acceptance_is",
-    "teacher_cross_entropy_nats",
-}
 
 
 @pytest.fixture(scope="module", params=["causal", "masked"])
@@ -113,13 +103,13 @@ def naive_calibration_error(confidence, correct):
 
 def assert_measured(result, expected):
     cross_entropy, kl, agreement, teacher_cross_entropy, acceptance, _, _ = expected.mean(dim=1).tolist()
-    assert result["acceptance"] == pytest.approx(acceptance, rel=0, abs=TOLERANCE)
-    assert result["calibration_error"] == pytest.approx(naive_calibration_error(*expected[-2:]), rel=0, abs=TOLERANCE)
-    assert result["positions"] == expected.shape[1]
-    assert result["cross_entropy_nats"] == pytest.approx(cross_entropy, rel=0, abs=TOLERANCE)
-    assert result["kl_to_teacher_nats"] == pytest.approx(kl, rel=0, abs=TOLERANCE)
-    assert result["top1_agreement"] == pytest.approx(agreement, abs=1e-9)
-    assert result["teacher_cross_entropy_nats"] == pytest.approx(
+    assert result.acceptance == pytest.approx(acceptance, rel=0, abs=TOLERANCE)
+    assert result.calibration_error == pytest.approx(naive_calibration_error(*expected[-2:]), rel=0, abs=TOLERANCE)
+    assert result.positions == expected.shape[1]
+    assert result.cross_entropy_nats == pytest.approx(cross_entropy, rel=0, abs=TOLERANCE)
+    assert result.kl_to_teacher_nats == pytest.approx(kl, rel=0, abs=TOLERANCE)
+    assert result.top1_agreement == pytest.approx(agreement, abs=1e-9)
+    assert result.teacher_cross_entropy_nats == pytest.approx(
         teacher_cross_entropy, rel=0, abs=SCALAR_STEP_NATS / 2 + TOLERANCE
     )
 
@@ -149,9 +139,9 @@ def test_positions_are_binned_by_the_student_s_confidence():
     means = measures.means()
     tolerance = log_prob_rounding(5, logits)
     expected = naive_calibration_error(confidence, correct.double())
-    assert means["calibration_error"] == pytest.approx(expected, rel=0, abs=tolerance)
-    assert means["kl_to_teacher_nats"] == pytest.approx(0, abs=tolerance)
-    assert means["acceptance"] == pytest.approx(1, rel=0, abs=tolerance)
+    assert means.calibration_error == pytest.approx(expected, rel=0, abs=tolerance)
+    assert means.kl_to_teacher_nats == pytest.approx(0, abs=tolerance)
+    assert means.acceptance == pytest.approx(1, rel=0, abs=tolerance)
 
 
 @pytest.fixture(scope="module")
@@ -168,28 +158,29 @@ def test_from_hidden_states_every_measure_is_that_of_the_whole_distribution(kept
     models = [load(kept_states / name, cached) for name in ("student", "teacher")]
     result = evaluate_folder(kept_states / "student", cached, "held_out")
     assert_measured(result, naive_measures(*models, cached, "held_out", k=300))
-    assert (result["kl_to_teacher_is"], result["acceptance_is"]) == ("exact", "exact")
+    assert (result.kl_to_teacher_is, result.acceptance_is) == ("exact", "exact")
 
 
 def test_the_likeliest_tokens_bound_what_hidden_states_say_exactly(few, kept_states):
     coarse, exact = (evaluate_folder(f / "student", open_teacher(f), "held_out") for f in (few, kept_states))
-    assert (coarse["kl_to_teacher_is"], coarse["acceptance_is"]) == ("lower bound", "upper bound")
-    assert coarse["kl_to_teacher_nats"] < exact["kl_to_teacher_nats"] - 0.01
-    assert coarse["acceptance"] > exact["acceptance"] + 0.01
+    assert (coarse.kl_to_teacher_is, coarse.acceptance_is) == ("lower bound", "upper bound")
+    assert coarse.kl_to_teacher_nats < exact.kl_to_teacher_nats - 0.01
+    assert coarse.acceptance > exact.acceptance + 0.01
 
 
 def test_from_draws_the_kl_is_unbiased_and_acceptance_is_left_out(tmp_path, kept_states):
     cached = tiny.capture(tmp_path, kept_states / "teacher", target={"kind": "sampled", "draws": 60})
     result = evaluate_folder(kept_states / "student", cached.encoding().teacher(), "held_out")
     exact = evaluate_folder(kept_states / "student", open_teacher(kept_states), "held_out")
-    assert result["kl_to_teacher_is"] == "unbiased"
-    assert not {"acceptance", "acceptance_is"} & result.keys()
-    assert result["kl_to_teacher_nats"] == pytest.approx(exact["kl_to_teacher_nats"], abs=0.05)
+    assert result.kl_to_teacher_is == "unbiased"
+    assert (result.acceptance, result.acceptance_is) == (None, None)
+    assert result.kl_to_teacher_nats == pytest.approx(exact.kl_to_teacher_nats, abs=0.05)
 
 
 def averages(result):
-    """Leave the bins out, which no tolerance reaches; their sum is the calibration error."""
-    return {name: value for name, value in result.items() if name != "reliability"}
+    """Leave out the bins, which no tolerance reaches (their sum is the calibration error), and the time."""
+    values = result if isinstance(result, dict) else vars(result)
+    return {name: value for name, value in values.items() if name not in ("reliability", "seconds")}
 
 
 def test_no_tensor_holds_the_logits_of_a_batch(few, monkeypatch):
@@ -207,10 +198,10 @@ def test_no_tensor_holds_the_logits_of_a_batch(few, monkeypatch):
 
 def test_the_teacher_as_student_agrees_with_itself(folder):
     result = evaluate_folder(folder / "teacher", open_teacher(folder), "held_out")
-    assert abs(result["kl_to_teacher_nats"]) < TOLERANCE
-    assert result["top1_agreement"] == 1
-    assert result["cross_entropy_nats"] == pytest.approx(
-        result["teacher_cross_entropy_nats"], rel=0, abs=SCALAR_STEP_NATS / 2 + TOLERANCE
+    assert abs(result.kl_to_teacher_nats) < TOLERANCE
+    assert result.top1_agreement == 1
+    assert result.cross_entropy_nats == pytest.approx(
+        result.teacher_cross_entropy_nats, rel=0, abs=SCALAR_STEP_NATS / 2 + TOLERANCE
     )
 
 
@@ -252,6 +243,18 @@ def test_a_folder_without_a_model_is_refused_and_not_looked_up_elsewhere(few, tm
     assert not looked_up
 
 
+def test_a_cache_given_as_student_is_refused_with_the_order_of_the_arguments(few):
+    arguments = ["evaluate", str(few / "cache"), str(few / "student"), "--device", "cpu"]
+    with pytest.raises(ConfigError, match="Give the student's folder first and the cache second"):
+        CliRunner().invoke(cli, arguments, catch_exceptions=False)
+
+
+def test_the_folder_of_a_run_is_refused_with_the_place_of_its_student(few, tmp_path):
+    (tmp_path / "final").mkdir()
+    with pytest.raises(ModelError, match=f"give its finished student, {tmp_path / 'final'}"):
+        evaluate_folder(tmp_path, open_teacher(few), "held_out")
+
+
 def test_a_student_with_another_tokenizer_is_refused(few, tmp_path):
     tiny.save_teacher(tmp_path)
     tiny.tokenizer(vocabulary_size=290).save_pretrained(tmp_path)
@@ -270,7 +273,7 @@ def test_the_command_prints_one_json_object_and_nothing_else(few, options):
     arguments = ["evaluate", str(few / "student"), str(few / "cache"), "--device", "cpu", "--json", *options]
     result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     printed = json.loads(result.stdout)
-    assert printed.keys() - {"split", "reliability"} == KEYS
+    assert not mismatches(printed, EvaluateResult)
     expected = evaluate_folder(few / "student", open_teacher(few), printed["split"])
     assert averages(printed) == pytest.approx(averages(expected), abs=TOLERANCE)
 
@@ -280,7 +283,7 @@ def test_the_command_prints_a_table_with_every_measure(few):
     table = CliRunner(env={"COLUMNS": "120"}).invoke(cli, arguments, catch_exceptions=False).stdout
     expected = evaluate_folder(few / "student", open_teacher(few), "held_out")
     for value in ("cross_entropy_nats", "kl_to_teacher_nats", "teacher_cross_entropy_nats"):
-        assert f"{expected[value]:.4f} nats" in table
+        assert f"{getattr(expected, value):.4f} nats" in table
     for value in ("top1_agreement", "calibration_error", "acceptance"):
-        assert f"{expected[value]:.1%}" in table
+        assert f"{getattr(expected, value):.1%}" in table
     assert table.count("at least ") == table.count("at most ") == 1

@@ -199,21 +199,21 @@ def test_a_student_learns_the_classes_from_labels_alone_and_says_so(cache, tmp_p
     loss = {"kd_weight": 0, "label_weight": 1, "token_weight": 0}
     final = train(cache.path, tmp_path / "run", student={"config": BERT}, loss=loss, max_steps=200)
     measured = evaluate_folder(final, cache.encoding().teacher(), "train", positions="labels")
-    assert measured["positions"] == len(dataset(cache)[1])
-    assert measured["accuracy"] > 0.9
+    assert measured.positions == len(dataset(cache)[1])
+    assert measured.accuracy > 0.9
     tokens = evaluate_folder(final, cache.encoding().teacher(), "train", positions="tokens")
-    assert tokens["accuracy"] < 0.3
+    assert tokens.accuracy < 0.3
 
 
 def test_measures_of_labels_and_tokens_add_up_to_those_of_all_positions(cache, tmp_path):
     teacher = cache.encoding().teacher()
     student = tiny.save_teacher(tmp_path / "student", tiny.model("bert", seed=1), masked=True)
     found = {name: evaluate_folder(student, teacher, "train", positions=name) for name in ("all", "labels", "tokens")}
-    total = found["all"]["positions"]
-    assert found["labels"]["positions"] + found["tokens"]["positions"] == total
+    total = found["all"].positions
+    assert found["labels"].positions + found["tokens"].positions == total
     for measure in ("cross_entropy_nats", "kl_to_teacher_nats", "accuracy", "teacher_cross_entropy_nats"):
-        parts = sum(found[name][measure] * found[name]["positions"] for name in ("labels", "tokens")) / total
-        assert parts == pytest.approx(found["all"][measure], rel=rounding(torch.float32, total)), measure
+        parts = sum(getattr(found[name], measure) * found[name].positions for name in ("labels", "tokens")) / total
+        assert parts == pytest.approx(getattr(found["all"], measure), rel=rounding(torch.float32, total)), measure
 
 
 @pytest.mark.parametrize("cloze", [False, True])

@@ -206,7 +206,7 @@ def test_an_adapter_is_evaluated_on_its_base_and_only_if_it_is_whole(cache, tmp_
     final = train(cache, tmp_path / "run", student={"pretrained": str(start), "lora": {}}, max_steps=1, save_steps=1)
     checkpoint, cached = tmp_path / "run" / "checkpoint-1", Cache(cache).encoding().teacher()
     merged, adapted = (evaluate_folder(folder, cached, "held_out") for folder in (final, checkpoint))
-    assert adapted["kl_to_teacher_nats"] == pytest.approx(merged["kl_to_teacher_nats"], abs=1e-5)
+    assert adapted.kl_to_teacher_nats == pytest.approx(merged.kl_to_teacher_nats, abs=1e-5)
     weights = checkpoint / "adapter_model.safetensors"
     tensors = load_file(weights)
     tensors.pop(next(iter(tensors)))

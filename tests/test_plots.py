@@ -10,6 +10,7 @@ from cache_tools.errors import ConfigError
 from logitcask import cli
 from student_fixtures import train
 from trainer import plots
+from trainer.run.curves import draw_curves
 
 pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'logitcask[plots]'")
 
@@ -52,7 +53,7 @@ def lines(figure):
 
 def test_a_run_ends_with_a_picture_of_all_that_was_logged(output, drawn):
     assert (output / "curves.png").read_bytes().startswith(PNG)
-    plots.draw_curves(output)
+    draw_curves(output)
     log = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     shown = lines(drawn[0])
     for name, label, factor in (
@@ -67,7 +68,7 @@ def test_a_run_ends_with_a_picture_of_all_that_was_logged(output, drawn):
 
 
 def test_steps_stand_below_and_tokens_above(output, drawn):
-    plots.draw_curves(output)
+    draw_curves(output)
     first, last = drawn[0].axes[0], drawn[0].axes[-1]
     (above,) = first.child_axes
     assert (last.get_xlabel(), above.get_xlabel()) == ("optimizer steps", "tokens read")
@@ -79,7 +80,7 @@ def test_steps_stand_below_and_tokens_above(output, drawn):
 def test_without_evaluation_its_panel_is_left_out(tmp_path, drawn):
     log = [{"step": step, "loss": 3.0 - step, "learning_rate": 0.1} for step in (1, 2)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-    plots.draw_curves(tmp_path)
+    draw_curves(tmp_path)
     assert [axes.get_ylabel() for axes in drawn[0].axes] == ["loss per position", "learning rate"]
 
 

@@ -5,6 +5,7 @@ Models are untrained, so no figure here says anything about distillation; only e
 
 import json
 import math
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -13,10 +14,11 @@ from click.testing import CliRunner
 
 import tiny
 from benchmarks import quality, quality_gradients, quality_runs
+from benchmarks.intervals import t_interval, t_quantile
 from benchmarks.quality_arms import ARMS, LIVE, TEXT, Arm, Scale
 from benchmarks.quality_gradients import angle_degrees, batch_gradients, differences
 from benchmarks.quality_runs import load_live, train_live
-from benchmarks.quality_table import T_975, gains_percent, gaps_nats, interval
+from benchmarks.quality_table import gains_percent, gaps_nats
 from cache_tools.store.reader import Cache
 from student_fixtures import GRADIENT_ROUNDING, largest_difference, student_values, train, weights
 from trainer.config.student_file import LossConfig, StudentConfig
@@ -40,18 +42,36 @@ def losses(**by_arm):
 # Statistics
 
 
-@pytest.mark.parametrize("freedom", range(1, 10))
-def test_the_quantiles_leave_2_5_percent_of_students_t_above_them(freedom):
-    scale = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
-    x = torch.linspace(0, T_975[freedom - 1], 100_001, dtype=torch.float64)
-    density = scale * (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
-    assert float(torch.trapezoid(density, x)) == pytest.approx(0.475, abs=3e-5)
+PUBLISHED = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 30: 2.042, 120: 1.980}
+"""Quantiles of Student's t at 97.5 %, by degrees of freedom, from printed tables: three digits after the point."""
+
+
+@pytest.mark.parametrize("freedom", PUBLISHED)
+def test_the_quantiles_are_those_of_printed_tables(freedom):
+    assert t_quantile(freedom) == pytest.approx(PUBLISHED[freedom], abs=5e-4)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 7, 10, 25, 100])
+@pytest.mark.parametrize("level", [0.5, 0.95])
+def test_the_quantiles_leave_the_same_share_of_students_t_on_both_sides(freedom, level):
+    log_scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(freedom * math.pi) / 2
+    x = torch.linspace(0, t_quantile(freedom, level), 100_001, dtype=torch.float64)
+    density = (log_scale - (freedom + 1) / 2 * torch.log1p(x**2 / freedom)).exp()
+    assert 2 * float(torch.trapezoid(density, x)) == pytest.approx(level, abs=1e-7)
+
+
+def test_the_quantiles_approach_those_of_the_normal_distribution():
+    normal, freedom = statistics.NormalDist().inv_cdf(0.975), 10**5
+    first_term = (normal**3 + normal) / (4 * freedom)  # of the expansion in 1 / freedom; the next is smaller by 1e5
+    assert t_quantile(freedom) - normal == pytest.approx(first_term, rel=1e-3)
 
 
 def test_an_interval_is_the_mean_and_t_standard_errors():
     values = [1.0, 2.0, 6.0]
     variance = sum((x - 3) ** 2 for x in values) / 2
-    assert interval(values) == pytest.approx((3, 4.303 * math.sqrt(variance / 3)))
+    assert t_interval(values) == pytest.approx((3, t_quantile(2) * math.sqrt(variance / 3)))
+    with pytest.raises(ValueError, match="at least two values"):
+        t_quantile(0)
 
 
 def test_gains_are_shares_of_each_seeds_own_gap():

@@ -27,9 +27,9 @@ from student_fixtures import (
     weights,
 )
 from trainer.config.student_file import StudentConfig
+from trainer.config.training_arguments import training_arguments
 from trainer.data.cached_sequences import IGNORED, CachedSequences, collate
 from trainer.data.sampler import ShardWindowSampler
-from trainer.run.training_arguments import training_arguments
 from trainer.student.student import build_student
 
 

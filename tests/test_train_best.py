@@ -7,9 +7,9 @@ import pytest
 import tiny
 from cache_tools.errors import ConfigError
 from student_fixtures import curve, largest_difference, student_values, train, train_and_stop, weights
+from trainer.config.best import GREATER_IS_BETTER
 from trainer.config.student_file import StudentConfig
-from trainer.evaluation.measures import GREATER_IS_BETTER
-from trainer.run.training_arguments import training_arguments
+from trainer.config.training_arguments import training_arguments
 
 BEST = {
     "save_strategy": "best",

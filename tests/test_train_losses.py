@@ -177,7 +177,7 @@ def test_a_run_may_measure_itself_on_held_out_text_without_changing_its_course(c
     assert [line["step"] for line in measured] == [1, 2, 3]
     expected = evaluate_folder(final, Cache(cache).encoding().teacher(), "held_out")
     for name in ("cross_entropy_nats", "kl_to_teacher_nats", "calibration_error", "acceptance", "top1_agreement"):
-        assert measured[-1][f"eval_{name}"] == pytest.approx(expected[name], rel=0, abs=LOSS_ROUNDING)
+        assert measured[-1][f"eval_{name}"] == pytest.approx(getattr(expected, name), rel=0, abs=LOSS_ROUNDING)
     assert measured[-1]["eval_kl_to_teacher_is"] == "exact"
     assert math.isfinite(measured[0]["eval_kl_to_teacher_nats"])
 

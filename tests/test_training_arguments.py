@@ -11,8 +11,9 @@ from transformers.integrations import integration_utils
 import tiny
 from cache_tools.errors import ConfigError
 from student_fixtures import curve, largest_difference, student_values, train, train_and_stop, weights
+from trainer.config.argument_rules import BOUNDS, FIELDS, FIXED, HONOURED, REFUSED
 from trainer.config.student_file import StudentConfig
-from trainer.run.training_arguments import BOUNDS, FIELDS, FIXED, HONOURED, REFUSED, training_arguments
+from trainer.config.training_arguments import training_arguments
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,7 @@ def test_numbers_are_finite_and_in_range(tmp_path, name, value):
         ({"per_device_train_batch_size": 0}, "per_device_train_batch_size"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps"),
         ({"save_steps": 0}, "save_steps"),
+        ({"dataloader_num_workers": 1_000_000}, "dataloader_num_workers"),
         ({"save_total_limit": 0}, "save_total_limit"),
         ({"max_steps": 0}, "max_steps"),
         ({"max_steps": -5}, "max_steps"),

@@ -141,8 +141,8 @@ def test_caches_of_two_tokenizers_train_one_student_that_knows_the_union(folder,
         result = evaluate_folder(final, open_teacher(folder, name), "held_out", union=union)
         arguments = [str(final), str(folder / name / "cache"), "--vocabulary", str(folder / "vocabulary"), "--json"]
         printed = CliRunner().invoke(cli, ["evaluate", *arguments], catch_exceptions=False).stdout
-        assert json.loads(printed)["cross_entropy_nats"] == pytest.approx(result["cross_entropy_nats"])
-        assert result["kl_to_teacher_is"] == "lower bound"  # of hidden states it would be exact, in the teacher's ids
+        assert json.loads(printed)["cross_entropy_nats"] == pytest.approx(result.cross_entropy_nats)
+        assert result.kl_to_teacher_is == "lower bound"  # of hidden states it would be exact, in the teacher's ids
     with pytest.raises(IdentityError, match="another tokenizer"):
         evaluate_folder(final, open_teacher(folder, "a"), "held_out")
 

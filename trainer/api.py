@@ -4,45 +4,20 @@
 here, and everything else happens in the rooms ``run`` and ``evaluation``, as for the commands.
 """
 
-import json
-import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cache_tools.configuration import NO_OVERRIDES, configured
-from cache_tools.errors import ConfigError, DamageError
+from cache_tools.errors import ConfigError
 from cache_tools.format.manifest import SPLITS, Split
 from cache_tools.progress.lines import open_reporter
 from cache_tools.storage import StorePath, store_path
-from cache_tools.store.reader import Cache
-from cache_tools.vocabularies.folder import read_vocabulary
 from trainer.config.student_file import StudentConfig
-from trainer.evaluation.evaluate import ROWS, Positions, evaluate_folder
+from trainer.evaluation.evaluate import ROWS, Positions, evaluate_student
+from trainer.evaluation.results import EvaluateResult
+from trainer.run.run_folder import TrainResult
 from trainer.run.train import run_training
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a training run has made.
-
-    Attributes:
-        student: Folder of the finished student: an ordinary transformers model folder with its tokenizer.
-        output_dir: Folder of the run: ``run.json``, ``metrics.jsonl``, checkpoints.
-        steps: Optimizer steps of the whole run, earlier calls included.
-        loss_nats: The training loss that was logged last, a mean over the steps since the log before; None if no step
-            was logged. It is in nats unless ``loss.hidden`` adds terms without a unit.
-        seconds: Wall-clock time of this call.
-    """
-
-    student: Path
-    output_dir: Path
-    steps: int
-    loss_nats: float | None
-    seconds: float
 
 
 def train(
@@ -76,74 +51,7 @@ def train(
             result = train("configs/demo/student.yaml", overrides={**places, "training.max_steps": 20})
             print(result.student, result.steps, result.loss_nats)
     """
-    began = time.monotonic()
-    student = run_training(configured(config, StudentConfig, overrides))
-    log = _log(student.parent / "metrics.jsonl")
-    return TrainResult(
-        student=student,
-        output_dir=student.parent,
-        steps=max((entry["step"] for entry in log), default=0),
-        loss_nats=next((float(entry["loss"]) for entry in reversed(log) if "loss" in entry), None),
-        seconds=time.monotonic() - began,
-    )
-
-
-def _log(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    except ValueError as error:
-        raise DamageError("this file is not a log of training", where=path, found=error) from error
-
-
-@dataclass(frozen=True)
-class ReliabilityBin:
-    """The positions at which the student's highest probability lies in one of 15 bins of equal width.
-
-    Attributes:
-        confidence: Mean of that probability, in [0, 1].
-        accuracy: Share of the positions at which the student's most likely token is the gold token, in [0, 1].
-        positions: Number of positions.
-    """
-
-    confidence: float
-    accuracy: float
-    positions: int
-
-
-@dataclass(frozen=True)
-class EvaluateResult:
-    """A student compared with the text and with the cached teacher, as means over positions.
-
-    Attributes:
-        split: ``held_out`` or ``train``.
-        positions: Number of positions.
-        cross_entropy_nats: Mean of -ln q(gold token) of the student.
-        teacher_cross_entropy_nats: The same of the teacher.
-        kl_to_teacher_nats: Mean of KL(teacher || student).
-        kl_to_teacher_is: How exact that is: ``exact``, ``unbiased``, or a ``lower bound``.
-        accuracy: Share of positions at which the student's most likely token is the gold token, in [0, 1].
-        top1_agreement: Share of positions at which student and teacher have the same most likely token, in [0, 1].
-        calibration_error: Expected calibration error, in [0, 1].
-        acceptance: Share of the student's tokens that speculative decoding with this teacher would accept, in [0, 1];
-            None if the cached targets are random draws.
-        acceptance_is: How exact that is: ``exact`` or an ``upper bound``; None without ``acceptance``.
-        reliability: The bins from which the calibration error is computed; empty bins are left out.
-        seconds: Wall-clock time of this call.
-    """
-
-    split: Split
-    positions: int
-    cross_entropy_nats: float
-    teacher_cross_entropy_nats: float
-    kl_to_teacher_nats: float
-    kl_to_teacher_is: str
-    accuracy: float
-    top1_agreement: float
-    calibration_error: float
-    acceptance: float | None
-    acceptance_is: str | None
-    reliability: tuple[ReliabilityBin, ...]
-    seconds: float
+    return run_training(configured(config, StudentConfig, overrides))
 
 
 def evaluate(
@@ -194,23 +102,24 @@ def evaluate(
             result = evaluate("runs/python/student/final", "runs/python/cache")
             print(f"{result.cross_entropy_nats:.3f} nats on {result.positions:,} positions")
     """
-    began = time.monotonic()
     _check_choice("split", split, SPLITS)
     _check_choice("positions", positions, ROWS)
     if batch_size < 1:
         raise ConfigError("a batch holds at least one sequence", where="batch_size", found=batch_size)
-    cached = Cache(cache).encoding(encoding).teacher(teacher)
-    union = None if vocabulary is None else read_vocabulary(store_path(vocabulary))
-    place = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     with open_reporter() as reporter:
-        reporter.stage(f"evaluating on the {split} split", cached.encoding.manifest.splits[split].tokens)
-        measured = evaluate_folder(
-            *(Path(student), cached, split, batch_size, place, reporter.advance, union, positions),
+        return evaluate_student(
+            Path(student),
+            store_path(cache),
+            reporter,
+            encoding=encoding,
+            teacher=teacher,
+            split=split,
+            positions=positions,
+            vocabulary=None if vocabulary is None else store_path(vocabulary),
+            batch_size=batch_size,
+            device=device,
             trust_remote_code=trust_remote_code,
         )
-    measured |= {"reliability": tuple(ReliabilityBin(**each) for each in measured["reliability"])}
-    absent = {"acceptance": None, "acceptance_is": None}
-    return EvaluateResult(**absent | measured, seconds=time.monotonic() - began)
 
 
 def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:

@@ -129,6 +129,10 @@ TAIL_SCALARS = (TAIL_MEAN, TAIL_VARIANCE, TAIL_MINIMUM)
 TEMPERED = "logsumexp_t"
 """Beginning of the names of scalars that hold log-normalisers at other temperatures; the temperature follows."""
 
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
+"""Temperatures that a file may name. Logits of a thousand, divided by the lowest, still fit the steps in which scalars
+are stored; at the highest, distributions are uniform to within float32."""
+
 
 def tempered_name(temperature: float) -> str:
     """Return the scalar that holds the log-normaliser of the logits divided by a temperature."""

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from benchmarks.intervals import t_interval
 from cache_tools.configuration import assignments
 from cache_tools.errors import LogitcaskError
 from cache_tools.format.manifest import Split
@@ -28,10 +29,6 @@ from cache_tools.store.reader import Cache
 from cache_tools.vocabularies.union import UnionVocabulary
 from logitcask import capture, cli, train
 from trainer.data.translation import student_ids, translated_ids
-
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""By number of seeds: how many standard errors Student's t interval of 95 % reaches to each side."""
-
 
 Overrides = Mapping[str, Any]
 """New values for keys of a configuration file, by dotted key: ``{"loss.kd_weight": 0}``."""
@@ -100,9 +97,8 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 def over_seeds(values: Sequence[float]) -> Interval:
     """Return mean and t-interval of one number per seed; two seeds at least."""
-    mean, n = float(np.mean(values)), len(values)
-    half = T_95[n] * float(np.std(values, ddof=1)) / n**0.5
-    return Interval(mean, mean - half, mean + half)
+    mean, half_width = t_interval(values)
+    return Interval(mean, mean - half_width, mean + half_width)
 
 
 def over_seeds_and_items(values_SN: NDArray[Any], draws: int = 2000) -> Interval:

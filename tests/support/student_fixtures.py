@@ -70,7 +70,7 @@ def train(cache: Path, output: Path, picture: bool = False, **changes: Any) -> P
     with pytest.MonkeyPatch.context() as patch:
         if not picture:
             patch.setattr("trainer.run.train.can_plot", lambda: False)
-        return run_training(StudentConfig.model_validate(student_values(cache, output, **changes)))
+        return run_training(StudentConfig.model_validate(student_values(cache, output, **changes))).student
 
 
 def train_and_stop(step: int, cache: Path, output: Path, **changes: Any) -> None:

@@ -4,4 +4,5 @@
 - ``mixture``: several teachers and caches.
 - ``lora``: low-rank adapters.
 - ``model_keys``: refuses keys of ``student.config`` that no model reads.
+- ``argument_rules``, ``best``, ``training_arguments``: which arguments of transformers are honoured or refused.
 """

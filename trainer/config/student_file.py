@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from cache_tools.configuration import Config
+from cache_tools.format.layout import MAX_TEMPERATURE, MIN_TEMPERATURE
 from cache_tools.storage import CachePath
 from trainer.config.lora import LoraKeys
 from trainer.config.mixture import MixedCache, MixedTeacher, MixtureConfig
@@ -114,7 +115,7 @@ class LossConfig(Config):
     divergence: Divergence = "forward_kl"
     beta: float = Field(default=0.5, gt=0, lt=1)
     tail: TailPolicy = "ghost"
-    temperature: float = Field(default=1.0, gt=0, le=1000)
+    temperature: float = Field(default=1.0, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)
     hidden: tuple[HiddenPair, ...] = ()
     label_weight: float | None = Field(default=None, ge=0)
     token_weight: float | None = Field(default=None, ge=0)

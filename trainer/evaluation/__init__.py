@@ -1,6 +1,8 @@
 """Evaluation: how good a student is, measured from the cache alone. This room imports ``student`` and below.
 
 - ``measures``: what is measured at the kept positions.
+- ``results``: what an evaluation returns.
 - ``evaluate``: a student over a split.
+- ``diagram``: the reliability diagram.
 - ``command``: ``logitcask evaluate``.
 """

@@ -1,8 +1,7 @@
 """``logitcask evaluate``: a student against the cached teacher, on held-out text."""
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +11,7 @@ if TYPE_CHECKING:
     from cache_tools.format.manifest import Split
     from cache_tools.storage import StorePath
     from trainer.evaluation.evaluate import Positions
+    from trainer.evaluation.results import EvaluateResult
 
 WHAT = {"all": "positions", "labels": "labels", "tokens": "positions of tokens"}
 
@@ -62,50 +62,45 @@ def evaluate_command(
         logitcask evaluate runs/demo/student_cached/final runs/demo/cache
     """
     from cache_tools.separate_places import require_outside
-    from cache_tools.store.reader import Cache
-    from trainer import plots
+    from trainer.plots import check_plot
 
     if plot is not None:
-        plots.check_plot(plot)
+        check_plot(plot)
         require_outside(plot, cache, "the diagram")
-    cached = Cache(cache).encoding(encoding).teacher(teacher)
-    import torch
     from transformers.utils.logging import disable_progress_bar
 
+    from cache_tools.json_output import json_text
     from cache_tools.progress.lines import open_reporter
-    from cache_tools.vocabularies.folder import read_vocabulary
-    from trainer.evaluation.evaluate import evaluate_folder
+    from trainer.evaluation.diagram import draw_reliability
+    from trainer.evaluation.evaluate import evaluate_student
 
-    union = None if vocabulary is None else read_vocabulary(vocabulary)
     disable_progress_bar()
-    chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     with open_reporter() as reporter:
-        reporter.stage(f"evaluating on the {split} split", cached.encoding.manifest.splits[split].tokens)
-        result = evaluate_folder(
-            *(student, cached, split, batch_size, chosen, reporter.advance, union, positions),
+        result = evaluate_student(
+            *(student, cache, reporter, encoding, teacher, split, positions, vocabulary, batch_size, device),
             trust_remote_code=trust_remote_code,
         )
     if plot is not None:
-        plots.draw_reliability(result, plot)
+        draw_reliability(result, plot)
     if as_json:
-        click.echo(json.dumps(result, indent=2))
+        click.echo(json_text(result))
     else:
-        _print_table(result, f"{student} on {result['positions']:,} {split} {WHAT[positions]}")
+        _print_table(result, f"{student} on {result.positions:,} {split} {WHAT[positions]}")
 
 
-def _print_table(result: dict[str, Any], title: str) -> None:
+def _print_table(result: "EvaluateResult", title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table("measure", "value", title=title)
     bound = {"upper bound": "at most ", "lower bound": "at least "}
-    kl, acceptance = (bound.get(result.get(f"{name}_is", ""), "") for name in ("kl_to_teacher", "acceptance"))
-    table.add_row("cross-entropy", f"{result['cross_entropy_nats']:.4f} nats")
-    table.add_row("gold token most likely", f"{result['accuracy']:.1%}")
-    table.add_row("KL to the teacher", f"{kl}{result['kl_to_teacher_nats']:.4f} nats")
-    table.add_row("same most likely token as the teacher", f"{result['top1_agreement']:.1%}")
-    table.add_row("expected calibration error", f"{result['calibration_error']:.1%}")
-    if "acceptance" in result:
-        table.add_row("its tokens accepted in speculative decoding", f"{acceptance}{result['acceptance']:.1%}")
-    table.add_row("the teacher's own cross-entropy", f"{result['teacher_cross_entropy_nats']:.4f} nats")
+    kl_bound, acceptance_bound = bound.get(result.kl_to_teacher_is, ""), bound.get(result.acceptance_is or "", "")
+    table.add_row("cross-entropy", f"{result.cross_entropy_nats:.4f} nats")
+    table.add_row("gold token most likely", f"{result.accuracy:.1%}")
+    table.add_row("KL to the teacher", f"{kl_bound}{result.kl_to_teacher_nats:.4f} nats")
+    table.add_row("same most likely token as the teacher", f"{result.top1_agreement:.1%}")
+    table.add_row("expected calibration error", f"{result.calibration_error:.1%}")
+    if result.acceptance is not None:
+        table.add_row("its tokens accepted in speculative decoding", f"{acceptance_bound}{result.acceptance:.1%}")
+    table.add_row("the teacher's own cross-entropy", f"{result.teacher_cross_entropy_nats:.4f} nats")
     Console().print(table)

@@ -1,6 +1,6 @@
-"""How good is a student, measured from the cache alone: no teacher is loaded.
+"""Measure a student from the cache alone: no teacher is loaded.
 
-The measures stand in ``measures.py``. The teacher is compared by its last hidden state where the
+The measures are defined in ``measures.py``. The teacher is compared by its last hidden state where the
 cache keeps it, and then exactly; otherwise by its sparse targets, as exactly as these allow.
 
 The teacher's own cross-entropy on the same positions comes from the stored gold
@@ -13,6 +13,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from textwrap import shorten
+from time import monotonic
 from typing import Any, Literal
 
 import numpy as np
@@ -22,18 +23,23 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from cache_tools.errors import ConfigError, IncompleteError, ModelError
+from cache_tools.format import layout
 from cache_tools.format.layout import GOLD_LOGPROB
 from cache_tools.format.manifest import Split
-from cache_tools.progress.reporter import Advance, ignore
+from cache_tools.progress.reporter import Advance, Reporter, ignore
+from cache_tools.storage import StorePath
+from cache_tools.store.reader import Cache
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.torch_models.loading import LOADING_ERRORS, auto_class
+from cache_tools.vocabularies.folder import read_vocabulary
 from cache_tools.vocabularies.union import UnionVocabulary
 from trainer.data.cached_sequences import IGNORED, CachedSequences, collate, to_device
 from trainer.data.translation import check_vocabulary, student_ids, student_vocabulary
 from trainer.evaluation.measures import Measures, Sums, measured_reading
+from trainer.evaluation.results import EvaluateResult
 from trainer.losses.objective import TeacherRows
 from trainer.student import fused_loss
-from trainer.student.checkpoint import load_student
+from trainer.student.checkpoint import FINAL, load_student
 from trainer.student.finite import check_measures, check_student
 from trainer.student.head import StudentHead
 from trainer.student.probe import check_rows
@@ -46,6 +52,55 @@ ROWS: dict[Positions, slice] = {"all": slice(None), "labels": slice(0, 1), "toke
 """Of the kept positions of a sequence with a label, which is the first."""
 
 
+def evaluate_student(
+    student: Path,
+    cache: StorePath,
+    reporter: Reporter,
+    encoding: str | None = None,
+    teacher: str | None = None,
+    split: Split = "held_out",
+    positions: Positions = "all",
+    vocabulary: StorePath | None = None,
+    batch_size: int = 8,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> EvaluateResult:
+    """Evaluate the student in a model folder on a split of a cache, both given by their places.
+
+    Args:
+        student: An ordinary transformers model folder with its tokenizer.
+        cache: Folder or URL of the cache.
+        reporter: Shown the tokens.
+        encoding: Name of the encoding; None if the cache has one.
+        teacher: Name of the teacher; None if the encoding has one.
+        split: ``held_out`` or ``train``.
+        positions: In an encoding with labels: the ``labels``, the other ``tokens``, or ``all``.
+        vocabulary: Folder of the student's vocabulary, if it is not the cache's own.
+        batch_size: Sequences per forward pass.
+        device: A torch device; ``auto`` takes a GPU if there is one.
+        trust_remote_code: Run Python code that comes with the student; without it such a student is refused.
+
+    Raises:
+        ConfigError: The places are swapped, or these documents have no labels.
+        LogitcaskError: As for :func:`evaluate_folder`, and whatever is wrong with the cache.
+    """
+    if (student / layout.MANIFEST).exists():
+        raise ConfigError(
+            "the student's folder is a cache",
+            where=student,
+            expected="a model folder",
+            fix="Give the student's folder first and the cache second",
+        )
+    cached = Cache(cache).encoding(encoding).teacher(teacher)
+    union = None if vocabulary is None else read_vocabulary(vocabulary)
+    place = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    reporter.stage(f"evaluating on the {split} split", cached.encoding.manifest.splits[split].tokens)
+    return evaluate_folder(
+        *(student, cached, split, batch_size, place, reporter.advance, union, positions),
+        trust_remote_code=trust_remote_code,
+    )
+
+
 def evaluate_folder(
     folder: Path,
     teacher: CachedTeacher,
@@ -56,7 +111,7 @@ def evaluate_folder(
     union: UnionVocabulary | None = None,
     positions: Positions = "all",
     trust_remote_code: bool = False,
-) -> dict[str, Any]:
+) -> EvaluateResult:
     """Evaluate the student in a model folder on a split of a cache.
 
     Args:
@@ -65,46 +120,52 @@ def evaluate_folder(
         split: ``held_out`` or ``train``.
         batch_size: Sequences per forward pass.
         device: Where to run.
-        progress: Told how many tokens were read.
+        progress: Called with the number of tokens of each batch.
         union: The student's vocabulary, if it is not the cache's own; hidden states are not compared then.
-        positions: Of an encoding with labels: the ``labels``, the other ``tokens``, or ``all``.
+        positions: In an encoding with labels: the ``labels``, the other ``tokens``, or ``all``.
         trust_remote_code: Run Python code that comes with the student; without it such a student is refused.
 
-    Returns:
-        ``split``, ``positions``, the measures of ``measures.py``, ``teacher_cross_entropy_nats``, and the
-        ``reliability`` of the student's probabilities by bin: ``confidence``, ``accuracy``, ``positions``.
-
     Raises:
-        ModelError: the folder holds no model that can be loaded, or one whose weights or predictions are not finite.
-        IdentityError: its tokenizer is not the cache's, or the union's; or see ``translation.check_vocabulary``.
-        ConfigError: these documents have no labels.
+        ModelError: The folder holds no model that can be loaded, or one whose weights or predictions are not finite.
+        IdentityError: Its tokenizer is not the cache's, or the union's; or see ``translation.check_vocabulary``.
+        ConfigError: These documents have no labels.
     """
     check_vocabulary(union, teacher)
-    vocabulary = student_vocabulary(union, teacher.encoding)
+    model = _loaded(folder, teacher, union, trust_remote_code)
+    check_vocabulary_size(model, student_vocabulary(union, teacher.encoding))
+    check_student(model, folder, "Evaluate an earlier checkpoint, or train again with a lower learning rate")
+    torch.nn.Module.to(model, device)
+    return evaluate(model, teacher, split, batch_size, progress, union, positions)
+
+
+def _loaded(
+    folder: Path, teacher: CachedTeacher, union: UnionVocabulary | None, trust_remote_code: bool
+) -> PreTrainedModel:
+    """Load a student, if it splits text as the cache does."""
+    encoding = teacher.encoding
     try:
         if not folder.is_dir():  # transformers would take it for a model on the hub
             raise NotADirectoryError("no such folder")
-        check_tokenizer(str(folder), vocabulary, remote=trust_remote_code)
-        if union is None or union.read:  # of a union of vocabularies, only longest matches are asked for
-            tokenizer = student_tokenizer(None, teacher.encoding)
-            check_behaviour(str(folder), tokenizer, teacher.encoding, trust_remote_code=trust_remote_code)
-        model = load_student(
-            auto_class(teacher.encoding.manifest.objective),
-            folder,
-            dtype=torch.float32,
-            trust_remote_code=trust_remote_code,
-        )
+        check_tokenizer(str(folder), student_vocabulary(union, encoding), remote=trust_remote_code)
+        if union is None or union.read:  # of a union of vocabularies, only longest matches are compared
+            tokenizer = student_tokenizer(None, encoding)
+            check_behaviour(str(folder), tokenizer, encoding, trust_remote_code=trust_remote_code)
+        auto = auto_class(encoding.manifest.objective)
+        return load_student(auto, folder, dtype=torch.float32, trust_remote_code=trust_remote_code)
     except LOADING_ERRORS as error:
         raise ModelError(
             "no student can be loaded from here",
             where=folder,
             found=shorten(str(error), 300),
-            fix="Give the folder of a finished student, such as <output_dir>/final",
+            fix=_advice(folder),
         ) from error
-    check_vocabulary_size(model, vocabulary)
-    check_student(model, folder, "Evaluate an earlier checkpoint, or train again with a lower learning rate")
-    torch.nn.Module.to(model, device)
-    return evaluate(model, teacher, split, batch_size, progress, union, positions)
+
+
+def _advice(folder: Path) -> str:
+    """Return what to do about a folder that is no student; the folder of its run is easily taken for it."""
+    if (folder / FINAL).is_dir():
+        return f"This is the folder of a run: give its finished student, {folder / FINAL}"
+    return "Give the folder of a finished student, such as <output_dir>/final"
 
 
 def evaluate(
@@ -115,20 +176,26 @@ def evaluate(
     progress: Advance = ignore,
     union: UnionVocabulary | None = None,
     positions: Positions = "all",
-) -> dict[str, Any]:
+) -> EvaluateResult:
     """Evaluate a loaded student; arguments and result as for :func:`evaluate_folder`.
 
     Raises:
-        ModelError: its predictions depend on later tokens, on padding, or on other sequences of a batch.
+        ModelError: Its predictions depend on later tokens, on padding, or on other sequences of a batch.
     """
+    began = monotonic()
     dataset = evaluated_sequences(teacher, split, vocabulary_size(model), union, positions)
     examples, objective = (dataset[i] for i in range(len(dataset))), teacher.encoding.manifest.objective
     check_rows(model.eval(), StudentHead.of(model), examples, objective, packed=False)
     measures = measure(model, dataset, batch_size, progress)
-    result = {"split": split} | measures.means()
-    check_measures(result, type(model).__name__)
-    result["teacher_cross_entropy_nats"] = _teacher_cross_entropy(teacher, split, ROWS[positions])
-    return result | {"reliability": measures.reliability()}
+    means = vars(measures.means())
+    check_measures(means, type(model).__name__)
+    return EvaluateResult(
+        **means,
+        split=split,
+        teacher_cross_entropy_nats=_teacher_cross_entropy(teacher, split, ROWS[positions]),
+        reliability=measures.reliability(),
+        seconds=monotonic() - began,
+    )
 
 
 def evaluated_sequences(
@@ -174,7 +241,7 @@ def measure(
         model: The student, on its device.
         dataset: From :func:`evaluated_sequences`.
         batch_size: Sequences per forward pass.
-        progress: Told how many tokens were read.
+        progress: Called with the number of tokens of each batch.
     """
     model.eval()  # before its head is looked at: dropout must not move a run's own draws
     over_positions = partial(fused_loss.over_positions, model, StudentHead.of(model))
@@ -221,7 +288,7 @@ def measured(
         dataset: From :func:`evaluated_sequences`.
         shared: Which of its sequences to read.
         device: Where the student is.
-        progress: Told how many tokens were read.
+        progress: Called with the number of tokens of each batch.
     """
     translated = dataset.to is not None
     measures = Measures.of(dataset.teacher, dataset.student_vocabulary_size, device, translated)

@@ -1,4 +1,4 @@
-"""What is measured of a student at the kept positions, and what each number is worth.
+"""What is measured of a student at the kept positions, and how exact each number is.
 
 ====================== ==================================================================================
 ``cross_entropy_nats`` mean of -log q(gold)
@@ -13,10 +13,10 @@
                        this teacher accepts (arXiv 2211.17192); 1 - total variation
 ====================== ==================================================================================
 
-``kl_to_teacher_is`` and ``acceptance_is`` say what the two are worth. From the last hidden state, or from
-targets that leave nothing out, both are exact. From the likeliest tokens the rest counts as one outcome: KL is
-a lower bound, acceptance an upper one. From draws the KL is unbiased (cross-entropy against the draws
-less the stored entropy), and acceptance is left out: it is not linear in the target, and would come out too low.
+``kl_to_teacher_is`` and ``acceptance_is`` say how exact the two are. From the last hidden state, or from targets that
+leave no mass out, both are exact. From the likeliest tokens, all others are compared as one outcome: KL is a lower
+bound, acceptance an upper bound. From draws the KL is unbiased (cross-entropy against the draws less the stored
+entropy), and acceptance is left out: it is not linear in the target, so its mean over draws would be too low.
 """
 
 from dataclasses import dataclass, field
@@ -30,21 +30,13 @@ from cache_tools.format.manifest import TeacherManifest
 from cache_tools.store.teacher import CachedTeacher
 from trainer.config.student_file import LossConfig
 from trainer.data.cached_sequences import Reading
+from trainer.evaluation.results import MeanMeasures, ReliabilityBin
 from trainer.losses.full import TeacherHead
 from trainer.losses.objective import Objective, TeacherRows, own_entropy
 from trainer.verdicts.compatibility import Source, explain
 
 BINS = 15
-"""Of the calibration error, as in its paper."""
-
-GREATER_IS_BETTER = {
-    "cross_entropy_nats": False,
-    "kl_to_teacher_nats": False,
-    "accuracy": True,
-    "top1_agreement": True,
-    "calibration_error": False,
-}
-"""The measures by which students can be ranked; every cache allows them, unlike the acceptance."""
+"""Number of bins of the calibration error, as in its paper."""
 
 Sums = dict[str, Tensor]
 """Sums over positions, by name."""
@@ -72,7 +64,7 @@ class Measures:
     Attributes:
         kl: Forward KL to the teacher.
         variation: Total variation from it.
-        is_kl: What the KL is worth: ``exact``, ``lower bound`` or ``unbiased``.
+        is_kl: How exact the KL is: ``exact``, ``lower bound`` or ``unbiased``.
         totals: float64, on the CPU.
     """
 
@@ -118,33 +110,33 @@ class Measures:
         for name, value in sums.items():
             self.totals[name] = self.totals.get(name, 0) + value.double().cpu()
 
-    def means(self) -> dict[str, float | str]:
+    def means(self) -> MeanMeasures:
         """Return the measures over all positions counted."""
         totals = self.totals
         positions = totals["counted"].sum()
         error = (totals["correct"] - totals["confidence"]).abs().sum() / positions
-        result: dict[str, float | str] = {
-            "positions": int(positions),
-            "cross_entropy_nats": float(totals["cross_entropy"] / positions),
-            "kl_to_teacher_nats": float(totals["loss"] / positions),
-            "kl_to_teacher_is": self.is_kl,
-            "accuracy": float(totals["correct"].sum() / positions),
-            "top1_agreement": float(totals["agreement"] / positions),
-            "calibration_error": float(error),
-        }
-        if self.is_kl != "unbiased":
-            result["acceptance"] = float(1 - totals["variation"] / positions)
-            result["acceptance_is"] = "upper bound" if self.is_kl == "lower bound" else self.is_kl
-        return result
+        has_acceptance = self.is_kl != "unbiased"
+        acceptance_is = "upper bound" if self.is_kl == "lower bound" else self.is_kl
+        return MeanMeasures(
+            positions=int(positions),
+            cross_entropy_nats=float(totals["cross_entropy"] / positions),
+            kl_to_teacher_nats=float(totals["loss"] / positions),
+            kl_to_teacher_is=self.is_kl,
+            accuracy=float(totals["correct"].sum() / positions),
+            top1_agreement=float(totals["agreement"] / positions),
+            calibration_error=float(error),
+            acceptance=float(1 - totals["variation"] / positions) if has_acceptance else None,
+            acceptance_is=acceptance_is if has_acceptance else None,
+        )
 
-    def reliability(self) -> list[dict[str, float]]:
-        """Return what the calibration error sums up: each bin's mean probability, how often right, and size."""
+    def reliability(self) -> tuple[ReliabilityBin, ...]:
+        """Return the bins from which the calibration error is computed, those with positions."""
         counted, confidence, correct = (self.totals[name].tolist() for name in ("counted", "confidence", "correct"))
-        return [
-            {"confidence": p / n, "accuracy": right / n, "positions": int(n)}
-            for n, p, right in zip(counted, confidence, correct, strict=True)
-            if n
-        ]
+        return tuple(
+            ReliabilityBin(confidence=probability / count, accuracy=right / count, positions=int(count))
+            for count, probability, right in zip(counted, confidence, correct, strict=True)
+            if count
+        )
 
     def _teachers_choice(self, said: TeacherRows) -> Tensor:
         """Return the teacher's most likely token per row: (N,) int64."""

@@ -36,4 +36,4 @@ def train_command(config: Path, overrides: tuple[str, ...], explain: bool) -> No
     from trainer.run.train import run_training
 
     disable_progress_bar()  # transformers' own bars would break up ours
-    click.echo(str(run_training(settings)))
+    click.echo(str(run_training(settings).student))

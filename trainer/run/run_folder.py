@@ -14,6 +14,7 @@ A run is continued only by the same student file on the same cache and teacher, 
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,18 @@ from transformers import TrainerCallback
 from cache_tools.errors import DamageError, IdentityError
 from cache_tools.format.fingerprint import differences
 from cache_tools.format.manifest import SOFTWARE
+from cache_tools.json_output import Json, json_object, json_text
 from cache_tools.storage import write_object
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.vocabularies.union import UnionVocabulary
 from trainer.config.student_file import StudentConfig
 from trainer.run.checkpoints import numbered
+from trainer.student.checkpoint import FINAL
 from trainer.student.initial_weights import initial_weights
 
-FINAL = "final"
+RECORD, METRICS = "run.json", "metrics.jsonl"
+"""Files of a run folder."""
+
 NOT_COMPARED = (
     "output_dir",
     "save_steps",
@@ -55,12 +60,103 @@ NOT_COMPARED = (
 is cut into ranks and micro-batches may too, as long as the whole batch stays the same size."""
 
 
+@dataclass(frozen=True)
+class RunIdentity:
+    """What must be the same for a run to be continued.
+
+    Attributes:
+        config: The student file, without what says only where something lies or how a step is cut up.
+        encoding: Fingerprint of the encoding's contents; a list for several caches or teachers.
+        teacher: Fingerprint of the teacher; a list for several.
+        vocabulary: Fingerprint of the student's vocabulary, if it is not the caches' own.
+        initial_weights: Of a pretrained student, see ``student/initial_weights.py``.
+    """
+
+    config: dict[str, Json]
+    encoding: str | list[str]
+    teacher: str | list[str]
+    vocabulary: str | None
+    initial_weights: dict[str, str] | None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The content of ``run.json``.
+
+    Attributes:
+        identity: What must be the same for the run to be continued.
+        config: The whole student file, defaults included.
+        versions: Of logitcask, torch and transformers.
+    """
+
+    identity: RunIdentity
+    config: dict[str, Json]
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run has made.
+
+    Attributes:
+        student: Folder of the finished student: an ordinary transformers model folder with its tokenizer.
+        output_dir: Folder of the run: ``run.json``, ``metrics.jsonl``, checkpoints.
+        steps: Optimizer steps of the whole run, earlier calls included.
+        tokens: Tokens read in these steps; None if they were not counted.
+        loss_nats: The training loss that was logged last, a mean over the steps since the log before; None if no step
+            was logged. It is in nats unless ``loss.hidden`` adds terms without a unit.
+        seconds: Wall-clock time of this call; two results are equal whatever time they took.
+    """
+
+    student: Path
+    output_dir: Path
+    steps: int
+    tokens: int | None
+    loss_nats: float | None
+    seconds: float = field(compare=False)
+
+
+def train_result(output: Path, seconds: float) -> TrainResult:
+    """Return the result of a finished run, from its log.
+
+    Args:
+        output: The run folder.
+        seconds: Wall-clock time of the call that finished it, or found it finished.
+
+    Raises:
+        DamageError: The log cannot be read.
+    """
+    log = read_log(output)
+    tokens = next((entry["num_input_tokens_seen"] for entry in reversed(log) if "num_input_tokens_seen" in entry), None)
+    return TrainResult(
+        student=output / FINAL,
+        output_dir=output,
+        steps=max((int(entry["step"]) for entry in log), default=0),
+        tokens=None if tokens is None else int(tokens),
+        loss_nats=next((float(entry["loss"]) for entry in reversed(log) if "loss" in entry), None),
+        seconds=seconds,
+    )
+
+
+def read_log(output: Path) -> list[dict[str, float]]:
+    """Return the entries of ``metrics.jsonl``, the oldest first; none if there is no such file.
+
+    Raises:
+        DamageError: The file is not a log of training.
+    """
+    path = output / METRICS
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    except ValueError as error:
+        raise DamageError("this file is not a log of training", where=path, found=error) from error
+
+
 def run_record(
     config: StudentConfig,
     teachers: Sequence[CachedTeacher],
     batch_sequences: int,
     union: UnionVocabulary | None = None,
-) -> dict[str, Any]:
+) -> RunRecord:
     """Return what run.json says of a run.
 
     Args:
@@ -71,23 +167,18 @@ def run_record(
     """
     resolved = config.model_dump(mode="json", exclude=_places(config))
     training = {key: value for key, value in resolved["training"].items() if key not in NOT_COMPARED}
-    identity: dict[str, Any] = {
-        "config": resolved | {"training": training | {"batch_sequences": batch_sequences}},
-        "encoding": _one_or_all([teacher.encoding.manifest.contents_fingerprint for teacher in teachers]),
-        "teacher": _one_or_all([teacher.manifest.fingerprint for teacher in teachers]),
-    }
-    if union is not None:
-        identity["vocabulary"] = union.fingerprint
-    if config.student.pretrained is not None:
-        identity["initial_weights"] = initial_weights(config.student)
-    return {
-        "identity": identity,
-        "config": config.model_dump(mode="json"),
-        "versions": {"software": SOFTWARE, "torch": torch.__version__, "transformers": transformers.__version__},
-    }
+    identity = RunIdentity(
+        config=resolved | {"training": training | {"batch_sequences": batch_sequences}},
+        encoding=_one_or_all([teacher.encoding.manifest.contents_fingerprint for teacher in teachers]),
+        teacher=_one_or_all([teacher.manifest.fingerprint for teacher in teachers]),
+        vocabulary=None if union is None else union.fingerprint,
+        initial_weights=None if config.student.pretrained is None else initial_weights(config.student),
+    )
+    versions = {"software": SOFTWARE, "torch": torch.__version__, "transformers": transformers.__version__}
+    return RunRecord(identity, config.model_dump(mode="json"), versions)
 
 
-def check_run(output: Path, record: dict[str, Any]) -> None:
+def check_run(output: Path, record: RunRecord) -> None:
     """Refuse to continue a different run.
 
     Args:
@@ -95,18 +186,18 @@ def check_run(output: Path, record: dict[str, Any]) -> None:
         record: Of this run.
 
     Raises:
-        IdentityError: the folder holds a run of another configuration, cache, teacher or initial weights.
-        DamageError: its run.json is missing or cannot be read.
+        IdentityError: The folder holds a run of another configuration, cache, teacher or initial weights.
+        DamageError: Its run.json is missing or cannot be read.
     """
-    path = output / "run.json"
+    path = output / RECORD
     if path.exists():
-        found = differences(_recorded_identity(path), record["identity"])
-        if found:  # a key that an older version did not know counts as null
+        changes = differences(_recorded_identity(path), json_object(record.identity))
+        if changes:  # a key that an older version did not know counts as null
             raise IdentityError(
-                "another run lies in this folder",
+                "another run is in this folder",
                 where=output,
                 expected="the same student file, cache and initial weights",
-                found="; ".join(found),
+                found="; ".join(changes),
                 why="continuing it would mix two runs",
                 fix="Choose another training.output_dir, or delete this one",
             )
@@ -119,7 +210,7 @@ def check_run(output: Path, record: dict[str, Any]) -> None:
         )
 
 
-def _recorded_identity(path: Path) -> dict[str, Any]:
+def _recorded_identity(path: Path) -> dict[str, Json]:
     try:
         identity = json.loads(path.read_bytes())["identity"]
         if not isinstance(identity, dict):
@@ -177,16 +268,16 @@ class RunFile(TrainerCallback):
         record: What the file says.
     """
 
-    def __init__(self, output: Path, record: dict[str, Any]) -> None:
+    def __init__(self, output: Path, record: RunRecord) -> None:
         self._output, self._record = output, record
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write it, unless it is there: of this run, or of another one that has begun since the first look."""
-        path = self._output / "run.json"
+        path = self._output / RECORD
         if state.is_world_process_zero:
             check_run(self._output, self._record)
             if not path.exists():
-                write_object(path, (json.dumps(self._record, indent=2) + "\n").encode())
+                write_object(path, (json_text(self._record) + "\n").encode())
 
 
 class MetricsFile(TrainerCallback):
@@ -197,7 +288,7 @@ class MetricsFile(TrainerCallback):
     """
 
     def __init__(self, output: Path) -> None:
-        self.path = output / "metrics.jsonl"
+        self.path = output / METRICS
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write everything logged so far."""

@@ -9,12 +9,14 @@ the middle of an epoch, with the same batches and the same result.
 
 import os
 import shutil
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import monotonic
 
 import torch
 import transformers
-from transformers import TrainingArguments, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from cache_tools.format.vocabulary import Vocabulary
 from cache_tools.inspection.row_check import require_consistent
@@ -23,21 +25,35 @@ from cache_tools.progress.reporter import Reporter
 from cache_tools.separate_places import require_outside
 from cache_tools.storage import storage_errors
 from cache_tools.store.reader import Encoding
+from cache_tools.store.teacher import CachedTeacher
 from cache_tools.vocabularies.folder import save_token_map
+from cache_tools.vocabularies.union import UnionVocabulary
 from trainer.config.model_keys import check_config_keys
 from trainer.config.student_file import StudentConfig, StudentModelConfig
+from trainer.config.training_arguments import training_arguments
 from trainer.data.cached_sequences import collate
 from trainer.data.opening import check_sources, open_teachers
 from trainer.data.packing import pack
 from trainer.data.translation import open_union, student_ids, student_vocabulary
 from trainer.evaluation.evaluate import evaluated_sequences
-from trainer.plots import can_plot, draw_curves
+from trainer.plots import can_plot
 from trainer.run.checkpoints import remove, saving
+from trainer.run.curves import draw_curves
 from trainer.run.distillation_trainer import DistillationTrainer, step_sequences
 from trainer.run.progress import StepProgress
-from trainer.run.run_folder import FINAL, MetricsFile, RunFile, check_run, is_finished, run_record
+from trainer.run.run_folder import (
+    RECORD,
+    MetricsFile,
+    RunFile,
+    RunRecord,
+    TrainResult,
+    check_run,
+    is_finished,
+    run_record,
+    train_result,
+)
 from trainer.run.sources import objective_of, training_sequences
-from trainer.run.training_arguments import training_arguments
+from trainer.student.checkpoint import FINAL
 from trainer.student.finite import check_student
 from trainer.student.lora import ADAPTER, merge_adapter
 from trainer.student.student import build_student, distilled, first_runs, vocabulary_size
@@ -46,115 +62,165 @@ from trainer.tokenizers.check import check_behaviour
 from trainer.tokenizers.student_tokens import KeptTokens, save_student, share_special_tokens, tokenizer_of
 
 
-def run_training(config: StudentConfig) -> Path:
-    """Train a student from a cache, or continue, and return the folder of the finished student.
+@dataclass(frozen=True)
+class Inputs:
+    """What a student file names, opened and checked.
 
-    What happens is shown on stderr, by the first of several processes.
+    Attributes:
+        teachers: The cached teachers, in the order of the file.
+        union: The student's vocabulary, if it is not the caches' own.
+        vocabulary: What the student must know.
+    """
+
+    teachers: tuple[CachedTeacher, ...]
+    union: UnionVocabulary | None
+    vocabulary: Vocabulary
+
+    @property
+    def encoding(self) -> Encoding:
+        """The encoding of the first teacher; the others agree with it in all that a student depends on."""
+        return self.teachers[0].encoding
+
+
+def run_training(config: StudentConfig) -> TrainResult:
+    """Train a student from a cache, or continue, or return the result of a run that is finished.
+
+    Progress is shown on stderr, by the first of several processes.
 
     Raises:
-        LogitcaskError: cache, student and configuration do not fit, or another run lies in the output folder.
+        LogitcaskError: Cache, student and configuration do not fit, or another run lies in the output folder.
     """
+    began = monotonic()
     arguments = training_arguments(config)
     check_config_keys(config.student.config or {})
-    first = arguments.process_index == 0
+    output, first = Path(str(arguments.output_dir)), arguments.process_index == 0
     with open_reporter(arguments.process_index, arguments.world_size) if first else Reporter() as reporter:
-        return _run(config, arguments, reporter)
+        reporter.stage("checking the student file and its caches", None)
+        inputs = open_inputs(config, output)
+        record = run_record(config, inputs.teachers, step_sequences(arguments), inputs.union)
+        check_run(output, record)
+        if not is_finished(output):
+            _train(config, arguments, inputs, record, reporter)
+    return train_result(output, monotonic() - began)
 
 
-def _run(config: StudentConfig, arguments: TrainingArguments, reporter: Reporter) -> Path:
-    reporter.stage("checking the student file and its caches", None)
-    output = Path(str(arguments.output_dir))
+def open_inputs(config: StudentConfig, output: Path) -> Inputs:
+    """Open the caches of a student file and check that the loss fits them.
+
+    Args:
+        config: The student file.
+        output: The run folder, which must not lie in a cache.
+
+    Raises:
+        LogitcaskError: A cache cannot be read, or does not fit the file.
+    """
     teachers = open_teachers(config)
-    teacher = teachers[0]
-    for cached in teachers:
-        require_outside(output, cached.encoding.path.parent.parent, "training.output_dir")
+    for teacher in teachers:
+        require_outside(output, teacher.encoding.path.parent.parent, "training.output_dir")
     check_sources(config, teachers)
     if config.loss.kd_weight > 0:
         require_consistent(teachers)
     union = open_union(config.vocabulary, teachers, config.loss)
-    vocabulary = student_vocabulary(union, teacher.encoding)
-    record = run_record(config, teachers, step_sequences(arguments), union)
-    check_run(output, record)
-    if is_finished(output):
-        return output / FINAL
+    return Inputs(tuple(teachers), union, student_vocabulary(union, teachers[0].encoding))
+
+
+def _train(
+    config: StudentConfig, arguments: TrainingArguments, inputs: Inputs, record: RunRecord, reporter: Reporter
+) -> None:
+    """Make the student, check it, train it and save it."""
+    output = Path(str(arguments.output_dir))
     reporter.stage("making the student", None)
     set_seed(arguments.seed)
-    student = build_student(config.student, teacher.encoding, vocabulary)
-    source = config.student.pretrained or "student.config"
-    check_student(student, source, "Start from other weights")
-    own = config.student
+    student, tokenizer = _make_student(config, inputs)
+    trainer = _make_trainer(config, arguments, inputs, student, tokenizer, record)
+    with first_runs(student, _source(config)):
+        trainer.check_rows(inputs.encoding.manifest.objective, packed=config.packing is not None)
+        if config.packing:
+            trainer.check_packing(config.packing.row_tokens)
+    trainer.add_callback(StepProgress(reporter))
+    reporter.stage("checking that the teacher reaches the student", None)
+    with first_runs(student, _source(config)):
+        trainer.check_signal()
+    reporter.stage("loading the first batches", None)
+    trainer.continue_training()
+    with saving(output / FINAL):
+        _save_final(trainer, config, inputs, output)
+
+
+def _source(config: StudentConfig) -> str:
+    """Return where the student comes from, for errors."""
+    return config.student.pretrained or "student.config"
+
+
+def _make_student(config: StudentConfig, inputs: Inputs) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Make or load the student and the tokenizer that it is saved with."""
+    own, encoding = config.student, inputs.encoding
+    student = build_student(own, encoding, inputs.vocabulary)
+    check_student(student, _source(config), "Start from other weights")
     if own.pretrained is not None:
-        expected = student_tokenizer(config.vocabulary, teacher.encoding)
-        check_behaviour(own.pretrained, expected, teacher.encoding, own.revision, own.trust_remote_code)
-    tokenizer = tokenizer_of(own, config.vocabulary, teacher.encoding)
-    share_special_tokens(student, tokenizer, keep_own=config.student.pretrained is not None)
-    if arguments.dataloader_num_workers and not isinstance(teacher.path, Path):
+        expected = student_tokenizer(config.vocabulary, encoding)
+        check_behaviour(own.pretrained, expected, encoding, own.revision, own.trust_remote_code)
+    tokenizer = tokenizer_of(own, config.vocabulary, encoding)
+    share_special_tokens(student, tokenizer, keep_own=own.pretrained is not None)
+    return student, tokenizer
+
+
+def _make_trainer(
+    config: StudentConfig,
+    arguments: TrainingArguments,
+    inputs: Inputs,
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    record: RunRecord,
+) -> DistillationTrainer:
+    """Wrap the student with its loss, and give it to a Trainer with its data."""
+    output, teachers, union = Path(str(arguments.output_dir)), inputs.teachers, inputs.union
+    if arguments.dataloader_num_workers and not isinstance(teachers[0].path, Path):
         torch.multiprocessing.set_start_method("forkserver", force=True)  # a bucket's client does not survive a fork
-    width = vocabulary_size(student)
-    measures_on_the_way = arguments.do_eval or arguments.eval_on_start
-    objective, ids = objective_of(config, teachers), student_ids(union, teacher.encoding)
-    with first_runs(student, source):
+    objective, ids = objective_of(config, teachers), student_ids(union, inputs.encoding)
+    with first_runs(student, _source(config)):
         model = distilled(student, config.loss, *teachers, objective=objective, to=ids)
     with storage_errors(output):
         output.mkdir(parents=True, exist_ok=True)
+    width, is_measured = vocabulary_size(student), arguments.do_eval or arguments.eval_on_start
     trainer = DistillationTrainer(
         model=model,
         args=arguments,
         train_dataset=training_sequences(config, teachers, width, union),
-        eval_dataset=evaluated_sequences(teacher, "held_out", width, union) if measures_on_the_way else None,
+        eval_dataset=evaluated_sequences(teachers[0], "held_out", width, union) if is_measured else None,
         data_collator=partial(pack, row_tokens=config.packing.row_tokens) if config.packing else collate,
         processing_class=tokenizer,
         callbacks=[RunFile(output, record), MetricsFile(output), KeptTokens(student)],
         window_shards=config.window_shards,
     )
-    with first_runs(student, source):
-        trainer.check_rows(teacher.encoding.manifest.objective, packed=config.packing is not None)
-        if config.packing:
-            trainer.check_packing(config.packing.row_tokens)
     trainer.remove_callback(transformers.ProgressCallback)
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.add_callback(StepProgress(reporter))
-    reporter.stage("checking that the teacher reaches the student", None)
-    with first_runs(student, source):
-        trainer.check_signal()
-    reporter.stage("loading the first batches", None)
-    trainer.continue_training()
-    with saving(output / FINAL):
-        _save_final(trainer, config, teacher.encoding, vocabulary, output)
-    return output / FINAL
+    return trainer
 
 
-def _save_final(
-    trainer: DistillationTrainer, config: StudentConfig, encoding: Encoding, vocabulary: Vocabulary, output: Path
-) -> None:
+def _save_final(trainer: DistillationTrainer, config: StudentConfig, inputs: Inputs, output: Path) -> None:
     """Write the finished student under a temporary name and rename it; every rank calls this."""
-    partial = output / f"{FINAL}.partial"
+    partial_folder = output / f"{FINAL}.partial"
     if trainer.is_world_process_zero():
-        remove(partial)  # of a process that was killed here
-    trainer.save_model(str(partial / ADAPTER if config.student.lora else partial))
+        remove(partial_folder)  # of a process that was killed here
+    trainer.save_model(str(partial_folder / ADAPTER if config.student.lora else partial_folder))
     if trainer.is_world_process_zero():
         if config.student.lora:
             tokenizer = trainer.processing_class
-            assert isinstance(tokenizer, transformers.PreTrainedTokenizerBase)
-            _save_merged(config.student, encoding, vocabulary, tokenizer, partial)
+            assert isinstance(tokenizer, PreTrainedTokenizerBase)
+            _save_merged(config.student, inputs, tokenizer, partial_folder)
         if config.vocabulary is not None:
-            save_token_map(config.vocabulary, partial)
-        shutil.copy(output / "run.json", partial / "logitcask.json")
-        os.replace(partial, output / FINAL)
+            save_token_map(config.vocabulary, partial_folder)
+        shutil.copy(output / RECORD, partial_folder / "logitcask.json")
+        os.replace(partial_folder, output / FINAL)
         if can_plot():
             draw_curves(output)
     trainer.accelerator.wait_for_everyone()
 
 
-def _save_merged(
-    config: StudentModelConfig,
-    encoding: Encoding,
-    vocabulary: Vocabulary,
-    tokenizer: transformers.PreTrainedTokenizerBase,
-    folder: Path,
-) -> None:
+def _save_merged(config: StudentModelConfig, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write the student that a pretrained one becomes with the adapter in ``folder / ADAPTER``."""
-    pretrained = build_student(config.model_copy(update={"lora": None}), encoding, vocabulary)
+    pretrained = build_student(config.model_copy(update={"lora": None}), inputs.encoding, inputs.vocabulary)
     share_special_tokens(pretrained, tokenizer, keep_own=True)
     merge_adapter(pretrained, folder / ADAPTER)
     save_student(pretrained, folder)

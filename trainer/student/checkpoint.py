@@ -15,6 +15,9 @@ from cache_tools.errors import ModelError
 from cache_tools.models.loading_report import check_report
 from cache_tools.torch_models.loading import ADAPTER_SETTINGS, load_checkpoint
 
+FINAL = "final"
+"""In the folder of a run: the finished student."""
+
 
 def load_student(auto: Any, source: str | Path, **arguments: Any) -> PreTrainedModel:
     """Load a student whose files hold exactly its weights.

@@ -10,9 +10,18 @@ from typing import Any
 from transformers import TrainingArguments
 
 from cache_tools.errors import ConfigError
-from trainer.evaluation.measures import GREATER_IS_BETTER
+
+GREATER_IS_BETTER = {
+    "cross_entropy_nats": False,
+    "kl_to_teacher_nats": False,
+    "accuracy": True,
+    "top1_agreement": True,
+    "calibration_error": False,
+}
+"""The measures by which students can be ranked; every cache allows them, unlike the acceptance."""
 
 PREFIX = "eval_"
+"""Of the names of measures in the log."""
 
 
 def direction(training: dict[str, Any]) -> dict[str, bool]:
