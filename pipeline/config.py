@@ -1,6 +1,6 @@
-"""The capture file: what to read, how to encode it, which teachers to run, what to keep.
+"""The capture file: which documents to read, how to encode them, which teachers to run, what to keep.
 
-One YAML file, checked here before anything is loaded; unknown keys are errors.
+It is one YAML file, checked here before anything is loaded; unknown keys are errors.
 """
 
 from typing import Annotated, Any, Literal
@@ -17,17 +17,17 @@ from pipeline.corpus.config import CorpusConfig
 
 
 class MaskingConfig(Config):
-    """How masked language modelling chooses its slots; drawn once, because a cached prediction belongs to its mask.
+    """How masked language modelling chooses its slots. They are drawn once: a cached prediction belongs to its mask.
 
     Attributes:
-        probability: Share of ordinary tokens that become slots. 0 hides nothing, which makes sense where documents have
+        probability: Share of ordinary tokens that become slots. 0 hides nothing; use it where documents have
             labels, or with ``keep: all``.
-        mask_share: Share of slots shown to the teacher as the mask token (BERT: 0.8).
-        random_share: Share of slots shown as a random token (BERT: 0.1); the rest stay visible.
-        copies: Differently masked copies of each sequence.
-        seed: Seed of the draws; each depends on (seed, document, piece, copy) alone.
-        keep: Where predictions are kept: at the ``slots``, or at ``all`` ordinary tokens, whether the teacher sees
-            them or not. A label's position is kept in any case.
+        mask_share: Share of slots that the teacher reads as the mask token (BERT: 0.8).
+        random_share: Share of slots that the teacher reads as a random token (BERT: 0.1); the others stay visible.
+        copies: Number of differently masked copies of each sequence.
+        seed: Seed of the random masks; each mask depends on (seed, document, piece, copy) alone.
+        keep: Where predictions are kept: at the ``slots``, or at ``all`` ordinary tokens, hidden or visible. The
+            position of a label is always kept.
     """
 
     probability: float = Field(default=0.15, ge=0, le=1)
@@ -44,7 +44,7 @@ class MaskingConfig(Config):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Return what determines the masks; what came with later versions counts when used."""
+        """Return what determines the masks, as plain JSON; keys of later versions are included only where used."""
         return self.model_dump(mode="json", exclude={"keep"} if self.keep == "slots" else None)
 
 
@@ -53,15 +53,15 @@ class EncodingConfig(Config):
 
     Attributes:
         name: Folder of this encoding in the cache.
-        tokenizer: Folder or hub id; default: the first teacher's.
-        objective: ``causal`` or ``masked``.
-        max_length_tokens: Longest sequence; longer documents are split, never cut off.
-        overlap_tokens: Tokens that a piece repeats from the one before, as context only.
-            With 1, every token of a document but the first is predicted exactly once.
-        append_eos: End each plain-text document with the end-of-text token (causal only).
-        masking: Masked objective only.
-        positions_per_shard: Kept positions per shard, the unit of work and retry. 131,072
-            makes objects of about 6 MB at k = 64; a multiple of ``chunk_positions``.
+        tokenizer: Folder or hub id of the tokenizer; default: the tokenizer of the first teacher.
+        objective: What teachers predict: the next token (``causal``) or hidden tokens (``masked``).
+        max_length_tokens: Length of the longest sequence; longer documents are split, never cut off.
+        overlap_tokens: Tokens of the previous piece that a piece repeats, as context only.
+            With 1, every token of a document except the first is predicted exactly once.
+        append_eos: Whether each plain-text document ends with the end-of-text token (causal only).
+        masking: How slots are chosen (masked only).
+        positions_per_shard: Kept positions per shard, the unit of work and retry; a multiple of
+            ``chunk_positions``. 131,072 makes objects of about 6 MB at k = 64.
         chunk_positions: Positions per inner chunk, the smallest piece that a reader decodes.
     """
 
@@ -92,28 +92,31 @@ class EncodingConfig(Config):
 
 
 class TargetConfig(Config):
-    """What is kept of each distribution.
+    """What is kept of each predicted distribution.
 
     Attributes:
         kind: ``topk`` keeps the k most likely tokens; ``topp`` the fewest of them that reach the mass p;
             ``sampled`` draws with replacement, unbiased for losses linear in the target;
             ``hybrid`` the k most likely and draws from the rest, unbiased with less variance;
             ``dense`` every logit, for small vocabularies.
-        k: Most likely tokens kept; more than the vocabulary means all of it. Not for ``sampled`` and ``dense``.
-        p: Mass of ``topp``.
-        draws: Of ``sampled`` (the paper: 50) and ``hybrid``.
-        seed: Of the draws; each depends on (seed, sequence, position) alone.
-        temperatures: For each, the log-normaliser of the logits divided by it is kept, by which the kept
-            probabilities can be tempered without bias; and ``max_kl_nats`` counts at it as it does at 1.
-        scalars: Further numbers per position: ``gold_rank`` (tokens likelier than the gold one), ``tail_mean``,
-            ``tail_variance`` and ``tail_minimum`` of the logits outside the k most likely.
-        max_kl_nats: What storing may cost: the mean over a shard of the KL divergence, over the k
-            tokens and the rest, of what is read back from what the teacher predicted. Each shard is quantised as
-            coarsely as that allows. It also bounds the KL between the kept tokens at each of ``temperatures``, whose
-            error ``inspect`` shows; at any other temperature a row's expected error is at most 16 times this.
-        exact: Keep float32 instead, three times the bytes.
-        vocabulary: Folder of a smaller vocabulary, from ``logitcask vocabulary --keep``: the distribution is the one
-            over its tokens. The teacher reads the text as it is, and ids stay the teacher's.
+        k: Number of most likely tokens to keep; all tokens if the vocabulary is smaller. Not for ``sampled`` and
+            ``dense``.
+        p: Mass that ``topp`` reaches, in (0, 1].
+        draws: Number of draws per position, for ``sampled`` (the paper uses 50) and ``hybrid``.
+        seed: Seed of the random draws; each draw depends on (seed, sequence, position) alone.
+        temperatures: Further temperatures at which students will use the targets. For each, the log-normaliser of the
+            logits divided by it is kept, so that kept probabilities can be tempered without bias; and
+            ``max_kl_nats`` holds at each as it does at 1.
+        scalars: Further numbers per position: ``gold_rank`` (how many tokens are likelier than the gold token), and
+            ``tail_mean``, ``tail_variance`` and ``tail_minimum`` of the logits outside the k most likely.
+        max_kl_nats: Error budget of the stored targets, in nats: the mean over a shard of the KL divergence from the
+            predicted to the stored distribution, over the k tokens and the rest. Each shard is quantised as
+            coarsely as the budget allows. It also bounds the KL between the kept tokens at each of ``temperatures``,
+            whose error ``inspect`` shows; at any other temperature the expected error of a row is at most 16 times the
+            budget.
+        exact: Store float32 instead of quantising; three times the bytes.
+        vocabulary: Folder of a smaller vocabulary, made by ``logitcask vocabulary --keep``: the distribution is over
+            its tokens. The teacher still reads the whole text, and ids stay those of the teacher.
     """
 
     kind: Kind = Kind.TOPK
@@ -130,8 +133,8 @@ class TargetConfig(Config):
     @model_validator(mode="after")
     def _fits_the_kind(self) -> "TargetConfig":
         needed = {"p": self.kind.has_mass, "draws": self.kind.is_drawn}
-        for key, wanted in needed.items():
-            if wanted and getattr(self, key) is None:
+        for key, is_needed in needed.items():
+            if is_needed and getattr(self, key) is None:
                 raise ValueError(f"kind: {self.kind} needs {key}")
         lossless = not self.kind.has_head or self.exact
         allowed = {
@@ -144,7 +147,7 @@ class TargetConfig(Config):
         without = [key for key, fits in allowed.items() if not fits and key in self.model_fields_set]
         if without:
             what = "exact: true" if self.exact else f"kind: {self.kind}"
-            raise ValueError(f"{what} has no use for {', '.join(without)}")
+            raise ValueError(f"{what} does not use {', '.join(without)}; remove it")
         return self
 
 
@@ -152,16 +155,16 @@ class HiddenConfig(Config):
     """Which hidden states are kept, and how.
 
     Each layer of a shard is held in memory as float32 until it is written: 2 GB for 131,072 positions of
-    width 4,096, so wide teachers want fewer ``positions_per_shard``.
+    width 4,096. Give wide teachers fewer ``positions_per_shard``.
 
     Attributes:
         layers: Indices into transformers' ``hidden_states``, or ``last``: the input of the output
-            matrix, from which, with the ``head.safetensors`` kept beside it, the full
-            distribution follows. Layers added later are captured without redoing the rest.
-        codec: ``bfloat16`` and ``float32`` as they are; ``budget`` quantises to an error.
-        max_kl_nats: Budget of layer ``last``: mean KL divergence of the logits' distribution, at temperature 1 and at
-            those of ``target.temperatures``.
-        max_relative_error: Budget of other layers: rms error of each channel over its rms.
+            matrix. From it and the ``head.safetensors`` in the cache the whole distribution can be computed.
+            Layers that are added later are captured without redoing the rest.
+        codec: ``bfloat16`` or ``float32`` store the states in that type; ``budget`` quantises them within an error.
+        max_kl_nats: Error budget of layer ``last``, in nats: mean KL divergence of the distribution that the states
+            lead to, at temperature 1 and at each of ``target.temperatures``.
+        max_relative_error: Error budget of other layers: rms error of each channel relative to its rms.
     """
 
     layers: tuple[int | Literal["last"], ...] = ()
@@ -188,28 +191,28 @@ class TeacherConfig(Config):
     """One teacher.
 
     Attributes:
-        name: Folder of its predictions in the cache.
-        model: Local folder or hub id.
+        name: Name of the teacher, and of the folder of its predictions in the cache.
+        model: Local folder or hub id of the model.
         revision: Branch, tag or commit of a hub id.
-        dtype: Arithmetic of the forward pass; ``auto`` is the checkpoint's own.
+        dtype: Type in which the forward pass computes; ``auto`` is the type of the checkpoint.
         trust_remote_code: Run Python code that comes with the model. Only for models you trust.
-        target: The sparse target.
-        hidden: Hidden states that are kept.
-        device: ``auto`` takes a GPU when there is one.
+        target: What is kept of each distribution.
+        hidden: Which hidden states are kept.
+        device: Device of the teacher; ``auto`` takes a GPU when there is one.
         device_map: For a teacher larger than one device, instead of ``device``: ``auto`` or another strategy of
-            accelerate's, or a mapping of modules to devices, with ``cpu`` and ``disk`` for what fits no GPU.
-        tensor_parallel: For a teacher larger than one device: how many processes, each with a GPU, hold a part of
-            every matrix and run each batch together. They are started by torchrun.
-        gpus: How many GPUs a worker of a Ray cluster takes for this teacher; several need ``device_map``. If not
-            given, one, or none if the cluster has none.
+            accelerate, or a mapping of modules to devices, with ``cpu`` and ``disk`` for modules that fit no GPU.
+        tensor_parallel: For a teacher larger than one device: number of processes, each with a GPU, that hold a part
+            of every matrix and run each batch together. torchrun starts them.
+        gpus: Number of GPUs that a worker of a Ray cluster takes for this teacher; more than 1 needs ``device_map``.
+            Default: 1, or 0 if the cluster has no GPU.
         batch_tokens: Tokens per forward pass, padding included; 1 reads each sequence alone.
-        attention: Implementation, by transformers' name (``sdpa``, ``eager``, ``flash_attention_2``, …);
-            default: what transformers chooses.
-        packing: Whether the sequences of a batch stand in one row, kept apart by their positions, instead of
-            being padded; causal only. Default: where attention is flash attention, which then reads no padding.
-        compile: Compile the teacher with ``torch.compile``: minutes at the start, other rounding.
-        nan_rows: A position whose logits are not numbers ends the capture (``fail``), or is kept as an empty
-            row, counted in the receipt, from which a student learns nothing (``skip``).
+        attention: Attention implementation, by its name in transformers (``sdpa``, ``eager``, ``flash_attention_2``,
+            …); default: the choice of transformers.
+        packing: Whether the sequences of a batch are put into one row, kept apart by their positions, instead of
+            being padded; causal only. Default: only with flash attention, which then reads no padding.
+        compile: Compile the teacher with ``torch.compile``. Compilation takes minutes, and rounding changes.
+        nan_rows: What happens at a position whose logits are not numbers: the capture ends (``fail``), or the
+            position is kept as an empty row, which is counted in the receipt and ignored by students (``skip``).
     """
 
     name: str
@@ -237,7 +240,7 @@ class TeacherConfig(Config):
     @model_validator(mode="after")
     def _rows_can_be_empty(self) -> "TeacherConfig":
         if self.nan_rows == "skip" and not self.target.kind.has_head:
-            raise ValueError(f"nan_rows: skip needs rows that can be empty, which kind: {self.target.kind} has not")
+            raise ValueError(f"nan_rows: skip needs rows that can be empty; rows of kind: {self.target.kind} cannot")
         return self
 
     @model_validator(mode="after")
@@ -248,24 +251,25 @@ class TeacherConfig(Config):
         if self.tensor_parallel > 1 and any(excluded.values()):
             raise ValueError(f"tensor_parallel and {next(key for key in excluded if excluded[key])} exclude each other")
         if self.device_map is None and self.gpus > 1:
-            raise ValueError(f"gpus: {self.gpus} needs device_map: auto, or all but one stay idle")
+            raise ValueError(f"gpus: {self.gpus} needs device_map: auto; without it all GPUs but one stay idle")
         return self
 
 
 class AuditConfig(Config):
-    """How much of a capture is asked again of the live teacher, and how far the two may differ.
+    """How much of a capture is compared with the live teacher, and how far the two may differ.
 
-    Tolerances come on top of what the cache's own manifest allows its codec. Those left out are chosen by the dtype
-    that the cache was captured in, see ``audit_verdict.TOLERANCES``.
+    Tolerances are added to the error that the cache's manifest allows its codec. The default of each follows from the
+    dtype in which the cache was captured, see ``TOLERANCES`` in ``pipeline/audit/verdict.py``.
 
     Attributes:
-        shards: Committed shards to sample, at random.
-        sequences_per_shard: Sequences of each, at random: by default 64 in all, some ten thousand positions.
-        seed: Of the sample.
-        max_kl_nats: Mean KL divergence of a shard's sampled rows.
-        max_error_nats: Mean absolute error of log-normaliser, entropy and gold log-probability, and how much
-            too likely or unlikely draws may be on average.
-        max_relative_error: Error of hidden states but the last, relative to each channel's spread.
+        shards: Number of committed shards to sample at random.
+        sequences_per_shard: Number of sequences to sample from each shard: by default 64 in all, about ten thousand
+            positions.
+        seed: Seed of the random sample.
+        max_kl_nats: Tolerance of the mean KL divergence of a shard's sampled rows, in nats.
+        max_error_nats: Tolerance, in nats, of the mean absolute error of log-normaliser, entropy and gold
+            log-probability, and of the mean surprisal of draws.
+        max_relative_error: Tolerance of the error of hidden states except ``last``, relative to each channel's spread.
     """
 
     shards: PositiveInt = 8
@@ -281,10 +285,10 @@ class CaptureConfig(Config):
 
     Attributes:
         cache: Folder or URL (``s3://…``) of the cache; created if absent, continued if present.
-        corpus: Documents to read.
-        encoding: How they become sequences.
-        teachers: Teachers to run, one after another, under different names.
-        audit: How a finished capture is checked against the live teachers.
+        corpus: Which documents to read.
+        encoding: How documents become sequences.
+        teachers: Teachers to run, one after another, with different names.
+        audit: How ``logitcask audit`` compares the capture with the live teachers.
     """
 
     cache: CachePath
@@ -308,7 +312,7 @@ class CaptureConfig(Config):
         if self.corpus.label_field and not masked:
             raise ValueError("corpus.label_field needs encoding.objective: masked")
         if masked and masking.probability == 0 and masking.keep == "slots" and not self.corpus.label_field:
-            raise ValueError("encoding.masking.probability: 0 leaves nothing to predict; keep: all, or give labels")
+            raise ValueError("encoding.masking.probability: 0 leaves nothing to predict; set keep: all, or use labels")
         return self
 
 

@@ -19,9 +19,8 @@ from pipeline.audit.measures import (
     kl_nats,
     left_out_mass,
     proven_shift,
-    top1_agreement,
 )
-from pipeline.audit.summary import by_probability
+from pipeline.audit.summary import by_probability, top1_agreement
 from pipeline.audit.verdict import TOLERANCES, checks_of_sample
 from store_fixtures import teacher_manifest
 

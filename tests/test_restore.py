@@ -118,7 +118,7 @@ def test_a_file_that_comes_out_otherwise_is_not_written(values, tmp_path, monkey
     gone(cache / "encodings/main" / FILES[7])
     before = snapshot(cache)
     monkeypatch.setattr("pipeline.encoding.encode.tokenizer_files", lambda _: {"tokenizer_config.json": b"other"})
-    with pytest.raises(IdentityError, match="cannot be written again: the new file differs from the recorded one"):
+    with pytest.raises(IdentityError, match="cannot be restored: encoding the corpus again gives another file"):
         tiny.run(values)
     assert snapshot(cache) == before
 

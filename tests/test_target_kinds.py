@@ -158,11 +158,11 @@ def test_a_capture_stores_every_kind_whatever_the_batches(tmp_path, kind):
     [
         ({"kind": "topp"}, "needs p"),
         ({"kind": "sampled"}, "needs draws"),
-        ({"kind": "sampled", "draws": 5, "k": 3}, "no use for k"),
-        ({"p": 0.5}, "no use for p"),
-        ({"seed": 3}, "no use for seed"),
-        ({"exact": True, "max_kl_nats": 1e-4}, "exact: true has no use for max_kl_nats"),
-        ({"kind": "dense", "exact": True}, "no use for exact"),
+        ({"kind": "sampled", "draws": 5, "k": 3}, "does not use k"),
+        ({"p": 0.5}, "does not use p"),
+        ({"seed": 3}, "does not use seed"),
+        ({"exact": True, "max_kl_nats": 1e-4}, "exact: true does not use max_kl_nats"),
+        ({"kind": "dense", "exact": True}, "does not use exact"),
         ({"kind": "topp", "p": 1.5}, "less than or equal to 1"),
     ],
 )

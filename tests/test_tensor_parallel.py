@@ -228,7 +228,7 @@ def test_refuses_a_wrong_number_of_processes(monkeypatch, environment, message):
 
 def test_other_commands_say_that_they_cannot(tmp_path, teacher):
     config = TeacherConfig(name="toy", model=str(teacher), tensor_parallel=2)
-    with pytest.raises(ConfigError, match="only capture and audit know tensor_parallel"):
+    with pytest.raises(ConfigError, match="tensor_parallel works only in capture and audit"):
         load_teacher(config, teacher, "causal")
 
 

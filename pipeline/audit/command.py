@@ -1,4 +1,4 @@
-"""``logitcask audit``: does a cache say what its teacher says?"""
+"""``logitcask audit``: compare a cache with its live teachers."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,11 +30,11 @@ def audit_command(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Ask the live teachers of CONFIG again about a random sample of its cache; exit 1 if they differ.
+    """Run the live teachers of CONFIG on a random sample of its cache; exit 1 if the predictions differ.
 
-    What differs is shown by size, with the worst positions in their text and, where a pattern
-    is plain, its likely cause: other weights, shifted rows, tempered or truncated rows.
-    Tolerances stand in the audit block of CONFIG.
+    Differences are shown with their size, the worst positions with their text and, where a pattern
+    is clear, the likely cause: other weights, shifted rows, tempered or truncated rows.
+    The audit block of CONFIG sets the tolerances.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""Ask a live teacher about stored rows: one pass over some sequences, nothing kept but answers.
+"""Compare stored rows with a live teacher: one pass over some sequences, of which only the comparison is kept.
 
 The pass is that of a capture (padded batches, body, head in chunks), but each row of logits is
 also read at the tokens that the cache holds there and at its neighbours. Memory: the model, a batch,
@@ -64,8 +64,8 @@ def compare(
         layers: Hidden layers that those shards have.
         teacher: The loaded teacher, with logits as wide as the cached one's.
         batch_tokens: Tokens per forward pass, padding included.
-        progress: Told how many tokens were read.
-        restriction: The tokens that the teacher was asked about, if not all.
+        progress: Called with the number of tokens that were read.
+        restriction: The tokens that the target is over, if not all.
 
     Raises:
         ModelError: the live teacher's logits are not numbers.

@@ -1,11 +1,11 @@
-"""From the measures of an audit to a verdict: what may differ by how much, and what a pattern means.
+"""Turn the measures of an audit into a verdict: how much may differ, and what a pattern means.
 
 A teacher that runs again, on another device or in other batches, does not repeat its bits. How far apart
-two honest runs are depends on its arithmetic; the tolerances below are several times that, and far below
-what a fault does. What the codec may lose stands in the cache's manifest and is added.
+two correct runs are depends on the arithmetic; the tolerances below are several times that, and far below
+the effect of a fault. The error budget of the codec is in the cache's manifest and is added.
 
-A verdict is a list of checks, each a value beside its limit; a diagnosis is a guess at the cause, made only
-where a pattern is plain.
+A verdict is a list of checks, each a value with its limit; a diagnosis is a guess at the cause, made only
+where a pattern is clear.
 """
 
 import math
@@ -43,7 +43,7 @@ RANKS_PER_NAT = 4
 """How many times as many tokens, as a logarithm, may lie above a logit that is one nat lower. Of normally distributed
 logits with a spread of s nats it is about z / s at z spreads above their mean, near 1 for real vocabularies."""
 
-OF_IDENTITY = {
+IDENTITY_CAUSES = {
     "weights": "The live teacher's files are not those that were captured: another revision, or another model.",
     "dtype": "The live teacher computes in another dtype than the capture did.",
 }
@@ -51,7 +51,7 @@ OF_IDENTITY = {
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far two honest runs may differ; see ``AuditConfig`` for the meanings."""
+    """How far two correct runs may differ; ``AuditConfig`` describes each field."""
 
     max_kl_nats: float
     max_error_nats: float
@@ -63,9 +63,9 @@ TOLERANCES = {
     "float16": Tolerance(1e-4, 2e-2, 3e-2),
     "bfloat16": Tolerance(1e-3, 0.1, 0.2),
 }
-"""By the dtype of the capture. Measured: the demo's teacher in bfloat16 is 1e-4 nats of KL and 0.014 nats of entropy
-from itself in float32, in float16 1e-6 and 0.002; larger models in bfloat16 2e-4. Two roundings may add up, and larger
-logits round more coarsely, hence five times that and more."""
+"""Tolerances by the dtype of the capture. Measured: the demo's teacher in bfloat16 is 1e-4 nats of KL and 0.014 nats of
+entropy from itself in float32, in float16 1e-6 and 0.002; larger models in bfloat16 2e-4. Two roundings may add up, and
+larger logits round more coarsely, so the tolerances are at least five times that."""
 
 ROUNDED_TO_BFLOAT16 = TOLERANCES["bfloat16"]
 """What hidden states that are stored as bfloat16 may differ by, whatever the teacher's dtype."""
@@ -122,8 +122,8 @@ def scalar_limit(name: str, live: Floats, error_nats: float) -> float:
     logarithm of a rank by RANKS_PER_NAT times that.
 
     Args:
-        name: Of the scalar.
-        live: (n,) what the live teacher says.
+        name: Name of the scalar.
+        live: (n,) values of the live teacher.
         error_nats: Tolerance of a logit.
     """
     if name == TAIL_VARIANCE:
@@ -167,15 +167,15 @@ def checks_of_sample(rows: Rows, manifest: TeacherManifest, tolerance: Tolerance
 
 
 def diagnose(rows: Rows, manifest: TeacherManifest, identity: list[str]) -> list[str]:
-    """Say, in a sentence each, what the differences look like.
+    """Return likely causes of the differences, a sentence each.
 
     Args:
         rows: The whole sample.
-        manifest: Of the cached teacher.
-        identity: In which keys the live teacher's identity differs.
+        manifest: Manifest of the cached teacher.
+        identity: Keys in which the live teacher's identity differs, a line each.
     """
     keys = [line.split(":")[0] for line in identity]
-    found = [sentence for key, sentence in OF_IDENTITY.items() if key in keys]
+    found = [sentence for key, sentence in IDENTITY_CAUSES.items() if key in keys]
     drawn = manifest.target.kind.is_drawn
     shift = proven_shift(rows, drawn)
     if shift:
@@ -218,4 +218,4 @@ def _of_size(rows: Rows, manifest: TeacherManifest) -> str:
     near = not manifest.target.kind.has_exact_part or kl_nats(exact_part(rows)).mean() <= noisy.max_kl_nats
     if near and all(scalars):
         return "The differences are as small as those of another dtype, device or attention kernel."
-    return "No pattern is recognised: as if other weights had spoken, or about another text."
+    return "No pattern is recognised: the rows look like those of other weights or of another text."

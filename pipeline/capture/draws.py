@@ -20,7 +20,7 @@ def position_keys(seed: int, sequence_ids_N: Tensor, positions_N: Tensor) -> Ten
     """Return one 64-bit key per position.
 
     Args:
-        seed: Of the capture.
+        seed: Seed of the capture.
         sequence_ids_N: (N,) int64.
         positions_N: (N,) int64, token index in the sequence.
 

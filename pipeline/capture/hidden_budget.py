@@ -3,7 +3,7 @@
 ``cache_tools.hidden_codecs.transform`` needs two things of a teacher: the Fisher metric, to calibrate the
 transform of layer ``last``, and the KL that decoded states lead to, to choose a shard's step.
 Both are the computation of ``cache_tools.hidden_codecs.channel_scales``, here with torch. A head's input is
-``HeadOutput.last`` of ``split_model.run_head``, which is also what layer ``last`` stores.
+``HeadOutput.last`` of ``body_and_head.run_head``, which is also what layer ``last`` stores.
 """
 
 from collections.abc import Iterator
@@ -96,8 +96,8 @@ def kl_error(head: OutputHead, temperatures: tuple[float, ...] = ()) -> ErrorOf:
     """Return the function that ``choose_step`` measures layer ``last`` with.
 
     Args:
-        head: The teacher's.
-        temperatures: At which the distributions will be used besides 1.
+        head: The teacher's head.
+        temperatures: Temperatures, besides 1, at which the distributions will be used.
 
     Returns:
         The mean KL in nats at temperature 1, or at one of these where it is larger.

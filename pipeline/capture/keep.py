@@ -1,4 +1,4 @@
-"""From logits to what the cache keeps: a sparse target of the kind asked for, and scalars, in float32.
+"""Turn logits into what the cache keeps: a sparse target and scalars, in float32.
 
 Masses come from the full-vocabulary log-normaliser, not from what was kept, so the left-out
 mass is known exactly even when k is small. It is the sum of all other probabilities, not 1 less the
@@ -28,11 +28,11 @@ class Keep:
     """What is kept of a distribution.
 
     Attributes:
-        kind: Of the target.
+        kind: Kind of the target.
         k: Most likely tokens kept (``topp``: at most); all of a smaller vocabulary.
         p: Mass that ``topp`` keeps.
-        draws: Of ``sampled`` and ``hybrid``.
-        seed: Of the draws.
+        draws: Draws per position, for ``sampled`` and ``hybrid``.
+        seed: Seed of the random draws.
         temperatures: For each, the log-normaliser of the logits divided by it is kept.
         scalars: Which of ``gold_rank`` and TAIL_SCALARS are kept.
         restriction: The tokens that the distribution is over, if not all.
@@ -97,7 +97,7 @@ def sparse_targets(
     keys_N: Tensor | None = None,
     scratch_MV: Tensor | None = None,
 ) -> SparseTargets:
-    """Keep what was asked for of each row.
+    """Return what is kept of each row.
 
     Args:
         logits_NV: (N, V) float32; overwritten.
@@ -155,7 +155,7 @@ def _joined(head: tuple[Tensor, Tensor, Tensor] | None, drawn_NS: Tensor, shares
 
 
 def _in_parts(rows: dict[str, Tensor], keep: Keep, scratch_MV: Tensor | None) -> dict[str, Tensor]:
-    """Return what ``_whole_rows`` finds in as many rows at a time as there is memory for."""
+    """Return what ``_whole_rows`` computes, for as many rows at a time as there is memory for."""
     scratch_MV = torch.empty_like(rows["logits_MV"]) if scratch_MV is None else scratch_MV
     size, count = len(scratch_MV), len(rows["logits_MV"])
     parts = (slice(start, min(start + size, count)) for start in range(0, count, size))

@@ -2,7 +2,7 @@
 
 The head runs at kept positions only, a chunk at a time; ``[batch, length, vocabulary]`` never
 exists. On a GPU nothing waits: results are copied to pinned memory while the next batch is
-already queued, and looked at one batch later.
+already queued, and read one batch later.
 
 Memory on the device: the model, one batch through its body, what is kept of two batches, and of the head at most two
 and a half times HEAD_CHUNK_BYTES: a chunk's logits as the model gives them, some rows of them in float32, and the
@@ -181,8 +181,8 @@ class _InFlight:
     """Host tensors that a GPU may still be writing to.
 
     Attributes:
-        tensors: By name.
-        written: Happens when they are.
+        tensors: Host tensors by name.
+        written: The event after which they are complete; None if they are complete.
     """
 
     tensors: dict[str, Tensor]
@@ -240,7 +240,7 @@ class _Rows:
         raise ModelError(
             "the teacher's logits are not numbers",
             where=f"sequence {sequence.sequence_id}, document {sequence.document_id!r}",
-            why="such a row would poison every student",
+            why="every student that learns from such a row would be damaged",
             fix="Try dtype: float32 or bfloat16 instead of float16, or leave such positions empty with nan_rows: skip",
         )
 

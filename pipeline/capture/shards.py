@@ -1,10 +1,10 @@
 """Run teachers over an encoding and commit their predictions, shard by shard.
 
 For each shard that lacks something: batch, run the body, run the head at kept positions in
-chunks, keep what was asked for, write, commit. Kill it anywhere and run it again: what is
-committed is skipped, the rest is done from its shard's beginning, and the bytes are the same.
-A layer of hidden states that is asked for later is captured alone. A shard is encoded
-and written by a thread of its own while the teacher reads the next.
+chunks, keep what the capture file names, write, commit. Kill it anywhere and run it again: committed
+shards are skipped, the others are done from their beginning, and the bytes are the same.
+A layer of hidden states that is added later is captured alone. A separate thread encodes
+and writes a shard while the teacher reads the next.
 
 Memory on the host: the kept predictions of two shards; on the device, see ``predict.py``.
 """
@@ -96,7 +96,7 @@ def _commit(
             "the predictions of a shard cannot be stored",
             where=f"teacher {cached.name!r}, shard {shard}",
             found=error,
-            why="a student would learn something that the teacher did not say",
+            why="a student would learn something that the teacher did not predict",
         ) from error
 
 

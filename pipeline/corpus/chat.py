@@ -1,10 +1,10 @@
 """Chats: apply the template once, and find the characters that an assistant wrote.
 
-Only what the assistant says is trained on, its calls of tools included, so only those tokens are kept; the prompt,
-the list of tools and what the tools replied are context and cost no storage. Two ways to find the
+Students learn the assistant's turns only, its calls of tools included, so only those tokens are kept; the prompt,
+the list of tools and the replies of tools are context and cost no storage. There are two ways to find the
 assistant's characters:
 
-1. templates that mark them (``{% generation %}``) tell;
+1. some templates mark them (``{% generation %}``);
 2. otherwise the chat is rendered up to before and after each assistant turn. Where both
    renderings are prefixes of the whole, the turn is what lies between them.
 
@@ -15,7 +15,7 @@ renders it there, of which only that turn is kept. That costs tokens (each turn 
 nothing for other templates. The turn begins behind the header that the template's prompt for a reply ends with; where
 the rendered turn has another one (the prompt opens ``<think>``, the turn does not), it begins with the reply's words.
 
-A template that has no place for tools leaves them out without a word, so that is refused too.
+A template that has no place for tools omits them silently, so that is refused too.
 """
 
 import re
@@ -104,7 +104,7 @@ def _check_tools(messages: Messages, tools: Tools, template: str, place: str) ->
                 f"the chat template has no place for {word}",
                 where=place,
                 why="the teacher would read the chat without them",
-                fix="Use a tokenizer whose template knows tools, or take them out of the corpus",
+                fix="Use a tokenizer whose template renders tools, or remove them from the corpus",
             )
 
 

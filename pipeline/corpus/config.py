@@ -12,15 +12,15 @@ class DatasetConfig(Config):
     """One split of a Hugging Face dataset, read by the ``datasets`` library, which runs no code of the dataset.
 
     Attributes:
-        path: Hub id, local folder, or the library's reader (``json``, ``csv``, ``parquet``, …) of ``data_files``.
+        path: Hub id, local folder, or the library's reader (``json``, ``csv``, ``parquet``, …) for ``data_files``.
         name: Configuration of a dataset that has several.
         data_dir: Folder inside the dataset.
-        data_files: Files, patterns or URLs instead of the dataset's own choice; those of split ``train``.
+        data_files: Files, patterns or URLs to read as split ``train``, instead of the dataset's own files.
         split: Split to read.
-        revision: Commit, tag or branch of a hub dataset. The encoding records the commit that it is, and
-            refuses to go on with another, so name a commit for a dataset that changes.
+        revision: Commit, tag or branch of a hub dataset. The encoding records the commit behind it and cannot be
+            continued with another commit, so name a commit for a dataset that changes.
         streaming: Read rows as they arrive instead of downloading and converting the dataset first.
-        max_documents: Rows to read from the start; default all.
+        max_documents: Number of rows to read from the start; default: all.
     """
 
     path: str
@@ -34,26 +34,26 @@ class DatasetConfig(Config):
 
 
 class CorpusConfig(Config):
-    """Which documents to read: files, datasets or both, and in which fields they are.
+    """Which documents to read, from files, datasets or both, and in which fields of a record they are.
 
     Attributes:
-        paths: Files (.txt, .jsonl, also .gz or .zst, .parquet), folders of them, or datasets saved
-            with ``datasets``' ``save_to_disk``; read in this order, folders by name.
-        datasets: Hugging Face datasets, read after the files in this order.
+        paths: Files (.txt, .jsonl, also .gz or .zst, .parquet), folders of such files, or datasets saved
+            with ``save_to_disk``; read in this order, the files of a folder in the order of their names.
+        datasets: Hugging Face datasets, read in this order after the files.
         text_field: Field that holds plain text.
-        messages_field: Field that holds a list of chat messages, or that list as JSON text; used instead of text
-            when given. System messages, tool calls and tools' replies are messages like others: the
-            chat template says what becomes of them.
+        messages_field: Field that holds a list of chat messages, or that list as JSON text; if given, it is read
+            instead of text. The chat template decides how system messages, tool calls and replies of tools are
+            rendered.
         tools_field: Field with the JSON schemas of the tools that a chat may call, as a list or as JSON
             text; null or empty where there are none.
-        ids_field: Field that holds token ids, used instead of text when given: read as they are, without special
-            tokens; split like text when too long.
-        mask_field: Field with a 0 or 1 for each of the ids: trained on where 1; default everywhere.
-        label_field: Field with a document's class, which is a token as the tokenizer's vocabulary spells it; plain text
-            and masked objective only. See ``encoding/labels.py`` for where it is predicted.
-        id_field: Field with a unique document id; a record without one is named after its file and line.
-        group_field: Field that keeps documents together when some are held out; default the id.
-        held_out_fraction: Expected share of groups encoded as the held-out split.
+        ids_field: Field that holds token ids; if given, it is read instead of text. The ids are read without further
+            special tokens, and split like text when there are too many.
+        mask_field: Field with a 0 or 1 for each token id: 1 where predictions are kept; default: everywhere.
+        label_field: Field with the class of a document, which is a token as the tokenizer's vocabulary spells it; for
+            plain text and the masked objective. ``pipeline/encoding/labels.py`` says where it is predicted.
+        id_field: Field with a unique document id; a record without an id is named after its file and line.
+        group_field: Field that keeps documents together when some are held out; default: the document's id.
+        held_out_fraction: Expected share of groups that are encoded as the held-out split, in [0, 1).
     """
 
     paths: tuple[Path, ...] = ()
@@ -82,7 +82,7 @@ class CorpusConfig(Config):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Return what determines how a record is read; fields that came with later versions count when used."""
+        """Return what determines how a record is read, as plain JSON; keys of later versions only where used."""
         later = {"tools_field", "ids_field", "mask_field", "label_field"}
         unused = {name for name in later if getattr(self, name) is None}
         return self.model_dump(mode="json", exclude={"paths", "datasets", *unused})

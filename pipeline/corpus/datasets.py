@@ -35,7 +35,7 @@ class DatasetSource:
 
     Attributes:
         config: Its block of the capture file.
-        builder: What the datasets library reads it with, bound to the files it found.
+        builder: The reader of the datasets library, bound to the files of the dataset.
     """
 
     config: DatasetConfig
@@ -45,12 +45,12 @@ class DatasetSource:
 
     @property
     def where(self) -> str:
-        """Return what error messages call it."""
+        """Return the name of the source in error messages."""
         return self._described(self.config.path)
 
     @property
     def prefix(self) -> str:
-        """Return what begins the ids of rows without one; where a local folder lies does not count."""
+        """Return the beginning of the ids of rows without an id; it does not depend on where a local folder is."""
         path = Path(self.config.path)
         return self._described(path.name if path.is_dir() else self.config.path)
 
@@ -175,7 +175,7 @@ def datasets_library(where: object) -> ModuleType:
         raise CorpusError(
             "reading a dataset needs the datasets library",
             where=where,
-            fix="Install it: pip install 'logitcask[datasets]'",
+            fix="Install it with pip install 'logitcask[datasets]'",
         ) from error
     module: ModuleType = datasets
     return module

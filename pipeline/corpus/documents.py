@@ -26,16 +26,16 @@ class Document:
     """One input record; exactly one of ``text``, ``messages`` and ``ids`` is there.
 
     Attributes:
-        id: Unique over the corpus.
-        group: Held out as a whole.
+        id: Id, unique in the corpus.
+        group: Name of the group, which is held out as a whole.
         text: Plain text.
         messages: Chat messages, each with ``role`` and, mostly, ``content``.
         place: File and line it came from, for error messages.
         tools: JSON schemas of the tools that a chat may call.
         ids: Token ids.
         mask: For each id 1 if it is trained on, else 0; None for all.
-        label: Its class, a token; None if documents have none.
-        share_before: Of the corpus' bytes, about how many lie before it, in [0, 1]; None if nobody knows.
+        label: Class of the document, a token; None if documents have no class.
+        share_before: Share of the corpus' bytes before it, approximately, in [0, 1]; None if unknown.
     """
 
     id: str
@@ -127,7 +127,7 @@ def _records(source: Source) -> Iterator[Record]:
             where=source.where,
             expected=f"whole and valid {source.kind}",
             found=f"{type(cause).__name__}: {shorten(str(cause), 300)}",
-            fix="Replace it by an undamaged copy, or run the command again if a connection broke",
+            fix="Replace it with an undamaged copy, or run the command again if a connection broke",
         ) from error
 
 
@@ -177,7 +177,7 @@ def _objects(place: str, record: dict[str, Any], key: str, name: str, arrow: boo
     elif arrow:
         record = {**record, name: _without_nulls(value)}
     objects: list[dict[str, Any]] = _field(place, record, key, name, list)
-    if not all(isinstance(one, dict) for one in objects):
+    if not all(isinstance(item, dict) for item in objects):
         what = "a message is not an object with a role" if key == "messages_field" else "a tool is not an object"
         raise CorpusError(what, where=place)
     _check_unicode(place, json.dumps(objects, ensure_ascii=False, default=str))

@@ -27,7 +27,7 @@ class FileSource:
     """One file, or one folder that holds a saved dataset.
 
     Attributes:
-        path: Where it lies.
+        path: Path of the file or folder.
         name: Its path below the configured folder, or its bare name. Names count, because documents
             without an id are named after their file; where the corpus lies does not.
         text_field: Field that a text file's content becomes.
@@ -39,22 +39,22 @@ class FileSource:
 
     @property
     def where(self) -> str:
-        """Return what error messages call it."""
+        """Return the name of the source in error messages."""
         return str(self.path)
 
     @property
     def prefix(self) -> str:
-        """Return what begins the ids of records without one."""
+        """Return the beginning of the ids of records without an id."""
         return self.name
 
     @property
     def kind(self) -> str:
-        """Return what the file must be."""
+        """Return the kind of file."""
         return _kind(self.path) or "dataset"
 
     @property
     def arrow(self) -> bool:
-        """Say whether records come from Arrow columns."""
+        """Return whether records come from Arrow columns."""
         return self.kind in ("parquet", "dataset")
 
     def sha256(self) -> str:
@@ -65,7 +65,7 @@ class FileSource:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def size_bytes(self) -> int:
-        """Return how large the file is as it lies there, or a dataset's files."""
+        """Return the size of the file, or of a dataset's files, as stored."""
         files = [self.path] if self.path.is_file() else self.path.rglob("*.arrow")
         return sum(file.stat().st_size for file in files)
 

@@ -1,4 +1,4 @@
-"""``logitcask demo``: everything once, on this machine, ending in a table."""
+"""``logitcask demo``: run both stages once on this machine and compare two students."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     default=Path("runs/demo"),
     show_default=True,
-    help="Where everything goes.",
+    help="Folder for corpus, cache and students.",
 )
 @click.option(
     "--train-teacher",
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 def demo_command(output: Path, train_teacher: bool, as_json: bool) -> None:
     """Run both stages on this machine in a few minutes; nothing is downloaded.
 
-    A toy teacher reads the Python documentation once; its predictions go into a cache; one
-    student learns from the text alone, its twin from the cache.
+    A toy teacher reads the Python documentation once, and its predictions are stored in a cache.
+    One student learns from the text alone, and an identical one from the cache.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""What is refused before an encoding is written or continued: other settings, another corpus, a lost manifest."""
+"""Checks before an encoding is written or continued: the same settings, the same corpus, a manifest."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -59,8 +59,8 @@ def refuse_remains(folder: StorePath) -> None:
     """Refuse to encode where teachers' predictions belong to an encoding that is gone."""
     if any(not name.startswith(layout.MANIFEST) for name in names(folder / "teachers")):
         raise FormatError(
-            "the encoding's manifest is gone, but teachers' predictions are there",
+            "the encoding's manifest is missing, but teachers' predictions are present",
             where=folder,
-            why="encoding again would throw them away",
+            why="encoding again would discard them",
             fix=f"Restore {layout.MANIFEST} from a copy, or delete this folder to start over",
         )

@@ -1,4 +1,4 @@
-"""Which documents are held out: a hash of the group's name decides, nothing else.
+"""Choose the documents that are held out, by a hash of the group's name and nothing else.
 
 A group (all senses of a word, all pieces about one module) is held out whole, so no
 near-copy of a held-out text is trained on. Adding documents never moves an old one to
@@ -8,8 +8,8 @@ the other side, and any program that knows the group's name and the fraction agr
 import hashlib
 
 NOTHING_HELD_OUT = (
-    "No document is held out, for there are too few for corpus.held_out_fraction: %g: 'logitcask evaluate' needs a "
-    "held-out split, and another fraction needs another cache."
+    "No document is held out, because there are too few for corpus.held_out_fraction: %g. 'logitcask evaluate' needs a "
+    "held-out split, and another fraction needs a new cache."
 )
 
 

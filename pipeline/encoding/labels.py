@@ -49,7 +49,8 @@ def label_id(document: Document, vocabulary: Mapping[str, int], frame: Frame, pi
             where=where,
             expected="a token as the tokenizer's vocabulary spells it",
             found=repr(label),
-            fix="Add it to the tokenizer as a special token, and resize the teachers' embeddings; or choose a word",
+            fix="Use a label that is a token, or add it to the tokenizer as a special token and resize the teachers' "
+            "embeddings",
         )
     if piece:
         raise CorpusError(

@@ -123,11 +123,11 @@ def _write_recorded(path: StorePath, content: bytes, expected_sha256: str) -> No
     found = sha256(content)
     if found != expected_sha256:
         raise IdentityError(
-            "a lost file cannot be written again: the new file differs from the recorded one",
+            "a lost file cannot be restored: encoding the corpus again gives another file",
             where=path,
             expected=f"sha256 {expected_sha256[:12]}…",
             found=f"{found[:12]}…",
-            why="the corpus, or a version of tokenizers, transformers or pyarrow, is not the one of the first capture",
-            fix="Use them as they were then (the receipts of a teacher name the versions), or restore it from a copy",
+            why="the corpus, or a version of tokenizers, transformers or pyarrow, has changed since the first capture",
+            fix="Restore the corpus and the versions (a teacher's receipts name them), or copy the file from a backup",
         )
     write_object(path, content)

@@ -1,4 +1,4 @@
-"""``logitcask plan``: what a capture will cost, before it is paid for."""
+"""``logitcask plan``: what a capture will cost before anyone pays for it."""
 
 import math
 import re
@@ -40,19 +40,21 @@ class SizeType(click.ParamType[int]):
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key: teachers.0.target.k=32.")
 @click.option(
-    "--measure", is_flag=True, help="Run each teacher over part of the sample: speed, bytes, and a table of k."
+    "--measure", is_flag=True, help="Run each teacher over part of the sample to measure speed, bytes and a table of k."
 )
-@click.option("--tokens-per-s", type=ABOVE_ZERO, help="Speed of a teacher, if you know it.")
+@click.option("--tokens-per-s", type=ABOVE_ZERO, help="Speed of a worker, if you know it.")
 @click.option(
-    "--tokens", type=ABOVE_ZERO, help="Plan for a corpus of this size, like the one given; free space is not checked."
+    "--tokens",
+    type=ABOVE_ZERO,
+    help="Plan for a corpus like CONFIG's with this many tokens; free space is not checked.",
 )
 @click.option(
-    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the capture."
+    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Number of workers that share the capture."
 )
 @click.option(
     "--simulate",
     is_flag=True,
-    help="Simulate the workers with their failures: hours, work read twice, load, shard sizes.",
+    help="Simulate the workers and their failures: hours, repeated work, load, shard sizes.",
 )
 @click.option("--hours-between-failures", type=ABOVE_ZERO, help="Mean up-time of one worker.  [default: no failures]")
 @click.option(
@@ -60,45 +62,49 @@ class SizeType(click.ParamType[int]):
     type=FiniteRange(min=0),
     default=300,
     show_default=True,
-    help="From a failure until the replaced worker has loaded the teacher.",
+    help="Time from a failure until the replacement has loaded the teacher.",
 )
 @click.option(
     "--speed-spread",
     type=FiniteRange(min=0, max=1),
     default=0,
     show_default=True,
-    help="How unequal workers are: 0.05 for about 5%.",
+    help="How much the speeds of workers differ: 0.05 for about 5%.",
 )
 @click.option(
     "--student-positions-per-s",
     type=FiniteRange(min=0),
     default=65_000,
     show_default=True,
-    help="What a student trains on, over all its ranks.",
+    help="Positions that a student trains on per second, over all its ranks.",
 )
 @click.option(
     "--student-readers",
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Processes that load its data: ranks times loader workers. Each reads every shard.",
+    help="Processes that load a student's data: ranks times loader workers. Each reads every shard.",
 )
 @click.option(
-    "--sample-documents", type=click.IntRange(1), default=500, show_default=True, help="Documents to tokenise."
+    "--sample-documents",
+    type=click.IntRange(1),
+    default=500,
+    show_default=True,
+    help="Number of documents to tokenise.",
 )
 @click.option(
     "--sample-sequences",
     type=click.IntRange(1),
     default=256,
     show_default=True,
-    help="Sequences to measure on, at most.",
+    help="Largest number of sequences that each teacher reads to be measured.",
 )
 @click.option(
     "--measure-seconds",
     type=ABOVE_ZERO,
     default=60,
     show_default=True,
-    help="How long each teacher reads to be measured, at most.",
+    help="Longest time that each teacher reads to be measured.",
 )
 @click.option(
     "--device-memory",

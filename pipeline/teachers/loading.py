@@ -1,4 +1,4 @@
-"""Load a teacher and say exactly which one it is.
+"""Load a teacher and identify it exactly.
 
 A hub id is resolved to a local snapshot first, so both ways in end at a folder. The
 identity is a hash over the weight files and the configuration: two revisions under one
@@ -39,10 +39,10 @@ class Teacher:
 
     Attributes:
         model: In evaluation mode, on its device.
-        identity: What makes it this teacher: weights, dtype, architecture.
-        about: For people: name, revision, architecture, parameter count, dtype.
-        device: Where it takes its input and leaves its output; with a device map only some of it runs there.
-        packs: Whether it reads the sequences of a batch in one row, kept apart by their positions.
+        identity: What identifies the teacher: hash of its weights, and dtype.
+        about: Description for people: name, revision, architecture, parameter count, dtype.
+        device: Device of its input and output; with a device map only a part of the model runs there.
+        packs: Whether the sequences of a batch are read in one row, kept apart by their positions.
     """
 
     model: PreTrainedModel

@@ -83,7 +83,7 @@ def send(order: dict[str, Any]) -> None:
     """
     if not dist.is_initialized():
         raise ConfigError(
-            "only capture and audit know tensor_parallel, started with torchrun",
+            "tensor_parallel works only in capture and audit, started with torchrun",
             fix="Set tensor_parallel: 1 here, with device_map: auto for a teacher that fits no single GPU",
         )
     content = json.dumps(order).encode()
@@ -103,7 +103,7 @@ def receive() -> dict[str, Any]:
 
 
 def send_inputs(module: nn.Module) -> None:
-    """From now on, send whatever a module is called with to the other processes, before it runs."""
+    """Make a module send the arguments of each call to the other processes before it runs."""
     module.register_forward_pre_hook(_send_call, with_kwargs=True)
 
 
@@ -137,6 +137,6 @@ def _broadcast(tensor: Tensor) -> Tensor:
         dist.broadcast(tensor, src=0)
     except RuntimeError as error:
         raise ModelError(
-            "another process of this teacher is gone", fix="Look for its message, and run the same command again"
+            "another process of this teacher has stopped", fix="Read its message, then run the same command again"
         ) from error
     return tensor

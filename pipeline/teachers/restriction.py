@@ -1,4 +1,4 @@
-"""A teacher that is asked about some tokens only: those that a smaller student's vocabulary has kept.
+"""Restrict a teacher's distributions to some tokens: those that a smaller student's vocabulary keeps.
 
 The teacher reads its text as it is, and the logits of all other tokens become -inf before anything is made of them.
 So log-softmax, the k most likely, normalisers and tail statistics are those of the distribution over the kept tokens,
@@ -24,7 +24,7 @@ from cache_tools.vocabularies.union import NO_ID
 
 @dataclass(frozen=True)
 class Restriction:
-    """Which tokens a teacher is asked about.
+    """The tokens that a teacher's distributions are restricted to.
 
     Attributes:
         vocabulary: Fingerprint of the smaller vocabulary.
@@ -59,14 +59,14 @@ def read_restriction(folder: StorePath | None) -> Restriction | None:
     Raises:
         FormatError: it cannot be read.
         DamageError: it is not what was written.
-        IdentityError: it is made of several tokenizers.
+        IdentityError: it was made from several tokenizers.
     """
     if folder is None:
         return None
     union = read_vocabulary(folder)
     if len(union.maps) > 1:
         raise IdentityError(
-            "a teacher knows the tokens of one tokenizer only",
+            "a teacher can only predict the tokens of one tokenizer",
             where=folder,
             expected="a vocabulary of one tokenizer",
             found=f"a union of {len(union.maps)}",
