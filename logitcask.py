@@ -37,6 +37,7 @@ COMMANDS = {
     "demo": "pipeline.demo.cli:demo_command",
     "plan": "pipeline.planning.command:plan_command",
     "capture": "pipeline.cli:capture_command",
+    "import": "cache_tools.exchange.command:import_command",
     "vocabulary": "cache_tools.vocabularies.command:vocabulary_command",
     "train": "trainer.run.command:train_command",
     "evaluate": "trainer.evaluation.command:evaluate_command",

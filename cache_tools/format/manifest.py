@@ -39,6 +39,9 @@ SOFTWARE = "logitcask 0.1.0"
 KEY = "logitcask"
 """Attribute of a Zarr group or array that is ours."""
 
+IMPORTED = "imported"
+"""Key of the identity of a teacher whose predictions were read from files of another tool: what and which they were."""
+
 Objective = Literal["causal", "masked"]
 Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = ("train", "held_out")

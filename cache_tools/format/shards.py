@@ -6,6 +6,7 @@ and held-out rows never share an object. Appended documents become another part:
 shards behind the others, whose files and rows stay what they are.
 """
 
+import hashlib
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -212,3 +213,14 @@ def totals(entries: list[ShardEntry], split: Split) -> SplitTotals:
     chosen = [entry for entry in entries if entry.split == split]
     names = ("documents", "sequences", "tokens", "positions")
     return SplitTotals(**{name: sum(getattr(entry, name) for entry in chosen) for name in names}, shards=len(chosen))
+
+
+def is_held_out(group: str, fraction: float) -> bool:
+    """Return whether a group of documents belongs to the held-out split: a hash of its name decides, nothing else.
+
+    Args:
+        group: Group name; documents without one use their own id.
+        fraction: Expected share of groups that are held out, in [0, 1].
+    """
+    digest = hashlib.sha256(group.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2.0**64

@@ -171,7 +171,7 @@ def sequence_view(
 
     Raises:
         IncompleteError: a teacher has not captured this sequence yet.
-        ConfigError: a teacher keeps no log-probability of the gold token, or the sequence is too long.
+        ConfigError: the sequence is too long.
     """
     if len(sequence.input_ids) > SHOWN_TOKENS:
         raise ConfigError(
@@ -263,7 +263,7 @@ def _viewed_tokens(
 
 
 def _surprise(teacher: CachedTeacher, sequence: Sequence, judged: list[int]) -> TeacherSurprise:
-    nats = -scalar(teacher, GOLD_LOGPROB, *sequence.rows).astype(np.float64)
+    nats = -gold_log_probs(teacher, *sequence.rows, sequence.gold_ids(teacher.encoding.manifest.objective))
     mean = finite(float(nats.mean())) if len(nats) else None
     return TeacherSurprise(teacher.name, aligned(nats, judged, len(sequence.input_ids)), mean)
 
@@ -290,6 +290,21 @@ def _prediction(teacher: CachedTeacher, row: int, gold: int, texts: TokenTexts, 
         surprise_nats=None if gold_logprob is None else finite(-gold_logprob),
         entropy_nats=finite(entropy) if (entropy := _stored(teacher, ENTROPY, row)) is not None else None,
     )
+
+
+def gold_log_probs(
+    teacher: CachedTeacher, start: int, stop: int, gold_ids: NDArray[np.uint32]
+) -> NDArray[np.float64]:
+    """Return the log-probability of the gold token in rows ``[start, stop)``: (n,) float64.
+
+    An imported teacher keeps no such scalar. Its rows tell it where they hold the token; elsewhere it is NaN.
+    """
+    if GOLD_LOGPROB in teacher.manifest.scalars:
+        return teacher.scalar(GOLD_LOGPROB, start, stop).astype(np.float64)
+    targets = teacher.targets(start, stop)
+    is_gold = targets.ids == gold_ids[:, None]
+    kept = np.where(is_gold, targets.log_probs, -np.inf).max(axis=1, initial=-np.inf)
+    return np.where(is_gold.any(axis=1), kept.astype(np.float64), np.nan)
 
 
 def scalar(teacher: CachedTeacher, name: str, start: int, stop: int) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -108,7 +108,7 @@ def tokenizer_problems(folder: StorePath, manifest: EncodingManifest) -> Iterato
     if vocabulary is None or vocabulary_fingerprint(vocabulary) != recorded.get("vocabulary"):
         yield "the vocabulary in tokenizer.json is not the one that the manifest records"
         return
-    if set(recorded) == {"behaviour", "vocabulary"} and recorded["behaviour"] != _behaviour(
+    if set(recorded) == {"behaviour", "vocabulary"} and recorded["behaviour"] != file_behaviour(
         content, _settings(folder, manifest), vocabulary
     ):
         yield "the rules of tokenizer.json, or its special tokens, are not those that the manifest records"
@@ -129,7 +129,7 @@ def _settings(folder: StorePath, manifest: EncodingManifest) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
-def _behaviour(content: bytes, settings: dict[str, Any], vocabulary: dict[str, int]) -> str:
+def file_behaviour(content: bytes, settings: dict[str, Any], vocabulary: dict[str, int]) -> str:
     """Return the hash of all that determines the ids of a text, as an encoding's identity records it."""
     tokenizer = {key: value for key, value in json.loads(content).items() if key not in TRANSIENT}
     special = {role: settings.get(f"{role}_token") for role in ROLES}

@@ -127,10 +127,14 @@ def model_words(model: Mapping[str, object]) -> str:
 
 def means_words(means: Mapping[str, float | None]) -> str:
     """Return a split's means as one phrase; a mean that the receipts lack is left out."""
-    loss, perplexity, kept_mass = (means.get(key) for key in ("cross_entropy_nats", "perplexity", "kept_mass"))
-    words = f"cross-entropy {_nats(loss)}" + ("" if perplexity is None else f" (perplexity {perplexity:.1f})")
-    words += f" · entropy {_nats(means.get('entropy_nats'))}"
-    return words + ("" if kept_mass is None else f" · kept mass {kept_mass:.1%}")
+    perplexity, kept_mass = means.get("perplexity"), means.get("kept_mass")
+    words = []
+    if "cross_entropy_nats" in means:
+        loss = f"cross-entropy {_nats(means['cross_entropy_nats'])}"
+        words.append(loss + ("" if perplexity is None else f" (perplexity {perplexity:.1f})"))
+    if "entropy_nats" in means:
+        words.append(f"entropy {_nats(means['entropy_nats'])}")
+    return " · ".join(words + ([] if kept_mass is None else [f"kept mass {kept_mass:.1%}"]))
 
 
 def codec_words(codec: Mapping[str, object]) -> str:

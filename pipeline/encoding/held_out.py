@@ -5,20 +5,9 @@ near-copy of a held-out text is trained on. Adding documents never moves an old 
 the other side, and any program that knows the group's name and the fraction agrees.
 """
 
-import hashlib
+from cache_tools.format.shards import is_held_out as is_held_out
 
 NOTHING_HELD_OUT = (
     "No document is held out, because there are too few for corpus.held_out_fraction: %g. 'logitcask evaluate' needs a "
     "held-out split, and another fraction needs a new cache."
 )
-
-
-def is_held_out(group: str, fraction: float) -> bool:
-    """Return whether ``group`` belongs to the held-out split.
-
-    Args:
-        group: Group name; documents without one use their own id.
-        fraction: Expected share of groups that are held out, in [0, 1].
-    """
-    digest = hashlib.sha256(group.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < fraction * 2.0**64
