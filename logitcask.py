@@ -38,6 +38,7 @@ COMMANDS = {
     "plan": "pipeline.planning.command:plan_command",
     "capture": "pipeline.cli:capture_command",
     "import": "cache_tools.exchange.command:import_command",
+    "export": "cache_tools.exchange.command:export_command",
     "vocabulary": "cache_tools.vocabularies.command:vocabulary_command",
     "train": "trainer.run.command:train_command",
     "evaluate": "trainer.evaluation.command:evaluate_command",

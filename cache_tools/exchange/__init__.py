@@ -9,5 +9,7 @@ In reading order:
 - ``encoding``: rows of files as the sequences of an encoding.
 - ``importing``: their predictions as a teacher.
 - ``summary``: what an import met and wrote.
-- ``command``: ``logitcask import``.
+- ``exporting``: a teacher as files of another format.
+- ``hub_dataset``: a teacher as a dataset of the library ``datasets``.
+- ``command``: ``logitcask import`` and ``logitcask export``.
 """

@@ -1,6 +1,5 @@
 """``logitcask import`` and ``logitcask export``: rows of predictions from other tools, and for them."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +90,7 @@ def import_command(
     """
     from cache_tools.exchange.importing import import_rows
     from cache_tools.exchange.plan import ImportOptions
+    from cache_tools.json_output import json_text
     from cache_tools.progress.lines import open_reporter
     from cache_tools.row_files.formats import Columns
 
@@ -104,7 +104,7 @@ def import_command(
     )
     with open_reporter() as reporter:
         report = import_rows(source, cache, asked, reporter)
-    click.echo(json.dumps(vars(report), indent=2) if as_json else "\n".join(report_lines(report)))
+    click.echo(json_text(report) if as_json else "\n".join(report_lines(report)))
 
 
 def chunk_of(positions_per_shard: int) -> int:
@@ -129,3 +129,67 @@ def report_lines(report: "ImportReport") -> list[str]:
         f"error        {report.codec_kl_nats:.2g} nats of KL made by storing",
     ]
     return lines + [f"note: {note}" for note in report.notes]
+
+
+@click.command("export")
+@click.argument("cache", type=CacheType())
+@click.argument("target", type=CacheType())
+@click.option(
+    "--format",
+    "name",
+    type=click.Choice(["rows", "distillkit", "distillkit-raw", "distillkit-legacy", "axolotl"]),
+    default="rows",
+    show_default=True,
+    help="Format of the files; 'rows' is Parquet with everything that the teacher keeps but hidden states.",
+)
+@click.option("--teacher", help="Teacher to export, if there are several.")
+@click.option("--encoding", help="Encoding that the teacher reads, if there are several.")
+@click.option("--split", type=click.Choice(["train", "held_out"]), help="Export this split only.")
+@click.option(
+    "--codec",
+    "codec_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="DistillKit's YAML that describes compressed rows; by default they are stored as float32.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def export_command(
+    cache: "StorePath",
+    target: "StorePath",
+    name: Any,
+    teacher: str | None,
+    encoding: str | None,
+    split: Any,
+    codec_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Export a teacher of CACHE as files in the folder TARGET.
+
+    Writes one Parquet file for each shard, for DistillKit, for Axolotl, or with plain columns that any tool and
+    'logitcask import' read. If it was stopped, the same command continues.
+
+    \b
+    Example:
+        logitcask export runs/demo/cache runs/demo/rows --teacher toy
+    """
+    from cache_tools.configuration import load_config
+    from cache_tools.exchange.exporting import export_rows
+    from cache_tools.json_output import json_text
+    from cache_tools.progress.lines import open_reporter
+    from cache_tools.row_files.distillkit import LegacyCodec, PackedCodec
+    from cache_tools.store.reader import Cache
+
+    codec: PackedCodec | LegacyCodec | None = None
+    if codec_file is not None:
+        if not name.startswith("distillkit") or name == "distillkit-raw":
+            raise click.UsageError(f"--codec describes compressed rows of DistillKit, not the format {name}")
+        codec = load_config(codec_file, PackedCodec) if name == "distillkit" else load_config(codec_file, LegacyCodec)
+    opened = Cache(cache).encoding(encoding).teacher(teacher)
+    with open_reporter() as reporter:
+        report = export_rows(opened, target, name, reporter, split, codec)
+    if as_json:
+        click.echo(json_text(report))
+        return
+    files = f"{report.files} file{'s' if report.files > 1 else ''}"
+    click.echo(f"{report.target}: {files}, {report.sequences:,} sequences, {report.positions:,} predictions")
+    sizes = report.bytes_per_position, report.cache_bytes_per_position
+    click.echo(f"{sizes[0]:.0f} bytes per position in the files, {sizes[1]:.0f} in the cache")

@@ -27,7 +27,7 @@ from cache_tools.format.shards import ShardEntry, shard_entry, write_part, write
 from cache_tools.progress.reporter import Reporter
 from cache_tools.row_files.alignment import TokenRows, read_tokens
 from cache_tools.row_files.source_rows import columns_to_read
-from cache_tools.storage import StorePath, object_exists, sha256, write_objects
+from cache_tools.storage import StorePath, object_exists, remove_partial, sha256, write_objects
 from cache_tools.store.claims import claimed
 from cache_tools.store.reader import Encoding
 
@@ -128,7 +128,15 @@ def write_encoding(cache: StorePath, plan: ImportPlan, reporter: Reporter) -> Im
         )
         claim.hold()
         write_manifest(folder, manifest)
+        _clear_partial(folder, len(entries))
     return ImportedEncoding(Encoding(folder, plan.options.encoding), widest)
+
+
+def _clear_partial(folder: StorePath, shards: int) -> None:
+    """Remove the unfinished files that a killed import left."""
+    tables = (layout.file_table_file(folder, 0), layout.shard_table_file(folder, 0), folder / layout.MANIFEST)
+    for path in (*tables, *(layout.sequences_file(folder, shard) for shard in range(shards))):
+        remove_partial(path)
 
 
 def _filled(plan: ImportPlan, save: SaveShard, reporter: Reporter) -> tuple[list[ShardEntry], int]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from cache_tools.codecs.registry import DeltaPower
@@ -22,7 +21,6 @@ from cache_tools.format.manifest import Objective
 from cache_tools.format.shards import is_held_out
 from cache_tools.progress.reporter import Reporter
 from cache_tools.row_files.alignment import Reading, decide, gold_log_probs, token_ids
-from cache_tools.row_files.arrow_lists import Place
 from cache_tools.row_files.formats import Columns, Note, SourceFormat, detect
 from cache_tools.row_files.source import SourceFile, source_files
 from cache_tools.row_files.source_rows import POSITIONS, SourceRows, columns_to_read, read_rows
@@ -198,9 +196,8 @@ def _samples(
     chosen = sorted({int(i) for i in np.linspace(0, len(files) - 1, SAMPLE_FILES)})
     for file, source in ((files[i], formats[i]) for i in chosen):
         columns = columns_to_read(source, file.schema)
-        batch_of: tuple[Place, pa.RecordBatch] | None = next(file.batches(columns, lambda first, stop: True), None)
-        if batch_of is not None:
-            place, batch = batch_of[0], batch_of[1].slice(0, SAMPLE_ROWS)
+        for place, whole in file.batches(columns, lambda first, stop: first < SAMPLE_ROWS):
+            batch = whole.slice(0, SAMPLE_ROWS - place.first_row)
             tokens = token_ids(batch, source.columns.tokens, place, vocabulary_size)
             yield read_rows(batch, place, source), tokens
 

@@ -292,9 +292,7 @@ def _prediction(teacher: CachedTeacher, row: int, gold: int, texts: TokenTexts, 
     )
 
 
-def gold_log_probs(
-    teacher: CachedTeacher, start: int, stop: int, gold_ids: NDArray[np.uint32]
-) -> NDArray[np.float64]:
+def gold_log_probs(teacher: CachedTeacher, start: int, stop: int, gold_ids: NDArray[np.uint32]) -> NDArray[np.float64]:
     """Return the log-probability of the gold token in rows ``[start, stop)``: (n,) float64.
 
     An imported teacher keeps no such scalar. Its rows tell it where they hold the token; elsewhere it is NaN.

@@ -11,4 +11,5 @@ In reading order:
 - ``source``: Parquet and Arrow files in batches of bounded size.
 - ``source_rows``: rows of ids and log-probabilities, checked.
 - ``alignment``: which token each row predicts.
+- ``writing``: rows of a cache as tables of each format.
 """

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from cache_tools.errors import ConfigError, FormatError
 from cache_tools.format.manifest import Objective
 from cache_tools.row_files.arrow_lists import Place, flat_lists, nested
-from cache_tools.row_files.formats import FILLER_NATS, SourceFormat
+from cache_tools.row_files.formats import FILLER_NATS, LABELS, SourceFormat
 from cache_tools.row_files.source_rows import DOCUMENT, ORIGINALS, POSITIONS, SourceRows
 
-PROOF_STANDARD_ERRORS = 5
-"""By how many standard errors one reading must be likelier than the other to decide."""
+PROOF_STANDARD_ERRORS, PROOF_TOKENS = 5, 32
+"""By how many standard errors one reading must be likelier than the other to decide, and over how many tokens."""
 
 MISSING_NATS = 1.4
 """How much less likely than the least likely kept token a token is taken to be that is not kept."""
@@ -86,6 +86,8 @@ def read_tokens(
         if len(counted) != len(positions):
             raise place.refuse(0, f"{source.value_columns[2]!r} and {source.value_columns[0]!r} differ in length")
         positions = np.where((counted != 0).any(axis=1), positions, -1)
+    elif source.name != "rows" and LABELS in batch.schema.names:
+        positions = _labelled(batch, place, rows.counts, positions)
     originals = token_ids(batch, ORIGINALS, place, vocabulary_size) if ORIGINALS in batch.schema.names else None
     documents = batch.column(DOCUMENT).to_pylist() if DOCUMENT in batch.schema.names else None
     if documents is not None and not all(isinstance(name, str) for name in documents):
@@ -133,6 +135,16 @@ def _counted(place: Place, counts: Any, lengths: Any, first_token: int) -> NDArr
     return np.where(beyond, -1, positions)
 
 
+def _labelled(batch: pa.RecordBatch, place: Place, counts: Any, positions: Any) -> NDArray[np.int64]:
+    """Return positions without those whose token has a negative label, which DistillKit's losses leave out."""
+    lists = flat_lists(batch.column(LABELS), place, LABELS)
+    short = np.flatnonzero(np.array([len(labels) for labels in lists]) < counts)
+    if len(short):
+        raise place.refuse(int(short[0]), f"{LABELS!r} has fewer values than there are predictions")
+    labels = np.concatenate([labels[:count] for labels, count in zip(lists, counts, strict=True)] or [np.zeros(0)])
+    return np.where(labels < 0, -1, positions)
+
+
 def _stated(batch: pa.RecordBatch, place: Place, counts: Any, lengths: Any, objective: Objective) -> Any:
     """Return the positions that the file names."""
     lists = flat_lists(batch.column(POSITIONS), place, POSITIONS)
@@ -176,7 +188,7 @@ def decide(samples: list[tuple[SourceRows, list[NDArray[Any]]]], asked: int | No
     fewer = any((rows.counts < [len(ids) for ids in tokens]).any() for rows, tokens in samples)
     gains = np.concatenate([_gains(rows, tokens) for rows, tokens in samples])
     mean = float(gains.mean()) if len(gains) else 0.0
-    error = float(gains.std() / np.sqrt(len(gains))) if len(gains) > 1 else np.inf
+    error = float(gains.std() / np.sqrt(len(gains))) if len(gains) >= PROOF_TOKENS else np.inf
     proven = abs(mean) > PROOF_STANDARD_ERRORS * error
     found = (1 if mean > 0 else 0) if proven else None
     if asked is not None:

@@ -34,6 +34,9 @@ FILLER_NATS = -100.0
 """Log-probabilities up to this stand for no entry: float32 holds no such probability. An export fills the rows of
 formats without empty slots with it."""
 
+LABELS = "labels"
+"""Column in which a negative value rules out the prediction at its token, in the formats of DistillKit."""
+
 NAMES: dict[FormatName, tuple[str, ...]] = {
     "distillkit": ("compressed_logprobs", "bytepacked_indices"),
     "distillkit-legacy": ("packed_indices", "exact_values", "coeffs"),

@@ -18,7 +18,7 @@ from cache_tools.errors import FormatError
 from cache_tools.row_files import distillkit
 from cache_tools.row_files.arrow_lists import Nested, Place, flat_lists, nested
 from cache_tools.row_files.distillkit import LegacyCodec, PackedCodec
-from cache_tools.row_files.formats import FILLER_NATS, SourceFormat
+from cache_tools.row_files.formats import FILLER_NATS, LABELS, SourceFormat
 
 DOCUMENT, POSITIONS, ORIGINALS, LEFT_OUT = "document_id", "positions", "original_ids", "left_out"
 """Columns that only our own exports have."""
@@ -62,7 +62,7 @@ class SourceRows:
             {name: values[chosen] for name, values in self.scalars.items()},
         )
 
-    def refuse(self, broken: Any, problem: str, values: NDArray[Any] | None = None) -> None:
+    def refuse(self, broken: Any, problem: str, values: NDArray[Any] | None = None, **parts: Any) -> None:
         """Raise FormatError if any row of predictions (n,) is broken, naming its file, row and place."""
         if broken.any():
             at = int(np.flatnonzero(broken)[0])
@@ -70,7 +70,7 @@ class SourceRows:
             row = int(np.searchsorted(ends, at, side="right"))
             number = at - int(ends[row] - self.counts[row])
             detail = "" if values is None else f"; {values[at]:g}"
-            raise self.place.refuse(row, problem, found=f"prediction {number} of this row{detail}")
+            raise self.place.refuse(row, problem, found=f"prediction {number} of this row{detail}", **parts)
 
 
 def columns_to_read(source: SourceFormat, schema: pa.Schema, values: bool = True) -> list[str]:
@@ -78,8 +78,9 @@ def columns_to_read(source: SourceFormat, schema: pa.Schema, values: bool = True
     names = [source.columns.tokens]
     names += source.value_columns if values else source.value_columns[:1]
     own = [DOCUMENT, POSITIONS, ORIGINALS, *([LEFT_OUT, *source.note.scalars] if source.note and values else [])]
-    mask = source.value_columns[2:] if source.name == "axolotl" else ()
-    return list(dict.fromkeys([*names, *mask, *(name for name in own if name in schema.names)]))
+    mask = source.value_columns[2:] if source.name == "axolotl" else (LABELS,)
+    own += [name for name in mask if name in schema.names and source.name != "rows"]
+    return list(dict.fromkeys([*names, *(name for name in own if name in schema.names)]))
 
 
 def read_rows(batch: pa.RecordBatch, place: Place, source: SourceFormat) -> SourceRows:
@@ -226,7 +227,8 @@ def checked_targets(
     rows.refuse(twice.any(axis=1), "an id occurs twice in a prediction")
     with np.errstate(over="ignore"):
         mass = np.exp(log_probs).sum(axis=1)
-    rows.refuse(~(mass <= 1 + mass_tolerance), "the probabilities of a prediction add up to more than 1", mass)
+    fix = "Correct this row; if the format rounds so coarsely, allow it with --mass-tolerance"
+    rows.refuse(~(mass <= 1 + mass_tolerance), "the probabilities of a prediction add up to more than 1", mass, fix=fix)
     if given is not None:
         whole = mass + np.exp(given.astype(np.float64))
         rows.refuse(
