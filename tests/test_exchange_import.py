@@ -357,7 +357,8 @@ def test_a_share_of_the_rows_is_held_out(tmp_path, tokenizer):
 def content(folder):
     """Return the bytes of every file; unfinished ones of a teacher's arrays stay, and nothing reads them."""
     files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
-    return {p.relative_to(folder): p.read_bytes() for p in files if not (p.suffix == ".partial" and "teachers" in p.parts)}
+    read = [p for p in files if not (p.suffix == ".partial" and "teachers" in p.parts)]
+    return {p.relative_to(folder): p.read_bytes() for p in read}
 
 
 def run_import(source, cache, tokenizer):
@@ -398,7 +399,7 @@ def test_imported_teachers_are_shown_and_summarised(tmp_path, tokenizer):
         assert shown.exit_code == 0, shown.output
     encoding = Cache(tmp_path / "cache").encoding()
     view = sequence_view(encoding, encoding.sequence(0), [encoding.teacher()], token_texts(encoding))
-    surprise = [s for s in view["teachers"][0]["surprise_nats"] if s is not None]
+    surprise = [s for s in view.teachers[0].surprise_nats if s is not None]
     assert len(surprise) == encoding.sequence(0).num_positions  # every next token is drawn from the kept ones
 
 
@@ -428,10 +429,10 @@ def test_a_live_teacher_audits_what_was_imported(tmp_path, shift):
     name = values["teachers"][0]["name"]
     imported(source, tmp_path / "other", str(model), teacher=name, vocabulary_size=width, first_token=1)
     asked = values | {"cache": str(tmp_path / "other"), "encoding": values["encoding"] | {"name": "imported"}}
-    (report,) = run_audit(CaptureConfig.model_validate(asked), None, tiny.SilentReporter())
-    assert report["identity"] == []
-    assert report["passed"] == (not shift)
-    assert bool(report["diagnosis"]) == bool(shift)
+    (report,) = run_audit(CaptureConfig.model_validate(asked), None, tiny.SilentReporter()).teachers
+    assert list(report.identity) == []
+    assert report.passed == (not shift)
+    assert bool(report.diagnosis) == bool(shift)
 
 
 def test_the_packed_settings_are_part_of_the_identity(tmp_path, tokenizer):

@@ -10,6 +10,6 @@ In reading order:
 - ``importing``: their predictions as a teacher.
 - ``summary``: what an import met and wrote.
 - ``exporting``: a teacher as files of another format.
-- ``hub_dataset``: a teacher as a dataset of the library ``datasets``.
+- ``hub_dataset``: a teacher as a Hugging Face dataset.
 - ``command``: ``logitcask import`` and ``logitcask export``.
 """
