@@ -14,6 +14,7 @@ from cache_tools.inspection.views import PositionView, SequenceView
 from cache_tools.maintenance.repair import RepairResult
 from cache_tools.maintenance.verify import VerifyResult
 from cache_tools.store.reader import Cache
+from cache_tools.vocabularies.folder import VocabularyManifest, read_manifest
 from json_schema import mismatches
 from view_fixtures import hostile_cache
 
@@ -53,3 +54,10 @@ def test_problems_have_the_schema_of_their_dataclass(cache, tmp_path, command, s
     stated = json.loads(result.stdout)
     assert mismatches(stated, schema) == []
     assert stated["problems" if command == "verify" else "mended"]
+
+
+def test_the_vocabulary_has_the_schema_of_its_manifest(cache, tmp_path):
+    result = run("vocabulary", cache, "-o", tmp_path / "vocabulary", "--json")
+    stated = json.loads(result.stdout)
+    assert set(stated) == set(VocabularyManifest.model_fields)
+    assert VocabularyManifest.model_validate(stated) == read_manifest(tmp_path / "vocabulary")

@@ -193,7 +193,7 @@ def half_the_weights(folder):
     ("spoil", "message"),
     [
         (no_folder, "teacher 'toy' cannot be found"),
-        (only_pickled, "no safetensors weights here. Pickled weights can run code"),
+        (only_pickled, "this folder holds no safetensors weights. Other formats use pickle, which can run code"),
         (no_configuration, "no model configuration could be loaded"),
         (unknown_architecture, "no model configuration could be loaded"),
         (no_tokenizer, "no tokenizer could be loaded"),

@@ -198,7 +198,7 @@ def test_the_same_command_again_changes_nothing_and_other_caches_are_refused(enc
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
     write_vocabulary(tmp_path, encodings)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")} == before
-    with pytest.raises(IdentityError, match="another vocabulary lies in this folder"):
+    with pytest.raises(IdentityError, match="this folder holds another vocabulary"):
         write_vocabulary(tmp_path, encodings[::-1])
 
 

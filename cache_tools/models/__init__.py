@@ -1,6 +1,6 @@
-"""Model folders, judged without torch: which weights they hold, and whether a model is what a cache assumes.
+"""Model folders, checked without torch: which weights they hold, and whether a model meets a cache's assumptions.
 
-Both stages load models and may not import each other, so what they share about loading stands here as pure functions.
+Both stages load models and may not import each other, so the checks that they share are pure functions in this room.
 This room imports the storage functions and the errors.
 
 - ``files``: the weight files of a folder, and one hash over them.

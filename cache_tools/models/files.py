@@ -1,9 +1,9 @@
-"""The weights in a model folder, as files: which they are, and one number for what they say.
+"""The weight files in a model folder, and one hash that identifies the model.
 
-The number is a hash over every weight file and the configuration: two revisions under one name
-differ, a copy under another path does not. It costs one reading of the files, about a minute per
-100 GB from a fast disk. Names, sizes and dates cost nothing and were rejected: weights that were
-trained on keep the first two, a copy changes the third.
+The hash covers every weight file and the configuration: two revisions under one name have different hashes, a copy
+under another path has the same. It costs one reading of the files, about a minute per 100 GB from a fast disk.
+Rejected: names, sizes and dates, which cost nothing; further training keeps the first two, and copying changes the
+third.
 """
 
 import hashlib
@@ -19,12 +19,14 @@ def weight_files(folder: Path) -> list[Path]:
     """Return a model folder's weight files.
 
     Raises:
-        ModelError: there are none that can be read safely.
+        ModelError: there are no weight files that can be read safely.
     """
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise ModelError(
-            "no safetensors weights here", where=folder, why="pickled weights can run code and are not read"
+            "this folder holds no safetensors weights",
+            where=folder,
+            why="other formats use pickle, which can run code, and are not read",
         )
     return weights
 

@@ -1,21 +1,21 @@
-"""Judge what loading a checkpoint reported: a weight that the files do not hold must never be invented.
+"""Check transformers' report on loading a checkpoint, so that no weight is ever replaced by random numbers.
 
-transformers fills a tensor that a checkpoint lacks with fresh random numbers, drops one that the model has no place
-for, prints a table, and goes on. The identity of a teacher is a hash over its files, so two captures with two
-different random heads would count as one teacher. Both stages therefore load through a function that hands
-transformers' report to :func:`check_report`, which refuses
+If a checkpoint lacks a tensor, transformers fills it with random numbers; if the model has no place for a tensor, it is
+dropped; then transformers prints a table and continues. The identity of a teacher is a hash over its files, so two
+captures with two different random heads would have the same identity. Both stages therefore load through a function
+that passes transformers' report to :func:`check_report`, which refuses
 
-- missing tensors, except buffers that are rebuilt from the configuration. Tied weights never appear in a report,
-  since transformers removes them, and so are the names that an architecture declares as optional;
+- missing tensors, except buffers that are rebuilt from the configuration. Tied weights are never in a report, because
+  transformers removes them, and neither are tensors that an architecture declares as optional;
 - tensors of another shape than the configuration describes;
 - unexpected tensors, except those that cannot change a prediction (``HARMLESS``): the pooler and the
   next-sentence head of BERT-like checkpoints, heads that predict further tokens for speculative decoding, and
-  buffers of older versions. Anything else means that configuration and files belong to two different models:
-  fewer layers than the file holds, packed integers of a lost quantisation, an adapter that was not merged. In
-  doubt a tensor is refused.
+  buffers of older versions. Any other tensor means that configuration and files belong to two different models: the
+  file holds more layers, packed integers of a lost quantisation, or an adapter that was not merged. Unknown tensors
+  are refused.
 
-Only names and shapes are judged here, so this needs neither torch nor transformers. Rejected: a key that allows new
-heads. Nothing asks for one today, and a teacher or an evaluation could never use it.
+Only names and shapes are checked, so this needs neither torch nor transformers. Rejected: a key that allows new heads,
+which neither a teacher nor an evaluation could use.
 """
 
 import re
@@ -34,7 +34,7 @@ HARMLESS = re.compile(r"(^|\.)pooler\.|^cls\.seq_relationship\.|^sop_classifier\
 """Tensors that no prediction of the next or of a masked token depends on."""
 
 NAMED = 4
-"""Tensors that a message names of each kind; the others are counted."""
+"""How many tensors of each kind a message names; the others are counted."""
 
 CAUSES = (
     (r"lora_[AB]|lora_embedding", "merge the adapter into its base model and save the result (peft: merge_and_unload)"),
@@ -44,7 +44,7 @@ CAUSES = (
     ),
     (r"(^|\.)(layers|h|layer|block|blocks)\.\d+\.", "restore the configuration that was saved with these weights"),
 )
-"""Names of unexpected tensors, and what to do about them; the first that fits is said."""
+"""Names of unexpected tensors, and the advice of the message; the first pattern that matches is used."""
 
 HEAD = re.compile(
     r"^(lm_head|cls|predictions|generator_\w+|vocab_\w+|embed_out|output_layer|pred_layer|lm_loss|head)\b"
@@ -59,7 +59,7 @@ def check_report(report: Mapping[str, Iterable[Any]], subject: str, where: objec
             ``missing_keys`` and ``unexpected_keys``, names; ``mismatched_keys``, triples of a name, the shape in the
             file and the shape in the model. The last argument is what puts shapes into the report, where
             transformers would otherwise raise an error without names.
-        subject: What was loaded, such as ``teacher 'large'``.
+        subject: The role of the model, such as ``teacher 'large'``.
         where: Its folder or hub id.
         model: Name of the model's class.
 
@@ -99,7 +99,7 @@ def _reason(missing: list[str], unexpected: list[str]) -> str:
         return "transformers would fill the gaps with random numbers"
     if unexpected:
         return "a part of the model would be left out of its predictions"
-    return "no tensor of the right shape is there"
+    return "the files hold these tensors only in another shape"
 
 
 def _advice(missing: list[str], unexpected: list[str]) -> str:

@@ -1,27 +1,28 @@
-"""Ask a model whether it is what a cache assumes: rows that depend on their own sequence, and causally.
+"""Check that a model's predictions depend only on their own sequence, and under the causal objective only on the past.
 
 A cached row must follow from its sequence alone, and under the causal objective from the tokens up to its position.
-Not every model does that: many ``…ForCausalLM`` classes see later tokens unless their configuration says that they
-are decoders, and some architectures mix a sequence with its padding or with its batch-mates (convolutions and
-Fourier transforms over padding, experts that overflow, statistics of a batch). So a model is run a few times on real
-rows before the first shard, or the first training step, and its last hidden states are compared.
+Not every model satisfies this: many ``…ForCausalLM`` classes see later tokens unless their configuration says that they
+are decoders, and in some architectures a sequence depends on its padding or on the other sequences of its batch
+(convolutions and Fourier transforms over padding, experts that overflow, statistics of a batch). So a model is run a
+few times on real rows before the first shard, or the first training step, and its last hidden states are compared.
 
-**How rounding is told from a leak.** Where two runs have the same shapes and the same mask, and only tokens that a
-position must not see are others, its state is the same to the last bit in ordinary arithmetic. It is not where other
-tokens change the shape of a product (experts) or a scale (quantised activations). That noise is measured in the
-same runs: a row whose own tokens stay, beside batch-mates whose tokens change, moves by it. A leak is what moves more
-than ``NOISE_FACTOR`` times that, plus ``rounding``: 64 steps of float32, and one number in 4,096 rounded to its other
-neighbour in the type of the states. An attention that sees later tokens moves states by tenths in a trained
-model, and by thousandths of their size in an untrained one.
+**Rounding or leak?** If two runs have the same shapes and the same mask, and differ only in tokens that a position must
+not see, its state is equal to the last bit in ordinary arithmetic. It differs a little if the other tokens change the
+shape of a product (experts) or a scale (quantised activations). This noise is measured in the same runs, on a row whose
+own tokens are the same while the other rows of its batch change. A leak is a difference above ``NOISE_FACTOR`` times
+the noise plus ``rounding``: 64 steps of float32, and one number in 4,096 rounded to its other neighbour in the type of
+the states. An attention that sees later tokens changes states by tenths of their size in a trained model, and by
+thousandths in an untrained model.
 
-Where shapes differ (a row alone and in a padded batch), kernels add in another order; ``reshaped`` allows 16 steps
-of the states' type, and 1,024 of float32, for that. If other tokens below the padding move a row within one shape,
-its content is read, and only ``rounding`` is allowed between the padded row and the row alone. Both are needed: some
-models read a padding that is zero, and that changes nothing.
+If shapes differ (a row alone and in a padded batch), kernels add in another order; ``reshaped`` allows 16 steps of the
+states' type, and 1,024 of float32, for that. If other tokens below the padding change a row within one shape, the model
+reads the padding's content, and only ``rounding`` is allowed between the padded row and the row alone. Both comparisons
+are needed, because some models read the padding only where it is zero.
 
-Differences are rms values over the width, relative to the rms of the state, so they mean the same for every width and
-dtype. The median over positions is judged, because one token that a router sends to another expert moves by much and
-means nothing. Next to the place where a leak would be strongest, the median is taken over several cuts.
+Differences are rms values over the width, relative to the rms of the state, so that they are comparable for every width
+and dtype. The median over positions is compared with the limits, because a single token that a router sends to another
+expert changes by much without a leak. At the position where a leak would be strongest, right before the first changed
+token, the median is taken over several cuts.
 
 Measured over the architectures that transformers 5.23 builds at two layers, random weights, float32 and bfloat16, on
 a CPU: models that keep the rules moved by exactly 0 within one shape, and by at most 3e-6 and 7e-2 between
@@ -34,7 +35,7 @@ all (a leak of 1e-3 is below bfloat16's rounding between two shapes, and far abo
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,7 @@ StatesOf = Callable[[Ids, Ids], States]
 (B, L, D): whatever the prediction of a position is computed from, position by position."""
 
 TOKENS, CUTS = 48, 5
-"""Length of the row that is probed, at most, and places from which on its tokens are changed."""
+"""Largest length of the probed row, and number of cuts: places from which on its tokens are changed."""
 SHARES = (1.0, 0.6, 0.3)
 """Lengths of the padded rows, as shares of the longest."""
 NOISE_FACTOR = 8
@@ -65,10 +66,10 @@ PRODUCTS = {"highest": FLOAT32_STEP, "high": 2.0**-10, "medium": 2.0**-7}
 
 @dataclass(frozen=True)
 class Probe:
-    """What is asked of a model, and in which arithmetic it answers.
+    """The rows that a model is run on, the conditions it must satisfy, and its arithmetic.
 
     Attributes:
-        rows: Token ids of a few sequences, such as the model will read.
+        rows: Token ids of a few sequences of the kind that the model will read.
         causal: Whether a position may only see the tokens up to itself.
         batched: Whether sequences will be read together, padded to one length.
         step: Spacing of 1 and the next number of the type in which the states are computed, such as 2**-7 for bfloat16.
@@ -81,12 +82,12 @@ class Probe:
 
     @property
     def rounding(self) -> float:
-        """Relative difference that is taken for rounding where all shapes are the same."""
+        """Largest relative difference that counts as rounding if all shapes are the same."""
         return 64 * FLOAT32_STEP + self.step / 64
 
     @property
     def reshaped(self) -> float:
-        """Relative difference that is taken for rounding where shapes differ."""
+        """Largest relative difference that counts as rounding if shapes differ."""
         return 1024 * FLOAT32_STEP + 16 * self.step
 
 
@@ -94,8 +95,8 @@ def step_of(dtype: str, device: str, precision: str) -> float:
     """Return the spacing of 1 and the next number in a model's arithmetic.
 
     Args:
-        dtype: Of its activations, by torch's name; bfloat16's step is taken for any other.
-        device: Its device's type. Other devices than CPUs may shorten float32 in convolutions without being asked.
+        dtype: Type of its activations, by torch's name; the step of bfloat16 is used for an unknown name.
+        device: Type of its device. Devices other than CPUs may compute float32 convolutions in a shorter type.
         precision: From torch's ``get_float32_matmul_precision``.
     """
     step = STEPS.get(dtype, STEPS["bfloat16"])
@@ -109,30 +110,43 @@ def check_model(states_of: StatesOf, probe: Probe, subject: str, model: str, obj
 
     Args:
         states_of: Runs the model.
-        probe: What to ask.
-        subject: The model's part, such as ``teacher 'large'`` or ``the student``.
+        probe: Rows and conditions.
+        subject: The role of the model, such as ``teacher 'large'`` or ``the student``.
         model: Its class.
         objective: Objective of the encoding, for the message.
 
     Raises:
-        ModelError: a later token moves an earlier prediction, or padding or batch-mates move a row.
+        ModelError: a later token changes an earlier prediction, or padding or other sequences change a row.
     """
-    finding = _finding(states_of, probe)
-    if finding is None:
-        return
-    problem, measured, limit, why, fix = finding
-    raise ModelError(
-        problem.format(subject=subject),
-        where=f"{model}, objective {objective}",
-        expected=f"a relative difference of at most {limit:.1g}",
-        found=f"{measured:.2g}",
-        why=why,
-        fix=fix,
-    )
+    leak = _first_leak(states_of, probe)
+    if leak is not None:
+        raise ModelError(
+            leak.kind.problem.format(subject=subject),
+            where=f"{model}, objective {objective}",
+            expected=f"a relative difference of at most {leak.limit:.1g}",
+            found=f"{leak.difference:.2g}",
+            why=leak.kind.why,
+            fix=leak.kind.fix,
+        )
 
 
-def _finding(states_of: StatesOf, probe: Probe) -> tuple[str, float, float, str, str] | None:
-    """Return the first thing that is wrong, as the parts of a message; None if nothing is."""
+class Condition(NamedTuple):
+    """A condition that a model can violate, as the parts of a message."""
+
+    problem: str
+    why: str
+    fix: str
+
+
+class Leak(NamedTuple):
+    """A violated condition: the relative difference of states that was measured, and its limit."""
+
+    kind: Condition
+    difference: float
+    limit: float
+
+
+def _first_leak(states_of: StatesOf, probe: Probe) -> Leak | None:
     row = probe_row(probe.rows)
     if not len(row):
         return None
@@ -143,19 +157,17 @@ def _finding(states_of: StatesOf, probe: Probe) -> tuple[str, float, float, str,
     before, after = (states_of(ids, np.ones_like(ids)) for ids in (mates, changed))
     noise = float(np.median(differences(before[0], after[0])))
     if probe.batched and not noise <= probe.reshaped:
-        return BATCH_MATES[0], noise, probe.reshaped, *BATCH_MATES[1:]
+        return Leak(BATCH_MATES, noise, probe.reshaped)
     limit = NOISE_FACTOR * noise + probe.rounding
     if probe.causal and len(cuts):
         last = [differences(before[j, cut - 1], after[j, cut - 1]) for j, cut in enumerate(cuts, start=1)]
         moved = float(np.median(last))
         if not moved <= limit:
-            return LATER_TOKENS[0], moved, limit, *LATER_TOKENS[1:]
-    return _padding_finding(states_of, row, limit, probe) if probe.batched else None
+            return Leak(LATER_TOKENS, moved, limit)
+    return _padding_leak(states_of, row, limit, probe) if probe.batched else None
 
 
-def _padding_finding(
-    states_of: StatesOf, row: Ids, limit: float, probe: Probe
-) -> tuple[str, float, float, str, str] | None:
+def _padding_leak(states_of: StatesOf, row: Ids, limit: float, probe: Probe) -> Leak | None:
     """Compare rows that are padded together with each row alone, and with other tokens below the padding."""
     lengths = sorted({max(1, round(share * len(row))) for share in SHARES}, reverse=True)
     mask = (np.arange(len(row)) < np.array(lengths)[:, None]).astype(np.int64)
@@ -167,42 +179,41 @@ def _padding_finding(
     alone = [states_of(row[None, :n], np.ones((1, n), np.int64))[0] for _, n in rows]
     apart = _moved([differences(empty[i, :n], states) for (i, n), states in zip(rows, alone, strict=True)])
     allowed = probe.reshaped if below <= limit else limit
-    return None if apart <= allowed else (PADDING[0], apart, allowed, *PADDING[1:])
+    return None if apart <= allowed else Leak(PADDING, apart, allowed)
 
 
 def _moved(moved: list[NDArray[np.float64]]) -> float:
-    """Return by how much padded rows moved: at half of the positions of one, or at the last position of all."""
+    """Return how much padded rows changed: the largest median of a row, or the least change at a last position."""
     return float(max(*(np.median(row) for row in moved), min(row[-1] for row in moved)))
 
 
-LATER_TOKENS = (
+LATER_TOKENS = Condition(
     "{subject} sees later tokens when it predicts earlier ones",
-    "it would see the answers that it is asked to predict",
+    "it would see the tokens that it must predict",
     "Use a model that is trained to predict the next token; for an encoder, set encoding.objective: masked; for a "
     "decoder of this architecture, set is_decoder: true in its configuration",
 )
-PADDING = (
+PADDING = Condition(
     "the padding beside a sequence changes what {subject} predicts for it",
     "its predictions would depend on which sequences share a batch",
     "Use another model; a teacher can read one sequence at a time with batch_tokens: 1",
 )
-BATCH_MATES = (
+BATCH_MATES = Condition(
     "other sequences of a batch change what {subject} predicts for a sequence",
     "its predictions would depend on which sequences share a batch",
     "Use another model; a teacher can read one sequence at a time with batch_tokens: 1",
 )
-"""What can be wrong: problem, reason, next step."""
 
 
 def probe_row(rows: Sequence[NDArray[Any]]) -> Ids:
-    """Return the beginning of the longest row: (L,), L at most TOKENS and no longer than what the model reads."""
+    """Return the beginning of the longest row: (L,), at most TOKENS tokens."""
     return np.asarray(max(rows, key=len, default=np.zeros(0)), dtype=np.int64)[:TOKENS]
 
 
 def others(row: Ids) -> Ids:
-    """Return another token for every place of a row, all from the row itself where it has two different ones.
+    """Return another token for every place of a row, all from the row itself if it has two different tokens.
 
-    Tokens of the row are tokens of text; an id that is made up may be an image's.
+    Tokens of the row are tokens of text, whereas an invented id may denote an image.
     """
     distinct = np.unique(row)
     if len(distinct) == 1:
@@ -216,7 +227,7 @@ def others(row: Ids) -> Ids:
 def differences(states: States, reference: States) -> NDArray[np.float64]:
     """Return the rms difference of states (…, D) relative to the rms of the reference: (…,).
 
-    Infinite if only one side is a number; 0 if neither is, for a capture refuses or skips such a position itself.
+    Infinite if only one side is finite; 0 if neither is, because a capture refuses or skips such a position itself.
     """
     states, reference = states.astype(np.float64), reference.astype(np.float64)
     numbers = np.isfinite(states).all(axis=-1), np.isfinite(reference).all(axis=-1)

@@ -1,6 +1,5 @@
 """``logitcask vocabulary``: one vocabulary for a student of several teachers, or a smaller one than its teacher's."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +18,18 @@ if TYPE_CHECKING:
 @click.command("vocabulary")
 @click.argument("caches", nargs=-1, required=True, type=CacheType())
 @click.option("-o", "--output", required=True, type=CacheType(), help="Folder to write.")
-@click.option("--keep", type=float, help="Keep this share (at most 1) or number of one tokenizer's tokens.")
-@click.option("--forced", type=click.Path(path_type=Path), help="File of tokens to keep in any case, one a line.")
+@click.option(
+    "--keep", type=float, help="Keep a part of one tokenizer's tokens: a share (at most 1) or a number of tokens."
+)
+@click.option(
+    "--forced",
+    type=click.Path(path_type=Path),
+    help="File of tokens to keep whatever their frequency, one token per line.",
+)
 @click.option(
     "--embeddings",
     type=click.Path(path_type=Path),
-    help="Model whose word embeddings say what a dropped token is read as; default: as unknown.",
+    help="Model whose word embeddings tell which kept token a dropped token is read as; by default the unknown token.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def vocabulary_command(
@@ -37,10 +42,10 @@ def vocabulary_command(
 ) -> None:
     """Unite the vocabularies of CACHES into one for a student that learns from all of them.
 
-    Tokens that are written differently but are the same become one. The folder holds the union, where each
-    tokenizer's ids went, and a tokenizer; a student file names it as vocabulary.
-    The ids of the first cache stay, and caches that are added at the end change none.
-    With --keep, the caches have one tokenizer, and the student knows only the tokens that they use most.
+    Equal tokens become one, also if the tokenizers write them differently. The folder holds the union, a map of
+    each tokenizer's ids, and a tokenizer for the student; a student file refers to it as vocabulary. The ids of
+    the first cache do not change, and adding caches at the end changes no id.
+    With --keep, all caches must have one tokenizer, and the student gets only the tokens that they use most.
 
     \b
     Example:
@@ -48,9 +53,9 @@ def vocabulary_command(
         logitcask vocabulary runs/en/cache --keep 0.5 --embeddings models/teacher -o runs/half
     """
     if keep is None and (forced or embeddings):
-        raise click.UsageError("--forced and --embeddings need --keep")
+        raise click.UsageError("--forced and --embeddings can only be used with --keep.")
     if keep is not None and keep <= 0:
-        raise click.BadParameter("a share or a number above 0", param_hint="--keep")
+        raise click.BadParameter("must be above 0.", param_hint="--keep")
     from cache_tools.progress.lines import open_reporter
     from cache_tools.separate_places import require_outside
     from cache_tools.store.reader import Cache
@@ -65,16 +70,18 @@ def vocabulary_command(
         encodings = [cache.encoding(name) for cache in opened for name in cache.encodings]
         if keep is None:
             reporter.stage("merging the vocabularies", None)
-            made = write_vocabulary(output, encodings)
+            written = write_vocabulary(output, encodings)
         else:
             reporter.stage("counting tokens and choosing among them", sum(len(e.shards) for e in encodings), "shards")
-            made = write_compressed(output, encodings, keep, _names(forced), embeddings, reporter.advance)
+            written = write_compressed(output, encodings, keep, _names(forced), embeddings, reporter.advance)
     if as_json:
-        click.echo(json.dumps(made.model_dump(mode="json"), indent=2))
+        from cache_tools.json_output import json_text
+
+        click.echo(json_text(written))
         return
     from rich.console import Console
 
-    Console().print(_united(made) if keep is None else _kept(made, output))
+    Console().print(_union_table(written) if keep is None else _kept_table(written, output))
 
 
 def _names(path: Path | None) -> list[str]:
@@ -83,20 +90,20 @@ def _names(path: Path | None) -> list[str]:
     try:
         return [] if path is None else path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("the list of tokens cannot be read", where=path, found=error) from error
+        raise ConfigError("the file of tokens cannot be read", where=path, found=error) from error
 
 
-def _united(made: "VocabularyManifest") -> "Table":
+def _union_table(manifest: "VocabularyManifest") -> "Table":
     from rich.table import Table
 
-    table = Table("tokenizer", "ids", "shared with another", "new text is split", title=f"{made.size:,} tokens")
-    for part in made.tokenizers:
-        rules = "as by its own rules" if part.same_rules else "by longest match only"
+    table = Table("tokenizer", "ids", "shared with another", "new text is split", title=f"{manifest.size:,} tokens")
+    for part in manifest.tokenizers:
+        rules = "by its own rules" if part.same_rules else "by longest match only"
         table.add_row(f"{part.vocabulary[:12]}…", f"{part.ids:,}", f"{part.shared:,}", rules)
     return table
 
 
-def _kept(made: "VocabularyManifest", folder: "StorePath") -> "Group":
+def _kept_table(manifest: "VocabularyManifest", folder: "StorePath") -> "Group":
     from rich.console import Group
     from rich.markup import escape
     from rich.table import Table
@@ -105,15 +112,14 @@ def _kept(made: "VocabularyManifest", folder: "StorePath") -> "Group":
     from cache_tools.vocabularies.compression import crowding
     from cache_tools.vocabularies.folder import read_vocabulary
 
-    (part,), coverage = made.tokenizers, made.coverage or {}
-    table = Table("split", "tokens of the text that are kept", title=f"{made.size:,} of {part.ids:,} tokens")
+    (part,), coverage = manifest.tokenizers, manifest.coverage or {}
+    table = Table("split", "tokens of the text that are kept", title=f"{manifest.size:,} of {part.ids:,} tokens")
     for split, share in coverage.items():
         table.add_row(split, f"{share:.2%}")
-    rows = part.ids - made.size
-    stand_ins, name, count = crowding(read_vocabulary(folder))
+    rows = part.ids - manifest.size
+    stand_ins = crowding(read_vocabulary(folder))
     lines = [f"{rows:,} embeddings fewer: {rows:,} parameters for each unit of the student's width."]
-    if count:
-        lines.append(
-            f"Dropped tokens are read as {stand_ins:,} others, {count:,} of them as {escape(printable(name))}."
-        )
+    if stand_ins.dropped_by_most:
+        most = f"{stand_ins.dropped_by_most:,} of them as {escape(printable(stand_ins.most_used))}"
+        lines.append(f"Dropped tokens are read as {stand_ins.count:,} kept tokens, {most}.")
     return Group(table, *lines)

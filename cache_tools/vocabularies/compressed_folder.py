@@ -38,27 +38,27 @@ def write_compressed(
     embeddings: Path | None = None,
     progress: Advance = ignore,
 ) -> VocabularyManifest:
-    """Choose which tokens of the encodings' one tokenizer a student has, and write them.
+    """Select the tokens of a student from the encodings' one tokenizer, and write its vocabulary.
 
     Args:
-        folder: To write.
-        encodings: Whose training texts say which tokens are frequent.
-        keep: See ``compressed_vocabulary.kept_size``.
-        forced: Names of tokens that are kept in any case.
-        embeddings: Folder of a model whose word embeddings say what dropped tokens are read as.
-        progress: Told of each shard whose tokens are counted.
+        folder: The folder to write.
+        encodings: Encodings of one tokenizer; their training texts determine which tokens are frequent.
+        keep: See ``compression.kept_size``.
+        forced: Names of tokens that are always kept.
+        embeddings: Folder of a model whose word embeddings determine the stand-ins of dropped tokens.
+        progress: Called after each shard whose tokens were counted.
 
     Raises:
         IdentityError: the encodings have several tokenizers; or the folder holds another vocabulary.
-        FormatError: a forced name is no token; or there are too many; or as for ``write_vocabulary``.
+        FormatError: a forced name is no token; or more tokens must be kept than fit; or as for ``write_vocabulary``.
         ModelError: the model has no word embeddings.
         DamageError: as for ``write_vocabulary``.
     """
     key, tokenizer, settings = _only_tokenizer(encodings)
     tokens = tokens_of(tokenizer, settings)
-    size, must = max(tokens) + 1, [_id_of(tokenizer, name) for name in forced]
+    size, forced_ids = max(tokens) + 1, [_id_of(tokenizer, name) for name in forced]
     counts = {split: token_counts(encodings, split, size, progress) for split in SPLITS}
-    kept = kept_ids(counts["train"], tokens, must, kept_size(keep, len(tokens)))
+    kept = kept_ids(counts["train"], tokens, forced_ids, kept_size(keep, len(tokens)))
     vectors = None if embeddings is None else word_embeddings(embeddings, size)
     union = compressed(key, tokens, kept, stand_ins(kept, tokens, vectors))
     files = {TOKEN_MAP_KEY: token_map_bytes(union.read[key], kept.astype(np.uint32))}
@@ -66,24 +66,24 @@ def write_compressed(
         record = encodings[0].manifest.files[name]
         content = read_recorded(encodings[0].path / name, record.sha256, record.bytes)
         files[name] = without_code(name.rpartition("/")[2], content)
-    found = {split: coverage(counts[split], kept, tokens) for split in SPLITS if counts[split].any()}
-    return write_folder(folder, union, [json.loads(tokenizer.to_str())], files, found)
+    shares = {split: coverage(counts[split], kept, tokens) for split in SPLITS if counts[split].any()}
+    return write_folder(folder, union, [json.loads(tokenizer.to_str())], files, shares)
 
 
 def _only_tokenizer(encodings: Sequence[Encoding]) -> tuple[str, Tokenizer, dict[str, Any]]:
-    found = tokenizers_of(encodings)
-    if len(found) > 1:
+    tokenizers = tokenizers_of(encodings)
+    if len(tokenizers) > 1:
         raise IdentityError(
             "these caches have several tokenizers",
-            expected="one, some tokens of which are kept",
-            found=" and ".join(f"{key[:12]}…" for key in found),
-            fix="Leave --keep out to unite them, or give caches of one tokenizer",
+            expected="a single tokenizer, because --keep selects among its tokens",
+            found=" and ".join(f"{key[:12]}…" for key in tokenizers),
+            fix="Leave --keep out to unite the vocabularies, or give caches of one tokenizer",
         )
     for encoding in encodings[1:]:
         require_same_encodings(
             encodings[0], encoding, "these caches have several tokenizers", "Give caches of one tokenizer"
         )
-    ((key, (tokenizer, settings)),) = found.items()
+    ((key, (tokenizer, settings)),) = tokenizers.items()
     return key, tokenizer, settings
 
 

@@ -1,20 +1,21 @@
-"""A part of a tokenizer's vocabulary for a small student: which tokens are kept, and what stands in for the others.
+"""A part of a tokenizer's vocabulary for a small student: which tokens are kept, and the stand-ins of the others.
 
-In a small student the rows of the vocabulary are most of the weights, and half of them are read a few times in a
-hundred words. So the tokens that a corpus uses most are kept, and every other one is read as a kept token that means
-nearly the same: the one whose word embedding has the largest dot product with its own, in the teacher's eyes (Tan et
-al., arXiv 2306.06625). A text is read through that many-to-one map; predictions are not: a teacher's probability of a
-dropped token is not its stand-in's, so it is left out, or the teacher is asked about the kept tokens only
+In a small student most of the weights are the embeddings of the vocabulary, and half of the tokens make up only a few
+percent of a text. So the tokens that a corpus uses most are kept, and every dropped token is read as a kept token of
+similar meaning: the one whose word embedding in the teacher has the largest dot product with its own (Tan et al., arXiv
+2306.06625). Only texts are read through that many-to-one map. A teacher's probability of a dropped token is not the
+probability of its stand-in, so it becomes left-out mass, or the teacher's distribution is restricted to the kept tokens
 (``target.vocabulary`` of a capture file).
 
-Kept in any case are special and added tokens, which no other may stand for, and what the caller forces, such as the
-names of classes. Ids stay in the tokenizer's order: those of [PAD] and its like hardly ever move, and the student's
-rows are the teacher's, some of them taken out. Rejected: a tokenizer of the kept tokens alone. It splits words into
-more pieces, at other places than the teacher's, whose predictions then belong to no position.
+Special and added tokens are always kept, and are never stand-ins; so are tokens that the caller forces, such as the
+names of classes. Ids keep the tokenizer's order: the ids of [PAD] and other early tokens rarely change, and the
+student's embeddings are rows of the teacher's in the same order. Rejected: a tokenizer of the kept tokens alone, which
+splits words into more tokens and at other places than the teacher's, so that predictions belong to no position.
 """
 
 import math
 from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,24 +28,24 @@ from cache_tools.vocabularies.tokens import Token
 from cache_tools.vocabularies.union import NO_ID, UNKNOWN, UnionVocabulary, token_names
 
 MULTIPLE = 128
-"""A share of a vocabulary is rounded up to a multiple of this, as matrix products like it."""
+"""A share of a vocabulary is rounded up to a multiple of this, for fast matrix products."""
 
 BLOCK_ROWS = 1024
-"""Dropped tokens that are compared with all kept ones at a time."""
+"""How many dropped tokens are compared with all kept tokens at a time."""
 
 Ids = NDArray[np.int64]
 
 
 def kept_size(keep: float, tokens: int) -> int:
-    """Return how many of so many tokens are kept: ``keep`` is a share if it is at most 1, and a number above."""
-    wanted = math.ceil(keep * tokens / MULTIPLE) * MULTIPLE if keep <= 1 else int(keep)
-    return min(wanted, tokens)
+    """Return how many of ``tokens`` tokens are kept; ``keep`` is a share if it is at most 1, else a number."""
+    size = math.ceil(keep * tokens / MULTIPLE) * MULTIPLE if keep <= 1 else int(keep)
+    return min(size, tokens)
 
 
 def token_counts(encodings: Iterable[Encoding], split: Split, size: int, progress: Advance = ignore) -> Ids:
-    """Return how often each id below ``size`` stands in the texts of a split, before masking: (size,).
+    """Return how often each id below ``size`` occurs in the texts of a split, before masking: (size,).
 
-    ``progress`` is told of each shard.
+    ``progress`` is called after each shard.
     """
     counts = np.zeros(size, np.int64)
     for encoding in encodings:
@@ -57,33 +58,33 @@ def token_counts(encodings: Iterable[Encoding], split: Split, size: int, progres
 
 
 def reserved(tokens: Mapping[int, Token]) -> list[int]:
-    """Return the ids of special and added tokens, which stand for nothing but themselves."""
+    """Return the ids of special and added tokens, which are always kept and never stand-ins."""
     return [i for i, token in tokens.items() if token.kind in ("special", "added")]
 
 
 def coverage(counts_V: Ids, kept: Ids, tokens: Mapping[int, Token]) -> float:
-    """Return the share of a text's ordinary tokens that are kept; NaN of no text."""
+    """Return the share of a text's ordinary tokens that are kept; NaN if it has no ordinary token."""
     ordinary = counts_V.copy()
     ordinary[reserved(tokens)] = 0
     return float(ordinary[kept].sum() / ordinary.sum()) if ordinary.any() else math.nan
 
 
 def kept_ids(counts_V: Ids, tokens: Mapping[int, Token], forced: Collection[int], size: int) -> Ids:
-    """Return which ids are kept: reserved and forced ones, then the most frequent; of equally frequent the lower.
+    """Return which ids are kept: reserved and forced ids, then the most frequent; the lower of equally frequent ids.
 
     Returns:
         (size,) ascending.
 
     Raises:
-        FormatError: what must be kept is more than that.
+        FormatError: more than ``size`` ids must be kept.
     """
     first = np.array(sorted({*reserved(tokens), *forced}), np.int64)
     if len(first) > size:
         raise FormatError(
-            "a vocabulary of this size cannot hold all tokens that must be kept",
-            expected=f"at least {len(first)}",
+            "the vocabulary is too small for the tokens that must be kept",
+            expected=f"at least {len(first)} tokens",
             found=size,
-            fix="Keep more, or force fewer",
+            fix="Raise --keep, or list fewer tokens in --forced",
         )
     others = np.setdiff1d(np.fromiter(tokens, np.int64), first)
     frequent = others[np.argsort(-counts_V[others], kind="stable")]
@@ -91,10 +92,10 @@ def kept_ids(counts_V: Ids, tokens: Mapping[int, Token], forced: Collection[int]
 
 
 def stand_ins(kept: Ids, tokens: Mapping[int, Token], embeddings_VD: NDArray[np.float32] | None) -> Ids:
-    """Return the kept id that each id is read as: a kept one as itself, a dropped one as its nearest ordinary token.
+    """Return the kept id that each id is read as: a kept id as itself, a dropped id as its nearest ordinary token.
 
     Args:
-        kept: (n,) ids that are kept.
+        kept: (n,) the kept ids.
         tokens: Every token by its id.
         embeddings_VD: Word embeddings; without them every dropped token is read as [UNK].
 
@@ -102,7 +103,7 @@ def stand_ins(kept: Ids, tokens: Mapping[int, Token], embeddings_VD: NDArray[np.
         (V,), V one more than the highest id; -1 where there is no token.
 
     Raises:
-        FormatError: there is nothing that a dropped token could be read as.
+        FormatError: no kept token can be the stand-in of a dropped token.
     """
     result = np.full(max(tokens) + 1, -1, np.int64)
     result[kept] = kept
@@ -111,9 +112,9 @@ def stand_ins(kept: Ids, tokens: Mapping[int, Token], embeddings_VD: NDArray[np.
     candidates = np.setdiff1d(kept, reserved(tokens)) if embeddings_VD is not None else np.array([unknown])
     if len(dropped) and (not len(candidates) or candidates[0] is None):
         raise FormatError(
-            "there is no token that the dropped ones could be read as",
+            "no kept token can stand in for the dropped tokens",
             expected="word embeddings and an ordinary token, or an unknown token such as [UNK]",
-            fix="Give --embeddings, a folder of the teacher's model, or keep more",
+            fix="Give the folder of the teacher's model as --embeddings, or raise --keep",
         )
     for start in range(0, len(dropped), BLOCK_ROWS):
         block = dropped[start : start + BLOCK_ROWS]
@@ -138,15 +139,29 @@ def compressed(vocabulary: str, tokens: Mapping[int, Token], kept: Ids, read_as:
     return UnionVocabulary(names, {vocabulary: predicted}, {vocabulary: read})
 
 
-def crowding(union: UnionVocabulary) -> tuple[int, str, int]:
-    """Return how many tokens stand in for dropped ones, which of them for the most, and for how many.
+class StandIns(NamedTuple):
+    """How evenly the dropped tokens are spread over their stand-ins.
 
-    A dot product grows with a vector's length. Where embeddings are poor, one long vector is nearest to nearly all
-    rare tokens, and its token stands for everything: no better than [UNK], and worse if it means something.
+    Attributes:
+        count: How many kept tokens are stand-ins.
+        most_used: Name of the token that stands in for the most dropped tokens.
+        dropped_by_most: For how many it stands in; 0 if no token was dropped.
+    """
+
+    count: int
+    most_used: str
+    dropped_by_most: int
+
+
+def crowding(union: UnionVocabulary) -> StandIns:
+    """Return how evenly the dropped tokens are spread over their stand-ins.
+
+    A dot product grows with a vector's length. If embeddings are poor, one long vector is nearest to almost all rare
+    tokens, and its token stands in for all of them: no better than [UNK], and worse if that token has a meaning.
     """
     ((tokenizer, read),) = union.read.items()
     kept = np.flatnonzero(union.maps[tokenizer] != NO_ID)
     dropped = np.setdiff1d(np.flatnonzero(read != NO_ID), kept)
     counts = np.bincount(read[dropped], minlength=len(union.names))
     most = int(counts.argmax())
-    return int((counts > 0).sum()), union.names[most], int(counts[most])
+    return StandIns(int((counts > 0).sum()), union.names[most], int(counts[most]))

@@ -1,4 +1,4 @@
-"""A student's vocabulary on disk, of several caches' tokens or a part of one's: made once, checked whenever it is read.
+"""A student's vocabulary on disk: the tokens of several caches, or some tokens of one; checked whenever it is read.
 
 ::
 
@@ -6,11 +6,11 @@
     <folder>/tokenizer/          an ordinary tokenizer folder for the student
     <folder>/vocabulary.json     sealed: sizes and hashes of these files, fingerprints; written last
 
-If tokens were dropped, the student's tokenizer is the cache's own, which splits text as ever and knows the dropped
-tokens. ``tokenizer/token_map.safetensors`` beside it says what the student reads instead (``token_map.py``).
+If tokens were dropped, the student's tokenizer is the cache's own, which still produces the dropped tokens;
+``tokenizer/token_map.safetensors`` beside it holds their stand-ins (``token_map.py``).
 
-A folder is never changed: a student's rows are worth nothing if its ids move. The same command on the same caches
-finds its own work and does nothing; other caches need another folder.
+A folder is never changed, because a student's embeddings become useless if ids change. The same command on the same
+caches recognises the existing folder and does nothing; other caches need another folder.
 """
 
 import json
@@ -44,7 +44,7 @@ TOKEN_MAP_KEY = f"{TOKENIZER}/{TOKEN_MAP}"
 SETTINGS_FILE = TOKENIZER_FILE.replace("tokenizer.json", "tokenizer_config.json")
 
 LARGEST_VOCABULARY = 2**24
-"""Ids of a tokenizer; a stranger's table must not fill the memory."""
+"""Largest number of ids of a tokenizer, so that an untrusted table cannot fill the memory."""
 
 TOKENS_BYTES = 64 * 2**20
 """The table of tokens, unpacked: about two million tokens of four tokenizers."""
@@ -71,13 +71,13 @@ class VocabularyManifest(BaseModel):
     """What ``vocabulary.json`` holds.
 
     Attributes:
-        format: Of the folder; 2 if tokens were dropped, which readers of 1 alone would not read through their map.
-        software: What wrote it.
-        size: Tokens of the vocabulary.
-        fingerprint: Of the vocabulary, see ``UnionVocabulary``.
-        tokenizers: What it is made of, in order.
-        files: Everything else in the folder.
-        coverage: If tokens were dropped, the share of each split's ordinary tokens that were not.
+        format: Version of the folder's format; 2 if tokens were dropped, because readers of version 1 ignore the map.
+        software: The software that wrote it.
+        size: Number of tokens of the vocabulary.
+        fingerprint: Fingerprint of the vocabulary, see ``UnionVocabulary``.
+        tokenizers: The tokenizers that it was made from, in order.
+        files: All other files of the folder.
+        coverage: If tokens were dropped, the share of each split's ordinary tokens that are kept.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -101,7 +101,7 @@ def write_vocabulary(folder: StorePath, encodings: Sequence[Encoding]) -> Vocabu
 
     Raises:
         DamageError: a tokenizer's file is missing or not what was written.
-        FormatError: a tokenizer's tokens are written in a way that is not known.
+        FormatError: a tokenizer's tokens are written in an unknown way.
         IdentityError: the folder holds another vocabulary.
     """
     tokenizers = tokenizers_of(encodings)
@@ -118,10 +118,10 @@ def write_folder(
     files: dict[str, bytes],
     coverage: dict[Split, float] | None = None,
 ) -> VocabularyManifest:
-    """Write a vocabulary, or find the same one in the folder.
+    """Write a vocabulary, unless the folder holds the same vocabulary.
 
     Args:
-        folder: To write.
+        folder: The folder to write.
         union: The vocabulary.
         states: ``tokenizer.json`` of each of its tokenizers.
         files: The student's tokenizer, by key.
@@ -131,7 +131,7 @@ def write_folder(
         IdentityError: the folder holds another vocabulary.
     """
     files[TOKENS] = table_bytes(_table(union))
-    made = VocabularyManifest(
+    manifest = VocabularyManifest(
         format=1 if coverage is None else 2,
         size=len(union.names),
         fingerprint=union.fingerprint,
@@ -140,11 +140,11 @@ def write_folder(
         coverage=coverage,
     )
     if object_exists(folder / DOCUMENT):
-        _require_same(folder, made)
+        _require_same(folder, manifest)
     else:
         write_objects(folder, files)
-        write_object(folder / DOCUMENT, sealed_bytes({"seal": UNSEALED} | made.model_dump(mode="json")))
-    return made
+        write_object(folder / DOCUMENT, sealed_bytes({"seal": UNSEALED} | manifest.model_dump(mode="json")))
+    return manifest
 
 
 def read_manifest(folder: StorePath) -> VocabularyManifest:
@@ -156,9 +156,9 @@ def read_manifest(folder: StorePath) -> VocabularyManifest:
     path = folder / DOCUMENT
     enclose(folder)
     try:
-        found = VocabularyManifest.model_validate(read_sealed(read_object(path)))
-        if found.format not in (1, 2):
-            raise ValueError(f"format {found.format}")
+        manifest = VocabularyManifest.model_validate(read_sealed(read_object(path)))
+        if manifest.format not in (1, 2):
+            raise ValueError(f"format {manifest.format}")
     except (OSError, ValueError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise FormatError(
@@ -166,16 +166,16 @@ def read_manifest(folder: StorePath) -> VocabularyManifest:
             where=path,
             expected="a folder that 'logitcask vocabulary' has written",
             found="no such file" if isinstance(error, OSError) else reason,
-            fix="Check the path, or make it anew",
+            fix="Check the path, or run 'logitcask vocabulary' again",
         ) from error
-    return found
+    return manifest
 
 
 def read_vocabulary(folder: StorePath) -> UnionVocabulary:
     """Read the union in a folder.
 
     Raises:
-        FormatError: see ``read_manifest``; or the table tells no two ids of a tokenizer apart.
+        FormatError: see ``read_manifest``; or the table gives several tokens the same id.
         DamageError: the table of tokens is missing, or not what was written.
     """
     manifest = read_manifest(folder)
@@ -189,7 +189,10 @@ def read_vocabulary(folder: StorePath) -> UnionVocabulary:
             raise ValueError("another fingerprint")
     except (KeyError, ValueError, SafetensorError, pa.ArrowException) as error:
         raise FormatError(
-            "this is not the table of a vocabulary", where=folder / TOKENS, found=error, fix="Make it anew"
+            "this is not the table of a vocabulary",
+            where=folder / TOKENS,
+            found=error,
+            fix="Run 'logitcask vocabulary' again",
         ) from error
     return union
 
@@ -209,7 +212,7 @@ def save_tokenizer(folder: StorePath, target: StorePath) -> None:
 
 
 def save_token_map(folder: StorePath, target: StorePath) -> None:
-    """Copy the map that a student's ids pass through to the student's folder, if tokens were dropped.
+    """Copy the map of a student's ids to the student's folder, if tokens were dropped.
 
     Raises:
         FormatError: see ``read_manifest``.
@@ -225,7 +228,7 @@ def tokenizers_of(encodings: Sequence[Encoding]) -> dict[str, tuple[Tokenizer, d
 
     Raises:
         DamageError: a tokenizer's file is missing or not what was written.
-        FormatError: there is no encoding, or one keeps none, or it cannot be read.
+        FormatError: there is no encoding, or an encoding keeps no tokenizer, or its tokenizer cannot be read.
     """
     if not encodings:
         raise FormatError("these caches hold no encoding", fix="Run 'logitcask capture' first")
@@ -247,8 +250,8 @@ def open_tokenizer(encoding: Encoding) -> tuple[Tokenizer, dict[str, Any]]:
     """Return an encoding's tokenizer and its settings, checked to be the one that its identity names.
 
     Raises:
-        DamageError: a file of it is missing or not what was written.
-        FormatError: the encoding keeps none, or it cannot be read.
+        DamageError: a file of the tokenizer is missing or not what was written.
+        FormatError: the encoding keeps no tokenizer, or it cannot be read.
     """
     files = encoding.manifest.files
     if not {TOKENIZER_FILE, SETTINGS_FILE} <= set(files):
@@ -270,8 +273,8 @@ def _table(union: UnionVocabulary) -> pa.Table:
     columns = {"name": pa.array(union.names, pa.string())}
     for key, ids in union.maps.items():
         own_ids = np.full(len(union.names), NO_ID, np.uint32)
-        known = ids != NO_ID
-        own_ids[ids[known]] = np.flatnonzero(known)
+        has_token = ids != NO_ID
+        own_ids[ids[has_token]] = np.flatnonzero(has_token)
         columns[key] = pa.array(own_ids, pa.uint32(), mask=own_ids == NO_ID)
     return pa.table(columns)
 
@@ -280,37 +283,37 @@ def _map(column: pa.ChunkedArray) -> Any:
     """Return the (n,) uint32 map of which a column is the inverse.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the column is not invertible.
     """
     own_ids = column.fill_null(NO_ID).to_numpy()
     rows = np.flatnonzero(own_ids != NO_ID)
     size = int(own_ids[rows].max()) + 1
     if size > LARGEST_VOCABULARY or len(np.unique(own_ids[rows])) < len(rows):
-        raise ValueError("an id stands twice, or is too large")
+        raise ValueError("an id occurs twice, or is too large")
     ids = np.full(size, NO_ID, np.uint32)
     ids[own_ids[rows]] = rows
     return ids
 
 
 def _parts(union: UnionVocabulary, states: Sequence[dict[str, Any]]) -> tuple[Part, ...]:
-    known = [ids[ids != NO_ID] for ids in union.maps.values()]
-    users = np.bincount(np.concatenate(known), minlength=len(union.names))
+    token_ids = [ids[ids != NO_ID] for ids in union.maps.values()]
+    users = np.bincount(np.concatenate(token_ids), minlength=len(union.names))
     sizes = [int((union.read.get(key, ids) != NO_ID).sum()) for key, ids in union.maps.items()]
     different = differing_rules(states)
     return tuple(
         Part(vocabulary=key, ids=size, shared=int((users[ids] > 1).sum()), same_rules=number not in different)
-        for number, (key, ids, size) in enumerate(zip(union.maps, known, sizes, strict=True))
+        for number, (key, ids, size) in enumerate(zip(union.maps, token_ids, sizes, strict=True))
     )
 
 
-def _require_same(folder: StorePath, made: VocabularyManifest) -> None:
-    found = read_manifest(folder)
-    if found.fingerprint != made.fingerprint:
+def _require_same(folder: StorePath, new: VocabularyManifest) -> None:
+    stored = read_manifest(folder)
+    if stored.fingerprint != new.fingerprint:
         raise IdentityError(
-            "another vocabulary lies in this folder",
+            "this folder holds another vocabulary",
             where=folder,
-            expected=f"{made.fingerprint[:12]}…, {made.size} tokens of {len(made.tokenizers)} tokenizers",
-            found=f"{found.fingerprint[:12]}…, {found.size} tokens of {len(found.tokenizers)} tokenizers",
-            why="students that were trained with it would lose their ids",
+            expected=f"{new.fingerprint[:12]}…, {new.size} tokens of {len(new.tokenizers)} tokenizers",
+            found=f"{stored.fingerprint[:12]}…, {stored.size} tokens of {len(stored.tokenizers)} tokenizers",
+            why="replacing it would change the ids of students that were trained with it",
             fix="Choose another folder",
         )

@@ -1,19 +1,19 @@
-"""Do two tokenizers turn the same text into the same ids? Vocabularies do not say: merges and normalisers decide.
+"""Check that two tokenizers turn the same text into the same ids, which depends on more than their vocabularies.
 
-A second teacher would read, and a student would later write, ids that its own tokenizer never gives. First, what
-determines ids is compared as it is written (``canonical_rules``: model, normaliser, splitting, added tokens; not
-templates, decoders, padding, or how merges are spelt). If that is equal, nothing is tried. If not, both read the same
-probes, because one behaviour has several spellings (SentencePiece models exist with a normaliser or with a splitter
-that puts ``▁`` in front):
+If merges or normalisers differ, a second teacher reads, and a student later writes, ids that its own tokenizer never
+produces. First the rules that determine ids are compared (``canonical_rules``: model, normaliser, splitting, added
+tokens; not templates, decoders, padding, or the notation of merges). If they are equal, no text is compared. Otherwise
+both tokenizers encode the same probes, because the same behaviour can be written in several ways (SentencePiece models
+exist with a normaliser or with a splitter that puts ``▁`` in front):
 
 - sentences in many scripts, with white space, digits, code, contractions, emoji and combining marks;
 - every assigned character of the basic plane, which shows what a normaliser does to it;
 - every token of the vocabulary, and pairs of tokens, which show the order of merges;
-- every added token between words, in capitals too, which shows its flags;
+- every added token between words, also in capitals, which shows its flags;
 - texts of the cache itself.
 
-Any difference is refused by name. Two tokenizers that differ on none of them may still differ on some text; no
-finite test excludes that. A comparison of unlike spellings costs a few seconds, of like ones some milliseconds.
+The first difference is an error that shows it. Two tokenizers without a difference on these texts may still differ on
+another text; no finite test excludes that. Comparing rules costs some milliseconds, comparing texts a few seconds.
 """
 
 import json
@@ -56,7 +56,7 @@ PAIRS = 20_000
 BATCH_TEXTS = 1024
 CHARACTERS_TOGETHER = 32
 SAMPLED_SHARDS, SAMPLED_TEXTS = 4, 64
-"""How many shards of a cache, and about how many texts of each, are tried."""
+"""How many shards of a cache, and about how many texts of each, are compared."""
 
 SHOWN_TOKENS, SHOWN_CHARACTERS = 6, 60
 
@@ -69,8 +69,8 @@ class Difference(NamedTuple):
 
     Attributes:
         text: The text, shortened, escaped for a terminal.
-        first: Tokens that one makes of it, from where they differ.
-        second: Tokens that the other makes of it.
+        first: Tokens of the first tokenizer, from where they differ.
+        second: Tokens of the second tokenizer.
     """
 
     text: str
@@ -86,13 +86,13 @@ def require_same(
     Args:
         first: The tokenizer that made a cache's ids.
         second: Another with the same vocabulary, or a function that encodes.
-        texts: What to try if they are not written alike.
-        problem: One sentence for the message.
-        where: Where the other comes from.
-        fix: What to do.
+        texts: Texts to compare if the rules differ.
+        problem: The message's first sentence.
+        where: Where the second tokenizer comes from.
+        fix: The message's last sentence: what to do.
 
     Raises:
-        IdentityError: it does.
+        IdentityError: the second tokenizer reads a text differently.
     """
     difference = first_difference(first, second, texts)
     if difference is not None:
@@ -110,9 +110,9 @@ def require_same_encodings(first: Encoding, other: Encoding, problem: str, fix: 
     """Refuse two encodings with one vocabulary whose tokenizers read text differently.
 
     Raises:
-        IdentityError: they do.
+        IdentityError: their tokenizers read a text differently.
         DamageError: a tokenizer's file is missing or not what was written.
-        FormatError: an encoding keeps none, or it cannot be read.
+        FormatError: an encoding keeps no tokenizer, or it cannot be read.
     """
     behaviours = [encoding.manifest.identity["tokenizer"].get("behaviour") for encoding in (first, other)]
     if behaviours[0] != behaviours[1]:
@@ -122,12 +122,12 @@ def require_same_encodings(first: Encoding, other: Encoding, problem: str, fix: 
 
 
 def first_difference(first: Tokenizer, second: Tokenizer | Encode, texts: Iterable[str]) -> Difference | None:
-    """Return the first text of which two tokenizers make other ids; None if they are written alike or there is none.
+    """Return the first text that two tokenizers encode differently; None if their rules are equal or there is none.
 
     Args:
         first: A fast tokenizer.
         second: Another with the same vocabulary, or a function that encodes.
-        texts: What to try, such as ``probes`` and texts of a cache.
+        texts: Texts to compare, such as ``probes`` and texts of a cache.
     """
     if isinstance(second, Tokenizer) and canonical_rules(first) == canonical_rules(second):
         return None
@@ -150,7 +150,7 @@ def sampled_texts(encoding: Encoding) -> Iterator[str]:
 
 
 def canonical_rules(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return what determines the ids of a text, written in one way."""
+    """Return the rules that determine the ids of a text, in one notation."""
     state = json.loads(tokenizer.to_str())
     model = {key: value for key, value in state["model"].items() if not _is_default(value)}
     model["merges"] = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model.get("merges", [])]
@@ -160,7 +160,7 @@ def canonical_rules(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def probes(tokenizer: Tokenizer) -> Iterator[str]:
-    """Yield the texts that two tokenizers of this vocabulary are compared on, the telling ones first."""
+    """Yield texts on which two tokenizers of this vocabulary are compared, the most revealing first."""
     yield from SENTENCES
     added: dict[int, AddedToken] = tokenizer.get_added_tokens_decoder()
     for token in added.values():
@@ -177,12 +177,12 @@ def probes(tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def _is_default(value: Any) -> bool:
-    """Say whether a setting is written out as what it is when it is left out; 0 is a value, such as an id."""
+    """Say whether a setting has its default value; 0 is no default, because it may be an id."""
     return value is None or value is False or value == ""
 
 
 def _encoder(tokenizer: Tokenizer | Encode) -> Encode:
-    """Return what encodes texts, and neither cuts nor fills up."""
+    """Return a function that encodes texts without truncation and padding."""
     if not isinstance(tokenizer, Tokenizer):
         return tokenizer
     copy = Tokenizer.from_str(tokenizer.to_str())

@@ -1,6 +1,6 @@
-"""The map through which a student reads a tokenizer of which it knows some tokens only: a file beside the tokenizer.
+"""The map from a tokenizer's ids to those of a student that has only some of its tokens: a file beside the tokenizer.
 
-It goes wherever the student goes, for without it the tokenizer's ids mean other tokens. To use such a student:
+It is copied with the student, because without it the tokenizer's ids denote other tokens. To use such a student:
 
     ids = load_file("student/token_map.safetensors")
     input_ids = ids["student_ids"][tokenizer(text)["input_ids"]]
@@ -22,7 +22,7 @@ from cache_tools.vocabularies.union import NO_ID
 TOKEN_MAP = "token_map.safetensors"
 
 LARGEST_BYTES = 2**28
-"""Of the file, for 16 million ids and as many tokens."""
+"""Largest size of the file: 16 million ids and as many tokens."""
 
 Ids = NDArray[np.uint32]
 
@@ -31,9 +31,9 @@ def token_map_bytes(student_ids: Ids, tokenizer_ids: Ids) -> bytes:
     """Return the file.
 
     Args:
-        student_ids: (V,) the student's id of each of the tokenizer's, that of a stand-in where the token was dropped;
+        student_ids: (V,) the student's id for each id of the tokenizer; for a dropped token the id of its stand-in,
             NO_ID where there is no token.
-        tokenizer_ids: (n,) the tokenizer's id of each of the student's.
+        tokenizer_ids: (n,) the tokenizer's id for each id of the student.
     """
     return save({"student_ids": student_ids, "tokenizer_ids": tokenizer_ids})
 
@@ -42,22 +42,22 @@ def read_map(content: bytes, predicted: Ids) -> Ids:
     """Return ``student_ids`` of a file, checked against the map (n,) of predicted ids.
 
     Raises:
-        ValueError: they do not fit.
-        KeyError, SafetensorError: it is another file.
+        ValueError: the two maps contradict each other.
+        KeyError, SafetensorError: the file is no map.
     """
     ids, kept = load(content)["student_ids"], predicted != NO_ID
     if ids.dtype != np.uint32 or len(ids) < len(kept) or not np.array_equal(ids[: len(kept)][kept], predicted[kept]):
-        raise ValueError("a token that is kept is read as another")
+        raise ValueError("a kept token is read as another token")
     if (ids[ids != NO_ID] >= kept.sum()).any():
         raise ValueError("an id of the vocabulary is too large")
     return ids
 
 
 def mapped(vocabulary: str, folder: Path) -> str:
-    """Return the fingerprint of what a student in a model folder knows, from that of its tokenizer's vocabulary.
+    """Return the fingerprint of a student's vocabulary, given the fingerprint of its tokenizer's vocabulary.
 
     Raises:
-        FormatError: its map cannot be read.
+        FormatError: the student's map cannot be read.
     """
     path = folder / TOKEN_MAP
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""What a token of any tokenizer is, said in one way, so that two tokenizers can be compared token by token.
+"""The tokens of any tokenizer in one notation, so that two tokenizers can be compared token by token.
 
 ============== =========================== ================================================
 kind           content                     written by WordPiece, SentencePiece, byte-level BPE
@@ -11,11 +11,11 @@ kind           content                     written by WordPiece, SentencePiece, 
 ``other``      its own name                two names for one text; then the second
 ============== =========================== ================================================
 
-Within one tokenizer no two ids become the same token, so what is said about tokens can be carried back and forth.
-Between tokenizers the same token is the same string of bytes at the same kind of place; that they mean
-the same is an assumption: WordPiece takes ``d`` after an apostrophe for a start, byte-level BPE does not.
-Nothing is lower-cased: ``The`` and ``the`` are two tokens. Rejected: comparing the vocabularies' own strings, which
-makes nearly everything of two families different, and ``ing`` the same although it is a word in one of them.
+Within one tokenizer no two ids become the same token, so ids and tokens can be mapped in both directions. Tokens of two
+tokenizers are equal if they have the same bytes and the same kind; that they have the same meaning is an assumption:
+WordPiece treats ``d`` after an apostrophe as a start, byte-level BPE does not. Nothing is lower-cased: ``The`` and
+``the`` are two tokens. Rejected: comparing the vocabularies' own strings, by which almost all tokens of two tokenizer
+families differ, and ``ing`` is equal although it is a whole word in one of them.
 """
 
 import json
@@ -28,15 +28,15 @@ from cache_tools.errors import FormatError
 from cache_tools.inspection.decoding import decoder_kinds, piece_bytes
 
 ROLES = ("mask", "cls", "sep", "bos", "eos", "pad", "unk")
-"""Special tokens; one with several roles has the first of them here."""
+"""Roles of special tokens; a token with several roles gets the first of them."""
 
 
 class Token(NamedTuple):
-    """A token, whatever tokenizer it is of.
+    """A token of any tokenizer.
 
     Attributes:
-        kind: See the module.
-        content: Its bytes; a special token's role.
+        kind: One of the kinds that the module describes.
+        content: Its bytes; for a special token its role.
     """
 
     kind: str
@@ -44,18 +44,18 @@ class Token(NamedTuple):
 
 
 def tokens_of(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> dict[int, Token]:
-    """Return every id of a tokenizer and the token that it stands for, by ascending id; no token twice.
+    """Return every id of a tokenizer with its token, by ascending id; no token occurs twice.
 
     Args:
         tokenizer: A fast tokenizer.
         settings: Its ``tokenizer_config.json``.
 
     Raises:
-        FormatError: its tokens are written in a way that is not known here.
+        FormatError: its tokens are written in an unknown way.
     """
     state = json.loads(tokenizer.to_str())
     roles, added = special_roles(settings), tokenizer.get_added_tokens_decoder()
-    found: dict[int, Token] = {}
+    tokens: dict[int, Token] = {}
     seen: set[Token] = set()
     for name, token_id in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
         if name in roles:
@@ -64,9 +64,9 @@ def tokens_of(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> dict[int, To
             token = Token("added", name.encode())
         else:
             token = _ordinary(name, state["model"], decoder_kinds(state["decoder"]))
-        found[token_id] = token if token not in seen else Token("other", name.encode())
-        seen.add(found[token_id])
-    return found
+        tokens[token_id] = token if token not in seen else Token("other", name.encode())
+        seen.add(tokens[token_id])
+    return tokens
 
 
 def special_roles(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -84,9 +84,9 @@ def _ordinary(name: str, model: Mapping[str, Any], kinds: frozenset[str]) -> Tok
     if model.get("end_of_word_suffix"):
         raise FormatError(
             "this tokenizer marks ends of words",
-            expected="WordPiece, SentencePiece or byte-level tokens, which mark where a word begins or goes on",
+            expected="WordPiece, SentencePiece or byte-level tokens, which mark the beginning or the inside of a word",
             found=f"suffix {model['end_of_word_suffix']!r}",
-            fix="Leave this cache out",
+            fix="Run the command without this cache",
         )
     prefix = model.get("continuing_subword_prefix")
     if prefix and name.startswith(prefix) and name != prefix:

@@ -1,13 +1,13 @@
-"""A student's vocabulary: the tokens of several tokenizers, or some tokens of one, and where each of their ids went.
+"""A student's vocabulary: the tokens of several tokenizers, or some tokens of one, and the map of each tokenizer's ids.
 
-Ids are given in the order of first appearance, tokenizer after tokenizer and id after id. So the first tokenizer's ids
-stay what they were (a student may start from that teacher's weights), and a further tokenizer at the end
-changes none. A token that several share, see ``tokens.py``, is one id: the one embedding
-through which a student can carry over what it learned from one teacher to another's language.
+Ids are assigned in the order of first appearance, tokenizer after tokenizer and id after id. So the ids of the first
+tokenizer do not change (a student may start from that teacher's weights), and adding a tokenizer at the end changes no
+id. A token that several tokenizers share (see ``tokens.py``) has one id and one embedding, through which a student can
+transfer what it learned from one teacher to the language of another.
 
-Every map of predictions is injective, so what a teacher said is moved and nothing is added up: each
-probability, and with them the kept mass, stays bit for bit what it was. A text may be read through another map, in
-which a token that was dropped has a stand-in, see ``compression.py``.
+Every map of predictions is injective, so probabilities are moved and never added: each probability, and the kept mass,
+stays the same to the last bit. Texts may be read through another map, in which a dropped token has a stand-in, see
+``compression.py``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,17 +24,17 @@ from cache_tools.format.vocabulary import Vocabulary, mapped_fingerprint, vocabu
 from cache_tools.vocabularies.tokens import Token
 
 NO_ID = 0xFFFFFFFE
-"""Where an id without a token goes; no vocabulary reaches it."""
+"""What an id without a token is mapped to; larger than the id of any vocabulary."""
 
 UNKNOWN = Token("special", b"unk")
 
 
 class IdMaps(NamedTuple):
-    """What becomes of the ids of one tokenizer, both (n,) uint32.
+    """The maps of one tokenizer's ids, both (n,) uint32.
 
     Attributes:
-        predicted: Of ids that a teacher predicts: injective; NO_ID where there is no such token.
-        read: Of ids in a text: the same, and where a token was dropped the id of its stand-in.
+        predicted: Maps ids that a teacher predicts; injective, NO_ID where there is no such token.
+        read: Maps ids in a text: the same, but a dropped token is mapped to its stand-in.
     """
 
     predicted: NDArray[np.uint32]
@@ -59,7 +59,7 @@ class UnionVocabulary:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """What a student with this vocabulary must know of it."""
+        """Size and fingerprint, as a student with this vocabulary records them."""
         if self.read:
             ((tokenizer, ids),) = self.read.items()
             return Vocabulary(len(self.names), mapped_fingerprint(tokenizer, ids))
@@ -67,7 +67,7 @@ class UnionVocabulary:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of names and maps."""
+        """SHA-256 of names and maps."""
         document = {"names": self.names, "maps": {key: ids.tolist() for key, ids in self.maps.items()}}
         if self.read:
             document["read"] = {key: ids.tolist() for key, ids in self.read.items()}
@@ -78,10 +78,10 @@ class UnionVocabulary:
 
         Args:
             vocabulary: Fingerprint of its vocabulary.
-            where: What an error names.
+            where: The place that an error names.
 
         Raises:
-            IdentityError: it is not part of this union.
+            IdentityError: the tokenizer is not part of this union.
         """
         if vocabulary not in self.maps:
             raise IdentityError(
@@ -90,7 +90,7 @@ class UnionVocabulary:
                 expected=" or ".join(f"{key[:12]}…" for key in self.maps),
                 found=f"{vocabulary[:12]}…",
                 why="its ids would be taken for other tokens",
-                fix="Make one of all your caches with 'logitcask vocabulary'; new ones at the end change no id",
+                fix="Run 'logitcask vocabulary' on all your caches; adding caches at the end changes no id",
             )
         return IdMaps(self.maps[vocabulary], self.read.get(vocabulary, self.maps[vocabulary]))
 
@@ -101,7 +101,7 @@ def unite(tokenizers: Mapping[str, Mapping[int, Token]]) -> UnionVocabulary:
     for tokens in tokenizers.values():
         for token_id in sorted(tokens):
             ids.setdefault(tokens[token_id], len(ids))
-    ids.setdefault(UNKNOWN, len(ids))  # what a tokenizer of words must have
+    ids.setdefault(UNKNOWN, len(ids))  # WordPiece requires it
     maps = {}
     for key, tokens in tokenizers.items():
         maps[key] = np.full(max(tokens) + 1, NO_ID, np.uint32)
@@ -111,32 +111,32 @@ def unite(tokenizers: Mapping[str, Mapping[int, Token]]) -> UnionVocabulary:
 
 
 def token_names(tokens: Sequence[Token]) -> tuple[str, ...]:
-    """Name tokens as WordPiece does, ``[CLS]``, ``the``, ``##ing``; where that does not serve, as ``<kind:hex>``.
+    """Name tokens as WordPiece does, ``[CLS]``, ``the``, ``##ing``; where that is impossible, as ``<kind:hex>``.
 
-    It does not serve for bytes that are no text, for text that WordPiece would read as something else, and
-    for a name that another token has already.
+    It is impossible for bytes that are no text, for text that WordPiece would read differently, and for a name that
+    another token has already.
 
     Raises:
         FormatError: a token's text is the hexadecimal name of another.
     """
     names: dict[Token, str] = {}
-    given: set[str] = set()
-    for token in sorted(tokens, key=lambda token: token.kind != "special"):  # a role keeps its name
+    used: set[str] = set()
+    for token in sorted(tokens, key=lambda token: token.kind != "special"):  # special tokens first
         name = _plain_name(token)
-        names[token] = name if name and name not in given else hexadecimal_name(token)
-        given.add(names[token])
-    if len(given) < len(names):
+        names[token] = name if name and name not in used else hexadecimal_name(token)
+        used.add(names[token])
+    if len(used) < len(names):
         raise FormatError("two tokens have the same name", why="a vocabulary's names are unique")
     return tuple(names[token] for token in tokens)
 
 
 def hexadecimal_name(token: Token) -> str:
-    """Return a name that says kind and bytes."""
+    """Return a name that states kind and bytes."""
     return f"<{token.kind}:{token.content.hex()}>"
 
 
 def _plain_name(token: Token) -> str | None:
-    """Return the name as WordPiece would write it, or None if it would read that as something else."""
+    """Return the name as WordPiece writes it; None if WordPiece would read that name differently."""
     try:
         text = token.content.decode()
     except UnicodeDecodeError:

@@ -1,13 +1,13 @@
-"""A tokenizer for a union of vocabularies: WordPiece, which needs nothing but the list of tokens.
+"""A tokenizer for a union of vocabularies: WordPiece, which needs only the list of tokens.
 
-A word becomes the longest token of the union that it begins with, then the longest ``##`` token, and so on. Where all
-tokenizers of the union are WordPiece and clean and split text into words alike, these rules are taken
-over, and a word differs from its own tokenizer's reading only where another's token is longer. BPE and
-unigram tokenizers cannot be united: their merges and scores belong to one corpus each. Their tokens are in
-the vocabulary all the same, and training uses the ids of the caches, so nothing is lost there;
-only new text is split by longest match. ``differing_rules`` says which tokenizers are concerned.
+A word becomes the longest token of the union that it begins with, then the longest ``##`` token, and so on. If all
+tokenizers of the union are WordPiece and normalise and split text into words in the same way, these rules are kept, and
+a word is split differently than by its own tokenizer only where another tokenizer has a longer token. BPE and unigram
+tokenizers cannot be united, because their merges and scores belong to one corpus each. Their tokens are in the
+vocabulary nevertheless, and training uses the ids of the caches, so training loses nothing; only new text is split by
+longest match. ``differing_rules`` returns the tokenizers that this concerns.
 
-A student that reads text of one language only may also be given that teacher's tokenizer, and its map.
+A student that reads text of a single language may also use that teacher's tokenizer with its map.
 """
 
 import json
@@ -55,7 +55,7 @@ def tokenizer_files(union: UnionVocabulary, states: Sequence[dict[str, Any]]) ->
 
 
 def differing_rules(states: Sequence[dict[str, Any]]) -> list[int]:
-    """Return the numbers of the tokenizers that are not WordPiece, or clean and split text unlike the first."""
+    """Return the numbers of the tokenizers that are not WordPiece, or normalise or split text unlike the first."""
     return [
         number
         for number, state in enumerate(states)
@@ -69,7 +69,7 @@ def _special(name: str, token_id: int) -> dict[str, Any]:
 
 
 def _frame(specials: dict[str, str], ids: dict[str, int]) -> dict[str, Any] | None:
-    """Return what puts [CLS] before and [SEP] behind a text, if there are such tokens."""
+    """Return the post-processor that puts [CLS] before and [SEP] after a text; None without such tokens."""
     if not {"cls", "sep"} <= set(specials):
         return None
     cls, sep = ({"SpecialToken": {"id": specials[role], "type_id": 0}} for role in ("cls", "sep"))

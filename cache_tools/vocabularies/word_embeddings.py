@@ -27,13 +27,13 @@ def word_embeddings(folder: Path, tokens: int) -> NDArray[np.float32]:
     """Return the word embeddings of a model: (V, D) float32.
 
     Args:
-        folder: With safetensors weights.
-        tokens: Ids of the tokenizer; V is at least as many.
+        folder: A model folder with safetensors weights.
+        tokens: Number of ids of the tokenizer; V is at least as large.
 
     Raises:
-        ModelError: there are none, or several, or too few.
+        ModelError: there is no such matrix, there are several, or it has too few rows.
     """
-    found = []
+    matrices = []
     try:
         for path in weight_files(folder):
             with open_regular(path) as (file, size):
@@ -42,15 +42,15 @@ def word_embeddings(folder: Path, tokens: int) -> NDArray[np.float32]:
                     raise ValueError("its header is too long")
                 header = parse_json(file.read(length))
             places = (name for name in header if name.endswith(ENDINGS) and len(header[name]["shape"]) == 2)
-            found += [(path, header[name], 8 + length) for name in places]
-        if len(found) != 1:
-            raise ValueError(f"{len(found)} such matrices")
-        matrix = _matrix(*found[0])
+            matrices += [(path, header[name], 8 + length) for name in places]
+        if len(matrices) != 1:
+            raise ValueError(f"{len(matrices)} such matrices")
+        matrix = _matrix(*matrices[0])
         if len(matrix) < tokens:
             raise ValueError(f"{len(matrix)} rows for {tokens} tokens")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ModelError(
-            "no word embeddings can be read here",
+            "no word embeddings can be read from this folder",
             where=folder,
             expected=f"one matrix with a name ending in {' or '.join(ENDINGS)}, with a row for each token",
             found=error,
