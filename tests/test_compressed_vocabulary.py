@@ -81,7 +81,7 @@ def test_what_cannot_be_kept_or_read_is_refused():
     with pytest.raises(FormatError, match="at least 5"):
         kept_ids(np.ones(12, np.int64), TOKENS, {3, 4, 5}, 4)
     without = {i: token for i, token in TOKENS.items() if i != 1}
-    with pytest.raises(FormatError, match="no token that the dropped ones"):
+    with pytest.raises(FormatError, match="no kept token can stand in for the dropped tokens"):
         stand_ins(np.array([0, 2]), without, None)
 
 
