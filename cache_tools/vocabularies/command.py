@@ -121,5 +121,5 @@ def _kept_table(manifest: "VocabularyManifest", folder: "StorePath") -> "Group":
     lines = [f"{rows:,} embeddings fewer: {rows:,} parameters for each unit of the student's width."]
     if stand_ins.dropped_by_most:
         most = f"{stand_ins.dropped_by_most:,} of them as {escape(printable(stand_ins.most_used))}"
-        lines.append(f"Dropped tokens are read as {stand_ins.count:,} kept tokens, {most}.")
+        lines.append(f"Dropped tokens are read as {stand_ins.num_tokens:,} kept tokens, {most}.")
     return Group(table, *lines)

@@ -143,12 +143,12 @@ class StandIns(NamedTuple):
     """How evenly the dropped tokens are spread over their stand-ins.
 
     Attributes:
-        count: How many kept tokens are stand-ins.
+        num_tokens: How many kept tokens are stand-ins.
         most_used: Name of the token that stands in for the most dropped tokens.
         dropped_by_most: For how many it stands in; 0 if no token was dropped.
     """
 
-    count: int
+    num_tokens: int
     most_used: str
     dropped_by_most: int
 
