@@ -1,4 +1,4 @@
-"""What the commands share: a cache's place, numbers that are finite. Nothing heavy is imported until it is used."""
+"""Types of command-line options: the place of a cache, finite numbers. Storage is imported only when it is used."""
 
 import math
 from typing import TYPE_CHECKING, Any

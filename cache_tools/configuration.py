@@ -98,8 +98,8 @@ def _validated(values: dict[str, Any], model: type[C], where: object) -> C:
     try:
         return model.model_validate(_typed(values, [model]))
     except ValidationError as error:
-        found = error.errors()
-        problems = [_problem(model, e) for e in found if not _is_echo(e, found)]
+        errors = error.errors()
+        problems = [_problem(model, e) for e in errors if not _is_echo(e, errors)]
         raise ConfigError(
             f"{len(problems)} problem{'s' if len(problems) > 1 else ''}:\n  " + "\n  ".join(problems),
             where=where,
@@ -178,38 +178,40 @@ def _is_taken(value: Any, kinds: list[Any]) -> bool:
 
 def _types_inside(kinds: list[Any], key: str | int) -> list[Any]:
     """Return the types of an entry of a block, a dictionary, a list or a tuple."""
-    found: list[Any] = []
+    types_inside: list[Any] = []
     for kind in kinds:
         origin, arguments = get_origin(kind), get_args(kind)
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             field = kind.model_fields.get(str(key))
             if field is not None:
-                found.append(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation)
+                types_inside.append(
+                    Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+                )
         elif origin is dict:
-            found.append(arguments[1])
+            types_inside.append(arguments[1])
         elif origin is tuple and Ellipsis not in arguments and isinstance(key, int):
-            found += arguments[key : key + 1]
+            types_inside += arguments[key : key + 1]
         elif origin in (list, tuple):
-            found.append(arguments[0])
-    return found or [Any]
+            types_inside.append(arguments[0])
+    return types_inside or [Any]
 
 
 def _problem(model: type[BaseModel], error: Any) -> str:
-    """Return one line: dotted key, what is wrong, and for an unknown key what is known."""
+    """Return one line: dotted key, what is wrong, and for an unknown key the known keys."""
     location = error["loc"]
     key = ".".join(str(part) for part in location) or "(whole file)"
     if error["type"] != "extra_forbidden":
         return f"{key}: {error['msg'].removeprefix('Value error, ')}"
-    known = _known_keys(model, location[:-1])
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    known_keys = _known_keys(model, location[:-1])
+    close = difflib.get_close_matches(str(location[-1]), known_keys, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
-    return f"{key}: unknown key; {hint}known here: {', '.join(known)}"
+    return f"{key}: unknown key; {hint}known here: {', '.join(known_keys)}"
 
 
-def _is_echo(error: Any, found: list[Any]) -> bool:
+def _is_echo(error: Any, errors: list[Any]) -> bool:
     """Say whether an error only follows from others: pydantic calls a list too short when its items are wrong."""
     depth = len(error["loc"])
-    inside = [other for other in found if len(other["loc"]) > depth and other["loc"][:depth] == error["loc"]]
+    inside = [other for other in errors if len(other["loc"]) > depth and other["loc"][:depth] == error["loc"]]
     return error["type"] == "too_short" and bool(inside)
 
 
@@ -227,5 +229,5 @@ def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
 def _nested_model(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    found = (_nested_model(argument) for argument in get_args(annotation))
-    return next((nested for nested in found if nested), None)
+    models = (_nested_model(argument) for argument in get_args(annotation))
+    return next((nested for nested in models if nested), None)

@@ -7,20 +7,20 @@
     ├── CorpusError        the documents that stage one reads
     ├── ModelError         a teacher or student that cannot be used as asked
     ├── IdentityError      two things that must be the same are not
-    ├── FormatError        what lies at a path is not a cache we can read
+    ├── FormatError        a path holds nothing that can be read as a cache
     ├── IncompleteError    a capture has not finished
     ├── DamageError        bytes are missing or not what was written
     └── StorageError       the disk or bucket refused
 
-A message answers five questions in a fixed order: where, what was expected and found,
-why it matters, what to do next. The command line prints it and exits with ``exit_code``. Parts of it come from
-strangers' files, so it is escaped and each part is cut.
+A message answers five questions in a fixed order: where, what was expected, what was found, why it matters, and what
+to do next. The command line prints it and exits with ``exit_code``. Parts of a message may come from untrusted files,
+so the message is escaped and each part is cut.
 """
 
 from cache_tools.escaping import printable
 
 PART_CHARACTERS = 2000
-"""What is shown at most of a value that was expected or found."""
+"""Longest text that is shown of a value that was expected or found."""
 
 
 class LogitcaskError(Exception):
@@ -31,7 +31,7 @@ class LogitcaskError(Exception):
         where: Path, shard, sequence or key the problem belongs to.
         expected: What would have been right.
         found: What was there instead.
-        why: Why going on would do harm.
+        why: Which harm continuing would do.
         fix: The next command to run or thing to change.
     """
 
@@ -59,7 +59,7 @@ class LogitcaskError(Exception):
         super().__init__(f"{self.where}: {text}" if self.where else text)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pass to another process as it is; by default its text would be taken for a problem and worded again."""
+        """Pass the error to another process unchanged; the default would pass the message as ``problem``."""
         return _restored, (type(self), self.args, self.__dict__)
 
 

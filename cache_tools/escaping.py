@@ -1,12 +1,12 @@
 r"""Text that a terminal can show safely.
 
-Corpora and caches come from strangers; neither a document nor a name in a manifest must be able to write to the
-reader's terminal. Letters, marks and pictures stay; what moves a cursor, hides or turns text around is escaped.
+Corpora and caches may be untrusted: no document and no name in a manifest must be able to control the reader's
+terminal. Letters, marks and pictures stay; characters that move the cursor, or hide or reorder text, are escaped.
 """
 
 
 def printable(content: bytes | str, keep: str = "") -> str:
-    r"""Return text that does nothing to a terminal but stand there.
+    r"""Return text that a terminal only displays.
 
     Control characters, bidirectional and other invisible marks, line separators and unassigned
     characters become escapes (``\x1b``, ``\u202e``), and so do bytes that are not UTF-8.

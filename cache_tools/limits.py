@@ -1,8 +1,8 @@
-"""How large the parts of a cache may be: what a reader of a stranger's cache unpacks at most.
+"""Largest sizes of the parts of a cache, so that an untrusted cache cannot fill the memory.
 
-A cache states its own sizes, and compressed bytes can stand for a million times as many. So every size is compared with
+A cache states its own sizes, and compressed bytes can unpack to a million times as many. So every size is compared with
 a limit before anything of that size is read, allocated or unpacked. The limits are many times what the default settings
-need; a writer keeps them too, and says which setting to lower, so nothing is written that cannot be read.
+need. Writers keep the same limits and name the setting to lower, so that everything that is written can be read.
 ``FORMAT.md`` states them for other readers.
 """
 
@@ -19,7 +19,7 @@ SEQUENCES_BYTES = 128 * 2**20
 """The sequences of a shard, unpacked: ten million tokens with their text."""
 
 SEQUENCES_FLOOR_BYTES, SEQUENCES_TOKEN_BYTES = 16 * 2**20, 256
-"""What a sequence file may unpack to: so much, and so much more for each token that the shard table promises."""
+"""Largest unpacked size of a sequence file: the first number, plus the second for each token in the shard table."""
 
 SHARD_SEQUENCES = 2**19
 """Sequences of a shard; each is a few hundred bytes of Python objects."""

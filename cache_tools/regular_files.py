@@ -58,11 +58,11 @@ def refuse_links(path: Path, looked_at: set[str] | None = None) -> None:
 
     Args:
         path: Of a file or folder, or of none.
-        looked_at: Paths that are known to be no links; this one and those above it are added.
+        looked_at: Paths that were checked and are no links; this path and those above it are added.
     """
     text, inside = str(path), []
-    known = set() if looked_at is None else looked_at
-    while text not in _enclosed and text not in known:
+    no_links = set() if looked_at is None else looked_at
+    while text not in _enclosed and text not in no_links:
         inside.append(text)
         parent = text.rpartition(os.sep)[0]  # several times faster than os.path.dirname
         if not parent and (text.startswith(os.sep) or text in (".", "..")):
@@ -76,7 +76,7 @@ def refuse_links(path: Path, looked_at: set[str] | None = None) -> None:
                 why="a link could lead to any of your files",
                 fix="Put the files in its place ('cp -RL' copies a cache without links), or mount the other disk there",
             )
-    known.update(inside)
+    no_links.update(inside)
 
 
 @contextmanager

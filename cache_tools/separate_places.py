@@ -1,8 +1,8 @@
-"""Refuse to write into what is being read: an output inside its own input.
+"""Refuse an output that is inside its own input.
 
-Copying a cache into itself would list what it writes, and a file that lands inside a cache becomes a part of it.
-Places are compared as the file system knows them, so a link, ``..``, ``file://`` or a mounted folder changes nothing;
-in a bucket, as keys below prefixes. It costs one look at each folder above the output.
+A copy of a cache into itself would read what it writes, and a file inside a cache becomes a part of it. On a disk,
+places are compared by the file system's identity, so that links, ``..``, ``file://`` and mounted folders make no
+difference; in a bucket, keys are compared with prefixes. The cost is one ``stat`` for each folder above the output.
 """
 
 import os
@@ -25,7 +25,7 @@ def require_outside(output: StorePath | Path, source: StorePath | Path, what: st
         what: What the output is, for the message.
 
     Raises:
-        ConfigError: it does.
+        ConfigError: the output is the source or lies inside it.
     """
     if is_inside(output, source):
         raise ConfigError(
@@ -41,7 +41,7 @@ def require_apart(target: StorePath, source: StorePath) -> None:
     """Refuse a target that is the source, lies inside it, or contains it.
 
     Raises:
-        ConfigError: it does.
+        ConfigError: they are not apart.
     """
     require_outside(target, source, "the target")
     if is_inside(source, target):
@@ -84,6 +84,6 @@ def _is_inside_locally(inner: Path, outer: Path) -> bool:
 
 
 def _keys(place: StorePath | Path) -> list[str]:
-    """Return protocol, bucket and the parts of a key; slashes that are doubled or at the end make no difference."""
+    """Return protocol, bucket and the parts of a key; doubled and trailing slashes make no difference."""
     protocol, _, rest = str(place).partition("://")
     return [SAME_PROTOCOLS.get(protocol, protocol), *(part for part in rest.split("/") if part not in ("", "."))]

@@ -6,11 +6,10 @@ obstore, whose Rust client retries throttling and dropped connections by itself,
 takes its credentials from the usual environment variables (``AWS_ACCESS_KEY_ID``,
 ``AWS_ENDPOINT_URL``, …).
 
-An object is written whole or not at all: locally under a temporary name in its own folder,
-then renamed; on a bucket by one upload, which exists only when it is complete. A killed
-writer leaves at most a ``*.partial`` file that nothing reads. No fsync: a process may be
-killed anywhere, but after a power cut ``verify --deep`` decides.
-Caches may be a stranger's, so local files are read by the rules of ``regular_files.py``.
+An object is written whole or not at all: on a disk under a temporary name in its own folder, then renamed; in a bucket
+by one upload, which becomes visible when it is complete. A killed writer leaves at most a ``*.partial`` file that
+nothing reads. There is no fsync: killing a process is safe at any moment, but after a power cut run ``verify --deep``.
+A cache may be untrusted, so local files are read by the rules of ``regular_files.py``.
 """
 
 import errno
@@ -45,10 +44,10 @@ BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs")
 """Protocols that obstore serves."""
 
 RETRIES = {"max_retries": 10, "retry_timeout": timedelta(seconds=60)}
-"""How long obstore itself insists on a request that is throttled or dropped."""
+"""How often and how long obstore itself retries a request that is throttled or dropped."""
 
 ATTEMPTS = 3
-"""How often a request is made whose answer breaks off in the middle, which obstore does not retry."""
+"""How often a request is made whose response is cut off, which obstore does not retry."""
 
 StorePath = Path | UPath
 T = TypeVar("T")
@@ -69,10 +68,10 @@ def store_path(place: str | StorePath) -> StorePath:
         if protocol in BUCKETS:
             options = {"retry_config": RETRIES}
         path: UPath = UPath(text, **options)
-        _driver(path)  # so that a missing one shows here
+        _driver(path)  # a missing driver is an error here, not at the first read
     except (ImportError, ValueError) as error:
         raise ConfigError(
-            "this kind of place is not known",
+            "this kind of URL is not supported",
             where=text,
             expected="a local path, or s3://, gs://, az:// or memory://",
             found=str(error).splitlines()[0],
@@ -81,7 +80,7 @@ def store_path(place: str | StorePath) -> StorePath:
 
 
 def _driver(path: UPath) -> Any:
-    """Return the fsspec file system of a path; one that came from another process finds obstore here, too."""
+    """Return the fsspec file system of a path; registers obstore first, also for a path from another process."""
     if path.protocol in BUCKETS:
         _register(path.protocol)
     return path.fs
@@ -112,12 +111,12 @@ def read_object(path: StorePath, largest_bytes: int = DOCUMENT_BYTES) -> bytes:
     """Return the bytes of a file or object.
 
     Args:
-        path: Where it lies.
-        largest_bytes: Refuse a larger one; by default what a manifest may have.
+        path: The object.
+        largest_bytes: Largest permitted size; by default that of a manifest.
 
     Raises:
-        FileNotFoundError: there is none.
-        DamageError: it is larger, or not a regular file.
+        FileNotFoundError: there is no such object.
+        DamageError: the object is larger, or not a regular file.
         StorageError: the disk or bucket refused.
     """
     with _reading(path):
@@ -129,18 +128,18 @@ def read_object(path: StorePath, largest_bytes: int = DOCUMENT_BYTES) -> bytes:
 
 
 def object_sha256(path: StorePath, size: int) -> str:
-    """Return the hex sha256 of an object of ``size`` bytes; as ``read_object`` would read it, but in pieces."""
+    """Return the hex sha256 of an object of ``size`` bytes, read piece by piece; errors as for ``read_object``."""
     if not isinstance(path, Path):
         return sha256(read_object(path, size))
-    with _reading(path), open_regular(path) as (file, found):
-        refuse_large(path, found, size)
+    with _reading(path), open_regular(path) as (file, actual_size):
+        refuse_large(path, actual_size, size)
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_spans(spans: Sequence[Span]) -> list[bytes]:
-    """Return the bytes of each span, in order; of a bucket all at once, neighbours in one request.
+    """Return the bytes of each span, in order; from a bucket all at once, adjacent spans in one request.
 
-    A span beyond the end of its object comes back short or is an error, never padded.
+    A span beyond the end of its object is returned short or is an error; it is never padded.
 
     Raises:
         FileNotFoundError: an object does not exist.
@@ -175,7 +174,7 @@ def object_size(path: StorePath) -> int | None:
 
 
 def object_exists(path: StorePath) -> bool:
-    """Say whether there is an object of this name, or locally anything else of it."""
+    """Say whether an object of this name exists; on a disk, whether a file or folder does."""
     if not isinstance(path, Path):
         return object_size(path) is not None
     refuse_links(path)
@@ -194,15 +193,15 @@ def names(folder: StorePath) -> list[str]:
             if isinstance(folder, Path):
                 refuse_links(folder)
                 return sorted(os.listdir(folder))
-            found = _asked(lambda: _driver(folder).ls(folder.path, detail=False))
-            inside = {name.strip("/") for name in found} - {folder.path.strip("/")}  # an object lists itself
+            listed = _asked(lambda: _driver(folder).ls(folder.path, detail=False))
+            inside = {name.strip("/") for name in listed} - {folder.path.strip("/")}  # an object lists itself
             return sorted(name.rpartition("/")[2] for name in inside)
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
 def object_sizes(folder: StorePath) -> dict[str, int]:
-    """Return the size in bytes of each object directly inside a folder, by name; a bucket lists a thousand at once."""
+    """Return the size in bytes of each object directly inside a folder, by name; a bucket lists 1,000 per request."""
     try:
         with _reading(folder):
             if isinstance(folder, Path):
@@ -227,7 +226,7 @@ def write_object(path: StorePath, content: bytes) -> None:
 
 
 def write_objects(folder: StorePath, contents: Mapping[str, bytes]) -> None:
-    """Write several objects below a folder, on a bucket at the same time; each is whole or not there at all.
+    """Write several objects below a folder, in a bucket concurrently; each is written whole or not at all.
 
     Raises:
         StorageError: the disk is full, or disk or bucket refuse.
@@ -242,7 +241,7 @@ def write_objects(folder: StorePath, contents: Mapping[str, bytes]) -> None:
 
 
 def remove_partial(path: StorePath) -> None:
-    """Remove what killed writers of a local ``path`` left beside it; only its single owner may call this."""
+    """Remove the temporary files that killed writers of a local ``path`` left; only its single writer may call this."""
     if isinstance(path, Path):
         refuse_links(path.parent)
         for partial in path.parent.glob(f"{path.name}.*{PARTIAL_SUFFIX}"):
@@ -250,7 +249,7 @@ def remove_partial(path: StorePath) -> None:
 
 
 def remove_object(path: StorePath) -> None:
-    """Delete an object if it exists; a link in its place goes, and what it leads to stays."""
+    """Delete an object if it exists; of a link, only the link."""
     with storage_errors(path):
         if isinstance(path, Path):
             refuse_links(path.parent)
@@ -260,7 +259,7 @@ def remove_object(path: StorePath) -> None:
 
 
 def remove_tree(folder: StorePath) -> None:
-    """Delete everything below a folder, and the folder; of links in it, not what they lead to."""
+    """Delete a folder and everything below it; of a link, only the link."""
     with storage_errors(folder):
         if isinstance(folder, Path):
             refuse_links(folder)
@@ -303,7 +302,7 @@ def storage_errors(path: StorePath) -> Iterator[None]:
 
 
 def _asked(request: Callable[[], T]) -> T:
-    """Make a request of a bucket; again if its answer broke off."""
+    """Make a request to a bucket, and repeat it if it fails or its response is cut off."""
     for _ in range(ATTEMPTS - 1):
         try:
             return request()
@@ -329,7 +328,7 @@ def _reading(path: StorePath) -> Iterator[None]:
 
 
 def _bucket_error(path: StorePath, problem: str, error: Exception) -> StorageError:
-    """Word what a bucket's client raised after its own retries; only the first line speaks to people."""
+    """Return an error with the first line of what a bucket's client raised after its own retries."""
     return StorageError(
         problem,
         where=path,

@@ -1,13 +1,13 @@
-"""YAML as it is written: text, line numbers, and nothing that a reader would not expect.
+"""YAML without surprises: text stays as it is written, and errors name the line.
 
 PyYAML reads YAML 1.1, where ``no`` is false, ``1:30`` is ninety, ``010`` is eight and ``2024-13-45`` raises a
 ``ValueError``. Here the rules are those of YAML 1.2: only ``true`` and ``false`` are truth values, only digits,
 ``0x…`` and ``0o…`` are integers, and everything else that is not quoted is text. A scalar keeps the text that it was
 written as, so that ``cache: 0x10`` names the folder ``0x10``; ``configuration.py`` decides by the type of the key.
 
-Refused, with the line: a key that stands twice in a mapping (the first would be lost without a word), tags, more than
-one document, and files of more than 1 MiB, 50 levels or 20,000 values once every alias has been written out: a few
-lines of nested aliases would otherwise fill the memory. Keys are always text. Aliases and ``<<`` work.
+Errors, with their line, are: a key that occurs twice in a mapping (the first value would be lost silently), tags, more
+than one document, and files of more than 1 MiB, 50 levels or 20,000 values after every alias is expanded, because a few
+lines of nested aliases could fill the memory. Keys are always text. Aliases and ``<<`` work.
 
 Rejected: ruamel.yaml, another dependency that still needs these bounds.
 """

@@ -118,7 +118,7 @@ def test_an_object_is_replaced_as_a_whole(place):
 
 
 def test_refuses_a_place_of_an_unknown_kind():
-    with pytest.raises(Exception, match="this kind of place is not known"):
+    with pytest.raises(Exception, match="this kind of URL is not supported"):
         store_path("gopher://old/cache")
 
 

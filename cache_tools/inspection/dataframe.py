@@ -1,13 +1,13 @@
-"""Positions as a table, for notebooks: one row for each prediction, with its token, its surprise and its alternatives.
+"""Positions as a table for notebooks: a row per prediction, with its token, its scalars and its alternatives.
 
 ::
 
     teacher = Cache("runs/demo/cache").encoding().teacher("toy")
-    table = to_arrow(teacher, sequences=range(100))     # a pyarrow.Table: polars and duckdb read it as it is
-    frame = to_pandas(teacher, rows=(0, 10_000))        # if pandas is installed; it is no dependency
+    table = to_arrow(teacher, sequences=range(100))     # a pyarrow.Table, which polars and duckdb read directly
+    frame = to_pandas(teacher, rows=(0, 10_000))        # needs pandas, which is no dependency
 
-Memory is what is asked for: about 12 bytes for each kept token of each position. Text here is as it was; whoever
-prints it to a terminal escapes it (see ``escaping.printable``).
+The table needs about 12 bytes of memory for each kept token of each position. Text is not escaped; escape it before
+printing it to a terminal (see ``escaping.printable``).
 """
 
 from collections.abc import Iterable
@@ -30,9 +30,9 @@ def to_arrow(
     """Return a teacher's predictions as a table of positions.
 
     Args:
-        teacher: Whose.
-        sequences: Ids of the sequences, in the order of the table's rows.
-        rows: Instead: rows ``[start, stop)`` of the teacher's arrays; those that no position owns are passed over.
+        teacher: The teacher.
+        sequences: Ids of sequences, in the order of the table's rows.
+        rows: Instead of sequences: rows ``[start, stop)`` of the teacher's arrays; rows without a position are skipped.
 
     Returns:
         A table with the columns ``sequence_id`` (int64), ``document_id``, ``group_id`` (strings), ``position`` (int64,
@@ -42,7 +42,7 @@ def to_arrow(
         likeliest first) and ``log_probs`` (list of float32, nats, aligned with it).
 
     Raises:
-        ValueError: both or neither of ``sequences`` and ``rows`` are given.
+        ValueError: neither or both of ``sequences`` and ``rows`` are given.
         IndexError: there is no such sequence or row.
         IncompleteError: a row is not captured yet.
     """
@@ -68,7 +68,7 @@ def to_pandas(
 
 
 def _parts_of_rows(teacher: CachedTeacher, start: int, stop: int) -> list[tuple[Sequence, int, int | None]]:
-    """Return the sequences that own rows ``[start, stop)``, each with which of its positions."""
+    """Return the sequences that own rows ``[start, stop)``, each with a range ``[start, end)`` of its positions."""
     size, shards = teacher.encoding.manifest.positions_per_shard, len(teacher.encoding.shards)
     if not 0 <= start <= stop <= size * shards:
         raise IndexError(f"rows {start} to {stop} of {size * shards}")

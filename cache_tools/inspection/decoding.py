@@ -1,11 +1,11 @@
 r"""Token ids as text, by the tokenizer that the encoding keeps, and text that a terminal can show safely.
 
-A token is bytes, not always characters: an emoji may be three tokens, none of which is UTF-8. So a
-token is first turned into the bytes it stands for, and shown last, see ``escaping.py``.
+A token is a string of bytes, not always of characters: an emoji may be three tokens, none of which is UTF-8. So a token
+is first turned into its bytes, and these are escaped when they are shown, see ``escaping.py``.
 
-``tokenizer.decode`` is not used: of a single token it drops the space in front (SentencePiece) or
-gives ``U+FFFD`` for a fragment. Neither is transformers: the library ``tokenizers`` reads the file alone, and is
-imported when a tokenizer is opened, so that what only prints does without it.
+Rejected: ``tokenizer.decode``, which drops the leading space of a single token (SentencePiece) and returns ``U+FFFD``
+for a fragment. transformers is not needed: the library ``tokenizers`` reads the file alone. It is imported when a
+tokenizer is opened, so that modules which only print do not need it.
 """
 
 import json
@@ -24,10 +24,10 @@ TOKENIZER_FILE = f"{layout.TOKENIZER}/tokenizer.json"
 
 
 class TokenTexts:
-    """What the ids of one encoding stand for.
+    """The texts of one encoding's token ids.
 
     Args:
-        tokenizer: The encoding's; None if it keeps none, and ids are shown as numbers.
+        tokenizer: The encoding's tokenizer; None if the encoding keeps none, and ids are shown as numbers.
     """
 
     def __init__(self, tokenizer: "Tokenizer | None") -> None:
@@ -37,7 +37,7 @@ class TokenTexts:
         self._kinds = decoder_kinds(decoder)
 
     def token(self, token_id: int) -> bytes:
-        """Return the bytes that a token stands for; ``<id N>`` for an id without a token."""
+        """Return the bytes of a token; ``<id N>`` for an id without a token."""
         piece = self.tokenizer.id_to_token(token_id) if self.tokenizer else None
         if piece is None:
             return f"<id {token_id}>".encode()
@@ -52,8 +52,8 @@ class TokenTexts:
     def surfaces(self, sequence: Sequence) -> list[bytes]:
         """Return the bytes that each token of a sequence covers in its text, (n,); before masking, if it was masked.
 
-        Special tokens, which cover none, give their names. So does no other: of a character that is
-        several tokens, the last covers it and the others nothing.
+        Special tokens cover no text and return their names. If a character consists of several tokens, the last of
+        them covers it and the others cover nothing.
         """
         content, surfaces, start = sequence.text.encode(), [], 0
         ids = sequence.input_ids if sequence.original_ids is None else sequence.original_ids
@@ -78,12 +78,12 @@ def token_texts(encoding: Encoding) -> TokenTexts:
 
     try:
         return TokenTexts(Tokenizer.from_buffer(content))
-    except Exception:  # the library raises nothing narrower; a tokenizer newer than it is no reason to show nothing
+    except Exception:  # the library raises no narrower class; a tokenizer that it cannot read is shown as ids
         return TokenTexts(None)
 
 
 def piece_bytes(piece: str, kinds: frozenset[str]) -> bytes:
-    """Return the bytes that a vocabulary's entry stands for.
+    """Return the bytes of a vocabulary's entry.
 
     Args:
         piece: The entry, such as ``Ġthe`` (byte-level), ``▁the`` or ``<0xE2>`` (SentencePiece).
@@ -97,7 +97,7 @@ def piece_bytes(piece: str, kinds: frozenset[str]) -> bytes:
 
 
 def decoder_kinds(decoder: dict[str, Any] | None) -> frozenset[str]:
-    """Return the types of a tokenizer's decoder and, of a sequence of them, of its parts."""
+    """Return the types of a tokenizer's decoder; of a sequence of decoders, also those of its parts."""
     if decoder is None:
         return frozenset()
     return frozenset({decoder["type"]}).union(*map(decoder_kinds, decoder.get("decoders", [])))
@@ -106,7 +106,7 @@ def decoder_kinds(decoder: dict[str, Any] | None) -> frozenset[str]:
 def _byte_characters() -> dict[str, int]:
     """Return the byte of each character of the byte-level alphabet.
 
-    Bytes that print stand for themselves, the others, in order, for U+0100 and up (Radford et al. 2019, GPT-2).
+    Printable bytes are their own characters; the others are, in order, U+0100 and up (Radford et al. 2019, GPT-2).
     """
     themselves = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in themselves]

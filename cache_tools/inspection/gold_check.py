@@ -1,8 +1,7 @@
-"""Rows against the scalars that were stored beside them: no teacher is needed to tell that they do not fit.
+"""Rules by which rows must agree with the scalars stored beside them; checking them needs no teacher.
 
-A row holds some probabilities of a distribution; ``gold_logprob`` and ``entropy`` were computed from the whole of
-it. So a row whose ids were moved, permuted or shifted by a position, or whose mass is not the teacher's, contradicts
-them:
+A row holds some probabilities of a distribution; ``gold_logprob`` and ``entropy`` were computed from the whole
+distribution. So they contradict a row whose ids were moved, permuted or shifted by a position, or whose mass is wrong:
 
 =============  ==========================================================================================
 kind           what must hold of each row
@@ -16,12 +15,12 @@ hybrid         a gold token likelier than the head's least likely is kept, with 
 sampled        over all rows, gold tokens were drawn about as often as their probabilities say
 =============  ==========================================================================================
 
-Tolerances are no choice: half a level of the codec (``Codec.bounds``), half a step of the scalars, and float32's
-rounding of sums. Within them no row that a capture wrote fails, so one that does is wrong. Pure functions of
-numpy arrays, a few times the cost of decoding.
+Tolerances follow from the format: half a level of the codec (``Codec.bounds``), half a step of the scalars, and
+float32's rounding of sums. Every row that a capture wrote is within them, so a row outside is wrong. The functions are
+pure functions of numpy arrays and cost a few times as much as decoding.
 
-Where the teacher was asked about a smaller vocabulary, a gold token outside it was replaced by a stand-in that the
-cache does not name; nothing is concluded from gold tokens that no row holds.
+If the teacher's distribution was restricted to a smaller vocabulary, a gold token outside it was replaced by a stand-in
+that the cache does not name; then nothing is concluded from gold tokens that no row holds.
 """
 
 from dataclasses import dataclass
@@ -40,10 +39,10 @@ Rules = dict[str, NDArray[np.bool_]]
 EPSILON = float(np.finfo(np.float32).eps)
 
 STANDARD_ERRORS = 8.0
-"""By how many standard errors the number of drawn gold tokens may differ from the expected one: 1 in 10**15."""
+"""Largest difference of the number of drawn gold tokens from its expectation, in standard errors: 1 in 10**15."""
 
 ENOUGH_DRAWS = 25.0
-"""Variance of that number, in draws, below which its distribution is too lopsided to judge."""
+"""Smallest variance of that number, in draws**2, at which it is checked; below, its distribution is too skewed."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,11 @@ class Claims:
     """What a teacher's manifest says of all its rows.
 
     Attributes:
-        kind: Of the target.
-        tokens: That the distribution is over.
-        restricted: These are fewer than the vocabulary.
-        head: Entries of a hybrid row that are no draws.
-        draws: Of a row.
+        kind: Kind of the target.
+        tokens: Number of tokens of the distribution.
+        restricted: The distribution has fewer tokens than the vocabulary.
+        head: Number of entries of a hybrid row that are no draws.
+        draws: Number of draws of a row.
         step_nats: Step to which the scalars are rounded; 0 for float32.
     """
 
@@ -68,7 +67,7 @@ class Claims:
 
     @classmethod
     def of(cls, manifest: TeacherManifest) -> "Claims":
-        """Read them from a manifest, whose settings may hold anything."""
+        """Read the claims from a manifest; its settings may have any values."""
         target, tokens = manifest.target, possible_tokens(manifest)
         head, draws = (target.settings.get(key) for key in ("head", "draws"))
         return cls(
@@ -86,13 +85,13 @@ class Evidence:
     """n rows and what was stored beside them.
 
     Attributes:
-        targets: Decoded.
-        low: (n, k + 1) float64, the lowest log-probabilities that they may stand for, see ``Codec.bounds``.
-        high: (n, k + 1) float64, the highest.
+        targets: The decoded rows.
+        low: (n, k + 1) float64, lower bounds of the log-probabilities before coding, see ``Codec.bounds``.
+        high: (n, k + 1) float64, upper bounds.
         gold_ids: (n,) uint32, the token that each position should predict.
-        gold: (n,) float64, its stored log-probability; None if the teacher keeps none.
-        entropy: (n,) float64, nats; None if the teacher keeps none.
-        logsumexp: (n,) float64, log-normaliser of the logits, for float32's rounding; 0 if the teacher keeps none.
+        gold: (n,) float64, stored log-probability of that token; None if the teacher does not keep it.
+        entropy: (n,) float64, nats; None if the teacher does not keep it.
+        logsumexp: (n,) float64, log-normaliser of the logits, which bounds float32's rounding; 0 if it is not kept.
     """
 
     targets: Targets
@@ -111,16 +110,16 @@ class Evidence:
 
     @property
     def rounding(self) -> Floats:
-        """How far float32 may be off in a log-probability and in a sum of the row's probabilities: (n,)."""
+        """Largest error of float32 in a log-probability and in a sum of the row's probabilities: (n,)."""
         slots = self.targets.ids.shape[1]
         rounding: Floats = EPSILON * (slots + 8 + np.abs(np.where(np.isfinite(self.logsumexp), self.logsumexp, 0)))
         return rounding
 
 
 def contradictions(claims: Claims, rows: Evidence) -> Rules:
-    """Return which rows contradict what is stored beside them; rows without any token say nothing and are skipped."""
+    """Return which rows contradict the scalars stored beside them; empty rows are skipped."""
     kept = rows.used.any(axis=1)
-    with np.errstate(all="ignore"):  # rows and scalars may hold anything; what is no number fits nothing
+    with np.errstate(all="ignore"):  # rows and scalars may have any values; NaN breaks every rule
         rules = _ranges(claims, rows)
         if not claims.kind.is_drawn:
             rules |= _rest(claims, rows)
@@ -235,8 +234,8 @@ def _drawn_gold(claims: Claims, rows: Evidence) -> Rules:
     drawn = claims.draws * np.where(is_gold, np.exp(rows.targets.log_probs, dtype=np.float64), 0).sum(axis=1)
     p = np.exp(np.minimum(rows.gold, 0))
     variance = float((claims.draws * p * (1 - p))[judged].sum())
-    expected, found = (float(values[judged].sum()) for values in (claims.draws * p, drawn))
+    expected, actual = (float(values[judged].sum()) for values in (claims.draws * p, drawn))
     # a stored log-probability is off by half a step at most
     error = STANDARD_ERRORS * np.sqrt(variance) + expected * np.expm1(claims.step_nats / 2 + EPSILON)
-    off = variance >= ENOUGH_DRAWS and abs(found - expected) > error
+    off = variance >= ENOUGH_DRAWS and abs(actual - expected) > error
     return {"gold tokens were not drawn as often as gold_logprob says": judged & off}

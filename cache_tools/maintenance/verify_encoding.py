@@ -1,8 +1,8 @@
-"""Do the tables, sequences and tokenizer of an encoding agree with each other and with its manifest?
+"""Check that the tables, sequences and tokenizer of an encoding agree with each other and with its manifest.
 
-Hashes and seals say that bytes are those that were written. A faulty writer, or a stranger, can write wrong numbers
-under right hashes; these rules of FORMAT.md need no teacher to be checked, and nothing but what ``verify`` reads
-anyway. Each function yields messages; ``verify`` says where.
+Hashes and seals show that bytes are those that were written. A faulty or hostile writer can write wrong numbers with
+right hashes. These rules of FORMAT.md can be checked without a teacher, on data that ``verify`` reads anyway. Each
+function yields messages; ``verify`` adds the place.
 """
 
 import json
@@ -22,20 +22,20 @@ LARGEST_VOCABULARY = 2**32 - 1
 """Ids are stored as uint32, whose largest number marks empty slots."""
 
 ROLES = ("bos", "eos", "cls", "sep", "mask")
-"""Special tokens whose ids are a part of a tokenizer's behaviour."""
+"""Roles of special tokens; their ids belong to a tokenizer's behaviour."""
 
 TRANSIENT = ("version", "truncation", "padding")
 """Parts of a tokenizer's file that do not change the ids of a text."""
 
 
 def root_problems(root: StorePath) -> Iterator[str]:
-    """Say whether the manifest at a cache's root is another group's; a cache states its format and has no identity."""
+    """Yield a message if the root holds another group's manifest: a cache states its format and has no identity."""
     try:
         stated = json.loads(read_object(root / layout.MANIFEST))["attributes"][KEY]
-        found = "format" in stated and "identity" not in stated
+        is_root = "format" in stated and "identity" not in stated
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        found = False
-    if not found:
+        is_root = False
+    if not is_root:
         yield "this is not the manifest of a cache's root: it has no format version, or it has an identity"
 
 
@@ -69,8 +69,8 @@ def sequence_problems(
     Args:
         manifest: The encoding's.
         entry: The shard's row.
-        sequences: The shard's.
-        size: Of the sequence file, bytes.
+        sequences: The shard's sequences.
+        size: Size of the sequence file in bytes.
     """
     for number, sequence in enumerate(sequences, entry.first_sequence):
         if sequence.sequence_id != number:
@@ -97,7 +97,7 @@ def sequence_problems(
 def tokenizer_problems(folder: StorePath, manifest: EncodingManifest) -> Iterator[str]:
     """Compare ``tokenizer.json`` with the tokenizer that the encoding's identity records.
 
-    A file in which no tokenizer can be read, or an identity without one, is not judged here.
+    Nothing is compared if the identity records no tokenizer.
     """
     key = f"{layout.TOKENIZER}/tokenizer.json"
     recorded, record = manifest.identity.get("tokenizer"), manifest.files.get(key)

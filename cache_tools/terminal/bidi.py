@@ -1,9 +1,10 @@
-"""Right-to-left text in a terminal: kept from turning around what stands beside it.
+"""Right-to-left text in a terminal, isolated so that it does not reorder the text beside it.
 
-A terminal that knows Unicode's bidirectional algorithm orders a line as a whole, so a Hebrew word in one column
-would move the border and the numbers of the next. Such text is put between FIRST STRONG ISOLATE and POP DIRECTIONAL
-ISOLATE (UAX #9), which take no room; a terminal that knows no directions shows nothing for them. A line without
-right-to-left text gets none. A document cannot close an isolate by itself: ``escaping.printable`` escapes its marks.
+A terminal that implements Unicode's bidirectional algorithm orders a line as a whole, so a Hebrew word in one column
+would move the border and the numbers of the next column. Such text is put between FIRST STRONG ISOLATE and POP
+DIRECTIONAL ISOLATE (UAX #9), which have no width; a terminal without bidirectional text shows nothing for them. A line
+without right-to-left text gets no marks. A document cannot close an isolate, because ``escaping.printable`` escapes the
+marks in its text.
 """
 
 import unicodedata
@@ -25,12 +26,12 @@ def has_right_to_left(text: str) -> bool:
 
 
 def isolated(text: str) -> str:
-    """Return text that leaves the rest of its line alone; for what is not wrapped."""
+    """Return text that does not reorder the rest of its line; for text that is not wrapped."""
     return f"{ISOLATE}{text}{POP}" if has_right_to_left(text) else text
 
 
 class IsolatedLines:
-    """Text of which each line is isolated after it was wrapped, for an isolate ends with its line."""
+    """Text whose lines are isolated after wrapping, because an isolate ends with its line."""
 
     def __init__(self, text: Text) -> None:
         self.text = text
@@ -43,5 +44,5 @@ class IsolatedLines:
             yield Segment.line()
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        """Return the width of the text; the marks have none."""
+        """Return the width of the text; the marks have no width."""
         return Measurement.get(console, options, self.text)

@@ -87,13 +87,13 @@ class _Pages:
         return JSONResponse(json_ready(alternatives(self._opened, self._encoding(request), number, position, top)))
 
     def find(self, request: Request) -> Response:
-        encoding, given = self._encoding(request), request.query_params
-        by, query, after = given.get("by", "all"), given.get("query"), _number(request, "after")
+        encoding, parameters = self._encoding(request), request.query_params
+        by, query, after = parameters.get("by", "all"), parameters.get("query"), _number(request, "after")
         if by == "all":
             return JSONResponse(json_ready(look_for_text(encoding, None, None, after)))
         with self._scan:
             if by in MEASURES:
-                teachers = [self._opened.teacher(encoding, name) for name in given.getlist("teacher")]
+                teachers = [self._opened.teacher(encoding, name) for name in parameters.getlist("teacher")]
                 return JSONResponse(json_ready(look_for_highest(encoding, teachers, by, after)))
             if by in ("id", "text") and query:
                 document_id, text = (query, None) if by == "id" else (None, query)

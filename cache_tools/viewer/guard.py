@@ -95,8 +95,8 @@ class Guard:
             return None
         return PlainTextResponse("Open the whole address that 'logitcask view' printed, including its token.", 401)
 
-    def _is_token(self, given: str | None) -> bool:
-        return secrets.compare_digest((given or "").encode(), (self._token or "").encode())
+    def _is_token(self, text: str | None) -> bool:
+        return secrets.compare_digest((text or "").encode(), (self._token or "").encode())
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
