@@ -79,8 +79,8 @@ def compare(
     for indices in token_budget_batches([len(s.input_ids) for s in sequences], batch_tokens):
         where = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
         gold = np.concatenate([sequences[i].gold_ids(objective) for i in indices])
-        asked = _Question(pad(sequences, indices), gold, stored.ids[where], stored.log_probs[where], keep, layers)
-        answers.append(_ask(asked, teacher))
+        question = _Question(pad(sequences, indices), gold, stored.ids[where], stored.log_probs[where], keep, layers)
+        answers.append(_ask(question, teacher))
         order.append(where)
         progress(sum(len(sequences[i].input_ids) for i in indices))
     back = np.argsort(np.concatenate(order))
@@ -127,10 +127,10 @@ class _Question:
 
 
 @torch.inference_mode()
-def _ask(asked: _Question, teacher: Teacher) -> Arrays:
+def _ask(question: _Question, teacher: Teacher) -> Arrays:
     """Run one batch; return (P, …) answers by name."""
-    batch, device = asked.batch, teacher.device
-    middle = [layer for layer in asked.layers if layer != "last"]
+    batch, device = question.batch, teacher.device
+    middle = [layer for layer in question.layers if layer != "last"]
     assert batch.attention_mask is not None
     last_BLD, all_hidden = run_body(
         teacher.model, batch.input_ids.to(device), batch.attention_mask.to(device), hidden=bool(middle)
@@ -138,7 +138,7 @@ def _ask(asked: _Question, teacher: Teacher) -> Arrays:
     kept_P = batch.kept.to(device)
     last_PD, size = last_BLD.flatten(0, 1)[kept_P], chunk_positions(teacher)
     parts = [
-        _ask_head(asked, run_head(teacher.model, last_PD[start : start + size]), start)
+        _ask_head(question, run_head(teacher.model, last_PD[start : start + size]), start)
         for start in range(0, len(last_PD), size)
     ]
     answers = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -146,20 +146,20 @@ def _ask(asked: _Question, teacher: Teacher) -> Arrays:
     return {name: values.cpu().numpy() for name, values in answers.items()}
 
 
-def _ask_head(asked: _Question, head: HeadOutput, start: int) -> dict[str, Tensor]:
+def _ask_head(question: _Question, head: HeadOutput, start: int) -> dict[str, Tensor]:
     """Judge the batch's stored rows from ``start`` on by the logits of as many positions; return (N, …) answers."""
-    logits_NV, keep, device = head.logits, asked.keep, head.logits.device
+    logits_NV, keep, device = head.logits, question.keep, head.logits.device
     if keep.restriction is not None:
         logits_NV = keep.restriction.logits(logits_NV)
     part = slice(start, start + len(logits_NV))
-    keys_N = position_keys(keep.seed, asked.batch.sequence_ids[part], asked.batch.positions[part])
-    gold_N = torch.from_numpy(asked.gold[part].astype(np.int64))
+    keys_N = position_keys(keep.seed, question.batch.sequence_ids[part], question.batch.positions[part])
+    gold_N = torch.from_numpy(question.gold[part].astype(np.int64))
     live = sparse_targets(logits_NV.clone(), gold_N.to(device), keep, keys_N.to(device))
     logsumexp_N = live.scalars["logsumexp"]
     border_N = torch.full_like(logsumexp_N, -torch.inf)
     if keep.kind.is_drawn and keep.kind.has_head:
         border_N = live.log_probs[:, min(keep.k, logits_NV.shape[1]) - 1]
-    beside = [_at_stored(asked, logits_NV, logsumexp_N, start + shift) for shift in (-1, 0, 1)]
+    beside = [_at_stored(question, logits_NV, logsumexp_N, start + shift) for shift in (-1, 0, 1)]
     answers = {
         "log_probs": beside[1][0],
         "surprisal": torch.stack([surprisal_N for _, surprisal_N in beside], dim=1),
@@ -169,19 +169,19 @@ def _ask_head(asked: _Question, head: HeadOutput, start: int) -> dict[str, Tenso
         "kept_log_probs": live.log_probs,
         **live.scalars,
     }
-    return answers | ({"hidden/last": head.last.float()} if "last" in asked.layers else {})
+    return answers | ({"hidden/last": head.last.float()} if "last" in question.layers else {})
 
 
-def _at_stored(asked: _Question, logits_NV: Tensor, logsumexp_N: Tensor, start: int) -> tuple[Tensor, Tensor]:
+def _at_stored(question: _Question, logits_NV: Tensor, logsumexp_N: Tensor, start: int) -> tuple[Tensor, Tensor]:
     """Read logits at the tokens of the stored rows from ``start`` on; rows beyond the batch's ends are its end rows.
 
     Returns:
         Log-probabilities (N, k), without meaning in empty slots, and the rows' mean surprisal (N,).
     """
-    rows = np.clip(np.arange(start, start + len(logits_NV)), 0, len(asked.ids) - 1)
-    used = asked.ids[rows] != EMPTY_ID
-    ids_Nk = torch.from_numpy(np.where(used, asked.ids[rows], 0).astype(np.int64)).to(logits_NV.device)
-    weights_Nk = torch.from_numpy(np.where(used, np.exp(asked.log_probs[rows]), 0)).to(logits_NV.device)
+    rows = np.clip(np.arange(start, start + len(logits_NV)), 0, len(question.ids) - 1)
+    used = question.ids[rows] != EMPTY_ID
+    ids_Nk = torch.from_numpy(np.where(used, question.ids[rows], 0).astype(np.int64)).to(logits_NV.device)
+    weights_Nk = torch.from_numpy(np.where(used, np.exp(question.log_probs[rows]), 0)).to(logits_NV.device)
     log_probs_Nk = logits_NV.gather(1, ids_Nk) - logsumexp_N[:, None]
     return log_probs_Nk, -(weights_Nk * log_probs_Nk.clamp(min=LOWEST_NATS)).sum(dim=1)
 

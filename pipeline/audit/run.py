@@ -263,15 +263,15 @@ def _check_shapes(cached: CachedTeacher, teacher: Teacher) -> None:
     """Refuse a teacher with other numbers of logits or layers: there is nothing to compare."""
     config, manifest = teacher.model.config.get_text_config(), cached.manifest
     expected = {"vocabulary": manifest.vocabulary_size}
-    found = {"vocabulary": int(teacher.model.get_output_embeddings().weight.shape[0])}
+    live = {"vocabulary": int(teacher.model.get_output_embeddings().weight.shape[0])}
     for layer, spec in manifest.hidden.items():
         there = layer == "last" or int(layer) <= config.num_hidden_layers
-        expected[f"hidden {layer}"], found[f"hidden {layer}"] = spec.width, config.hidden_size if there else 0
-    if found != expected:
+        expected[f"hidden {layer}"], live[f"hidden {layer}"] = spec.width, config.hidden_size if there else 0
+    if live != expected:
         raise IdentityError(
             f"the live teacher {cached.name!r} is another model than the cached one",
             where=cached.path,
-            found="; ".join(differences(expected, found)),
+            found="; ".join(differences(expected, live)),
             why="its predictions have other shapes, so nothing can be compared",
             fix="Point 'model' in the capture file to the model that was captured",
         )

@@ -175,15 +175,18 @@ def diagnose(rows: Rows, manifest: TeacherManifest, identity: list[str]) -> list
         identity: Keys in which the live teacher's identity differs, a line each.
     """
     keys = [line.split(":")[0] for line in identity]
-    found = [sentence for key, sentence in IDENTITY_CAUSES.items() if key in keys]
+    causes = [sentence for key, sentence in IDENTITY_CAUSES.items() if key in keys]
     drawn = manifest.target.kind.is_drawn
     shift = proven_shift(rows, drawn)
     if shift:
         side = "before" if shift < 0 else "behind"
-        return [*found, f"The rows are shifted by one: the live teacher fits the stored row {side} each position best."]
-    found += _of_draws(rows) if drawn else []
-    found += _of_policy(exact_part(rows)) if manifest.target.kind.has_exact_part else []
-    return found or [_of_size(rows, manifest)]
+        return [
+            *causes,
+            f"The rows are shifted by one: the live teacher fits the stored row {side} each position best.",
+        ]
+    causes += _of_draws(rows) if drawn else []
+    causes += _of_policy(exact_part(rows)) if manifest.target.kind.has_exact_part else []
+    return causes or [_of_size(rows, manifest)]
 
 
 def _of_draws(rows: Rows) -> list[str]:
@@ -197,18 +200,18 @@ def _of_draws(rows: Rows) -> list[str]:
 
 def _of_policy(rows: Rows) -> list[str]:
     """Name what a sampling policy would have done to the distributions: temperature, truncation."""
-    found = []
+    causes = []
     temperature, unexplained = fitted_temperature(rows)
     if abs(math.log(temperature)) > LOG_TEMPERATURE and unexplained < UNEXPLAINED:
-        found.append(f"The log-probabilities are tempered: they fit temperature {temperature:.2f}, not 1.")
+        causes.append(f"The log-probabilities are tempered: they fit temperature {temperature:.2f}, not 1.")
     missing = left_out_mass(rows.log_probs)
     closed = (rows.stored.log_left_out < math.log(NOTHING)).mean()
     if closed > 0.99 and missing.mean() > SOMETHING:
-        found.append(
+        causes.append(
             "The rows are truncated and renormalised: they leave nothing out, but the live teacher gives other tokens "
             f"{missing.mean():.1%} on average and {missing.max():.1%} at most."
         )
-    return found
+    return causes
 
 
 def _of_size(rows: Rows, manifest: TeacherManifest) -> str:

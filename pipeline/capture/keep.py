@@ -113,24 +113,65 @@ def sparse_targets(
     k = min(keep.k, tokens) if keep.kind.has_head else vocabulary if keep.kind.is_whole else 1
     top_Nk, ids_Nk = top_k(logits_NV, k)
     highest_N1, gold_N1 = top_Nk[:, :1].clone(), logits_NV.gather(1, gold_N[:, None])
-    rows = {"logits_MV": logits_NV, "ids_Mk": ids_Nk, "highest_M1": highest_N1, "gold_M1": gold_N1}
-    found = _in_parts(rows | ({} if keys_N is None else {"keys_M": keys_N}), keep, scratch_MV)
-    log_total_N1 = -found.pop("share_of_highest").log()[:, None]  # the highest has exp(0) / total
+    sums = _in_parts(logits_NV, ids_Nk, highest_N1, gold_N1, keys_N, keep, scratch_MV)
+    log_total_N1 = -sums.share_of_highest_M.log()[:, None]  # the highest has exp(0) / total
     log_probs_Nk = top_Nk - highest_N1 - log_total_N1
     if keep.kind.has_mass:
         log_probs_Nk = _up_to_mass(log_probs_Nk, keep.p)
-    log_left_out_N = _left_out(found.pop("others"), top_Nk - highest_N1 - log_total_N1, log_probs_Nk)
+    log_left_out_N = _left_out(sums.log_others_M, top_Nk - highest_N1 - log_total_N1, log_probs_Nk)
     scalars = {
         LOGSUMEXP: (highest_N1 + log_total_N1)[:, 0],
-        ENTROPY: log_total_N1[:, 0] - found.pop("mean_below"),
+        ENTROPY: log_total_N1[:, 0] - sums.mean_below_M,
         GOLD_LOGPROB: (gold_N1 - highest_N1 - log_total_N1)[:, 0],
     }
-    if keep.kind.is_drawn:
-        drawn_NS, shares_NS = found.pop("drawn"), found.pop("shares")
+    if sums.draws is not None:
         head = (ids_Nk, log_probs_Nk, log_left_out_N) if keep.kind.has_head else None
-        ids_Nk, log_probs_Nk = _joined(head, drawn_NS, shares_NS)
+        ids_Nk, log_probs_Nk = _joined(head, sums.draws)
         log_left_out_N = torch.full_like(log_left_out_N, -torch.inf)
-    return SparseTargets(ids_Nk, log_probs_Nk, log_left_out_N, scalars | found)
+    return SparseTargets(ids_Nk, log_probs_Nk, log_left_out_N, scalars | sums.scalars)
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """Drawn tokens of M rows.
+
+    Attributes:
+        ids_MS: (M, S) int64.
+        log_shares_MS: (M, S) float32, log of each token's share of the draws; -inf in slots and rows without any.
+    """
+
+    ids_MS: Tensor
+    log_shares_MS: Tensor
+
+
+@dataclass(frozen=True)
+class _RowSums:
+    """What takes whole rows to compute.
+
+    Attributes:
+        share_of_highest_M: (M,) probability of the likeliest token.
+        log_others_M: (M,) log of the mass of the tokens that are not among the k likeliest.
+        mean_below_M: (M,) mean of the logits less the highest, under the distribution.
+        draws: Drawn tokens, for kinds that draw.
+        scalars: (M,) each, those that the target names, by name.
+    """
+
+    share_of_highest_M: Tensor
+    log_others_M: Tensor
+    mean_below_M: Tensor
+    draws: _Draws | None
+    scalars: dict[str, Tensor]
+
+
+def _concatenated(parts: list[_RowSums]) -> _RowSums:
+    draws = [part.draws for part in parts if part.draws is not None]
+    return _RowSums(
+        torch.cat([part.share_of_highest_M for part in parts]),
+        torch.cat([part.log_others_M for part in parts]),
+        torch.cat([part.mean_below_M for part in parts]),
+        _Draws(torch.cat([d.ids_MS for d in draws]), torch.cat([d.log_shares_MS for d in draws])) if draws else None,
+        {name: torch.cat([part.scalars[name] for part in parts]) for name in parts[0].scalars},
+    )
 
 
 def _left_out(log_others_N: Tensor, log_top_Nk: Tensor, log_probs_Nk: Tensor) -> Tensor:
@@ -146,24 +187,33 @@ def _up_to_mass(log_probs_Nk: Tensor, mass: float) -> Tensor:
     return log_probs_Nk.masked_fill(before_Nk >= mass, -torch.inf)
 
 
-def _joined(head: tuple[Tensor, Tensor, Tensor] | None, drawn_NS: Tensor, shares_NS: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the ids and log weights of draws, behind those of a head which the draws share the left-out mass of."""
+def _joined(head: tuple[Tensor, Tensor, Tensor] | None, draws: _Draws) -> tuple[Tensor, Tensor]:
+    """Return the ids and log weights of draws, after those of a head whose left-out mass the draws share."""
     if head is None:
-        return drawn_NS, shares_NS
+        return draws.ids_MS, draws.log_shares_MS
     ids_Nk, log_probs_Nk, log_left_out_N = head
-    return torch.cat([ids_Nk, drawn_NS], dim=1), torch.cat([log_probs_Nk, shares_NS + log_left_out_N[:, None]], dim=1)
+    log_weights_NS = draws.log_shares_MS + log_left_out_N[:, None]
+    return torch.cat([ids_Nk, draws.ids_MS], dim=1), torch.cat([log_probs_Nk, log_weights_NS], dim=1)
 
 
-def _in_parts(rows: dict[str, Tensor], keep: Keep, scratch_MV: Tensor | None) -> dict[str, Tensor]:
+def _in_parts(
+    logits_NV: Tensor,
+    ids_Nk: Tensor,
+    highest_N1: Tensor,
+    gold_N1: Tensor,
+    keys_N: Tensor | None,
+    keep: Keep,
+    scratch_MV: Tensor | None,
+) -> _RowSums:
     """Return what ``_whole_rows`` computes, for as many rows at a time as there is memory for."""
-    scratch_MV = torch.empty_like(rows["logits_MV"]) if scratch_MV is None else scratch_MV
-    size, count = len(scratch_MV), len(rows["logits_MV"])
-    parts = (slice(start, min(start + size, count)) for start in range(0, count, size))
-    found = [
-        _whole_rows(**{name: values[part] for name, values in rows.items()}, keep=keep, room_MV=scratch_MV)
-        for part in parts
-    ]
-    return found[0] if len(found) == 1 else {name: torch.cat([part[name] for part in found]) for name in found[0]}
+    scratch_MV = torch.empty_like(logits_NV) if scratch_MV is None else scratch_MV
+    size, count, parts = len(scratch_MV), len(logits_NV), []
+    for start in range(0, count, size):
+        part = slice(start, min(start + size, count))
+        keys_M = None if keys_N is None else keys_N[part]
+        rows = (logits_NV[part], ids_Nk[part], highest_N1[part], gold_N1[part], keys_M)
+        parts.append(_whole_rows(*rows, keep, scratch_MV))
+    return parts[0] if len(parts) == 1 else _concatenated(parts)
 
 
 def _whole_rows(
@@ -171,32 +221,39 @@ def _whole_rows(
     ids_Mk: Tensor,
     highest_M1: Tensor,
     gold_M1: Tensor,
+    keys_M: Tensor | None,
     keep: Keep,
     room_MV: Tensor,
-    keys_M: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """Return all that takes whole rows to compute, by name; the logits become those below the highest."""
+) -> _RowSums:
+    """Return all that takes whole rows to compute; each logit is replaced by its difference from the highest."""
     below_MV, work_MV = logits_MV.sub_(highest_M1), room_MV[: len(logits_MV)]
     torch.softmax(below_MV, dim=1, out=work_MV)  # one fused pass, where exp and sum take three
     kept_Mk, kept_below_Mk = work_MV.gather(1, ids_Mk), below_MV.gather(1, ids_Mk)
-    found = {"share_of_highest": kept_Mk[:, 0]}
-    if keep.kind.is_drawn and not keep.kind.has_head:
-        found |= _drawn(work_MV, keep.draws, keys_M)
+    draws = _drawn(work_MV, keep.draws, keys_M) if keep.kind.is_drawn and not keep.kind.has_head else None
     work_MV.scatter_(1, ids_Mk, 0)
-    found["others"] = _log_others(work_MV.sum(dim=1), below_MV, kept_below_Mk)
+    log_others_M = _log_others(work_MV.sum(dim=1), below_MV, kept_below_Mk)
     if keep.kind.is_drawn and keep.kind.has_head:
-        found |= _drawn(work_MV, keep.draws, keys_M)
+        draws = _drawn(work_MV, keep.draws, keys_M)
     kept_below_M = (kept_Mk * kept_below_Mk).nansum(dim=1)  # an impossible token: 0 * -inf
-    found["mean_below"] = kept_below_M + work_MV.mul_(below_MV).nansum(dim=1)
+    mean_below_M = kept_below_M + work_MV.mul_(below_MV).nansum(dim=1)
+    scalars = _further_scalars(below_MV, highest_M1, gold_M1, keep, work_MV)
+    return _RowSums(kept_Mk[:, 0], log_others_M, mean_below_M, draws, scalars)
+
+
+def _further_scalars(
+    below_MV: Tensor, highest_M1: Tensor, gold_M1: Tensor, keep: Keep, work_MV: Tensor
+) -> dict[str, Tensor]:
+    """Return the scalars that a target names, (M,) each, by name."""
+    scalars = {}
     for temperature in keep.temperatures:
         tempered_M = torch.div(below_MV, temperature, out=work_MV).exp_().sum(dim=1).log()
-        found[tempered_name(temperature)] = highest_M1[:, 0] / temperature + tempered_M
+        scalars[tempered_name(temperature)] = highest_M1[:, 0] / temperature + tempered_M
     if GOLD_RANK in keep.scalars:
-        found[GOLD_RANK] = (below_MV > gold_M1 - highest_M1).sum(dim=1).float()
+        scalars[GOLD_RANK] = (below_MV > gold_M1 - highest_M1).sum(dim=1).float()
     if set(TAIL_SCALARS) & set(keep.scalars):
         tail = _tail(below_MV, highest_M1[:, 0], keep.k)
-        found |= {name: values for name, values in tail.items() if name in keep.scalars}
-    return found
+        scalars |= {name: values for name, values in tail.items() if name in keep.scalars}
+    return scalars
 
 
 def _log_others(others_M: Tensor, below_MV: Tensor, kept_below_Mk: Tensor) -> Tensor:
@@ -214,12 +271,11 @@ def _log_others(others_M: Tensor, below_MV: Tensor, kept_below_Mk: Tensor) -> Te
     return torch.where(underflow_M, most_M.clamp(max=math.log(torch.finfo(torch.float32).tiny)), log_others_M)
 
 
-def _drawn(weights_MV: Tensor, draws: int, keys_M: Tensor | None) -> dict[str, Tensor]:
-    """Return drawn ids (M, S) and the log of their share of the draws; -inf in slots and rows without any."""
+def _drawn(weights_MV: Tensor, draws: int, keys_M: Tensor | None) -> _Draws:
     assert keys_M is not None
     ids_MS, counts_MS = draw(weights_MV, keys_M, draws)
     shares_MS = (counts_MS.float() / draws).log()
-    return {"drawn": ids_MS, "shares": torch.where(weights_MV.any(dim=1)[:, None], shares_MS, -torch.inf)}
+    return _Draws(ids_MS, torch.where(weights_MV.any(dim=1)[:, None], shares_MS, -torch.inf))
 
 
 def _tail(below_NV: Tensor, highest_N: Tensor, k: int) -> dict[str, Tensor]:

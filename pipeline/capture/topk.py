@@ -34,17 +34,17 @@ def top_k(values_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     length = values_NV.shape[1]
     width = length // (BLOCKS_PER_K * k)
     if width <= SECOND_BLOCK:
-        found = values_NV.topk(k, dim=1)
-        return found.values, found.indices
+        top = values_NV.topk(k, dim=1)
+        return top.values, top.indices
     whole = length - length % width  # what lies behind the last whole block is searched in any case
     blocks_Nk, inside_NC = _best_blocks(values_NV[:, :whole].reshape(len(values_NV), -1, width), k)
     candidates_NC = inside_NC if whole == length else torch.cat([inside_NC, values_NV[:, whole:]], dim=1)
     columns_Nc = _best_columns(candidates_NC, k)
-    found = candidates_NC.gather(1, columns_Nc).topk(k, dim=1)
-    columns_Nk = columns_Nc.gather(1, found.indices)
+    top = candidates_NC.gather(1, columns_Nc).topk(k, dim=1)
+    columns_Nk = columns_Nc.gather(1, top.indices)
     block_Nk = blocks_Nk.gather(1, (columns_Nk // width).clamp(max=k - 1))
     behind_Nk = columns_Nk - k * width
-    return found.values, torch.where(behind_Nk < 0, block_Nk * width + columns_Nk % width, whole + behind_Nk)
+    return top.values, torch.where(behind_Nk < 0, block_Nk * width + columns_Nk % width, whole + behind_Nk)
 
 
 def _best_blocks(blocks_NnB: Tensor, k: int) -> tuple[Tensor, Tensor]:

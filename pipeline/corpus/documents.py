@@ -58,8 +58,8 @@ def corpus_sources(config: CorpusConfig) -> dict[str, Source]:
     Raises:
         CorpusError: a path or dataset does not exist or holds nothing readable.
     """
-    found: list[Source] = [file for path in config.paths for file in file_sources(path, config.text_field)]
-    if config.paths and not found:
+    files: list[Source] = [file for path in config.paths for file in file_sources(path, config.text_field)]
+    if config.paths and not files:
         raise CorpusError(
             "no readable file found",
             where=", ".join(map(str, config.paths)),
@@ -68,7 +68,7 @@ def corpus_sources(config: CorpusConfig) -> dict[str, Source]:
         )
     counts: Counter[str] = Counter()
     sources = {}
-    for source in [*found, *map(open_dataset, config.datasets)]:
+    for source in [*files, *map(open_dataset, config.datasets)]:
         counts[source.name] += 1
         sources[source.name if counts[source.name] == 1 else f"{source.name} ({counts[source.name]})"] = source
     return sources
@@ -108,11 +108,12 @@ def read_documents(sources: Iterable[Source], config: CorpusConfig, seen: set[st
 def _spans(sources: list[Source]) -> list[tuple[float, float] | None]:
     """Return which share of the corpus' bytes lies before each source, and in it; None if a size is not known."""
     sizes = [source.size_bytes() for source in sources]
-    known = [size for size in sizes if size is not None]
-    total = sum(known)
-    if len(known) < len(sizes) or not total:
+    known_sizes = [size for size in sizes if size is not None]
+    total = sum(known_sizes)
+    if len(known_sizes) < len(sizes) or not total:
         return [None] * len(sizes)
-    return [((end - size) / total, size / total) for size, end in zip(known, accumulate(known), strict=True)]
+    ends = accumulate(known_sizes)
+    return [((end - size) / total, size / total) for size, end in zip(known_sizes, ends, strict=True)]
 
 
 def _records(source: Source) -> Iterator[Record]:

@@ -153,9 +153,9 @@ def split_documents(
 def known_ids(tokenizer: PreTrainedTokenizerFast) -> NDArray[np.bool_]:
     """Return for each id up to the highest whether it has a token: (n,) bool; ids may have gaps."""
     ids = list(tokenizer.get_vocab().values())
-    known = np.zeros(max(ids) + 1, dtype=bool)
-    known[ids] = True
-    return known
+    has_token = np.zeros(max(ids) + 1, dtype=bool)
+    has_token[ids] = True
+    return has_token
 
 
 def _tokenise(

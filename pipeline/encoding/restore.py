@@ -86,9 +86,9 @@ def restore_shards(
     shards, firsts = set(missing_files(folder, manifest).shards), first_shards(manifest)
     for part, first in enumerate(firsts):
         count = sum(totals.shards for totals in manifest.parts[part].splits.values())
-        wanted = shards & set(range(first, first + count))
-        if wanted:
-            _encode_part(folder, manifest, part, encode_files(files[part]), wanted)
+        missing_shards = shards & set(range(first, first + count))
+        if missing_shards:
+            _encode_part(folder, manifest, part, encode_files(files[part]), missing_shards)
 
 
 def _encode_part(
@@ -96,14 +96,14 @@ def _encode_part(
     manifest: EncodingManifest,
     part: int,
     sequences: SplitSequences,
-    wanted: set[int],
+    missing_shards: set[int],
 ) -> list[ShardEntry]:
-    """Encode a part as it was encoded, write the wanted shards of it, and return its shards as they come out."""
+    """Encode a part as it was encoded, write the missing shards of it, and return its shards as they come out."""
     recorded, first = shard_entries(folder, manifest), first_shards(manifest)[part]
-    left = set(wanted)
+    left = set(missing_shards)
 
     def put(folder: StorePath, shard: int, split: Split, documents: int, members: list[Sequence]) -> ShardEntry:
-        if wanted and shard not in left:
+        if missing_shards and shard not in left:
             return recorded[shard]
         content = sequences_bytes(members)
         if shard in left:
@@ -114,19 +114,19 @@ def _encode_part(
     writer = ShardWriter(folder, manifest.positions_per_shard, [recorded[shard] for shard in range(first)], write=put)
     for split, sequence in sequences:
         writer.add(split, sequence)
-        if wanted and not left:
+        if missing_shards and not left:
             return []
     return writer.finish()
 
 
 def _write_recorded(path: StorePath, content: bytes, expected_sha256: str) -> None:
-    found = sha256(content)
-    if found != expected_sha256:
+    actual_sha256 = sha256(content)
+    if actual_sha256 != expected_sha256:
         raise IdentityError(
             "a lost file cannot be restored: encoding the corpus again gives another file",
             where=path,
             expected=f"sha256 {expected_sha256[:12]}…",
-            found=f"{found[:12]}…",
+            found=f"{actual_sha256[:12]}…",
             why="the corpus, or a version of tokenizers, transformers or pyarrow, has changed since the first capture",
             fix="Restore the corpus and the versions (a teacher's receipts name them), or copy the file from a backup",
         )

@@ -182,13 +182,13 @@ def load_model(config: TeacherConfig, folder: Path, objective: Objective) -> Pre
 def chosen_device(name: str) -> torch.device:
     """Return a device that this machine has; ``auto`` prefers a GPU."""
     try:
-        chosen = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-        torch.empty(0, device=chosen)
+        device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
         raise ModelError(
             "this device cannot be used", where=f"device {name}", found=shorten(str(error), 300)
         ) from error
-    return chosen
+    return device
 
 
 def _main_device(model: PreTrainedModel) -> torch.device:

@@ -73,9 +73,9 @@ def read_restriction(folder: StorePath | None) -> Restriction | None:
             fix="Make one with 'logitcask vocabulary CACHE --keep …'",
         )
     ((tokenizer, predicted),) = union.maps.items()
-    known = np.flatnonzero(predicted != NO_ID)
-    kept = np.empty(len(known), np.int64)
-    kept[predicted[known]] = known
+    teacher_ids = np.flatnonzero(predicted != NO_ID)
+    kept = np.empty(len(teacher_ids), np.int64)
+    kept[predicted[teacher_ids]] = teacher_ids
     read = union.ids_of(tokenizer, folder).read
     read_as = kept[np.where(read == NO_ID, 0, read)]  # an id without a token stands in no text
     return Restriction(union.fingerprint, torch.from_numpy(kept), torch.from_numpy(read_as), tokenizer)
