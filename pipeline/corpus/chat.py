@@ -156,7 +156,7 @@ def _start_of_turn(turn: int, messages: Messages, text: str, render: Render) -> 
 
 
 def _is_earlier(head: str, start: int, messages: Messages, render: Render) -> bool:
-    """Say whether a place in what stands before a reply lies in an earlier message."""
+    """Return whether a position in the text before a reply lies in an earlier message."""
     earlier = render(messages) if messages else ""
     contents = (message.get("content") for message in messages)
     said_behind = any(isinstance(c, str) and c.strip() and c.strip() in head[start:] for c in contents)

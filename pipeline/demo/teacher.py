@@ -2,8 +2,8 @@
 
 A 2.4 M-parameter Llama-shaped model, trained from scratch on the interpreter's
 documentation and its standard library's source, held-out groups excluded. It is a toy:
-its one merit is to be clearly better on this text than a student that has seen
-a few hundred steps, while its bf16 weights stay below 5 MB.
+it is clearly better on this text than a student that has trained for
+a few hundred steps, and its bf16 weights stay below 5 MB.
 
 About half an hour on two cores; ``logitcask demo --train-teacher`` runs it.
 """
@@ -40,10 +40,10 @@ PASSES = 2
 
 
 class Steps(TrainerCallback):
-    """Tells a reporter of optimizer steps.
+    """Reports optimizer steps.
 
     Args:
-        reporter: Shown the steps.
+        reporter: Shows the steps.
     """
 
     def __init__(self, reporter: Reporter) -> None:
@@ -69,7 +69,7 @@ def train_teacher(folder: Path, passes: float = PASSES, reporter: Reporter | Non
     Args:
         folder: Where the model goes; created if absent.
         passes: Passes over the training text; a fraction makes a quick, worse teacher.
-        reporter: Shown what happens.
+        reporter: Shows the progress.
     """
     reporter = reporter or Reporter()
     reporter.stage("reading the standard library and training a tokenizer", None)

@@ -1,8 +1,8 @@
 """Static masks for masked language models.
 
 A cached prediction belongs to the masked input it was made for, so masks are drawn once,
-in stage one, and several differently masked copies stand in for redrawing each epoch.
-A draw depends on (seed, document, piece, copy) alone: adding documents changes no mask.
+in stage one; several differently masked copies replace new masks in each epoch.
+A mask depends on (seed, document, piece, copy) alone: adding documents changes no mask.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ def draw_mask(
         maskable: (n,) true where a slot may be.
         mask_id: Id of the mask token.
         random_ids: Ids that a slot shown as a random token is drawn from.
-        config: Shares and seed.
+        config: The ``masking:`` block.
         key: Names the piece and copy.
 
     Returns:

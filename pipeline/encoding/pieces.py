@@ -4,8 +4,8 @@ A document is tokenised once, without special tokens; windows of the result get 
 tokenizer's own prefix (BOS, [CLS]) and suffix ([SEP]) back. A window repeats the last
 ``overlap`` tokens of the one before as context: they are read again but not kept again.
 
-Chats have their template's special tokens and get no others; token ids are read as they are given. Ids come
-without a text, and none is made up for them: the bytes of a token are not always
+Chats have their template's special tokens and get no others; token ids are read as they are given. Ids have
+no text, and none is invented for them: the bytes of a token are not always
 those of its decoded form. Their pieces have an empty text and byte lengths of zero.
 """
 
@@ -62,7 +62,7 @@ class Frame:
 
 
 def frame_of(tokenizer: PreTrainedTokenizerFast, config: EncodingConfig) -> Frame:
-    """Find which special tokens the tokenizer puts around a text, by asking it."""
+    """Return the special tokens that the tokenizer puts around a text, found by encoding one."""
     encoded = tokenizer("a", return_special_tokens_mask=True)
     ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
     if config.objective == "masked" and tokenizer.mask_token_id is None:
@@ -238,7 +238,7 @@ def _windows(text: str, tokens: Tokens, frame: Frame, config: EncodingConfig) ->
 
 
 def _keeps_any(kept: NDArray[np.bool_], frame: Frame, config: EncodingConfig) -> bool:
-    """Say whether a window keeps a position; a causal teacher cannot predict a window's first token."""
+    """Return whether a window keeps a position; a causal teacher cannot predict a window's first token."""
     return bool(kept.any() if config.objective == "masked" or frame.prefix else kept[1:].any())
 
 

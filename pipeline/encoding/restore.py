@@ -49,7 +49,7 @@ def restore_tokenizer(
 def restore_file_tables(
     folder: StorePath, manifest: EncodingManifest, missing: MissingFiles, hashes: dict[str, str]
 ) -> None:
-    """Write the missing table of corpus files; there can be one, for two could not be told apart.
+    """Write the missing table of corpus files; at most one, because two could not be told apart.
 
     Args:
         folder: The encoding's folder.

@@ -34,7 +34,7 @@ BATCH_CHARACTERS = 2**18
 """Enough to keep many cores busy and little to hold. On two cores anything from 2**16 to 2**20 measured alike."""
 
 DOCUMENT_CHARACTERS = 256
-"""What a document counts for beside its text, so that a batch of tiny ones is bounded too."""
+"""Characters that a document counts in addition to its text, so that a batch of tiny documents is bounded too."""
 
 
 class EncodedSequence(NamedTuple):

@@ -1,9 +1,9 @@
-"""Load a tokenizer, say what it is, and save it.
+"""Load a tokenizer, identify it, and save it.
 
 Two hashes, for two questions. ``behaviour`` covers the whole fast tokenizer (normaliser,
 merges, vocabulary, special tokens): the same text gives the same ids. ``vocabulary``
 covers only which id means which token. A teacher that shares an encoding must have the same vocabulary and
-split text alike; that two tokenizers with other hashes may do, see ``cache_tools/same_tokenizer.py``.
+split text alike; ``cache_tools/vocabularies/same_tokenizer.py`` finds out whether tokenizers with different hashes do.
 """
 
 import json

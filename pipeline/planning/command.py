@@ -113,7 +113,7 @@ class SizeType(click.ParamType[int]):
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def plan_command(config: Path, overrides: tuple[str, ...], as_json: bool, **assumptions: Any) -> None:
-    """Plan the capture CONFIG: print its sequences, bytes, objects, hours, memory and bandwidth.
+    """Print what the capture CONFIG will cost: sequences, bytes, objects, hours, memory, bandwidth.
 
     The corpus is read once and an even sample of it tokenised; nothing is written. What the cache
     already holds is subtracted. Only the configuration and tokenizer of a teacher are needed, its

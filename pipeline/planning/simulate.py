@@ -28,7 +28,7 @@ from cache_tools.errors import ConfigError
 # N: workers, F: up-times of each that have been drawn so far
 
 MAX_FAILURES = 2_000_000
-"""More than a cluster that gets anything done would see; each takes some tens of bytes."""
+"""More failures than a cluster that makes progress would have; each takes some tens of bytes."""
 
 WINDOW_SECONDS = 60
 WINDOW_WORK = 200_000_000
@@ -42,11 +42,11 @@ class Cluster:
     """The machines.
 
     Attributes:
-        workers: Number of them, N.
+        workers: Number of workers, N.
         seconds_between_failures: Mean up-time of one worker, exponential; infinity for none.
         restart_seconds: From a failure until its replacement has loaded the teacher; also paid at the start.
         speed_spread: Standard deviation of the logarithm of the workers' speeds, whose median is as planned.
-        seed: Of all draws.
+        seed: Seed of all draws.
     """
 
     workers: int
@@ -82,7 +82,7 @@ class Outcome:
 
 
 class Uptimes:
-    """When each worker runs, drawn only as far as somebody looks.
+    """When each worker runs, drawn only as far as needed.
 
     Attributes:
         starts_NF: Seconds at which an up-time begins.
@@ -142,7 +142,7 @@ def simulate(shards: int, shard_seconds: float, cluster: Cluster) -> tuple[Outco
     """Run a capture on a cluster, both ways.
 
     Args:
-        shards: How many there are.
+        shards: Number of shards.
         shard_seconds: Time in which a worker of the planned speed reads one.
         cluster: The machines.
 

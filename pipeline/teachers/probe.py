@@ -1,7 +1,7 @@
-"""Run a teacher on real rows before its first shard, and refuse one that a cache does not fit.
+"""Run a teacher on real rows before its first shard, and refuse a teacher whose predictions depend on the wrong tokens.
 
-What is asked, and how rounding is told from a leak, stands in ``cache_tools/probe.py``; here the teacher runs, as it
-will in the capture. Cost: six small batches.
+``cache_tools/models/probe.py`` defines the probes, and how rounding is told apart from a leak; here the teacher runs as
+it will in the capture. Cost: six small batches.
 """
 
 import torch

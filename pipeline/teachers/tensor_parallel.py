@@ -1,13 +1,13 @@
 """One teacher over several processes, each with a part of every matrix, all at work on the same batch.
 
 The first process of a group leads: it encodes, decides what is missing, and writes, exactly as if it were alone,
-except that whatever its teacher's body is called with goes to the others too. They follow: they load when they
-are told to, run the body on what they are sent, and forget the result. They see neither corpus nor cache, so
-they cannot disagree with the first about what there is to do, and nothing that is written depends on them.
+except that it also sends the arguments of each call of its teacher's body to the others. They follow: they load a
+teacher when they are ordered to, run the body on what they receive, and discard the result. They read neither corpus
+nor cache, so they cannot disagree with the first about the work, and nothing that is written depends on them.
 
 What is split is the body, by the plan that transformers has for the architecture; results differ from one
 process' by the order of additions. Output matrix, and embeddings tied to it, lie whole in every process, and the
-head runs in the first alone. That costs V x D numbers per GPU (2.1 GB in bfloat16 for 128,256 x 8,192), and the
+head runs in the first process alone. That costs V x D numbers per GPU (2.1 GB in bfloat16 for 128,256 x 8,192), and the
 others wait meanwhile: with 70 billion weights on eight GPUs, about a tenth of the time. Rejected: a split output
 matrix, for which the logits of every chunk would have to be gathered, and every user of the matrix (the head
 file, the error budget of hidden states) taught to gather it.

@@ -1,4 +1,4 @@
-"""How a teacher's weights are split over the processes of tensor parallelism, told from its configuration alone.
+"""Plan how a teacher's weights are split over the processes of tensor parallelism, from its configuration alone.
 
 A model on torch's ``meta`` device has names and shapes and no storage; so a plan can be made, and refused, before
 a weight is read.
