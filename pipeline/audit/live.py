@@ -6,7 +6,6 @@ one head chunk, and for each position its k answers.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from cache_tools.codecs.rows import EMPTY_ID, Targets, by_id
 from cache_tools.errors import ModelError
-from cache_tools.format.layout import SCALARS, temperature_of
+from cache_tools.format.layout import LOGSUMEXP, SCALARS, temperature_of
 from cache_tools.format.manifest import TeacherManifest
 from cache_tools.format.sequences import Sequence
 from cache_tools.progress.reporter import Advance, ignore
@@ -29,9 +28,9 @@ from pipeline.teachers.body_and_head import HeadOutput, run_body, run_head
 from pipeline.teachers.loading import Teacher
 from pipeline.teachers.restriction import Restriction
 
-# B: batch, L: length, N: positions of a chunk, P: of a batch, V: vocabulary, k: slots, D: width
+Floats32 = NDArray[np.float32]
 
-Arrays = dict[str, NDArray[Any]]
+# B: batch, L: length, N: positions of a chunk, P: of a batch, V: vocabulary, k: slots, D: width
 
 
 @dataclass(frozen=True)
@@ -80,12 +79,11 @@ def compare(
         where = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
         gold = np.concatenate([sequences[i].gold_ids(objective) for i in indices])
         question = _Question(pad(sequences, indices), gold, stored.ids[where], stored.log_probs[where], keep, layers)
-        answers.append(_ask(question, teacher))
+        answers.append(_answers(question, teacher))
         order.append(where)
         progress(sum(len(sequences[i].input_ids) for i in indices))
-    back = np.argsort(np.concatenate(order))
-    live = {name: np.concatenate([answer[name] for answer in answers])[back] for name in answers[0]}
-    if not np.isfinite(live["logsumexp"]).all():
+    live = _concatenated(answers).rows(np.argsort(np.concatenate(order)))
+    if not np.isfinite(live.scalars[LOGSUMEXP]).all():
         raise ModelError("the live teacher's logits are not numbers", where=f"teacher {cached.name!r}")
     return _both_sides(cached, sequences, stored, live, layers)
 
@@ -126,9 +124,60 @@ class _Question:
     layers: list[str]
 
 
+@dataclass(frozen=True)
+class _Answers:
+    """What a live teacher predicts at P positions, on the host.
+
+    Attributes:
+        log_probs: (P, k) at the stored tokens; without meaning in empty slots.
+        surprisal: (P, 3) mean surprisal of the stored row before, of this one and of the one after.
+        top_log_prob: (P,) of the likeliest token.
+        head_log_prob: (P,) of the last token of a hybrid's head; -inf for other kinds.
+        kept_ids: (P, k) tokens that the teacher would keep.
+        kept_log_probs: (P, k) their log-probabilities.
+        scalars: (P,) each, by name.
+        hidden: (P, width) each, by layer.
+    """
+
+    log_probs: Floats32
+    surprisal: Floats32
+    top_log_prob: Floats32
+    head_log_prob: Floats32
+    kept_ids: NDArray[np.int64]
+    kept_log_probs: Floats32
+    scalars: dict[str, Floats32]
+    hidden: dict[str, Floats32]
+
+    def rows(self, order: NDArray[np.intp]) -> "_Answers":
+        """Return the positions in another order."""
+        return _Answers(
+            self.log_probs[order],
+            self.surprisal[order],
+            self.top_log_prob[order],
+            self.head_log_prob[order],
+            self.kept_ids[order],
+            self.kept_log_probs[order],
+            {name: values[order] for name, values in self.scalars.items()},
+            {layer: states[order] for layer, states in self.hidden.items()},
+        )
+
+
+def _concatenated(parts: list[_Answers]) -> _Answers:
+    return _Answers(
+        np.concatenate([part.log_probs for part in parts]),
+        np.concatenate([part.surprisal for part in parts]),
+        np.concatenate([part.top_log_prob for part in parts]),
+        np.concatenate([part.head_log_prob for part in parts]),
+        np.concatenate([part.kept_ids for part in parts]),
+        np.concatenate([part.kept_log_probs for part in parts]),
+        {name: np.concatenate([part.scalars[name] for part in parts]) for name in parts[0].scalars},
+        {layer: np.concatenate([part.hidden[layer] for part in parts]) for layer in parts[0].hidden},
+    )
+
+
 @torch.inference_mode()
-def _ask(question: _Question, teacher: Teacher) -> Arrays:
-    """Run one batch; return (P, …) answers by name."""
+def _answers(question: _Question, teacher: Teacher) -> _Answers:
+    """Run one batch."""
     batch, device = question.batch, teacher.device
     middle = [layer for layer in question.layers if layer != "last"]
     assert batch.attention_mask is not None
@@ -137,17 +186,24 @@ def _ask(question: _Question, teacher: Teacher) -> Arrays:
     )
     kept_P = batch.kept.to(device)
     last_PD, size = last_BLD.flatten(0, 1)[kept_P], chunk_positions(teacher)
-    parts = [
-        _ask_head(question, run_head(teacher.model, last_PD[start : start + size]), start)
-        for start in range(0, len(last_PD), size)
-    ]
-    answers = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    answers |= {f"hidden/{layer}": all_hidden[int(layer)].flatten(0, 1)[kept_P].float() for layer in middle}
-    return {name: values.cpu().numpy() for name, values in answers.items()}
+    answers = _concatenated(
+        [
+            _head_answers(question, run_head(teacher.model, last_PD[start : start + size]), start)
+            for start in range(0, len(last_PD), size)
+        ]
+    )
+    states = {layer: _host(all_hidden[int(layer)].flatten(0, 1)[kept_P]) for layer in middle}
+    return replace(answers, hidden=answers.hidden | states)
 
 
-def _ask_head(question: _Question, head: HeadOutput, start: int) -> dict[str, Tensor]:
-    """Judge the batch's stored rows from ``start`` on by the logits of as many positions; return (N, …) answers."""
+def _host(tensor: Tensor) -> Floats32:
+    """Return a tensor as a float32 array."""
+    array: Floats32 = tensor.float().cpu().numpy()
+    return array
+
+
+def _head_answers(question: _Question, head: HeadOutput, start: int) -> _Answers:
+    """Compare the batch's stored rows from ``start`` on with the logits of as many positions, N."""
     logits_NV, keep, device = head.logits, question.keep, head.logits.device
     if keep.restriction is not None:
         logits_NV = keep.restriction.logits(logits_NV)
@@ -155,21 +211,21 @@ def _ask_head(question: _Question, head: HeadOutput, start: int) -> dict[str, Te
     keys_N = position_keys(keep.seed, question.batch.sequence_ids[part], question.batch.positions[part])
     gold_N = torch.from_numpy(question.gold[part].astype(np.int64))
     live = sparse_targets(logits_NV.clone(), gold_N.to(device), keep, keys_N.to(device))
-    logsumexp_N = live.scalars["logsumexp"]
+    logsumexp_N = live.scalars[LOGSUMEXP]
     border_N = torch.full_like(logsumexp_N, -torch.inf)
     if keep.kind.is_drawn and keep.kind.has_head:
         border_N = live.log_probs[:, min(keep.k, logits_NV.shape[1]) - 1]
     beside = [_at_stored(question, logits_NV, logsumexp_N, start + shift) for shift in (-1, 0, 1)]
-    answers = {
-        "log_probs": beside[1][0],
-        "surprisal": torch.stack([surprisal_N for _, surprisal_N in beside], dim=1),
-        "top_log_prob": logits_NV.amax(dim=1) - logsumexp_N,
-        "head_log_prob": border_N,
-        "kept_ids": live.ids,
-        "kept_log_probs": live.log_probs,
-        **live.scalars,
-    }
-    return answers | ({"hidden/last": head.last.float()} if "last" in question.layers else {})
+    return _Answers(
+        log_probs=_host(beside[1][0]),
+        surprisal=_host(torch.stack([surprisal_N for _, surprisal_N in beside], dim=1)),
+        top_log_prob=_host(logits_NV.amax(dim=1) - logsumexp_N),
+        head_log_prob=_host(border_N),
+        kept_ids=live.ids.cpu().numpy(),
+        kept_log_probs=_host(live.log_probs),
+        scalars={name: _host(values) for name, values in live.scalars.items()},
+        hidden={"last": _host(head.last)} if "last" in question.layers else {},
+    )
 
 
 def _at_stored(question: _Question, logits_NV: Tensor, logsumexp_N: Tensor, start: int) -> tuple[Tensor, Tensor]:
@@ -187,26 +243,26 @@ def _at_stored(question: _Question, logits_NV: Tensor, logsumexp_N: Tensor, star
 
 
 def _both_sides(
-    cached: CachedTeacher, sequences: list[Sequence], stored: Targets, live: Arrays, layers: list[str]
+    cached: CachedTeacher, sequences: list[Sequence], stored: Targets, live: _Answers, layers: list[str]
 ) -> Compared:
     scalars = {}
     for name in cached.manifest.scalars:
         held = np.concatenate([cached.scalar(name, *sequence.rows) for sequence in sequences])
-        scalars[name] = (held.astype(np.float64), live[name].astype(np.float64))
+        scalars[name] = (held.astype(np.float64), live.scalars[name].astype(np.float64))
     hidden = {
-        layer: (np.concatenate([cached.hidden(layer, *s.rows) for s in sequences]), live[f"hidden/{layer}"])
+        layer: (np.concatenate([cached.hidden(layer, *s.rows) for s in sequences]), live.hidden[layer])
         for layer in layers
     }
     ends = np.cumsum([sequence.num_positions for sequence in sequences])
     edges = np.concatenate([ends - 1, [0], ends[:-1]])
-    surprisal = live["surprisal"].astype(np.float64)
+    surprisal = live.surprisal.astype(np.float64)
     surprisal[edges] = np.nan
-    kept_ids, _ = by_id(live["kept_ids"].astype(np.uint32), live["kept_log_probs"])
+    kept_ids, _ = by_id(live.kept_ids.astype(np.uint32), live.kept_log_probs)
     rows = Rows(
         stored=stored,
-        log_probs=np.where(stored.ids == EMPTY_ID, -np.inf, live["log_probs"].astype(np.float64)),
-        top_log_prob=live["top_log_prob"].astype(np.float64),
-        head_log_prob=live["head_log_prob"].astype(np.float64),
+        log_probs=np.where(stored.ids == EMPTY_ID, -np.inf, live.log_probs.astype(np.float64)),
+        top_log_prob=live.top_log_prob.astype(np.float64),
+        head_log_prob=live.head_log_prob.astype(np.float64),
         surprisal=surprisal,
         same_tokens=(kept_ids == np.sort(stored.ids, axis=1)).all(axis=1),
         scalars=scalars,
