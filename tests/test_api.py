@@ -114,6 +114,14 @@ def test_measures_that_a_cache_does_not_allow_are_none(tmp_path, trained, folder
     assert (result.acceptance, result.acceptance_is, result.kl_to_teacher_is) == (None, None, "unbiased")
 
 
+def test_an_empty_split_is_refused_and_not_reported_as_finished(tmp_path, trained, folder, capfd):
+    cache = capture(tiny.capture_values(tmp_path, folder / "teacher", held_out_fraction=0)).cache
+    capfd.readouterr()
+    with pytest.raises(IncompleteError, match="the held_out split is empty"):
+        evaluate(trained.student, cache)
+    assert "nothing left to do" not in capfd.readouterr().err
+
+
 def test_wrong_arguments_are_refused_as_errors_of_ours(captured, trained, folder):
     values = tiny.capture_values(folder)
     calls = [

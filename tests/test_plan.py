@@ -247,7 +247,7 @@ def test_a_corpus_of_which_nothing_is_held_out_is_said_by_plan_and_capture(tmp_p
     survey(tiny.recipe(config, tiny.tokenizer()), corpus_sources(config.corpus).values(), 5)
     said = [record.message for record in caplog.records]
     assert len(said) == 1
-    assert said[0].startswith("No document is held out, because there are too few for corpus.held_out_fraction: 1e-09")
+    assert said[0].startswith("No document is held out: corpus.held_out_fraction 1e-09 selects none")
     tiny.run(values)
     assert [record.message for record in caplog.records].count(said[0]) == 2
 

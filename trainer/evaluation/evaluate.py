@@ -94,7 +94,7 @@ def evaluate_student(
     cached = Cache(cache).encoding(encoding).teacher(teacher)
     union = None if vocabulary is None else read_vocabulary(vocabulary)
     place = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    reporter.stage(f"evaluating on the {split} split", cached.encoding.manifest.splits[split].tokens)
+    reporter.stage(f"evaluating on the {split} split", cached.encoding.manifest.splits[split].tokens or None)
     return evaluate_folder(
         *(student, cached, split, batch_size, place, reporter.advance, union, positions),
         trust_remote_code=trust_remote_code,
