@@ -16,55 +16,11 @@ from cache_tools.progress.lines import open_reporter
 from cache_tools.storage import StorePath
 from cache_tools.store.reader import Cache
 from pipeline.config import CaptureConfig
-from pipeline.planning.capture_plan import PlanSettings, TeacherPlan, plan_capture
+from pipeline.planning.capture_plan import CapturePlan, PlanSettings, plan_capture
 from pipeline.run import Worker, run_capture
 
-SAMPLE_DOCUMENTS = 500
 MEASURED_SEQUENCES = 256
-
-
-@dataclass(frozen=True)
-class PlannedTeacher:
-    """What one teacher of a capture will cost one worker.
-
-    Attributes:
-        name: Name of the teacher.
-        stored_bytes: Bytes of all its predictions.
-        remaining_bytes: Bytes of the predictions that the cache does not hold yet.
-        tokens_per_s: Speed that the plan is made with; None if it is neither given nor measured.
-        hours: Time for all shards at that speed; None without a speed.
-        remaining_hours: Time for the shards that the cache does not hold yet; None without a speed.
-    """
-
-    name: str
-    stored_bytes: int
-    remaining_bytes: int
-    tokens_per_s: float | None
-    hours: float | None
-    remaining_hours: float | None
-
-
-@dataclass(frozen=True)
-class PlanResult:
-    """What a capture will cost.
-
-    Attributes:
-        documents: Documents of the corpus.
-        tokens: Tokens of both splits.
-        positions: Positions of both splits.
-        exact: Whether tokens and positions are counted; otherwise they are estimated from a sample.
-        stored_bytes: Bytes of the finished cache: sequences and predictions of all teachers.
-        remaining_bytes: Bytes that the cache does not hold yet.
-        teachers: The same by teacher, in the order of the capture file.
-    """
-
-    documents: int
-    tokens: int
-    positions: int
-    exact: bool
-    stored_bytes: int
-    remaining_bytes: int
-    teachers: tuple[PlannedTeacher, ...]
+"""Sequences that a teacher reads at most to be measured, as for the command."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +50,7 @@ def plan(
     overrides: Mapping[str, Any] = NO_OVERRIDES,
     measure: bool = False,
     tokens_per_s: float | None = None,
-) -> PlanResult:
+) -> CapturePlan:
     """Estimate what a capture will cost; nothing is written.
 
     The whole corpus is read once, and 500 documents spread evenly over it are tokenised. Progress is shown on standard
@@ -108,7 +64,7 @@ def plan(
         tokens_per_s: Speed of a teacher, above 0; default: the measured speed.
 
     Returns:
-        Counts, bytes and hours, of one worker.
+        Counts, bytes and hours for one worker; the object that ``logitcask plan --json`` prints.
 
     Raises:
         ConfigError: The configuration is wrong.
@@ -122,37 +78,14 @@ def plan(
             from logitcask import plan
 
             estimate = plan("configs/demo/capture.yaml", tokens_per_s=20_000)
-            print(f"{estimate.stored_bytes / 1e6:.1f} MB, {estimate.teachers[0].hours:.3f} hours")
+            print(f"{estimate.stored_bytes / 1e6:.1f} MB, {estimate.teachers[0].whole.hours:.3f} hours")
     """
     settings = configured(config, CaptureConfig, overrides)
     if tokens_per_s is not None and not 0 < tokens_per_s < float("inf"):
         raise ConfigError("a speed is a number above 0", where="tokens_per_s", found=tokens_per_s)
+    assumptions = PlanSettings(measured_sequences=MEASURED_SEQUENCES * measure, tokens_per_s=tokens_per_s)
     with open_reporter() as reporter:
-        assumptions = PlanSettings(
-            SAMPLE_DOCUMENTS, measured_sequences=MEASURED_SEQUENCES * measure, tokens_per_s=tokens_per_s
-        )
-        planned = plan_capture(settings, assumptions, reporter)
-    return PlanResult(
-        documents=planned.documents,
-        tokens=sum(extent.tokens for extent in planned.splits.values()),
-        positions=sum(extent.positions for extent in planned.splits.values()),
-        exact=planned.exact,
-        stored_bytes=planned.stored_bytes,
-        remaining_bytes=planned.remaining_bytes,
-        teachers=tuple(map(_planned_teacher, planned.teachers)),
-    )
-
-
-def _planned_teacher(teacher: TeacherPlan) -> PlannedTeacher:
-    whole, remaining = teacher.whole, teacher.remaining.cost
-    return PlannedTeacher(
-        name=teacher.name,
-        stored_bytes=whole.stored.stored_bytes,
-        remaining_bytes=remaining.stored.stored_bytes,
-        tokens_per_s=teacher.rates.tokens_per_s,
-        hours=whole.hours,
-        remaining_hours=remaining.hours,
-    )
+        return plan_capture(settings, assumptions, reporter)
 
 
 def capture(

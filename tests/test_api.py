@@ -53,10 +53,13 @@ def test_public_names_are_those_that_are_listed_and_no_others():
 def test_a_plan_expects_what_the_capture_then_holds(folder, captured):
     planned = plan(tiny.capture_values(folder), tokens_per_s=1000)
     assert planned.exact
-    assert planned.positions == captured.train_positions + captured.held_out_positions
-    assert (planned.remaining_bytes, planned.teachers[0].remaining_hours) == (0, 0)
-    assert planned.teachers[0].hours == pytest.approx(planned.tokens / 1000 / 3600)
-    assert planned.stored_bytes > planned.teachers[0].stored_bytes > 0
+    [teacher] = planned.teachers
+    assert planned.splits["train"].positions == captured.train_positions
+    assert planned.splits["held_out"].positions == captured.held_out_positions
+    assert (planned.remaining_bytes, teacher.remaining.cost.hours) == (0, 0)
+    tokens = sum(extent.tokens for extent in planned.splits.values())
+    assert teacher.whole.hours == pytest.approx(tokens / 1000 / 3600)
+    assert planned.stored_bytes > teacher.whole.stored.stored_bytes > 0
 
 
 def test_a_capture_counts_what_it_committed_and_a_second_one_has_nothing_to_do(folder, captured):
