@@ -63,3 +63,9 @@ def test_every_key_of_both_files_is_described_as_its_model_has_it(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     configuration = importlib.import_module("configuration")
     assert configuration.reference() == (ROOT / "docs" / "configuration.md").read_text()
+
+
+def test_names_that_the_map_for_contributors_places_in_a_file_are_there():
+    placed = re.findall(r"`([A-Z]\w+)` (?:in |\()`([\w/]+\.py)`", CONTRIBUTING)
+    assert len(placed) >= 4
+    assert [(name, path) for name, path in placed if not re.search(rf"\b{name}\b", (ROOT / path).read_text())] == []
