@@ -1,12 +1,12 @@
-"""The data path beside the step that it feeds, padded and packed: ``python -m benchmarks.loader CONFIG``.
+"""Compare the data path with the training step, padded and packed: ``python -m benchmarks.loader CONFIG``.
 
 CONFIG is a student file, such as the demo's after ``logitcask demo``. For each way to lay out a batch:
 
 - padding: share of a batch's tokens that are padding,
 - loader: positions per second from the cache to finished batches, read, decoded and laid out,
-  without workers and with two; by the clock, the start of workers not counted,
+  without workers and with two; in wall-clock time without the start of the workers,
 - step: what a step takes (forward, backward, AdamW; processor seconds of one thread on a CPU), in positions per second,
-  and its time beside the padded step's.
+  and its time relative to the padded step's.
 
 A loader without workers takes its time from the step: the share of the two that waits is in the last column. With
 workers the wait is next to nothing while they are faster than the step; training logs it as ``data_stall_share``.

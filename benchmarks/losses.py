@@ -1,7 +1,7 @@
-"""What the distillation loss costs beside cross-entropy, forward and backward, in seconds of CPU or GPU.
+"""Compare the distillation loss with cross-entropy, forward and backward, in seconds of CPU or GPU.
 
-Run: ``python -m benchmarks.losses [DEVICE]``. The first column is what trains, ghost and forward KL; the
-two behind it are the ways of ``trainer/masses.py`` that were rejected.
+Run: ``python -m benchmarks.losses [DEVICE]``. The first column is the loss that
+training uses, ghost and forward KL; the two after it are alternatives that ``trainer/losses/masses.py`` rejects.
 """
 
 import sys

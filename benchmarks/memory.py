@@ -1,4 +1,4 @@
-"""Peak memory of a capture beside what ``plan`` says of it: ``python -m benchmarks.memory``.
+"""Compare the peak memory of a capture with the plan's estimate: ``python -m benchmarks.memory``.
 
 Three teachers: the demo's, a random one with a vocabulary of 151,936, and one with states of 1,024 values, captured
 with and without them, in two sizes of shards. Each captures part of the demo's corpus in a process of its own.
@@ -59,7 +59,7 @@ def capture_values(folder: Path, teacher: Path, positions: int = 4096, **block: 
 
 
 def random_teacher(folder: Path, **changes: Any) -> Path:
-    """Save a random teacher with the demo's tokenizer and an own shape."""
+    """Save a random teacher with the demo's tokenizer and a shape of its own."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(str(FILES / "teacher"))

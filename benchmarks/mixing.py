@@ -1,12 +1,12 @@
-"""What several teachers cost, and other tokenizers: ``python -m benchmarks.mixing``.
+"""Cost of several teachers and of other tokenizers: ``python -m benchmarks.mixing``.
 
 Rows of ``loss`` take forward KL with the tail as one more outcome, forward and backward, from given logits:
 
 - one teacher,
 - two and three teachers mixed in one pass over the student's vocabulary, as losses and as distributions,
-- a pass for each teacher, which is what one would write by hand.
+- a pass for each teacher, which is the obvious implementation.
 
-``ratio`` is beside one teacher, from the same round. Rows of ``reading`` are the microseconds that one position takes
+``ratio`` is relative to one teacher in the same round. Rows of ``reading`` are the microseconds that one position takes
 to be decoded from a cache, and to be given a student's ids by a table.
 
 Targets are made up (``made_cache.py``): cost depends on shapes alone. Processor seconds of one thread; medians of

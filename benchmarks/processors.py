@@ -1,4 +1,4 @@
-"""Do the numerical tests pass on other processors? ``python -m benchmarks.processors`` imitates them on this one.
+"""Run the numerical tests as on other processors: ``python -m benchmarks.processors`` imitates them on this one.
 
 ATen, oneDNN and MKL choose their code by the processor's instruction set, and each reads an environment variable
 that forbids the newer instructions. Other code adds in another order, so a result differs in its last bits;
@@ -58,15 +58,15 @@ print("oneDNN", digest(a.bfloat16() @ b.bfloat16(), a[:5].bfloat16() @ b.bfloat1
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the tests did under one setting.
+    """The result of the tests under one setting.
 
     Attributes:
         setting: Its name in ``SETTINGS``.
-        threads: Of every library.
+        threads: Number of threads of every library.
         changed: Libraries whose results are other than those of the first run.
         passed: Tests that passed.
         failed: Tests that failed or could not be run.
-        seconds: By the clock.
+        seconds: Wall-clock time.
     """
 
     setting: str

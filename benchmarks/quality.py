@@ -1,11 +1,11 @@
-"""What is left of full distillation when the teacher is cached: ``python -m benchmarks.quality``.
+"""Share of full distillation's gain that a cached teacher keeps: ``python -m benchmarks.quality``.
 
 The published table (arXiv 2503.16870) at small scale. A teacher of ten times the student's size reads a corpus once for
-every kind of target; then a student is trained per arm and seed, and measured on held-out text. Among the arms
-of a seed nothing differs but what they learn from: first weights, batches, order and schedule are the same. What counts
-is how much of the gain from the text alone to the live teacher, all logits at every step, a cache keeps.
-That gain is measured first: if it is not larger than its own error, nothing else would mean anything, and the
-command says so and exits 1.
+every kind of target; then a student is trained per arm and seed, and measured on held-out text. The arms of a
+seed differ only in what they learn from: first weights, batches, order and schedule are the same. The result is the
+share of the gain that a cache keeps; the gain is that of a student of the live teacher, with all logits at every step,
+over a student of the text alone. The gain is measured first: if it is not larger than its error, no share can be
+stated, and the command exits 1.
 
 Then, without training, the gradient of each arm is compared with the live teacher's (see ``quality_gradients.py``).
 

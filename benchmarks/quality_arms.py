@@ -1,4 +1,4 @@
-"""The arms of ``benchmarks.quality``: from what each student learns, and the capture that holds it.
+"""The arms of ``benchmarks.quality``: what each student learns from, and the capture that holds it.
 
 One capture file has a teacher block for each kind of target, all of the same model, so every arm reads the
 same sequences in the same order. Learning from the text alone and from the live teacher read
@@ -59,7 +59,7 @@ class Arm:
         loss: What is minimised.
         cached: The teacher that is read.
         stored: What an arm needs of it: the ``target``, the ``hidden`` state, or ``nothing``.
-        live: Whether the teacher itself is asked at every step.
+        live: Whether the teacher itself runs at every step.
     """
 
     name: str
@@ -87,14 +87,14 @@ ARMS = (
 
 @dataclass(frozen=True)
 class Scale:
-    """What a table is made with; no two tables share a work folder unless all of it is equal.
+    """The settings of a table; two tables share a work folder only if all settings are equal.
 
     Attributes:
-        tokens: Of the corpus, about; some are held out.
-        steps: Of the optimizer.
-        batch_sequences: Per step.
-        length_tokens: Of a sequence, at most.
-        learning_rate: Highest; it falls as a cosine.
+        tokens: About how many tokens of the corpus are used; some are held out.
+        steps: Optimizer steps of a student.
+        batch_sequences: Sequences per step.
+        length_tokens: Largest length of a sequence.
+        learning_rate: Highest learning rate; it falls as a cosine.
         teacher: Model folder.
         corpus: JSON lines with ``text``; None for the demo's documents.
     """

@@ -1,7 +1,7 @@
 """How far the gradient of each arm of ``benchmarks.quality`` points away from the live teacher's; nothing is trained.
 
-At the same student and on the same batch, angle and ratio of norms say what an arm would do otherwise than the
-live teacher (the check of arXiv 2503.16870, table 3). The angle of an unbiased arm comes from its draws: on
+At the same student and on the same batch, angle and ratio of norms show how an arm's step differs from the live
+teacher's (the check of arXiv 2503.16870, table 3). The angle of an unbiased arm comes from its draws: on
 more positions it falls, as one over their square root. That of a biased arm stays. So each angle is taken
 twice, of single batches and of all of them together.
 """

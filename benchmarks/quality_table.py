@@ -17,7 +17,7 @@ Results = dict[str, list[dict[str, Any]]]
 
 
 def gaps_nats(results: Results) -> list[float]:
-    """Return what the live teacher is worth in each seed: held-out cross-entropy without it, less with it."""
+    """Return the gain of the live teacher in each seed: held-out cross-entropy without it minus with it, in nats."""
     pairs = zip(results[TEXT.name], results[LIVE.name], strict=True)
     return [text["cross_entropy_nats"] - live["cross_entropy_nats"] for text, live in pairs]
 

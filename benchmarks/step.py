@@ -1,12 +1,12 @@
-"""One training step by loss: time and peak memory beside plain cross-entropy: ``python -m benchmarks.step``.
+"""Time and peak memory of one training step by loss: ``python -m benchmarks.step``.
 
 A step is forward, backward and AdamW on the same kept positions for every row. ``fused`` rows
-never hold the logits of a whole batch; the fused cross-entropy is what the others are compared
-with, so a cached row is not flattered by a slow rival. ``online`` rows run a live teacher of 1, 4
+never hold the logits of a whole batch; the reference is the fused cross-entropy, the fastest
+implementation that we have, and not a slow one. ``online`` rows run a live teacher of 1, 4
 and 10 times the student's parameters and take the KL over the whole vocabulary, in the same chunks.
 
 Times are medians of interleaved rounds, ratios medians of the rounds' own ratios; on the CPU, one
-thread's processor time, so that other programs do not count. Peak memory is
+thread's processor time, so that other programs do not matter. Peak memory is
 measured in a process of its own for each row, above what the process needed before the model
 was made: on the CPU its resident memory, on a GPU torch's own count. Weights, gradients and Adam's
 state are in it. ``loader`` is what one step's batch costs to read from the cache and decode.

@@ -1,4 +1,4 @@
-"""Bytes, error and speed of the store beside the layouts that peers and habits use: ``python -m benchmarks.store``.
+"""Bytes, error and speed of the store and of the usual alternatives: ``python -m benchmarks.store``.
 
 One core, local disk, warm page cache. ``KL`` is over the k kept tokens and the rest, true
 rows against what is read back. Speeds are the best of several passes, reading ends at ids

@@ -3,11 +3,11 @@
 ========== ========================================== ========= ====================================================
 corpus     sentences                                  labelled  what for
 ========== ========================================== ========= ====================================================
-pairs      of training synsets; of held-out synsets   yes       training; scores on synsets that nothing was read of
+pairs      of training synsets; of held-out synsets   yes       training; scores on unseen synsets
 seen       of training synsets, not trained on        yes       scores on synsets whose gloss was trained on
-swapped    held-out, each with another's sentence     yes       what a gloss alone tells
-shuffled   as pairs; each synset has another's gloss  yes       control: nothing is there to learn
-text       held-out synsets, no pairs                 no        what is left of the language model
+swapped    held-out, each with another's sentence     yes       how far a gloss alone suffices
+shuffled   as pairs; each synset has another's gloss  yes       control: nothing can be learned
+text       held-out synsets, no pairs                 no        quality of the language model
 ========== ========================================== ========= ====================================================
 
 A document is a pair; its group is the synset that the word means there, so a synset is held out with all its
@@ -73,9 +73,9 @@ def write_corpora(wordnet: Path, folder: Path, tokens_of: TokensOf, sizes: Sizes
     """Write all corpora into a folder.
 
     Args:
-        wordnet: WordNet's data files.
-        folder: Where to.
-        tokens_of: Counts tokens.
+        wordnet: Folder of WordNet's data files.
+        folder: Folder to write to.
+        tokens_of: Returns the numbers of tokens of texts.
         sizes: How many instances to take.
     """
     everything, held_out = list(synsets(wordnet)), sizes.held_out_fraction
@@ -167,7 +167,7 @@ def text_of(instance: Instance, candidate: str, glosses: Mapping[str, str]) -> s
 
 
 def gloss_side(instance: Instance, candidate: str, glosses: Mapping[str, str]) -> str:
-    """Return what stands behind the separator."""
+    """Return the text after the separator."""
     return f"{instance.lemma} : {glosses[candidate]}"
 
 

@@ -1,4 +1,4 @@
-"""What is measured of a model, once: a JSON file for each."""
+"""Measures of a model, computed once and kept in a JSON file."""
 
 import json
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def everything(model: Path, caches: Path, texts: probe.Definitions) -> dict[str,
 
 
 def shuffled_alone(model: Path, caches: Path) -> dict[str, Any]:
-    """Measure the control on its own kind of pairs, which is all that matters of it."""
+    """Measure the control on its own kind of pairs only."""
     return {"pairs": {"labels": summary(scores(model, caches / "shuffled", "held_out"))}}
 
 

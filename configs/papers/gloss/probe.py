@@ -1,4 +1,4 @@
-"""What a frozen model knows that it was not asked: the lexicographer file of a definition, by a linear classifier.
+"""A linear probe of a frozen model: the lexicographer file of a definition.
 
 A definition is the mean of its tokens' last hidden states, special tokens left out. The classifier is a logistic
 regression with a quadratic penalty, fitted to the end, so that nothing but the states makes a difference.
@@ -18,7 +18,7 @@ from configs.papers.wordnet import Synset
 from pipeline.encoding.held_out import is_held_out
 
 PENALTY = 1e-3
-"""Of the squared weights, beside the mean cross-entropy of standardised features."""
+"""Factor of the squared weights, added to the mean cross-entropy of standardised features."""
 
 # N: texts, D: width, C: classes
 

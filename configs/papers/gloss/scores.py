@@ -1,4 +1,4 @@
-"""How well glosses were told apart: by instance, whose candidate scored highest; by pair, the area under the curve."""
+"""Scores of glosses: by instance, whether the right candidate scored highest; by pair, the area under the curve."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple

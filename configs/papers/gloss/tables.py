@@ -1,4 +1,4 @@
-"""The recipe's tables: who tells glosses apart, and what is left of the language model. Intervals are of 95 %."""
+"""The recipe's tables: accuracy on glosses, and quality of the language model. Intervals are of 95 %."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ Results = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def print_baselines(baselines: Mapping[str, Any]) -> None:
-    """Print what needs no language model, on pairs of held-out synsets."""
+    """Print the baselines, on pairs of held-out synsets."""
     table = Table("baseline", "accuracy", "area", "another's sentence", title="unseen synsets, no language model")
     for name, each in baselines.items():
         own, other = (plain(over_seeds_and_items(by_seed([each], part))) for part in ("labels", "swapped"))
@@ -23,9 +23,9 @@ def print_baselines(baselines: Mapping[str, Any]) -> None:
 
 
 def print_scores(results: Results, baselines: Mapping[str, Any]) -> None:
-    """Print how often the right gloss scored highest: of unseen synsets, and beside what else it may be.
+    """Print how often the right gloss scored highest, on unseen synsets and on the controls.
 
-    ``minus another's`` is what the sentence is worth: the same pairs with another word's sentence, for each model.
+    ``minus another's`` is the effect of the sentence: the difference from the same pairs with another sentence.
     """
     chance, lsa = (by_seed([baselines[name]], "labels") for name in ("chance", "LSA"))
     columns = ("student", "accuracy", "minus chance", "minus LSA", "minus another's", "area", "seen synsets")
@@ -43,7 +43,7 @@ def print_scores(results: Results, baselines: Mapping[str, Any]) -> None:
 
 
 def print_models(results: Results) -> None:
-    """Print what is left of the language model, and what it knows of classes that it was not asked for."""
+    """Print the quality of the language model, and the accuracy of the probe."""
     before, columns = results["start"][0], ("student", "text, nats", "minus start", "pairs, nats", "minus start")
     table = Table(
         *columns, "probe", "minus start", title="masked tokens of held-out synsets; lexicographer file by probe"

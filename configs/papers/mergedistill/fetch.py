@@ -81,7 +81,7 @@ def description(stanza: dict[str, str], language: str) -> str:
 
 
 def by_hash(source: str) -> str:
-    """Return what sources are chosen by: at random, but the same ones in every language.
+    """Return a sort key of sources: a random order that is the same in every language.
 
     Not the hash of the name alone: stage one splits by that, and the first of its order are all held out.
     """

@@ -62,7 +62,7 @@ def grid(students: Students, languages: Sequence[str], measure: str) -> NDArray[
 def gap_closed(
     students_SL: NDArray[np.float64], alone_SL: NDArray[np.float64], teacher_L: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return which part of the way from the students of text alone to the teachers others have come: (S, L)."""
+    """Return the share of the gap between students of text alone and teachers that other students close: (S, L)."""
     return (students_SL - alone_SL) / (teacher_L - alone_SL)
 
 

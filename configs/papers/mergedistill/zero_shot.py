@@ -1,11 +1,11 @@
-"""Zero-shot classification: a linear classifier learns Debian's sections from English texts and is asked about others.
+"""Zero-shot classification: a classifier learns Debian's sections from English texts and is tested on other languages.
 
 A model's features are the mean of its last hidden states over a text's first tokens; the model itself is not
-trained further. What a translation has in common with English without any model, names and loan words, is what TF-IDF
-over words sees: a student has to beat that, not chance.
+trained further. Names and loan words are common to English and its translations. TF-IDF over words uses them without
+any model, so a student has to beat TF-IDF and not chance.
 
-The classifier learns from English texts that students may have trained on. It is asked about held-out source packages
-alone, whose text neither it nor a student read in any language.
+The classifier learns from English texts that students may have trained on. It is tested on
+held-out source packages only, which neither the classifier nor a student has read in any language.
 """
 
 import re
@@ -24,7 +24,7 @@ from cache_tools.store.reader import Cache
 from configs.papers.mergedistill import stage_one
 
 KINDS_OF_FILE = {"", "libs", "libdevel", "oldlibs", "doc", "debug", "metapackages", "tasks", "localization", "misc"}
-"""Sections that say what a package is made of, not what it is about."""
+"""Sections that describe the form of a package and not its subject."""
 BATCH = 64
 
 # N: texts, C: sections, D: features
@@ -40,7 +40,7 @@ class Labelled(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What is learned from and what is asked.
+    """The texts to train and test on.
 
     Attributes:
         sections: The C names.

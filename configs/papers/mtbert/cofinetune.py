@@ -2,14 +2,15 @@
 
 Each teacher keeps its own encoder. The masked-LM head ``cls``, a transform (the pooling layer) and an output matrix
 (the prediction layer), is one module that all of them use at [CLS]; the class is a token. What is minimised is the sum
-of the teachers' cross-entropies on the same batch. So what they say at [CLS] must lie in one space, or one matrix
-could not read it. Tuning a teacher alone is the same with a list of one.
+of the teachers' cross-entropies on the same batch. So the states at [CLS] of all teachers must
+lie in one space, or one matrix could not read them. Tuning a teacher alone is the same with a list of one.
 
 The output matrix cannot be shared and be each teacher's embeddings too: heads are untied
 (``tie_word_embeddings: false``), and new. Each teacher is saved as an ordinary model folder with a copy of the head.
 
-This is a plain loop and not ``logitcask train``, because it trains several models at once and reads no cache: nothing
-that a teacher says is needed twice before it is tuned. It sees the training split alone, by the hash of stage one.
+This is a plain loop and not ``logitcask train``, because it trains several models at once and reads no cache: the
+predictions of a teacher that is not tuned yet are needed only once. It sees the
+training split alone, by the hash of stage one.
 """
 
 import json

@@ -25,7 +25,7 @@ LONGEST_WORDS = 10
 """Longer texts are left out: padding and attention cost nothing then, and a text fits into any sequence."""
 MOST_SECTIONS = 20
 NO_SUBJECT = ("libs", "libdevel", "oldlibs", "doc", "debug", "metapackages", "localization", "translations", "misc", "")
-"""Sections that say how a package is built, not what it is about."""
+"""Sections that describe the form of a package and not its subject."""
 
 Record = dict[str, Any]
 

@@ -29,7 +29,7 @@ WRONG_LABELS = 0.4
 
 
 class Settings(NamedTuple):
-    """What the command was given."""
+    """The arguments of the command."""
 
     texts: Path
     work: Path

@@ -1,4 +1,4 @@
-"""What models say of the held-out texts, and how teachers are weighted and agree: numbers by name, in ``scores.npz``.
+"""Scores of models on the held-out texts, weights and agreement of teachers: numbers by name, in ``scores.npz``.
 
 ``<model>/right`` and ``<model>/nats`` are (N,) over texts in the cache's order; ``weight/<teacher>`` and
 ``agreement/<how>/<what>`` are single numbers.
@@ -53,7 +53,7 @@ def save_scores(folder: Path, scores: Scores) -> None:
 
 
 def read_scores(folders: Sequence[Path]) -> Scores:
-    """Return the scores of several folders, stacked; what not all of them have is left out."""
+    """Return the scores that all of several folders have, stacked."""
     found = []
     for folder in folders:
         with np.load(folder / SCORES) as stored:
