@@ -134,7 +134,7 @@ def _overridden(values: dict[str, Any], overrides: Mapping[str, Any], label: str
             raise ConfigError(
                 "this key does not lead anywhere",
                 where=label.format(path),
-                found=error if isinstance(node, dict | list) else "a single value where the path goes on",
+                found=error if isinstance(node, dict | list) else "a single value, which has no keys",
             ) from error
     return values
 

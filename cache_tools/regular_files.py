@@ -57,7 +57,7 @@ def refuse_links(path: Path, looked_at: set[str] | None = None) -> None:
     """Raise DamageError if a path inside an enclosed folder is a symbolic link, or leads through one.
 
     Args:
-        path: Of a file or folder, or of none.
+        path: A path, whether or not anything exists there.
         looked_at: Paths that were checked and are no links; this path and those above it are added.
     """
     text, inside = str(path), []

@@ -50,7 +50,7 @@ export function legend(measure) {
   const { limits, unit, help, bands = bandsOf(limits) } = MEASURES[measure];
   const items = bands.map((text, index) => element("li", { class: `heat heat-${index}`, text }));
   return element("div", { class: "legend" },
-    element("ul", { "aria-label": `Colours, ${unit || "share"}` }, ...items, element("li", { class: "unasked", text: "not asked" })),
+    element("ul", { "aria-label": `Colours, ${unit || "share"}` }, ...items, element("li", { class: "unasked", text: "not predicted" })),
     element("p", { text: unit ? `${help}, in ${unit}` : help }));
 }
 

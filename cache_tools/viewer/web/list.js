@@ -104,7 +104,7 @@ function said(answer) {
   const total = Object.values(encoding.splits).reduce((sum, totals) => sum + totals.sequences, 0);
   if (!search) return shown.length ? `${count(shown[0].sequence_id)} to ${count(shown.at(-1).sequence_id)} of ${count(total)} sequences` : "No sequences.";
   const found = shown.length ? `${count(shown.length)} found` : "Nothing found";
-  return `${found}; looked into ${count(answer.looked)} of ${count(answer.shards)} shards${following === null ? "" : " so far"}.`;
+  return `${found}; searched ${count(answer.looked)} of ${count(answer.shards)} shards${following === null ? "" : " so far"}.`;
 }
 
 const shownValue = (value) => (value === null ? "∞" : search.by === "top1" ? `${decimal(value * 100, 0)} %` : decimal(value, 2));
