@@ -77,7 +77,7 @@ def chosen(page):
 
 
 def search(page, by, text=None):
-    ready = re.compile("sequences|looked into")  # the page listens once a list is there
+    ready = re.compile("sequences|searched")  # the page listens once a list is there
     sync_api.expect(page.locator("#status")).to_contain_text(ready)
     page.locator("#by").select_option(by)
     if text is not None:
@@ -172,7 +172,7 @@ def test_colouring_changes_with_the_measure_and_the_teacher(open_page, address):
 def test_a_search_by_text_leads_to_where_it_stands(open_page, address):
     page = open_page(address)
     search(page, "text", "<script>")
-    sync_api.expect(page.locator("#status")).to_contain_text("found; looked into")
+    sync_api.expect(page.locator("#status")).to_contain_text("found; searched")
     page.locator("#list a").first.click()
     sync_api.expect(page.locator(".text")).to_contain_text("<script>")
     search(page, "text", "in no document")

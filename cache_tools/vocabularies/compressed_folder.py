@@ -3,7 +3,6 @@
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -20,6 +19,7 @@ from cache_tools.vocabularies.compression import compressed, coverage, kept_ids,
 from cache_tools.vocabularies.folder import (
     SETTINGS_FILE,
     TOKEN_MAP_KEY,
+    OpenTokenizer,
     VocabularyManifest,
     tokenizers_of,
     write_folder,
@@ -54,7 +54,7 @@ def write_compressed(
         ModelError: the model has no word embeddings.
         DamageError: as for ``write_vocabulary``.
     """
-    key, tokenizer, settings = _only_tokenizer(encodings)
+    key, (tokenizer, settings) = _only_tokenizer(encodings)
     tokens = tokens_of(tokenizer, settings)
     size, forced_ids = max(tokens) + 1, [_id_of(tokenizer, name) for name in forced]
     counts = {split: token_counts(encodings, split, size, progress) for split in SPLITS}
@@ -70,7 +70,7 @@ def write_compressed(
     return write_folder(folder, union, [json.loads(tokenizer.to_str())], files, shares)
 
 
-def _only_tokenizer(encodings: Sequence[Encoding]) -> tuple[str, Tokenizer, dict[str, Any]]:
+def _only_tokenizer(encodings: Sequence[Encoding]) -> tuple[str, OpenTokenizer]:
     tokenizers = tokenizers_of(encodings)
     if len(tokenizers) > 1:
         raise IdentityError(
@@ -83,8 +83,8 @@ def _only_tokenizer(encodings: Sequence[Encoding]) -> tuple[str, Tokenizer, dict
         require_same_encodings(
             encodings[0], encoding, "these caches have several tokenizers", "Give caches of one tokenizer"
         )
-    ((key, (tokenizer, settings)),) = tokenizers.items()
-    return key, tokenizer, settings
+    ((key, tokenizer),) = tokenizers.items()
+    return key, tokenizer
 
 
 def _id_of(tokenizer: Tokenizer, name: str) -> int:

@@ -16,10 +16,11 @@ caches recognises the existing folder and does nothing; other caches need anothe
 import json
 from collections.abc import Sequence
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
@@ -48,6 +49,17 @@ LARGEST_VOCABULARY = 2**24
 
 TOKENS_BYTES = 64 * 2**20
 """The table of tokens, unpacked: about two million tokens of four tokenizers."""
+
+
+Maps = dict[str, NDArray[np.uint32]]
+"""A map of ids for each tokenizer, by the fingerprint of its vocabulary; see ``UnionVocabulary``."""
+
+
+class OpenTokenizer(NamedTuple):
+    """A tokenizer and the content of its ``tokenizer_config.json``."""
+
+    tokenizer: Tokenizer
+    settings: dict[str, Any]
 
 
 class Part(BaseModel):
@@ -223,7 +235,7 @@ def save_token_map(folder: StorePath, target: StorePath) -> None:
         write_object(target / TOKEN_MAP, read_recorded(folder / TOKEN_MAP_KEY, record.sha256, record.bytes))
 
 
-def tokenizers_of(encodings: Sequence[Encoding]) -> dict[str, tuple[Tokenizer, dict[str, Any]]]:
+def tokenizers_of(encodings: Sequence[Encoding]) -> dict[str, OpenTokenizer]:
     """Return each tokenizer once, by the fingerprint of its vocabulary, and its settings.
 
     Raises:
@@ -236,7 +248,7 @@ def tokenizers_of(encodings: Sequence[Encoding]) -> dict[str, tuple[Tokenizer, d
     return {key: open_tokenizer(encoding) for key, encoding in by_vocabulary.items()}
 
 
-def _read_maps(folder: StorePath, manifest: VocabularyManifest, maps: dict[str, Any]) -> dict[str, Any]:
+def _read_maps(folder: StorePath, manifest: VocabularyManifest, maps: Maps) -> Maps:
     """Return the map with stand-ins by its tokenizer; nothing where no token was dropped."""
     if TOKEN_MAP_KEY not in manifest.files:
         return {}
@@ -246,7 +258,7 @@ def _read_maps(folder: StorePath, manifest: VocabularyManifest, maps: dict[str, 
     return {tokenizer: read_map(content, predicted)}
 
 
-def open_tokenizer(encoding: Encoding) -> tuple[Tokenizer, dict[str, Any]]:
+def open_tokenizer(encoding: Encoding) -> OpenTokenizer:
     """Return an encoding's tokenizer and its settings, checked to be the one that its identity names.
 
     Raises:
@@ -262,7 +274,7 @@ def open_tokenizer(encoding: Encoding) -> tuple[Tokenizer, dict[str, Any]]:
         tokenizer = Tokenizer.from_buffer(state)
         if vocabulary_fingerprint(tokenizer.get_vocab()) != encoding.manifest.vocabulary.fingerprint:
             raise ValueError("its vocabulary is not the one that the encoding was made with")
-        return tokenizer, json.loads(settings)
+        return OpenTokenizer(tokenizer, json.loads(settings))
     except Exception as error:  # the library raises nothing narrower
         raise FormatError(
             "this tokenizer cannot be read", where=encoding.path, found=shorten(str(error), 200)
@@ -279,7 +291,7 @@ def _table(union: UnionVocabulary) -> pa.Table:
     return pa.table(columns)
 
 
-def _map(column: pa.ChunkedArray) -> Any:
+def _map(column: pa.ChunkedArray) -> NDArray[np.uint32]:
     """Return the (n,) uint32 map of which a column is the inverse.
 
     Raises:
