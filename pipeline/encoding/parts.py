@@ -129,8 +129,11 @@ def add_part(
     write_group(folder / "teachers")
     _clear(folder, manifest, len(before) + len(entries), part)
     _commit(folder, stored, manifest.model_copy(update={"parts": (*manifest.parts, written)}))
-    fraction = recipe.corpus.held_out_fraction
-    if fraction and not any(entry.split == "held_out" for entry in (*before, *entries)):
+    _warn_if_nothing_is_held_out(recipe.corpus.held_out_fraction, [*before, *entries])
+
+
+def _warn_if_nothing_is_held_out(fraction: float, entries: list[ShardEntry]) -> None:
+    if fraction and not any(entry.split == "held_out" for entry in entries):
         logger.warning(NOTHING_HELD_OUT, fraction)
 
 

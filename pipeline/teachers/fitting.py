@@ -34,20 +34,30 @@ def check_teacher(
         IdentityError: the teacher, or its vocabulary, has another tokenizer than the encoding.
     """
     _check_length(config, folder, max_length_tokens)
-    vocabulary = str(tokenizer_identity(tokenizer)["vocabulary"])
     own = load_tokenizer(folder, trust_remote_code=config.trust_remote_code)
-    own_vocabulary = str(tokenizer_identity(own)["vocabulary"])
-    if own_vocabulary != vocabulary:
+    vocabulary = _vocabulary(tokenizer)
+    if _vocabulary(own) != vocabulary:
         raise IdentityError(
             f"teacher {config.name!r} has another tokenizer than the encoding",
             where=folder,
             expected=f"vocabulary {vocabulary[:12]}…",
-            found=f"{own_vocabulary[:12]}…",
+            found=f"{_vocabulary(own)[:12]}…",
             why="it would read ids that mean other tokens",
             fix="Give it an encoding of its own, in a capture file with another encoding.name",
         )
     _check_splitting(config, folder, own, tokenizer, None)
-    if restriction is not None and restriction.tokenizer != vocabulary:
+    if restriction is not None:
+        _check_restriction(config, restriction, vocabulary)
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return the fingerprint of a tokenizer's vocabulary."""
+    return str(tokenizer_identity(tokenizer)["vocabulary"])
+
+
+def _check_restriction(config: TeacherConfig, restriction: Restriction, vocabulary: str) -> None:
+    """Refuse a smaller vocabulary that was made from another tokenizer than the one with this fingerprint."""
+    if restriction.tokenizer != vocabulary:
         raise IdentityError(
             f"the vocabulary of teacher {config.name!r} was made from another tokenizer",
             where=config.target.vocabulary,
