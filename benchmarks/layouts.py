@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numcodecs import Zstd
 from numpy.typing import NDArray
 
-from cache_tools.codecs.registry import Codec, DeltaCount, DeltaFloat32, DeltaPower, Targets
+from cache_tools.codecs.registry import Codec, DeltaCount, DeltaFloat32, DeltaPower, RankedGrid, RankedPower, Targets
 from cache_tools.format.layout import array_metadata_file, shard_key
 from cache_tools.format.manifest import ObjectRecord
 from cache_tools.format.zarr_arrays import ArrayLayout, ArrayType
@@ -47,6 +47,7 @@ class Logitcask(Layout):
 
     name = "logitcask"
     out: Targets | None = None
+    bound: Codec
 
     def codec(self) -> Codec:
         """Return the codec; its budget is the default for 64 entries, in proportion for more."""
@@ -54,9 +55,17 @@ class Logitcask(Layout):
 
     def write(self, targets: Targets) -> None:
         codec, rows = self.codec(), -(-len(targets.ids) // CHUNK) * CHUNK
+        if codec.file:  # as a capture learns it at its beginning, here from all rows
+            content = codec.learned_file(targets)
+            write_object(self.folder / codec.file, content)
+            codec = codec.with_file(content)
+        self.bound = codec
         encoded = codec.encode(targets)
         types = codec.array_types()
-        layouts = {n: ArrayLayout(ArrayType(*types[n], codec.compression_level(n)), rows, CHUNK) for n in types}
+        layouts = {
+            n: ArrayLayout(ArrayType(*types[n], codec.compression_level(n), by_column=codec.by_column(n)), rows, CHUNK)
+            for n in types
+        }
         contents = {shard_key(n, 0, v.ndim): layouts[n].encode(v) for n, v in encoded.arrays.items()}
         self.objects = {key: ObjectRecord.of(content) for key, content in contents.items() if content}
         write_objects(self.folder, {key: contents[key] for key in self.objects})
@@ -72,7 +81,7 @@ class Logitcask(Layout):
                 np.empty((n, self.k), np.uint32), np.empty((n, self.k), np.float32), np.empty(n, np.float32)
             )
         stored = read_shard_rows(self.arrays, 0, self.objects, start, stop)
-        return self.codec().decode(stored, self.parameters, self.out)
+        return self.bound.decode(stored, self.parameters, self.out)
 
 
 class LogitcaskExact(Logitcask):
@@ -82,6 +91,24 @@ class LogitcaskExact(Logitcask):
 
     def codec(self) -> Codec:
         return DeltaFloat32(self.k, self.vocabulary_size)
+
+
+class LogitcaskRanked(Logitcask):
+    """The same with ids stored by rank tables."""
+
+    name = "logitcask ranked"
+
+    def codec(self) -> Codec:
+        return RankedPower(self.k, self.vocabulary_size, super().codec().budget_nats)
+
+
+class LogitcaskGrid(Logitcask):
+    """Rows of a half-precision teacher, bit for bit."""
+
+    name = "logitcask ranked, exact"
+
+    def codec(self) -> Codec:
+        return RankedGrid(self.k, self.vocabulary_size)
 
 
 class LogitcaskSampled(Logitcask):
@@ -194,6 +221,8 @@ class PackedBits(Layout):
 LAYOUTS: tuple[type[Layout], ...] = (
     Logitcask,
     LogitcaskExact,
+    LogitcaskRanked,
+    LogitcaskGrid,
     RawArrays,
     ArrowLists,
     ParquetZstd,

@@ -107,7 +107,7 @@ def test_refuses_hidden_states_that_are_not_finite(codec, value):
 
 def all_groups(manifest, predictions):
     """Encode every group of arrays of a teacher."""
-    groups = {TARGETS: encode_targets(manifest, predictions)}
+    groups = {TARGETS: encode_targets(manifest, codec_of(manifest), predictions)}
     for layer, states in predictions.hidden.items():
         groups[f"hidden/{layer}"] = encode_hidden(layer, manifest.hidden[layer], states, None, None)
     return groups
@@ -167,7 +167,7 @@ def test_without_a_step_nan_is_refused():
 def test_statistics_are_means_over_positions():
     predictions = random_predictions(np.random.default_rng(0), 6, 4, 1000)
     manifest = teacher_manifest({}, 1000, 4)
-    means = encode_targets(manifest, predictions).statistics
+    means = encode_targets(manifest, codec_of(manifest), predictions).statistics
     errors = codec_of(manifest).encode(predictions.targets).kl_nats
     assert means["kept_mass"] == pytest.approx(float(np.mean(1 - np.exp(predictions.targets.log_left_out))), abs=1e-6)
     assert means["entropy_nats"] == pytest.approx(float(predictions.scalars["entropy"].mean()), abs=1e-5)

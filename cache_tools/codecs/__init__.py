@@ -13,4 +13,8 @@ In reading order:
 - ``delta_power``: sparse targets within a stated error.
 - ``delta_count``: the counts of draws, without error.
 - ``float32``: log-probabilities without error.
+- ``rank_tables``: orders of a vocabulary in which predicted tokens come early.
+- ``ranked_ids``: token ids as gaps between their ranks.
+- ``ranked_grid``: the rows of a half-precision teacher, bit for bit.
+- ``ranked_power``: ``delta_power`` with ranked ids.
 """

@@ -21,8 +21,8 @@ Floats = NDArray[np.float64]
 DEFAULT_MAX_KL_NATS = 5e-5
 """Mean KL per shard that a codec with an error budget may cost where nothing else is asked for, nats."""
 
-Parameters = dict[str, float | int]
-"""What a codec chose for one shard; JSON keeps it."""
+Parameters = dict[str, Any]
+"""What a codec chose for one shard, numbers or lists of numbers; JSON keeps it."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,14 @@ class Encoded:
         parameters: What ``decode`` needs besides; empty if nothing.
         kl_nats: (n,) float64, KL(true || decoded) of each row over its k + 1 outcomes; 0 for lossless codecs.
         tempered_kl_nats: (n,) float64 of each further temperature at which the codec keeps its budget.
+        statistics: What else the receipt tells of these rows, by name; a count if it ends in ``_positions``.
     """
 
     arrays: Arrays
     parameters: Parameters
     kl_nats: NDArray[np.float64]
     tempered_kl_nats: Mapping[float, NDArray[np.float64]] = field(default_factory=dict)
+    statistics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,10 @@ class Codec(ABC):
 
     Attributes:
         name: The codec's name in a manifest.
+        file: Key of the teacher's file without which rows cannot be decoded; None for most codecs.
         can_narrow: Rows have a place for the mass that fewer entries would leave out.
         exact_scalars: The scalars beside the rows are float32 too, instead of steps.
+        repeating_arrays: Arrays in which a longer search of the compressor pays.
         ids_ascend: The ids of a decoded row ascend and its empty slots stand at the end.
         encoding_slot_bytes: Bytes of memory for each slot while a shard is encoded, at most.
         k: Slots of a row.
@@ -57,8 +61,10 @@ class Codec(ABC):
     """
 
     name: ClassVar[str]
+    file: ClassVar[str | None] = None
     can_narrow: ClassVar[bool] = False
     exact_scalars: ClassVar[bool] = False
+    repeating_arrays: ClassVar[tuple[str, ...]] = ("ids", "ids_high")
     ids_ascend: ClassVar[bool] = True
     encoding_slot_bytes: ClassVar[int] = 24  # sorted rows 8, levels 2, differences of ids 8, what is stored 4, slack 2
 
@@ -75,6 +81,18 @@ class Codec(ABC):
     ) -> Self:
         """Build the codec from its entry in a manifest; arguments and errors as for ``registry.codec_from_dict``."""
         return cls(k, vocabulary_size)
+
+    def with_file(self, content: bytes) -> "Codec":
+        """Return the codec with what the teacher's file of this codec holds; only codecs with ``file`` need it.
+
+        Raises:
+            FormatError: the file holds something else.
+        """
+        return self
+
+    def learned_file(self, targets: Targets) -> bytes:
+        """Return the content of the teacher's file of this codec, learned from a sample of rows."""
+        return b""
 
     @property
     def budget_nats(self) -> float:
@@ -101,7 +119,11 @@ class Codec(ABC):
         Longer searches make the values' arrays larger: they find short matches that cost more
         than the bytes they replace.
         """
-        return 5 if array in ("ids", "ids_high") else 1
+        return 5 if array in self.repeating_arrays else 1
+
+    def by_column(self, array: str) -> bool:
+        """Say whether the columns of an array are so unlike one another that each is better compressed by itself."""
+        return array == "id_bits"
 
     @abstractmethod
     def encode(self, targets: Targets) -> Encoded:
@@ -113,7 +135,7 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int], out: Targets | None = None
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], out: Targets | None = None
     ) -> Targets:
         """Return the rows that stored arrays stand for.
 
@@ -124,7 +146,7 @@ class Codec(ABC):
         """
 
     def narrow(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int], k: int
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], k: int
     ) -> tuple["Codec", Arrays, Parameters]:
         """Keep the k most likely entries of each stored row; see ``registry.narrow``, which checks the arguments.
 
@@ -136,7 +158,7 @@ class Codec(ABC):
         )
 
     def bounds(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int], narrowed: bool = False
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], narrowed: bool = False
     ) -> tuple[Floats, Floats]:
         """Return between which log-probabilities the written ones of stored rows lie, as far as the codec rounds.
 
@@ -154,7 +176,7 @@ class Codec(ABC):
         return logs, logs
 
     def broken_rows(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int]
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any]
     ) -> dict[str, NDArray[np.bool_]]:
         """Tell which stored rows break a rule that their decoded values do not show.
 

@@ -75,7 +75,7 @@ class DeltaCount(Codec):
         return Encoded(arrays, {}, np.zeros(len(drawn)))
 
     def decode(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int], out: Targets | None = None
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], out: Targets | None = None
     ) -> Targets:
         """Return the rows exactly: each distinct token with float32 log(count / N).
 

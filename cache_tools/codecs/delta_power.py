@@ -110,6 +110,16 @@ class DeltaPower(Codec):
             ValueError: a row breaks a rule, or no number of levels meets the budget.
         """
         rows = sorted_rows(targets, self.k, self.vocabulary_size)
+        ids = encode_ids(rows.ids, rows.log_probs > -np.inf, self.vocabulary_size)
+        values = self.quantise_rows(rows)
+        return replace(values, arrays=ids | values.arrays)
+
+    def quantise_rows(self, rows: SortedRows) -> Encoded:
+        """Quantise the probabilities of checked rows, which stand in any order: everything but the ids.
+
+        Raises:
+            ValueError: no number of levels meets the budget.
+        """
         exponent, least = self._least_scales(rows)
         scale = self._estimate(rows, exponent)
         for attempt in range(100):
@@ -126,15 +136,14 @@ class DeltaPower(Codec):
                 raise ValueError(self._out_of_reach(temperature, mean))
             grown = max(math.sqrt(mean / (MARGIN * self.max_kl_nats)), 1 + 0.005 * 2**attempt)
             scale, least = min(MAX_LEVELS, math.ceil(scale * grown)), least * np.float32(grown)
-        ids = encode_ids(rows.ids, rows.log_probs > -np.inf, self.vocabulary_size)
-        arrays = {**ids, **pack_levels(levels), "left_out": left_out}
+        arrays = {**pack_levels(levels), "left_out": left_out}
         return Encoded(arrays, {"levels": curve.levels, "exponent": exponent}, kl, tempered)
 
     def decode(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int], out: Targets | None = None
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], out: Targets | None = None
     ) -> Targets:
         """Return the distributions that stored arrays stand for, renormalised over k + 1 outcomes."""
-        log_weights = _curve(parameters).log_weights().astype(np.float32)
+        log_weights = stored_curve(parameters).log_weights().astype(np.float32)
         n = len(arrays["floor"])
         out, scratch = prepared(out, n, self.k), Scratch(n, self.k)
         for rows in blocks(n):
@@ -150,13 +159,13 @@ class DeltaPower(Codec):
         return out
 
     def bounds(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int], narrowed: bool = False
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], narrowed: bool = False
     ) -> tuple[Floats, Floats]:
         """Return between which log-probabilities the written ones lie: half a level from the stored one, see the base.
 
         Level 1 also holds everything below it. The row's sum is as uncertain as its entries together.
         """
-        curve, shape = _curve(parameters), (len(arrays["floor"]), self.k + 1)
+        curve, shape = stored_curve(parameters), (len(arrays["floor"]), self.k + 1)
         levels = np.empty(shape, np.intp)
         unpack_levels(arrays, slice(0, shape[0]), levels[:, :-1])
         levels[:, -1] = arrays["left_out"]
@@ -172,10 +181,10 @@ class DeltaPower(Codec):
         return np.where(low > 0, lowest, -np.inf), np.where(high > 0, highest, -np.inf)
 
     def broken_rows(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int]
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any]
     ) -> dict[str, NDArray[np.bool_]]:
         """Tell which rows hold a level above M, of an entry or of what is left out; it decodes as M would."""
-        highest, n = _curve(parameters).levels, len(arrays["floor"])
+        highest, n = stored_curve(parameters).levels, len(arrays["floor"])
         broken, scratch = arrays["left_out"] > highest, Scratch(n, self.k)
         for rows in blocks(n):
             levels = scratch.levels[: rows.stop - rows.start]
@@ -184,26 +193,23 @@ class DeltaPower(Codec):
         return {"a level is above the highest": broken}
 
     def narrow(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int], k: int
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], k: int
     ) -> tuple[Self, Arrays, Parameters]:
         """Keep the k most likely entries of each stored row (of equals: the lower id); the rest is left out.
 
         Kept entries keep their levels; only the left-out mass is quantised again. Stored weights
         need not sum to 1, so its level may come out above M; M grows to it, which changes no ratio.
         """
-        curve, shape = _curve(parameters), (len(arrays["floor"]), self.k)
+        shape = (len(arrays["floor"]), self.k)
         ids, levels, everything = np.empty(shape, np.uint32), np.empty(shape, np.intp), slice(0, shape[0])
         decode_ids(arrays, everything, np.empty(shape, np.uint32), ids)
         unpack_levels(arrays, everything, levels)
-        columns = likeliest(levels, k)
-        kept = np.take_along_axis(levels, columns, axis=1)
-        coded = encode_ids(np.take_along_axis(ids, columns, axis=1), kept > 0, self.vocabulary_size)
-        np.put_along_axis(levels, columns, 0, axis=1)
-        left_out = _joined(arrays["left_out"], levels, curve)
-        highest = max(curve.levels, int(left_out.max(initial=0)))
+        curve = stored_curve(parameters)
+        kept_ids, kept, left_out, highest = narrowed_levels(ids, levels, arrays["left_out"], curve, k)
+        coded = encode_ids(kept_ids, kept > 0, self.vocabulary_size)
         return (
             replace(self, k=k),
-            {**coded, **pack_levels(kept.astype(np.uint16)), "left_out": left_out},
+            {**coded, **pack_levels(kept), "left_out": left_out},
             {**parameters, "levels": highest},
         )
 
@@ -239,10 +245,29 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(values.mean()) if len(values) else 0.0
 
 
-def _curve(parameters: Mapping[str, float | int]) -> Curve:
+def stored_curve(parameters: Mapping[str, Any]) -> Curve:
     """Return the curve that a shard's parameters name."""
     num_levels = int(number(parameters, "levels", 1, MAX_LEVELS, whole=True))
     return Curve(num_levels, float(number(parameters, "exponent", 0.01, 1)))
+
+
+def narrowed_levels(
+    ids: NDArray[np.uint32], levels: NDArray[np.intp], left_out: NDArray[np.uint16], curve: Curve, k: int
+) -> tuple[NDArray[np.uint32], NDArray[np.uint16], NDArray[np.uint16], int]:
+    """Return the ids and levels (n, k) of the highest levels, the left-out levels with the rest added, and the new M.
+
+    Args:
+        ids: (n, more than k), ascending in each row.
+        levels: Of these ids; overwritten.
+        left_out: (n,) levels of what was left out before.
+        curve: What the levels mean.
+        k: Entries to keep.
+    """
+    columns = likeliest(levels, k)
+    kept = np.take_along_axis(levels, columns, axis=1).astype(np.uint16)
+    np.put_along_axis(levels, columns, 0, axis=1)
+    joined = _joined(left_out, levels, curve)
+    return np.take_along_axis(ids, columns, axis=1), kept, joined, max(curve.levels, int(joined.max(initial=0)))
 
 
 def _joined(left_out: NDArray[np.uint16], dropped: NDArray[np.intp], curve: Curve) -> NDArray[np.uint16]:

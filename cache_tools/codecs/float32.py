@@ -57,7 +57,7 @@ class DeltaFloat32(Codec):
         return Encoded(arrays, {}, np.zeros(len(rows.mass)))
 
     def decode(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int], out: Targets | None = None
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], out: Targets | None = None
     ) -> Targets:
         """Return the rows with the bits they had."""
         n = len(arrays["left_out"])
@@ -71,7 +71,7 @@ class DeltaFloat32(Codec):
         return out
 
     def narrow(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int], k: int
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], k: int
     ) -> tuple[Self, Arrays, Parameters]:
         """Keep the k most likely entries of each stored row (of equals: the lower id); the rest is left out."""
         rows = self.decode(arrays, parameters)
@@ -131,7 +131,7 @@ class DenseFloat32(Codec):
         return Encoded({"log_probs": log_probs}, {}, np.zeros(len(log_probs)))
 
     def decode(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int], out: Targets | None = None
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], out: Targets | None = None
     ) -> Targets:
         """Return ids 0 to C - 1, EMPTY_ID where the probability is zero, and nothing left out."""
         stored = arrays["log_probs"]

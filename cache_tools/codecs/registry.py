@@ -23,6 +23,8 @@ from cache_tools.codecs.base import DEFAULT_MAX_KL_NATS, Codec, Encoded, Paramet
 from cache_tools.codecs.delta_count import DeltaCount
 from cache_tools.codecs.delta_power import DeltaPower
 from cache_tools.codecs.float32 import DeltaFloat32, DenseFloat32
+from cache_tools.codecs.ranked_grid import RankedGrid
+from cache_tools.codecs.ranked_power import RankedPower
 from cache_tools.codecs.rows import EMPTY_ID, MASS_TOLERANCE, Arrays, Targets, kl_nats
 from cache_tools.errors import FormatError
 
@@ -39,6 +41,8 @@ __all__ = [
     "DenseFloat32",
     "Encoded",
     "Parameters",
+    "RankedGrid",
+    "RankedPower",
     "Targets",
     "codec_for",
     "codec_from_dict",
@@ -51,6 +55,8 @@ CODECS: dict[str, type[Codec]] = {
     DeltaCount.name: DeltaCount,
     DeltaFloat32.name: DeltaFloat32,
     DenseFloat32.name: DenseFloat32,
+    RankedPower.name: RankedPower,
+    RankedGrid.name: RankedGrid,
 }
 """Every codec by its name in a manifest."""
 
@@ -109,7 +115,7 @@ def codec_from_dict(
 
 
 def narrow(
-    codec: Codec, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, float | int], k: int
+    codec: Codec, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], k: int
 ) -> tuple[Codec, Arrays, Parameters]:
     """Keep the k most likely entries of each stored row (of equals: the lower id); the rest is left out.
 

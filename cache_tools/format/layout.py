@@ -91,6 +91,9 @@ def receipt_file(teacher: StorePath, shard: int) -> StorePath:
 HEAD = "head.safetensors"
 """File of the teacher's LM head, kept when its last hidden state is; relative to the teacher."""
 
+RANKS = "ranks.safetensors"
+"""File of the teacher's rank tables, kept if its codec needs them; relative to the teacher."""
+
 
 def transform_key(layer: str) -> str:
     """Return the key, relative to the teacher, of the file that a quantised hidden layer is decoded with."""

@@ -168,7 +168,7 @@ class TeacherManifest(Document):
         scalar_step_nats: Resolution of the per-position scalars; 0 for float32.
         scalars: Names of the per-position scalar arrays.
         hidden: Kept layers by name (``last`` or the index in transformers' ``hidden_states``).
-        files: ``head.safetensors`` and the layers' transforms, by key relative to the teacher.
+        files: ``head.safetensors``, ``ranks.safetensors`` and the layers' transforms, by key relative to the teacher.
         chunk_positions: Rows per inner chunk, the smallest piece a reader decodes.
     """
 
@@ -221,7 +221,7 @@ DECODING_KEYS = ("vocabulary_size", "target", "scalar_step_nats", "scalars")
 its identity, so that every receipt vouches for them. Layers of hidden states come and go; a receipt
 vouches for those that its shard has."""
 
-RESERVED = frozenset({"hidden", "receipts", "transforms", layout.HEAD, layout.MANIFEST})
+RESERVED = frozenset({"hidden", "receipts", "transforms", layout.HEAD, layout.RANKS, layout.MANIFEST})
 """Names in a teacher's folder that no array of one number a position can have."""
 
 M = TypeVar("M", bound=Document)

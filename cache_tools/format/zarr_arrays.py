@@ -45,6 +45,9 @@ BLOSC_HEADER = struct.Struct("<BBBBIII")
 """Format version, codec's version, flags, size of a value; then bytes unpacked, bytes of a block, bytes packed."""
 
 BLOSC_FORMAT = 2
+LARGEST_VALUE = 255
+"""Bytes of a value that blosc's header can state."""
+
 BLOSC_COPIED = 0x02
 """Flag of a chunk whose values follow the header uncompressed."""
 
@@ -61,12 +64,15 @@ class ArrayType:
         dtype: Type of its values.
         level: Level of zstd inside blosc; a choice of the writer that no reader needs.
         chunk_columns: Columns per inner chunk; None for whole rows.
+        by_column: Bytes are compressed column after column, for columns that are unlike one another; a choice of the
+            writer, too. Blosc's shuffle does it when a row counts as one value, which takes rows of at most 255 bytes.
     """
 
     row: tuple[int, ...]
     dtype: np.dtype[Any]
     level: int = field(default=6, compare=False)
     chunk_columns: int | None = None
+    by_column: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,8 @@ class ArrayLayout:
     @cached_property
     def _blosc(self) -> dict[str, Any]:
         """Parameters of the compressor; a chunk of columns is one block, which is 1 % smaller than blosc's choice."""
-        size = self.type.dtype.itemsize
+        row_bytes = prod(self.chunk_row) * self.type.dtype.itemsize
+        size = row_bytes if self.type.by_column and row_bytes <= LARGEST_VALUE else self.type.dtype.itemsize
         block = self.chunk_bytes if self.type.chunk_columns else 0
         return {"typesize": size, "cname": "zstd", "clevel": self.type.level, "shuffle": "shuffle", "blocksize": block}
 
@@ -104,6 +111,11 @@ class ArrayLayout:
     def chunk_bytes(self) -> int:
         """Size of an inner chunk, unpacked."""
         return self.chunk_rows * prod(self.chunk_row) * self.type.dtype.itemsize
+
+    @cached_property
+    def typesizes(self) -> tuple[int, ...]:
+        """What a chunk's header may state as the bytes of a value: those of a number, or of a row."""
+        return self.type.dtype.itemsize, prod(self.chunk_row) * self.type.dtype.itemsize
 
     @property
     def num_chunks(self) -> int:
@@ -184,6 +196,7 @@ class ArrayLayout:
             return b""
         content = np.ascontiguousarray(chunk, dtype=self.type.dtype.newbyteorder("<"))
         parameters = self._blosc
+        content = content.view(f"V{parameters['typesize']}") if self.type.by_column else content
         blosc = Blosc(parameters["cname"], parameters["clevel"], Blosc.SHUFFLE, parameters["blocksize"])
         return _with_checksum(bytes(blosc.encode(content)))
 
@@ -236,18 +249,18 @@ def _with_checksum(content: bytes) -> bytes:
     return content + int(google_crc32c.value(content)).to_bytes(CHECKSUM_BYTES, "little")
 
 
-def refuse_header(packed: bytes, typesize: int, unpacked_bytes: int) -> None:
+def refuse_header(packed: bytes, typesizes: tuple[int, ...], unpacked_bytes: int) -> None:
     """Raise ValueError unless a chunk's blosc header states the sizes that its array has.
 
     Args:
         packed: The chunk without its crc32c.
-        typesize: Bytes of a value.
+        typesizes: What it may state as the bytes of a value: those of a number, or of a row.
         unpacked_bytes: Bytes of the inner chunk.
     """
     if len(packed) < BLOSC_HEADER.size:
         raise ValueError("a chunk is too short for its header")
     version, _, flags, size, unpacked, block, length = BLOSC_HEADER.unpack_from(packed)
-    if version != BLOSC_FORMAT or size != typesize or unpacked != unpacked_bytes or length != len(packed):
+    if version != BLOSC_FORMAT or size not in typesizes or unpacked != unpacked_bytes or length != len(packed):
         raise ValueError("a chunk's header states other sizes than the array has")
     if not 0 < block <= unpacked or (flags & BLOSC_COPIED and length != unpacked + BLOSC_HEADER.size):
         raise ValueError("a chunk's header contradicts itself")

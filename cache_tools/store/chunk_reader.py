@@ -204,7 +204,7 @@ def _decode_chunks(cut: ArrayLayout, numbers: list[int], encoded: list[bytes], s
         end = min((chunk + 1) * cut.chunk_rows, start + len(rows))
         target = rows[(slice(begin - start, end - start), *cut.columns(column))]
         packed = without_checksum(content)
-        refuse_header(packed, cut.type.dtype.itemsize, cut.chunk_bytes)
+        refuse_header(packed, cut.typesizes, cut.chunk_bytes)
         if target.flags.c_contiguous and target.shape == (cut.chunk_rows, *cut.chunk_row):
             blosc.decompress(packed, dest=target)
         else:

@@ -29,8 +29,9 @@ from cache_tools.format.zarr_arrays import (
 from cache_tools.limits import CHUNK_BYTES
 from cache_tools.storage import StorePath, read_object
 
-Check = Callable[[bytes, int, int], None]
-"""Of a chunk without its crc32c, the bytes of a value and those of the chunk: ValueError unless it unpacks to these."""
+Check = Callable[[bytes, tuple[int, ...], int], None]
+"""Check of a chunk without its crc32c, with the bytes that a value may have and those of the chunk: ValueError unless it
+unpacks to these."""
 
 
 def read_with_zarr(
@@ -88,6 +89,7 @@ class _Array:
             )
         self._checksummed, self._check = chain[-1] == "crc32c", CHECKS[compressors[0]] if compressors else _check_plain
         chunk = axis_sizes(sharding["chunk_shape"])
+        self._row_bytes = prod(chunk[1:]) * self.dtype.itemsize
         self._chunk_bytes = prod(chunk) * self.dtype.itemsize
         self._num_chunks = prod(size // part for size, part in zip(self.shard, chunk, strict=True))
         if self._chunk_bytes > CHUNK_BYTES:
@@ -106,29 +108,29 @@ class _Array:
         for offset, size in index[index[:, 0] != np.uint64(ABSENT)].tolist():
             chunk = content[offset : offset + size]
             packed = without_checksum(chunk) if self._checksummed else chunk
-            self._check(packed, self.dtype.itemsize, self._chunk_bytes)
+            self._check(packed, (self.dtype.itemsize, self._row_bytes), self._chunk_bytes)
 
 
 def _names(codecs: Any) -> list[str]:
     return [str(codec["name"]) for codec in codecs]
 
 
-def _check_plain(packed: bytes, typesize: int, chunk_bytes: int) -> None:
+def _check_plain(packed: bytes, typesizes: tuple[int, ...], chunk_bytes: int) -> None:
     if len(packed) != chunk_bytes:
         raise ValueError("a chunk has another size than its values")
 
 
-def _check_gzip(packed: bytes, typesize: int, chunk_bytes: int) -> None:
+def _check_gzip(packed: bytes, typesizes: tuple[int, ...], chunk_bytes: int) -> None:
     unpacker = zlib.decompressobj(wbits=31)
     try:
-        _check_plain(unpacker.decompress(packed, chunk_bytes + 1), typesize, chunk_bytes)
+        _check_plain(unpacker.decompress(packed, chunk_bytes + 1), typesizes, chunk_bytes)
     except zlib.error as error:
         raise ValueError(f"a chunk cannot be unpacked: {error}") from error
     if not unpacker.eof or unpacker.unused_data:
         raise ValueError("a chunk has bytes after its values")
 
 
-def _check_zstd(packed: bytes, typesize: int, chunk_bytes: int) -> None:
+def _check_zstd(packed: bytes, typesizes: tuple[int, ...], chunk_bytes: int) -> None:
     import pyarrow as pa
 
     try:

@@ -60,7 +60,11 @@ class Group:
 
 
 def codec_of(manifest: TeacherManifest) -> Codec:
-    """Return the sparse codec that a teacher's manifest names, for the temperatures whose normalisers are kept."""
+    """Return the sparse codec that a teacher's manifest names, for the temperatures whose normalisers are kept.
+
+    A codec with a file knows its arrays and sizes; to encode and decode it needs the file, as ``CachedTeacher.codec``
+    has it.
+    """
     temperatures = temperatures_of(manifest.scalars)
     return codec_from_dict(manifest.target.codec, manifest.target.k, manifest.vocabulary_size, temperatures)
 
@@ -89,7 +93,10 @@ def group_layouts(manifest: TeacherManifest, positions_per_shard: int) -> dict[s
             shard or are too large.
     """
     codec = codec_of(manifest)
-    targets = {name: ArrayType(*t, codec.compression_level(name)) for name, t in codec.array_types().items()}
+    targets = {
+        name: ArrayType(*t, codec.compression_level(name), by_column=codec.by_column(name))
+        for name, t in codec.array_types().items()
+    }
     scalar = ArrayType((), np.dtype(np.int32 if manifest.scalar_step_nats else np.float32))
     groups = {TARGETS: targets | dict.fromkeys(manifest.scalars, scalar)}
     groups |= {hidden_array(layer): {hidden_array(layer): _hidden_type(s)} for layer, s in manifest.hidden.items()}
@@ -121,14 +128,19 @@ def _too_large(what: str, chunk_positions: int) -> FormatError:
     )
 
 
-def encode_targets(manifest: TeacherManifest, predictions: Predictions) -> Group:
+def encode_targets(manifest: TeacherManifest, codec: Codec, predictions: Predictions) -> Group:
     """Encode sparse targets and scalars.
+
+    Args:
+        manifest: The teacher's.
+        codec: The teacher's codec, with its file.
+        predictions: All rows of a shard.
 
     Raises:
         ValueError: a row cannot be stored, see ``codecs/registry.py``, or a scalar is NaN.
     """
     assert predictions.targets is not None
-    encoded = codec_of(manifest).encode(predictions.targets)
+    encoded = codec.encode(predictions.targets)
     arrays = dict(encoded.arrays)
     for name in manifest.scalars:
         arrays[name] = to_steps(predictions.scalars[name], manifest.scalar_step_nats)
@@ -145,6 +157,7 @@ def encode_targets(manifest: TeacherManifest, predictions: Predictions) -> Group
         "codec_kl_nats": float(encoded.kl_nats.mean()),
         "codec_kl_nats_max": float(encoded.kl_nats.max()),
     }
+    statistics |= {name: value for name, value in encoded.statistics.items() if value}
     statistics |= {f"codec_kl_nats_t{t:g}": float(kl.mean()) for t, kl in encoded.tempered_kl_nats.items()}
     return Group(arrays, dict(encoded.parameters), statistics)
 

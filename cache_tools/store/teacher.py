@@ -63,14 +63,23 @@ class CachedTeacher:
             )
         groups = group_layouts(self.manifest, encoding.manifest.positions_per_shard)
         self._layouts = {name: cut for group in groups.values() for name, cut in group.items()}
+        missing = codec_of(self.manifest).file
+        if missing is not None and missing not in self.manifest.files:
+            raise FormatError("the teacher lacks the file of its codec", where=path, expected=missing)
         for layer, spec in self.manifest.hidden.items():
             if HIDDEN_CODECS[spec.codec].has_transform and layout.transform_key(layer) not in self.manifest.files:
                 raise FormatError("a layer lacks its transform", where=path, expected=layout.transform_key(layer))
 
     @cached_property
     def codec(self) -> Codec:
-        """The codec of the sparse targets."""
-        return codec_of(self.manifest)
+        """The codec of the sparse targets.
+
+        Raises:
+            DamageError: its file is missing or not what was written.
+            FormatError: its file holds something else.
+        """
+        codec = codec_of(self.manifest)
+        return codec if codec.file is None else codec.with_file(self.file(codec.file))
 
     @property
     def groups(self) -> list[str]:

@@ -225,7 +225,7 @@ def _encode_groups(
     teacher: CachedTeacher, predictions: Predictions, errors: Mapping[str, ErrorOf]
 ) -> Iterator[tuple[str, Group]]:
     if predictions.targets is not None:
-        yield TARGETS, encode_targets(teacher.manifest, predictions)
+        yield TARGETS, encode_targets(teacher.manifest, teacher.codec, predictions)
     for layer, states in predictions.hidden.items():
         spec = teacher.manifest.hidden[layer]
         yield hidden_array(layer), encode_hidden(layer, spec, states, teacher.transform(layer), errors.get(layer))
