@@ -8,8 +8,7 @@ In reading order:
 - ``base``: the interface of a codec.
 - ``registry``: the codecs by name, the one way to reach them.
 - ``ids``: sorted token ids as differences.
-- ``levels``: probabilities as levels and back.
-- ``scales``: how finely each row is quantised, so that its error is bounded at other temperatures too.
+- ``levels``: probabilities as levels and back, with each row as fine as its error at other temperatures asks.
 - ``delta_power``: sparse targets within a stated error.
 - ``delta_count``: the counts of draws, without error.
 - ``float32``: log-probabilities without error.

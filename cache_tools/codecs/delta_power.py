@@ -11,7 +11,7 @@ The manifest states a budget, not a step: the mean KL of a shard's rows, in nats
 temperature that the capture declares. The highest level M is chosen per shard: the error falls as 1 / M**2,
 so a sample of the rows says which M to try; all rows then say whether it holds, and if not M grows until
 it does. A row whose kept tokens would come back too coarsely at another temperature is stored
-on a larger scale than the others (``scales.py``).
+on a larger scale than the others (``levels.py``).
 
 The exponent is chosen per shard too, the first of EXPONENTS at which 16 bits hold every row's levels. At T = 1 alone
 0.4 costs least, by 0.1 to 0.8 % of all bytes on ordinary rows; with the rows' least scales 0.3 saves 2 % on peaked
@@ -42,6 +42,7 @@ from cache_tools.codecs.levels import (
     MAX_LEVELS,
     Curve,
     Scratch,
+    least_scales,
     likeliest,
     normalise,
     pack_levels,
@@ -50,7 +51,6 @@ from cache_tools.codecs.levels import (
     unpack_levels,
 )
 from cache_tools.codecs.rows import EMPTY_ID, Arrays, SortedRows, Targets, blocks, sorted_rows
-from cache_tools.codecs.scales import least_scales
 
 EXPONENTS = (0.3, 0.25, 0.2)
 MIN_LEVELS, FIRST_LEVELS = 15, 255
@@ -66,7 +66,7 @@ class DeltaPower(Codec):
     Attributes:
         max_kl_nats: Budget: the mean KL of a shard's rows stays at or below this, nats.
         temperatures: Further temperatures at which it does, for the kept tokens tempered among themselves. At any
-            other, a row's expected error is at most ``codec_scales.UNDECLARED`` times the budget.
+            other, a row's expected error is at most ``levels.UNDECLARED`` times the budget.
     """
 
     name: ClassVar[str] = "delta-power"

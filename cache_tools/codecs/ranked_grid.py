@@ -85,17 +85,14 @@ class RankedGrid(Codec):
     def array_types(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         """Return (shape of a row, dtype) of each stored array, by name."""
         byte, float32, row = np.dtype(np.uint8), np.dtype(np.float32), (self.k,)
-        values = {
+        return {
+            **ranked_types(self.k, self.vocabulary_size),
             "steps": (row, byte),
             "steps_high": (row, np.dtype(np.uint16)),
             "grid": ((), byte),
-            "off_grid": (row, float32),
-        }
-        return {
-            **ranked_types(self.k, self.vocabulary_size),
-            **values,
             "normaliser": ((), float32),
             "left_out": ((), float32),
+            "off_grid": (row, float32),
         }
 
     def encode(self, targets: Targets) -> Encoded:

@@ -8,7 +8,7 @@ the step, then sets the error, and is tuned until the *measured* error meets a b
 What makes directions equally sensitive depends on what the states are for:
 
 - the last layer leads to logits. A small error d changes the distribution by
-  ``KL = d @ G @ d / 2`` nats with G the Fisher metric of ``channel_scales.py``; y is measured
+  ``KL = d @ G @ d / 2`` nats with G the Fisher metric of the head; y is measured
   in units of its square root (:func:`calibrate_last`);
 - any other layer should be as exact, relative to its spread, in every channel. Then a few
   channels a thousand times larger than the rest (most large models have them) neither drown

@@ -30,8 +30,8 @@ from cache_tools.limits import CHUNK_BYTES
 from cache_tools.storage import StorePath, read_object
 
 Check = Callable[[bytes, tuple[int, ...], int], None]
-"""Check of a chunk without its crc32c, with the bytes that a value may have and those of the chunk: ValueError unless it
-unpacks to these."""
+"""Checks a chunk without its crc32c, given the bytes that a value may have and those of the chunk, to which it must
+unpack; ValueError otherwise."""
 
 
 def read_with_zarr(
