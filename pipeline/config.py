@@ -114,7 +114,12 @@ class TargetConfig(Config):
             coarsely as the budget allows. It also bounds the KL between the kept tokens at each of ``temperatures``,
             whose error ``inspect`` shows; at any other temperature the expected error of a row is at most 16 times the
             budget.
-        exact: Store float32 instead of quantising; three times the bytes.
+        exact: Store every bit of the float32 log-probabilities instead of quantising. The logits of a teacher in
+            bfloat16 or float16 lie on a coarse grid, so its exact rows take about 100 bytes at k = 64; those of a float32
+            teacher take about 200. Default: true for a teacher in bfloat16 or float16 with ``topk`` or ``topp``, unless
+            ``max_kl_nats`` is given.
+        rank_ids: Store ids by rank tables, learned from the teacher's predictions at one position in 32 before the
+            first shard; rows become a seventh smaller. For ``topk`` and ``topp``. Default: true with ``exact``.
         vocabulary: Folder of a smaller vocabulary, made by ``logitcask vocabulary --keep``: the distribution is over
             its tokens. The teacher still reads the whole text, and ids stay those of the teacher.
     """
@@ -127,7 +132,8 @@ class TargetConfig(Config):
     temperatures: tuple[Annotated[float, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)], ...] = ()
     scalars: tuple[Literal["gold_rank", "tail_mean", "tail_variance", "tail_minimum"], ...] = ()
     max_kl_nats: float = Field(default=DEFAULT_MAX_KL_NATS, ge=1e-9, le=0.1)
-    exact: bool = False
+    exact: bool | None = None
+    rank_ids: bool | None = None
     vocabulary: CachePath | None = None
 
     @model_validator(mode="after")
@@ -136,12 +142,13 @@ class TargetConfig(Config):
         for key, is_needed in needed.items():
             if is_needed and getattr(self, key) is None:
                 raise ValueError(f"kind: {self.kind} needs {key}")
-        lossless = not self.kind.has_head or self.exact
+        lossless = not self.kind.has_head or bool(self.exact)
         allowed = {
             **needed,
             "seed": needed["draws"],
             "k": self.kind.has_head,
             "exact": self.kind.has_head,
+            "rank_ids": self.kind.is_ranked,
             "max_kl_nats": not lossless,
         }
         without = [key for key, fits in allowed.items() if not fits and key in self.model_fields_set]

@@ -7,6 +7,8 @@ name               for                             stores
 ``delta-count``    sampled                         the draws themselves, lossless
 ``delta-float32``  any sparse kind, ``exact``      float32, bit for bit
 ``dense-float32``  all classes of a classifier     float32, bit for bit
+``ranked-power``   topk, topp, ``rank_ids``        ``delta-power`` with ids by rank tables
+``ranked-grid``    topk, topp, ``exact``           steps of half-precision logits, bit for bit
 =================  ==============================  ===========================================
 
 A codec is built from the teacher's manifest (``codec_from_dict``); ``encode`` takes one shard's
@@ -68,6 +70,7 @@ def codec_for(
     draws_only: bool = False,
     all_classes: bool = False,
     exact: bool = False,
+    ranked: bool = False,
     max_kl_nats: float = DEFAULT_MAX_KL_NATS,
     temperatures: tuple[float, ...] = (),
 ) -> Codec:
@@ -79,6 +82,7 @@ def codec_for(
         draws_only: Rows hold k draws and nothing else.
         all_classes: Rows hold every class of a classifier.
         exact: Other rows keep every bit of their float32 log-probabilities, instead of a budget.
+        ranked: Ids are stored by rank tables, which the caller learns and keeps (``Codec.learned_file``).
         max_kl_nats: Budget of the mean KL of a shard, nats.
         temperatures: Further temperatures at which the budget is kept.
     """
@@ -86,7 +90,10 @@ def codec_for(
         return DeltaCount(k, vocabulary_size, k)
     if all_classes:
         return DenseFloat32(k, vocabulary_size)
-    return DeltaFloat32(k, vocabulary_size) if exact else DeltaPower(k, vocabulary_size, max_kl_nats, temperatures)
+    if exact:
+        return RankedGrid(k, vocabulary_size) if ranked else DeltaFloat32(k, vocabulary_size)
+    budgeted = RankedPower if ranked else DeltaPower
+    return budgeted(k, vocabulary_size, max_kl_nats, temperatures)
 
 
 def codec_from_dict(

@@ -12,10 +12,11 @@ from torch import Tensor
 from cache_tools.errors import IdentityError, ModelError
 from cache_tools.format import layout
 from cache_tools.format.manifest import HiddenSpec, ObjectRecord, TeacherManifest, read_manifest
+from cache_tools.format.sequences import Sequence
 from cache_tools.hidden_codecs.registry import HIDDEN_CODECS
 from cache_tools.hidden_codecs.transform import calibrate_last, calibrate_relative, transform_bytes
 from cache_tools.storage import object_exists
-from cache_tools.store.predictions import SCALAR_STEP_NATS
+from cache_tools.store.predictions import SCALAR_STEP_NATS, codec_of
 from cache_tools.store.reader import Encoding
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.store.writer import declare_teacher
@@ -43,7 +44,12 @@ CALIBRATION_POSITIONS = 4096
 
 
 CALIBRATION_SHARDS = 32
-"""Shards that the sample is taken from, at most."""
+"""Shards that a sample is taken from, at most."""
+
+
+RANK_SHARE = 32
+RANK_POSITIONS = (4096, 65_536)
+"""One position in RANK_SHARE is read to order the ids of rank tables, but no fewer and no more than these."""
 
 
 PACKED_PROBE = 4
@@ -74,10 +80,14 @@ def declare(
         if teacher.packs:
             first = encoding.sequences(0)[:PACKED_PROBE]
             check_packing(teacher.model, *(together(first, list(range(len(first)))) for together in (pad, pack)))
-        manifest, head = _describe(encoding, teacher, config, target, chunk_positions, probe)
         stored = _stored_manifest(encoding, config.name)
+        if stored is not None:
+            target = target.as_stored(stored.target, stored.vocabulary_size)
+        manifest, head = _describe(encoding, teacher, config, target, chunk_positions, probe)
         new = {layer: spec for layer, spec in manifest.hidden.items() if stored is None or layer not in stored.hidden}
         files = _layer_files(encoding, teacher, new, head, config.batch_tokens)
+        if stored is None:
+            files |= _codec_file(encoding, teacher, target, manifest, config.batch_tokens)
     records = {} if stored is None else dict(stored.files)
     records |= {key: ObjectRecord.of(content) for key, content in files.items()}
     records = dict(sorted(records.items()))
@@ -178,14 +188,34 @@ def _layer_files(
     return files
 
 
+def _codec_file(
+    encoding: Encoding, teacher: Teacher, target: SparseTarget, manifest: TeacherManifest, batch_tokens: int
+) -> dict[str, bytes]:
+    """Return the file that the target's codec learns from a sample of the teacher's predictions, by key, if any."""
+    codec = codec_of(manifest)
+    if codec.file is None:
+        return {}
+    fewest, most = RANK_POSITIONS
+    positions = min(max(sum(entry.positions for entry in encoding.shards) // RANK_SHARE, fewest), most)
+    sequences, kept = _spread(encoding, positions), KeptOutputs(target.keep, ())
+    predictions = predict(sequences, encoding.manifest.objective, teacher, kept, batch_tokens)
+    assert predictions.targets is not None
+    return {codec.file: codec.learned_file(predictions.targets)}
+
+
 def _sample(
     encoding: Encoding, teacher: Teacher, layers: tuple[str, ...], batch_tokens: int
 ) -> dict[str, NDArray[np.float32]]:
     """Return hidden states (n, width), n about CALIBRATION_POSITIONS, of sequences spread over all shards, by layer."""
-    per_shard = -(-CALIBRATION_POSITIONS // min(len(encoding.shards), CALIBRATION_SHARDS))
-    sequences = []
+    sequences, kept = _spread(encoding, CALIBRATION_POSITIONS), KeptOutputs(None, layers)
+    return predict(sequences, encoding.manifest.objective, teacher, kept, batch_tokens).hidden
+
+
+def _spread(encoding: Encoding, positions: int) -> list[Sequence]:
+    """Return sequences with about so many positions, spread over all shards."""
+    per_shard = -(-positions // min(len(encoding.shards), CALIBRATION_SHARDS))
+    sequences = list[Sequence]()
     for shard in np.unique(np.linspace(0, len(encoding.shards) - 1, CALIBRATION_SHARDS).astype(int)).tolist():
         every = max(1, encoding.shards[shard].positions // per_shard)
         sequences += encoding.sequences(shard)[::every]
-    kept = KeptOutputs(None, layers)
-    return predict(sequences, encoding.manifest.objective, teacher, kept, batch_tokens).hidden
+    return sequences

@@ -5,7 +5,7 @@ lie in a bucket. :func:`resolve_teacher` looks both up once; from then on the va
 and no two readings can differ.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from cache_tools.format.layout import TAIL_SCALARS
 from cache_tools.format.manifest import TargetSpec
 from pipeline.capture.keep import Keep
 from pipeline.config import TargetConfig, TeacherConfig
-from pipeline.teachers.loading import resolve_model
+from pipeline.teachers.loading import computes_in_half_precision, resolve_model
 from pipeline.teachers.restriction import read_restriction
 
 
@@ -25,12 +25,16 @@ class SparseTarget:
     Attributes:
         keep: The entries and scalars of a row.
         max_kl_nats: Mean KL divergence that quantising a shard's rows may cost; lossless kinds ignore it.
-        exact: Store float32 instead of quantising.
+        exact: Store every bit of the float32 log-probabilities instead of quantising.
+        ranked: Store ids by rank tables.
+        earlier: Other values of ``exact`` and ``ranked`` that the block may have meant when a cached teacher was begun.
     """
 
     keep: Keep
     max_kl_nats: float
     exact: bool
+    ranked: bool = False
+    earlier: tuple[tuple[bool, bool], ...] = ()
 
     def codec(self, vocabulary_size: int) -> Codec:
         """Return the codec that stores rows over this many logits; draws and dense rows are lossless by nature."""
@@ -41,6 +45,7 @@ class SparseTarget:
             draws_only=not kind.has_exact_part,
             all_classes=kind.is_whole,
             exact=self.exact,
+            ranked=self.ranked,
             max_kl_nats=self.max_kl_nats,
             temperatures=self.keep.temperatures,
         )
@@ -50,9 +55,25 @@ class SparseTarget:
         codec = self.codec(vocabulary_size)
         return TargetSpec(kind=self.keep.kind, k=codec.k, codec=codec.to_dict(), settings=_settings(self.keep))
 
+    def as_stored(self, stored: TargetSpec, vocabulary_size: int) -> "SparseTarget":
+        """Return this target, in the codec that the cache has it in if that is another one that it may have.
 
-def read_target(config: TargetConfig) -> SparseTarget:
+        A capture goes on as it began: the defaults of an earlier version chose other codecs.
+
+        Args:
+            stored: The cached teacher's description of its target.
+            vocabulary_size: Width of the teacher's logits.
+        """
+        choices = (self, *(replace(self, exact=exact, ranked=ranked) for exact, ranked in self.earlier))
+        return next((choice for choice in choices if choice.spec(vocabulary_size) == stored), self)
+
+
+def read_target(config: TargetConfig, half_precision: bool = False) -> SparseTarget:
     """Resolve a ``target:`` block; the only place that reads the smaller vocabulary.
+
+    Args:
+        config: The block.
+        half_precision: The teacher computes in bfloat16 or float16, so its logits lie on a grid.
 
     Raises:
         FormatError: the vocabulary cannot be read.
@@ -69,7 +90,12 @@ def read_target(config: TargetConfig) -> SparseTarget:
         scalars=config.scalars,
         restriction=read_restriction(config.vocabulary),
     )
-    return SparseTarget(keep, config.max_kl_nats, config.exact)
+    gridded = half_precision and config.kind.is_ranked and "max_kl_nats" not in config.model_fields_set
+    exact = gridded if config.exact is None else config.exact
+    ranked = exact and config.kind.is_ranked if config.rank_ids is None else config.rank_ids
+    earlier = [(exact, False)] if config.rank_ids is None else []
+    earlier += [(False, bool(config.rank_ids))] if config.exact is None and exact else []
+    return SparseTarget(keep, config.max_kl_nats, exact, ranked, tuple(earlier))
 
 
 @dataclass(frozen=True)
@@ -98,7 +124,8 @@ def resolve_teacher(config: TeacherConfig, weights: bool = True) -> ResolvedTeac
         ModelError: the model is neither a folder nor a hub id that can be reached.
         LogitcaskError: the target cannot be read, see :func:`read_target`.
     """
-    return ResolvedTeacher(config, resolve_model(config, weights), read_target(config.target))
+    folder = resolve_model(config, weights)
+    return ResolvedTeacher(config, folder, read_target(config.target, computes_in_half_precision(config, folder)))
 
 
 def _settings(keep: Keep) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class Tally:
         self.positions += positions
         self.scalar_bytes += scalar_bytes(block)
         planned = narrowed(block.targets, self.target.keep) if self.ks else block.targets
-        codec = self.target.codec(self.vocabulary_size)
+        codec = with_learned_file(self.target.codec(self.vocabulary_size), block.targets)
         self.target_bytes += target_bytes(codec, planned)
         starts = np.cumsum([0, *positions[:-1]])
         for k in self.ks:
@@ -186,6 +186,14 @@ def _log_sum(logs: NDArray[Any], log_rest: NDArray[Any]) -> NDArray[np.float32]:
     with np.errstate(divide="ignore"):
         sums: NDArray[np.float64] = np.log(np.exp(logs, dtype=np.float64).sum(axis=1) + np.exp(log_rest))
     return sums.astype(np.float32)
+
+
+def with_learned_file(codec: Codec, targets: Targets) -> Codec:
+    """Return a codec with the file that it needs, if any, learned from every second row: the others are new to it."""
+    if codec.file is None:
+        return codec
+    sample = Targets(targets.ids[::2], targets.log_probs[::2], targets.log_left_out[::2])
+    return codec.with_file(codec.learned_file(sample))
 
 
 def target_bytes(codec: Codec, targets: Targets) -> int:

@@ -36,7 +36,8 @@ def held_teacher(encoding: Encoding | None, teacher: ResolvedTeacher, vocabulary
         return Extent()
     cached = encoding.teacher(name)
     manifest = cached.manifest
-    if manifest.target != teacher.target.spec(vocabulary_size) or not layers <= set(manifest.hidden):
+    target = teacher.target.as_stored(manifest.target, vocabulary_size)
+    if manifest.target != target.spec(vocabulary_size) or not layers <= set(manifest.hidden):
         return Extent()
     missing = set(cached.missing_shards())
     committed = [entry for shard, entry in enumerate(encoding.shards) if shard not in missing]

@@ -70,6 +70,15 @@ def resolve_model(config: TeacherConfig, weights: bool = True) -> Path:
     return folder
 
 
+def computes_in_half_precision(config: TeacherConfig, folder: Path) -> bool:
+    """Return whether a teacher will compute in bfloat16 or float16, by the capture file or its own configuration."""
+    dtype: str = config.dtype
+    if dtype == "auto":
+        model = AutoConfig.from_pretrained(str(folder), trust_remote_code=config.trust_remote_code).get_text_config()
+        dtype = str(model.dtype).removeprefix("torch.")
+    return dtype in ("bfloat16", "float16")
+
+
 def resolve_tokenizer(name: str) -> Path:
     """Return the local folder of a tokenizer, downloading a hub id if need be.
 
