@@ -8,7 +8,7 @@ the steps of its entries above its lowest, which take 5 bits each instead of 32,
 Whether logits lie on a grid is never assumed. From the float32 log-probabilities alone, ``encode`` derives L, the
 differences and the coarsest grid that holds them, decodes, and compares every bit. A row that does not come back is
 **off the grid**: its float32 log-probabilities are stored as they are, which costs more and loses nothing, and such
-rows are counted. A float32 teacher has hardly any other rows, so its captures use ``delta-float32``.
+rows are counted, with those whose grid is so fine that they cost nearly as much. A float32 teacher has no others.
 
 Arrays of n rows, besides the four of ``ranked_ids``:
 
@@ -108,7 +108,7 @@ class RankedGrid(Codec):
         arrays |= _values(rows.log_probs)
         arrays["left_out"] = rows.log_left_out.astype(np.float32)
         n = len(rows.ids)
-        statistics = {"off_grid_positions": float((arrays["grid"] == OFF_GRID).sum())}
+        statistics = {"off_grid_positions": float((arrays["grid"] > FINEST[0]).sum())}
         return Encoded(arrays, parameters, np.zeros(n), statistics=statistics)
 
     def decode(

@@ -5,7 +5,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.codecs.registry import DeltaCount, DeltaFloat32, DeltaPower, DenseFloat32, Targets
+from cache_tools.codecs.registry import (
+    Codec,
+    DeltaCount,
+    DeltaFloat32,
+    DeltaPower,
+    DenseFloat32,
+    RankedGrid,
+    RankedPower,
+    Targets,
+)
 from cache_tools.format import layout
 from cache_tools.format.manifest import HiddenSpec
 from cache_tools.hidden_codecs.transform import Transform, transform_bytes
@@ -33,6 +42,15 @@ MADE = {
         folder,
         **{"vocabulary": 6, "k": 6, "target": ("dense", DenseFloat32(6, 6)), "draw": dense(6), **more},
     ),
+    "ranked": lambda folder, **more: make_cache(
+        folder,
+        **{"vocabulary": 70_000, "k": 12, "draw": ragged(12, 70_000)}
+        | ranked(RankedPower(12, 70_000), ragged(12, 70_000), "topp")
+        | more,
+    ),
+    "grid": lambda folder, **more: make_cache(
+        folder, **{"k": 10, "draw": gridded(10, 1000)} | ranked(RankedGrid(10, 1000), gridded(10, 1000), "topp") | more
+    ),
     "hidden": lambda folder, **more: make_cache(folder, **{"hidden": EVERY_HIDDEN, "files": hidden_files(), **more}),
 }
 """A cache of each kind, by name; arguments as for ``make_cache``."""
@@ -49,6 +67,44 @@ def hidden_files() -> dict[str, bytes]:
     basis = np.eye(5) + rng.normal(0, 0.1, (5, 5))
     transform = Transform(rng.normal(size=5).astype(np.float32), basis.astype(np.float32))
     return {layout.HEAD: rng.bytes(200), layout.transform_key("1"): transform_bytes(transform)}
+
+
+def ranked(codec: Codec, draw, kind: str) -> dict[str, object]:
+    """Return the target of a teacher with this codec, and the file that the codec learns from such rows."""
+    assert codec.file is not None
+    sample = draw(np.random.default_rng(7), 2000)
+    return {"target": (kind, codec), "files": {codec.file: codec.learned_file(sample)}, "hidden": {}}
+
+
+def bfloat16_of(values: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return values rounded towards zero to bfloat16."""
+    return (values.astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def log_probs_of(logits: NDArray[np.float32], log_total: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return log-probabilities (n, k) as a capture computes them, from logits and log-normalisers below the highest."""
+    return logits - logits.max(axis=1, keepdims=True) - log_total[:, None]
+
+
+def gridded(k: int, vocabulary: int, off_every: int = 7):
+    """Return what draws rows of bfloat16 logits, one in ``off_every`` of float32 logits, some with empty slots."""
+
+    def draw(rng: np.random.Generator, n: int) -> Targets:
+        ids = np.stack([rng.choice(vocabulary, k, replace=False) for _ in range(n)]).astype(np.uint32)
+        logits = rng.normal(12, 4, (n, k)).astype(np.float32)
+        on = np.arange(n) % off_every != off_every - 1
+        logits[on] = bfloat16_of(logits[on])
+        logits[~on] *= 3  # a range of more steps than are looked for
+        empty = np.arange(k) >= k - np.arange(n)[:, None] % 3
+        logits[empty] = -np.inf
+        rest = rng.uniform(0.01, 3, n)
+        below = (logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
+        weights = spread_rest(np.column_stack([np.exp(below), rest]), vocabulary)
+        log_total = np.log(weights.sum(axis=1)).astype(np.float32)
+        left_out = logarithm(weights)[:, -1]
+        return Targets(ids, log_probs_of(logits, log_total), left_out)
+
+    return draw
 
 
 def ragged(k: int, vocabulary: int):
