@@ -15,6 +15,7 @@ import pytest
 import zarr
 from safetensors.numpy import load
 
+import kinds
 from cache_tools.codecs.registry import EMPTY_ID, DeltaPower
 from cache_tools.format.fingerprint import fingerprint
 from cache_tools.format.layout import SCALARS
@@ -82,6 +83,61 @@ def test_a_stranger_reads_the_same_predictions(tiny):
         arrays = stranger_reads(tiny.teacher, slice(start, stop))
         found = stranger_decodes(arrays, receipt["groups"]["targets"])
         assert_same_rows(found, ours_as_rows(tiny.open().targets(start, stop)))
+
+
+def stranger_ranks(arrays, shifts):
+    """Return the ranks (n, k) of stored rows."""
+    k = arrays["ids"].shape[1]
+    t = np.repeat(shifts, 8)[:k]
+    gaps = (arrays["ids"].astype(np.int64) + 256 * arrays["ids_high"].astype(np.int64)) * 2**t
+    for j in range(k):
+        for b in range(8):
+            gaps[:, j] += 2**b * (arrays["id_bits"][:, 8 * (j // 8) + b] >> (j % 8) & 1)
+    return np.cumsum(gaps + 1, axis=1) - 1
+
+
+def stranger_tables(teacher):
+    """Return each rank table as the list of all ids."""
+    file, vocabulary = load((teacher / "ranks.safetensors").read_bytes()), manifest_of(teacher)["vocabulary_size"]
+    return [
+        list(dict.fromkeys([*own, *file["common"].tolist(), *range(vocabulary)])) for own in file["tables"].tolist()
+    ]
+
+
+def stranger_grid(arrays):
+    """Return ln p (n, k) of rows of ``ranked-grid``, -inf in empty slots."""
+    steps = arrays["steps"].astype(np.int64) + 256 * arrays["steps_high"].astype(np.int64)
+    below = (steps - steps.max(axis=1, keepdims=True)) / 2.0 ** arrays["grid"].astype(float)[:, None]
+    logs = below.astype(np.float32) - arrays["normaliser"][:, None]
+    logs = np.where(arrays["grid"][:, None] == 255, arrays["off_grid"], logs)
+    return np.where(steps > 0, logs, np.float32(-np.inf))
+
+
+@pytest.mark.parametrize("name", ["ranked", "grid"])
+def test_a_stranger_reads_the_same_rows_of_ranked_codecs(tmp_path, name):
+    tiny = kinds.make(name, tmp_path)
+    tables, teacher = stranger_tables(tiny.teacher), tiny.open()
+    for shard in range(3):
+        parameters = receipt_of(tiny.teacher, shard)["groups"]["targets"]
+        start, stop = teacher.shard_rows(shard)
+        names = [folder.parts[0] for folder in array_files(tiny)]
+        arrays = {n: zarr.open_array(tiny.teacher / n, mode="r")[start:stop] for n in names}
+        ranks = stranger_ranks(arrays, parameters["shifts"])
+        ids = [
+            [tables[table][min(r, len(tables[table]) - 1)] for r in row]
+            for table, row in zip(arrays["table"], ranks, strict=True)
+        ]
+        if name == "grid":
+            logs = stranger_grid(arrays)
+            found = [
+                (dict(sorted((i, p) for i, p in zip(*row, strict=True) if p > -np.inf)), rest)
+                for *row, rest in zip(ids, logs.tolist(), arrays["left_out"].tolist(), strict=True)
+            ]
+            assert found == ours_as_rows(teacher.targets(start, stop))  # every bit
+        else:
+            arrays |= {"ids": np.diff(ids, axis=1, prepend=0), "ids_high": np.zeros_like(arrays["ids"])}
+            found = [(dict(sorted(row.items())), rest) for row, rest in stranger_decodes(arrays, parameters)]
+            assert_same_rows(found, ours_as_rows(teacher.targets(start, stop)))
 
 
 def test_a_stranger_reads_the_same_scalars_and_hidden_states(tiny):

@@ -15,5 +15,5 @@ In reading order:
 - ``rank_tables``: orders of a vocabulary in which predicted tokens come early.
 - ``ranked_ids``: token ids as gaps between their ranks.
 - ``ranked_grid``: the rows of a half-precision teacher, bit for bit.
-- ``ranked_power``: ``delta_power`` with ranked ids.
+- ``ranked_power``: quantised probabilities with ranked ids.
 """

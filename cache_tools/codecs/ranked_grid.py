@@ -213,7 +213,8 @@ def _finest_steps(
     steps = logs - highest[:, None]
     if not used.all():
         steps[~used] = 0
-    steps *= np.float32(2**finest)
+    with np.errstate(over="ignore"):
+        steps *= np.float32(2**finest)
     np.rint(steps, out=steps)
     np.maximum(steps, np.float32(-(2**30)), out=steps)
     return steps.astype(np.int32)

@@ -1,0 +1,136 @@
+"""Captures of half-precision teachers keep every bit of their rows by default; one that began otherwise goes on."""
+
+import numpy as np
+import pytest
+
+import tiny
+from cache_tools.errors import LogitcaskError
+from cache_tools.maintenance.copying import copy_cache
+from cache_tools.maintenance.repair import repair
+from cache_tools.maintenance.subset import Choice, subset_cache
+from cache_tools.maintenance.verify import verify
+from cache_tools.store.reader import Cache
+from pipeline.capture import target as target_module
+from pipeline.config import TargetConfig
+from store_fixtures import flip_bit
+
+HALF = {"dtype": "bfloat16", "positions_per_shard": 128}
+
+
+def teacher_of(cache):
+    return cache.encoding().teacher()
+
+
+def codec_name(cache):
+    return teacher_of(cache).manifest.target.codec["name"]
+
+
+def every_row(cache):
+    teacher = teacher_of(cache)
+    spans = [teacher.shard_rows(shard) for shard in range(len(teacher.encoding.shards))]
+    return [teacher.targets(*span) for span in spans]
+
+
+def same_bits(left, right):
+    return all(
+        np.array_equal(a.view(np.uint32), b.view(np.uint32))
+        for one, other in zip(left, right, strict=True)
+        for a, b in zip(vars(one).values(), vars(other).values(), strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.save_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory, model):
+    """A cache of a bfloat16 teacher about whose codec the capture file says nothing."""
+    return tiny.capture(tmp_path_factory.mktemp("half"), model, **HALF)
+
+
+def test_a_half_precision_teacher_is_kept_bit_for_bit(tmp_path, model, half):
+    plain = tiny.capture(tmp_path, model, target={"k": 16, "exact": True, "rank_ids": False}, **HALF)
+    assert (codec_name(half), codec_name(plain)) == ("ranked-grid", "delta-float32")
+    assert same_bits(every_row(half), every_row(plain))
+    shards = range(len(teacher_of(half).encoding.shards))
+    assert all(teacher_of(half).receipt(shard).statistics["codec_kl_nats"] == 0 for shard in shards)
+    assert verify(half.path, deep=True) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype", "name"),
+    [
+        ({}, "float32", "delta-power"),
+        ({}, "float16", "ranked-grid"),
+        ({"max_kl_nats": 1e-4}, "bfloat16", "delta-power"),
+        ({"exact": False}, "bfloat16", "delta-power"),
+        ({"exact": True}, "float32", "ranked-grid"),
+        ({"rank_ids": True}, "float32", "ranked-power"),
+        ({"kind": "topp", "p": 0.9}, "bfloat16", "ranked-grid"),
+        ({"kind": "hybrid", "draws": 5}, "bfloat16", "delta-power"),
+        ({"kind": "hybrid", "draws": 5, "exact": True}, "bfloat16", "delta-float32"),
+        ({"kind": "sampled", "draws": 5}, "bfloat16", "delta-count"),
+    ],
+)
+def test_which_codec_a_capture_file_means(target, dtype, name):
+    config = TargetConfig.model_validate(target)
+    resolved = target_module.read_target(config, half_precision=dtype != "float32")
+    assert resolved.codec(300).to_dict()["name"] == name
+
+
+@pytest.mark.parametrize("begun", [{"k": 16, "exact": False}, {"k": 16, "exact": True, "rank_ids": False}])
+def test_a_capture_goes_on_in_the_codec_that_it_began_with(tmp_path, model, begun):
+    """As the defaults of an earlier version left it."""
+    cache = tiny.capture(tmp_path, model, target=begun, **HALF)
+    before, rows = codec_name(cache), every_row(cache)
+    teacher = teacher_of(cache)
+    (teacher.path / "receipts/00000.json").unlink()
+    plain = {key: value for key, value in begun.items() if value is True or key == "k"}
+    plain.pop("rank_ids", None)
+    captured = tiny.run(tiny.capture_values(tmp_path, model, target=plain, **HALF))
+    assert captured == {"toy": 1}
+    assert codec_name(Cache(cache.path)) == before
+    assert same_bits(every_row(Cache(cache.path)), rows)
+
+
+def test_another_codec_that_was_asked_for_is_refused(tmp_path, model):
+    tiny.capture(tmp_path, model, target={"k": 16, "exact": False}, **HALF)
+    with pytest.raises(LogitcaskError, match="already holds another teacher"):
+        tiny.run(tiny.capture_values(tmp_path, model, target={"k": 16, "exact": True}, **HALF))
+
+
+def test_tables_are_learned_once_and_a_shard_is_redone_to_the_same_bytes(tmp_path, model):
+    cache = tiny.capture(tmp_path, model, **HALF)
+    teacher = teacher_of(cache)
+    tables, receipt = (teacher.path / "ranks.safetensors").read_bytes(), teacher.receipt(0)
+    (teacher.path / "receipts/00000.json").unlink()
+    tiny.run(tiny.capture_values(tmp_path, model, **HALF))
+    again = teacher_of(Cache(cache.path))
+    assert (again.path / "ranks.safetensors").read_bytes() == tables
+    assert again.receipt(0).objects == receipt.objects
+
+
+def test_damaged_tables_are_told_before_a_row_is_read(tmp_path, model):
+    cache = tiny.capture(tmp_path, model, **HALF)
+    flip_bit(teacher_of(cache).path / "ranks.safetensors", -1)
+    assert any(problem.where.endswith("ranks.safetensors") for problem in verify(cache.path, deep=True))
+    with pytest.raises(LogitcaskError, match=r"ranks\.safetensors"):
+        every_row(Cache(cache.path))
+
+
+def test_copies_subsets_and_repairs_keep_the_tables(tmp_path, model):
+    cache = tiny.capture(tmp_path, model, **HALF)
+    copy_cache(cache, tmp_path / "copy")
+    assert same_bits(every_row(Cache(tmp_path / "copy")), every_row(cache))
+    subset_cache(cache, tmp_path / "subset", Choice(k=5))
+    smaller = teacher_of(Cache(tmp_path / "subset"))
+    assert smaller.codec.k == 5
+    assert verify(tmp_path / "subset", deep=True) == []
+    stored = teacher_of(cache)
+    flip_bit(stored.path / "steps/c/0/0", 40)
+    repair(cache.path)
+    assert stored.encoding.teacher("toy").missing_shards() == [0]
+    tiny.run(tiny.capture_values(tmp_path, model, **HALF))
+    assert verify(cache.path, deep=True) == []
