@@ -94,6 +94,7 @@ def main(delay_ms: float, as_json: bool) -> None:
     with tempfile.TemporaryDirectory() as name:
         for place, folder in (("bucket", store_path("s3://bench/cache")), ("disk", store_path(name))):
             ours = Logitcask(folder, K, rows.vocabulary_size)  # type: ignore[arg-type]
+            ours.prepare(rows.targets)
             ours.write(rows.targets)
             results.append(measure(f"logitcask, {place}", bucket, lambda at: ours.read(at, at + WINDOW), starts))  # noqa: B023
             theirs = zarr_reader(folder, [array.name for array in ours.arrays])

@@ -33,6 +33,9 @@ class Layout(ABC):
     def __init__(self, folder: Path, k: int, vocabulary_size: int) -> None:
         self.folder, self.k, self.vocabulary_size = folder, k, vocabulary_size
 
+    def prepare(self, targets: Targets) -> None:  # noqa: B027
+        """Do what is done once for all rows of a teacher, such as learning from a sample."""
+
     @abstractmethod
     def write(self, targets: Targets) -> None:
         """Store all rows."""
@@ -53,13 +56,17 @@ class Logitcask(Layout):
         """Return the codec; its budget is the default for 64 entries, in proportion for more."""
         return DeltaPower(self.k, self.vocabulary_size, 5e-5 if self.k <= 64 else 7.5e-5)
 
-    def write(self, targets: Targets) -> None:
-        codec, rows = self.codec(), -(-len(targets.ids) // CHUNK) * CHUNK
-        if codec.file:  # as a capture learns it at its beginning, here from all rows
+    def prepare(self, targets: Targets) -> None:
+        """Learn the codec's file, as a capture does at its beginning from a sample; here from all rows."""
+        codec = self.codec()
+        if codec.file:
             content = codec.learned_file(targets)
             write_object(self.folder / codec.file, content)
             codec = codec.with_file(content)
         self.bound = codec
+
+    def write(self, targets: Targets) -> None:
+        codec, rows = self.bound, -(-len(targets.ids) // CHUNK) * CHUNK
         encoded = codec.encode(targets)
         types = codec.array_types()
         layouts = {

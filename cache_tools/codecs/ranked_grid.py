@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from cache_tools.codecs.base import Codec, Encoded, Parameters, prepared
 from cache_tools.codecs.float32 import HIGHEST
-from cache_tools.codecs.levels import likeliest
+from cache_tools.codecs.levels import Scratch, likeliest
 from cache_tools.codecs.rank_tables import RankTables, learn_tables
 from cache_tools.codecs.ranked_ids import (
     broken_ranks,
@@ -40,7 +40,7 @@ from cache_tools.codecs.ranked_ids import (
     ranked_types,
     shifts_of,
 )
-from cache_tools.codecs.rows import Arrays, Targets, blocks, sorted_rows
+from cache_tools.codecs.rows import Arrays, Targets, blocks, part_of, sorted_rows
 
 FINEST = (16, 22)
 """s of the finest grid that is looked for, at first and in rows that are not on it; beyond, rounding of float32 is
@@ -118,13 +118,12 @@ class RankedGrid(Codec):
         assert self.tables is not None
         n, shifts = len(arrays["grid"]), shifts_of(parameters, self.k)
         out = prepared(out, n, self.k)
-        size = (max((part.stop - part.start for part in blocks(n)), default=0), self.k)
-        ranks, logs = np.empty(size, np.uint32), np.empty(size, np.float32)
+        scratch = Scratch(n, self.k)
         for rows in blocks(n):
             block = slice(0, rows.stop - rows.start)
-            decode_ranks(arrays, shifts, rows, ranks[block])
-            _log_probs({name: arrays[name][rows] for name in VALUES}, logs[block])
-            put_sorted(ranks[block], arrays["table"][rows], logs[block], self.tables, out, rows)
+            decode_ranks(arrays, shifts, rows, scratch.words[block])
+            empty = _log_probs({name: arrays[name][rows] for name in VALUES}, scratch.floats[block])
+            put_sorted(scratch, arrays["table"][rows], empty, self.tables, part_of(out, rows))
         np.fmin(arrays["left_out"], HIGHEST, out=out.log_left_out)
         return out
 
@@ -220,8 +219,12 @@ def _finest_steps(
     return steps.astype(np.int32)
 
 
-def _log_probs(arrays: Mapping[str, NDArray[Any]], logs: NDArray[np.float32]) -> None:
-    """Put the log-probabilities of stored rows into ``logs`` (b, k), -inf in empty slots."""
+def _log_probs(arrays: Mapping[str, NDArray[Any]], logs: NDArray[np.float32]) -> NDArray[np.bool_] | None:
+    """Put the log-probabilities of stored rows into ``logs`` (b, k), -inf in empty slots.
+
+    Returns:
+        (b, k) true in empty slots; None if there are none.
+    """
     steps = arrays["steps"]
     np.copyto(logs, steps)
     if arrays["steps_high"].any():
@@ -235,3 +238,4 @@ def _log_probs(arrays: Mapping[str, NDArray[Any]], logs: NDArray[np.float32]) ->
         logs[off] = np.fmin(arrays["off_grid"][off], HIGHEST)
     if empty is not None:
         logs[empty] = -np.inf
+    return empty

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.codecs.ids import Types, id_types
+from cache_tools.codecs.levels import Scratch
 from cache_tools.codecs.rank_tables import RankTables
 from cache_tools.codecs.rows import EMPTY_ID, Arrays, SortedRows, Targets, blocks, by_id
 from cache_tools.errors import FormatError
@@ -133,13 +134,13 @@ def shifts_of(parameters: Mapping[str, Any], k: int) -> list[int]:
 def decode_ranks(arrays: Mapping[str, NDArray[Any]], shifts: list[int], rows: slice, ranks: NDArray[np.uint32]) -> None:
     """Put the ranks of some rows into ``ranks`` (b, k); what stands in empty slots is for the caller to replace."""
     k, columns = ranks.shape[1], _columns(shifts, ranks.shape[1])
-    gaps = np.left_shift(arrays["ids"][rows], columns, dtype=np.uint32)
+    np.left_shift(arrays["ids"][rows], columns, out=ranks, dtype=np.uint32)
     high = arrays["ids_high"][rows]
     if high.any():
-        gaps += np.left_shift(high, columns + np.uint32(8), dtype=np.uint32)
-    gaps += _transposed(arrays["id_bits"][rows])[:, :k]
-    gaps[:, 1:] += np.uint32(1)
-    np.cumsum(gaps, axis=1, dtype=np.uint32, out=ranks)
+        ranks += np.left_shift(high, columns + np.uint32(8), dtype=np.uint32)
+    ranks += _transposed(arrays["id_bits"][rows])[:, :k]
+    np.cumsum(ranks, axis=1, out=ranks)
+    ranks += np.arange(k, dtype=np.uint32)
 
 
 def broken_ranks(
@@ -156,22 +157,31 @@ def broken_ranks(
 
 
 def put_sorted(
-    ranks: NDArray[np.uint32],
-    table: NDArray[np.uint8],
-    log_probs: NDArray[np.float32],
-    tables: RankTables,
-    out: Targets,
-    rows: slice,
+    scratch: Scratch, table: NDArray[np.uint8], empty: NDArray[np.bool_] | None, tables: RankTables, out: Targets
 ) -> None:
-    """Put rows of ranks and log-probabilities (b, k) into ``out`` as ids that ascend, empty slots last."""
-    pairs = np.left_shift(ids_of_ranks(ranks, table, tables), np.uint64(32), dtype=np.uint64)
-    empty = log_probs == -np.inf
-    if empty.any():
+    """Put rows into ``out`` (b, k) as ids that ascend, empty slots last.
+
+    Id and value are sorted as one 64-bit number, id in front.
+
+    Args:
+        scratch: Ranks in ``words`` and log-probabilities in ``floats``; everything in it is overwritten.
+        table: (b,) number of each row's table.
+        empty: (b, k) true in empty slots; None if there are none.
+        tables: The teacher's.
+        out: Receives the rows.
+    """
+    b = len(table)
+    ranks, places, pairs = scratch.words[:b], scratch.levels[:b], scratch.doubles[:b].view(np.uint64)
+    np.add(ranks, (table.astype(np.intp) * tables.vocabulary_size)[:, None], out=places, dtype=np.intp)
+    np.take(tables.ids.reshape(-1), places, out=ranks, mode="clip")
+    np.left_shift(ranks, np.uint64(32), out=pairs, dtype=np.uint64)
+    if empty is not None:
         pairs[empty] = EMPTY_ID << 32
-    pairs |= log_probs.view(np.uint32)
+    pairs |= scratch.floats[:b].view(np.uint32)
     pairs.sort(axis=1)
-    out.log_probs[rows].view(np.uint32)[...] = pairs.astype(np.uint32)
-    out.ids[rows] = pairs.view(np.uint32)[:, 1::2] if sys.byteorder == "little" else pairs >> np.uint64(32)
+    low, high = (0, 1) if sys.byteorder == "little" else (1, 0)
+    out.log_probs.view(np.uint32)[...] = pairs.view(np.uint32)[:, low::2]
+    out.ids[...] = pairs.view(np.uint32)[:, high::2]
 
 
 def _transposed(low: NDArray[np.uint8]) -> NDArray[np.uint8]:

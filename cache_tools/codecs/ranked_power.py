@@ -29,7 +29,7 @@ from cache_tools.codecs.ranked_ids import (
     ranks_of_ids,
     shifts_of,
 )
-from cache_tools.codecs.rows import EMPTY_ID, Arrays, Targets, blocks, sorted_rows
+from cache_tools.codecs.rows import EMPTY_ID, Arrays, Targets, blocks, part_of, sorted_rows
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,16 @@ class RankedPower(DeltaPower):
         log_weights = stored_curve(parameters).log_weights().astype(np.float32)
         n, shifts = len(arrays["floor"]), shifts_of(parameters, self.k)
         out, scratch = prepared(out, n, self.k), Scratch(n, self.k)
-        logs = np.empty_like(scratch.floats)
+        floats = np.empty_like(scratch.floats)
         for rows in blocks(n):
             block = slice(0, rows.stop - rows.start)
             decode_ranks(arrays, shifts, rows, scratch.words[block])
             unpack_levels(arrays, rows, scratch.levels[block])
-            np.take(log_weights, scratch.levels[block], out=logs[block], mode="clip")
+            empty = None if arrays["levels"][rows].all() else scratch.levels[block] == 0
+            np.take(log_weights, scratch.levels[block], out=scratch.floats[block], mode="clip")
             rest = np.take(log_weights, arrays["left_out"][rows], mode="clip")
-            out.log_left_out[rows] = normalise(logs[block], rest, scratch.floats[block])
-            put_sorted(scratch.words[block], arrays["table"][rows], logs[block], self.tables, out, rows)
+            out.log_left_out[rows] = normalise(scratch.floats[block], rest, floats[block])
+            put_sorted(scratch, arrays["table"][rows], empty, self.tables, part_of(out, rows))
         return out
 
     def bounds(

@@ -67,6 +67,11 @@ def empty_targets(n: int, k: int) -> Targets:
     return Targets(np.empty((n, k), np.uint32), np.empty((n, k), np.float32), np.empty(n, np.float32))
 
 
+def part_of(targets: Targets, rows: slice) -> Targets:
+    """Return some rows of targets, as views of the same memory."""
+    return Targets(targets.ids[rows], targets.log_probs[rows], targets.log_left_out[rows])
+
+
 def blocks(n: int) -> list[slice]:
     """Return the slices of n rows that are worked on one at a time."""
     return [slice(start, min(start + BLOCK_ROWS, n)) for start in range(0, n, BLOCK_ROWS)]
