@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.codecs.registry import DeltaFloat32, DeltaPower, Targets
+from cache_tools.codecs.registry import Targets, codec_for
 from cache_tools.errors import FormatError
 from cache_tools.exchange.encoding import write_encoding
 from cache_tools.exchange.plan import ImportOptions, ImportPlan, plan_import
@@ -79,7 +79,7 @@ def _manifest(encoding: Encoding, plan: ImportPlan, widest: int) -> TeacherManif
     k = note.target["k"] if note else min(plan.source.k or widest, size)
     target: dict[str, Any] = dict(note.target) if note else {"kind": "topk", "k": k, "settings": {}}
     if not note or target["kind"] in ("topk", "topp", "hybrid"):
-        codec = DeltaFloat32(k, size) if options.exact else DeltaPower(k, size, options.max_kl_nats)
+        codec = codec_for(k, size, exact=options.exact, max_kl_nats=options.max_kl_nats)
         target["codec"] = codec.to_dict()
     chunk = min(options.chunk_positions, options.positions_per_shard)
     while chunk * k > CHUNK_ENTRIES and chunk % 2 == 0:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.codecs.registry import DeltaPower
+from cache_tools.codecs.registry import DEFAULT_MAX_KL_NATS
 from cache_tools.errors import FormatError
 from cache_tools.exchange.tokenizer_folder import TokenizerFolder, open_tokenizer, require_fitting
 from cache_tools.format.fingerprint import fingerprint
@@ -58,7 +58,7 @@ class ImportOptions:
     codec_file: Path | None = None
     first_token: int | None = None
     vocabulary_size: int | None = None
-    max_kl_nats: float = DeltaPower.max_kl_nats
+    max_kl_nats: float = DEFAULT_MAX_KL_NATS
     exact: bool = False
     held_out_fraction: float = 0.0
     positions_per_shard: int = 131_072

@@ -113,8 +113,10 @@ def _statistics_words(means: Mapping[str, float | None]) -> str:
         for name, value in means.items()
         if name.startswith(AT_TEMPERATURE)
     ]
-    skipped = means.get("skipped_positions")
-    return means_words(means) + "".join(errors) + ("" if skipped is None else f" · {skipped:,.0f} skipped")
+    skipped, off_grid = means.get("skipped_positions"), means.get("off_grid_positions")
+    counts = ["" if skipped is None else f" · {skipped:,.0f} skipped"]
+    counts += ["" if off_grid is None else f" · {off_grid:,.0f} off the grid of their logits"]
+    return means_words(means) + "".join(errors + counts)
 
 
 def model_words(model: Mapping[str, object]) -> str:
