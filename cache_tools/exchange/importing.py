@@ -21,7 +21,7 @@ from cache_tools.errors import FormatError
 from cache_tools.exchange.encoding import write_encoding
 from cache_tools.exchange.plan import ImportOptions, ImportPlan, plan_import
 from cache_tools.exchange.summary import ImportReport, summarise
-from cache_tools.format.manifest import IMPORTED, SOFTWARE, TeacherManifest
+from cache_tools.format.manifest import IMPORTED, SOFTWARE, Kind, TeacherManifest
 from cache_tools.format.receipts import TARGETS
 from cache_tools.limits import CHUNK_ENTRIES
 from cache_tools.progress.reporter import Reporter
@@ -78,7 +78,7 @@ def _manifest(encoding: Encoding, plan: ImportPlan, widest: int) -> TeacherManif
     options, note, size = plan.options, plan.source.note, plan.vocabulary_size
     k = note.target["k"] if note else min(plan.source.k or widest, size)
     target: dict[str, Any] = dict(note.target) if note else {"kind": "topk", "k": k, "settings": {}}
-    if not note or target["kind"] in ("topk", "topp", "hybrid"):
+    if not note or Kind(target["kind"]).has_head:
         codec = codec_for(k, size, exact=options.exact, max_kl_nats=options.max_kl_nats)
         target["codec"] = codec.to_dict()
     chunk = min(options.chunk_positions, options.positions_per_shard)
