@@ -212,7 +212,7 @@ def test_a_pretrained_student_with_other_merges_is_refused(captured, tmp_path):
 
 def test_a_pretrained_student_with_another_spelling_is_trained(captured, tmp_path):
     folder = save(tmp_path / "student", edited(UNLIKE_SPELLINGS["steps in a sequence"]))
-    assert run_training(student(captured, tmp_path, folder)).exists()
+    assert run_training(student(captured, tmp_path, folder)).student.exists()
 
 
 def test_evaluate_refuses_a_student_with_other_merges(captured):
