@@ -129,7 +129,7 @@ def damage(path: Path, number: int, seed: int = 0) -> Iterator[Finding]:
     """Damage a cache ``number`` times, each time only a little, and restore it after each.
 
     Args:
-        path: A local cache that nobody else uses.
+        path: A local cache that no other process uses.
         number: How often.
         seed: Seed of the random choice of files and bits.
     """

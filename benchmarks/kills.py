@@ -1,8 +1,8 @@
 """Kill the workers of a capture 100 times and compare the result: ``python -m benchmarks.kills``.
 
 Two workers share a small capture, and one of them is killed by SIGKILL at random moments. A
-finished capture must pass ``verify --deep`` and equal, byte for byte, the one that nobody
-interrupted (of receipts all but when and where they were written); then the next begins, until
+finished capture must pass ``verify --deep`` and equal, byte for byte, an uninterrupted
+one (of receipts all but when and where they were written); then the next begins, until
 there were enough kills. ``local``: processes with ``--rank 0`` and ``1``, which the benchmark starts
 again. They are forked from one that has imported torch, and the clock of a kill runs only while some
 worker reads shards (its victim may be another), so half of the kills and more strike at work and not

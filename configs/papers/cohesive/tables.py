@@ -22,23 +22,23 @@ from configs.papers.recipes import Interval, over_seeds, over_seeds_and_items
 TEXT_ALONE = "text alone"
 
 
-def print_weights(said: HeldOut, experts: Sequence[str]) -> None:
+def print_weights(sample: HeldOut, experts: Sequence[str]) -> None:
     """Print, for each expert and rule, the weights, and the mixture's cross-entropy on the gold tokens."""
     one_hot = np.eye(len(experts))
     rows: dict[str, Floats] = {
-        f"{name} alone": one_hot[np.full_like(said.matching_N, i)] for i, name in enumerate(experts)
+        f"{name} alone": one_hot[np.full_like(sample.matching_N, i)] for i, name in enumerate(experts)
     }
-    rows["the domain's own"] = one_hot[said.matching_N]
-    rows |= {name: weights(said, rule) for name, rule in RULES.items()}
-    rows["entropy, mean of the sequence"] = weights(over_sequences(said), "entropy")
+    rows["the domain's own"] = one_hot[sample.matching_N]
+    rows |= {name: weights(sample, rule) for name, rule in RULES.items()}
+    rows["entropy, mean of the sequence"] = weights(over_sequences(sample), "entropy")
     columns = ("weights", "own expert's weight is larger", "its mean weight", *experts, "all", "all, minus uniform")
-    table = Table(*columns, title=f"held-out cross-entropy of mixtures, nats; {len(said.matching_N):,} positions")
-    uniform_N = nats(said, rows["uniform"])
+    table = Table(*columns, title=f"held-out cross-entropy of mixtures, nats; {len(sample.matching_N):,} positions")
+    uniform_N = nats(sample, rows["uniform"])
     for name, weights_NT in rows.items():
-        nats_N = nats(said, weights_NT)
-        own_N = matching_weight(said, weights_NT)
-        means = [nats_N[said.matching_N == i].mean() for i in range(len(experts))]
-        gain = over_seeds_and_items(by_sequence(said, nats_N - uniform_N)[None])
+        nats_N = nats(sample, weights_NT)
+        own_N = matching_weight(sample, weights_NT)
+        means = [nats_N[sample.matching_N == i].mean() for i in range(len(experts))]
+        gain = over_seeds_and_items(by_sequence(sample, nats_N - uniform_N)[None])
         cells = (f"{np.mean(own_N > 1 / len(experts)):.1%}", f"{own_N.mean():.3f}")
         table.add_row(name, *cells, *(f"{each:.3f}" for each in (*means, nats_N.mean())), str(gain))
     Console(width=140).print(table)

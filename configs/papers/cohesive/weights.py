@@ -55,43 +55,43 @@ def held_out(encoding: Encoding, experts: Sequence[str]) -> HeldOut:
     return HeldOut(np.repeat(matching, lengths), np.repeat(np.arange(len(sequences)), lengths), scalars)
 
 
-def weights(said: HeldOut, rule: Weighting) -> Floats:
+def weights(sample: HeldOut, rule: Weighting) -> Floats:
     """Return what a rule gives each expert at each position: (N, T), summing to 1."""
     name = SCALAR[rule]
-    given_NT = torch.ones_like(said.scalars["entropy"])
-    scalar_NT = None if name is None else said.scalars[name]
+    given_NT = torch.ones_like(sample.scalars["entropy"])
+    scalar_NT = None if name is None else sample.scalars[name]
     return teacher_weights(rule, given_NT, given_NT.bool(), scalar_NT).double().numpy()
 
 
-def over_sequences(said: HeldOut) -> HeldOut:
+def over_sequences(sample: HeldOut) -> HeldOut:
     """Return the same with each scalar replaced by its mean over the sequence, for weights by sequence."""
-    lengths_S = np.bincount(said.sequence_N)
+    lengths_S = np.bincount(sample.sequence_N)
 
     def mean(x_N: Floats) -> Floats:
-        return (np.bincount(said.sequence_N, x_N) / lengths_S)[said.sequence_N]
+        return (np.bincount(sample.sequence_N, x_N) / lengths_S)[sample.sequence_N]
 
-    means = {name: [mean(x_N) for x_N in x_NT.double().numpy().T] for name, x_NT in said.scalars.items()}
-    return said._replace(scalars={name: torch.from_numpy(np.stack(each, axis=1)) for name, each in means.items()})
+    means = {name: [mean(x_N) for x_N in x_NT.double().numpy().T] for name, x_NT in sample.scalars.items()}
+    return sample._replace(scalars={name: torch.from_numpy(np.stack(each, axis=1)) for name, each in means.items()})
 
 
-def matching_weight(said: HeldOut, weights_NT: Floats) -> Floats:
+def matching_weight(sample: HeldOut, weights_NT: Floats) -> Floats:
     """Return the weight of the expert of each position's domain: (N,)."""
-    return weights_NT[np.arange(len(weights_NT)), said.matching_N]
+    return weights_NT[np.arange(len(weights_NT)), sample.matching_N]
 
 
-def nats(said: HeldOut, weights_NT: Floats) -> Floats:
+def nats(sample: HeldOut, weights_NT: Floats) -> Floats:
     """Return -log of the mixture's probability of the gold token: (N,)."""
-    gold_NT = said.scalars["gold_logprob"].double().exp().numpy()
+    gold_NT = sample.scalars["gold_logprob"].double().exp().numpy()
     mixed_N: Floats = -np.log((weights_NT * gold_NT).sum(axis=1))
     return mixed_N
 
 
-def by_sequence(said: HeldOut, values_N: Floats) -> Floats:
+def by_sequence(sample: HeldOut, values_N: Floats) -> Floats:
     """Return a number's sum over each sequence, scaled so that their mean is the mean over positions: (S,).
 
     These are the items of a bootstrap, as the positions of a sequence are alike.
     """
-    sums_S = np.bincount(said.sequence_N, values_N)
+    sums_S = np.bincount(sample.sequence_N, values_N)
     return np.asarray(sums_S * (len(sums_S) / len(values_N)), np.float64)
 
 

@@ -106,8 +106,8 @@ def kl_nats(student: Path, cache: Path, vocabulary: Path) -> dict[float, float]:
     for batch in DataLoader(data, batch_size=32, collate_fn=collate):
         kept = batch["labels"] != IGNORED
         hidden = model.base_model(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-        logits, said = model.cls(hidden[kept]), head(batch["hidden"]["last"])
+        logits, teacher_logits = model.cls(hidden[kept]), head(batch["hidden"]["last"])
         for t, loss in losses.items():
-            totals[t] += float(full_divergence(logits, said, loss).sum()) / t**2
+            totals[t] += float(full_divergence(logits, teacher_logits, loss).sum()) / t**2
         positions += int(kept.sum())
     return {t: total / positions for t, total in totals.items()}

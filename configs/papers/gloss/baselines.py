@@ -72,7 +72,7 @@ def baseline_scores(
         readable: Texts to fit word vectors to.
         parts: By name, pairs, those of an instance side by side.
         numbers: The number of each word's senses.
-        directions: Of LSA.
+        directions: Number of directions of LSA.
     """
     vectors = WordVectors(readable, directions)
     found: dict[str, Any] = {}

@@ -58,7 +58,7 @@ def read_task(texts: Path, caches: dict[str, Path], num_sections: int = 12, sour
 
     Args:
         texts: Holds ``<language>.jsonl`` with ``group``, ``section`` and ``text``.
-        caches: Of each language, the cache that says which groups are held out.
+        caches: By language, the cache whose held-out groups are the test texts.
         num_sections: How many to tell apart: those that are commonest in the training texts.
         source: Language to learn from.
     """
