@@ -9,7 +9,7 @@ import yaml
 
 from cache_tools.configuration import load_config
 from cache_tools.errors import ConfigError
-from doc_blocks import GUIDES, ROOT, all_blocks, blocks, logitcask_arguments
+from doc_blocks import GUIDES, ROOT, all_blocks, logitcask_arguments
 from logitcask import COMMANDS, cli
 from pipeline.config import CaptureConfig
 from trainer.config.student_file import StudentConfig
