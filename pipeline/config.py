@@ -200,6 +200,9 @@ class TeacherConfig(Config):
     Attributes:
         name: Name of the teacher, and of the folder of its predictions in the cache.
         model: Local folder or hub id of the model.
+        gguf_file: Name of a GGUF file in that folder or under that id, instead of safetensors: weights, configuration
+            and tokenizer come from it. Weights are dequantised to ``dtype``, by default float32, and take the memory
+            of that; needs ``logitcask[gguf]``.
         revision: Branch, tag or commit of a hub id.
         dtype: Type in which the forward pass computes; ``auto`` is the type of the checkpoint.
         trust_remote_code: Run Python code that comes with the model. Only for models you trust.
@@ -224,6 +227,7 @@ class TeacherConfig(Config):
 
     name: str
     model: str
+    gguf_file: str | None = Field(default=None, pattern=r"\.gguf$")
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     trust_remote_code: bool = False
@@ -257,6 +261,8 @@ class TeacherConfig(Config):
         excluded = {"device": self.device != "auto", "device_map": self.device_map is not None, "compile": self.compile}
         if self.tensor_parallel > 1 and any(excluded.values()):
             raise ValueError(f"tensor_parallel and {next(key for key in excluded if excluded[key])} exclude each other")
+        if self.gguf_file is not None and self.tensor_parallel > 1:
+            raise ValueError("a GGUF file cannot be split: gguf_file and tensor_parallel exclude each other")
         if self.device_map is None and self.gpus > 1:
             raise ValueError(f"gpus: {self.gpus} needs device_map: auto; without it all GPUs but one stay idle")
         return self

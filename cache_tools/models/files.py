@@ -14,13 +14,25 @@ from textwrap import shorten
 from cache_tools.errors import ModelError
 from cache_tools.storage import file_sha256
 
+GGUF = ".gguf"
+"""Ending of a file that holds weights, configuration and tokenizer of a quantised model."""
+
+
+def is_gguf(source: str | Path) -> bool:
+    """Say whether a model is named by a GGUF file, and not by its folder or hub id."""
+    return Path(source).suffix == GGUF
+
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return a model folder's weight files.
+    """Return a model folder's weight files; of a GGUF file, the file itself.
 
     Raises:
         ModelError: there are no weight files that can be read safely.
     """
+    if is_gguf(folder):
+        if not folder.is_file():
+            raise ModelError("there is no such GGUF file", where=folder, fix="Check gguf_file and the folder it is in")
+        return [folder]
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise ModelError(
@@ -32,12 +44,14 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def weights_sha256(folder: Path) -> str:
-    """Return the hex sha256 over a model folder's weight files and its configuration.
+    """Return the hex sha256 over a model folder's weight files and its configuration; of a GGUF file, its own.
 
     Raises:
         ModelError: there are no weights that can be read safely.
         OSError: a file cannot be read.
     """
+    if is_gguf(folder):
+        return file_sha256(weight_files(folder)[0])
     parts = [f"{path.name}:{file_sha256(path)}" for path in [*weight_files(folder), folder / "config.json"]]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

@@ -124,7 +124,8 @@ def model_words(model: Mapping[str, object]) -> str:
     name, architecture, dtype = (str(model.get(key, "?")) for key in ("name", "architecture", "dtype"))
     parameters = model.get("parameters")
     count = f"{parameters:,}" if isinstance(parameters, int) else "?"
-    return f"{name} · {architecture} · {count} parameters · {dtype}"
+    stored = f" · from {model['quantisation']}" if "quantisation" in model else ""
+    return f"{name} · {architecture} · {count} parameters · {dtype}{stored}"
 
 
 def means_words(means: Mapping[str, float | None]) -> str:

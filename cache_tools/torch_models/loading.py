@@ -6,18 +6,27 @@ the table and refuses what ``cache_tools/models/loading_report.py`` refuses.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    modeling_gguf_pytorch_utils,
+)
 from transformers.utils import logging as transformers_logging
 
 from cache_tools.format.manifest import Objective
+from cache_tools.models.files import is_gguf
 from cache_tools.models.loading_report import check_report
+from cache_tools.torch_models.gguf import as_ordinary, dequantising, named
 
 ADAPTER_SETTINGS = "adapter_config.json"
 """File of a folder that holds an adapter; transformers then loads the base model that it names."""
@@ -48,7 +57,7 @@ def load_checkpoint(auto: Any, source: str | Path, subject: str, **arguments: An
 
     Args:
         auto: A class with ``from_pretrained``.
-        source: Model folder or hub id.
+        source: Model folder, hub id or GGUF file, see ``gguf.py``.
         subject: What is loaded, for errors, such as ``the student``.
         arguments: Further arguments of ``from_pretrained``.
 
@@ -58,15 +67,24 @@ def load_checkpoint(auto: Any, source: str | Path, subject: str, **arguments: An
     """
     with quiet_loading():
         loaded: tuple[PreTrainedModel, dict[str, Any]] = auto.from_pretrained(
-            str(source),
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # shapes are then in the report, and refused with their names
-            **arguments,
+            **named(source, **arguments, **(dequantising() if is_gguf(source) else {})),
         )
     model, report = loaded
     check_report(report, subject, source, type(model).__name__)
-    return model
+    return as_ordinary(model) if is_gguf(source) else model
+
+
+def load_configuration(source: str | Path, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Load the configuration of a model folder, hub id or GGUF file.
+
+    Raises:
+        Exception: One of LOADING_ERRORS: there is none that transformers can use.
+    """
+    config: PreTrainedConfig = AutoConfig.from_pretrained(**named(source, trust_remote_code=trust_remote_code))
+    return config
 
 
 @contextmanager
@@ -75,12 +93,19 @@ def quiet_loading() -> Iterator[None]:
     logger, bars = logging.getLogger("transformers.modeling_utils"), transformers_logging.is_progress_bar_enabled()
     logger.addFilter(_is_no_table)
     transformers_logging.disable_progress_bar()
+    gguf_reader: Any = modeling_gguf_pytorch_utils
+    gguf_bar, gguf_reader.tqdm = gguf_reader.tqdm, _unshown  # this bar has no switch
     try:
         yield
     finally:
         logger.removeFilter(_is_no_table)
+        gguf_reader.tqdm = gguf_bar
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def _unshown(items: Iterable[Any], **_: Any) -> Iterable[Any]:
+    return items
 
 
 def _is_no_table(record: logging.LogRecord) -> bool:

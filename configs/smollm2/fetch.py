@@ -111,10 +111,16 @@ def check_gguf(gguf: Path) -> None:
 
 def write_folder(gguf: Path, folder: Path) -> None:
     """Write weights in bfloat16, tokenizer and, last, the configuration."""
-    from cache_tools.torch_models.gguf import gguf_tokenizer, save_dequantised
+    from cache_tools.torch_models.gguf import load_tokenizer
+    from cache_tools.torch_models.loading import auto_class, load_checkpoint
 
-    gguf_tokenizer(gguf).save_pretrained(folder)
-    save_dequantised(gguf, folder, "bfloat16")
+    model = load_checkpoint(auto_class("causal"), gguf, "SmolLM2-135M-Instruct", dtype="bfloat16")
+    load_tokenizer(gguf).save_pretrained(folder)
+    partial = folder / DOWNLOAD / "weights"
+    model.save_pretrained(partial)
+    for name in ("model.safetensors", "generation_config.json", "config.json"):
+        (partial / name).replace(folder / name)
+    partial.rmdir()
 
 
 @click.command()

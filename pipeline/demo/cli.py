@@ -102,7 +102,9 @@ def _verdict(result: "DemoResult") -> str:
 
 def _print_real(console: "Console", result: "RealDemoResult") -> None:
     gain = result.gain
-    console.print(f"Over held-out documents the gain is {gain.mean:.3f} nats, 95 % interval {gain.low:.3f} to {gain.high:.3f}.")
+    console.print(
+        f"Over held-out documents the gain is {gain.mean:.3f} nats, 95 % interval {gain.low:.3f} to {gain.high:.3f}."
+    )
     console.print(f"\n[bold]{result.prompt} …[/bold]")
     for key, text in result.continuations.items():
         console.print(f"  {NAMES.get(key, 'teacher')}: {' '.join(text.split())!r}", highlight=False, markup=False)

@@ -22,6 +22,7 @@ from cache_tools.progress.lines import open_reporter
 from cache_tools.progress.reporter import Reporter
 from cache_tools.store.reader import Cache, Encoding
 
+
 @dataclass(frozen=True)
 class Difference:
     """By how much one student is better.

@@ -113,11 +113,20 @@ def _stages(output: Path, own_teacher: bool) -> list[Stage]:
         stages.insert(0, Stage("teacher", "Train the toy teacher itself.", 1800, partial(_train_teacher, teacher)))
     for name, (kd_weight, source) in STUDENTS.items():
         stages += student_stages(name, source, cache, output / name, partial(_train, cache, output / name, kd_weight))
-    return [*stages, Stage("inspect", "Measure the space that the cache takes.", 2, partial(run_json, "inspect", cache))]
+    return [
+        *stages,
+        Stage("inspect", "Measure the space that the cache takes.", 2, partial(run_json, "inspect", cache)),
+    ]
 
 
 def student_stages(
-    name: str, source: str, cache: Path, folder: Path, train: Any, train_seconds: float = 45, evaluate_seconds: float = 8
+    name: str,
+    source: str,
+    cache: Path,
+    folder: Path,
+    train: Any,
+    train_seconds: float = 45,
+    evaluate_seconds: float = 8,
 ) -> list[Stage]:
     """Return the two stages of a student: train it, and measure it on held-out text."""
     sentence = f"A student learns from {source}. No teacher is loaded."

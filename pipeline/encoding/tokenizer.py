@@ -14,7 +14,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from cache_tools.errors import ModelError
 from cache_tools.format.fingerprint import fingerprint
@@ -22,25 +22,26 @@ from cache_tools.format.tokenizer_files import is_tokenizer_file, without_code
 from cache_tools.format.vocabulary import vocabulary_fingerprint
 from cache_tools.models.files import why_not_found
 from cache_tools.storage import storage_errors
+from cache_tools.torch_models import gguf
 
 
 def load_tokenizer(
     source: str | Path, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerFast:
-    """Load a fast tokenizer from a local folder or a hub id.
+    """Load a fast tokenizer from a local folder, a hub id or a GGUF file.
 
     Raises:
         ModelError: there is none, or it has no fast implementation (which byte offsets need).
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(source), revision=revision, trust_remote_code=trust_remote_code, use_fast=True
-        )
+        tokenizer = gguf.load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
+    except ModelError:
+        raise
     except Exception as error:  # transformers and its Rust part raise many kinds for damaged files
         raise ModelError(
             "no tokenizer could be loaded",
             where=source,
-            found=shorten(str(error), 300) if Path(source).is_dir() else why_not_found(error),
+            found=shorten(str(error), 300) if Path(source).exists() else why_not_found(error),
             fix="Check the path or hub id",
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from cache_tools.errors import ModelError
 from cache_tools.format.manifest import Objective
+from cache_tools.models.files import is_gguf
 from cache_tools.models.loading_report import check_report
 from cache_tools.torch_models.loading import ADAPTER_SETTINGS, auto_class, load_checkpoint, quiet_loading
 from pipeline.config import TeacherConfig
@@ -76,14 +77,16 @@ def load_teacher_checkpoint(
 def check_tensors(config: TeacherConfig, folder: Path, objective: Objective) -> None:
     """Compare the tensors in a teacher's files with those of its model; no weight is read.
 
-    What cannot be compared this way (a quantised checkpoint, an architecture that transformers cannot build
-    without weights) is left to :func:`load_teacher_checkpoint`.
+    What cannot be compared this way (a GGUF file, a quantised checkpoint, an architecture that transformers cannot
+    build without weights) is left to :func:`load_teacher_checkpoint`.
 
     Raises:
         ModelError: tensors are missing, unexpected or of another shape, a file is missing or cannot be read, or an
             adapter lies in the folder.
     """
     refuse_adapter(config, folder)
+    if is_gguf(folder):
+        return
     stored = _stored_tensors(config, folder)
     try:
         empty = meta_model(config, objective, folder)

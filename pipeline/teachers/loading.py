@@ -2,7 +2,7 @@
 
 A hub id is resolved to a local snapshot first, so both ways in end at a folder. The
 identity is a hash over the weight files and the configuration: two revisions under one
-name differ, a copy under another path does not. Only safetensors weights are read, since
+name differ, a copy under another path does not. Only weights in safetensors or a GGUF file are read, since
 pickled ones can run code.
 """
 
@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from cache_tools.errors import ModelError
 from cache_tools.format.manifest import Objective
-from cache_tools.models.files import weight_files, weights_sha256, why_not_found
-from cache_tools.torch_models.loading import LOADING_ERRORS
+from cache_tools.models.files import is_gguf, weight_files, weights_sha256, why_not_found
+from cache_tools.torch_models.gguf import quantisation
+from cache_tools.torch_models.loading import LOADING_ERRORS, load_configuration
 from pipeline.config import TeacherConfig
 from pipeline.teachers.body_and_head import body_of
 from pipeline.teachers.checkpoint import load_teacher_checkpoint
@@ -40,7 +41,7 @@ class Teacher:
     Attributes:
         model: In evaluation mode, on its device.
         identity: What identifies the teacher: hash of its weights, and dtype.
-        about: Description for people: name, revision, architecture, parameter count, dtype.
+        about: Description for people: name, revision, architecture, parameter count, dtype; quantisation of a GGUF file.
         device: Device of its input and output; with a device map only a part of the model runs there.
         packs: Whether the sequences of a batch are read in one row, kept apart by their positions.
     """
@@ -53,7 +54,7 @@ class Teacher:
 
 
 def resolve_model(config: TeacherConfig, weights: bool = True) -> Path:
-    """Return the local folder of a teacher, downloading a hub id if need be.
+    """Return the local folder or GGUF file of a teacher, downloading a hub id if need be.
 
     Args:
         config: The teacher's block of the capture file.
@@ -62,6 +63,9 @@ def resolve_model(config: TeacherConfig, weights: bool = True) -> Path:
     Raises:
         ModelError: neither a folder nor a hub id that can be reached.
     """
+    if config.gguf_file is not None:
+        what, contents = f"teacher {config.name!r}", config.gguf_file
+        return _local_folder(config.model, config.revision, [config.gguf_file], what, contents) / config.gguf_file
     patterns = [*SMALL_FILES, WEIGHTS] if weights else SMALL_FILES
     folder = _local_folder(
         config.model, config.revision, patterns, f"teacher {config.name!r}", "config.json and safetensors"
@@ -168,7 +172,10 @@ def load_teacher(config: TeacherConfig, folder: Path, objective: Objective) -> T
     )
     if config.compile:
         body_of(model).compile(dynamic=True)
-    return Teacher(model, {"weights": weights_sha256(folder), "dtype": dtype}, about, device, packs)
+    identity = {"weights": weights_sha256(folder), "dtype": dtype}
+    if is_gguf(folder):
+        identity["quantisation"] = about["quantisation"] = quantisation(folder)
+    return Teacher(model, identity, about, device, packs)
 
 
 def load_model(config: TeacherConfig, folder: Path, objective: Objective) -> PreTrainedModel:
@@ -213,7 +220,7 @@ def max_positions(folder: Path, trust_remote_code: bool) -> int | None:
         ModelError: there is no configuration that transformers knows.
     """
     try:
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code).get_text_config()
+        config = load_configuration(folder, trust_remote_code).get_text_config()
     except LOADING_ERRORS as error:
         raise ModelError(
             "no model configuration could be loaded", where=folder, found=shorten(str(error), 300)

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from cache_tools.errors import ModelError
 from cache_tools.format.manifest import Objective
-from cache_tools.torch_models.loading import auto_class
+from cache_tools.torch_models.loading import auto_class, load_configuration
 from pipeline.config import TeacherConfig
 
 
 def meta_model(config: TeacherConfig, objective: Objective, folder: Path) -> PreTrainedModel:
     """Build a teacher without weights."""
     trusted = config.trust_remote_code
-    described = AutoConfig.from_pretrained(str(folder), trust_remote_code=trusted)
+    described = load_configuration(folder, trusted)
     dtype = {} if config.dtype == "auto" else {"dtype": config.dtype}
     with torch.device("meta"):
         model: PreTrainedModel = auto_class(objective).from_config(described, trust_remote_code=trusted, **dtype)  # type: ignore[no-untyped-call]

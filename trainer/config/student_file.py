@@ -19,6 +19,8 @@ class StudentModelConfig(Config):
 
     Attributes:
         pretrained: Local folder or hub id of weights to start from.
+        gguf_file: Name of a GGUF file in that folder or under that id, instead of safetensors; its weights are
+            dequantised to ``dtype``. Needs ``logitcask[gguf]``.
         revision: Branch, tag or commit of a hub id.
         config: Keys of a transformers configuration, ``model_type`` among them, for a student
             from random weights; ``vocab_size`` defaults to the teacher's.
@@ -30,6 +32,7 @@ class StudentModelConfig(Config):
     """
 
     pretrained: str | None = None
+    gguf_file: str | None = Field(default=None, pattern=r"\.gguf$")
     revision: str | None = None
     config: dict[str, Any] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -45,7 +48,18 @@ class StudentModelConfig(Config):
             raise ValueError("config needs a model_type, such as llama")
         if self.lora is not None and self.pretrained is None:
             raise ValueError("lora adapts weights that are there: give pretrained")
+        if self.gguf_file is not None and self.pretrained is None:
+            raise ValueError("gguf_file names a file of a model: give pretrained")
+        if self.gguf_file is not None and self.lora is not None:
+            raise ValueError("an adapter names its base model as a folder: lora and gguf_file exclude each other")
         return self
+
+    @property
+    def source(self) -> str | None:
+        """Where the weights come from: folder or hub id, and the GGUF file if one is named."""
+        if self.pretrained is None or self.gguf_file is None:
+            return self.pretrained
+        return f"{self.pretrained.rstrip('/')}/{self.gguf_file}"
 
 
 class HiddenPair(Config):

@@ -149,7 +149,7 @@ def _train(
 
 def _source(config: StudentConfig) -> str:
     """Return where the student comes from, for errors."""
-    return config.student.pretrained or "student.config"
+    return config.student.source or "student.config"
 
 
 def _make_student(config: StudentConfig, inputs: Inputs) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -157,9 +157,9 @@ def _make_student(config: StudentConfig, inputs: Inputs) -> tuple[PreTrainedMode
     own, encoding = config.student, inputs.encoding
     student = build_student(own, encoding, inputs.vocabulary)
     check_student(student, _source(config), "Start from other weights")
-    if own.pretrained is not None:
+    if own.source is not None:
         expected = student_tokenizer(config.vocabulary, encoding)
-        check_behaviour(own.pretrained, expected, encoding, own.revision, own.trust_remote_code)
+        check_behaviour(own.source, expected, encoding, own.revision, own.trust_remote_code)
     tokenizer = tokenizer_of(own, config.vocabulary, encoding)
     share_special_tokens(student, tokenizer, keep_own=own.pretrained is not None)
     return student, tokenizer

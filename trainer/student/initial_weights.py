@@ -24,16 +24,17 @@ def initial_weights(config: StudentModelConfig) -> dict[str, str]:
     Raises:
         ModelError: there are no such weights.
     """
+    assert config.source is not None
     assert config.pretrained is not None
-    folder = Path(config.pretrained)
+    folder = Path(config.source)
     try:
-        if folder.is_dir():
+        if folder.is_dir() or folder.is_file():
             return {"sha256": weights_sha256(folder)}
-        configuration = hf_hub_download(config.pretrained, "config.json", revision=config.revision)
+        configuration = hf_hub_download(config.pretrained, config.gguf_file or "config.json", revision=config.revision)
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise ModelError(
             "the student cannot be made",
-            where=config.pretrained,
+            where=config.source,
             expected="a folder with config.json and safetensors, or a hub id that can be reached",
             found=why_not_found(error),
         ) from error

@@ -190,11 +190,11 @@ def build_student(
     auto = auto_class(encoding.manifest.objective)
     dtype = getattr(torch, config.dtype)
     try:
-        if config.pretrained is not None:
-            check_tokenizer(config.pretrained, vocabulary, config.revision, config.trust_remote_code)
+        if config.source is not None:
+            check_tokenizer(config.source, vocabulary, config.revision, config.trust_remote_code)
             student = load_student(
                 auto,
-                config.pretrained,
+                config.source,
                 revision=config.revision,
                 dtype=dtype,
                 attn_implementation=config.attention,
@@ -206,7 +206,7 @@ def build_student(
             made = AutoConfig.for_model(**keys | config.config)
             student = auto.from_config(made, dtype=dtype)  # type: ignore[no-untyped-call]
     except LOADING_ERRORS as error:
-        source = config.pretrained or "student.config"
+        source = config.source or "student.config"
         raise ModelError("the student cannot be made", where=source, found=shorten(str(error), 300)) from error
     check_vocabulary_size(student, vocabulary)
     if config.lora is not None:

@@ -3,12 +3,13 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from cache_tools.errors import IdentityError
 from cache_tools.format.vocabulary import Vocabulary, vocabulary_fingerprint
 from cache_tools.storage import StorePath
 from cache_tools.store.reader import Encoding
+from cache_tools.torch_models.gguf import load_tokenizer
 from cache_tools.torch_models.tokenizers import open_tokenizer
 from cache_tools.vocabularies.folder import read_vocabulary, save_tokenizer
 from cache_tools.vocabularies.token_map import mapped
@@ -22,7 +23,7 @@ def check_tokenizer(source: str, vocabulary: Vocabulary, revision: str | None = 
         FormatError: its map cannot be read.
         OSError: there is no tokenizer at ``source``.
     """
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=remote)
+    tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=remote)
     actual = mapped(vocabulary_fingerprint(tokenizer.get_vocab()), Path(source))
     if actual != vocabulary.fingerprint:
         raise IdentityError(

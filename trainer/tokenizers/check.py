@@ -5,9 +5,10 @@ The vocabularies are compared in ``student.check_tokenizer``; this is about what
 
 from itertools import chain
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from cache_tools.store.reader import Encoding
+from cache_tools.torch_models.gguf import load_tokenizer
 from cache_tools.vocabularies.same_tokenizer import Encode, probes, require_same, sampled_texts
 
 
@@ -31,7 +32,7 @@ def check_behaviour(
         IdentityError: it does.
         OSError: there is no tokenizer at ``source``.
     """
-    own = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    own = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
     backend = reference.backend_tokenizer
     require_same(
         backend,

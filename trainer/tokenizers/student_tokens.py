@@ -14,10 +14,11 @@ The Trainer replaces those of the configuration once more when it starts; :class
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from cache_tools.storage import StorePath
 from cache_tools.store.reader import Encoding
+from cache_tools.torch_models.gguf import load_tokenizer
 from trainer.config.student_file import StudentModelConfig
 from trainer.tokenizers.cached import student_tokenizer
 
@@ -37,12 +38,9 @@ def tokenizer_of(
         vocabulary: Folder of a union vocabulary, if the student speaks one.
         encoding: Of the cache.
     """
-    if config.pretrained is None or vocabulary is not None:
+    if config.source is None or vocabulary is not None:
         return student_tokenizer(vocabulary, encoding)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        config.pretrained, revision=config.revision, trust_remote_code=config.trust_remote_code
-    )
-    return tokenizer
+    return load_tokenizer(config.source, revision=config.revision, trust_remote_code=config.trust_remote_code)
 
 
 def share_special_tokens(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, keep_own: bool) -> None:
