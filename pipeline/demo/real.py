@@ -17,15 +17,15 @@ from cache_tools.json_output import FLAT
 from cache_tools.progress.lines import open_reporter
 from pipeline.demo.corpus import write_corpus
 from pipeline.demo.paired import Difference
-from pipeline.demo.run import STUDENTS, DemoResult, compared, require_clone, student_stages
-from pipeline.demo.stages import ROOT, Say, Stage, run_command, run_json, run_python, run_stages
+from pipeline.demo.run import STUDENTS, DemoResult, compared, inspection, require_clone, student_stages
+from pipeline.demo.stages import ROOT, Say, Stage, run_command, run_python, run_stages
 
 FILES = ROOT / "configs" / "smollm2"
 
 LAYERS = "0,1,2,3,28,29"
 """Of the teacher's thirty, those that the student starts from."""
 
-READ_PERCENT = 10
+READ_PERCENT = 6
 """Share of the documents that are read; which they are depends on their names alone."""
 
 PROMPT = "The with statement in Python is used to"
@@ -73,7 +73,7 @@ def _stages(output: Path) -> list[Stage]:
     stages = [
         Stage("fetch", "Get the teacher, SmolLM2-135M-Instruct (92 MB).", 60, fetch),
         Stage("cut", f"Make the student's first weights: layers {LAYERS} of the teacher.", 5, cut),
-        Stage("corpus", "Write the corpus: a tenth of the interpreter's documentation.", 1, partial(_corpus, corpus)),
+        Stage("corpus", "Write the corpus: part of the interpreter's documentation.", 1, partial(_corpus, corpus)),
         Stage("capture", reading, 120, partial(_capture, output)),
     ]
     for name, (kd_weight, source) in STUDENTS.items():
@@ -84,7 +84,7 @@ def _stages(output: Path) -> list[Stage]:
     texts = partial(run_python, "-m", "pipeline.demo.continuations", PROMPT, teacher, *finals)
     return [
         *stages,
-        Stage("inspect", "Measure the space that the cache takes.", 2, partial(run_json, "inspect", cache)),
+        inspection(cache),
         Stage("gain", "Compare the students document by document.", 60, partial(_parsed, gain)),
         Stage("continuations", "Teacher and students continue the same prompt.", 30, partial(_parsed, texts)),
     ]

@@ -4,7 +4,7 @@ Two students are trained from the same weights, on the same batches, for the sam
 steps: one by cross-entropy alone, one from the cache. The held-out table compares them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -112,11 +112,14 @@ def _stages(output: Path, own_teacher: bool) -> list[Stage]:
     if teacher is not None:
         stages.insert(0, Stage("teacher", "Train the toy teacher itself.", 1800, partial(_train_teacher, teacher)))
     for name, (kd_weight, source) in STUDENTS.items():
-        stages += student_stages(name, source, cache, output / name, partial(_train, cache, output / name, kd_weight))
-    return [
-        *stages,
-        Stage("inspect", "Measure the space that the cache takes.", 2, partial(run_json, "inspect", cache)),
-    ]
+        train = partial(_train, cache, output / name, kd_weight)
+        stages += student_stages(name, source, cache, output / name, train, 45, 8)
+    return [*stages, inspection(cache)]
+
+
+def inspection(cache: Path) -> Stage:
+    """Return the stage that measures the space that the cache takes."""
+    return Stage("inspect", "Measure the space that the cache takes.", 2, partial(run_json, "inspect", cache))
 
 
 def student_stages(
@@ -124,9 +127,9 @@ def student_stages(
     source: str,
     cache: Path,
     folder: Path,
-    train: Any,
-    train_seconds: float = 45,
-    evaluate_seconds: float = 8,
+    train: Callable[[], None],
+    train_seconds: float,
+    evaluate_seconds: float,
 ) -> list[Stage]:
     """Return the two stages of a student: train it, and measure it on held-out text."""
     sentence = f"A student learns from {source}. No teacher is loaded."

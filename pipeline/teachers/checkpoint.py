@@ -70,7 +70,8 @@ def load_teacher_checkpoint(
         attn_implementation=config.attention,
         **placement,
     )
-    _refuse_other_types(config, folder, model, _stored_tensors(config, folder))
+    if not is_gguf(folder):
+        _refuse_other_types(config, folder, model, _stored_tensors(config, folder))
     return model
 
 

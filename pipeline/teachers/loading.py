@@ -41,7 +41,8 @@ class Teacher:
     Attributes:
         model: In evaluation mode, on its device.
         identity: What identifies the teacher: hash of its weights, and dtype.
-        about: Description for people: name, revision, architecture, parameter count, dtype; quantisation of a GGUF file.
+        about: Description for people: name, revision, architecture, parameter count, dtype; of a GGUF file also its
+            quantisation.
         device: Device of its input and output; with a device map only a part of the model runs there.
         packs: Whether the sequences of a batch are read in one row, kept apart by their positions.
     """
