@@ -79,7 +79,7 @@ def computes_in_half_precision(config: TeacherConfig, folder: Path) -> bool:
     """Return whether a teacher will compute in bfloat16 or float16, by the capture file or its own configuration."""
     dtype: str = config.dtype
     if dtype == "auto":
-        model = AutoConfig.from_pretrained(str(folder), trust_remote_code=config.trust_remote_code).get_text_config()
+        model = load_configuration(folder, config.trust_remote_code).get_text_config()
         dtype = str(model.dtype).removeprefix("torch.")
     return dtype in ("bfloat16", "float16")
 
