@@ -116,7 +116,7 @@ class TargetConfig(Config):
             budget.
         exact: Store every bit of the float32 log-probabilities instead of quantising. The logits of a teacher in
             bfloat16 or float16 lie on a coarse grid, so its exact rows take about 100 bytes at k = 64; those of a
-            float32 teacher take about 200. Default: true for a teacher in bfloat16 or float16 with ``topk`` or
+            float32 teacher take about 240. Default: true for a teacher in bfloat16 or float16 with ``topk`` or
             ``topp``, unless ``max_kl_nats`` is given.
         rank_ids: Store ids by rank tables, learned from the teacher's predictions at one position in 32 before the
             first shard; rows become a seventh smaller. For ``topk`` and ``topp``. Default: true with ``exact``.

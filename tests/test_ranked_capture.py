@@ -1,5 +1,7 @@
 """Captures of half-precision teachers keep every bit of their rows by default; one that began otherwise goes on."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from cache_tools.store.reader import Cache
 from pipeline.capture import target as target_module
 from pipeline.config import TargetConfig
 from store_fixtures import flip_bit
+from student_fixtures import largest_difference, train, weights
 
 HALF = {"dtype": "bfloat16", "positions_per_shard": 128}
 
@@ -50,8 +53,14 @@ def half(tmp_path_factory, model):
     return tiny.capture(tmp_path_factory.mktemp("half"), model, **HALF)
 
 
-def test_a_half_precision_teacher_is_kept_bit_for_bit(tmp_path, model, half):
-    plain = tiny.capture(tmp_path, model, target={"k": 16, "exact": True, "rank_ids": False}, **HALF)
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, model):
+    """A cache of the same teacher in float32."""
+    folder = tmp_path_factory.mktemp("plain")
+    return tiny.capture(folder, model, target={"k": 16, "exact": True, "rank_ids": False}, **HALF)
+
+
+def test_a_half_precision_teacher_is_kept_bit_for_bit(half, plain):
     assert (codec_name(half), codec_name(plain)) == ("ranked-grid", "delta-float32")
     assert same_bits(every_row(half), every_row(plain))
     shards = range(len(teacher_of(half).encoding.shards))
@@ -78,6 +87,12 @@ def test_which_codec_a_capture_file_means(target, dtype, name):
     config = TargetConfig.model_validate(target)
     resolved = target_module.read_target(config, half_precision=dtype != "float32")
     assert resolved.codec(300).to_dict()["name"] == name
+
+
+@pytest.mark.parametrize("loss", [{}, {"tail": "uniform", "allow_biased": True}, {"divergence": "reverse_kl"}], ids=str)
+def test_students_learn_the_same_from_steps_as_from_float32(tmp_path, half, plain, loss):
+    students = [train(cache.path, tmp_path / name, loss=loss) for name, cache in (("half", half), ("plain", plain))]
+    assert largest_difference(*map(weights, students)) == 0
 
 
 @pytest.mark.parametrize("begun", [{"k": 16, "exact": False}, {"k": 16, "exact": True, "rank_ids": False}])
@@ -110,6 +125,21 @@ def test_tables_are_learned_once_and_a_shard_is_redone_to_the_same_bytes(tmp_pat
     again = teacher_of(Cache(cache.path))
     assert (again.path / "ranks.safetensors").read_bytes() == tables
     assert again.receipt(0).objects == receipt.objects
+
+
+def test_appended_documents_are_kept_by_the_same_tables(tmp_path, model):
+    (tmp_path / "corpus").mkdir()
+    tiny.write_corpus(tmp_path / "corpus/a.jsonl", tiny.TEXTS[:20])
+    cache = tiny.capture(tmp_path, model, paths=[str(tmp_path / "corpus")], **HALF)
+    tables, shards = (teacher_of(cache).path / "ranks.safetensors").read_bytes(), len(cache.encoding().shards)
+    new = [json.dumps({"id": f"new{i}", "text": f"Quite another text, number {i}."}) for i in range(20)]
+    (tmp_path / "corpus/b.jsonl").write_text("\n".join(new))
+    values = tiny.capture_values(tmp_path, model, paths=[str(tmp_path / "corpus")], **HALF)
+    assert tiny.run(values, append=True)["toy"] > 0
+    after = teacher_of(Cache(cache.path))
+    assert (after.path / "ranks.safetensors").read_bytes() == tables
+    assert len(after.encoding.shards) > shards
+    assert verify(cache.path, deep=True) == []
 
 
 def test_damaged_tables_are_told_before_a_row_is_read(tmp_path, model):

@@ -99,10 +99,13 @@ class Codec(ABC):
         """Mean KL of a shard's rows, in nats, that storing them may cost; 0 for a lossless codec."""
         return 0.0
 
-    @property
     @abstractmethod
-    def rough_row_bytes(self) -> float:
-        """About how many bytes a row takes in a cache, from caches of other teachers; scalars not included."""
+    def rough_row_bytes(self, half_precision: bool) -> float:
+        """Return about how many bytes a row takes in a cache, from caches of other teachers; scalars not included.
+
+        Args:
+            half_precision: The teacher computes in bfloat16 or float16, so its logits lie on a grid.
+        """
 
     @property
     def row_entries(self) -> int:

@@ -44,9 +44,8 @@ class DeltaCount(Codec):
         """Build the codec from its entry in a manifest."""
         return cls(k, vocabulary_size, int(number(entry, "draws", 1, 65_535, whole=True)))
 
-    @property
-    def rough_row_bytes(self) -> float:
-        """About how many bytes a row takes."""
+    def rough_row_bytes(self, half_precision: bool) -> float:
+        """Return about how many bytes a row takes."""
         return self.k * 0.6
 
     def to_dict(self) -> dict[str, Any]:

@@ -87,9 +87,8 @@ class DeltaPower(Codec):
         """Mean KL of a shard's rows that storing them may cost, nats."""
         return self.max_kl_nats
 
-    @property
-    def rough_row_bytes(self) -> float:
-        """About how many bytes a row takes; half a bit more for each factor of two of the budget."""
+    def rough_row_bytes(self, half_precision: bool) -> float:
+        """Return about how many bytes a row takes; half a bit more for each factor of two of the budget."""
         finer = max(0.0, math.log2(DEFAULT_MAX_KL_NATS / self.max_kl_nats)) / 16
         return self.k * (1.35 + finer) + 4
 

@@ -36,9 +36,8 @@ class DeltaFloat32(Codec):
     can_narrow: ClassVar[bool] = True
     exact_scalars: ClassVar[bool] = True
 
-    @property
-    def rough_row_bytes(self) -> float:
-        """About how many bytes a row takes."""
+    def rough_row_bytes(self, half_precision: bool) -> float:
+        """Return about how many bytes a row takes."""
         return self.k * 3.9
 
     def array_types(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
@@ -104,9 +103,8 @@ class DenseFloat32(Codec):
             raise FormatError("dense targets hold all classes", expected=f"k = {vocabulary_size}", found=k)
         return cls(k, vocabulary_size)
 
-    @property
-    def rough_row_bytes(self) -> float:
-        """About how many bytes a row takes."""
+    def rough_row_bytes(self, half_precision: bool) -> float:
+        """Return about how many bytes a row takes."""
         return self.k * 3.6
 
     def __post_init__(self) -> None:

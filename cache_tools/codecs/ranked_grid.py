@@ -69,10 +69,9 @@ class RankedGrid(Codec):
 
     tables: RankTables | None = field(default=None, compare=False, repr=False)
 
-    @property
-    def rough_row_bytes(self) -> float:
-        """About how many bytes a row takes."""
-        return self.k * 1.5 + 8
+    def rough_row_bytes(self, half_precision: bool) -> float:
+        """Return about how many bytes a row takes."""
+        return self.k * (1.5 if half_precision else 3.6) + 8
 
     def with_file(self, content: bytes) -> Self:
         """Return the codec with the rank tables of the teacher's file."""

@@ -174,12 +174,12 @@ def put_sorted(
     ranks, places, pairs = scratch.words[:b], scratch.levels[:b], scratch.doubles[:b].view(np.uint64)
     np.add(ranks, (table.astype(np.intp) * tables.vocabulary_size)[:, None], out=places, dtype=np.intp)
     np.take(tables.ids.reshape(-1), places, out=ranks, mode="clip")
-    np.left_shift(ranks, np.uint64(32), out=pairs, dtype=np.uint64)
-    if empty is not None:
-        pairs[empty] = EMPTY_ID << 32
-    pairs |= scratch.floats[:b].view(np.uint32)
-    pairs.sort(axis=1)
     low, high = (0, 1) if sys.byteorder == "little" else (1, 0)
+    pairs.view(np.uint32)[:, low::2] = scratch.floats[:b].view(np.uint32)
+    if empty is not None:
+        ranks[empty] = EMPTY_ID
+    pairs.view(np.uint32)[:, high::2] = ranks
+    pairs.sort(axis=1)
     out.log_probs.view(np.uint32)[...] = pairs.view(np.uint32)[:, low::2]
     out.ids[...] = pairs.view(np.uint32)[:, high::2]
 

@@ -47,10 +47,9 @@ class RankedPower(DeltaPower):
 
     tables: RankTables | None = field(default=None, compare=False, repr=False)
 
-    @property
-    def rough_row_bytes(self) -> float:
-        """About how many bytes a row takes."""
-        return super().rough_row_bytes * 0.9
+    def rough_row_bytes(self, half_precision: bool) -> float:
+        """Return about how many bytes a row takes."""
+        return super().rough_row_bytes(half_precision) * 0.85
 
     def with_file(self, content: bytes) -> Self:
         """Return the codec with the rank tables of the teacher's file."""

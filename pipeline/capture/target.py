@@ -28,6 +28,7 @@ class SparseTarget:
         exact: Store every bit of the float32 log-probabilities instead of quantising.
         ranked: Store ids by rank tables.
         earlier: Other values of ``exact`` and ``ranked`` that the block may have meant when a cached teacher was begun.
+        half_precision: The teacher computes in bfloat16 or float16.
     """
 
     keep: Keep
@@ -35,6 +36,7 @@ class SparseTarget:
     exact: bool
     ranked: bool = False
     earlier: tuple[tuple[bool, bool], ...] = ()
+    half_precision: bool = False
 
     def codec(self, vocabulary_size: int) -> Codec:
         """Return the codec that stores rows over this many logits; draws and dense rows are lossless by nature."""
@@ -95,7 +97,7 @@ def read_target(config: TargetConfig, half_precision: bool = False) -> SparseTar
     ranked = exact and config.kind.is_ranked if config.rank_ids is None else config.rank_ids
     earlier = [(exact, False)] if config.rank_ids is None else []
     earlier += [(False, bool(config.rank_ids))] if config.exact is None and exact else []
-    return SparseTarget(keep, config.max_kl_nats, exact, ranked, tuple(earlier))
+    return SparseTarget(keep, config.max_kl_nats, exact, ranked, tuple(earlier), half_precision)
 
 
 @dataclass(frozen=True)

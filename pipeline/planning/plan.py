@@ -142,7 +142,9 @@ def cost_of(extent: Extent, rates: Rates, workers: int) -> Cost:
 
 def rough_target_bytes(target: SparseTarget, vocabulary_size: int) -> float:
     """Return about how many bytes a position takes without hidden states, from caches of other teachers."""
-    return SCALAR_BYTES * len(target.keep.scalar_names) + target.codec(vocabulary_size).rough_row_bytes
+    return SCALAR_BYTES * len(target.keep.scalar_names) + target.codec(vocabulary_size).rough_row_bytes(
+        target.half_precision
+    )
 
 
 def require_space(cache: StorePath, needed_bytes: int) -> int | None:
