@@ -1,9 +1,9 @@
 """Bytes, error and speed of the store and of the usual alternatives: ``python -m benchmarks.store``.
 
-One core, local disk, warm page cache; seconds are CPU time. What is learned once for a teacher (rank tables) counts in the bytes and not in
-the speed. ``KL`` is over the k kept tokens and the rest, true
-rows against what is read back. Speeds are the best of several passes, reading ends at ids
-and float32 log-probabilities in memory; ``window`` is the median of random reads of 2,048 positions.
+One core, local disk, warm page cache; seconds are CPU time. What is learned once for a teacher (rank tables) counts
+in the bytes and not in the speed. ``KL`` is over the k kept tokens and the rest, true rows against what is read back.
+Speeds are the best of several passes, reading ends at ids and float32 log-probabilities in memory; ``window`` is the
+median of random reads of 2,048 positions.
 """
 
 import json
