@@ -89,13 +89,12 @@ def export_rows(
     _begin(target, teacher, format_, splits)
     positions = sum(encoding.shards[shard].positions for _, shard in shards)
     reporter.stage(f"exporting teacher {teacher.name}", positions, "positions")
-    written = 0
+    written_bytes = 0
     for one, shard in shards:
         path = target / f"{SPLIT_FILES[one]}-{shard:05d}.parquet"
         if not object_exists(path):
-            remove_partial(path)
-            write_object(path, parquet_bytes(teacher, shard, with_split(format_, teacher, one)))
-        written += object_size(path) or 0
+            _write(path, parquet_bytes(teacher, shard, with_split(format_, teacher, one)))
+        written_bytes += object_size(path) or 0
         reporter.advance(encoding.shards[shard].positions)
     receipts = [receipt for _, shard in shards if (receipt := teacher.receipt(shard))]
     return ExportReport(
@@ -104,7 +103,7 @@ def export_rows(
         files=len(shards),
         sequences=sum(encoding.shards[shard].sequences for _, shard in shards),
         positions=positions,
-        bytes_per_position=written / max(positions, 1),
+        bytes_per_position=written_bytes / max(positions, 1),
         cache_bytes_per_position=sum(receipt.stored_bytes for receipt in receipts) / max(positions, 1),
     )
 
@@ -203,10 +202,15 @@ def _begin(target: StorePath, teacher: CachedTeacher, format_: SourceFormat, spl
         raise _occupied(target, "other files")
     if RECORD in there and read_object(path) != content:
         raise _occupied(target, "another export")
-    write_object(path, content)
+    _write(path, content)
     if format_.codec is not None:
         settings = yaml.safe_dump(format_.codec.model_dump(mode="json"), sort_keys=True)
-        write_object(target / CODEC_FILES[format_.name], settings.encode())
+        _write(target / CODEC_FILES[format_.name], settings.encode())
+
+
+def _write(path: StorePath, content: bytes) -> None:
+    remove_partial(path)
+    write_object(path, content)
 
 
 def _foreign(name: str) -> bool:

@@ -78,7 +78,7 @@ def _manifest(encoding: Encoding, plan: ImportPlan, widest: int) -> TeacherManif
     options, note, size = plan.options, plan.source.note, plan.vocabulary_size
     k = note.target["k"] if note else min(plan.source.k or widest, size)
     target: dict[str, Any] = dict(note.target) if note else {"kind": "topk", "k": k, "settings": {}}
-    if not note or Kind(target["kind"]).has_head:
+    if not note or (options.exact and Kind(target["kind"]).has_head):
         codec = codec_for(k, size, exact=options.exact, max_kl_nats=options.max_kl_nats)
         target["codec"] = codec.to_dict()
     chunk = min(options.chunk_positions, options.positions_per_shard)

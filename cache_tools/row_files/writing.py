@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cache_tools.codecs.rows import EMPTY_ID
+from cache_tools.errors import ConfigError
 from cache_tools.row_files import distillkit
 from cache_tools.row_files.distillkit import LegacyCodec, PackedCodec
 from cache_tools.row_files.formats import FILLER_NATS, LABELS, Columns, FormatName, SourceFormat
@@ -56,7 +57,11 @@ def lossless_format(name: FormatName, k: int, vocabulary_size: int) -> SourceFor
 
 
 def table_of(rows: CacheRows, target: SourceFormat) -> pa.Table:
-    """Return rows as a table, one row for each sequence."""
+    """Return rows as a table, one row for each sequence.
+
+    Raises:
+        ConfigError: the codec stores entries as a curve, and a row has too few.
+    """
     if target.name == "rows":
         return _own_table(rows, target)
     extra = 0 if target.name == "axolotl" else 1
@@ -65,6 +70,8 @@ def table_of(rows: CacheRows, target: SourceFormat) -> pa.Table:
     own = np.concatenate([start + places for start, places in zip(starts, rows.positions, strict=True)])
     own = own.astype(np.int64)
     k = target.k or rows.ids.shape[1]
+    if target.codec is not None and target.codec.exact_k < k:
+        _refuse_short(rows, k)
     ids, log_probs = _every_token(rows, int(counts.sum()), own, k)
     kept = np.zeros(int(counts.sum()), np.bool_)
     kept[own] = True
@@ -75,6 +82,18 @@ def table_of(rows: CacheRows, target: SourceFormat) -> pa.Table:
         columns[LABELS] = _lists(_labels(rows), pa.int64())
     columns |= {name: _nested(counts, values) for name, values in _values(ids, log_probs, kept, target).items()}
     return pa.table(columns)
+
+
+def _refuse_short(rows: CacheRows, k: int) -> None:
+    """Refuse rows with fewer than k entries where some of them would come from a fitted curve."""
+    if ((rows.log_probs > -np.inf).sum(axis=1) < k).any():
+        raise ConfigError(
+            f"some predictions have fewer than {k} entries",
+            where="--codec",
+            expected=f"{k} entries in each row",
+            why="empty slots would bend the curve that stands for the others",
+            fix="Set exact_k = k in the codec's file, or export without --codec",
+        )
 
 
 def _values(ids: Any, log_probs: Any, kept: Any, target: SourceFormat) -> dict[str, NDArray[Any]]:
