@@ -114,7 +114,7 @@ CODECS = {
 def test_compressed_rows_are_written_with_their_settings(tmp_path, name):
     tokenizer, raw = write_tokenizer(tmp_path / "tokenizer", 60), SourceFormat("distillkit-raw", Columns())
     (tmp_path / "raw").mkdir()
-    pq.write_table(table_of(made_rows(k=4, vocabulary=60), raw), tmp_path / "raw" / "a.parquet")
+    pq.write_table(table_of(made_rows(tokens=14, k=4, vocabulary=60), raw), tmp_path / "raw" / "a.parquet")
     full = back(tmp_path / "raw", tmp_path / "full", tokenizer, first_token=1)
     exported(tmp_path / "full", tmp_path / "rows", name, codec=CODECS[name])
     other = back(tmp_path / "rows", tmp_path / "back", tokenizer, first_token=1, mass_tolerance=0.1)

@@ -202,6 +202,9 @@ def _samples(
             yield read_rows(batch, place, source), tokens
 
 
+FITTED_POSITIONS, STEPS = 1024, 24
+"""Positions that a temperature is fitted to, and steps of the search, each of which leaves two thirds of the range."""
+
 LEAST_POSITIONS = 256
 """Positions whose next token is kept, below which no temperature is named."""
 
@@ -234,14 +237,22 @@ def fitted_temperature(samples: list[tuple[SourceRows, list[NDArray[Any]]]], fir
             start += count
     if sum(len(gold) for gold in golds) < LEAST_POSITIONS or not all(np.isfinite(gold).all() for gold in golds):
         return None
-    powers = np.exp(np.linspace(np.log(0.25), np.log(4), 161))
-    return float(powers[int(np.argmin([_loss(logs, golds, float(power)) for power in powers]))])
+    kept, gold = _spread([row for part in logs for row in part]), _spread(np.concatenate(golds))
+    low, high = np.log(0.25), np.log(4)
+    for _ in range(STEPS):  # the loss is convex in the power, so its minimum lies on the lower side
+        left, right = low + (high - low) / 3, high - (high - low) / 3
+        worse_left = _loss(kept, gold, float(np.exp(left))) > _loss(kept, gold, float(np.exp(right)))
+        low, high = (left, high) if worse_left else (low, right)
+    return float(np.exp((low + high) / 2))
 
 
-def _loss(logs: list[NDArray[np.float64]], golds: list[NDArray[np.float64]], power: float) -> float:
-    return float(
-        sum(
-            (np.logaddexp.reduce(power * row, axis=1) - power * gold).sum()
-            for row, gold in zip(logs, golds, strict=True)
-        )
-    )
+def _spread(values: Any) -> Any:
+    """Return at most FITTED_POSITIONS of some values, evenly spread."""
+    chosen = np.unique(np.linspace(0, len(values) - 1, min(len(values), FITTED_POSITIONS)).astype(np.int64))
+    return [values[i] for i in chosen] if isinstance(values, list) else values[chosen]
+
+
+def _loss(kept: list[NDArray[np.float64]], gold: NDArray[np.float64], power: float) -> float:
+    """Return the loss of the text under ``p^power``, renormalised over the kept tokens, nats."""
+    totals = [float(np.log(np.exp(power * (row - row.max())).sum()) + power * row.max()) for row in kept]
+    return float(np.sum(totals) - power * gold.sum())
