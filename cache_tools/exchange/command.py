@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @click.command("import")
-@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.argument("source", type=click.Path(path_type=Path))
 @click.argument("cache", type=CacheType())
 @click.option(
     "--tokenizer",
@@ -122,7 +122,7 @@ def report_lines(report: "ImportReport") -> list[str]:
         f"format       {report.format}, {report.files} file{'s' if report.files > 1 else ''}",
         f"rows         {report.sequences:,} sequences, {report.tokens:,} tokens, {report.positions:,} predictions",
         f"alignment    {alignment}{decided.get(report.decided_by, '')}",
-        f"tokenizer    {report.token_agreement:.1%} of a sample's tokens come back from their text",
+        f"tokenizer    {report.token_agreement:.1%} of the sampled tokens come back from their text",
         f"predictions  up to {report.k} tokens, mass {report.kept_mass:.4f}{temperature}",
         f"bytes        {report.source_bytes_per_position:.0f} per position in the files, "
         f"{report.bytes_per_position:.0f} in the cache",

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.codecs.registry import Targets, codec_for
+from cache_tools.codecs.registry import Targets, codec_for, codec_from_dict
 from cache_tools.errors import FormatError
 from cache_tools.exchange.encoding import write_encoding
 from cache_tools.exchange.plan import ImportOptions, ImportPlan, plan_import
@@ -79,8 +79,9 @@ def _manifest(encoding: Encoding, plan: ImportPlan, widest: int) -> TeacherManif
     k = note.target["k"] if note else min(plan.source.k or widest, size)
     target: dict[str, Any] = dict(note.target) if note else {"kind": "topk", "k": k, "settings": {}}
     if not note or (options.exact and Kind(target["kind"]).has_head):
-        codec = codec_for(k, size, exact=options.exact, max_kl_nats=options.max_kl_nats)
-        target["codec"] = codec.to_dict()
+        target["codec"] = codec_for(k, size, exact=options.exact, max_kl_nats=options.max_kl_nats).to_dict()
+    elif codec_from_dict(target["codec"], k, size).file is not None:  # a table learned from the cache that was exported
+        target["codec"] = codec_for(k, size, exact=True).to_dict()
     chunk = min(options.chunk_positions, options.positions_per_shard)
     while chunk * k > CHUNK_ENTRIES and chunk % 2 == 0:
         chunk //= 2
