@@ -114,7 +114,7 @@ def write_tokenizer(folder: Path) -> None:
     """Write a tokenizer of VOCABULARY words, each one token."""
     folder.mkdir()
     tokenizer = Tokenizer(models.WordLevel({f"w{number}": number for number in range(VOCABULARY)}, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(folder / "tokenizer.json"))
 
 

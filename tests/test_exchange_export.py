@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import tiny
 from cache_tools.codecs.registry import DeltaPower, Targets, kl_nats
 from cache_tools.errors import ConfigError, IdentityError
 from cache_tools.exchange.exporting import export_rows
@@ -27,6 +28,7 @@ from logitcask import cli
 from processes import finish, kill_at_rename, start
 from row_fixtures import LEGACY, SILENT, made_rows, write_tokenizer
 from store_fixtures import make_cache
+from student_fixtures import LOSS_ROUNDING, curve, train
 
 IMPORTED = {"positions_per_shard": 16, "chunk_positions": 4}
 
@@ -237,3 +239,20 @@ def test_the_command_writes_and_says_what(tmp_path):
     wrong = CliRunner().invoke(cli, [*arguments, "--codec", __file__])
     assert wrong.exit_code == 2
     assert layout.MANIFEST not in content(tmp_path / "rows")
+
+
+def test_a_student_learns_from_an_imported_teacher_as_from_the_captured_one(tmp_path):
+    model = tiny.save_teacher(tmp_path / "teacher")
+    tiny.run(tiny.capture_values(tmp_path, model, target={"k": 16, "exact": True}, held_out_fraction=0))
+    captured = Cache(tmp_path / "cache").encoding()
+    export_rows(captured.teacher(), tmp_path / "raw", "distillkit-raw", SILENT)
+    sizes = {"positions_per_shard": captured.manifest.positions_per_shard, "chunk_positions": 64}
+    width = captured.teacher().manifest.vocabulary_size
+    options = ImportOptions(str(model), vocabulary_size=width, exact=True, first_token=1, **sizes)
+    import_rows(tmp_path / "raw", tmp_path / "imported", options, SILENT)
+    losses = []
+    for name in ("cache", "imported"):
+        train(tmp_path / name, tmp_path / f"student-{name}")
+        losses.append([row["loss"] for row in curve(tmp_path / f"student-{name}") if "loss" in row])
+    assert len(losses[0]) == 3
+    assert np.abs(np.subtract(*losses)).max() <= LOSS_ROUNDING
