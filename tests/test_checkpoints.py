@@ -243,7 +243,7 @@ def test_what_is_no_finished_student_is_not_taken_for_one(cache, run, left):
             left
         ]:
             (final / name).touch()
-    with pytest.raises(DamageError, match=r"final: this is not a finished student .* Move it away"):
+    with pytest.raises(DamageError, match=r"final: this folder is not a finished student .* Move it away"):
         train(cache, run, **KEYS)
 
 

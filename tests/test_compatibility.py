@@ -26,19 +26,28 @@ from trainer.losses.full import full_divergence
 from trainer.losses.sparse import divergence
 from trainer.losses.tails import SparseTargets
 from trainer.losses.tempering import at_temperature, normaliser_names
-from trainer.verdicts.compatibility import FAMILIES, LEVELS, RULES, TEMPERED, Source, check_loss, explain, verdict_at_1
+from trainer.verdicts.compatibility import (
+    FAMILIES,
+    LEVELS,
+    RULES,
+    TEMPERED,
+    TargetSummary,
+    check_loss,
+    explain,
+    verdict_at_1,
+)
 
 VOCABULARY, DRAWS, ROWS = 12, 4, 40_000
 CAPTURED = normaliser_names(2.0)
 FLOOR = ("logsumexp", "tail_minimum")
 SOURCES = {
-    "hidden": Source("hidden"),
-    "whole": Source("whole"),
-    "likeliest": Source("likeliest"),
-    "likeliest, tempered": Source("likeliest", CAPTURED),
-    "likeliest, floored": Source("likeliest", FLOOR),
-    "sampled": Source("drawn"),
-    "hybrid": Source("drawn"),
+    "hidden": TargetSummary("hidden"),
+    "whole": TargetSummary("whole"),
+    "likeliest": TargetSummary("likeliest"),
+    "likeliest, tempered": TargetSummary("likeliest", CAPTURED),
+    "likeliest, floored": TargetSummary("likeliest", FLOOR),
+    "sampled": TargetSummary("drawn"),
+    "hybrid": TargetSummary("drawn"),
 }
 CASES = [
     (name, kind, tail, temperature)
@@ -209,8 +218,8 @@ def manifest(kind="topk", k=4, vocabulary=1000, scalars=(), hidden=None):
     ],
 )
 def test_a_manifest_says_which_line_of_the_table_counts(made, family):
-    assert Source.of(made, LossConfig()).family == family
-    assert Source.of(made, LossConfig(source="hidden")).family == "hidden"
+    assert TargetSummary.of(made, LossConfig()).family == family
+    assert TargetSummary.of(made, LossConfig(source="hidden")).family == "hidden"
 
 
 def test_the_default_loss_is_accepted_on_every_kind():
@@ -221,9 +230,9 @@ def test_the_default_loss_is_accepted_on_every_kind():
 def test_captured_temperatures_are_found_by_name():
     made = manifest(scalars=["logsumexp_t2", "logsumexp_t1.5"])
     for temperature, found in ((2, True), (2.0, True), (1.5, True), (3, False)):
-        source = Source.of(made, LossConfig(temperature=temperature))
+        source = TargetSummary.of(made, LossConfig(temperature=temperature))
         assert (source.scalars_for(LossConfig(temperature=temperature)) is not None) == found
-    assert Source.of(made, LossConfig()).scalars_for(LossConfig()) is None
+    assert TargetSummary.of(made, LossConfig()).scalars_for(LossConfig()) is None
 
 
 def refusal(made, **settings):
@@ -268,8 +277,8 @@ def test_refuses_the_lowest_logit_where_it_was_not_captured_and_names_the_key_th
 def test_a_teacher_of_fewer_tokens_than_logits_is_whole_when_all_of_those_are_kept():
     made = manifest("topk", k=9, vocabulary=1000)
     asked = made.target.model_copy(update={"settings": {"tokens": 9}})
-    assert Source.of(made, LossConfig()).family == "likeliest"
-    assert Source.of(made.model_copy(update={"target": asked}), LossConfig()).family == "whole"
+    assert TargetSummary.of(made, LossConfig()).family == "likeliest"
+    assert TargetSummary.of(made.model_copy(update={"target": asked}), LossConfig()).family == "whole"
 
 
 @pytest.mark.parametrize("kind", ["sampled", "hybrid"])
@@ -298,8 +307,8 @@ def test_a_loss_on_the_text_alone_uses_no_predictions():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"beta": 0.3}, "beta belongs to jensen_shannon; divergence is forward_kl"),
-        ({"source": "hidden", "tail": "ghost"}, "source: hidden leaves no mass out, so it has no use for tail"),
+        ({"beta": 0.3}, "beta is used by jensen_shannon only; divergence is forward_kl"),
+        ({"source": "hidden", "tail": "ghost"}, "tail is not used with source: hidden, which leaves no mass out"),
         ({"divergence": "kl"}, "'forward_kl', 'reverse_kl', 'jensen_shannon' or 'total_variation'"),
         ({"temperature": 0}, "greater than 0"),
         ({"hidden": [{"student_layer": -1, "teacher_layer": "last"}]}, "greater than or equal to 0"),

@@ -21,7 +21,7 @@ from tolerances import log_prob_rounding, loss_rounding
 from trainer.evaluation.evaluate import evaluate, evaluate_folder
 from trainer.evaluation.measures import Measures
 from trainer.evaluation.results import EvaluateResult
-from trainer.losses.objective import Objective, TeacherRows
+from trainer.losses.distillation_loss import DistillationLoss, TeacherRows
 
 TOLERANCE = loss_rounding(TINY, tokens=48, logits=10)
 """In nats, of the losses of a tiny model, whose logits are below 10; measures of probability change less."""
@@ -133,7 +133,7 @@ def test_positions_are_binned_by_the_student_s_confidence():
     confidence, chosen = logits.double().softmax(1).max(1)
     correct = confidence < 0.5
     gold = torch.where(correct, chosen, (chosen + 1) % 5)
-    measures = Measures(Objective(loss()), Objective(loss("total_variation")), "exact")
+    measures = Measures(DistillationLoss(loss()), DistillationLoss(loss("total_variation")), "exact")
     for rows in (slice(0, 7), slice(7, None)):
         measures.add(measures.sums(logits[rows], gold[rows], TeacherRows(top_k(logits, 5))[rows]))
     means = measures.means()
@@ -238,7 +238,7 @@ def test_a_folder_without_a_model_is_refused_and_not_looked_up_elsewhere(few, tm
     if made == "half a model":
         tiny.model().config.save_pretrained(tmp_path / "runs")
         (tmp_path / "runs" / "model.safetensors").write_bytes(b"half")
-    with pytest.raises(ModelError, match="runs: no student can be loaded from here"):
+    with pytest.raises(ModelError, match="runs: the student cannot be loaded from this folder"):
         evaluate_folder(Path("runs"), open_teacher(few), "held_out")
     assert not looked_up
 

@@ -20,7 +20,7 @@ from trainer.config.student_file import StudentConfig
 from trainer.data.cached_sequences import IGNORED, CachedSequences, collate
 from trainer.data.position_weights import PositionWeights
 from trainer.evaluation.evaluate import evaluate_folder
-from trainer.losses.objective import TeacherRows
+from trainer.losses.distillation_loss import TeacherRows
 from trainer.student.student import build_student, distilled
 
 MASK, CLS = 3, 1

@@ -29,7 +29,7 @@ from student_fixtures import (
 from tolerances import model_rounding
 from trainer.config.student_file import StudentConfig
 from trainer.data.cached_sequences import IGNORED, CachedSequences, collate
-from trainer.losses.objective import TeacherRows
+from trainer.losses.distillation_loss import TeacherRows
 from trainer.student.lora import has_adapter, load_adapter
 from trainer.student.student import build_student, distilled
 
@@ -200,9 +200,12 @@ def test_a_masked_student_is_adapted_too(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"target_modules": ["lm_head", "q_proj"]}, "target_modules: an adapter stands on the embeddings or the head"),
-        ({"target_modules": ["embed_tokens"]}, "target_modules: an adapter stands on the embeddings or the head"),
-        ({"target_modules": ["w_proj"]}, "student.lora: these adapters do not fit the student .*w_proj"),
+        (
+            {"target_modules": ["lm_head", "q_proj"]},
+            "target_modules: an adapter would change the embeddings or the head",
+        ),
+        ({"target_modules": ["embed_tokens"]}, "target_modules: an adapter would change the embeddings or the head"),
+        ({"target_modules": ["w_proj"]}, "student.lora: these adapter settings do not fit the student .*w_proj"),
     ],
 )
 def test_adapters_that_cannot_be_merged_or_placed_are_refused(cache, start, tmp_path, keys, words):
@@ -217,7 +220,7 @@ def test_adapters_that_cannot_be_merged_or_placed_are_refused(cache, start, tmp_
             {"pretrained": "x", "lora": {"alpha": 32}},
             r"student.lora.alpha: unknown key; did you mean lora_alpha\? known here: r, ",
         ),
-        ({"config": LLAMA, "lora": {}}, "student: lora adapts weights that are there: give pretrained"),
+        ({"config": LLAMA, "lora": {}}, "student: lora adapts pretrained weights: set pretrained"),
         (
             {"pretrained": "x", "lora": {"layers_to_transform": 1}},
             "layers_to_transform needs target_modules as a list of names",

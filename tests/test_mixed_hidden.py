@@ -13,7 +13,7 @@ from student_fixtures import LLAMA, curve, largest_difference, train, train_and_
 from tolerances import loss_rounding, rounding
 from trainer.data.cached_sequences import IGNORED, Reading, collate
 from trainer.data.opening import open_teachers
-from trainer.run.sources import objective_of
+from trainer.run.sources import loss_of
 from trainer.student.student import distilled
 
 PAIRS = [
@@ -43,7 +43,7 @@ class Batch:
         changes = {"teachers": BOTH, "loss": {"hidden": PAIRS, "kd_weight": 0} | loss}
         self.config, self.dataset = config_of(cache, **changes), sequences_of(cache, **changes)
         teachers = open_teachers(self.config)
-        objective = objective_of(self.config, teachers)
+        objective = loss_of(self.config, teachers)
         torch.manual_seed(2)
         self.module = distilled(tiny.model(seed=5), self.config.loss, *teachers, objective=objective)
         self.batch = collate([self.dataset[i] for i in FIRST])

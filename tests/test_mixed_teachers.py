@@ -31,7 +31,7 @@ from trainer.config.mixture import MixtureConfig
 from trainer.config.student_file import StudentConfig
 from trainer.data.cached_sequences import IGNORED, collate
 from trainer.data.opening import open_teachers
-from trainer.losses.mixed_objective import MixedObjective
+from trainer.losses.mixed_loss import MixedDistillationLoss
 from trainer.losses.tails import SparseTargets
 from trainer.run.checkpoints import last_checkpoint
 from trainer.student.student import distilled
@@ -94,7 +94,7 @@ def test_the_loss_of_a_batch_is_the_stated_mixture_of_what_the_cache_holds(cache
     changes = {"teachers": BOTH, "mixture": {"weights": rule, "of": of}, "loss": loss}
     config, dataset = config_of(cache, **changes), sequences_of(cache, **changes)
     teachers = open_teachers(config)
-    objective = MixedObjective.of(config.loss, config.mixture, teachers)
+    objective = MixedDistillationLoss.of(config.loss, config.mixture, teachers)
     module = distilled(tiny.model(seed=5), config.loss, *teachers, objective=objective)
     batch = collate([dataset[0], dataset[5]])
     kept = batch["labels"] != IGNORED

@@ -12,7 +12,7 @@ from trainer.losses.mixture import mixed_loss_terms, mixed_targets, union
 from trainer.losses.mixture_weights import LEAST_LOSS_NATS, teacher_weights
 from trainer.losses.sparse import loss_terms
 from trainer.losses.tails import SparseTargets
-from trainer.verdicts.compatibility import Source
+from trainer.verdicts.compatibility import TargetSummary
 from trainer.verdicts.mixture import explain_mixture
 
 POSITIONS, VOCABULARY, SLOTS = 11, 23, (5, 3, 9)
@@ -200,12 +200,12 @@ FAMILIES = [
 
 @pytest.mark.parametrize(("families", "of", "level"), FAMILIES)
 def test_verdicts(families, of, level):
-    sources = [Source(family) for family in families]
+    sources = [TargetSummary(family) for family in families]
     assert explain_mixture(sources, loss(), MixtureConfig(of=of)).level == level
 
 
 def test_the_worst_teacher_decides():
-    sources = [Source("likeliest"), Source("drawn")]
+    sources = [TargetSummary("likeliest"), TargetSummary("drawn")]
     assert explain_mixture(sources, loss("reverse_kl"), MixtureConfig()).level == "refused"
     assert explain_mixture(sources, loss("jensen_shannon"), MixtureConfig()).level == "biased"
 

@@ -30,7 +30,7 @@ from topics import labelled, write_topics
 from trainer.config.student_file import StudentConfig
 from trainer.data.cached_sequences import IGNORED, collate
 from trainer.data.opening import open_teachers
-from trainer.run.sources import objective_of, training_sequences
+from trainer.run.sources import loss_of, training_sequences
 from trainer.student.student import distilled
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
@@ -150,7 +150,7 @@ class Live:
         cached = open_teachers(self.config)
         torch.manual_seed(0)
         student = AutoModelForMaskedLM.from_pretrained(work / "start").eval()
-        self.module = distilled(student, self.config.loss, *cached, objective=objective_of(self.config, cached))
+        self.module = distilled(student, self.config.loss, *cached, objective=loss_of(self.config, cached))
         for matrix in self.module.match.parameters():
             torch.nn.init.normal_(matrix, std=0.2)  # the identity would not tell which side is mapped
         examples = training_sequences(self.config, cached, student.config.vocab_size)

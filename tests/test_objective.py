@@ -12,11 +12,11 @@ from student_fixtures import GRADIENT_ROUNDING
 from tolerances import loss_rounding, model_rounding, rounding
 from trainer.config.student_file import HiddenPair
 from trainer.data.cached_sequences import IGNORED, CachedSequences, Reading, collate
+from trainer.losses.distillation_loss import LOGGED, TeacherRows
 from trainer.losses.divergences import gradient_scale
-from trainer.losses.objective import LOGGED, TeacherRows
 from trainer.losses.tails import SparseTargets
 from trainer.student.student import distilled
-from trainer.verdicts.compatibility import Source, check_loss
+from trainer.verdicts.compatibility import TargetSummary, check_loss
 
 VOCABULARY, T = 300, 2.0
 CAPTURES = {
@@ -82,7 +82,7 @@ def truth(case, settings, batch):
     student = copy.deepcopy(case.student).double()
     logits, gold = kept_logits(student, batch), batch["labels"][batch["labels"] != IGNORED]
     temperature = settings.temperature
-    if Source.of(case.teacher.manifest, settings).family in ("hidden", "whole"):
+    if TargetSummary.of(case.teacher.manifest, settings).family in ("hidden", "whole"):
         with torch.no_grad():
             p = (kept_logits(case.live, batch).double() / temperature).softmax(1)
         q = (logits / temperature).softmax(1)

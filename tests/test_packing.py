@@ -230,7 +230,7 @@ def test_neither_workers_nor_smaller_batches_change_what_a_packed_step_learns(
 def test_a_run_whose_student_would_mix_sequences_stops_before_its_first_step(tmp_path):
     teacher = tiny.save_teacher(tmp_path / "teacher", masked=True)
     cache = tiny.capture(tmp_path, teacher, objective="masked").path
-    with pytest.raises(ModelError, match="Leave packing out"):
+    with pytest.raises(ModelError, match="Remove packing from the student file"):
         train(cache, tmp_path / "run", student={"config": BERT}, **PACKED)
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 

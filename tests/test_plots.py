@@ -108,7 +108,7 @@ def test_the_reliability_diagram_shows_the_bins_of_the_calibration_error(
 
 @pytest.mark.parametrize(
     ("file", "installed", "words"),
-    [("r.gif", True, r"r.gif: this is no format for a picture \(expected .png, .svg, .pdf\)"),
+    [("r.gif", True, r"r.gif: pictures cannot be written in this format \(expected .png, .svg, .pdf\)"),
      ("r.png", False, r"--plot: matplotlib is not installed. Install it: pip install 'logitcask\[plots\]'.")],
 )  # fmt: skip
 def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_measured(monkeypatch, file, installed, words):

@@ -194,7 +194,9 @@ def test_the_command_prints_where_the_finished_student_lies(cache, tmp_path):
     ],
 )
 def test_an_argument_that_would_break_a_promise_is_refused(cache, tmp_path, changes):
-    with pytest.raises(ConfigError, match=rf"training.{next(iter(changes))}: this argument has no place here"):
+    with pytest.raises(
+        ConfigError, match=rf"training.{next(iter(changes))}: this argument cannot be used with logitcask"
+    ):
         train(cache, tmp_path, **changes)
 
 

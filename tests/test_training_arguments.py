@@ -42,7 +42,7 @@ def test_what_has_no_place_here_is_refused_with_its_reason(tmp_path, name):
     other = (not default) if isinstance(default, bool) else "words" if default != "words" else "others"
     with pytest.raises(ConfigError) as error:
         arguments_of(tmp_path, **{name: other})
-    assert f"training.{name}: this argument has no place here" in str(error.value)
+    assert f"training.{name}: this argument cannot be used with logitcask" in str(error.value)
     assert REFUSED[name][1:] in str(error.value)
     arguments_of(tmp_path, **{name: default})
 
@@ -215,7 +215,9 @@ def test_a_tracker_whose_package_is_missing_is_refused_before_anything_is_writte
 
 
 def test_an_unknown_tracker_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"^training.report_to: transformers knows no such tracker .*found wandbb"):
+    with pytest.raises(
+        ConfigError, match=r"^training.report_to: transformers does not support this tracker .*found wandbb"
+    ):
         arguments_of(tmp_path, report_to=["wandbb"])
 
 

@@ -173,7 +173,7 @@ def test_a_rebuilt_distribution_is_not_translated(folder):
 
 def test_the_control_gives_every_position_what_was_said_half_a_shard_away(folder):
     own, _, _, _ = both(folder)
-    turned = CachedSequences(open_teacher(folder, "b"), "train", 300, said_elsewhere=True)
+    turned = CachedSequences(open_teacher(folder, "b"), "train", 300, other_positions=True)
     straight, moved = ([data[i] for i in range(data.shard_sizes[0])] for data in (own, turned))
     ids, turned_ids = (np.concatenate([e.targets.ids for e in each]) for each in (straight, moved))
     assert np.array_equal(np.roll(ids, len(ids) // 2, axis=0), turned_ids)

@@ -1,7 +1,7 @@
 """What the two pictures of this stage share: style, formats, and a figure that is written whole.
 
 ``run/curves.py`` draws how a run went, ``evaluation/diagram.py`` how well a student's probabilities are calibrated.
-Figures are made without pyplot, so no display is looked for and no global state is touched. matplotlib is optional; a
+Figures are made without pyplot, so no display is needed and no global state changes. matplotlib is optional; a
 run without it ends the same, without the picture.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FORMATS = (".png", ".svg", ".pdf")
 BLUE, ORANGE, GREEN, PURPLE, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#BBBBBB", "#333333"
-"""Told apart by colour-blind readers too (Okabe and Ito, and Tol)."""
+"""Distinguishable for colour-blind readers (Okabe and Ito, and Tol)."""
 STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -56,7 +56,7 @@ def check_plot(path: Path) -> None:
             "matplotlib is not installed", where="--plot", fix="Install it: pip install 'logitcask[plots]'"
         )
     if path.suffix not in FORMATS:
-        raise ConfigError("this is no format for a picture", where=path, expected=", ".join(FORMATS))
+        raise ConfigError("pictures cannot be written in this format", where=path, expected=", ".join(FORMATS))
 
 
 @contextmanager

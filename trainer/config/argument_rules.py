@@ -35,7 +35,7 @@ HONOURED = frozenset(_HONOURED_NAMES.split())
 _OWN_EVALUATION = "the held-out split is measured as by 'logitcask evaluate', which does not read it"
 _OWN_ORDER = "batches come from the cache's own sampler, which does not read it"
 _NO_UPLOAD = "nothing is uploaded; upload <output_dir>/final when the run is done"
-_CONTINUES = "a stopped run could not go on as if it had never stopped"
+_CONTINUES = "a stopped run could not continue to the same student"
 
 REFUSED = {
     "label_smoothing_factor": "the teacher's distribution takes the place of smoothed labels",
@@ -45,11 +45,11 @@ REFUSED = {
     "accelerator_config": _OWN_ORDER,
     "remove_unused_columns": "the columns of a batch are the cache's, and all of them are used",
     "label_names": _OWN_EVALUATION,
-    "average_tokens_across_devices": "every kept position counts alike, however many processes share a step",
+    "average_tokens_across_devices": "every kept position has the same weight, however many processes share a step",
     "auto_find_batch_size": "another batch size would change the run; lower per_device_train_batch_size and raise "
     "gradient_accumulation_steps",
     "optim_target_modules": "the optimizers that read it keep states that checkpoints here do not hold",
-    "use_liger_kernel": "the losses here never hold the logits of a batch at once, and do not use these kernels",
+    "use_liger_kernel": "the losses of logitcask work in chunks and do not use these kernels",
     "liger_kernel_config": "the losses here do not use these kernels",
     "use_cache": "a key-value cache is of no use in training",
     "parallelism_config": "a student is shared by DDP, FSDP or DeepSpeed",
@@ -69,7 +69,7 @@ REFUSED = {
     "save_on_each_node": "one process writes the run folder, and all of them must see it",
     "ignore_data_skip": _CONTINUES,
     "restore_callback_states_from_checkpoint": "no callback here has a state",
-    "enable_jit_checkpoint": "a stopped run would be taken for a finished one",
+    "enable_jit_checkpoint": "a stopped run would look like a finished one",
     "resume_from_checkpoint": "the same command continues from the last whole checkpoint by itself",
     "do_train": "'logitcask train' always trains",
     "do_eval": "eval_strategy and eval_on_start say when the held-out split is measured",
@@ -115,16 +115,16 @@ KINDS: dict[str, Any] = {
 NEEDS = {
     "eval_delay": ("eval_strategy", "the held-out split is not measured on the way"),
     "eval_steps": ("eval_strategy", "the held-out split is not measured on the way"),
-    "greater_is_better": ("metric_for_best_model", "no student is the best"),
-    "activation_checkpointing_kwargs": ("activation_checkpointing", "no activation is computed again"),
-    "gradient_checkpointing_kwargs": ("activation_checkpointing", "no activation is computed again"),
+    "greater_is_better": ("metric_for_best_model", "students are not ranked"),
+    "activation_checkpointing_kwargs": ("activation_checkpointing", "no activation is recomputed"),
+    "gradient_checkpointing_kwargs": ("activation_checkpointing", "no activation is recomputed"),
     "dataloader_in_order": ("dataloader_num_workers", "there are no loader workers"),
     "dataloader_persistent_workers": ("dataloader_num_workers", "there are no loader workers"),
     "dataloader_multiprocessing_context": ("dataloader_num_workers", "there are no loader workers"),
-    **dict.fromkeys(("run_name", "project"), ("report_to", "the run is reported to nobody")),
+    **dict.fromkeys(("run_name", "project"), ("report_to", "the run is not reported to a tracker")),
     **dict.fromkeys(
         ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
-        ("report_to", "the run is reported to nobody"),
+        ("report_to", "the run is not reported to a tracker"),
     ),
 }
 """Arguments that are read only where another one is set, and what holds where it is not."""

@@ -1,7 +1,7 @@
 """``save_strategy: best``: checkpoints only where the student got better on the held-out split.
 
-transformers checks the measure's name at the first evaluation, hours into a run, and takes everything that does
-not end in ``loss`` for a number that should be high. Both are settled here before the first step. The finished
+transformers checks the measure's name at the first evaluation, hours into a run, and assumes that everything that
+does not end in ``loss`` should be high. Both are checked here before the first step. The finished
 student is still the one that the run ends with; the best one lies in its checkpoint.
 """
 
@@ -21,7 +21,7 @@ GREATER_IS_BETTER = {
 """The measures by which students can be ranked; every cache allows them, unlike the acceptance."""
 
 PREFIX = "eval_"
-"""Of the names of measures in the log."""
+"""Start of the names of measures in the log."""
 
 
 def direction(training: dict[str, Any]) -> dict[str, bool]:
@@ -36,21 +36,21 @@ def check_best(arguments: TrainingArguments) -> None:
     Raises:
         ConfigError: the measure is missing or unknown, or nothing is ever evaluated.
     """
-    measure, wanted = arguments.metric_for_best_model, arguments.save_strategy == "best"
-    if measure is None and not wanted:
+    measure, saves_best = arguments.metric_for_best_model, arguments.save_strategy == "best"
+    if measure is None and not saves_best:
         return
     if measure is None or measure.removeprefix(PREFIX) not in GREATER_IS_BETTER:
         raise ConfigError(
-            "the best student is not defined",
+            "the measure that ranks students is missing or unknown",
             where="training.metric_for_best_model",
             expected=f"one of {', '.join(GREATER_IS_BETTER)}",
             found=measure or "nothing",
         )
     if arguments.eval_strategy == "no":
         raise ConfigError(
-            "the best student would never be found",
+            "the best student can only be found if students are evaluated during training",
             where="training.eval_strategy",
             expected="steps or epoch",
             found="no",
-            why="students are ranked by what is measured on the way",
+            why="students are ranked by measures of the held-out split",
         )

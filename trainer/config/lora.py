@@ -1,7 +1,7 @@
 """The ``lora:`` block of a student: low-rank adapters, by the names of peft's ``LoraConfig``.
 
-Only keys are here with which all that is learned stands in the adapter, can be merged, and is read back by both
-peft and transformers. Left out are those that train the pretrained weights themselves (``bias``,
+These are the keys with which everything that is learned is stored in the adapter, can be merged, and can be loaded by
+both peft and transformers. Left out are the keys that train the pretrained weights themselves (``bias``,
 ``modules_to_save``), change them at the start (``init_lora_weights: pissa`` and its like), act on some tokens only,
 or are not read back by transformers (``use_dora``).
 """
@@ -18,13 +18,13 @@ class LoraKeys(Config):
 
     Attributes:
         r: Rank: A is (r, in), B is (out, r).
-        lora_alpha: Scale of what is added, over ``r``.
+        lora_alpha: Scale of the added product; divided by ``r``.
         lora_dropout: Probability with which an input of A is dropped.
-        target_modules: Ends of names, or one regular expression; ``all-linear``: every linear layer but the head.
-        exclude_modules: Of these, the ones that are left alone.
-        layers_to_transform: Numbers of the layers that get adapters; default: all.
-        rank_pattern: Other ranks, by a pattern over names.
-        alpha_pattern: Other scales, by a pattern over names.
+        target_modules: Suffixes of module names, or one regular expression; ``all-linear``: all but the head.
+        exclude_modules: Modules among these that get no adapter.
+        layers_to_transform: Indices of the layers that get adapters; default: all.
+        rank_pattern: Ranks that replace ``r``, by a pattern over module names.
+        alpha_pattern: Scales that replace ``lora_alpha``, by a pattern over module names.
         use_rslora: Divide ``lora_alpha`` by the square root of ``r`` (arXiv 2312.03732).
         init_lora_weights: ``true``: A at random, B zero, so that the first step begins with the pretrained student.
     """

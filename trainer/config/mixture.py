@@ -1,4 +1,4 @@
-"""Several teachers and several caches in a student file; a file with one of each needs none of this.
+"""Several teachers and several caches in a student file.
 
 Several teachers of one encoding::
 
@@ -14,7 +14,7 @@ Several caches, of other corpora or other teachers, for the same student vocabul
       - {cache: runs/prose/cache, share: 3}
       - {cache: runs/code/cache, share: 1, teacher: large}
 
-Caches of other tokenizers, for a student with the union of their vocabularies (``logitcask vocabulary``)::
+Caches with different tokenizers, for a student with the union of their vocabularies (``logitcask vocabulary``)::
 
     caches:
       - {cache: runs/en/cache}
@@ -39,7 +39,7 @@ SCALAR: dict[Weighting, str | None] = {
     "entropy": ENTROPY,
     "discounted": GOLD_LOGPROB,
 }
-"""What each rule reads of every teacher's cache."""
+"""The scalar that each rule reads from every teacher's cache."""
 
 
 class MixedTeacher(Config):
@@ -47,9 +47,9 @@ class MixedTeacher(Config):
 
     Attributes:
         name: Its name in the cache.
-        weight: Its weight beside the others'.
-        groups: Its weight on documents whose group fits a pattern of shell wildcards, instead of ``weight``; the
-            first that fits counts. 0 leaves it out there; some teacher must be left.
+        weight: Its weight, relative to the other teachers'.
+        groups: Weights that replace ``weight`` on documents whose group matches a pattern of shell wildcards; the first
+            matching pattern is used. 0 leaves the teacher out; at least one teacher must have a weight above 0.
     """
 
     name: str
@@ -60,7 +60,7 @@ class MixedTeacher(Config):
     def _weights(self) -> "MixedTeacher":
         wrong = [pattern for pattern, weight in self.groups.items() if not 0 <= weight <= 1e6]
         if wrong:
-            raise ValueError(f"a group's weight lies between 0 and 1e6; see {', '.join(wrong)}")
+            raise ValueError(f"a group's weight must be between 0 and 1e6; wrong: {', '.join(wrong)}")
         return self
 
     def weight_on(self, group: str) -> float:
@@ -72,13 +72,13 @@ class MixtureConfig(Config):
     """How several teachers are mixed; ``losses/mixture_weights.py`` and ``losses/mixture.py`` have the formulas.
 
     Attributes:
-        weights: ``fixed``: those of the list. The others multiply them, position by position, with what the cache says:
-            ``inverse_loss``, 1 / the teacher's cross-entropy on the gold token; ``gold_likelihood``, its
-            probability of that token; ``entropy``, e to the minus entropy; all of these then sum to 1.
-            ``discounted``, 1 / (1 + cross-entropy), does not sum to anything: bad teachers count less, and are not
-            replaced by others.
+        weights: ``fixed``: the weights in ``teachers``. The other rules multiply these, position by position, with a
+            factor from the cache: ``inverse_loss``, 1 / the teacher's cross-entropy on the gold token;
+            ``gold_likelihood``, its probability of that token; ``entropy``, exp(-entropy); the products are then scaled
+            to sum to 1. ``discounted``, 1 / (1 + cross-entropy), is not scaled: a teacher with a high cross-entropy
+            has less weight, and the others do not make up for it.
         of: ``losses``: the weighted sum of each teacher's own divergence. ``distributions``: one divergence from the
-            weighted mean of what they said, on all tokens that any of them kept.
+            weighted mean of the teachers' distributions, on all tokens that any of them kept.
     """
 
     weights: Weighting = "fixed"
@@ -87,7 +87,7 @@ class MixtureConfig(Config):
     @model_validator(mode="after")
     def _distribution(self) -> "MixtureConfig":
         if self.weights == "discounted" and self.of == "distributions":
-            raise ValueError("discounted weights do not sum to 1, so they make no distribution; mix losses")
+            raise ValueError("discounted weights do not sum to 1 and cannot mix distributions; set of: losses")
         return self
 
 
@@ -98,8 +98,8 @@ class MixedCache(Config):
         cache: Its folder.
         encoding: Name of the encoding; may be left out if there is one.
         teacher: Name of the teacher; may be left out if there is one.
-        share: Its share of the sequences of an epoch, beside the others'. Given for all caches or for none; without,
-            a cache's share is its number of sequences, so that an epoch is one pass over everything.
+        share: Its share of the sequences of an epoch, relative to the other caches'. Set it for all caches or for none;
+            by default a cache's share is its number of sequences, so that an epoch is one pass over everything.
     """
 
     cache: CachePath

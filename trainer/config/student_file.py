@@ -24,11 +24,11 @@ class StudentModelConfig(Config):
         revision: Branch, tag or commit of a hub id.
         config: Keys of a transformers configuration, ``model_type`` among them, for a student
             from random weights; ``vocab_size`` defaults to the teacher's.
-        dtype: Type of the weights.
+        dtype: Data type of the weights.
         attention: Implementation, by transformers' name (``sdpa``, ``eager``, ``flash_attention_2``, …);
             default: what transformers chooses.
         trust_remote_code: Run Python code that comes with the model. Only for models you trust.
-        lora: Train low-rank adapters on top of ``pretrained``, and nothing else; needs ``logitcask[lora]``.
+        lora: Train only low-rank adapters on top of ``pretrained``; needs ``logitcask[lora]``.
     """
 
     pretrained: str | None = None
@@ -47,7 +47,7 @@ class StudentModelConfig(Config):
         if self.config is not None and "model_type" not in self.config:
             raise ValueError("config needs a model_type, such as llama")
         if self.lora is not None and self.pretrained is None:
-            raise ValueError("lora adapts weights that are there: give pretrained")
+            raise ValueError("lora adapts pretrained weights: set pretrained")
         if self.gguf_file is not None and self.pretrained is None:
             raise ValueError("gguf_file names a file of a model: give pretrained")
         if self.gguf_file is not None and self.lora is not None:
@@ -63,16 +63,16 @@ class StudentModelConfig(Config):
 
 
 class HiddenPair(Config):
-    """A layer of the student that is to resemble a layer of the teacher, through a learned projection.
+    """A layer of the student that is trained to match a layer of the teacher, through a learned projection.
 
     Attributes:
         student_layer: Index into the student's hidden states; 0 is the embeddings.
-        teacher_layer: The same of the teacher, or ``last``; the cache must hold it.
-        teacher: Whose layer it is, with ``teachers``; only there.
-        project: Which side the learned matrix maps to the width of the other. With ``teacher`` a small matrix and
-            small states of the student make ``mse`` small without any learning: keep another loss beside it.
+        teacher_layer: Index into the teacher's hidden states, or ``last``; the cache must hold this layer.
+        teacher: Name of the teacher whose layer it is; required with ``teachers``, and only used there.
+        project: Side that the learned matrix maps to the width of the other side. With ``teacher``, a small matrix and
+            small states of the student make ``mse`` small without any learning, so use it beside another loss.
         kind: ``mse``, the mean square over channels, or ``cosine``, 1 - cos.
-        weight: Factor of this term; the loss adds it to everything else.
+        weight: Factor of this term, which is added to the rest of the loss.
     """
 
     student_layer: int = Field(ge=0)
@@ -101,26 +101,25 @@ def state_name(teacher: str | None, layer: str) -> str:
 class LossConfig(Config):
     """What the student minimises: ``kd_weight * divergence + (1 - kd_weight) * cross-entropy + hidden terms``.
 
-    Not every combination is honest on every cache; ``logitcask train --explain`` shows which are.
+    Not every combination is exact or unbiased on every cache; ``logitcask train --explain`` shows which are.
 
     Attributes:
-        kd_weight: Share of the distillation loss; 0 trains on the text alone.
-        source: ``targets``: the sparse targets. ``hidden``: the whole distribution, rebuilt from the
-            kept layer ``last``; exact, for the price of the teacher's output matrix.
+        kd_weight: Weight of the distillation loss; 0 trains on the text alone.
+        source: ``targets``: the sparse targets. ``hidden``: the whole distribution, rebuilt from the stored layer
+            ``last``; exact, and costs the memory of the teacher's output matrix and a product with it.
         divergence: ``forward_kl``, ``reverse_kl``, ``jensen_shannon`` or ``total_variation``.
-        beta: Of ``jensen_shannon``: the teacher's share of the mixture; 0.5 is the usual one.
-        tail: What becomes of the mass outside the kept tokens. ``ghost``: one more outcome,
-            matched by whatever the student gives to all other tokens. ``renormalise``: the
-            kept probabilities are scaled to sum to 1, which pushes the student's tail to zero. ``gold``: it is
-            added to the gold token. ``uniform``: it is spread evenly over the other tokens. ``minimum``: each of
-            them gets the least likely token's logit (scalar ``tail_minimum``), and all are normalised anew.
-            ``none``: only the kept tokens are compared.
+        beta: Weight of the teacher in the mixture of ``jensen_shannon``; 0.5 is usual.
+        tail: How the left-out mass is treated. ``ghost``: as one more outcome, compared with the mass that the
+            student gives to all other tokens. ``renormalise``: the kept probabilities are scaled to sum to 1, which
+            pushes the student's tail to zero. ``gold``: the mass is added to the gold token. ``uniform``: it is spread
+            evenly over the other tokens. ``minimum``: each other token gets the logit of the least likely one (scalar
+            ``tail_minimum``), and the distribution is normalised again. ``none``: only the kept tokens are compared.
         temperature: Both sides' logits are divided by it. The loss is multiplied by its square (by
             itself for ``total_variation``), so that ``kd_weight`` keeps its meaning.
-        hidden: Layers that are to resemble the teacher's.
-        label_weight: Of the mean over labels, in an encoding with labels; see ``data/position_weights.py``. Default, if
-            ``token_weight`` is not given either: all positions count alike.
-        token_weight: Of the mean over all other kept positions there.
+        hidden: Layers that are trained to match layers of the teacher.
+        label_weight: Weight of the mean over labels, in an encoding with labels; see ``data/position_weights.py``. If
+            neither this nor ``token_weight`` is given, all positions have the same weight.
+        token_weight: Weight of the mean over all other kept positions, in an encoding with labels.
         allow_biased: Accept a combination whose minimum is not the teacher.
     """
 
@@ -138,11 +137,11 @@ class LossConfig(Config):
     @model_validator(mode="after")
     def _used_keys(self) -> "LossConfig":
         if "beta" in self.model_fields_set and self.divergence != "jensen_shannon":
-            raise ValueError(f"beta belongs to jensen_shannon; divergence is {self.divergence}")
+            raise ValueError(f"beta is used by jensen_shannon only; divergence is {self.divergence}")
         if "tail" in self.model_fields_set and self.source == "hidden":
-            raise ValueError("source: hidden leaves no mass out, so it has no use for tail")
+            raise ValueError("tail is not used with source: hidden, which leaves no mass out")
         if self.label_weight == self.token_weight == 0:
-            raise ValueError("label_weight and token_weight are both 0: nothing would be learned")
+            raise ValueError("label_weight and token_weight are both 0, so nothing would be learned")
         return self
 
     def of_teacher(self, name: str) -> "LossConfig":
@@ -151,12 +150,12 @@ class LossConfig(Config):
 
 
 class PackingConfig(Config):
-    """Sequences of a batch one after another in rows, instead of padded; causal students only.
+    """Packing: the sequences of a batch are laid out one after another in rows, without padding. Causal students only.
 
     Attributes:
-        row_tokens: Tokens that a row may hold; more if one sequence alone has more. The cache's longest
-            sequence is a good length, see ``data/packing.py``. ``null``: all sequences in one row, which
-            flash attention needs, and which is slow with any other.
+        row_tokens: Tokens that a row may hold; a longer sequence gets a row of its length. The length of the cache's
+            longest sequence works well, see ``data/packing.py``. ``null``: all sequences in one row, which flash
+            attention needs and which is slow with other implementations.
     """
 
     row_tokens: PositiveInt | None
@@ -169,22 +168,21 @@ class StudentConfig(Config):
         cache: Folder of the cache.
         encoding: Name of the encoding; may be left out if there is one.
         teacher: Name of the teacher; may be left out if there is one.
-        teachers: Several teachers of the encoding, instead of ``teacher``; see ``mixture.py``.
+        teachers: Several teachers of the encoding, instead of ``teacher``; see ``config/mixture.py``.
         mixture: How ``teachers`` are mixed.
         caches: Several caches, instead of ``cache``.
         vocabulary: Folder that ``logitcask vocabulary`` wrote for all these caches: the student's vocabulary, instead
             of the caches' own. Not with ``teachers``.
-        control: ``other_positions``: a negative control. Each position is given what the teacher said half a
-            shard away. A student that gains as much from that has learned nothing from the teacher about its text.
+        control: ``other_positions``: a negative control. Each position gets the teacher's prediction of a position half
+            a shard away. If a student gains as much from that, it has not learned from predictions about its own text.
         student: The model to train.
         loss: The loss.
-        packing: Pack the sequences of each batch into rows; default: pad them.
-        window_shards: Shards whose sequences are shuffled together; each loader worker keeps
-            that many in memory, 260 to 320 bytes a position at k = 64, and the hidden states that
-            the loss uses, as they are stored.
+        packing: Pack the sequences of each batch into rows; by default they are padded.
+        window_shards: Shards whose sequences are shuffled together. Each loader worker keeps that many in memory: 260
+            to 320 bytes per position at k = 64, and the stored bytes of the hidden states that the loss uses.
         training: Arguments of transformers' ``TrainingArguments``, by their own names; those without an effect here
-            are refused. With ``eval_strategy`` the held-out split is measured on the way, as by ``logitcask
-            evaluate``; of several teachers or caches, the first.
+            are refused. With ``eval_strategy`` the held-out split is measured during training, as by ``logitcask
+            evaluate``; with several teachers or caches, against the first.
     """
 
     cache: CachePath | None = None
@@ -204,7 +202,7 @@ class StudentConfig(Config):
     @model_validator(mode="after")
     def _output(self) -> "StudentConfig":
         if not self.training.get("output_dir"):
-            raise ValueError("training needs an output_dir")
+            raise ValueError("training.output_dir is missing")
         return self
 
     @model_validator(mode="after")
@@ -213,16 +211,16 @@ class StudentConfig(Config):
             raise ValueError("give exactly one of cache and caches")
         if self.caches and (self.encoding or self.teacher or self.teachers):
             raise ValueError(
-                "with caches, each of them names its own encoding and teacher; teachers are not mixed there"
+                "with caches, set encoding and teacher in each of them; teachers cannot be used together with caches"
             )
         if self.teachers and (self.vocabulary is not None or self.control):
-            raise ValueError("vocabulary and control are for one teacher, or one of each cache")
+            raise ValueError("vocabulary and control cannot be used together with teachers")
         if self.teacher and self.teachers:
-            raise ValueError("give one of teacher and teachers")
+            raise ValueError("give either teacher or teachers")
         if "mixture" in self.model_fields_set and not self.teachers:
-            raise ValueError("mixture says how teachers are mixed, and there are no teachers")
+            raise ValueError("mixture needs teachers")
         if len({teacher.name for teacher in self.teachers}) < len(self.teachers):
-            raise ValueError("a teacher stands twice in teachers; raise its weight instead")
+            raise ValueError("a teacher is listed twice in teachers; raise its weight instead")
         if len({cache.share is None for cache in self.caches}) > 1:
             raise ValueError("give a share to every cache, or to none")
         return self
@@ -232,6 +230,6 @@ class StudentConfig(Config):
         names: list[str | None] = [teacher.name for teacher in self.teachers] or [None]
         if any(pair.teacher not in names for pair in self.loss.hidden):
             raise ValueError(
-                "with teachers, each pair of loss.hidden names one of them as teacher; otherwise none does"
+                "with teachers, each pair of loss.hidden must name one of them as teacher; without, none may"
             )
         return self

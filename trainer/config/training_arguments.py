@@ -32,7 +32,7 @@ def training_arguments(config: StudentConfig) -> TrainingArguments:
     """Build ``TrainingArguments`` from the ``training:`` block.
 
     Defaults that differ from transformers': no reporting to outside services, CPUs where there is nothing else, a log
-    that hides nothing, and the columns of a batch are ours, so none is removed.
+    that hides nothing, and no column of a batch is removed.
 
     Raises:
         ConfigError: an argument is unknown, has no place here or has a wrong value.
@@ -68,7 +68,7 @@ def argument_errors(where: str = "training") -> Iterator[None]:
         yield
     except (TypeError, ValueError, ImportError, KeyError, AttributeError, OSError) as error:
         raise ConfigError(
-            "these arguments are not transformers' TrainingArguments, or do not go together",
+            "transformers does not accept these training arguments",
             where=where,
             found=(str(error).splitlines() or [type(error).__name__])[0],
         ) from error
@@ -79,14 +79,14 @@ def _check_names(given: dict[str, Any]) -> None:
         if name not in FIELDS:
             close = difflib.get_close_matches(name, FIELDS, n=1)
             raise ConfigError(
-                "transformers' TrainingArguments have no such argument",
+                "transformers has no training argument of this name",
                 where=f"training.{name}",
                 expected=f"perhaps {close[0]}" if close else "",
                 fix="Check its spelling, or leave it out",
             )
         if name in REFUSED and value != _value_here(name):
             raise ConfigError(
-                "this argument has no place here",
+                "this argument cannot be used with logitcask",
                 where=f"training.{name}",
                 found=value,
                 why=REFUSED[name],
@@ -145,13 +145,13 @@ def _check_combinations(arguments: TrainingArguments, given: dict[str, Any]) -> 
 
 def _check_trackers(names: list[str]) -> None:
     """Refuse a tracker that is not known or not installed; transformers would do so after the run folder is written."""
-    known = sorted(integration_utils.INTEGRATION_TO_CALLBACK)
+    supported = sorted(integration_utils.INTEGRATION_TO_CALLBACK)
     for name in names:
-        if name not in known:
+        if name not in supported:
             raise ConfigError(
-                "transformers knows no such tracker",
+                "transformers does not support this tracker",
                 where="training.report_to",
-                expected=f"some of {', '.join(known)}",
+                expected=f"some of {', '.join(supported)}",
                 found=name,
             )
         is_available = getattr(integration_utils, f"is_{PACKAGES.get(name, name)}_available")
@@ -160,7 +160,7 @@ def _check_trackers(names: list[str]) -> None:
                 f"the package of tracker {name!r} is not installed",
                 where="training.report_to",
                 why="the run could not be reported to it",
-                fix="Install it, or leave it out: the run can be continued with report_to later",
+                fix="Install it, or leave report_to out; it may be added when the run is continued",
             )
 
 
@@ -170,7 +170,7 @@ def _check_read(argument: str, keys: list[str], reader: Any) -> None:
     unread = [key for key in keys if f'"{key}"' not in source]
     if unread:
         raise ConfigError(
-            "nothing reads this key",
+            "this key is not used",
             where=f"training.{argument}.{unread[0]}",
             fix="Check its spelling, or leave it out",
         )
@@ -180,5 +180,7 @@ def _assignments(text: str | None) -> list[str]:
     """Return the names in ``optim_args``: ``name=value, name=value``."""
     pairs = [part.split("=") for part in (text or "").replace(" ", "").split(",") if text]
     if any(len(pair) != 2 for pair in pairs):
-        raise ConfigError("this is not of the form name=value, name=value", where="training.optim_args", found=text)
+        raise ConfigError(
+            "optim_args must have the form name=value, name=value", where="training.optim_args", found=text
+        )
     return [name for name, _ in pairs]

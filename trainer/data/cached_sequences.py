@@ -1,14 +1,14 @@
 """Cached sequences as a map-style dataset, and batches of them as tensors.
 
-An item is a whole sequence with the teacher's predictions at its kept positions, so the
-student may batch, shuffle and repeat as it likes. Sparse targets are always among them; scalars and
-hidden states, which may be thirty times larger, only where the loss asks for them (``Reading``).
+An item is a whole sequence with the teacher's predictions at its kept positions, so sequences can be batched, shuffled
+and repeated in any way. Sparse targets are always read; scalars and hidden states, which may be thirty times larger,
+only if the loss needs them (``Reading``).
 The sequences and stored integers of the last few shards stay in memory and are decoded per sequence:
 a shuffled reader stays inside a window of shards (see ``sampler.py``), so each shard is read about
 once per epoch.
 
-Batches are padded on the right; predictions of all sequences stand one after another, in
-the order in which ``labels != -100`` lists their positions.
+Batches are padded on the right; predictions of all sequences are concatenated, in the
+order in which ``labels != -100`` lists their positions.
 """
 
 from bisect import bisect_right
@@ -34,7 +34,7 @@ from cache_tools.vocabularies.union import IdMaps
 from trainer.config.student_file import LossConfig
 from trainer.data.position_weights import PositionWeights
 from trainer.data.translation import translated_ids, translated_targets
-from trainer.verdicts.compatibility import Source
+from trainer.verdicts.compatibility import TargetSummary
 
 IGNORED = -100
 """Label of positions that are not under the loss, as everywhere in torch."""
@@ -42,7 +42,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read besides the sparse targets.
+    """What is read in addition to the sparse targets.
 
     Attributes:
         scalars: Names of per-position scalars.
@@ -58,7 +58,7 @@ class Reading:
         layers = {pair.layer for pair in loss.hidden}
         if loss.kd_weight == 0:
             return cls(layers=tuple(sorted(layers)))
-        source = Source.of(manifest, loss)
+        source = TargetSummary.of(manifest, loss)
         scalars = source.scalars_for(loss) or ()
         if source.family == "hidden":
             layers.add("last")
@@ -78,7 +78,7 @@ class Example:
         targets: The teacher's predictions at the p positions.
         scalars: (p,) float32 by name, nats.
         hidden: (p, width) float32 by layer.
-        weights: (p,) float32, how much each position counts; None where all count alike.
+        weights: (p,) float32, weight of each position in the loss; None where all are 1.
     """
 
     input_ids: NDArray[np.uint32]
@@ -92,22 +92,23 @@ class Example:
 
 @dataclass(frozen=True)
 class _Shard:
-    """What a reader remembers of a shard; rows are counted from its first."""
+    """The content of a shard that stays in memory; rows are counted from its first."""
 
     sequences: list[Sequence]
     targets: StoredTargets
     scalars: dict[str, NDArray[np.float32]]
     hidden: dict[str, StoredHidden]
 
-    def turned(self, rows: int) -> "_Shard":
-        """Return the same sequences, each with what the teacher said ``rows`` rows before; the first with the last."""
+    def rolled(self, rows: int) -> "_Shard":
+        """Return the same sequences, each with the predictions of ``rows`` rows before; the first rows get the last."""
         arrays = {name: np.roll(values, rows, axis=0) for name, values in self.targets.arrays.items()}
         return replace(
             self,
             targets=replace(self.targets, arrays=arrays),
             scalars={name: np.roll(values, rows, axis=0) for name, values in self.scalars.items()},
             hidden={
-                layer: replace(each, values=np.roll(each.values, rows, axis=0)) for layer, each in self.hidden.items()
+                layer: replace(states, values=np.roll(states.values, rows, axis=0))
+                for layer, states in self.hidden.items()
             },
         )
 
@@ -123,8 +124,8 @@ class CachedSequences(Dataset[Example]):
         shards_in_memory: How many shards' sequences and stored integers to keep.
         reading: What to read besides the targets.
         to: The student's ids, where its tokenizer is not the cache's (see ``translation.py``).
-        said_elsewhere: Give each position what the teacher said half a shard away: a negative control.
-        weights: How much positions count, where they do not count alike.
+        other_positions: Give each position the prediction of a position half a shard away: a negative control.
+        weights: Weights of positions in the loss, where they are not all 1.
         rows: Which kept positions of each sequence to give: by default all; of labelled ones ``slice(0, 1)`` is the
             label alone.
 
@@ -140,14 +141,14 @@ class CachedSequences(Dataset[Example]):
         shards_in_memory: int = 4,
         reading: Reading = Reading(),
         to: IdMaps | None = None,
-        said_elsewhere: bool = False,
+        other_positions: bool = False,
         weights: PositionWeights | None = None,
         rows: slice = slice(None),
     ) -> None:
         teacher.require_complete(split)
         for layer in reading.layers:
             teacher.require_complete(split, hidden_array(layer))
-        self.reading, self.to, self.said_elsewhere = reading, to, said_elsewhere
+        self.reading, self.to, self.other_positions = reading, to, other_positions
         self.weights, self.rows = weights, rows
         self.teacher, self.encoding = teacher, teacher.encoding
         self.student_vocabulary_size = student_vocabulary_size
@@ -167,17 +168,17 @@ class CachedSequences(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         number, sequence = self._place(index)
         shard = self._shard(number)
-        first, chosen = sequence.first_position - self.teacher.shard_rows(number)[0], self.rows
-        start, stop = (first + end for end in chosen.indices(sequence.num_positions)[:2])
-        input_ids, gold_ids = sequence.input_ids, sequence.gold_ids(self.encoding.manifest.objective)[chosen]
-        weights = None if self.weights is None else self.weights.of_sequence(sequence.num_positions)[chosen]
+        first, kept = sequence.first_position - self.teacher.shard_rows(number)[0], self.rows
+        start, stop = (first + end for end in kept.indices(sequence.num_positions)[:2])
+        input_ids, gold_ids = sequence.input_ids, sequence.gold_ids(self.encoding.manifest.objective)[kept]
+        weights = None if self.weights is None else self.weights.of_sequence(sequence.num_positions)[kept]
         targets = shard.targets.decode(start, stop)
         if self.to is not None:
             input_ids, gold_ids = translated_ids(input_ids, self.to), translated_ids(gold_ids, self.to)
             targets = translated_targets(targets, self.to)
         return Example(
             input_ids,
-            sequence.positions()[chosen],
+            sequence.positions()[kept],
             gold_ids,
             fit_vocabulary(targets, self.student_vocabulary_size),
             {name: values[start:stop] for name, values in shard.scalars.items()},
@@ -186,7 +187,7 @@ class CachedSequences(Dataset[Example]):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the memory behind when a loader worker is started."""
+        """Return the state without the shards in memory, when a loader worker is started."""
         return {name: value for name, value in self.__dict__.items() if name != "_shard"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -207,7 +208,7 @@ class CachedSequences(Dataset[Example]):
             {name: self.teacher.scalar(name, *self.teacher.shard_rows(shard)) for name in self.reading.scalars},
             {layer: self.teacher.stored_hidden(layer, shard, 0, positions) for layer in self.reading.layers},
         )
-        return read.turned(positions // 2) if self.said_elsewhere else read
+        return read.rolled(positions // 2) if self.other_positions else read
 
 
 def fit_vocabulary(targets: Targets, vocabulary_size: int) -> Targets:
@@ -236,8 +237,8 @@ def collate(examples: list[Example]) -> dict[str, Any]:
         input_ids, attention_mask, labels: (B, L) int64, labels IGNORED outside kept positions;
         target_ids (P, k) int64, 0 in empty slots; target_log_probs (P, k) and
         target_log_left_out (P,) float32, -inf where there is nothing; P positions in all.
-        Where they were read: scalars, (P,) float32 by name, and hidden, (P, width) float32 by layer. Where positions
-        do not count alike: position_weights, (P,) float32.
+        Where they were read: scalars, (P,) float32 by name, and hidden, (P, width) float32 by layer. Where
+        positions have weights: position_weights, (P,) float32.
     """
     length = max(len(example.input_ids) for example in examples)
     input_ids = np.zeros((len(examples), length), dtype=np.int64)

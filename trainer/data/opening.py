@@ -1,7 +1,6 @@
 """The cached teachers of a student file: one, several of one encoding, or those of several caches.
 
-What belongs together is checked here, from manifests alone; nothing needs torch. What is trained on stands
-in ``run/sources.py``.
+That they fit together is checked here, from manifests alone, without torch. ``run/sources.py`` makes the training data.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,14 +28,16 @@ def open_teachers(config: StudentConfig) -> list[CachedTeacher]:
         encoding = Cache(config.cache).encoding(config.encoding)
         if not config.teachers:
             return [encoding.teacher(config.teacher)]
-        return [encoding.teacher(each.name) for each in config.teachers]
-    teachers = [Cache(each.cache).encoding(each.encoding).teacher(each.teacher) for each in config.caches]
+        return [encoding.teacher(teacher.name) for teacher in config.teachers]
+    teachers = [Cache(entry.cache).encoding(entry.encoding).teacher(entry.teacher) for entry in config.caches]
     for number, teacher in enumerate(teachers[1:], start=1):
         if config.vocabulary is None:
             _require_same("tokenizer's vocabulary", teachers[0], teacher, number, _vocabulary, ONE_VOCABULARY)
             problem = f"caches.{number} has a tokenizer that splits text unlike that of the first cache"
-            require_same_encodings(teachers[0].encoding, teacher.encoding, problem, "Leave it out, or capture it anew")
-        _require_same("objective", teachers[0], teacher, number, lambda each: each.encoding.manifest.objective)
+            require_same_encodings(
+                teachers[0].encoding, teacher.encoding, problem, "Remove this cache, or capture it again"
+            )
+        _require_same("objective", teachers[0], teacher, number, lambda cached: cached.encoding.manifest.objective)
     return teachers
 
 
@@ -44,7 +45,7 @@ def check_sources(config: StudentConfig, teachers: Sequence[CachedTeacher]) -> V
     """Refuse a loss that these teachers' predictions cannot serve.
 
     Returns:
-        What the loss is worth, of several caches on the worst; None if it uses no predictions.
+        How exact the loss is, with several caches on the worst of them; None if it uses no predictions.
 
     Raises:
         ConfigError: see ``compatibility.check_loss`` and ``mixture_verdict.check_mixture``.
@@ -53,7 +54,9 @@ def check_sources(config: StudentConfig, teachers: Sequence[CachedTeacher]) -> V
     if config.teachers:
         return check_mixture(teachers, config.loss, config.mixture)
     places = [f"loss, on caches.{number}" for number in range(len(config.caches))] or ["loss"]
-    verdicts = [check_loss(each.manifest, config.loss, place) for each, place in zip(teachers, places, strict=True)]
+    verdicts = [
+        check_loss(teacher.manifest, config.loss, place) for teacher, place in zip(teachers, places, strict=True)
+    ]
     if config.loss.source == "hidden" or config.loss.hidden:
         for number, teacher in enumerate(teachers[1:], start=1):
             _require_same("teacher, for its hidden states,", teachers[0], teacher, number, _hidden_identity)
@@ -66,7 +69,7 @@ def _require_same(
     other: CachedTeacher,
     number: int,
     value_of: Callable[[CachedTeacher], Any],
-    fix: str = "Leave it out, or capture it anew",
+    fix: str = "Remove this cache, or capture it again",
 ) -> None:
     if value_of(first) != value_of(other):
         raise IdentityError(
@@ -74,7 +77,7 @@ def _require_same(
             where=f"caches.{number}",
             expected=str(value_of(first))[:12],
             found=f"{str(value_of(other))[:12]} in {other.encoding.path}",
-            why="one student cannot learn from both",
+            why="a student cannot learn from both",
             fix=fix,
         )
 

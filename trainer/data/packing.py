@@ -1,7 +1,7 @@
-"""The sequences of a batch one after another in rows, instead of each in a row of padding.
+"""Packing: the sequences of a batch one after another in rows, instead of one padded row each.
 
-A batch stays what the sampler makes it, and only the way in which it is laid out changes. So what
-holds of batches holds of packed ones: the order depends on (seed, epoch) alone, and neither world
+Packing changes how a batch is laid out, and not which sequences are in it. So the order still depends on (seed,
+epoch) alone, and neither world
 size, loader workers nor a stop in mid-epoch change which sequences share a step. No sequence is
 cut, none is dropped, and the loss and its gradients are those of padding, up to rounding.
 
@@ -27,7 +27,7 @@ from torch import Tensor
 from trainer.data.cached_sequences import IGNORED, Example, collate
 
 FILL = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
-"""What stands at the end of rows in each tensor that has one entry for every token."""
+"""The padding at the end of rows in each tensor that has one entry for every token."""
 
 # B: sequences, L: longest of them, R: rows, W: tokens of the fullest row, T: tokens of the batch, D: width
 

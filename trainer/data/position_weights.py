@@ -31,7 +31,7 @@ class PositionWeights:
 
     Attributes:
         label: Weight of the first kept position of a sequence.
-        token: Weight of every other one.
+        token: Weight of every other position.
     """
 
     label: float
@@ -39,7 +39,7 @@ class PositionWeights:
 
     @classmethod
     def of(cls, encoding: Encoding, split: Split, loss: LossConfig) -> "PositionWeights | None":
-        """Return the weights that a loss asks for; None if all positions count alike.
+        """Return the weights that a loss sets; None if all positions have the same weight.
 
         Raises:
             ConfigError: the loss weights labels, and the encoding has none; or nothing is left that weighs anything.
@@ -48,7 +48,7 @@ class PositionWeights:
             return None
         if not encoding.manifest.labelled:
             raise ConfigError(
-                "the loss weights labels, and these documents have none",
+                "the loss sets a weight for labels, but these documents have no labels",
                 where="loss.label_weight" if loss.label_weight is not None else "loss.token_weight",
                 expected="an encoding captured with corpus.label_field",
                 found=encoding.path,
@@ -56,13 +56,13 @@ class PositionWeights:
             )
         totals = encoding.manifest.splits[split]
         others = totals.positions - totals.sequences
-        label, token = (1.0 if each is None else each for each in (loss.label_weight, loss.token_weight))
+        label, token = (1.0 if weight is None else weight for weight in (loss.label_weight, loss.token_weight))
         if not others and label == 0:
             raise ConfigError(
-                "labels weigh nothing, and nothing else was kept of these documents",
+                "labels have weight 0, and no other position of these documents was kept",
                 where="loss.label_weight",
                 found=encoding.path,
-                fix="Give it a weight, or capture with encoding.masking.keep: all",
+                fix="Set label_weight above 0, or capture with encoding.masking.keep: all",
             )
         return cls(
             label * totals.positions / max(totals.sequences, 1), token * totals.positions / others if others else 0.0

@@ -101,9 +101,9 @@ def interleaved(numbers: Sequence[int]) -> Iterator[int]:
     """Yield each i ``numbers[i]`` times, spread evenly: the next is the one that is furthest behind its share."""
     taken = [0] * len(numbers)
     for _ in range(sum(numbers)):
-        chosen = min((i for i, number in enumerate(numbers) if number), key=lambda i: (taken[i] + 0.5) / numbers[i])
-        taken[chosen] += 1
-        yield chosen
+        next_cache = min((i for i, number in enumerate(numbers) if number), key=lambda i: (taken[i] + 0.5) / numbers[i])
+        taken[next_cache] += 1
+        yield next_cache
 
 
 def passes(order: ShardWindowSampler, epoch: int) -> Iterator[int]:

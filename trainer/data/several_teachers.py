@@ -1,9 +1,9 @@
-"""Several teachers of one encoding: what they said at the same positions, side by side.
+"""Several teachers of one encoding: their predictions at the same positions, side by side.
 
-An item is that of one teacher with more slots: the teachers' slots of a position stand one after another in
+An item is like that of one teacher with more slots: the teachers' slots of a position are concatenated in
 ``targets``, ``log_left_out`` has a column for each teacher, scalars are named ``<number of the teacher>/<name>``,
 hidden states ``<teacher>/<layer>``, and one more scalar, ``weights``, holds the file's weights for the document's
-group. So padding, packing and moving between devices need to know nothing of teachers, and neither do batches.
+group. So padding, packing and moving between devices work as for one teacher.
 
 Cost: each teacher's stored integers of a window of shards in memory; sequences are held once. Work per position is that
 of one teacher, times their number.
@@ -23,7 +23,7 @@ from trainer.config.mixture import SCALAR, MixedTeacher, MixtureConfig
 from trainer.config.student_file import LossConfig, state_name
 from trainer.data.cached_sequences import CachedSequences, Example, Reading
 from trainer.data.position_weights import PositionWeights
-from trainer.verdicts.compatibility import Source
+from trainer.verdicts.compatibility import TargetSummary
 
 # T: teachers
 
@@ -34,7 +34,7 @@ class MixedSequences(Dataset[Example]):
     Args:
         teachers: T teachers of one encoding, by the names of ``mixed``, in its order.
         mixed: Their weights.
-        readings: What each is asked besides its targets.
+        readings: What is read from each in addition to its targets.
         student_vocabulary_size: As of ``CachedSequences``.
         shards_in_memory: The same.
         weights: The same.
@@ -66,9 +66,9 @@ class MixedSequences(Dataset[Example]):
         examples = [part[index] for part in self.parts]
         targets = [example.targets for example in examples]
         together = Targets(
-            np.concatenate([each.ids for each in targets], axis=1),
-            np.concatenate([each.log_probs for each in targets], axis=1),
-            np.stack([each.log_left_out for each in targets], axis=1),
+            np.concatenate([sparse.ids for sparse in targets], axis=1),
+            np.concatenate([sparse.log_probs for sparse in targets], axis=1),
+            np.stack([sparse.log_left_out for sparse in targets], axis=1),
         )
         scalars = {f"{t}/{name}": x for t, example in enumerate(examples) for name, x in example.scalars.items()}
         hidden = {
@@ -84,18 +84,18 @@ class MixedSequences(Dataset[Example]):
         weights = np.array([teacher.weight_on(group) for teacher in self.mixed], np.float32)
         if not weights.any():
             raise ConfigError(
-                "every teacher has weight 0 on this group of documents",
+                "all teachers have weight 0 on this group of documents",
                 where="teachers",
                 found=f"group {group!r}",
-                fix="Give one of them a weight above 0 there",
+                fix="Give at least one teacher a weight above 0 on this group",
             )
         return weights
 
 
 def mixed_reading(loss: LossConfig, mixture: MixtureConfig, teacher: CachedTeacher) -> Reading:
-    """Return what one of several teachers is asked besides its targets."""
+    """Return what is read from one of several teachers in addition to its targets."""
     layers = tuple(sorted({pair.layer for pair in loss.of_teacher(teacher.name).hidden}))
     if loss.kd_weight == 0:
         return Reading(layers=layers)
-    tempering = Source.of(teacher.manifest, loss).scalars_for(loss) or ()
+    tempering = TargetSummary.of(teacher.manifest, loss).scalars_for(loss) or ()
     return Reading(tuple(name for name in (*tempering, SCALAR[mixture.weights]) if name is not None), layers)

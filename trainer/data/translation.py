@@ -1,10 +1,10 @@
 """Reading a cache whose tokenizer is not the student's: each of its ids becomes the student's id of the same token.
 
-The map is a table of the cache's vocabulary (``cache_tools/union_vocabulary.py``), so translating is one look-up
+The map is a table of the cache's vocabulary (``cache_tools/vocabularies/union.py``), so translating is one look-up
 for each token of the text and each kept entry. Maps of predictions are injective: probabilities move and are never
-added, and the loss is that of a student whose rows stand in another order. Ids beyond the tokenizer's, the padding
-of a teacher's vocabulary, mean nothing to a student; their mass is left out, as in ``data.fit_vocabulary``. So is
-that of tokens that a smaller vocabulary has dropped; in a text, and as gold tokens, these are read as their stand-ins.
+added, and the loss is that of a student whose rows are permuted. Ids beyond the tokenizer's, the padding of a teacher's
+vocabulary, have no token; their mass is left out, as in ``cached_sequences.fit_vocabulary``. So is the mass of tokens
+that a smaller vocabulary has dropped; in a text, and as gold tokens, these are replaced by kept tokens.
 
 On one core that is 0.3 microseconds for a position of 64 slots, at 152,000 ids, a third of what decoding it costs.
 Rejected: translating once and storing the result, which
@@ -26,7 +26,7 @@ from cache_tools.store.teacher import CachedTeacher
 from cache_tools.vocabularies.folder import read_vocabulary
 from cache_tools.vocabularies.union import NO_ID, IdMaps, UnionVocabulary
 from trainer.config.student_file import LossConfig
-from trainer.verdicts.compatibility import Source
+from trainer.verdicts.compatibility import TargetSummary
 
 
 def open_union(folder: StorePath | None, teachers: Sequence[CachedTeacher], loss: LossConfig) -> UnionVocabulary | None:
@@ -43,7 +43,7 @@ def open_union(folder: StorePath | None, teachers: Sequence[CachedTeacher], loss
         check_vocabulary(union, teacher)
     if union is not None and loss.source == "hidden" and loss.kd_weight > 0 and len(union.maps) > 1:
         raise ConfigError(
-            "a distribution that is rebuilt from hidden states is not translated to a union of vocabularies",
+            "source: hidden cannot be used with a union of vocabularies",
             where="vocabulary",
             expected="loss.source: targets",
             found="loss.source: hidden",
@@ -52,29 +52,29 @@ def open_union(folder: StorePath | None, teachers: Sequence[CachedTeacher], loss
 
 
 def check_vocabulary(union: UnionVocabulary | None, teacher: CachedTeacher) -> None:
-    """Refuse a vocabulary in which a cached teacher did not speak.
+    """Refuse a vocabulary that does not fit a cached teacher.
 
     Raises:
         IdentityError: it has no map for the cache's tokenizer; or the teacher's distributions are over the tokens of
             another vocabulary (``target.vocabulary`` of the capture).
     """
     to = student_ids(union, teacher.encoding)
-    asked, chosen = teacher.manifest.target.settings.get("vocabulary"), union.fingerprint if union else None
-    if asked not in (None, chosen):
+    captured, given = teacher.manifest.target.settings.get("vocabulary"), union.fingerprint if union else None
+    if captured not in (None, given):
         raise IdentityError(
-            f"teacher {teacher.name!r} was asked about the tokens of another vocabulary",
+            f"teacher {teacher.name!r} was captured over the tokens of another vocabulary",
             where=teacher.path,
-            expected=f"vocabulary {asked[:12]}…, as target.vocabulary of the capture",
-            found=f"{chosen[:12]}…" if chosen else "none",
-            why="tokens that it was not asked about would be learned to be impossible",
+            expected=f"vocabulary {captured[:12]}…, as target.vocabulary of the capture",
+            found=f"{given[:12]}…" if given else "none",
+            why="the student would learn that all other tokens are impossible",
             fix="Name the vocabulary of the capture file as vocabulary",
         )
-    whole = Source.of(teacher.manifest, LossConfig()).family == "whole"
-    if whole and asked is None and to is not None and not np.array_equal(to.predicted, to.read):
+    whole = TargetSummary.of(teacher.manifest, LossConfig()).family == "whole"
+    if whole and captured is None and to is not None and not np.array_equal(to.predicted, to.read):
         raise IdentityError(
-            f"teacher {teacher.name!r} was asked about tokens that the vocabulary has dropped",
+            f"teacher {teacher.name!r} was captured over tokens that the vocabulary has dropped",
             where=teacher.path,
-            why="rows that hold every token would no longer do so, and be taken for whole",
+            why="its rows would be treated as complete although the dropped tokens are missing",
             fix="Capture it with this folder as target.vocabulary",
         )
 
@@ -102,9 +102,9 @@ def teacher_ids(to: IdMaps | None, student_vocabulary_size: int) -> NDArray[np.i
     """
     if to is None:
         return None
-    known = np.flatnonzero(to.predicted != NO_ID)
-    result = np.empty(len(known), np.int64)
-    result[to.predicted[known]] = known
+    with_token = np.flatnonzero(to.predicted != NO_ID)
+    result = np.empty(len(with_token), np.int64)
+    result[to.predicted[with_token]] = with_token
     return result[:student_vocabulary_size]
 
 
@@ -114,14 +114,14 @@ def translated_ids(ids: NDArray[np.uint32], to: IdMaps) -> NDArray[np.uint32]:
     Raises:
         IdentityError: an id has no token, so it means nothing.
     """
-    found = _looked_up(ids, to.read)
-    if (found == NO_ID).any():
+    translated = _looked_up(ids, to.read)
+    if (translated == NO_ID).any():
         raise IdentityError(
             "a text holds an id for which its tokenizer has no token",
-            found=int(ids[found == NO_ID][0]),
-            why="the student could not know what it stands for",
+            found=int(ids[translated == NO_ID][0]),
+            why="the student has no token for it",
         )
-    return found
+    return translated
 
 
 def translated_targets(targets: Targets, to: IdMaps) -> Targets:
@@ -132,5 +132,5 @@ def translated_targets(targets: Targets, to: IdMaps) -> Targets:
 
 def _looked_up(ids: NDArray[np.uint32], to: NDArray[np.uint32]) -> NDArray[np.uint32]:
     inside = ids < len(to)
-    found: NDArray[np.uint32] = np.where(inside, to[np.where(inside, ids, 0)], np.uint32(NO_ID))
-    return found
+    result: NDArray[np.uint32] = np.where(inside, to[np.where(inside, ids, 0)], np.uint32(NO_ID))
+    return result

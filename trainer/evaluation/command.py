@@ -22,20 +22,26 @@ WHAT = {"all": "positions", "labels": "labels", "tokens": "positions of tokens"}
 @click.option("--encoding", help="Name of the encoding, if the cache has several.")
 @click.option("--teacher", help="Name of the teacher, if the encoding has several.")
 @click.option(
-    "--split", type=click.Choice(["held_out", "train"]), default="held_out", show_default=True, help="Which sequences."
+    "--split",
+    type=click.Choice(["held_out", "train"]),
+    default="held_out",
+    show_default=True,
+    help="Split of the cache to measure on.",
 )
 @click.option(
     "--positions",
     type=click.Choice(["all", "labels", "tokens"]),
     default="all",
     show_default=True,
-    help="Where documents have labels: measure these, or all else.",
+    help="If documents have labels: measure only labels, only the other tokens, or all.",
 )
-@click.option("--vocabulary", type=CacheType(), help="The student's vocabulary, if it is not the cache's.")
+@click.option("--vocabulary", type=CacheType(), help="Folder of the student's vocabulary, if it is not the cache's.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Sequences per forward pass.")
-@click.option("--device", default="auto", show_default=True, help="Where to run; auto takes a GPU when there is one.")
+@click.option("--device", default="auto", show_default=True, help="Torch device; auto uses a GPU if there is one.")
 @click.option(
-    "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw the reliability diagram (.png, .svg, .pdf)."
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the reliability diagram to this file (.png, .svg, .pdf).",
 )
 @click.option(
     "--trust-remote-code", is_flag=True, help="Run Python code that comes with STUDENT. Only for models you trust."
@@ -55,7 +61,7 @@ def evaluate_command(
     trust_remote_code: bool,
     as_json: bool,
 ) -> None:
-    """Compare the model in folder STUDENT with the teacher in CACHE; no teacher is loaded.
+    """Compare the model in folder STUDENT with the text and with the cached teacher; no teacher is loaded.
 
     \b
     Example:

@@ -37,7 +37,7 @@ from trainer.data.cached_sequences import IGNORED, CachedSequences, collate, to_
 from trainer.data.translation import check_vocabulary, student_ids, student_vocabulary
 from trainer.evaluation.measures import Measures, Sums, measured_reading
 from trainer.evaluation.results import EvaluateResult
-from trainer.losses.objective import TeacherRows
+from trainer.losses.distillation_loss import TeacherRows
 from trainer.student import fused_loss
 from trainer.student.checkpoint import FINAL, load_student
 from trainer.student.finite import check_measures, check_student
@@ -154,7 +154,7 @@ def _loaded(
         return load_student(auto, folder, dtype=torch.float32, trust_remote_code=trust_remote_code)
     except LOADING_ERRORS as error:
         raise ModelError(
-            "no student can be loaded from here",
+            "the student cannot be loaded from this folder",
             where=folder,
             found=shorten(str(error), 300),
             fix=_advice(folder),
@@ -213,9 +213,9 @@ def evaluated_sequences(
     """
     if positions != "all" and not teacher.encoding.manifest.labelled:
         raise ConfigError(
-            f"{positions} are to be measured by themselves, and these documents have no labels",
+            f"{positions} cannot be measured alone: these documents have no labels",
             where=teacher.encoding.path,
-            fix="Measure all positions",
+            fix="Leave --positions out",
         )
     to = student_ids(union, teacher.encoding)
     reading = measured_reading(teacher.manifest, translated=to is not None)
@@ -297,10 +297,12 @@ def measured(
     for number, batch in enumerate(loader):
         moved = to_device(batch, device)
         kept = moved["labels"] != IGNORED
-        gold_P, said = moved["labels"][kept], TeacherRows.of(moved)
+        gold_P, teacher_rows = moved["labels"][kept], TeacherRows.of(moved)
 
-        def sums_of(logits_NV: Tensor, rows: slice, gold_P: Tensor = gold_P, said: TeacherRows = said) -> Sums:
-            return measures.sums(logits_NV, gold_P[rows], said[rows])
+        def sums_of(
+            logits_NV: Tensor, rows: slice, gold_P: Tensor = gold_P, teacher_P: TeacherRows = teacher_rows
+        ) -> Sums:
+            return measures.sums(logits_NV, gold_P[rows], teacher_P[rows])
 
         inputs = {name: moved[name] for name in ("input_ids", "attention_mask")}
         sums, _ = over_positions(inputs, kept, sums_of)

@@ -31,9 +31,9 @@ from cache_tools.store.teacher import CachedTeacher
 from trainer.config.student_file import LossConfig
 from trainer.data.cached_sequences import Reading
 from trainer.evaluation.results import MeanMeasures, ReliabilityBin
+from trainer.losses.distillation_loss import DistillationLoss, TeacherRows, own_entropy
 from trainer.losses.full import TeacherHead
-from trainer.losses.objective import Objective, TeacherRows, own_entropy
-from trainer.verdicts.compatibility import Source, explain
+from trainer.verdicts.compatibility import TargetSummary, explain
 
 BINS = 15
 """Number of bins of the calibration error, as in its paper."""
@@ -68,8 +68,8 @@ class Measures:
         totals: float64, on the CPU.
     """
 
-    kl: Objective
-    variation: Objective
+    kl: DistillationLoss
+    variation: DistillationLoss
     is_kl: str
     totals: Sums = field(default_factory=dict)
 
@@ -82,27 +82,27 @@ class Measures:
         if loss.source == "hidden":
             head = torch.nn.Module.to(TeacherHead(teacher.file(layout.HEAD), student_vocabulary_size), device)
         variation = loss.model_copy(update={"divergence": "total_variation"})
-        level = explain(Source.of(teacher.manifest, loss), loss).level
-        return cls(Objective(loss, head), Objective(variation, head), level)
+        level = explain(TargetSummary.of(teacher.manifest, loss), loss).level
+        return cls(DistillationLoss(loss, head), DistillationLoss(variation, head), level)
 
-    def sums(self, logits_NV: Tensor, gold_N: Tensor, said: TeacherRows) -> Sums:
+    def sums(self, logits_NV: Tensor, gold_N: Tensor, teacher_rows: TeacherRows) -> Sums:
         """Return the sums of some rows: scalars, and (BINS,) for what is counted by bin."""
-        kl_N, cross_entropy_N = self.kl.terms(logits_NV, gold_N, said)
+        kl_N, cross_entropy_N = self.kl.terms(logits_NV, gold_N, teacher_rows)
         if self.is_kl == "unbiased":
-            kl_N = kl_N + own_entropy(said.targets) - said.scalars[ENTROPY]
-        variation_N, _ = self.variation.terms(logits_NV, gold_N, said)
-        confidence_N, chosen_N = logits_NV.softmax(dim=1).max(dim=1)
-        bins_N = (confidence_N * BINS).long().clamp(0, BINS - 1)  # NaN, which the means show, has no number
+            kl_N = kl_N + own_entropy(teacher_rows.targets) - teacher_rows.scalars[ENTROPY]
+        variation_N, _ = self.variation.terms(logits_NV, gold_N, teacher_rows)
+        confidence_N, top1_N = logits_NV.softmax(dim=1).max(dim=1)
+        bins_N = (confidence_N * BINS).long().clamp(0, BINS - 1)  # NaN, which the means show, has no bin
         binned = {
             "confidence": confidence_N,
-            "correct": (chosen_N == gold_N).float(),
+            "correct": (top1_N == gold_N).float(),
             "counted": torch.ones_like(confidence_N),
         }
         return {
             "loss": kl_N.sum(),  # the name that every chunked sum must have
             "cross_entropy": cross_entropy_N.sum(),
             "variation": variation_N.sum(),
-            "agreement": (chosen_N == self._teachers_choice(said)).sum(),
+            "agreement": (top1_N == self._teacher_top1(teacher_rows)).sum(),
         } | {name: _by_bin(x, bins_N) for name, x in binned.items()}
 
     def add(self, sums: Sums) -> None:
@@ -138,13 +138,13 @@ class Measures:
             if count
         )
 
-    def _teachers_choice(self, said: TeacherRows) -> Tensor:
+    def _teacher_top1(self, teacher_rows: TeacherRows) -> Tensor:
         """Return the teacher's most likely token per row: (N,) int64."""
         if self.kl.head is not None:
-            choice_N: Tensor = self.kl.head(said.hidden["last"]).argmax(dim=1)
-            return choice_N
-        best_N1 = said.targets.log_probs.argmax(dim=1, keepdim=True)
-        return said.targets.ids.gather(1, best_N1)[:, 0]
+            top1_N: Tensor = self.kl.head(teacher_rows.hidden["last"]).argmax(dim=1)
+            return top1_N
+        best_N1 = teacher_rows.targets.log_probs.argmax(dim=1, keepdim=True)
+        return teacher_rows.targets.ids.gather(1, best_N1)[:, 0]
 
 
 def _by_bin(values_N: Tensor, bins_N: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from cache_tools.codecs.rows import LOG_SMALLEST_MASS
 from trainer.config.student_file import LossConfig
 
 LOWEST = -1e4
-"""Stands for log 0: its exponential is 0 in float32, and 0 times it is 0 and not NaN."""
+"""Used in place of log 0: its exponential is 0 in float32, and 0 times it is 0 and not NaN."""
 
 
 def summands(log_p: Tensor, log_q: Tensor, settings: LossConfig) -> Tensor:

@@ -1,18 +1,17 @@
 """Losses between hidden states of teacher and student, through a learned projection.
 
-Student and teacher have other widths and other bases, so each pair of layers gets a linear map
-from the width of one to that of the other; it is trained with the student and thrown away after.
-Where widths are equal it begins as the identity. ``mse`` is the mean square over channels, which
-few channels of huge values dominate in many language models; ``cosine``, 1 - cos, looks at
-directions only.
+Student and teacher differ in width and basis, so each pair of layers gets a linear map from the width of one to that
+of the other; it is trained with the student and discarded afterwards. Where widths are equal it starts as the identity.
+``mse`` is the mean square over channels, which a few channels with huge values dominate in many language models;
+``cosine``, 1 - cos, compares directions only.
 
-By default the student is mapped, and must hold all that the teacher's states say. ``project: teacher`` maps the
-teacher, as MT-BERT does (Wu et al., Findings of ACL 2021): each matrix keeps what the student can follow. Nothing
-holds that matrix up: with small states of the student, W -> 0 makes ``mse`` small. So the mean norm of the
-projections is logged, as ``projection_norm``.
+By default the student's states are mapped, and must contain everything that the teacher's contain. ``project: teacher``
+maps the teacher's states, as MT-BERT does (Wu et al., Findings of ACL 2021): each matrix keeps what the student can
+reproduce. Nothing keeps that matrix from shrinking: with small states of the student, W -> 0 makes ``mse`` small. So
+the mean norm of the projections is logged, as ``projection_norm``.
 
-This adds to what the student learns from the predictions; it is no divergence between distributions,
-so ``verdicts/compatibility.py`` says nothing about it.
+These terms are added to the loss on predictions. They are no divergences between distributions, so
+``verdicts/compatibility.py`` has no verdict on them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,12 +55,12 @@ class HiddenMatch(nn.Module):
         """
         total_P = torch.zeros(int(kept_BL.sum()), device=kept_BL.device)
         for pair, projection in zip(self.pairs, self.projections, strict=True):
-            mine, its = student_BLD[pair.student_layer][kept_BL], teacher_PE[pair.state]
+            student, teacher = student_BLD[pair.student_layer][kept_BL], teacher_PE[pair.state]
             if pair.project == "student":
-                mine = projection(mine)
+                student = projection(student)
             else:
-                its = projection(its.to(mine.dtype))
-            total_P = total_P + pair.weight * _distance(mine.float(), its.float(), pair)
+                teacher = projection(teacher.to(student.dtype))
+            total_P = total_P + pair.weight * _distance(student.float(), teacher.float(), pair)
         return total_P
 
     def norm(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""The log-probabilities of a few tokens, at the price of one pass over the vocabulary.
+"""The log-probabilities of a few tokens, at the cost of one pass over the vocabulary.
 
 Cross-entropy and divergences against sparse targets ask of the student's [N, V] logits only their
 log-normaliser and k of them. Written with ``gather`` and ``logsumexp``, autograd fills three
@@ -21,7 +21,7 @@ def log_probs_at(logits_NV: Tensor, ids_Nk: Tensor) -> Tensor:
 
     Args:
         logits_NV: (N, V) float32, nats.
-        ids_Nk: (N, k) int64; a token may stand more than once in a row.
+        ids_Nk: (N, k) int64; a token may occur more than once in a row.
 
     Returns:
         (N, k) float32.

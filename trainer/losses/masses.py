@@ -1,4 +1,4 @@
-"""What a student gives to the kept tokens and to all others, for the price of a cross-entropy.
+"""The mass that a student gives to the kept tokens and to all others, at the cost of a cross-entropy.
 
 The mass of the rest, 1 - sum q_i, is exact to 1e-7 only if it is subtracted in float32. Where the
 student's tail is smaller than that its gradient vanishes, and a ghost loss can no longer pull
@@ -59,7 +59,7 @@ class _LogMasses(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         kept_Nk = torch.where(used_Nk, logits_NV.gather(1, ids_Nk).float(), -torch.inf)
         others_NV = logits_NV.to(torch.float32, copy=True)
-        # the smaller of both, so that an empty slot does not bring back the id that stands in it
+        # the smaller of both, so that an empty slot does not restore the logit of its id
         others_NV.scatter_reduce_(1, ids_Nk, torch.where(used_Nk, -torch.inf, torch.inf), "amin")
         highest_N1 = others_NV.amax(dim=1, keepdim=True)
         highest_N1 = torch.where(highest_N1 == -torch.inf, 0.0, highest_N1)

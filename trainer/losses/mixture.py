@@ -59,8 +59,8 @@ class Union:
 
 def union(targets: Sequence[SparseTargets]) -> Union:
     """Return the tokens that any of the teachers kept."""
-    used_NK = torch.cat([each.used for each in targets], dim=1)
-    key_NK = torch.where(used_NK, torch.cat([each.ids for each in targets], dim=1), NOTHING)
+    used_NK = torch.cat([sparse.used for sparse in targets], dim=1)
+    key_NK = torch.where(used_NK, torch.cat([sparse.ids for sparse in targets], dim=1), NOTHING)
     sorted_NK, order_NK = key_NK.sort(dim=1, stable=True)
     first_NK = torch.ones_like(used_NK)
     first_NK[:, 1:] = sorted_NK[:, 1:] != sorted_NK[:, :-1]
@@ -81,12 +81,12 @@ def mixed_targets(targets: Sequence[SparseTargets], weights_NT: Tensor) -> Spars
         (N, K) slots. Of one teacher with weight 1 the same numbers, bit for bit.
     """
     together, log_w_NT = union(targets), weights_NT.log()
-    log_p_NK = torch.cat([each.log_probs + log_w_NT[:, t, None] for t, each in enumerate(targets)], dim=1)
+    log_p_NK = torch.cat([sparse.log_probs + log_w_NT[:, t, None] for t, sparse in enumerate(targets)], dim=1)
     highest_NK = torch.full_like(log_p_NK, -torch.inf).scatter_reduce_(1, together.slots, log_p_NK, "amax")
     base_NK = torch.where(highest_NK == -torch.inf, 0.0, highest_NK)
     shares_NK = (log_p_NK - base_NK.gather(1, together.slots)).exp()
     sums_NK = torch.zeros_like(log_p_NK).scatter_add_(1, together.slots, shares_NK)
-    log_left_out_NT = torch.stack([each.log_left_out for each in targets], dim=1) + log_w_NT
+    log_left_out_NT = torch.stack([sparse.log_left_out for sparse in targets], dim=1) + log_w_NT
     log_mean_NK = torch.where(together.used, base_NK + sums_NK.log(), -torch.inf)
     return SparseTargets(together.ids, log_mean_NK, log_left_out_NT.logsumexp(dim=1))
 
@@ -111,19 +111,19 @@ def mixed_loss_terms(
         (N,) float32 each, differentiable in the logits, once.
     """
     if settings.tail in ("uniform", "minimum"):
-        terms = [loss_terms(logits_NV, each, gold_N, settings) for each in targets]
+        terms = [loss_terms(logits_NV, sparse, gold_N, settings) for sparse in targets]
         return (torch.stack([value_N for value_N, _ in terms], dim=1) * weights_NT).sum(dim=1), terms[0][1]
-    targets = [completed(each, gold_N, settings.tail) for each in targets]
+    targets = [completed(sparse, gold_N, settings.tail) for sparse in targets]
     together = union(targets)
     log_q_NK, log_rest_N, cross_entropy_N = student_masses(
         logits_NV, together.ids, together.used, gold_N, settings.temperature
     )
     value_N = torch.zeros_like(cross_entropy_N)
-    columns = torch.split(together.slots, [each.ids.shape[1] for each in targets], dim=1)
-    for t, (each, slots_Nk) in enumerate(zip(targets, columns, strict=True)):
-        log_q_Nk = torch.where(each.used, log_q_NK.gather(1, slots_Nk), -torch.inf)
+    columns = torch.split(together.slots, [sparse.ids.shape[1] for sparse in targets], dim=1)
+    for t, (sparse, slots_Nk) in enumerate(zip(targets, columns, strict=True)):
+        log_q_Nk = torch.where(sparse.used, log_q_NK.gather(1, slots_Nk), -torch.inf)
         log_rest_t_N = _log_rest(log_q_NK, log_rest_N, slots_Nk)
-        value_N = value_N + weights_NT[:, t] * compared(each, log_q_Nk, log_rest_t_N, settings)
+        value_N = value_N + weights_NT[:, t] * compared(sparse, log_q_Nk, log_rest_t_N, settings)
     return value_N, cross_entropy_N
 
 

@@ -15,10 +15,10 @@ rule                weight              summing to what it trusts
                                                    sample is a text with one label; here, a position
 =================== =================== ========== ==========================================================
 
-The first two that look at the gold token are partly right by construction: they are told the answer.
+``inverse_loss`` and ``gold_likelihood`` use the gold token, which the student has to predict.
 
-A teacher that says nothing at a position (an empty row, where its capture skipped logits that were not
-numbers) counts nothing there, and the others make up for it. Weights are constants: no gradient passes.
+A teacher without targets at a position (an empty row, where its capture skipped logits that were not numbers) has
+weight 0 there, and the other weights are scaled up. Weights are constants: no gradient flows through them.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from torch import Tensor
 from trainer.config.mixture import Weighting
 
 LEAST_LOSS_NATS = 2.0**-10
-"""Cross-entropies below the resolution of the stored scalars count as this."""
+"""Cross-entropies below the resolution of the stored scalars are replaced by this."""
 
 LOG_FACTORS: dict[Weighting, Callable[[Tensor], Tensor]] = {
     "fixed": torch.zeros_like,
@@ -38,26 +38,26 @@ LOG_FACTORS: dict[Weighting, Callable[[Tensor], Tensor]] = {
     "entropy": lambda entropy: -entropy,
     "discounted": lambda log_gold: -torch.log1p(-log_gold.clamp(max=0)),
 }
-"""Log of what multiplies b, by the scalar that the rule reads."""
+"""Log of the factor that a rule multiplies b with, as a function of the scalar that it reads."""
 
 # N: positions, T: teachers
 
 
-def teacher_weights(rule: Weighting, given_NT: Tensor, spoke_NT: Tensor, scalar_NT: Tensor | None) -> Tensor:
+def teacher_weights(rule: Weighting, given_NT: Tensor, has_targets_NT: Tensor, scalar_NT: Tensor | None) -> Tensor:
     """Return each teacher's weight at each position.
 
     Args:
         rule: See the table.
         given_NT: (N, T) float32, b >= 0, somewhere above 0 in each row.
-        spoke_NT: (N, T) bool, whether a teacher kept anything at a position.
+        has_targets_NT: (N, T) bool, whether a teacher kept anything at a position.
         scalar_NT: (N, T) float32, nats, the scalar that the rule reads; None if it reads none.
 
     Returns:
-        (N, T) float32, >= 0, on T = 1 exactly 1 for the rules that sum to 1. Where no teacher has any
-        weight left (all gave the gold token probability 0), the given weights decide.
+        (N, T) float32, >= 0, on T = 1 exactly 1 for the rules that sum to 1. Where the rule
+        leaves every teacher with weight 0 (all gave the gold token probability 0), the given weights are used.
     """
-    heard_NT = given_NT * spoke_NT
-    given_NT = torch.where((heard_NT > 0).any(dim=1, keepdim=True), heard_NT, given_NT)
+    available_NT = given_NT * has_targets_NT
+    given_NT = torch.where((available_NT > 0).any(dim=1, keepdim=True), available_NT, given_NT)
     factor_NT = LOG_FACTORS[rule](given_NT if scalar_NT is None else scalar_NT)
     log_NT = torch.where(given_NT > 0, given_NT.log() + factor_NT, -torch.inf)
     if rule == "discounted":

@@ -2,7 +2,7 @@
 
 A sparse target holds k tokens with their log-probabilities and the mass of all others. The
 student enters through its mass on those tokens and on the rest alone (``masses.py``), so this
-costs what cross-entropy costs. A tail policy says what the rest means (``tails.py``), a divergence
+costs as much as cross-entropy. A tail policy says how the rest is treated (``tails.py``), a divergence
 compares outcome by outcome (``divergences.py``), and ``verdicts/compatibility.py`` says which combinations are
 exact. For another temperature, temper the targets first (``tempering.py``).
 
@@ -35,7 +35,7 @@ def loss_terms(
         logits_NV: (N, V), the student's, any floating type.
         targets: The teacher's, already at ``settings.temperature``; ids below V.
         gold_N: (N,) int64, the token that each position should predict.
-        settings: Of a combination that ``compatibility.check_loss`` accepts.
+        settings: The loss block; a combination that ``compatibility.check_loss`` accepts.
 
     Returns:
         (N,) float32 each, differentiable in the logits, once: nats times T² (a mass times T for total

@@ -1,7 +1,7 @@
-"""Sparse targets as tensors, and what becomes of the mass that they leave out.
+"""Sparse targets as tensors, and how the left-out mass is treated.
 
-A cache says how much mass m lies outside the kept tokens, and not where. A tail policy, chosen at
-training time, fills that gap:
+A cache stores how much mass m is left out of a row, and not how it is distributed. A tail policy, chosen at training
+time, says what is assumed:
 
 ===============  ================================================  =========================================
 policy           the target becomes                                what that costs
@@ -14,7 +14,7 @@ policy           the target becomes                                what that cos
 ``none``         the k tokens as they are, the rest not looked at  forward KL ends where renormalise does
 ===============  ================================================  =========================================
 
-Which of them is right for which divergence stands in ``verdicts/compatibility.py``.
+``verdicts/compatibility.py`` says which policies are exact or biased with which divergence.
 """
 
 from collections.abc import Mapping
@@ -31,10 +31,10 @@ from trainer.config.student_file import TailPolicy
 
 @dataclass(frozen=True)
 class SparseTargets:
-    """What a teacher said at N positions, on the student's device.
+    """A teacher's predictions at N positions, on the student's device.
 
     Attributes:
-        ids: (N, k) int64; what stands in empty slots is ignored but must be a legal index.
+        ids: (N, k) int64; ids in empty slots are ignored but must be legal indices.
         log_probs: (N, k) float32, natural log; -inf in empty slots.
         log_left_out: (N,) float32, log of the mass outside the row; -inf for none.
     """

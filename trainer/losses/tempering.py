@@ -42,7 +42,7 @@ def at_temperature(
         targets: At temperature 1.
         tokens: Of the student's vocabulary.
         loss: Its ``temperature`` and ``tail``.
-        scalars: (N,) float32 by name, those of ``compatibility.Source.scalars_for``; None if it needs none.
+        scalars: (N,) float32 by name, those of ``compatibility.TargetSummary.scalars_for``; None if it needs none.
     """
     if scalars and TAIL_MINIMUM in scalars:
         return floored(targets, tokens, loss.temperature, scalars)
@@ -55,7 +55,7 @@ def tempered(targets: SparseTargets, temperature: float, scalars: Mapping[str, T
     Args:
         targets: At temperature 1, kinds that draw excepted.
         temperature: T > 0; 1 gives the targets back.
-        scalars: (N,) float32 by name, those of ``compatibility.Source.scalars_for``. None tempers the kept
+        scalars: (N,) float32 by name, those of ``compatibility.TargetSummary.scalars_for``. None tempers the kept
             tokens among themselves: exact for rows that hold the whole vocabulary, biased for others.
     """
     if temperature == 1:

@@ -1,21 +1,21 @@
-"""Checkpoints that hold what was written: each ends with the hashes of its files, and no other is continued from.
+"""Checkpoints that are checked before they are used: each is finished with the hashes of its files.
 
 ::
 
     <output_dir>/checkpoint-N/sha256.json   bytes and sha256 of every other file of the checkpoint; written last
 
-transformers writes a checkpoint file by file and reads whatever is there: without ``optimizer.pt`` it goes on with a
-fresh optimizer, with a flipped bit to another student, both without a word. So the newest checkpoint is read through
+transformers writes a checkpoint file by file and reads whatever is there: without ``optimizer.pt`` it continues with a
+new optimizer, and a flipped bit leads to another student, both without a message. So the newest checkpoint is hashed
 before a run continues (about 1.5 GB/s). What happens then:
 
-- It holds: the run continues from it.
-- It was never finished, for the process was killed or the disk full: it is removed.
+- Its files are what was written: the run continues from it.
+- It was never finished, because the process was killed or the disk was full: it is removed.
 - It is damaged: it is renamed to ``checkpoint-N.damaged``, and the run continues from the one before, which costs the
   steps between them and leads to the same student. If there is none before, the run is refused: starting over may
-  cost days, so that is for the user to decide.
-- It has no hashes, for an older version wrote it: with a warning the run continues, if its files are there.
+  cost days, so the user decides that.
+- It has no hashes, because an older version wrote it: the run continues with a warning if its files are there.
 
-Folders with other names, such as ``checkpoint-old``, are nobody's business here; transformers would delete them when
+Folders with other names, such as ``checkpoint-old``, are left alone; transformers would delete them when
 ``save_total_limit`` is reached.
 """
 
@@ -39,20 +39,20 @@ logger = logging.getLogger(__name__)
 
 HASHES = "sha256.json"
 STATE = "trainer_state.json"
-"""Of the Trainer, which writes it after all else."""
+"""The Trainer's state, which it writes last."""
 NUMBERED = re.compile(r"checkpoint-(0|[1-9][0-9]{0,17})")
 PROBE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """What lies in a run folder.
+    """The checkpoints of a run folder.
 
     Attributes:
         newest: The newest checkpoint to continue from; None if there is none.
         has_hashes: Whether ``newest`` was checked against its hashes.
         unfinished: Those that were never written to their end.
-        damaged: Newer ones that do not hold, each with what is wrong.
+        damaged: Newer ones that are damaged, each with the problem.
     """
 
     newest: Path | None
@@ -76,10 +76,10 @@ def write_hashes(checkpoint: Path) -> None:
 
 
 def read_checkpoints(output: Path) -> Checkpoints:
-    """Look for the newest checkpoint that holds; it and those after it are read through.
+    """Find the newest undamaged checkpoint; it and those after it are hashed.
 
     Raises:
-        DamageError: there are checkpoints, and none of them holds.
+        DamageError: there are checkpoints, and all of them are damaged.
     """
     unfinished: list[Path] = []
     damaged: list[tuple[Path, str]] = []
@@ -103,16 +103,16 @@ def read_checkpoints(output: Path) -> Checkpoints:
 
 
 def last_checkpoint(output: Path) -> str | None:
-    """Return the newest checkpoint that holds; changes nothing. Errors as for :func:`read_checkpoints`."""
+    """Return the newest undamaged checkpoint; changes nothing. Errors as for :func:`read_checkpoints`."""
     newest = read_checkpoints(output).newest
     return None if newest is None else str(newest)
 
 
 def prepare_to_continue(output: Path) -> str | None:
-    """Return the checkpoint to continue from; removes unfinished ones, sets damaged ones aside, and says so.
+    """Return the checkpoint to continue from; removes unfinished ones, renames damaged ones, and logs this.
 
     Raises:
-        DamageError: there are checkpoints, and none of them holds.
+        DamageError: there are checkpoints, and all of them are damaged.
         StorageError: the disk refuses.
     """
     checkpoints = read_checkpoints(output)
@@ -124,14 +124,14 @@ def prepare_to_continue(output: Path) -> str | None:
         with storage_errors(checkpoint):
             os.replace(checkpoint, aside)
         logger.warning(
-            "%s is damaged: %s. It is now called %s, and the run continues from %s, to the same student.",
+            "%s is damaged: %s. It was renamed to %s, and the run continues from %s. The final student is the same.",
             *(checkpoint, problem, aside.name, getattr(checkpoints.newest, "name", "")),
         )
     if checkpoints.newest is None:
         return None
     if not checkpoints.has_hashes:
         logger.warning(
-            "%s has no %s, as checkpoints of older versions: whether its files are what was written cannot be checked.",
+            "%s has no %s, because an older version wrote it: its files cannot be checked for damage.",
             *(checkpoints.newest, HASHES),
         )
     return str(checkpoints.newest)
@@ -144,7 +144,7 @@ def numbered(output: Path) -> list[Path]:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Say what is wrong with a finished checkpoint; None if it is as it was written, as far as can be known."""
+    """Return what is wrong with a finished checkpoint; None if no damage can be detected."""
     try:
         records = json.loads((checkpoint / HASHES).read_bytes())["files"]
         expected = {str(name): (record["bytes"], record["sha256"]) for name, record in records.items()}
@@ -162,7 +162,7 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def _missing_file(checkpoint: Path) -> str | None:
-    """Say which file a checkpoint lacks, whatever its hashes say; DeepSpeed keeps the optimizer in its own folder."""
+    """Return which file a checkpoint lacks, listed or not; DeepSpeed keeps the optimizer in its own folder."""
     needed = ["*.safetensors", "rng_state*.pth"]
     needed += [] if any(checkpoint.glob("global_step*")) else ["optimizer.pt", "scheduler.pt"]
     return next((f"{name} is missing" for name in needed if not any(checkpoint.glob(name))), None)
@@ -203,7 +203,7 @@ def remove_oldest(output: Path, keep: int | None, best: str | None) -> None:
 
 @contextmanager
 def saving(place: Path) -> Iterator[None]:
-    """Turn whatever a refusing disk makes of torch, safetensors or tokenizers inside the block into a StorageError."""
+    """Turn what torch, safetensors or tokenizers raise inside the block when the disk fails into a StorageError."""
     with storage_errors(place):
         try:
             yield
@@ -217,7 +217,7 @@ def saving(place: Path) -> Iterator[None]:
 
 
 def _refusal(error: Exception, place: Path) -> OSError | None:
-    """Return what the disk said; libraries in Rust put it into their message, torch's archive writer loses it."""
+    """Return the error of the disk; libraries in Rust put it into their message, torch's archive writer drops it."""
     number = re.search(r"\(os error (\d+)\)", str(error))
     if number is not None:
         return OSError(int(number[1]), os.strerror(int(number[1])))
@@ -227,7 +227,7 @@ def _refusal(error: Exception, place: Path) -> OSError | None:
 
 
 def _probe(place: Path) -> OSError | None:
-    """Ask the disk again with a small file."""
+    """Find the error of the disk by writing a small file."""
     folder = next(parent for parent in (place, *place.parents) if parent.is_dir())
     probe = folder / f"probe.{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
     try:
@@ -243,7 +243,7 @@ def _probe(place: Path) -> OSError | None:
 
 @contextmanager
 def reading(checkpoint: Path) -> Iterator[None]:
-    """Turn what torch or safetensors make of a damaged file inside the block into a DamageError."""
+    """Turn what torch or safetensors raise for a damaged file inside the block into a DamageError."""
     try:
         yield
     except (LogitcaskError, MemoryError):
@@ -260,7 +260,7 @@ def reading(checkpoint: Path) -> Iterator[None]:
 
 
 def broadcast_choice(output: Path, rank: int, broadcast: Any) -> str | None:
-    """Let the first process choose the checkpoint for all of them, so that each file is read through once.
+    """Let the first process choose the checkpoint for all of them, so that each file is hashed once.
 
     Args:
         output: The run folder.

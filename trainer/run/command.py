@@ -8,15 +8,22 @@ import click
 @click.command("train")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key: training.learning_rate=1e-4."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of CONFIG, such as training.learning_rate=1e-4.",
 )
-@click.option("--explain", is_flag=True, help="Print which losses are exact on the cache, and what CONFIG's is worth.")
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Print which losses are exact, unbiased or biased on the cache, and which CONFIG's loss is; train nothing.",
+)
 def train_command(config: Path, overrides: tuple[str, ...], explain: bool) -> None:
     """Train the student of CONFIG from its cache and print the folder of the result.
 
-    Stop it anywhere and run the same command again: it continues from its last checkpoint.
-    No teacher is loaded. Several GPUs: start it with torchrun or accelerate launch.
-    With --explain nothing is trained: it needs only the cache's manifests.
+    After a stop, run the same command again: it continues from its last checkpoint.
+    No teacher is loaded. To use several GPUs, start it with torchrun or accelerate launch.
 
     \b
     Example:

@@ -1,9 +1,8 @@
 """transformers' Trainer for a student that learns from a cache.
 
-The Trainer does what it does well (devices, distribution, precision, accumulation, schedules, checkpoints). Added here:
-the cache's order, the parts of the loss and the waits for data in the log, measuring against the cached teacher,
-checkpoints of the bare student, so that every one of them is an ordinary model folder, each with the hashes of its
-files (``checkpoints.py``), and an end to runs whose loss is not finite (``student/finite.py``).
+The Trainer's loop is used for devices, distribution, precision, accumulation and schedules. Overridden here: the order
+of the sequences, the log (the parts of the loss, and the waits for data), the evaluation (against the cached teacher),
+and a stop at a loss that is not finite (``student/finite.py``). ``checkpointing_trainer.py`` overrides what is saved.
 """
 
 from collections.abc import Iterator
@@ -69,17 +68,17 @@ class DistillationTrainer(CheckpointingTrainer):
         self.neftune_noise_alpha = None  # the Trainer would look for embeddings in the wrapper, see neftune.py
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Make accelerate's object; on CPUs too one that shards, if FSDP was asked for."""
+        """Make accelerate's object; also on CPUs one that shards, if the arguments set FSDP."""
         with argument_errors():
             super().create_accelerator_and_postprocess()
         keep_sharding(self.accelerator, self.args.fsdp_plugin_args)
         self.is_fsdp_enabled = self.accelerator.distributed_type == DistributedType.FSDP
 
     def continue_training(self) -> None:
-        """Train to the end, from the newest checkpoint that holds if there is one.
+        """Train to the end, from the newest undamaged checkpoint if there is one.
 
         Raises:
-            DamageError: there are checkpoints, and none of them holds.
+            DamageError: there are checkpoints, and all of them are damaged.
             ModelError: the student or its loss is not finite.
             StorageError: the disk is full or refuses.
         """
@@ -96,12 +95,12 @@ class DistillationTrainer(CheckpointingTrainer):
             run(*arguments, **named)
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """Make the optimizer; what it does not accept is an argument's fault."""
+        """Make the optimizer; values that it does not accept are reported as wrong arguments."""
         with argument_errors("training.optim"):
             return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Make the schedule; what it does not accept is an argument's fault."""
+        """Make the schedule; values that it does not accept are reported as wrong arguments."""
         with argument_errors("training.lr_scheduler_kwargs"):
             return super().create_scheduler(num_training_steps, optimizer)
 
@@ -115,7 +114,7 @@ class DistillationTrainer(CheckpointingTrainer):
             check_packing(self.model.student, self.model.head, row_tokens)
 
     def check_rows(self, objective: Objective, packed: bool) -> None:
-        """Refuse a student whose rows depend on later tokens, padding or batch-mates, see ``student/probe.py``."""
+        """Refuse a student whose rows depend on later tokens, padding or other sequences, see ``student/probe.py``."""
         dataset = self.train_dataset
         assert isinstance(self.model, DistilledStudent)
         assert isinstance(dataset, TrainingSequences)
@@ -124,7 +123,7 @@ class DistillationTrainer(CheckpointingTrainer):
             check_rows(self.model.student, self.model.head, examples, objective, packed)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
-        """Take the batches of a step, and measure how long they take to come."""
+        """Take the batches of a step, and measure how long this takes."""
         return super().get_batch_samples(self._stall.timed(epoch_iterator), num_batches, device)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **named: Any) -> Any:
@@ -146,7 +145,7 @@ class DistillationTrainer(CheckpointingTrainer):
         return norm
 
     def check_signal(self) -> None:
-        """Refuse a student that what the teacher said would not reach, see ``student/signal_check.py``."""
+        """Refuse a student whose gradient ignores the teacher, see ``student/signal_check.py``."""
         dataset = self.train_dataset
         assert isinstance(dataset, TrainingSequences)
         with self.compute_loss_context_manager():

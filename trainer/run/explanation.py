@@ -1,6 +1,6 @@
 """The table of ``verdicts/compatibility.py`` for people: ``logitcask train --explain``.
 
-Reasons are numbered and stand below the table, since one reason serves many cells.
+Reasons are numbered and printed below the table, since one reason applies to many cells.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,16 @@ from rich.table import Table
 
 from trainer.config.student_file import Divergence, StudentConfig, TailPolicy
 from trainer.data.opening import open_teachers
-from trainer.verdicts.compatibility import FAMILIES, TEMPERED, Family, Source, Verdict, described, explain, verdict_at_1
+from trainer.verdicts.compatibility import (
+    FAMILIES,
+    TEMPERED,
+    Family,
+    TargetSummary,
+    Verdict,
+    described,
+    explain,
+    verdict_at_1,
+)
 from trainer.verdicts.mixture import explain_mixture, worst
 
 COLOURS = {"exact": "green", "unbiased": "green", "lower bound": "cyan", "biased": "yellow", "refused": "red"}
@@ -32,7 +41,7 @@ def print_explanation(config: StudentConfig) -> None:
         LogitcaskError: the cache cannot be read.
     """
     teachers = open_teachers(config)
-    sources = [Source.of(teacher.manifest, config.loss) for teacher in teachers]
+    sources = [TargetSummary.of(teacher.manifest, config.loss) for teacher in teachers]
     console = Console()
     console.print(table())
     console.print()
@@ -60,10 +69,14 @@ def table() -> RenderableType:
 
     tables = [_family_table(family, cell) for family in FAMILIES]
     tempered = Table(
-        "targets", "log-normaliser captured", "", title="at other temperatures, the worse of both", **STYLE
+        "targets",
+        "log-normaliser captured",
+        "",
+        title="at other temperatures; the worse verdict applies",
+        **STYLE,
     )
     for (family, captured), verdict in TEMPERED.items():
-        state = "captured" if captured else "not captured" if family == "likeliest" else "no use for it"
+        state = "captured" if captured else "not captured" if family == "likeliest" else "not needed"
         tempered.add_row(FAMILIES[family], state, cell(verdict))
     notes = Table.grid(padding=(0, 2, 0, 0))
     for reason, number in reasons.items():

@@ -1,4 +1,4 @@
-"""What a student's training shows: steps, tokens per second, loss, time left, through the one reporter."""
+"""Progress of training: steps, tokens per second, loss and remaining time, shown by the reporter."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from cache_tools.progress.reporter import Reporter
 
 
 class StepProgress(TrainerCallback):
-    """Tells a reporter of optimizer steps; the Trainer's own printing and bars are taken out for it.
+    """Reports optimizer steps; the Trainer's own printing and bars are removed.
 
     Args:
         reporter: Shown the steps.
@@ -18,7 +18,7 @@ class StepProgress(TrainerCallback):
         self._reporter = reporter
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Begin at the step with which a continued run begins."""
+        """Start at the step at which a continued run starts."""
         counted = args.include_num_input_tokens_seen not in ("no", False)
         self._step, self._tokens = state.global_step, state.num_input_tokens_seen
         self._reporter.stage(
@@ -39,5 +39,5 @@ class StepProgress(TrainerCallback):
             self._reporter.note(f"loss {float(logged['loss']):.3f}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Go on to what is left."""
+        """Report that the student is being saved."""
         self._reporter.stage("saving the student", None)

@@ -1,4 +1,4 @@
-"""The folder of a training run: what it is, how it went, where it stands.
+"""The folder of a training run: its identity, its log, and its result.
 
 ::
 
@@ -205,7 +205,7 @@ def check_run(output: Path, record: RunRecord) -> None:
         raise DamageError(
             "this folder has checkpoints and no run.json",
             where=output,
-            why="it is unknown which run they belong to",
+            why="the checkpoints cannot be matched to a run",
             fix="Restore run.json from a copy, or choose another training.output_dir",
         )
 
@@ -221,7 +221,7 @@ def _recorded_identity(path: Path) -> dict[str, Json]:
             where=path,
             expected="what 'logitcask train' wrote before the first step",
             found=str(error),
-            why="a run is continued only by the same student file on the same cache",
+            why="a run can only be continued with the same student file and cache",
             fix="Restore it from a copy, or choose another training.output_dir",
         ) from error
     return identity
@@ -239,7 +239,7 @@ def is_finished(output: Path) -> bool:
     missing = [name for name in ("logitcask.json", "config.json", "*.safetensors") if not any(final.glob(name))]
     if missing:
         raise DamageError(
-            "this is not a finished student",
+            "this folder is not a finished student",
             where=final,
             expected=missing[0],
             found="no file or folder of that name" if final.is_dir() else "no folder",

@@ -5,7 +5,7 @@ holds whole tensors under the names and numbers that one process would give them
 with FSDP, with DDP or in one process.
 
 Precision: with ``bf16`` or ``fp16`` parameters are gathered in that type and gradients are summed over ranks in
-float32. Inputs and outputs of the student keep their types: accelerate's policy would round what the teacher said.
+float32. Inputs and outputs of the student keep their types: accelerate's policy would round the teacher's predictions.
 
 Cost: at the start each rank holds the whole student once, without gradients or optimizer state; a checkpoint is
 gathered tensor by tensor, into the memory of the first machine. Rejected: checkpoints in pieces, which save faster
@@ -50,7 +50,7 @@ def keep_sharding(accelerator: Accelerator, plugin_arguments: dict[str, Any] | N
 
 
 def check_sharding(accelerator: Accelerator) -> None:
-    """Refuse settings under which a student in pieces would not be what it is in one process.
+    """Refuse settings under which a sharded student would differ from one in a single process.
 
     Raises:
         ConfigError: naming the setting.
@@ -61,17 +61,17 @@ def check_sharding(accelerator: Accelerator) -> None:
         settings.append(("fsdp_config.version", fsdp.fsdp_version, (2,)))
         settings.append(("fsdp_config.cpu_ram_efficient_loading", fsdp.cpu_ram_efficient_loading, (False,)))
     if deepspeed is not None:
-        half = deepspeed.deepspeed_config.get("fp16", {}).get("enabled")  # would round what the teacher said
+        half = deepspeed.deepspeed_config.get("fp16", {}).get("enabled")  # would round the teacher's predictions
         settings.append(("deepspeed: zero_optimization.stage", deepspeed.zero_stage, (0, 1, 2)))
         settings.append(("deepspeed: fp16.enabled", half in (True, "true"), (False,)))
-    for name, found, accepted in settings:
-        if found not in accepted:
+    for name, value, accepted in settings:
+        if value not in accepted:
             raise ConfigError(
-                "this setting has no place here",
+                "this setting is not supported",
                 where=f"training.{name}",
-                expected=" or ".join(str(value).lower() for value in accepted),
-                found=str(found).lower(),
-                fix="For parameters in pieces set training.fsdp: true, for half precision training.bf16: true",
+                expected=" or ".join(str(choice).lower() for choice in accepted),
+                found=str(value).lower(),
+                fix="To shard parameters, set training.fsdp: true; for half precision, training.bf16: true",
             )
 
 
@@ -98,12 +98,14 @@ def check_checkpoint(checkpoint: Path, deepspeed_ranks: int) -> None:
     saved = len(list(checkpoint.glob("rng_state*.pth"))) if any(checkpoint.glob("global_step*")) else 0
     if saved != deepspeed_ranks:
         raise IdentityError(
-            "this run cannot read the optimizer's state",
+            "the optimizer state of this checkpoint cannot be read by this run",
             where=checkpoint,
-            expected=f"one of DeepSpeed on {deepspeed_ranks} ranks" if deepspeed_ranks else "one without DeepSpeed",
-            found=f"one of DeepSpeed on {saved} ranks" if saved else "one without DeepSpeed",
-            why="DeepSpeed keeps it in as many pieces as there are ranks",
-            fix="Continue as it began; runs with DDP or FSDP go on with any number of ranks",
+            expected=f"a checkpoint of DeepSpeed on {deepspeed_ranks} ranks"
+            if deepspeed_ranks
+            else "a checkpoint without DeepSpeed",
+            found=f"a checkpoint of DeepSpeed on {saved} ranks" if saved else "a checkpoint without DeepSpeed",
+            why="DeepSpeed writes one part for each rank",
+            fix="Continue with the same number of ranks and strategy; only DDP and FSDP runs may change them",
         )
 
 
@@ -136,7 +138,7 @@ def load_whole(module: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 class WholeOptimizer:
-    """Stands in for an optimizer whose state lies in pieces, for whoever saves or loads it as that of one process.
+    """Presents an optimizer with a sharded state as one with a whole state, to code that saves or loads it.
 
     Args:
         optimizer: Whose state it is.

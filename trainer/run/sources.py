@@ -1,7 +1,7 @@
 """What is trained on: one cached teacher, several of one encoding, or several caches.
 
 Everything that depends on which of the three it is, is here and in ``data/opening.py``; the run itself
-(``train.py``) asks for a dataset, an order and an objective, whatever they are made of.
+(``train.py``) asks for a dataset, an order and a loss, whatever they are made from.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from trainer.data.sampler import ShardWindowSampler
 from trainer.data.several_caches import MixedOrder, SeveralCaches
 from trainer.data.several_teachers import MixedSequences, mixed_reading
 from trainer.data.translation import student_ids
-from trainer.losses.mixed_objective import MixedObjective
+from trainer.losses.mixed_loss import MixedDistillationLoss
 
 TrainingSequences = CachedSequences | MixedSequences | SeveralCaches
 
@@ -33,7 +33,7 @@ def training_sequences(
 
     Raises:
         IncompleteError: a capture is not finished, or one of several caches holds no training sequence.
-        ConfigError: the caches' predictions cannot stand in one batch.
+        ConfigError: the caches' predictions cannot be in one batch.
     """
     size, window = student_vocabulary_size, config.window_shards
     weights = [PositionWeights.of(teacher.encoding, "train", config.loss) for teacher in teachers]
@@ -41,17 +41,19 @@ def training_sequences(
         readings = [mixed_reading(config.loss, config.mixture, teacher) for teacher in teachers]
         return MixedSequences(teachers, config.teachers, readings, size, window, weights[0])
     reading = common_reading([Reading.of(teacher.manifest, config.loss) for teacher in teachers])
-    turned = config.control == "other_positions"
+    is_control = config.control == "other_positions"
     parts = [
-        CachedSequences(teacher, "train", size, window, reading, student_ids(union, teacher.encoding), turned, each)
-        for teacher, each in zip(teachers, weights, strict=True)
+        CachedSequences(
+            teacher, "train", size, window, reading, student_ids(union, teacher.encoding), is_control, given
+        )
+        for teacher, given in zip(teachers, weights, strict=True)
     ]
     if not config.caches:
         return parts[0]
     for part in parts:
         if not len(part):
             raise IncompleteError("this cache has no training sequence", where=part.encoding.path)
-    shares = [each.share for each in config.caches if each.share is not None]
+    shares = [entry.share for entry in config.caches if entry.share is not None]
     return SeveralCaches(parts, shares or None)
 
 
@@ -62,13 +64,13 @@ def common_reading(readings: Sequence[Reading]) -> Reading:
         ConfigError: the loss needs other numbers of one than of another.
     """
     if len(set(readings)) > 1:
-        readings = [replace(each, scalars=tuple(s for s in each.scalars if s != ENTROPY)) for each in readings]
+        readings = [replace(reading, scalars=tuple(s for s in reading.scalars if s != ENTROPY)) for reading in readings]
     if len(set(readings)) > 1:
         raise ConfigError(
-            "these caches hold kinds of targets that this loss reads in different ways",
+            "this loss needs different scalars from these caches",
             where="caches",
-            found=" and ".join(", ".join(each.scalars) or "no scalars" for each in readings),
-            why="rows of one batch would be tempered differently",
+            found=" and ".join(", ".join(reading.scalars) or "no scalars" for reading in readings),
+            why="rows of one batch would be tempered in different ways",
             fix="Set loss.temperature: 1",
         )
     return readings[0]
@@ -84,6 +86,6 @@ def order_of(
     return ShardWindowSampler(dataset.shard_sizes, window_shards, seed, step_items)
 
 
-def objective_of(config: StudentConfig, teachers: Sequence[CachedTeacher]) -> MixedObjective | None:
-    """Return the objective of several teachers; None where the ordinary one serves."""
-    return MixedObjective.of(config.loss, config.mixture, teachers) if config.teachers else None
+def loss_of(config: StudentConfig, teachers: Sequence[CachedTeacher]) -> MixedDistillationLoss | None:
+    """Return the loss on several teachers; None for one teacher, whose loss needs nothing else."""
+    return MixedDistillationLoss.of(config.loss, config.mixture, teachers) if config.teachers else None

@@ -1,8 +1,8 @@
-"""How long training waits for data, measured where it waits.
+"""Measure how long training waits for data.
 
 A step is: take the batches of a step from the loader, then compute. The first part is the stall: with
-loader workers that keep up it is next to nothing, without workers it is all of reading and decoding.
-It is this process' own wait. Waiting for other ranks, saving and logging are not in it.
+loader workers that keep up it is nearly zero, without workers it is the whole time of reading and decoding.
+Only this process' wait for data is measured, not waits for other ranks, saving or logging.
 
 On a GPU the Trainer reads the loss after each step, so the device has nothing to do while its process waits here.
 """

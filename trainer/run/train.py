@@ -52,7 +52,7 @@ from trainer.run.run_folder import (
     run_record,
     train_result,
 )
-from trainer.run.sources import objective_of, training_sequences
+from trainer.run.sources import loss_of, training_sequences
 from trainer.student.checkpoint import FINAL
 from trainer.student.finite import check_student
 from trainer.student.lora import ADAPTER, merge_adapter
@@ -177,7 +177,7 @@ def _make_trainer(
     output, teachers, union = Path(str(arguments.output_dir)), inputs.teachers, inputs.union
     if arguments.dataloader_num_workers and not isinstance(teachers[0].path, Path):
         torch.multiprocessing.set_start_method("forkserver", force=True)  # a bucket's client does not survive a fork
-    objective, ids = objective_of(config, teachers), student_ids(union, inputs.encoding)
+    objective, ids = loss_of(config, teachers), student_ids(union, inputs.encoding)
     with first_runs(student, _source(config)):
         model = distilled(student, config.loss, *teachers, objective=objective, to=ids)
     with storage_errors(output):

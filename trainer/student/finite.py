@@ -101,7 +101,7 @@ def weights_error(name: str, where: object, fix: str) -> ModelError:
         "the student's weights are not finite",
         where=where,
         found=f"NaN or infinity in {name}",
-        why="such a student cannot predict anything",
+        why="its predictions would all be NaN",
         fix=fix,
     )
 
@@ -121,7 +121,7 @@ def step_error(step: int, loss: Any, norm: Any, learning_rate: float, weight: st
         "the loss or its gradient is not finite",
         where=f"step {step}",
         found=f"loss {_number(loss)}, gradient norm {_number(norm)}, learning rate {learning_rate:g}, {weights}",
-        why="every later step would train a student of NaN, so nothing of this step was saved",
+        why="all later steps would fail too; nothing from this step was saved",
         fix="Lower training.learning_rate or raise training.warmup_steps, in another training.output_dir",
     )
 
@@ -139,9 +139,9 @@ def check_measures(measures: Mapping[str, Any], where: object) -> None:
     broken = next((name for name, value in measures.items() if isinstance(value, float) and math.isnan(value)), None)
     if broken is not None:
         raise ModelError(
-            "the student's predictions are not numbers",
+            "the student's predictions are NaN",
             where=where,
             found=f"{broken} is NaN",
-            why="a mean over them is meaningless",
-            fix="Train it again with a lower learning rate, or evaluate an earlier checkpoint",
+            why="no mean can be computed",
+            fix="Evaluate an earlier checkpoint, or train again with a lower learning rate",
         )

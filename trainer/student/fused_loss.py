@@ -1,10 +1,9 @@
-"""A loss over logits that never exist all at once.
+"""A loss computed in chunks, so that the logits of a batch never exist all at once.
 
-The logits of a batch, [P, V] in float32, are its largest tensor by far: 5 GB for 8,192 positions
-of a vocabulary of 152,000, and the loss wants two or three of that size. Here a chunk of positions
-is multiplied with the output matrix, its loss taken, and its gradient turned at once into that of
-the hidden states and the matrix; then the chunk is forgotten. The backward pass only scales what
-is there already, so the matrix is multiplied three times, as without chunks.
+The logits of a batch, [P, V] in float32, are its largest tensor by far: 5 GB for 8,192 positions of a vocabulary of
+152,000, and the loss wants two or three of that size. Here a chunk of positions is multiplied with the output matrix,
+its loss taken, and its gradient propagated at once to the hidden states and the matrix; then the chunk is discarded.
+The backward pass only scales these gradients, so the matrix is multiplied three times, as without chunks.
 
 Cost in memory: one gradient of the matrix (V, D), one of the hidden states (P, D), and one chunk.
 Rejected: recomputing each chunk in the backward pass (``torch.utils.checkpoint``) multiplies the
@@ -71,7 +70,7 @@ def chunked_loss(
                 totals[name] = totals.get(name, 0) + value.detach()
             if gradient_NV is not None:
                 _add_gradients(gradients, gradient_NV.to(dtype), hidden_ND, weight_VD, rows)
-    loss: Tensor = _Known.apply(totals["loss"], gradients, *inputs)  # type: ignore[no-untyped-call]
+    loss: Tensor = _PrecomputedGradient.apply(totals["loss"], gradients, *inputs)  # type: ignore[no-untyped-call]
     return totals | {"loss": loss}
 
 
@@ -98,10 +97,10 @@ def over_positions(
 
 
 def _sums_and_gradient(
-    products_NV: Tensor, head: StudentHead, loss_of: LossOf, rows: slice, wanted: bool
+    products_NV: Tensor, head: StudentHead, loss_of: LossOf, rows: slice, with_gradient: bool
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """Return a chunk's sums and the gradient (N, V) of its loss in the matrix' products."""
-    if not wanted:
+    if not with_gradient:
         return loss_of(head.logits(products_NV), rows), None
     with torch.enable_grad():
         products_NV.requires_grad_()
@@ -124,8 +123,8 @@ def _add_gradients(
         of_bias += gradient_NV.sum(dim=0)
 
 
-class _Known(torch.autograd.Function):
-    """A value whose gradients are known already."""
+class _PrecomputedGradient(torch.autograd.Function):
+    """A value whose gradients have been computed in advance."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, gradients: list[Tensor | None], *inputs: Tensor | None) -> Tensor:

@@ -1,7 +1,7 @@
-"""From what a student started: part of a run's identity, and of what its finished folder says about itself.
+"""The weights that a student starts from: a part of a run's identity, also recorded in its finished folder.
 
-A name is not enough. A folder can be trained on under its name, a branch on the hub moves; a run that is
-continued from other weights, with adapters above all, would be neither of the two.
+A name is not enough: the weights in a folder can change, and a branch on the hub moves. A run that is continued from
+other weights, above all with adapters, would be a mixture of two runs.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from trainer.config.student_file import StudentModelConfig
 
 
 def initial_weights(config: StudentModelConfig) -> dict[str, str]:
-    """Say which weights a pretrained student starts from.
+    """Identify the weights that a pretrained student starts from.
 
     Returns:
         ``sha256`` of a local folder, at the cost of reading its weights once, a minute per 100 GB; ``commit`` of a

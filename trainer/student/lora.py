@@ -1,15 +1,15 @@
 """LoRA students: only low-rank adapters are trained, the pretrained weights stay as they are.
 
-peft puts its layers into the student in place, so the student remains the transformers model that it was: its
-head, its hidden states and its checkpointing are found as ever. A checkpoint holds the adapter alone, in
+peft puts its layers into the student in place, so the student remains a transformers model: its head,
+its hidden states and its checkpointing work as before. A checkpoint holds the adapter alone, in
 peft's format; the finished folder holds both the adapter and the student with the adapter merged in.
 
 Merging reads the pretrained weights once more and adds the saved adapter to them, on the CPU of one process:
-the finished weights are then made of what lies on disk, and the trained module is not touched. Its cost is the
+the finished weights are then computed from the files, and the trained module is not changed. Its cost is the
 host memory of one more student. Rejected: merging in place, which is only possible where no rank holds a part.
 
 Adapters are float32 whatever the student is: steps of 1e-4 are lost in bfloat16. Merged weights have the
-student's own type, so in bfloat16 what was learned is rounded once.
+student's own type, so in bfloat16 the learned weights are rounded once.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ ADAPTER = "adapter"
 """In a finished student's folder: the adapter alone, for peft."""
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-"""Of every tensor's name in an adapter's file."""
+"""Start of every tensor's name in an adapter's file."""
 
 
 def add_adapter(student: PreTrainedModel, config: StudentModelConfig) -> None:
@@ -47,14 +47,14 @@ def add_adapter(student: PreTrainedModel, config: StudentModelConfig) -> None:
         student.add_adapter(LoraConfig(**config.lora.arguments(), revision=config.revision))
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            "these adapters do not fit the student", where="student.lora", found=shorten(str(error), 300)
+            "these adapter settings do not fit the student", where="student.lora", found=shorten(str(error), 300)
         ) from error
     _refuse_ends(student)
     cast_adapter_dtype(student, "default")
 
 
 def has_adapter(student: PreTrainedModel) -> bool:
-    """Say whether only adapters of this student are trained."""
+    """Return whether only adapters of this student are trained."""
     return bool(getattr(student, "_hf_peft_config_loaded", False))
 
 
@@ -88,8 +88,8 @@ def _refuse_ends(student: PreTrainedModel) -> None:
     ends = (student.get_input_embeddings(), student.get_output_embeddings())
     if any(isinstance(end, BaseTunerLayer) for end in ends):
         raise ConfigError(
-            "an adapter stands on the embeddings or the head",
+            "an adapter would change the embeddings or the head",
             where="student.lora.target_modules",
-            why="where both are one matrix, merging would change the one that was not trained",
-            fix="Name other modules, or all-linear, which leaves the head out",
+            why="they are often the same matrix, and merging would change both",
+            fix="Name other modules, or all-linear, which excludes the head",
         )

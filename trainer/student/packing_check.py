@@ -1,4 +1,4 @@
-"""Does a student keep the sequences of a packed row apart? Asked of the model itself, before the first step."""
+"""Check on the model itself, before the first step, that it keeps the sequences of a packed row apart."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ CHECKED_LENGTHS = ((24, 40), (40, 23))
 
 
 def check_packing(student: PreTrainedModel, head: StudentHead | None, row_tokens: int | None) -> None:
-    """Ask a student whether it keeps sequences of a row apart, and whether it starts their positions again.
+    """Check that a student keeps sequences of a row apart, and restarts the positions of each.
 
     The last sequence of each row must have no gradient in any other token of its row: masked attention
     gives exactly zero, in every precision. A comparison with padding alone would miss it in bfloat16,
@@ -34,23 +34,23 @@ def check_packing(student: PreTrainedModel, head: StudentHead | None, row_tokens
     attention = student.config._attn_implementation
     if row_tokens is not None and "flash" in attention:
         raise ConfigError(
-            "flash attention keeps sequences apart in a single row only",
+            "flash attention keeps packed sequences apart only in a single row",
             where="packing.row_tokens",
             expected="null",
             found=row_tokens,
             fix="Set packing.row_tokens: null",
         )
     try:
-        found = _mixture(student, head, [list(row) for row in CHECKED_LENGTHS[: 1 if row_tokens is None else None]])
+        problem = _mixture(student, head, [list(row) for row in CHECKED_LENGTHS[: 1 if row_tokens is None else None]])
     except TypeError as refusal:  # a forward without position_ids
-        found = str(refusal)
-    if found:
+        problem = str(refusal)
+    if problem:
         raise ModelError(
-            "this student does not keep packed sequences apart",
+            "this student mixes packed sequences",
             where=f"{type(student).__name__}, attention {attention}",
-            found=found,
-            why="it would predict a sequence from the one before",
-            fix="Leave packing out",
+            found=problem,
+            why="predictions would depend on the preceding sequence in the row",
+            fix="Remove packing from the student file",
         )
 
 

@@ -1,8 +1,8 @@
 """Run a student on real rows before its first step, and refuse one that learns from what it must not see.
 
-A student that sees later tokens learns to copy them, with a loss that looks splendid; one that reads its padding learns
-from which sequences share a batch. What is asked, and how rounding is told from a leak, stands in
-``cache_tools/probe.py``; here the student runs, in the precision in which it will be trained. Cost: six small batches.
+A student that sees later tokens learns to copy them, with a loss that looks excellent; one that reads its padding
+learns from which sequences share a batch. ``cache_tools/models/probe.py`` says what is compared and how rounding is
+distinguished from a leak; here the student runs, in the precision in which it will be trained. Cost: six small batches.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from trainer.data.cached_sequences import Example
 from trainer.student.head import StudentHead
 
 EXAMPLES = 8
-"""Sequences of which the longest is taken."""
+"""Number of sequences, of which the longest is used."""
 
 
 def check_rows(

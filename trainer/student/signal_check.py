@@ -1,8 +1,8 @@
-"""A proof, before the first step, that what the teacher said reaches the student's gradient.
+"""Check, before the first step, that the student's gradient depends on the teacher's predictions.
 
-A student can train for weeks without: everything it could learn with is frozen, or the loss is
-computed on a copy. The loss looks ordinary then. So the first sequence is shown twice, with the
-teacher's predictions and with others, and the two losses must pull at the student differently.
+Where it does not, because all parameters are frozen or the loss is computed on a copy, a student can train for weeks
+with a loss that looks ordinary. So the first sequence is read twice, with the teacher's predictions and with others,
+and the two losses must have different gradients.
 """
 
 from collections.abc import Iterable
@@ -17,10 +17,10 @@ from trainer.data.cached_sequences import Example, collate, to_device
 from trainer.student.student import DistilledStudent, vocabulary_size
 
 POSITIONS = 8
-"""Kept positions that are looked at; the sequence is read up to the last of them."""
+"""Kept positions that are used; the sequence is read up to the last of them."""
 
 SMALLEST = 1e-6
-"""Norm of a gradient, per unit of ``kd_weight``, that is taken for rounding; 0.01 to 100 are usual."""
+"""Norm of a gradient, per unit of ``kd_weight``, up to which it is considered rounding; 0.01 to 100 are usual."""
 
 
 def check_teacher_reaches_student(module: DistilledStudent, examples: Iterable[Example]) -> None:
@@ -30,7 +30,7 @@ def check_teacher_reaches_student(module: DistilledStudent, examples: Iterable[E
 
     Args:
         module: The student with its loss, on its device.
-        examples: Cached sequences; the first at whose beginning the teacher said anything is taken.
+        examples: Cached sequences; the first with targets at its beginning is used.
 
     Raises:
         ModelError: it does not.
@@ -44,18 +44,18 @@ def check_teacher_reaches_student(module: DistilledStudent, examples: Iterable[E
     module.eval()  # or dropout would make any two losses differ
     module.match = None  # hidden states reach the student by another way
     try:
-        difference = module(**batch)["loss"] - module(**_said_otherwise(batch, module))["loss"]
+        difference = module(**batch)["loss"] - module(**_with_other_predictions(batch, module))["loss"]
     finally:
         module.match = match
         module.train(training)
     gradients = torch.autograd.grad(difference, learned, allow_unused=True) if difference.requires_grad else ()
     if not sum(float(gradient.float().norm()) for gradient in gradients if gradient is not None) > SMALLEST * weight:
         raise ModelError(
-            "what the teacher said does not reach the student's gradient",
+            "the student's gradient does not depend on the teacher's predictions",
             where=type(module.student).__name__,
-            expected="another gradient for other predictions",
-            found=f"the same one in {len(learned)} tensors that are trained",
-            why="it would train as if it had no teacher",
+            expected="a gradient that changes with the predictions",
+            found=f"no change in {len(learned)} trained tensors",
+            why="the student would not learn from the teacher",
             fix="Check which of the student's parameters are frozen",
         )
 
@@ -73,7 +73,7 @@ def _beginning(example: Example) -> Example:
     )
 
 
-def _said_otherwise(batch: dict[str, Any], module: DistilledStudent) -> dict[str, Any]:
-    """Return a batch in which every probability belongs to the next token, and every hidden state is turned round."""
+def _with_other_predictions(batch: dict[str, Any], module: DistilledStudent) -> dict[str, Any]:
+    """Return a batch in which every probability belongs to the next token id, and every hidden state is negated."""
     hidden = {layer: -states for layer, states in batch.get("hidden", {}).items()}
     return batch | {"target_ids": (batch["target_ids"] + 1) % vocabulary_size(module.student), "hidden": hidden}

@@ -26,9 +26,9 @@ from trainer.config.student_file import HiddenPair, LossConfig, StudentModelConf
 from trainer.data.cached_sequences import IGNORED
 from trainer.data.packing import model_inputs
 from trainer.data.translation import teacher_ids
+from trainer.losses.distillation_loss import DistillationLoss, TeacherRows, counted
 from trainer.losses.full import TeacherHead
 from trainer.losses.hidden import HiddenMatch
-from trainer.losses.objective import Objective, TeacherRows, counted
 from trainer.student import fused_loss
 from trainer.student.checkpoint import load_student
 from trainer.student.head import StudentHead
@@ -44,9 +44,9 @@ class DistilledStudent(nn.Module):
     Args:
         student: Any causal or masked language model of transformers.
         loss: The loss block.
-        teacher_head: For ``source: hidden``; see ``losses/objective.py``.
+        teacher_head: For ``source: hidden``; see ``losses/distillation_loss.py``.
         match: Losses on hidden states, if the loss has any; trained with the student.
-        objective: What several teachers are learned from with; default: the objective of one.
+        objective: The loss on several teachers; by default that of one.
     """
 
     accepts_loss_kwargs = True  # the Trainer then passes the positions of the whole accumulated batch
@@ -57,11 +57,11 @@ class DistilledStudent(nn.Module):
         loss: LossConfig,
         teacher_head: TeacherHead | None = None,
         match: HiddenMatch | None = None,
-        objective: Objective | None = None,
+        objective: DistillationLoss | None = None,
     ) -> None:
         super().__init__()
         self.student, self.match = student, match
-        self.objective = Objective(loss, teacher_head) if objective is None else objective
+        self.objective = DistillationLoss(loss, teacher_head) if objective is None else objective
         self.config = student.config
         self._no_split_modules = student._no_split_modules  # FSDP gathers each of them by itself
         self.head = StudentHead.of(student)
@@ -77,7 +77,7 @@ class DistilledStudent(nn.Module):
         num_items_in_batch: Tensor | int | None = None,
         **predictions: Any,
     ) -> dict[str, Tensor]:
-        """Return the loss of one batch, see ``data.collate`` for the shapes.
+        """Return the loss of one batch, see ``cached_sequences.collate`` for the shapes.
 
         Args:
             input_ids: (B, L).
@@ -86,26 +86,26 @@ class DistilledStudent(nn.Module):
             position_ids: (B, L) of packed sequences, see ``packing.pack``; None if they are padded.
             num_items_in_batch: Positions to divide by: those of all micro-batches and ranks
                 of a step, so that accumulation and world size do not change the loss.
-            predictions: What the teacher said at the P kept positions, by the names of ``data.collate``.
+            predictions: The teacher's predictions at the P kept positions, by the names of ``collate``.
 
         Returns:
-            ``loss``, and its parts as sums over the P positions: see ``Objective``, and ``hidden_loss``
+            ``loss``, and its parts as sums over the P positions: see ``DistillationLoss``, and ``hidden_loss``
             with ``projection_norm``, P times the mean norm of its projections.
         """
         kept = labels != IGNORED
-        gold_P, said = labels[kept], TeacherRows.of(predictions)
-        counted_BL, gold_C, said_C = counted(kept, gold_P, said)
+        gold_P, teacher_rows = labels[kept], TeacherRows.of(predictions)
+        counted_BL, gold_C, teacher_C = counted(kept, gold_P, teacher_rows)
         inputs = model_inputs(input_ids, attention_mask, position_ids)
         if self.match is not None:
             inputs["output_hidden_states"] = True
 
         def loss_of(logits_NV: Tensor, rows: slice) -> dict[str, Tensor]:
-            sums: dict[str, Tensor] = self.objective(logits_NV, gold_C[rows], said_C[rows])
+            sums: dict[str, Tensor] = self.objective(logits_NV, gold_C[rows], teacher_C[rows])
             return sums
 
         sums, output = fused_loss.over_positions(self.student, self.head, inputs, counted_BL, loss_of)
         if self.match is not None:
-            hidden_loss = self.match(output.hidden_states, kept, said.hidden).sum()
+            hidden_loss = self.match(output.hidden_states, kept, teacher_rows.hidden).sum()
             sums |= {"loss": sums["loss"] + hidden_loss, "hidden_loss": hidden_loss.detach()}
             sums["projection_norm"] = self.match.norm() * len(gold_P)
         positions = max(len(gold_P), 1) if num_items_in_batch is None else num_items_in_batch
@@ -114,7 +114,7 @@ class DistilledStudent(nn.Module):
     def over_positions(
         self, inputs: dict[str, Any], kept_BL: Tensor, loss_of: fused_loss.LossOf
     ) -> tuple[dict[str, Tensor], Any]:
-        """Return the sums of any function of the student's logits, see ``fused.over_positions``."""
+        """Return the sums of any function of the student's logits, see ``fused_loss.over_positions``."""
         return fused_loss.over_positions(self.student, self.head, inputs, kept_BL, loss_of)
 
     def gradient_checkpointing_enable(self, **arguments: Any) -> None:
@@ -130,7 +130,7 @@ def distilled(
     student: PreTrainedModel,
     loss: LossConfig,
     *teachers: CachedTeacher,
-    objective: Objective | None = None,
+    objective: DistillationLoss | None = None,
     to: IdMaps | None = None,
 ) -> DistilledStudent:
     """Wrap a student with all that its loss needs of cached teachers.
@@ -155,12 +155,12 @@ def distilled(
 
 
 def _teacher_width(pair: HiddenPair, teachers: Sequence[CachedTeacher]) -> int:
-    teacher = next(each for each in teachers if pair.teacher in (None, each.name))
+    teacher = next(cached for cached in teachers if pair.teacher in (None, cached.name))
     return teacher.manifest.hidden[pair.layer].width
 
 
 def _hidden_width(student: PreTrainedModel, loss: LossConfig) -> int:
-    """Return the width of the student's hidden states, asked of the student itself; refuse layers it does not have."""
+    """Return the width of the student's hidden states, measured on the student; refuse layers it does not have."""
     ids_11 = torch.zeros(1, 1, dtype=torch.long, device=student.device)
     with torch.random.fork_rng(devices=[]), torch.no_grad():  # dropout must not move the run's own draws
         output = student(input_ids=ids_11, attention_mask=torch.ones_like(ids_11), output_hidden_states=True)
@@ -179,7 +179,7 @@ def _hidden_width(student: PreTrainedModel, loss: LossConfig) -> int:
 def build_student(
     config: StudentModelConfig, encoding: Encoding, vocabulary: Vocabulary | None = None
 ) -> PreTrainedModel:
-    """Make or load the student and check that it speaks its vocabulary: by default the cache's.
+    """Make or load the student and check that it has the given vocabulary: by default the cache's.
 
     Raises:
         ModelError: it cannot be made or loaded.
@@ -230,7 +230,7 @@ def first_runs(student: PreTrainedModel, where: str) -> Iterator[None]:
         raise ModelError(
             "the student cannot be run",
             where=where,
-            expected=f"a {type(student).__name__} whose sizes and rates go together",
+            expected=f"a {type(student).__name__} with consistent sizes and rates",
             found=shorten(str(error), 300),
             fix="Check the values of its configuration",
         ) from error

@@ -1,4 +1,4 @@
-"""Which tokenizer a student has: that of its vocabulary or of its cache, and its own only if they agree."""
+"""The tokenizer of a student: that of its vocabulary or of its cache; a student's own must have the same vocabulary."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,8 +31,8 @@ def check_tokenizer(source: str, vocabulary: Vocabulary, revision: str | None = 
             where=source,
             expected=f"vocabulary {vocabulary.fingerprint[:12]}… ({vocabulary.size} ids)",
             found=f"{actual[:12]}… ({len(tokenizer)} ids)",
-            why="it would learn the probabilities of other tokens",
-            fix="Name the vocabulary that it was trained with, if any; or capture an encoding with its tokenizer",
+            why="it would be compared on ids that mean other tokens",
+            fix="If it was trained with a vocabulary, name that one; otherwise capture an encoding with its tokenizer",
         )
 
 
@@ -41,7 +41,7 @@ def student_tokenizer(vocabulary: StorePath | None, encoding: Encoding) -> PreTr
 
     Raises:
         FormatError: its files are no tokenizer.
-        IdentityError: they are another one than the recorded.
+        IdentityError: they are not those of the recorded tokenizer.
     """
     with TemporaryDirectory() as folder:  # either may lie in a bucket
         if vocabulary is None:

@@ -1,6 +1,7 @@
 """A student's own tokenizer must split text as the cache's did, or it would meet other tokens than it learned.
 
-The vocabularies are compared in ``student.check_tokenizer``; this is about what they do not say.
+``cached.check_tokenizer`` compares the vocabularies; two tokenizers with one vocabulary can still split text
+differently.
 """
 
 from itertools import chain
@@ -19,14 +20,14 @@ def check_behaviour(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> None:
-    """Refuse a student whose tokenizer splits text unlike the one it shall have.
+    """Refuse a student whose tokenizer splits text differently from the one that it is trained with.
 
     Args:
         source: Folder or hub id of the student.
-        reference: The tokenizer that the student shall have; a fast one.
-        encoding: An encoding whose texts are tried, too.
+        reference: The tokenizer that the student is trained with; a fast one.
+        encoding: An encoding whose texts are also compared.
         revision: Revision of a hub id.
-        trust_remote_code: Whether its tokenizer may be code of its own.
+        trust_remote_code: Whether its tokenizer may run code of its own.
 
     Raises:
         IdentityError: it does.
@@ -45,5 +46,5 @@ def check_behaviour(
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase) -> Encode:
-    """Return what encodes with a tokenizer that is not a fast one."""
+    """Return a function that encodes with a tokenizer that is not a fast one."""
     return lambda texts: [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]

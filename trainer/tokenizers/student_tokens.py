@@ -1,10 +1,10 @@
-"""Which tokenizer, chat template and special tokens a student is saved with.
+"""The tokenizer, chat template and special tokens that a student is saved with.
 
-A student that starts from pretrained weights keeps what is its own. Its tokenizer has the cache's vocabulary (which
-``student.check_tokenizer`` proves) but may end a turn with another token and render a chat by another template than
+A student that starts from pretrained weights keeps its own. Its tokenizer has the cache's vocabulary (which
+``cached.check_tokenizer`` checks) but may end a turn with another token and render a chat by another template than
 the teacher's, and its generation settings list every token that ends its answers. So the finished folder, and every
 checkpoint, gets the student's own tokenizer; its own special ids stay, and those of the tokenizer are added where
-it has none, or, of the tokens that end an answer, to the list. A student from random weights, or one that speaks
+it has none, or, of the tokens that end an answer, to the list. A student from random weights, or one with
 the vocabulary of a union, has the tokenizer of the cache or of the union and takes its special tokens from there.
 
 The ids are set after the model is made: a padding id in its first configuration would freeze that token's embedding.
@@ -35,7 +35,7 @@ def tokenizer_of(
 
     Args:
         config: The student.
-        vocabulary: Folder of a union vocabulary, if the student speaks one.
+        vocabulary: Folder of the student's vocabulary, if it is not the cache's own.
         encoding: Of the cache.
     """
     if config.source is None or vocabulary is not None:

@@ -1,4 +1,4 @@
-"""Which losses are honest on which targets: one table, and the function that reads it.
+"""Which losses are exact, unbiased or biased on which targets: one table, and the function that reads it.
 
 =============== ==================================================================================
 level           meaning, of the loss against the divergence from the teacher's whole distribution
@@ -7,13 +7,13 @@ level           meaning, of the loss against the divergence from the teacher's w
 ``unbiased``    its gradient is equal in expectation over the draws of the capture
 ``lower bound`` never above it; zero, with zero gradient, at a student that equals the teacher
 ``biased``      at a student that equals the teacher the gradient is not zero
-``refused``     infinite, or without a minimum that means anything, or without the numbers it needs
+``refused``     infinite, or without a meaningful minimum, or without the scalars it needs
 =============== ==================================================================================
 
 A lower bound is not biased: it is the same divergence over coarser outcomes, or a part of its
 non-negative terms, so the teacher is still a minimum; it only fails to say how the tail is shaped.
-``biased`` needs ``loss.allow_biased: true``; ``refused`` is refused always. The tests take each
-verdict at its word and measure it.
+``biased`` needs ``loss.allow_biased: true``; ``refused`` is always refused. The tests check each verdict by
+measuring it.
 
 Nothing here needs torch: a manifest is enough.
 """
@@ -42,7 +42,7 @@ FAMILIES: dict[Family, str] = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a loss is worth on some targets.
+    """How exact a loss is on some targets.
 
     Attributes:
         level: One of LEVELS.
@@ -55,13 +55,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of the table; an empty tuple stands for all.
+    """One line of the table; an empty tuple means all.
 
     Attributes:
-        families: Of targets.
-        divergences: Of the loss.
+        families: Families of targets that the line is about.
+        divergences: Divergences.
         tails: Tail policies.
-        verdict: If all three fit.
+        verdict: The verdict if all three fit.
     """
 
     families: tuple[Family, ...]
@@ -72,8 +72,8 @@ class Rule:
     def fits(self, family: Family, divergence: Divergence, tail: TailPolicy) -> bool:
         """Say whether this line is about a loss."""
         return all(
-            not chosen or value in chosen
-            for value, chosen in ((family, self.families), (divergence, self.divergences), (tail, self.tails))
+            not accepted or value in accepted
+            for value, accepted in ((family, self.families), (divergence, self.divergences), (tail, self.tails))
         )
 
 
@@ -144,11 +144,11 @@ NO_MINIMUM = Verdict("refused", "the cache does not hold the lowest logit")
 
 
 @dataclass(frozen=True)
-class Source:
-    """What a student learns from, as far as the table asks.
+class TargetSummary:
+    """The targets that a student learns from, as far as the table depends on them.
 
     Attributes:
-        family: Of the targets.
+        family: Family of the targets.
         scalars: Names of the scalars that the cache holds.
     """
 
@@ -156,7 +156,7 @@ class Source:
     scalars: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, manifest: TeacherManifest, loss: LossConfig) -> "Source":
+    def of(cls, manifest: TeacherManifest, loss: LossConfig) -> "TargetSummary":
         """Return what a loss uses of a cached teacher."""
         if loss.source == "hidden":
             return cls("hidden")
@@ -186,17 +186,17 @@ def normaliser_names(temperature: float) -> tuple[str, str]:
     return LOGSUMEXP, tempered_name(temperature)
 
 
-def explain(source: Source, loss: LossConfig) -> Verdict:
-    """Return what a loss is worth on some targets."""
-    found = verdict_at_1(source.family, loss.divergence, loss.tail)
+def explain(source: TargetSummary, loss: LossConfig) -> Verdict:
+    """Return how exact a loss is on some targets."""
+    at_1 = verdict_at_1(source.family, loss.divergence, loss.tail)
     if loss.tail == "minimum" and source.family == "likeliest" and source.scalars_for(loss) is None:
         return NO_MINIMUM
     if loss.temperature == 1:
-        return found
+        return at_1
     tempered = TEMPERED[source.family, source.scalars_for(loss) is not None]
     if tempered.level == "biased" and loss.divergence == "reverse_kl":
         tempered = Verdict("refused", f"{tempered.reason}, which makes reverse KL infinite")
-    return max(found, tempered, key=lambda verdict: LEVELS.index(verdict.level))
+    return max(at_1, tempered, key=lambda verdict: LEVELS.index(verdict.level))
 
 
 def verdict_at_1(family: Family, divergence: Divergence, tail: TailPolicy) -> Verdict:
@@ -213,7 +213,7 @@ def check_loss(manifest: TeacherManifest, loss: LossConfig, where: str = "loss")
         where: What a refusal names, where there are several teachers or caches.
 
     Returns:
-        What the loss is worth; None if it uses no predictions (``kd_weight: 0``).
+        How exact the loss is; None if it uses no predictions (``kd_weight: 0``).
 
     Raises:
         ConfigError: the table refuses it, or calls it biased without ``allow_biased``, or a layer is not in the cache.
@@ -221,7 +221,7 @@ def check_loss(manifest: TeacherManifest, loss: LossConfig, where: str = "loss")
     _check_layers(manifest, loss, where)
     if loss.kd_weight == 0:
         return None
-    source = Source.of(manifest, loss)
+    source = TargetSummary.of(manifest, loss)
     verdict = explain(source, loss)
     if verdict.level == "refused" or (verdict.level == "biased" and not loss.allow_biased):
         raise ConfigError(
@@ -235,13 +235,13 @@ def check_loss(manifest: TeacherManifest, loss: LossConfig, where: str = "loss")
     return verdict
 
 
-def described(source: Source, loss: LossConfig) -> str:
+def described(source: TargetSummary, loss: LossConfig) -> str:
     """Return a loss and what it is applied to, in a few words."""
     tail = "" if loss.source == "hidden" else f", tail {loss.tail}"
     return f"{loss.divergence}{tail}, temperature {loss.temperature:g}, on {FAMILIES[source.family]}"
 
 
-def _fix(manifest: TeacherManifest, source: Source, loss: LossConfig, verdict: Verdict) -> str:
+def _fix(manifest: TeacherManifest, source: TargetSummary, loss: LossConfig, verdict: Verdict) -> str:
     changes = (("tail", "ghost"), ("divergence", "forward_kl"), ("temperature", 1))
     advice = [
         f"set loss.{key}: {value}"
@@ -259,10 +259,10 @@ def _fix(manifest: TeacherManifest, source: Source, loss: LossConfig, verdict: V
 
 
 def _check_layers(manifest: TeacherManifest, loss: LossConfig, where: str) -> None:
-    wanted = {pair.layer for pair in loss.hidden}
+    layers = {pair.layer for pair in loss.hidden}
     if loss.source == "hidden" and loss.kd_weight > 0:
-        wanted.add("last")
-    missing = sorted(wanted - set(manifest.hidden))
+        layers.add("last")
+    missing = sorted(layers - set(manifest.hidden))
     if missing:
         raise ConfigError(
             "the loss needs hidden states that this cache does not hold",

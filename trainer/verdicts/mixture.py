@@ -1,12 +1,12 @@
-"""What a mixture of teachers is worth, in the words of ``compatibility.py``.
+"""How exact a mixture of teachers is, in the terms of ``compatibility.py``.
 
-Of losses, the weighted sum is compared with that of the full divergences, and the worst teacher's verdict counts: sums
-of exact terms are exact, of unbiased ones unbiased (the weights come from stored scalars, not from
-draws), of lower bounds a lower bound. Of several lower bounds the minimum need not be the teachers' mean.
+A mixture of losses is compared with the weighted sum of the full divergences, and has the worst teacher's verdict: sums
+of exact terms are exact, sums of unbiased terms unbiased (the weights come from stored scalars, not from draws), and
+sums of lower bounds a lower bound. The minimum of a sum of lower bounds need not be the teachers' mean.
 
-Of distributions, the loss is compared with the divergence from the mean of the teachers. It needs each teacher's
-probability of every token that any of them kept: whole targets have it, and draws in expectation, but topk and
-topp do not, so those are biased, however good their tail policy. See ``losses/mixture.py`` for how far.
+A mixture of distributions is compared with the divergence from the mean of the teachers. It needs each teacher's
+probability of every token that any of them kept: whole targets have it, and draws have it in expectation, but topk and
+topp do not, so those are biased with every tail policy. ``losses/mixture.py`` bounds the bias.
 """
 
 from collections.abc import Sequence
@@ -15,28 +15,28 @@ from cache_tools.errors import ConfigError
 from cache_tools.store.teacher import CachedTeacher
 from trainer.config.mixture import SCALAR, MixtureConfig
 from trainer.config.student_file import LossConfig
-from trainer.verdicts.compatibility import LEVELS, Source, Verdict, check_loss, explain
+from trainer.verdicts.compatibility import LEVELS, TargetSummary, Verdict, check_loss, explain
 
 SUM_OF_BOUNDS = Verdict(
     "lower bound",
     "each teacher's term is a lower bound of its own divergence; the sum has its minimum at the teachers' mean "
-    "only where they leave out alike",
+    "only where they leave out the same mass on the same tokens",
 )
 UNKNOWN_ENTRIES = Verdict(
     "biased",
-    "what a teacher gives to a token that only another one kept is not known and taken for 0, which is too low by "
+    "what a teacher gives to a token that only another one kept is unknown and counted as 0, which is too low by "
     "at most its left-out mass and its least kept probability",
 )
 
 
-def explain_mixture(sources: Sequence[Source], loss: LossConfig, mixture: MixtureConfig) -> Verdict:
-    """Return what a loss is worth on several teachers' targets."""
-    found = worst([explain(source, loss) for source in sources])
+def explain_mixture(sources: Sequence[TargetSummary], loss: LossConfig, mixture: MixtureConfig) -> Verdict:
+    """Return how exact a loss is on several teachers' targets."""
+    verdict = worst([explain(source, loss) for source in sources])
     if len(sources) == 1:
-        return found
+        return verdict
     if mixture.of == "losses":
-        return SUM_OF_BOUNDS if found.level == "lower bound" else found
-    return worst([found, UNKNOWN_ENTRIES]) if any(source.family == "likeliest" for source in sources) else found
+        return SUM_OF_BOUNDS if verdict.level == "lower bound" else verdict
+    return worst([verdict, UNKNOWN_ENTRIES]) if any(source.family == "likeliest" for source in sources) else verdict
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
@@ -48,7 +48,7 @@ def check_mixture(teachers: Sequence[CachedTeacher], loss: LossConfig, mixture: 
     """Refuse a mixture that these teachers' predictions cannot serve.
 
     Returns:
-        What the loss is worth; None if it uses no predictions (``kd_weight: 0``).
+        How exact the loss is; None if it uses no predictions (``kd_weight: 0``).
 
     Raises:
         ConfigError: one teacher alone would be refused (``check_loss``), or the mixture is biased without
@@ -60,7 +60,7 @@ def check_mixture(teachers: Sequence[CachedTeacher], loss: LossConfig, mixture: 
     if loss.kd_weight == 0:
         return None
     _check_scalars(teachers, mixture)
-    verdict = explain_mixture([Source.of(teacher.manifest, loss) for teacher in teachers], loss, mixture)
+    verdict = explain_mixture([TargetSummary.of(teacher.manifest, loss) for teacher in teachers], loss, mixture)
     if verdict.level == "biased" and not loss.allow_biased:
         raise ConfigError(
             "this mixture is biased on this cache",
@@ -76,12 +76,12 @@ def check_mixture(teachers: Sequence[CachedTeacher], loss: LossConfig, mixture: 
 def _check_source(loss: LossConfig) -> None:
     if loss.source == "hidden":
         raise ConfigError(
-            "distributions of several teachers are not rebuilt from hidden states",
+            "source: hidden cannot be used with several teachers",
             where="loss.source",
             expected="source: targets",
             found="source: hidden",
             why="it would need every teacher's output matrix at every position",
-            fix="Learn from targets; hidden pairs are possible beside them. Or name one teacher instead of teachers",
+            fix="Set loss.source: targets (loss.hidden may be used beside it), or name one teacher instead of teachers",
         )
 
 
@@ -90,7 +90,7 @@ def _check_scalars(teachers: Sequence[CachedTeacher], mixture: MixtureConfig) ->
     for teacher in teachers:
         if name is not None and name not in teacher.manifest.scalars:
             raise ConfigError(
-                "these weights need a scalar that a teacher's cache does not hold",
+                "these weights need a scalar that the cache does not hold for every teacher",
                 where="mixture.weights",
                 expected=f"{name} of {teacher.name}",
                 found=", ".join(teacher.manifest.scalars) or "no scalars",

@@ -1,12 +1,11 @@
-"""What a student minimises on some rows of a batch, whatever the cache holds about them.
+"""What a student minimises on some rows of a batch, for every kind of cached prediction.
 
-Three sources meet here in one pair of numbers per position, a divergence and a cross-entropy:
+Each position gives a divergence and a cross-entropy. The divergence comes from one of three kinds of predictions:
 
 - sparse targets, tempered first if the loss has a temperature,
-- sparse targets that were drawn, whose forward KL is that of the draws: right in its gradient,
-  too large as a value by what the draws lack of the teacher's entropy. The log gets the corrected
-  value, from the stored entropy, which is the divergence from the teacher in expectation; other
-  divergences from draws are logged as they are,
+- sparse targets that were drawn: the gradient of their forward KL is unbiased, but its value is too large by the
+  difference between the teacher's entropy and that of the draws. The log gets the value corrected with the stored
+  entropy, which is unbiased; other divergences from draws are logged as they are,
 - the last hidden state, from which the whole distribution is rebuilt for the rows at hand.
 
 The scale that keeps gradients alike at every temperature is a part of the loss and not of the log.
@@ -33,20 +32,20 @@ LOGGED: dict[Divergence, str] = {
     "jensen_shannon": "jensen_shannon_nats",
     "total_variation": "total_variation",
 }
-"""Under which name a divergence is logged, between teacher and student at the temperature of the loss."""
+"""The name under which a divergence is logged, between teacher and student at the temperature of the loss."""
 
 # N: rows of a chunk, P: kept positions of a batch, V: vocabulary, k: slots of a row
 
 
 @dataclass(frozen=True)
 class TeacherRows:
-    """What a cache holds about some kept positions, as tensors on the student's device.
+    """The cached predictions of some kept positions, as tensors on the student's device.
 
     Attributes:
         targets: Sparse targets at temperature 1.
         scalars: (N,) float32 by name, nats; those that the loss uses.
         hidden: (N, width) float32 by layer; those that the loss uses.
-        weights: (N,) float32, how much each position counts; None where all count alike.
+        weights: (N,) float32, weight of each position in the loss; None where all are 1.
     """
 
     targets: SparseTargets
@@ -71,23 +70,23 @@ class TeacherRows:
         )
 
     def weighted(self, values_N: Tensor) -> Tensor:
-        """Return a number per position, as much as it counts: (N,)."""
+        """Return values times the weights of their positions: (N,)."""
         return values_N if self.weights is None else values_N * self.weights
 
 
-def counted(kept_BL: Tensor, gold_P: Tensor, said: TeacherRows) -> tuple[Tensor, Tensor, TeacherRows]:
+def counted(kept_BL: Tensor, gold_P: Tensor, teacher_rows: TeacherRows) -> tuple[Tensor, Tensor, TeacherRows]:
     """Return kept positions, gold tokens and rows without the positions that weigh nothing: they need no logits."""
-    if said.weights is None:
-        return kept_BL, gold_P, said
-    weighs_P = said.weights > 0
-    return kept_BL.masked_scatter(kept_BL, weighs_P), gold_P[weighs_P], said[weighs_P]
+    if teacher_rows.weights is None:
+        return kept_BL, gold_P, teacher_rows
+    weighs_P = teacher_rows.weights > 0
+    return kept_BL.masked_scatter(kept_BL, weighs_P), gold_P[weighs_P], teacher_rows[weighs_P]
 
 
-class Objective(nn.Module):
+class DistillationLoss(nn.Module):
     """``kd_weight * divergence + (1 - kd_weight) * cross-entropy``, summed over rows.
 
     Args:
-        loss: Of a combination that ``compatibility.check_loss`` accepts.
+        loss: The loss block; a combination that ``compatibility.check_loss`` accepts.
         head: The teacher's output matrix; needed for ``source: hidden``, unless ``kd_weight`` is 0.
     """
 
@@ -95,40 +94,40 @@ class Objective(nn.Module):
         super().__init__()
         self.loss, self.head = loss, head
 
-    def forward(self, logits_NV: Tensor, gold_N: Tensor, said: TeacherRows) -> dict[str, Tensor]:
+    def forward(self, logits_NV: Tensor, gold_N: Tensor, teacher_rows: TeacherRows) -> dict[str, Tensor]:
         """Return ``loss``, differentiable once in the logits, and its parts for the log.
 
         Args:
             logits_NV: (N, V) float32, the student's.
             gold_N: (N,) int64, the token that each position should predict.
-            said: What the teacher said there.
+            teacher_rows: The teacher's predictions there.
 
         Returns:
-            Sums over the rows, each as much as it counts: ``loss``, ``cross_entropy_nats`` and, unless ``kd_weight``
+            Weighted sums over the rows: ``loss``, ``cross_entropy_nats`` and, unless ``kd_weight``
             is 0, the divergence by its name in LOGGED.
         """
         weight = self.loss.kd_weight
         if weight == 0:
-            gold = said.weighted(cross_entropy(logits_NV, gold_N)).sum()
+            gold = teacher_rows.weighted(cross_entropy(logits_NV, gold_N)).sum()
             return {"loss": gold, "cross_entropy_nats": gold.detach()}
-        value_N, gold_loss_N = self.terms(logits_NV, gold_N, said)
-        value, gold = said.weighted(value_N).sum(), said.weighted(gold_loss_N).sum()
+        value_N, gold_loss_N = self.terms(logits_NV, gold_N, teacher_rows)
+        value, gold = teacher_rows.weighted(value_N).sum(), teacher_rows.weighted(gold_loss_N).sum()
         logged_N = value_N.detach() / gradient_scale(self.loss)
-        if ENTROPY in said.scalars:
-            logged_N = logged_N + own_entropy(said.targets) - said.scalars[ENTROPY]
+        if ENTROPY in teacher_rows.scalars:
+            logged_N = logged_N + own_entropy(teacher_rows.targets) - teacher_rows.scalars[ENTROPY]
         return {
             "loss": weight * value + (1 - weight) * gold,
-            LOGGED[self.loss.divergence]: said.weighted(logged_N).sum(),
+            LOGGED[self.loss.divergence]: teacher_rows.weighted(logged_N).sum(),
             "cross_entropy_nats": gold.detach(),
         }
 
-    def terms(self, logits_NV: Tensor, gold_N: Tensor, said: TeacherRows) -> tuple[Tensor, Tensor]:
+    def terms(self, logits_NV: Tensor, gold_N: Tensor, teacher_rows: TeacherRows) -> tuple[Tensor, Tensor]:
         """Return divergence, scaled as by ``divergences.gradient_scale``, and cross-entropy per row: (N,) float32."""
         if self.loss.source == "hidden":
             assert self.head is not None
-            divergence_N = full_divergence(logits_NV, self.head(said.hidden["last"]), self.loss)
+            divergence_N = full_divergence(logits_NV, self.head(teacher_rows.hidden["last"]), self.loss)
             return divergence_N, cross_entropy(logits_NV, gold_N)
-        targets = at_temperature(said.targets, logits_NV.shape[1], self.loss, said.scalars or None)
+        targets = at_temperature(teacher_rows.targets, logits_NV.shape[1], self.loss, teacher_rows.scalars or None)
         return loss_terms(logits_NV, targets, gold_N, self.loss)
 
 
