@@ -189,7 +189,7 @@ def test_hashes_are_there_before_an_older_checkpoint_goes(cache, tmp_path, monke
         seen.append([damage(path) for path in numbered(output)])
         remove_oldest(output, keep, best)
 
-    monkeypatch.setattr("trainer.run.distillation_trainer.remove_oldest", removing)
+    monkeypatch.setattr("trainer.run.checkpointing_trainer.remove_oldest", removing)
     train(cache, tmp_path, **KEYS | {"save_total_limit": 1})
     assert seen == [[None], [None, None], [None, None]]
     assert [path.name for path in numbered(tmp_path)] == ["checkpoint-6"]

@@ -180,9 +180,9 @@ def test_what_weighs_nothing_teaches_nothing(cache, without):
 
 def test_refuses_to_weight_labels_where_there_are_none(tmp_path):
     cache = tiny.capture(tmp_path, tiny.save_teacher(tmp_path / "teacher", masked=True), objective="masked")
-    with pytest.raises(ConfigError, match=r"loss\.label_weight: the loss weights labels"):
+    with pytest.raises(ConfigError, match=r"loss\.label_weight: the loss sets a weight for labels"):
         train(cache.path, tmp_path / "run", student={"config": BERT}, loss={"label_weight": 1})
-    with pytest.raises(ConfigError, match="labels are to be measured by themselves"):
+    with pytest.raises(ConfigError, match="labels cannot be measured alone"):
         evaluate_folder(tmp_path / "teacher", cache.encoding().teacher(), "train", positions="labels")
     with pytest.raises(ValueError, match="both 0"):
         StudentConfig.model_validate(student_values(tmp_path, tmp_path, loss={"label_weight": 0, "token_weight": 0}))
@@ -190,7 +190,7 @@ def test_refuses_to_weight_labels_where_there_are_none(tmp_path):
 
 def test_refuses_labels_without_weight_where_nothing_else_was_kept(tmp_path):
     cache = capture(tmp_path, {"probability": 0})
-    with pytest.raises(ConfigError, match="labels weigh nothing, and nothing else was kept"):
+    with pytest.raises(ConfigError, match="labels have weight 0, and no other position"):
         train(cache.path, tmp_path / "run", student={"config": BERT}, loss={"label_weight": 0})
 
 

@@ -125,9 +125,12 @@ def test_a_stopped_run_continues_to_the_same_weights_and_logs_the_norm_of_the_pr
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"teachers": BOTH, "loss": {"hidden": [PAIRS[0] | {"teacher": None}]}}, "names one of them as teacher"),
-        ({"teachers": BOTH, "loss": {"hidden": [PAIRS[0] | {"teacher": "nobody"}]}}, "names one of them as teacher"),
-        ({"teacher": "toy", "loss": {"hidden": PAIRS[:1]}}, "otherwise none does"),
+        ({"teachers": BOTH, "loss": {"hidden": [PAIRS[0] | {"teacher": None}]}}, "must name one of them as teacher"),
+        (
+            {"teachers": BOTH, "loss": {"hidden": [PAIRS[0] | {"teacher": "nobody"}]}},
+            "must name one of them as teacher",
+        ),
+        ({"teacher": "toy", "loss": {"hidden": PAIRS[:1]}}, "without, none may"),
     ],
 )
 def test_pairs_that_do_not_say_whose_layer_they_mean_are_refused(cache, changes, message):

@@ -260,5 +260,5 @@ def test_the_weight_of_a_single_teacher_is_exactly_1(rule):
 
 
 def test_discounted_weights_make_no_distribution():
-    with pytest.raises(ValueError, match="make no distribution"):
+    with pytest.raises(ValueError, match="cannot mix distributions"):
         MixtureConfig(weights="discounted", of="distributions")

@@ -173,7 +173,7 @@ def test_a_share_too_small_for_a_sequence_is_one():
     [
         ({}, "exactly one of cache and caches"),
         ({"cache": "b", "caches": [{"cache": "a"}]}, "exactly one of cache and caches"),
-        ({"caches": [{"cache": "a"}], "teachers": [{"name": "toy"}]}, "teachers are not mixed there"),
+        ({"caches": [{"cache": "a"}], "teachers": [{"name": "toy"}]}, "teachers cannot be used together with caches"),
         ({"caches": [{"cache": "a", "share": 0}]}, "greater than 0"),
         ({"caches": [{"cache": "a", "share": 1}, {"cache": "b"}]}, "to every cache, or to none"),
     ],
@@ -197,7 +197,7 @@ def test_kinds_that_the_loss_cannot_be_taken_of_together_are_refused(cache, draw
         sequences_of(cache, **both, loss={"temperature": T})
     with pytest.raises(ConfigError, match="biased on this cache"):
         sequences_of(cache, **both, loss={"divergence": "jensen_shannon"})
-    with pytest.raises(ConfigError, match="this loss reads in different ways"):
+    with pytest.raises(ConfigError, match="this loss needs different scalars"):
         common_reading([Reading(normaliser_names(T)), Reading()])
 
 

@@ -202,7 +202,8 @@ def test_an_argument_that_would_break_a_promise_is_refused(cache, tmp_path, chan
 
 def test_an_unknown_training_argument_is_refused_by_its_name(cache, tmp_path):
     with pytest.raises(
-        ConfigError, match=r"training.learning_rat: .* no such argument \(expected perhaps learning_rate\)"
+        ConfigError,
+        match=r"training.learning_rat: .* no training argument of this name \(expected perhaps learning_rate\)",
     ):
         train(cache, tmp_path, learning_rat=0.1)
     assert not any(tmp_path.iterdir())

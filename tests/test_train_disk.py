@@ -57,7 +57,7 @@ PLACES = {
     "tokenizer": ("transformers.PreTrainedTokenizerFast.save_pretrained", tokenizers_on_a_full_disk),
     "optimizer": ("torch.save", torch_on_a_full_disk),
     "state": ("transformers.trainer_callback.TrainerState.save_to_json", full),
-    "hashes": ("trainer.run.distillation_trainer.write_hashes", full),
+    "hashes": ("trainer.run.checkpointing_trainer.write_hashes", full),
     "run.json": ("os.replace", full_at("run.json")),
     "metrics": ("os.replace", full_at("metrics.jsonl")),
     "final": ("os.replace", full_at("final")),

@@ -50,7 +50,9 @@ def test_what_has_no_place_here_is_refused_with_its_reason(tmp_path, name):
 @pytest.mark.parametrize("name", sorted(HONOURED))
 def test_a_letter_missing_names_the_argument_that_is_meant(tmp_path, name):
     misspelt = name[:-1] + "x"
-    with pytest.raises(ConfigError, match=rf"^training.{misspelt}: .* no such argument \(expected perhaps \w+\)"):
+    with pytest.raises(
+        ConfigError, match=rf"^training.{misspelt}: .* no training argument of this name \(expected perhaps \w+\)"
+    ):
         arguments_of(tmp_path, **{misspelt: 1})
 
 

@@ -167,7 +167,7 @@ def test_another_vocabulary_makes_another_run(folder, tmp_path):
 
 
 def test_a_rebuilt_distribution_is_not_translated(folder):
-    with pytest.raises(ConfigError, match="not translated"):
+    with pytest.raises(ConfigError, match="cannot be used with a union"):
         open_union(folder / "vocabulary", [open_teacher(folder, "a")], LossConfig(source="hidden"))
 
 
