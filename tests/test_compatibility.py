@@ -310,7 +310,7 @@ def test_a_loss_on_the_text_alone_uses_no_predictions():
         ({"beta": 0.3}, "beta is used by jensen_shannon only; divergence is forward_kl"),
         ({"source": "hidden", "tail": "ghost"}, "tail is not used with source: hidden, which leaves no mass out"),
         ({"divergence": "kl"}, "'forward_kl', 'reverse_kl', 'jensen_shannon' or 'total_variation'"),
-        ({"temperature": 0}, "greater than 0"),
+        ({"temperature": 0}, "greater than or equal to 0.001"),
         ({"hidden": [{"student_layer": -1, "teacher_layer": "last"}]}, "greater than or equal to 0"),
     ],
 )

@@ -171,11 +171,12 @@ def test_all_processes_stop_together_when_one_is_not_finite(cache, tmp_path, sha
     """Twice: a loss that is NaN on one process, with a finite gradient, and a weight. Two processes import torch."""
     script = """if True:
         import json, math, os, sys
+        import trainer.run.checkpointing_trainer as saving
         import trainer.run.distillation_trainer as module
         from cache_tools.errors import ModelError
         from student_fixtures import train
         cache, output, changes = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-        compute, look = module.DistillationTrainer.compute_loss, module.first_not_finite
+        compute, look = module.DistillationTrainer.compute_loss, saving.first_not_finite
         second = os.environ["RANK"] == "1"
         def broken_loss(self, *arguments, **named):
             loss = compute(self, *arguments, **named)
@@ -184,7 +185,7 @@ def test_all_processes_stop_together_when_one_is_not_finite(cache, tmp_path, sha
             return loss
         for kind in ("loss", "weights"):
             module.DistillationTrainer.compute_loss = broken_loss if kind == "loss" else compute
-            module.first_not_finite = (lambda student: "w" if second else look(student)) if kind == "weights" else look
+            saving.first_not_finite = (lambda student: "w" if second else look(student)) if kind == "weights" else look
             try:
                 train(cache, f"{output}/{kind}", **changes)
             except ModelError as error:

@@ -149,7 +149,7 @@ def test_a_gain_within_its_own_error_ends_the_table(command, tmp_path):
     pretend(tmp_path / "work", LIVE.name, {0: 4.0, 1: 4.9})
     result = command()
     assert result.exit_code == 1
-    assert "gain of the live teacher: 0.5500 ± 5.7177 nats" in result.output
+    assert "gain of the live teacher: 0.5500 ± 5.7178 nats" in result.output
     assert "not larger than its error" in result.output
 
 
