@@ -15,7 +15,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -35,6 +35,10 @@ from trainer.config.student_file import LossConfig
 from trainer.data.position_weights import PositionWeights
 from trainer.data.translation import translated_ids, translated_targets
 from trainer.verdicts.compatibility import TargetSummary
+
+Batch: TypeAlias = dict[str, Any]
+"""A batch of :func:`collate`: tensors by name, and below ``scalars`` and ``hidden`` dictionaries of tensors. It is a
+dictionary because the Trainer moves it between devices and passes it to the module as keyword arguments."""
 
 IGNORED = -100
 """Label of positions that are not under the loss, as everywhere in torch."""
@@ -230,7 +234,7 @@ def fit_vocabulary(targets: Targets, vocabulary_size: int) -> Targets:
     )
 
 
-def collate(examples: list[Example]) -> dict[str, Any]:
+def collate(examples: list[Example]) -> Batch:
     """Pad examples into one batch.
 
     Returns:
@@ -262,7 +266,7 @@ def collate(examples: list[Example]) -> dict[str, Any]:
     return {name: torch.from_numpy(array) for name, array in batch.items()} | _extras(examples)
 
 
-def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return a batch on a device."""
     return {
         name: to_device(value, device) if isinstance(value, dict) else value.to(device) for name, value in batch.items()

@@ -19,7 +19,7 @@ Rejected: filling a row with whatever comes next, across batches. Its steps hold
 sequences share a step would then depend on lengths, and continuing in mid-epoch would mean replaying the packing.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from trainer.data.cached_sequences import IGNORED, Example, collate
 
 FILL = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
 """The padding at the end of rows in each tensor that has one entry for every token."""
+
+ModelInputs: TypeAlias = dict[str, Any]
+"""Keyword arguments of a transformers model's forward."""
 
 # B: sequences, L: longest of them, R: rows, W: tokens of the fullest row, T: tokens of the batch, D: width
 
@@ -95,7 +98,7 @@ def laid_out(values_T: Tensor, mask_RW: Tensor, fill: int) -> Tensor:
     return laid_out
 
 
-def model_inputs(input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None) -> dict[str, Any]:
+def model_inputs(input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None) -> ModelInputs:
     """Return a model's arguments for a batch; with ``position_ids``, for a packed one."""
     if position_ids is None:
         return {"input_ids": input_ids, "attention_mask": attention_mask}

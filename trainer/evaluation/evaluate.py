@@ -34,6 +34,7 @@ from cache_tools.torch_models.loading import LOADING_ERRORS, auto_class
 from cache_tools.vocabularies.folder import read_vocabulary
 from cache_tools.vocabularies.union import UnionVocabulary
 from trainer.data.cached_sequences import IGNORED, CachedSequences, collate, to_device
+from trainer.data.packing import ModelInputs
 from trainer.data.translation import check_vocabulary, student_ids, student_vocabulary
 from trainer.evaluation.measures import Measures, Sums, measured_reading
 from trainer.evaluation.results import EvaluateResult
@@ -275,7 +276,7 @@ def shared_batches(num_sequences: int, batch_size: int, rank: int = 0, world_siz
 
 @torch.no_grad()
 def measured(
-    over_positions: Callable[[dict[str, Any], Tensor, fused_loss.LossOf], tuple[Sums, Any]],
+    over_positions: Callable[[ModelInputs, Tensor, fused_loss.LossOf], tuple[Sums, Any]],
     dataset: CachedSequences,
     shared: SharedBatches,
     device: torch.device,

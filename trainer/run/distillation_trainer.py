@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from cache_tools.format.manifest import Objective
 from trainer.config.training_arguments import argument_errors
-from trainer.data.cached_sequences import CachedSequences
+from trainer.data.cached_sequences import Batch, CachedSequences
 from trainer.data.sampler import ShardWindowSampler
 from trainer.data.several_caches import MixedOrder
 from trainer.evaluation.evaluate import measured, shared_batches
@@ -126,7 +126,7 @@ class DistillationTrainer(CheckpointingTrainer):
         """Take the batches of a step, and measure how long this takes."""
         return super().get_batch_samples(self._stall.timed(epoch_iterator), num_batches, device)
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **named: Any) -> Any:
+    def compute_loss(self, model: nn.Module, inputs: Batch, *arguments: Any, **named: Any) -> Any:
         """Add up the parts of the loss for the log."""
         named["return_outputs"] = True
         loss, parts = super().compute_loss(model, inputs, *arguments, **named)

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from trainer.data.packing import ModelInputs
 from trainer.student.head import StudentHead
 
 LossOf = Callable[[Tensor, slice], dict[str, Tensor]]
@@ -75,7 +76,7 @@ def chunked_loss(
 
 
 def over_positions(
-    student: PreTrainedModel, head: StudentHead | None, inputs: dict[str, Any], kept_BL: Tensor, loss_of: LossOf
+    student: PreTrainedModel, head: StudentHead | None, inputs: ModelInputs, kept_BL: Tensor, loss_of: LossOf
 ) -> tuple[dict[str, Tensor], Any]:
     """Run a student and return the sums of a loss over its kept positions: in chunks if its head is known.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cache_tools.torch_models.scaling import Scaling, measured_scaling
+from trainer.data.packing import ModelInputs
 
 # B: batch, L: length, N: positions of a chunk, D: width, V: vocabulary
 
@@ -41,7 +42,7 @@ class StudentHead:
         """Turn the matrix' products into logits, both (N, V)."""
         return self.scaling.logits(products_NV)
 
-    def run(self, student: PreTrainedModel, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
+    def run(self, student: PreTrainedModel, inputs: ModelInputs) -> tuple[Tensor, Any]:
         """Run the student up to its output matrix, which then multiplies no position at all.
 
         Args:

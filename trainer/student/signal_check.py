@@ -6,14 +6,13 @@ and the two losses must have different gradients.
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import torch
 
 from cache_tools.codecs.registry import Targets
 from cache_tools.errors import ModelError
-from trainer.data.cached_sequences import Example, collate, to_device
+from trainer.data.cached_sequences import Batch, Example, collate, to_device
 from trainer.student.student import DistilledStudent, vocabulary_size
 
 POSITIONS = 8
@@ -73,7 +72,7 @@ def _beginning(example: Example) -> Example:
     )
 
 
-def _with_other_predictions(batch: dict[str, Any], module: DistilledStudent) -> dict[str, Any]:
+def _with_other_predictions(batch: Batch, module: DistilledStudent) -> Batch:
     """Return a batch in which every probability belongs to the next token id, and every hidden state is negated."""
     hidden = {layer: -states for layer, states in batch.get("hidden", {}).items()}
     return batch | {"target_ids": (batch["target_ids"] + 1) % vocabulary_size(module.student), "hidden": hidden}

@@ -24,7 +24,7 @@ from cache_tools.torch_models.loading import LOADING_ERRORS, auto_class
 from cache_tools.vocabularies.union import IdMaps
 from trainer.config.student_file import HiddenPair, LossConfig, StudentModelConfig
 from trainer.data.cached_sequences import IGNORED
-from trainer.data.packing import model_inputs
+from trainer.data.packing import ModelInputs, model_inputs
 from trainer.data.translation import teacher_ids
 from trainer.losses.distillation_loss import DistillationLoss, TeacherRows, counted
 from trainer.losses.full import TeacherHead
@@ -112,7 +112,7 @@ class DistilledStudent(nn.Module):
         return sums | {"loss": sums["loss"] / positions}
 
     def over_positions(
-        self, inputs: dict[str, Any], kept_BL: Tensor, loss_of: fused_loss.LossOf
+        self, inputs: ModelInputs, kept_BL: Tensor, loss_of: fused_loss.LossOf
     ) -> tuple[dict[str, Tensor], Any]:
         """Return the sums of any function of the student's logits, see ``fused_loss.over_positions``."""
         return fused_loss.over_positions(self.student, self.head, inputs, kept_BL, loss_of)
