@@ -7,19 +7,15 @@ The teacher's own cross-entropy on the same positions comes from the stored gold
 log-probabilities, for comparison.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from textwrap import shorten
 from time import monotonic
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from cache_tools.errors import ConfigError, IncompleteError, ModelError
@@ -33,12 +29,11 @@ from cache_tools.store.teacher import CachedTeacher
 from cache_tools.torch_models.loading import LOADING_ERRORS, auto_class
 from cache_tools.vocabularies.folder import read_vocabulary
 from cache_tools.vocabularies.union import UnionVocabulary
-from trainer.data.cached_sequences import IGNORED, CachedSequences, collate, to_device
-from trainer.data.packing import ModelInputs
+from trainer.data.cached_sequences import CachedSequences
 from trainer.data.translation import check_vocabulary, student_ids, student_vocabulary
-from trainer.evaluation.measures import Measures, Sums, measured_reading
+from trainer.evaluation.measures import Measures, measured_reading
+from trainer.evaluation.passes import measured, shared_batches
 from trainer.evaluation.results import EvaluateResult
-from trainer.losses.distillation_loss import TeacherRows
 from trainer.student import fused_loss
 from trainer.student.checkpoint import FINAL, load_student
 from trainer.student.finite import check_measures, check_student
@@ -248,68 +243,6 @@ def measure(
     over_positions = partial(fused_loss.over_positions, model, StudentHead.of(model))
     batches = shared_batches(len(dataset), batch_size)
     return measured(over_positions, dataset, batches, model.device, progress)
-
-
-@dataclass(frozen=True)
-class SharedBatches:
-    """A rank's share of some sequences.
-
-    Attributes:
-        batches: Indices of the sequences of each batch; equally many batches on every rank.
-        num_counted: The first so many are its own; the others are repeated and do not count.
-    """
-
-    batches: list[list[int]]
-    num_counted: int
-
-
-def shared_batches(num_sequences: int, batch_size: int, rank: int = 0, world_size: int = 1) -> SharedBatches:
-    """Cut sequences into batches and return those of one rank, which lie side by side.
-
-    A rank with too few repeats the first batch: where parameters lie in pieces, all ranks take part in each pass.
-    """
-    batches = [list(range(i, min(i + batch_size, num_sequences))) for i in range(0, num_sequences, batch_size)]
-    share = -(-len(batches) // world_size)
-    own = batches[rank * share : (rank + 1) * share]
-    return SharedBatches(own + batches[:1] * (share - len(own)), len(own))
-
-
-@torch.no_grad()
-def measured(
-    over_positions: Callable[[ModelInputs, Tensor, fused_loss.LossOf], tuple[Sums, Any]],
-    dataset: CachedSequences,
-    shared: SharedBatches,
-    device: torch.device,
-    progress: Advance = ignore,
-) -> Measures:
-    """Return the sums of one rank's share; arguments as for :func:`measure`.
-
-    Args:
-        over_positions: Runs the student, as ``fused.over_positions`` of a model and its head.
-        dataset: From :func:`evaluated_sequences`.
-        shared: Which of its sequences to read.
-        device: Where the student is.
-        progress: Called with the number of tokens of each batch.
-    """
-    translated = dataset.to is not None
-    measures = Measures.of(dataset.teacher, dataset.student_vocabulary_size, device, translated)
-    own_draws = torch.Generator()  # a loader would take a seed from the run's
-    loader = DataLoader(dataset, batch_sampler=shared.batches, collate_fn=collate, generator=own_draws)
-    for number, batch in enumerate(loader):
-        moved = to_device(batch, device)
-        kept = moved["labels"] != IGNORED
-        gold_P, teacher_rows = moved["labels"][kept], TeacherRows.of(moved)
-
-        def sums_of(
-            logits_NV: Tensor, rows: slice, gold_P: Tensor = gold_P, teacher_P: TeacherRows = teacher_rows
-        ) -> Sums:
-            return measures.sums(logits_NV, gold_P[rows], teacher_P[rows])
-
-        inputs = {name: moved[name] for name in ("input_ids", "attention_mask")}
-        sums, _ = over_positions(inputs, kept, sums_of)
-        measures.add(sums if number < shared.num_counted else {name: 0 * value for name, value in sums.items()})
-        progress(int(batch["attention_mask"].sum()))
-    return measures
 
 
 def _teacher_cross_entropy(teacher: CachedTeacher, split: Split, rows: slice) -> float:

@@ -20,7 +20,7 @@ from trainer.config.training_arguments import argument_errors
 from trainer.data.cached_sequences import Batch, CachedSequences
 from trainer.data.sampler import ShardWindowSampler
 from trainer.data.several_caches import MixedOrder
-from trainer.evaluation.evaluate import measured, shared_batches
+from trainer.evaluation.passes import measured, shared_batches
 from trainer.run.checkpointing_trainer import CheckpointingTrainer
 from trainer.run.checkpoints import broadcast_choice
 from trainer.run.sharding import (
