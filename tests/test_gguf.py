@@ -1,6 +1,7 @@
 """GGUF files as teachers and students: the numbers, text split and identity that the file names, or a refusal."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ from cache_tools.storage import file_sha256
 from cache_tools.torch_models.gguf import load_tokenizer, quantisation
 from cache_tools.torch_models.loading import auto_class, load_checkpoint, load_configuration
 from pipeline.config import TeacherConfig
+from pipeline.planning.memory import dequantising_bytes
+from pipeline.teachers.loading import resolve_model
+from pipeline.teachers.tensor_plan import meta_model, weight_bytes
 from trainer.config.student_file import StudentModelConfig
 from trainer.student.initial_weights import initial_weights
 
@@ -181,3 +185,14 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 def test_keys_that_do_not_go_together_are_refused(model, values, words):
     with pytest.raises(ValidationError, match=words):
         model(**values)
+
+
+def test_a_plan_counts_dequantised_weights_and_the_largest_tensor_once_more(teacher, tmp_path):
+    file = write_gguf(teacher, tmp_path / "g" / "m.gguf")
+    config = TeacherConfig(name="t", model=str(file.parent), gguf_file=file.name, dtype="bfloat16")
+    model = meta_model(config, "causal", resolve_model(config))
+    count = sum(tensor.numel() for tensor in load_file(teacher / "model.safetensors").values())
+    assert weight_bytes(model) >= 2 * count
+    resolved = SimpleNamespace(config=config)  # the target takes no part in this
+    assert dequantising_bytes(resolved, model) == 4 * model.get_input_embeddings().weight.numel()
+    assert dequantising_bytes(SimpleNamespace(config=TeacherConfig(name="t", model="m")), model) == 0

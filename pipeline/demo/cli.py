@@ -62,7 +62,7 @@ def demo_command(output: Path | None, real: bool, train_teacher: bool, as_json: 
         click.echo(json_text(real_result or result))
         return
     console = Console()
-    console.print(_table(result, "teacher, SmolLM2-135M" if real else "toy teacher"))
+    console.print(_table(result, real))
     console.print(_verdict(result))
     if real_result:
         _print_real(console, real_result)
@@ -71,23 +71,22 @@ def demo_command(output: Path | None, real: bool, train_teacher: bool, as_json: 
         console.print(f"  {command}", soft_wrap=True, highlight=False)
 
 
-def _table(result: "DemoResult", teacher: str) -> "Table":
+def _table(result: "DemoResult", real: bool) -> "Table":
     from rich.table import Table
 
-    table = Table(title="held-out text, equal steps and equal data")
+    kind, teacher = ("real", "teacher, SmolLM2-135M") if real else ("toy", "toy teacher")
+    table = Table(title=f"held-out text, {kind} models, equal steps and equal data")
     table.add_column("")
-    for head in ("cross-entropy (nats)", "KL to the teacher (nats)", "same top token", "training (seconds)"):
+    further = ("same top token", "training (seconds)") if real else ()
+    for head in ("cross-entropy (nats)", "KL to the teacher (nats)", *further):
         table.add_column(head, justify="right")
     rows = {"teacher": result.teacher, "student_ce": result.student_ce, "student_cached": result.student_cached}
     for key, measured in rows.items():
         seconds = result.seconds.get(f"train_{key}")
-        table.add_row(
-            NAMES.get(key, teacher),
-            f"{measured.cross_entropy_nats:.3f}",
-            f"{measured.kl_to_teacher_nats:.3f}",
-            f"{measured.top1_agreement:.1%}",
-            "" if seconds is None else f"{seconds:.0f}",
-        )
+        cells = [f"{measured.cross_entropy_nats:.3f}", f"{measured.kl_to_teacher_nats:.3f}"]
+        if real:
+            cells += [f"{measured.top1_agreement:.1%}", "" if seconds is None else f"{seconds:.0f}"]
+        table.add_row(NAMES.get(key, teacher), *cells)
     return table
 
 

@@ -68,6 +68,7 @@ def plan_memory(
     upper bound: the larger half of a layer's activations is split too, but not counted so.
 
     On a GPU the host holds the weights once too, while they are loaded; on a CPU, host and device are the same memory.
+    A GGUF file is planned with dequantised weights.
 
     Args:
         teacher: The planned teacher.
@@ -88,6 +89,7 @@ def plan_memory(
     writing = encoding.positions_per_shard * writing_bytes_per_position(teacher, model)
     writing += basis_bytes(config.hidden, model)
     on_device, host = weights + max(body, head), kept + batches + writing
+    loading = weights + dequantising_bytes(teacher, model)
     return MemoryPlan(
         device=device.type,
         weights_bytes=weights,
@@ -97,9 +99,15 @@ def plan_memory(
         writing_bytes=writing,
         batch_bytes=batches,
         device_bytes=on_device,
-        host_bytes=on_device + host if device.type == "cpu" else max(weights, host),
+        host_bytes=max(loading, on_device + host if device.type == "cpu" else host),
         device_total_bytes=device_memory_bytes or _gpu_bytes(device),
     )
+
+
+def dequantising_bytes(teacher: ResolvedTeacher, model: PreTrainedModel) -> int:
+    """Return what loading a GGUF file takes beside the weights: one tensor at a time in float32; 0 for others."""
+    largest = max(parameter.numel() for parameter in model.parameters())
+    return 0 if teacher.config.gguf_file is None else 4 * largest
 
 
 def _gpu_bytes(device: torch.device) -> int | None:
