@@ -105,7 +105,8 @@ def _most_surprising(tokens: Sequence[ViewedToken], surprise_nats: list[float | 
     text = Text("most surprising:")
     for nats, token in sorted(judged, key=lambda item: -item[0])[:MOST_SURPRISING]:
         shown = token_cell(printable(token.text) or FRAGMENT)
-        text.append(f"\n  --position {token.position}  {nats:.1f} nats  ")
+        words = f"{nats:.1f} nats" if math.isfinite(nats) else "not kept"
+        text.append(f"\n  --position {token.position}  {words}  ")
         text.append(isolated(shown), style=_style(nats))
     return text
 
