@@ -27,7 +27,7 @@ from student_fixtures import (
     train_and_stop,
     weights,
 )
-from trainer.evaluation.evaluate import shared_batches
+from trainer.evaluation.passes import shared_batches
 from trainer.run.sharding import check_checkpoint, check_sharding
 
 STEPS = {"max_steps": 6}
