@@ -64,7 +64,7 @@ def test_refuses_other_weights_under_the_same_name(good, tmp_path, refused):
     [
         ({"dtype": "bfloat16"}, "dtype: "),
         ({"target": {"k": 8}}, "target.k: 16 -> 8"),
-        ({"target": {"k": 16, "exact": True}}, 'target.codec.name: "delta-power" -> "delta-float32"'),
+        ({"target": {"k": 16, "exact": True}}, 'target.codec.name: "delta-power" -> "ranked-grid"'),
         ({"target": {"k": 16, "max_kl_nats": 1e-3}}, "target.codec.max_kl_nats"),
     ],
 )
