@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("report.html"),
     show_default=True,
-    help="File to write; an existing file is replaced.",
+    help="File to write, by default in the current folder; an existing file is replaced.",
 )
 @click.option(
     "--sample", type=click.IntRange(1), default=131_072, show_default=True, help="Number of positions to sample."
@@ -65,4 +65,4 @@ def report_command(
         reporter.stage("drawing the page", None)
         page = render(data).encode()
     write_object(output, page)
-    click.echo(f"wrote {output} ({len(page):,} bytes)")
+    click.echo(f"wrote {output.absolute()} ({len(page):,} bytes)")

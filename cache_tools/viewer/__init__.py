@@ -1,6 +1,6 @@
 """The viewer: a cache in a browser, served by this machine.
 
-This room imports ``inspection`` and below; starlette and uvicorn are imported only when the viewer runs.
+This room imports ``report.data``, ``inspection`` and below; starlette and uvicorn are imported only when the viewer runs.
 
 In reading order:
 
@@ -8,6 +8,7 @@ In reading order:
 - ``app``: the addresses and their errors.
 - ``guard``: who may ask, and what a browser may do with the answers.
 - ``pages``: what the pages show, as data.
+- ``overview``: the statistics of the first page, from a sample that is read in the background.
 - ``search``: searches that stop and continue when asked.
 - ``web/``: the page itself.
 """

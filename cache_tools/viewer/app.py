@@ -5,6 +5,7 @@
     /                                                    the page
     /static/…                                            its script, style and icon
     /api/summary                                         inspection.summary.CacheSummary
+    /api/{encoding}/sample                               overview.OverviewSample
     /api/{encoding}/find?by=…&query=…&teacher=…&after=…   search.SearchPage
     /api/{encoding}/sequences/{number}                   pages.HeatView
     /api/{encoding}/sequences/{number}/{position}?top=…   inspection.views.PositionView
@@ -30,12 +31,21 @@ from cache_tools.json_output import json_ready
 from cache_tools.storage import StorePath
 from cache_tools.store.reader import Encoding
 from cache_tools.viewer.guard import Guard
+from cache_tools.viewer.overview import Samples
 from cache_tools.viewer.pages import OpenCache, alternatives, heat, pictured
 from cache_tools.viewer.search import MEASURES, look_for_highest, look_for_text
 
 WEB = Path(__file__).parent / "web"
 TOP = 10
 LARGEST_NUMBER = 2**62
+
+NUMBERS = {
+    "number": "sequence number",
+    "position": "position",
+    "top": "number of tokens to list ('top')",
+    "after": "place to continue a search from ('after')",
+}
+"""Numbers in addresses: their names there and in messages."""
 
 STATUS: dict[type[Exception], int] = {ConfigError: 404, FormatError: 404, IncompleteError: 409}
 """HTTP status by error; all others, such as damage and storage, are 500."""
@@ -56,6 +66,7 @@ def make_app(path: StorePath, host: str = "127.0.0.1", token: str | None = None)
     routes = [
         Route("/", pages.index),
         Route("/api/summary", pages.summary),
+        Route("/api/{encoding}/sample", pages.sample),
         Route("/api/{encoding}/find", pages.find),
         Route("/api/{encoding}/sequences/{number}", pages.sequence),
         Route("/api/{encoding}/sequences/{number}/{position}", pages.position),
@@ -69,7 +80,7 @@ class _Pages:
     """The handlers, and the open cache that they share."""
 
     def __init__(self, opened: OpenCache) -> None:
-        self._opened, self._templates = opened, Jinja2Templates(WEB)
+        self._opened, self._templates, self._samples = opened, Jinja2Templates(WEB), Samples()
         self._scan = Lock()  # two scans at once would hold two shards and be no faster
 
     def index(self, request: Request) -> Response:
@@ -78,6 +89,11 @@ class _Pages:
 
     def summary(self, _: Request) -> Response:
         return JSONResponse(json_ready(self._opened.summary()))
+
+    def sample(self, request: Request) -> Response:
+        encoding = self._encoding(request)
+        teachers = [self._opened.teacher(encoding, name) for name in encoding.teachers]
+        return JSONResponse(json_ready(self._samples.of(encoding, teachers)))
 
     def sequence(self, request: Request) -> Response:
         return JSONResponse(json_ready(heat(self._opened, self._encoding(request), _number(request, "number"))))
@@ -99,8 +115,8 @@ class _Pages:
                 document_id, text = (query, None) if by == "id" else (None, query)
                 return JSONResponse(json_ready(look_for_text(encoding, document_id, text, after)))
         raise ConfigError(
-            "the viewer has no such search",
-            expected="by=all; by=id or by=text with a query; or by=loss, by=kl or by=top1",
+            "the viewer does not offer this search",
+            expected="by=all; by=id or by=text with a query; or by=loss, by=kl or by=top1 with teachers",
             found=f"by={by}, query={query!r}",
         )
 
@@ -112,7 +128,11 @@ def _number(request: Request, name: str) -> int:
     """Return a number from the path or query."""
     text = request.path_params.get(name) or request.query_params.get(name, {"after": "0", "top": str(TOP)}.get(name))
     if text is None or not text.isdecimal() or len(text) > len(str(LARGEST_NUMBER)) or int(text) > LARGEST_NUMBER:
-        raise ConfigError(f"the {name} is not a number", expected="0 or more", found=repr((text or "")[:40]))
+        raise ConfigError(
+            f"the {NUMBERS[name]} is not a whole number that the viewer accepts",
+            expected=f"0 to {LARGEST_NUMBER:,}",
+            found=repr((text or "")[:40]),
+        )
     return int(text)
 
 
@@ -122,8 +142,9 @@ def _refused(_: Request, error: Exception) -> Response:
 
 def _not_there(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 404
-    return JSONResponse({"error": f"There is nothing at {pictured(request.url.path[:200])}."}, status)
+    return JSONResponse({"error": f"The viewer has no page at {pictured(request.url.path[:200])}."}, status)
 
 
 def _unexpected(_: Request, error: Exception) -> Response:
-    return JSONResponse({"error": f"Unexpected {type(error).__name__}; the terminal says where."}, 500)
+    message = f"The viewer failed with an unexpected {type(error).__name__}. Its terminal shows the details."
+    return JSONResponse({"error": message}, 500)

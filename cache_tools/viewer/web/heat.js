@@ -13,28 +13,28 @@ function bandsOf(limits, unit = "") {
 export const MEASURES = {
   surprise: {
     label: "Surprise", limits: [0.5, 1, 2, 4, 8], unit: "nats", show: (value) => `${nats(value)} nats`,
-    help: "−ln of the probability that the teacher gave the token that came",
+    help: "−ln of the probability that the teacher gives the gold token",
     values: (teacher) => teacher.surprise_nats, mean: (teacher) => teacher.mean_surprise_nats,
   },
   entropy: {
     label: "Entropy", limits: [0.5, 1, 2, 3, 5], unit: "nats", show: (value) => `${nats(value)} nats`,
-    help: "how unsure the teacher was before the token came",
+    help: "of the teacher's whole distribution: how uncertain the teacher is",
     values: (teacher) => teacher.entropy_nats, mean: (teacher) => teacher.mean_entropy_nats,
   },
   kept: {
     label: "Kept mass", limits: [0.01, 0.05, 0.1, 0.25, 0.5], unit: "", show: percent, severity: (value) => 1 - value,
     bands: ["over 99 %", "95–99 %", "90–95 %", "75–90 %", "50–75 %", "under 50 %"],
-    help: "share of the teacher's distribution that the cache holds",
+    help: "probability of all kept tokens together",
     values: (teacher) => teacher.kept_mass, mean: (teacher) => teacher.mean_kept_mass,
   },
   disagreement: {
     label: "Disagreement", limits: [0.05, 0.1, 0.25, 0.5, 1], unit: "nats", show: (value) => `${nats(value)} nats`,
-    help: "the smallest KL divergence between the two teachers that the kept tokens allow, mean of both directions",
+    help: "KL divergence between the two teachers, mean of both directions; the smallest value that the kept tokens allow",
     values: (pair) => pair.kl_nats, mean: (pair) => pair.mean_kl_nats, ofPairs: true,
   },
 };
 
-/** The teachers, or pairs of them, that a measure is known of. */
+/** The teachers, or pairs of teachers, for which a measure is stored. */
 export function subjects(view, measure) {
   const all = MEASURES[measure].ofPairs ? view.pairs.map((pair) => ({ name: `${pair.a} and ${pair.b}`, ...pair })) : view.teachers;
   return all.filter((subject) => MEASURES[measure].values(subject));
@@ -54,11 +54,20 @@ export function legend(measure) {
     element("p", { text: unit ? `${help}, in ${unit}` : help }));
 }
 
+/** A sequence as rows to save: a column per teacher and measure, and one per pair. */
+export function heatRows(view) {
+  const columns = Object.entries(MEASURES).flatMap(([name, { values }]) => subjects(view, name).map((subject) => [`${name} ${subject.name}`, values(subject)]));
+  return view.tokens.map((token) => ({
+    token: token.index, id: token.id, text: token.text, position: token.position,
+    ...Object.fromEntries(columns.map(([name, numbers]) => [name, numbers[token.index]])),
+  }));
+}
+
 /** The text of a sequence; each token is an option that can be chosen. */
 export function heatMap(view) {
   const tokens = view.tokens.map((token) => {
-    const made = element("span", { class: "token", role: "option", "data-index": token.index, "aria-selected": "false", tabindex: "-1" });
-    if (token.masked) made.append(element("s", { text: visible(token.seen), title: "what the teacher saw here" }));
+    const made = element("span", { class: "token", role: "option", "data-index": token.index, "data-place": token.index, "aria-selected": "false", tabindex: "-1" });
+    if (token.masked) made.append(element("s", { text: visible(token.seen), title: "what the teacher read here" }));
     const text = token.text === "" ? "·" : token.text.replaceAll("\n", "↵\n");
     made.append(text);
     return made;
@@ -75,7 +84,7 @@ export function colour(map, view, measure, subject) {
     const node = map.children[index];
     if (token.position === null || !numbers) {
       node.className = "token unasked";
-      node.title = "no prediction was kept for this token";
+      node.title = "No prediction is kept for this token";
       continue;
     }
     node.className = `token heat heat-${band(measure, numbers[index])}`;

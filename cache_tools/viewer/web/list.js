@@ -1,9 +1,13 @@
-// The list of sequences: all of them by page, or those that a search found so far. A search goes on from where
-// the last answer stopped, when the reader asks for more.
+// The list of sequences: all of them by page, or those that a search found so far. When the reader asks for more, a
+// search continues where the last answer stopped. The address keeps the search and how far it has come.
 
+import { options, setOptions } from "./address.js";
 import { ask, byId, count, decimal, element } from "./page.js";
+import { saveButtons } from "./save.js";
 
 const PLACEHOLDERS = { text: "exact text", id: "exact id", number: "0" };
+const FINISHED = "end";
+const PAGE = 25; // sequences of a full page, as in search.py
 const VALUES = { loss: "nats", kl: "nats", top1: "of tokens" };
 
 let encoding = null; // of the summary
@@ -11,9 +15,10 @@ let search = null; // {by, query, teacher}; null to list all
 let shown = []; // what the list shows
 let pages = []; // where the earlier pages of the whole list began
 let start = 0;
+let until = null; // where a search that was continued stopped; FINISHED after its last shard
 let following = null; // where the next answer goes on
 let current = null; // the sequence that is open
-let request = 0; // an answer to any but the last is thrown away
+let request = 0; // an answer to any request but the last is discarded
 
 export function setUp({ open }) {
   byId("by").addEventListener("change", showFields);
@@ -25,6 +30,7 @@ export function setUp({ open }) {
     search = by in VALUES ? { by, teacher: teachers } : query ? { by, query } : null;
     begin();
   });
+  byId("save-list").replaceChildren(saveButtons("sequences", { rows: () => shown }));
   byId("more").addEventListener("click", () => (search ? load(following, true) : turn(following)));
   byId("back").addEventListener("click", () => (search ? leaveSearch() : turn(pages.pop(), true)));
 }
@@ -36,9 +42,42 @@ export function listOf(chosen) {
   for (const option of byId("by").options) {
     option.disabled = (option.value in VALUES && !encoding.teachers.length) || (["kl", "top1"].includes(option.value) && !several);
   }
-  search = null;
+  return restore();
+}
+
+/** Show the list that the address describes, unless it is shown already. */
+export function restoreList() {
+  if (encoding && describedBy(options()) !== describedBy(new URLSearchParams(described()))) restore();
+}
+
+const LIST_OPTIONS = ["search", "query", "teacher", "after", "until"];
+const describedBy = (query) => JSON.stringify(LIST_OPTIONS.map((name) => query.getAll(name)));
+
+/** The list's options in the address, as pairs. */
+function described() {
+  if (!search) return start ? [["after", String(start)]] : [];
+  return [["search", search.by], ...(search.query ? [["query", search.query]] : []), ...(search.teacher ?? []).map((name) => ["teacher", name]),
+    ...(until ? [["until", String(until)]] : [])];
+}
+
+function describe() {
+  const pairs = described();
+  setOptions(Object.fromEntries(LIST_OPTIONS.map((name) => [name, pairs.filter(([key]) => key === name).map(([, value]) => value)])));
+}
+
+async function restore() {
+  const query = options(), by = query.get("search"), text = query.get("query"), last = query.get("until");
+  search = by in VALUES ? { by, teacher: query.getAll("teacher") } : by && text ? { by, query: text } : null;
+  byId("by").value = search ? by : "text";
   showFields();
-  return begin();
+  byId("query").value = search?.query ?? "";
+  for (const [i, select] of byId("teachers").querySelectorAll("select").entries()) select.value = search?.teacher?.[i] ?? select.value;
+  until = null;
+  start = search ? 0 : Number(query.get("after")) || 0;
+  const before = Math.ceil(start / PAGE);
+  pages = Array.from({ length: before }, (_, number) => Math.max(start - (before - number) * PAGE, 0));
+  let newest = await load(start);
+  while (last && newest && following !== null && (last === FINISHED || following < Number(last))) newest = await load(following, true);
 }
 
 /** Mark the open sequence. */
@@ -67,6 +106,7 @@ export function leaveSearch() {
 function begin() {
   pages = [];
   start = 0;
+  until = null;
   return load(0);
 }
 
@@ -76,35 +116,40 @@ function turn(to, back = false) {
   return load(to);
 }
 
+/** Ask for a part of the list; false if another request has replaced this one or it failed. */
 async function load(after, further = false) {
   const mine = ++request;
   byId("status").textContent = search ? "Searching …" : "Reading …";
   byId("more").disabled = byId("back").disabled = true;
   try {
     const answer = await ask(`${encodeURIComponent(encoding.name)}/find`, { ...(search ?? { by: "all" }), after });
-    if (mine !== request) return;
+    if (mine !== request) return false;
     shown = further ? [...shown, ...answer.found] : answer.found;
     if (search?.by in VALUES) shown.sort((a, b) => (b.value ?? Infinity) - (a.value ?? Infinity));
     following = answer.next;
-    byId("status").textContent = said(answer);
+    if (further) until = following ?? FINISHED;
+    byId("status").textContent = statusOf(answer);
   } catch (error) {
-    if (mine !== request) return;
+    if (mine !== request) return false;
     [shown, following] = [further ? shown : [], null];
     byId("status").replaceChildren(element("span", { class: "problem", role: "alert", text: error.message }));
   }
+  describe();
   byId("list").replaceChildren(...shown.map(item));
   byId("more").disabled = following === null;
-  byId("more").textContent = search ? "Look further" : "Next page";
+  byId("more").textContent = search ? "Continue searching" : "Next page";
   byId("back").disabled = !search && !pages.length;
   byId("back").textContent = search ? "All sequences" : "Previous page";
   mark(current);
+  byId("save-list").hidden = !shown.length;
+  return true;
 }
 
-function said(answer) {
+function statusOf(answer) {
   const total = Object.values(encoding.splits).reduce((sum, totals) => sum + totals.sequences, 0);
-  if (!search) return shown.length ? `${count(shown[0].sequence_id)} to ${count(shown.at(-1).sequence_id)} of ${count(total)} sequences` : "No sequences.";
+  if (!search) return shown.length ? `Sequences ${count(shown[0].sequence_id)} to ${count(shown.at(-1).sequence_id)} of ${count(total)}` : "This encoding has no sequences.";
   const found = shown.length ? `${count(shown.length)} found` : "Nothing found";
-  return `${found}; searched ${count(answer.looked)} of ${count(answer.shards)} shards${following === null ? "" : " so far"}.`;
+  return `${found} in ${count(answer.looked)} of ${count(answer.shards)} shards${following === null ? "" : " so far"}.`;
 }
 
 const shownValue = (value) => (value === null ? "∞" : search.by === "top1" ? `${decimal(value * 100, 0)} %` : decimal(value, 2));
@@ -123,7 +168,7 @@ function showFields() {
   const by = byId("by").value, written = by in PLACEHOLDERS;
   byId("query").hidden = !written;
   byId("query").placeholder = PLACEHOLDERS[by] ?? "";
-  byId("query").title = by === "number" ? "" : "Upper and lower case count";
+  byId("query").title = by === "number" ? "" : "Upper and lower case are different";
   byId("query").inputMode = by === "number" ? "numeric" : "search";
   const wanted = written ? 0 : by === "loss" ? 1 : 2;
   byId("teachers").replaceChildren(...Array.from({ length: wanted }, (_, i) => {

@@ -18,7 +18,7 @@ export function element(tag, properties = {}, ...children) {
 
 export const byId = (id) => document.getElementById(id);
 
-/** Ask the server; an error's text is what it said. */
+/** Ask the server; an error's message is the server's. */
 export async function ask(path, parameters = {}) {
   const query = new URLSearchParams();
   for (const [name, value] of Object.entries(parameters)) {
@@ -28,7 +28,7 @@ export async function ask(path, parameters = {}) {
   try {
     answer = await fetch(`/api/${path}?${query}`);
   } catch {
-    throw new Error("The viewer does not answer; has 'logitcask view' ended?");
+    throw new Error("The viewer does not respond. Check that 'logitcask view' is still running in its terminal, then reload this page.");
   }
   const content = answer.headers.get("content-type")?.includes("json") ? await answer.json() : { error: await answer.text() };
   if (!answer.ok) throw new Error(content.error);

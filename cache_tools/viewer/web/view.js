@@ -1,16 +1,12 @@
-// The viewer: which page is shown, by the address behind the #, and the keyboard.
-//
-//     #/                            what the cache holds
-//     #/{encoding}/{number}         a sequence as a heat map
-//     #/{encoding}/{number}/{i}     and what the teachers said about its token i
-//
-// Every state has an address, so a link can be kept and the browser's back button works.
+// The viewer: shows the page that the address describes (see address.js), and answers the keyboard.
 
-import { distribution } from "./distribution.js";
-import { MEASURES, colour, heatMap, legend, subjects } from "./heat.js";
-import { leaveSearch, listOf, mark, neighbour, setUp } from "./list.js";
+import { arrive, followPlace, go, keepOptionsOnLinks, options, parts, replace, seekPlace, setOptions } from "./address.js";
+import { ALL, LISTED, distribution } from "./distribution.js";
+import { MEASURES, colour, heatMap, heatRows, legend, subjects } from "./heat.js";
+import { leaveSearch, listOf, mark, neighbour, restoreList, setUp } from "./list.js";
 import { overview } from "./overview.js";
 import { ask, byId, count, element, problem } from "./page.js";
+import { saveButtons } from "./save.js";
 
 const ONE_COLUMN = "(max-width: 48rem)"; // as in view.css
 const TYPED_INTO = "input, select, textarea";
@@ -19,14 +15,9 @@ let summary = null;
 let encoding = null; // of the summary
 let view = null; // of the sequence that is open
 let map = null; // its heat map
-let measure = "surprise";
-let subject = null; // name of the teacher or pair that colours
-let top = 10; // alternatives to list
-let step = 0; // counts what is shown; an answer that is late is thrown away
+let step = 0; // counts what is shown; an answer that is late is discarded
 
-const address = (...parts) => `#/${parts.map(encodeURIComponent).join("/")}`;
-const api = (...parts) => [encoding.name, "sequences", ...parts].map(encodeURIComponent).join("/");
-const go = (...parts) => { location.hash = address(...parts); };
+const api = (...path) => [encoding.name, "sequences", ...path].map(encodeURIComponent).join("/");
 
 async function start() {
   setUp({ open: (number) => encoding && go(encoding.name, number) });
@@ -36,55 +27,58 @@ async function start() {
     byId("main").replaceChildren(problem(error));
     return;
   }
-  byId("encoding").replaceChildren(...summary.encodings.map((one) => element("option", { text: one.name })));
+  byId("encoding").replaceChildren(...summary.encodings.map(({ name }) => element("option", { text: name })));
   byId("encoding-choice").hidden = summary.encodings.length < 2;
-  byId("encoding").addEventListener("change", () => { choose(byId("encoding").value); go(); });
+  byId("encoding").addEventListener("change", () => { location.hash = `#/${encodeURIComponent(byId("encoding").value)}`; });
   addEventListener("hashchange", route);
   addEventListener("keydown", keyed);
+  keepOptionsOnLinks();
+  followPlace(byId("main"));
   await route();
 }
 
-/** What an address stands for; one that is broken stands for the first page. */
-function parts(hash) {
-  try {
-    return hash.slice(2).split("/").map(decodeURIComponent);
-  } catch {
-    return [];
-  }
-}
-
-function choose(name) {
-  const found = summary.encodings.find((one) => one.name === name) ?? summary.encodings[0];
-  if (!found || found === encoding) return;
-  encoding = found;
-  byId("encoding").value = found.name;
-  listOf(found);
+/** Use the encoding of a name, or the present one for none. */
+function useEncoding(name) {
+  const next = summary.encodings.find((candidate) => candidate.name === name) ?? encoding ?? summary.encodings[0];
+  if (!next || next === encoding) return restoreList();
+  encoding = next;
+  byId("encoding").value = next.name;
+  listOf(next);
 }
 
 async function route() {
   const mine = ++step;
-  const [name, number, index] = parts(location.hash);
-  choose(name);
-  if (number === undefined || !encoding) {
-    view = null;
-    mark(null);
-    closePanel();
-    byId("main").replaceChildren(...overview(summary));
-    return;
-  }
+  const [name, number, index] = parts();
+  useEncoding(name);
+  seekPlace();
+  if (number === undefined || !encoding) return openOverview();
   if (view === null || String(view.sequence_id) !== number || view.encoding !== encoding.name) await openSequence(number, mine);
+  else repaint(byId("main").querySelector(".controls"));
   if (mine !== step || view === null) return;
   if (index === undefined) closePanel();
   else await openToken(Number(index), mine);
+  if (mine === step) arrive(map);
+}
+
+async function openOverview() {
+  view = null;
+  mark(null);
+  closePanel();
+  const { content, fill } = overview(summary);
+  byId("main").replaceChildren(...content);
+  byId("main").scrollTop = 0;
+  arrive(byId("main"), false);
+  await fill();
+  arrive(byId("main"));
 }
 
 async function openSequence(number, mine) {
   byId("main").setAttribute("aria-busy", "true");
   let content;
   try {
-    const found = await ask(api(number));
+    const answer = await ask(api(number));
     if (mine !== step) return;
-    view = { ...found, encoding: encoding.name };
+    view = { ...answer, encoding: encoding.name };
     content = sequencePage();
   } catch (error) {
     if (mine !== step) return;
@@ -109,15 +103,16 @@ function sequencePage() {
   if (first) map.children[first.index].tabIndex = 0;
   const controls = element("div", { class: "controls" });
   repaint(controls);
-  const asked = view.tokens.filter((token) => token.position !== null).length;
+  const predicted = view.tokens.filter((token) => token.position !== null).length;
   return [
     element("header", { class: "title" },
       element("h1", { text: `Sequence ${count(view.sequence_id)}` }),
       element("span", { class: "steps" },
+        saveButtons(`sequence-${view.sequence_id}`, { rows: () => heatRows(view), node: () => map }),
         element("button", { type: "button", "aria-keyshortcuts": "k p", "aria-label": "Previous sequence", onclick: () => move(-1), text: "←" }),
         element("button", { type: "button", "aria-keyshortcuts": "j n", "aria-label": "Next sequence", onclick: () => move(1), text: "→" }))),
     element("p", { class: "quiet" }, "Document ", element("bdi", { class: "strong", text: view.document_id }),
-      ` · ${view.split} · ${count(view.tokens.length)} tokens, ${count(asked)} predicted`,
+      ` · ${view.split} · ${count(view.tokens.length)} tokens, ${count(predicted)} predicted`,
       view.absent.length ? ` · not captured yet by ${view.absent.join(", ")}` : ""),
     controls,
     map,
@@ -126,35 +121,42 @@ function sequencePage() {
 
 /** Colour the tokens, and show the choices and their legend. */
 function repaint(controls) {
-  const known = Object.keys(MEASURES).filter((name) => subjects(view, name).length);
-  if (!known.includes(measure)) measure = known[0] ?? "surprise";
+  const [measures, measure] = shownMeasure();
   const choices = subjects(view, measure);
-  const chosen = choices.find((one) => one.name === subject) ?? choices[0];
-  const pick = (change) => () => { change(); repaint(controls); };
+  const subject = choices.find(({ name }) => name === options().get("of")) ?? choices[0];
+  const pick = (name) => (value) => { setOptions({ [name]: value }); repaint(controls); };
+  const mean = (candidate) => meanOf(measure, candidate);
   const focused = controls.contains(document.activeElement) ? document.activeElement.value : null;
   controls.replaceChildren(
-    segments("Colour by", known.map((name) => [name, MEASURES[name].label, null]), measure, (name) => pick(() => { measure = name; })()),
+    segments("Colour by", measures.map((name) => [name, MEASURES[name].label, null]), measure, pick("colour")),
     choices.length > 1 || view.teachers.length > 1
-      ? segments(MEASURES[measure].ofPairs ? "Between" : "Of", choices.map((one) => [one.name, one.name, meanOf(one)]), chosen?.name, (name) => pick(() => { subject = name; })())
-      : element("p", { class: "quiet", text: chosen ? `Mean ${meanOf(chosen)}` : "" }),
+      ? segments(MEASURES[measure].ofPairs ? "Between" : "Of", choices.map((choice) => [choice.name, choice.name, mean(choice)]), subject?.name, pick("of"))
+      : element("p", { class: "quiet", text: subject ? `Mean ${mean(subject)}` : "" }),
     legend(measure));
   if (focused) [...controls.querySelectorAll("input")].find((input) => input.value === focused)?.focus();
-  colour(map, view, measure, chosen);
+  colour(map, view, measure, subject);
   const open = map.querySelector("[aria-selected=true]");
   if (open) open.classList.add("chosen");
 }
 
-function meanOf(one) {
-  const mean = MEASURES[measure].mean(one);
+/** The measures for which this sequence has values, and the one that the address names, or the first. */
+function shownMeasure() {
+  const measures = Object.keys(MEASURES).filter((name) => subjects(view, name).length);
+  const named = options().get("colour");
+  return [measures, measures.includes(named) ? named : measures[0] ?? "surprise"];
+}
+
+function meanOf(measure, subject) {
+  const mean = MEASURES[measure].mean(subject);
   return mean === null || mean === undefined ? "–" : MEASURES[measure].show(mean);
 }
 
-/** Choices of which one holds: [value, label, what it amounts to]. */
-function segments(title, choices, chosen, choose) {
+/** Buttons of which one is pressed: [value, label, amount or null] each. */
+function segments(title, choices, selected, select) {
   const name = title.toLowerCase().replace(" ", "-");
   return element("fieldset", { class: "segments" }, element("legend", { text: title }),
     ...choices.map(([value, label, amount]) => element("label", {},
-      element("input", { type: "radio", name, value, checked: value === chosen, onchange: () => choose(value) }),
+      element("input", { type: "radio", name, value, checked: value === selected, onchange: () => select(value) }),
       element("span", {}, label, amount ? element("small", { text: amount }) : null))));
 }
 
@@ -162,14 +164,14 @@ async function openToken(index, mine) {
   const token = view.tokens[index];
   select(token);
   if (!token || token.position === null) {
-    showPanel([element("p", { class: "quiet", text: "No prediction was kept for this token: the teacher read it without being asked about it." })]);
+    showPanel([element("p", { class: "quiet", text: "No prediction is kept for this token: the teachers read it as context only." })]);
     return;
   }
   let content;
   try {
-    const found = await ask(api(view.sequence_id, token.position), { top });
-    const more = (number) => { top = number; openToken(index, step); };
-    content = distribution(found, token, view.pairs, { more, close: leaveToken });
+    const answer = await ask(api(view.sequence_id, token.position), { top: options().get("top") === "all" ? ALL : LISTED });
+    const more = (all) => { setOptions({ top: all ? "all" : null }); openToken(index, step); };
+    content = distribution(answer, token, view.pairs, { more, close: leaveToken });
   } catch (error) {
     content = [problem(error)];
   }
@@ -236,11 +238,11 @@ function keyed(event) {
 function leave(typing) {
   if (typing) document.activeElement.blur();
   else if (!byId("panel").hidden) leaveToken();
-  else if (view) go();
+  else if (view) go(encoding.name);
   else leaveSearch();
 }
 
-/** Go to another token by a key; false if the key means nothing. */
+/** Go to another token by a key; false for a key without a meaning. */
 function moveToken(key) {
   const asked = view.tokens.filter((token) => token.position !== null);
   if (!asked.length) return false;
@@ -259,7 +261,7 @@ function moveToken(key) {
   if (!next || (key === "Enter" && !document.activeElement.matches(".token"))) return false;
   const token = next();
   if (token) {
-    history.replaceState(null, "", address(encoding.name, view.sequence_id, token.index)); // a step is no visit
+    replace(encoding.name, view.sequence_id, token.index); // a step makes no entry in the history
     route();
   }
   return true;
