@@ -195,13 +195,20 @@ def test_agreement_equals_loops(columns):
 
 def test_the_most_surprising_passages_equal_loops(columns):
     a, b = columns.predictions.values()
-    sums = {}
-    for i in (i for i in range(500) if a.nonempty[i] and b.nonempty[i]):
+    counted = [i for i in range(500) if a.nonempty[i] and b.nonempty[i]]
+    losses = {i: (a.loss_nats[i] + b.loss_nats[i]) / 2 for i in counted}
+    bins = {i: max(edge for edge in measures.PLACE_EDGES if edge <= columns.places[i]) for i in counted}
+    usual = {edge: np.mean([losses[i] for i in counted if bins[i] == edge]) for edge in set(bins.values())}
+    sums, excesses = {}, {}
+    for i in counted:
         piece = (int(columns.document_numbers[i]), int(columns.sequence_ids[i]), int(columns.places[i]) // 48 * 48)
-        sums[piece] = sums.get(piece, 0) + (a.loss_nats[i] + b.loss_nats[i]) / 2
+        sums[piece] = sums.get(piece, 0) + losses[i]
+        excesses[piece] = excesses.get(piece, 0) + losses[i] - usual[bins[i]]
     best = {}
-    for (document, sequence, place), nats in sorted(sums.items(), key=lambda item: -item[1]):
-        best.setdefault(document, measures.SurprisingPassage(sequence, place, pytest.approx(nats)))
+    for piece, excess in sorted(excesses.items(), key=lambda item: -item[1]):
+        document, sequence, place = piece
+        expected = measures.SurprisingPassage(sequence, place, pytest.approx(sums[piece]), pytest.approx(excess))
+        best.setdefault(document, expected)
     assert measures.surprising(columns, 4) == list(best.values())
     assert measures.surprising(columns, 2) == list(best.values())[:2]
 

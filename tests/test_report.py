@@ -268,6 +268,14 @@ def test_a_real_capture_is_reported(tmp_path, kind):
     assert "[MASK]→" in text if kind == "masked" else "[MASK]" not in text
 
 
+def test_without_an_output_the_report_is_in_the_current_folder_and_its_whole_path_is_printed(
+    hostile, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(hostile).stdout.startswith(f"wrote {tmp_path / 'report.html'} (")
+    assert (tmp_path / "report.html").exists()
+
+
 def test_a_report_is_replaced_and_nothing_is_left_beside_it(hostile, tmp_path):
     (tmp_path / "report.html").write_text("old")
     run(hostile, "-o", tmp_path / "report.html")

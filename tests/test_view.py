@@ -6,6 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import urllib.request
 from pathlib import Path
 from unittest.mock import patch
@@ -15,20 +17,23 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 from test_imports import MODELS, imported_by
+from test_labels import capture as capture_labels
 
 from bucket import environment
 from bucket import serve as serve_bucket
-from cache_tools.errors import ConfigError, FormatError
+from cache_tools.errors import ConfigError, FormatError, StorageError
 from cache_tools.format import layout
 from cache_tools.inspection.divergence import divergence
 from cache_tools.inspection.summary import summarise
 from cache_tools.inspection.views import position_view
 from cache_tools.json_output import json_ready
 from cache_tools.maintenance.copying import copy_cache
+from cache_tools.report.data import report_data, sample_data
 from cache_tools.storage import store_path
 from cache_tools.viewer.app import make_app
 from cache_tools.viewer.command import view_command
 from cache_tools.viewer.guard import COOKIE, HEADERS
+from cache_tools.viewer.overview import GROUPS, SAMPLE_POSITIONS, Samples
 from cache_tools.viewer.pages import PicturedTexts, pictured
 from cache_tools.viewer.search import RESULTS, look_for_highest, look_for_text
 from store_fixtures import flip_bit
@@ -92,6 +97,120 @@ def test_what_colours_a_token_is_what_the_teachers_stored_for_the_position_befor
         kl = divergence(rows["other"], rows["toy"]).mean_kl_nats
         assert [(pair["a"], pair["b"]) for pair in view["pairs"]] == [("other", "toy")]
         assert view["pairs"][0]["kl_nats"] == [None, *kl.tolist()]
+
+
+def finished_sample(client):
+    """Ask for the statistics until they are complete."""
+    shares = []
+    while not (answer := client.get("/api/main/sample").json())["finished"]:
+        shares.append(answer["share"])
+        assert answer["sample"] is None
+        time.sleep(0.01)
+    assert shares == sorted(shares)
+    return answer
+
+
+def test_the_statistics_of_the_first_page_are_those_of_the_report(client, cache):
+    encoding = cache.encoding()
+    teachers = [encoding.teacher(name) for name in encoding.teachers]
+    expected = json_ready(report_data(cache, encoding, teachers, SAMPLE_POSITIONS, seed=0).sample)
+    answer = finished_sample(client)
+    shown = answer["sample"]
+    assert (answer["share"], answer["num_groups"]) == (1.0, len(expected["teachers"][0]["groups"]))
+    for key in ("size", "agreement", "groups_by"):
+        assert shown[key] == expected[key]
+    for teacher, reported in zip(shown["teachers"], expected["teachers"], strict=True):
+        for group in reported["groups"]:
+            group["group"] = pictured(group["group"])
+        assert teacher == reported | {"groups": reported["groups"][:GROUPS]}
+    assert [passage["sum_nats"] for passage in shown["passages"]] == [p["sum_nats"] for p in expected["passages"]]
+    ids = [pictured(passage["view"]["document_id"]) for passage in expected["passages"]]
+    assert [passage["view"]["document_id"] for passage in shown["passages"]] == ids
+
+
+def test_a_passage_of_the_first_page_leads_to_a_sequence_that_the_viewer_shows(client):
+    for passage in finished_sample(client)["sample"]["passages"]:
+        view = client.get(f"/api/main/sequences/{passage['view']['sequence_id']}").json()
+        assert view["document_id"] == passage["view"]["document_id"]
+        shown = passage["view"]["tokens"]
+        assert [token["id"] for token in shown] == [view["tokens"][token["index"]]["id"] for token in shown]
+
+
+def waiting_teachers(cache):
+    encoding = cache.encoding()
+    return encoding, [encoding.teacher(name) for name in encoding.teachers]
+
+
+def settle(samples, encoding, teachers):
+    while not (state := samples.of(encoding, teachers)).finished:
+        time.sleep(0.01)
+    return state
+
+
+def test_a_sample_is_read_once_in_the_background_while_requests_return_at_once(cache):
+    encoding, teachers = waiting_teachers(cache)
+    samples, may_go_on = Samples(positions=64), threading.Event()
+
+    def slow(*arguments):
+        arguments[-1](1, 0.25)
+        assert may_go_on.wait(600)
+        return sample_data(*arguments)
+
+    with patch("cache_tools.viewer.overview.sample_data", side_effect=slow) as reading:
+        samples.of(encoding, teachers)
+        while (state := samples.of(encoding, teachers)).share == 0.0:
+            time.sleep(0.01)
+        assert (state.share, state.finished, state.sample) == (0.25, False, None)
+        may_go_on.set()
+        state = settle(samples, encoding, teachers)
+        assert samples.of(encoding, teachers) == state
+    assert reading.call_count == 1
+    assert state.sample.size.positions <= 64 + encoding.teacher("toy").manifest.chunk_positions
+
+
+def test_a_sample_is_read_again_after_another_shard_is_finished(tmp_path, cache):
+    copy = copy_of(cache, tmp_path)
+    receipts = [layout.receipt_file(copy.encoding().teacher(name).path, 0) for name in copy.encoding().teachers]
+    contents = [receipt.read_bytes() for receipt in receipts]
+    for receipt in receipts:
+        receipt.unlink()
+    encoding, teachers = waiting_teachers(copy)
+    samples = Samples()
+    part = settle(samples, encoding, teachers).sample.size
+    for receipt, content in zip(receipts, contents, strict=True):
+        receipt.write_bytes(content)
+    assert settle(samples, encoding, teachers).sample.size.of_positions - part.of_positions == (
+        encoding.shards[0].positions
+    )
+
+
+def test_a_sample_that_cannot_be_read_is_an_error_and_the_next_request_reads_again(cache):
+    encoding, teachers = waiting_teachers(cache)
+    samples = Samples()
+    with (
+        patch("cache_tools.viewer.overview.sample_data", side_effect=StorageError("the disk is gone")),
+        pytest.raises(StorageError, match="the disk is gone"),
+    ):
+        settle(samples, encoding, teachers)
+    assert settle(samples, encoding, teachers).sample is not None
+
+
+def test_before_the_first_shard_is_finished_there_is_no_sample(tmp_path, cache):
+    copy = copy_of(cache, tmp_path)
+    for name in copy.encoding().teachers:
+        for shard in range(len(copy.encoding().shards)):
+            layout.receipt_file(copy.encoding().teacher(name).path, shard).unlink()
+    answer = visitor(copy.path).get("/api/main/sample").json()
+    assert answer == {"share": 1.0, "finished": True, "num_groups": 0, "sample": None}
+
+
+def test_the_class_of_a_labelled_document_is_shown_as_the_text_of_its_token(tmp_path):
+    labelled = capture_labels(tmp_path, target={"k": 300})
+    client = visitor(labelled.path)
+    for sequence in sequences(labelled.encoding())[:6]:
+        view = client.get(f"/api/main/sequences/{sequence.sequence_id}").json()
+        label = "et"[int(sequence.document_id.removeprefix("doc")) % 2]
+        assert view["tokens"][sequence.positions()[0]]["text"] == label
 
 
 @pytest.mark.parametrize("top", [3, 10**6])
@@ -174,7 +293,9 @@ def strings(value):
 
 
 def test_hostile_text_is_data_without_characters_that_act(client, cache):
+    finished_sample(client)
     answers = [client.get(f"/api/main/find?by=all&after={after}") for after in (0, RESULTS)]
+    answers.append(client.get("/api/main/sample"))
     for sequence in sequences(cache.encoding()):
         place = f"/api/main/sequences/{sequence.sequence_id}"
         answers += [client.get(place), client.get(f"{place}/0?top=16")]
@@ -201,19 +322,23 @@ def test_control_characters_are_shown_as_their_pictures():
     ("place", "status", "message"),
     [
         (f"/api/main/sequences/{BEYOND}", 404, f"there is no sequence {BEYOND} .expected 0 to"),
-        ("/api/main/sequences/x", 404, "the number is not a number"),
-        ("/api/main/sequences/-1", 404, "the number is not a number"),
-        (f"/api/main/sequences/{'9' * 5000}", 404, "the number is not a number"),
+        (
+            "/api/main/sequences/x",
+            404,
+            "the sequence number is not a whole number that the viewer accepts .expected 0 to 4,611,686,018,427,387,904, found 'x'",
+        ),
+        ("/api/main/sequences/-1", 404, "the sequence number is not a whole number that"),
+        (f"/api/main/sequences/{'9' * 5000}", 404, "the sequence number is not a whole number that"),
         (f"/api/main/sequences/3/{BEYOND}", 404, f"no prediction is kept at position {BEYOND}"),
-        ("/api/main/sequences/3/7?top=many", 404, "the top is not a number"),
+        ("/api/main/sequences/3/7?top=many", 404, "the number of tokens to list .'top'. is not a whole number that"),
         ("/api/nothing/find", 404, "there is no encoding 'nothing' here"),
         (f"/api/main/find?after={BEYOND}", 404, f"there is no sequence {BEYOND}"),
-        ("/api/main/find?by=text", 404, "the viewer has no such search"),
-        ("/api/main/find?by=nonsense&query=a", 404, "the viewer has no such search"),
+        ("/api/main/find?by=text", 404, "the viewer does not offer this search"),
+        ("/api/main/find?by=nonsense&query=a", 404, "the viewer does not offer this search"),
         ("/api/main/find?by=kl&teacher=toy", 404, "needs 2 teachers"),
         ("/api/main/find?by=kl&teacher=toy&teacher=toy", 404, "needs 2 teachers"),
         ("/api/main/find?by=loss&teacher=nobody", 404, "there is no teacher 'nobody' here"),
-        ("/api/nothing", 404, "There is nothing at /api/nothing"),
+        ("/api/nothing", 404, "The viewer has no page at /api/nothing"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_in_a_sentence(client, place, status, message):
@@ -245,7 +370,7 @@ def test_teachers_that_have_not_captured_a_sequence_are_named_until_they_have(tm
 def test_an_unexpected_error_shows_no_traceback(tmp_path, cache):
     with patch("cache_tools.viewer.app.heat", side_effect=RuntimeError("secret")):
         message = error_of(visitor(cache.path).get("/api/main/sequences/0"), 500)
-    assert message == "Unexpected RuntimeError; the terminal says where."
+    assert message == "The viewer failed with an unexpected RuntimeError. Its terminal shows the details."
 
 
 @pytest.mark.parametrize(

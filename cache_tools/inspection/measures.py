@@ -110,11 +110,19 @@ class Histogram:
 
 @dataclass(frozen=True)
 class SurprisingPassage:
-    """PASSAGE_TOKENS tokens of a sequence from ``first_token`` on, and their surprise in the mean over the teachers."""
+    """PASSAGE_TOKENS tokens of a sequence from ``first_token`` on.
+
+    Attributes:
+        sequence_id: The sequence.
+        first_token: Index of the passage's first token in the sequence.
+        surprise_nats: Sum of the surprise over the passage, in the mean over the teachers.
+        excess_nats: How much higher that is than the mean surprise of all positions at the same places.
+    """
 
     sequence_id: int
     first_token: int
     surprise_nats: float
+    excess_nats: float
 
 
 def calibration(predictions: SampledPredictions, gold_ids: NDArray[np.uint32]) -> Calibration | None:
@@ -186,29 +194,40 @@ def agreement(sample: Sample) -> list[list[float | None]]:
 
 
 def surprising(sample: Sample, count: int) -> list[SurprisingPassage]:
-    """Return the passages with the highest surprise, the highest first, at most one of a document.
+    """Return the passages that are more surprising than usual at their places, at most one of a document.
 
     A sequence is cut at multiples of PASSAGE_TOKENS; of a passage, the positions in the sample contribute. Passages are
-    ranked by the sum of the surprise and not by its mean, so that the short last passage of a sequence does not win by
-    one unusual token.
+    ranked by ``excess_nats``, the largest first. Rejected: to rank by the surprise itself, because the beginnings of
+    sequences win, where every teacher lacks context; and by a mean instead of a sum, because the short last passage of
+    a sequence wins by one unusual token.
     """
     losses = np.mean([predictions.loss_nats for predictions in sample.predictions.values()], axis=0)
     counted = np.all([predictions.nonempty for predictions in sample.predictions.values()], axis=0) & ~np.isnan(losses)
     if not counted.any():
         return []
+    excess = losses[counted] - _usual_losses(losses[counted], sample.places[counted])
     sequences, passages = sample.sequence_ids[counted], sample.places[counted] // PASSAGE_TOKENS
     documents = sample.document_numbers[counted]
     starts = np.flatnonzero(np.diff(sequences, prepend=-1) | np.diff(passages, prepend=-1))  # rows ascend
-    sums = np.add.reduceat(losses[counted], starts)
+    sums, excesses = np.add.reduceat(losses[counted], starts), np.add.reduceat(excess, starts)
     best: dict[int, SurprisingPassage] = {}
-    for number in np.argsort(-sums, kind="stable").tolist():
+    for number in np.argsort(-excesses, kind="stable").tolist():
         row = starts[number]
         first_token = int(passages[row]) * PASSAGE_TOKENS
-        passage = SurprisingPassage(int(sequences[row]), first_token, float(sums[number]))
+        passage = SurprisingPassage(int(sequences[row]), first_token, float(sums[number]), float(excesses[number]))
         best.setdefault(int(documents[row]), passage)
         if len(best) == count:
             break
     return list(best.values())
+
+
+def _usual_losses(losses: NDArray[np.float64], places: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the mean finite loss of the positions in the same bin of PLACE_EDGES, for each position: (n,) float64."""
+    bins, is_finite = np.searchsorted(PLACE_EDGES, places, side="right"), np.isfinite(losses)
+    counts = np.bincount(bins[is_finite], minlength=len(PLACE_EDGES) + 1)
+    sums = np.bincount(bins[is_finite], losses[is_finite], len(PLACE_EDGES) + 1)
+    means: NDArray[np.float64] = sums / np.maximum(counts, 1)
+    return means[bins]
 
 
 def _bin(number: int, positions: int, hits: float, confidences: float) -> CalibrationBin:

@@ -63,11 +63,13 @@ class Passage:
         view: The sequence, with tokens and surprise cut to the passage and the tokens before it.
         first: Index in the sequence of the passage's first token.
         sum_nats: Sum of the surprise over the passage, in the mean over the teachers; None if infinite.
+        excess_nats: How much higher that is than usual at the same places, see ``measures.surprising``; None if infinite.
     """
 
     view: SequenceView
     first: int
     sum_nats: float | None
+    excess_nats: float | None
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ def passage(
     shown = slice(max(0, first - BEFORE_TOKENS), first + measures.PASSAGE_TOKENS)
     cut_teachers = tuple(replace(teacher, surprise_nats=teacher.surprise_nats[shown]) for teacher in view.teachers)
     cut_view = replace(view, tokens=view.tokens[shown], teachers=cut_teachers)
-    return Passage(cut_view, first, finite(surprising.surprise_nats))
+    return Passage(cut_view, first, finite(surprising.surprise_nats), finite(surprising.excess_nats))
 
 
 def _measures(sample: Sample, name: str, widest_nats: float, by: measures.By) -> TeacherMeasures:

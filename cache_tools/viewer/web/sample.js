@@ -88,7 +88,7 @@ const predicted = (passage) => passage.view.tokens.filter((token) => token.index
 
 const passageRow = (passage) => ({
   document: passage.view.document_id, sequence: passage.view.sequence_id, first_token: passage.first,
-  surprise_nats: passage.sum_nats, text: predicted(passage).map((token) => token.text).join(""),
+  surprise_nats: passage.sum_nats, excess_nats: passage.excess_nats, text: predicted(passage).map((token) => token.text).join(""),
 });
 
 /** A passage: a link to its place, and its text, coloured by the mean surprise of the teachers. */
@@ -99,7 +99,7 @@ function passageOf(passage, encoding) {
   return element("article", { class: "passage" },
     element("h4", {},
       element("a", { href: `#/${[encoding.name, view.sequence_id, target].map(encodeURIComponent).join("/")}` }, element("bdi", { text: view.document_id })),
-      element("small", { text: `sequence ${count(view.sequence_id)}, tokens ${count(first)} to ${count(last)}, ${passage.sum_nats === null ? "infinite surprise" : `${decimal(passage.sum_nats, 0)} nats in all`}` })),
+      element("small", { text: `sequence ${count(view.sequence_id)}, tokens ${count(first)} to ${count(last)}, ${passage.sum_nats === null ? "infinite surprise" : `${decimal(passage.sum_nats, 0)} nats, ${decimal(passage.excess_nats, 0)} more than usual at these positions`}` })),
     element("p", { class: "text", dir: "auto" }, ...tokens));
 }
 
