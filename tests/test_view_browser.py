@@ -4,8 +4,10 @@ Skipped where no Chromium is installed. Whatever a page writes to its console as
 fails the test that opened it.
 """
 
+import csv
 import re
 import shutil
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -321,3 +323,143 @@ def test_every_control_has_a_name(open_page, address):
         "|| n.textContent.trim() || n.labels?.length)).map(n => n.outerHTML)"
     )
     assert nameless == []
+
+
+def test_the_first_page_leads_from_a_surprising_passage_to_its_place_and_back(open_page, address):
+    page = open_page(address)
+    passage = page.locator(".passage").first
+    passage.wait_for()
+    assert page.locator("main .chart").count() == 4
+    assert page.locator(".chart .curve").evaluate_all(
+        "nodes => nodes.every(node => !node.getAttribute('d').includes('NaN'))"
+    )
+    first = int(re.search(r"tokens ([\d,]+) to", passage.inner_text())[1].replace(",", ""))
+    number = re.search(r"sequence (\d+)", passage.inner_text())[1]
+    passage.locator("a").click()
+    heading(page, f"Sequence {number}")
+    assert chosen(page) in (first, first + 1)
+    page.go_back()
+    heading(page, "What this cache holds")
+    passage.wait_for()
+
+
+def saved(page, scope, kind):
+    """Click a button that saves a file; return the file's content."""
+    with page.expect_download() as download:
+        scope.locator(".save").first.get_by_role("button", name=f"as {kind}").first.click()
+    assert download.value.suggested_filename.endswith(f".{kind.lower()}")
+    return download.value.path()
+
+
+def rows_of(path):
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def texts_of(path):
+    """Return the texts of an SVG; the file must be well-formed and draw nothing but shapes and text."""
+    root = ElementTree.parse(path).getroot()
+    assert {node.tag.partition("}")[2] for node in root.iter()} <= {"svg", "rect", "text", "path", "circle"}
+    return ["".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_tables_and_pictures_can_be_saved(open_page, address, cache):
+    page = open_page(address)
+    page.locator(".passage").first.wait_for()
+    figures = page.locator("figure")
+    for number in range(figures.count()):
+        assert rows_of(saved(page, figures.nth(number), "CSV"))
+        assert any(
+            "nats" in text or "share" in text or "accuracy" in text
+            for text in texts_of(saved(page, figures.nth(number), "SVG"))
+        )
+    assert saved(page, figures.first, "PNG").read_bytes().startswith(b"\x89PNG")
+    groups = page.locator("[data-place=groups]")
+    assert len(rows_of(saved(page, groups, "CSV"))) == groups.locator("tbody tr").count()
+    assert "perplexity" in texts_of(saved(page, groups, "SVG"))
+    assert len(rows_of(saved(page, page.locator("#save-list"), "CSV"))) == 25
+
+
+def test_a_saved_sequence_has_the_numbers_and_the_text_of_the_screen(open_page, address, cache):
+    page = open_page(f"{address}#/main/3/8")
+    chosen(page)
+    sequence, teacher = cache.encoding().sequence(3), cache.encoding().teacher("toy")
+    rows = rows_of(saved(page, page.locator(".title"), "CSV"))
+    assert [int(row["id"]) for row in rows] == sequence.input_ids.tolist()
+    surprise = -teacher.scalar("gold_logprob", *sequence.rows).astype(np.float64)
+    assert [float(row["surprise toy"]) for row in rows[1:]] == pytest.approx(surprise.tolist())
+    drawn = "".join(texts_of(saved(page, page.locator(".title"), "SVG")))
+    assert re.sub(r"\s|↵", "", drawn) == re.sub(r"\s", "", sequence.text + "[SEP]") or sequence.text[:30].replace(
+        " ", ""
+    ) in drawn.replace(" ", "")
+    assert saved(page, page.locator(".title"), "PNG").read_bytes().startswith(b"\x89PNG")
+    bars = rows_of(saved(page, page.locator(".panel"), "CSV"))
+    assert sum(float(row["probability"]) for row in bars if row["teacher"] == "toy") == pytest.approx(1, abs=1e-3)
+
+
+def test_text_that_a_spreadsheet_would_run_is_saved_as_text(open_page, address):
+    page = open_page(address)
+    heading(page, "What this cache holds")
+    text = page.evaluate("""async () => (await import("/static/save.js")).csv([
+        { a: "=1+1", b: -1.5 }, { a: '@x,"y"', b: null }, { a: "two\\nlines", b: 2 }])""")
+    assert text == 'a,b\r\n\'=1+1,-1.5\r\n"\'@x,""y""",\r\n"two\nlines",2\r\n'
+
+
+def screen(page):
+    """What a reader sees: list, status, colours, chosen token, panel, and the scroll position."""
+    return page.evaluate("""() => ({
+        list: [...document.querySelectorAll("#list a")].map(node => node.textContent),
+        by: document.querySelector("#by").value, query: document.querySelector("#query").value,
+        tokens: [...document.querySelectorAll(".token")].map(node => node.className),
+        panel: document.querySelector("#panel").textContent,
+        checked: [...document.querySelectorAll("input:checked")].map(node => node.value),
+    })""")
+
+
+def test_an_address_reproduces_the_screen(open_page, address):
+    page = open_page(f"{address}#/main/3")
+    heading(page, "Sequence 3")
+    search(page, "text", "of")
+    sync_api.expect(page.locator("#status")).to_contain_text("found in")
+    page.locator("input[value=entropy]").check(force=True)
+    page.locator("input[value=toy]").check(force=True)
+    page.locator(".token").nth(9).click()
+    chosen(page)
+    page.get_by_role("button", name="List all kept tokens").click()
+    page.get_by_role("button", name="List fewer tokens").wait_for()
+    again = open_page(page.url)
+    again.get_by_role("button", name="List fewer tokens").wait_for()
+    sync_api.expect(again.locator("#status")).to_contain_text("found in")
+    assert screen(again) == screen(page)
+    assert screen(page)["checked"] == ["entropy", "toy"]
+    page.locator("#list a").nth(1).click()
+    assert "colour=entropy" in page.url
+    assert "search=text" in page.url
+
+
+def test_an_address_holds_a_page_of_the_list_and_a_search_that_was_continued(open_page, address):
+    page = open_page(address)
+    sync_api.expect(page.locator("#status")).to_contain_text("Sequences 0 to 24")
+    page.get_by_role("button", name="Next page").click()
+    sync_api.expect(page.locator("#list .number").first).to_have_text("25")
+    again = open_page(page.url)
+    sync_api.expect(again.locator("#list .number").first).to_have_text("25")
+    again.get_by_role("button", name="Previous page").click()
+    sync_api.expect(again.locator("#list .number").first).to_have_text("0")
+    search(again, "loss")
+    again.locator("#list .value").first.wait_for()
+    third = open_page(again.url)
+    third.locator("#list .value").first.wait_for()
+    assert screen(third)["list"] == screen(again)["list"]
+    assert screen(third)["by"] == "loss"
+
+
+def test_an_address_holds_how_far_a_page_is_scrolled(open_page, address):
+    page = open_page(address)
+    page.locator(".passage").first.wait_for()
+    page.locator("[data-place=passages]").evaluate("node => node.scrollIntoView({ block: 'start' })")
+    page.wait_for_url(re.compile("place=passages"))
+    again = open_page(page.url)
+    sync_api.expect(again.locator(".passage").first).to_be_in_viewport()
+    at = "Math.round(document.querySelector('main').scrollTop / 20)"
+    assert again.evaluate(at) == page.evaluate(at)
