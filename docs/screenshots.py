@@ -82,7 +82,10 @@ def take(browser: Browser, address: str, sequence: int) -> None:
         opened.goto(address)
         opened.locator("main .card").first.wait_for()
         opened.locator("#list li").first.wait_for()
+        opened.locator(".passage").first.wait_for()
         shoot(opened, "overview")
+        opened.locator(".charts").evaluate("node => node.scrollIntoView({ block: 'start' })")
+        shoot(opened, "statistics")
         encoding = opened.locator("#encoding option").first.text_content()
         start = f"{address}#/{encoding}/{sequence}"
         show_sequence(opened, start)

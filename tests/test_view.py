@@ -325,7 +325,7 @@ def test_control_characters_are_shown_as_their_pictures():
         (
             "/api/main/sequences/x",
             404,
-            "the sequence number is not a whole number that the viewer accepts .expected 0 to 4,611,686,018,427,387,904, found 'x'",
+            "the sequence number is not a whole number that the viewer accepts .expected 0 to 4,611,.*, found 'x'",
         ),
         ("/api/main/sequences/-1", 404, "the sequence number is not a whole number that"),
         (f"/api/main/sequences/{'9' * 5000}", 404, "the sequence number is not a whole number that"),

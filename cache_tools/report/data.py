@@ -63,7 +63,7 @@ class Passage:
         view: The sequence, with tokens and surprise cut to the passage and the tokens before it.
         first: Index in the sequence of the passage's first token.
         sum_nats: Sum of the surprise over the passage, in the mean over the teachers; None if infinite.
-        excess_nats: How much higher that is than usual at the same places, see ``measures.surprising``; None if infinite.
+        excess_nats: How much higher that is than usual at its places (see ``measures.surprising``); None if infinite.
     """
 
     view: SequenceView

@@ -1,6 +1,7 @@
 """The viewer: a cache in a browser, served by this machine.
 
-This room imports ``report.data``, ``inspection`` and below; starlette and uvicorn are imported only when the viewer runs.
+This room imports ``report.data``, ``inspection`` and below; starlette and uvicorn are imported only when the viewer
+runs.
 
 In reading order:
 

@@ -11,7 +11,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from threading import Lock, Thread
 
-from cache_tools.inspection.views import SequenceView
 from cache_tools.report.data import Passage, SampleData, TeacherMeasures, sample_data
 from cache_tools.store.reader import Encoding
 from cache_tools.store.teacher import CachedTeacher
@@ -131,10 +130,10 @@ def _harmless_groups(teacher: TeacherMeasures) -> TeacherMeasures:
 
 
 def _harmless_passage(passage: Passage) -> Passage:
-    view: SequenceView = passage.view
+    view = passage.view
     tokens = (replace(token, text=_cut(token.text), seen=_cut(token.seen)) for token in view.tokens)
-    names = {"document_id": pictured(view.document_id), "group_id": pictured(view.group_id)}
-    return replace(passage, view=replace(view, tokens=tuple(tokens), **names))
+    document_id, group_id = pictured(view.document_id), pictured(view.group_id)
+    return replace(passage, view=replace(view, document_id=document_id, group_id=group_id, tokens=tuple(tokens)))
 
 
 def _cut(text: str) -> str:

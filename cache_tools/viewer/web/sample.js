@@ -36,7 +36,6 @@ function statistics({ sample, num_groups: numGroups }, encoding) {
   return [
     element("p", { class: "quiet", "data-place": "sample", text:
       `The statistics below are measured on ${part} positions (seed ${size.seed}). The table above covers everything that has been captured.` }),
-    teachers.length > 1 ? seriesLegend(teachers) : null,
     element("div", { class: "charts", "data-place": "charts" }, ...charts(teachers)),
     passages(sample, encoding),
     groups(sample, numGroups),
@@ -45,13 +44,14 @@ function statistics({ sample, num_groups: numGroups }, encoding) {
 }
 
 const seriesLegend = (teachers) => element("ul", { class: "series", "aria-label": "Colours of the teachers" },
-  ...teachers.map((teacher, number) => element("li", { class: seriesClass(number), text: teacher.name })));
+  ...teachers.map((teacher, number) => element("li", { class: seriesClass(number) }, element("i", { class: "dot" }), teacher.name)));
 
 function charts(teachers) {
   const named = (list) => teachers.flatMap((teacher) => list(teacher).map((row) => ({ teacher: teacher.name, ...row })));
   const bins = (key) => named((teacher) => teacher[key].shares.map((share, bin) =>
     ({ from: teacher[key].edges[bin], to: teacher[key].edges[bin + 1], share_of_positions: share })));
   const calibrated = teachers.filter((teacher) => teacher.calibration);
+  const figure = (...parts) => chartCard(teachers, ...parts);
   return [
     figure("Loss by position", "loss-by-position", placesChart("Loss and entropy by position", teachers.map((teacher) => teacher.places)),
       "Solid: loss on the gold token. Dotted: entropy. Where both are level, more context no longer helps.", () => named((teacher) => teacher.places)),
@@ -68,11 +68,12 @@ function charts(teachers) {
 const calibrationText = ({ name, calibration }) =>
   `${name}: right ${percent(calibration.accuracy)} at a mean confidence of ${percent(calibration.confidence)}, expected calibration error ${percent(calibration.ece)}.`;
 
-function figure(title, name, chart, caption, rows) {
-  const made = element("figure", { class: "card" },
-    element("div", { class: "heading" }, element("h3", { text: title }), saveButtons(name, { rows, node: () => chart })),
+function chartCard(teachers, title, name, chart, caption, rows) {
+  const card = element("figure", { class: "card" },
+    element("div", { class: "heading" }, element("h3", { text: title }), saveButtons(name, { rows, node: () => card })),
+    teachers.length > 1 ? seriesLegend(teachers) : null,
     chart, element("figcaption", { class: "quiet", text: caption }));
-  return made;
+  return card;
 }
 
 function passages(sample, encoding) {
@@ -100,7 +101,7 @@ function passageOf(passage, encoding) {
     element("h4", {},
       element("a", { href: `#/${[encoding.name, view.sequence_id, target].map(encodeURIComponent).join("/")}` }, element("bdi", { text: view.document_id })),
       element("small", { text: `sequence ${count(view.sequence_id)}, tokens ${count(first)} to ${count(last)}, ${passage.sum_nats === null ? "infinite surprise" : `${decimal(passage.sum_nats, 0)} nats, ${decimal(passage.excess_nats, 0)} more than usual at these positions`}` })),
-    element("p", { class: "text", dir: "auto" }, ...tokens));
+    element("p", { class: "passage-text", dir: "auto" }, ...tokens));
 }
 
 function passageToken(token, surprises, first) {
