@@ -17,11 +17,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 import tiny
 from cache_tools.errors import ModelError
 from cache_tools.maintenance.verify import verify
+from cache_tools.torch_models.gguf import load_tokenizer
+from cache_tools.torch_models.loading import auto_class, load_checkpoint
 
 PACKAGES = os.environ.get("LOGITCASK_REAL_MODELS")
 SENTENCES = [
@@ -55,16 +57,10 @@ def smollm2(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         if PACKAGES:
             patch.setattr(sys, "path", [PACKAGES, *sys.path])
-        source = {"gguf_file": next(folder.glob("*.gguf")).name}
-        loaded = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, **source)
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), **source)
-    config = loaded.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(loaded.state_dict())
+        file = next(folder.glob("*.gguf"))
+        model = load_checkpoint(auto_class("causal"), file, "SmolLM2", dtype=torch.float32)
+        load_tokenizer(file).save_pretrained(target)
     model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
     return target
 
 
