@@ -117,7 +117,8 @@ class TargetConfig(Config):
         exact: Store every bit of the float32 log-probabilities instead of quantising. The logits of a teacher in
             bfloat16 or float16 lie on a coarse grid, so its exact rows take about 100 bytes at k = 64; those of a
             float32 teacher take about 240. Default: true for a teacher in bfloat16 or float16 with ``topk`` or
-            ``topp``, unless ``max_kl_nats`` is given.
+            ``topp``, unless ``max_kl_nats`` is given. Given as true, or with ``temperatures``, the scalars of an exact
+            target are float32 too; else they are steps of 1/1,024.
         rank_ids: Store ids by rank tables, learned from the teacher's predictions at one position in 32 before the
             first shard; rows become a seventh smaller. For ``topk`` and ``topp``. Default: true with ``exact``.
         vocabulary: Folder of a smaller vocabulary, made by ``logitcask vocabulary --keep``: the distribution is over

@@ -69,6 +69,21 @@ def test_a_half_precision_teacher_is_kept_bit_for_bit(half, plain):
 
 
 @pytest.mark.parametrize(
+    ("target", "dtype", "exact"),
+    [
+        ({"k": 4}, "bfloat16", False),
+        ({"k": 4, "exact": True}, "bfloat16", True),
+        ({"k": 4, "exact": True}, "float32", True),
+        ({"k": 4, "temperatures": [2.0]}, "bfloat16", True),
+        ({"k": 4, "temperatures": [2.0]}, "float32", False),
+    ],
+)
+def test_scalars_are_float32_where_steps_would_undo_the_exactness_of_the_rows(tmp_path, model, target, dtype, exact):
+    cache = tiny.capture(tmp_path, model, target=target, **HALF | {"dtype": dtype})
+    assert (teacher_of(cache).manifest.scalar_step_nats == 0) == exact
+
+
+@pytest.mark.parametrize(
     ("target", "dtype", "name"),
     [
         ({}, "float32", "delta-power"),

@@ -16,7 +16,7 @@ from cache_tools.format.sequences import Sequence
 from cache_tools.hidden_codecs.registry import HIDDEN_CODECS
 from cache_tools.hidden_codecs.transform import calibrate_last, calibrate_relative, transform_bytes
 from cache_tools.storage import object_exists
-from cache_tools.store.predictions import SCALAR_STEP_NATS, codec_of
+from cache_tools.store.predictions import codec_of
 from cache_tools.store.reader import Encoding
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.store.writer import declare_teacher
@@ -137,7 +137,7 @@ def _describe(
         chunk_positions,
         vocabulary_size=vocabulary_size,
         target=target.spec(vocabulary_size),
-        scalar_step_nats=0.0 if target.codec(vocabulary_size).exact_scalars else SCALAR_STEP_NATS,
+        scalar_step_nats=target.scalar_step_nats(vocabulary_size),
         scalars=target.keep.scalar_names,
         hidden=_hidden_specs(config, head.last, all_hidden),
     )

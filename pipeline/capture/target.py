@@ -12,6 +12,7 @@ from typing import Any
 from cache_tools.codecs.registry import Codec, codec_for
 from cache_tools.format.layout import TAIL_SCALARS
 from cache_tools.format.manifest import TargetSpec
+from cache_tools.store.predictions import SCALAR_STEP_NATS
 from pipeline.capture.keep import Keep
 from pipeline.config import TargetConfig, TeacherConfig
 from pipeline.teachers.loading import computes_in_half_precision, resolve_model
@@ -29,6 +30,8 @@ class SparseTarget:
         ranked: Store ids by rank tables.
         earlier: Other values of ``exact`` and ``ranked`` that the block may have meant when a cached teacher was begun.
         half_precision: The teacher computes in bfloat16 or float16.
+        float_scalars: Store the scalars as float32 instead of steps: where ``exact`` was asked for, and where exact
+            rows will be used at other temperatures, whose log-normalisers are scalars.
     """
 
     keep: Keep
@@ -37,6 +40,12 @@ class SparseTarget:
     ranked: bool = False
     earlier: tuple[tuple[bool, bool], ...] = ()
     half_precision: bool = False
+    float_scalars: bool = False
+
+    def scalar_step_nats(self, vocabulary_size: int) -> float:
+        """Return the step in which scalars are stored, in nats; 0 for float32."""
+        exact = self.codec(vocabulary_size).exact_scalars or (self.exact and self.float_scalars)
+        return 0.0 if exact else SCALAR_STEP_NATS
 
     def codec(self, vocabulary_size: int) -> Codec:
         """Return the codec that stores rows over this many logits; draws and dense rows are lossless by nature."""
@@ -97,7 +106,8 @@ def read_target(config: TargetConfig, half_precision: bool = False) -> SparseTar
     ranked = exact and config.kind.is_ranked if config.rank_ids is None else config.rank_ids
     earlier = [(exact, False)] if config.rank_ids is None else []
     earlier += [(False, bool(config.rank_ids))] if config.exact is None and exact else []
-    return SparseTarget(keep, config.max_kl_nats, exact, ranked, tuple(earlier), half_precision)
+    float_scalars = bool(config.exact) or bool(config.temperatures)
+    return SparseTarget(keep, config.max_kl_nats, exact, ranked, tuple(earlier), half_precision, float_scalars)
 
 
 @dataclass(frozen=True)

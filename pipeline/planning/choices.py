@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cache_tools.codecs.registry import Codec, Targets
 from cache_tools.format.zarr_arrays import ArrayLayout, ArrayType
-from cache_tools.store.predictions import SCALAR_STEP_NATS, Predictions, to_steps
+from cache_tools.store.predictions import Predictions, to_steps
 from pipeline.capture.keep import Keep
 from pipeline.capture.target import SparseTarget
 
@@ -92,7 +92,7 @@ class Tally:
         """Count a block of predictions of whole sequences, of so many positions each."""
         assert block.targets is not None
         self.positions += positions
-        self.scalar_bytes += scalar_bytes(block)
+        self.scalar_bytes += scalar_bytes(block, self.target.scalar_step_nats(self.vocabulary_size))
         planned = narrowed(block.targets, self.target.keep) if self.ks else block.targets
         codec = with_learned_file(self.target.codec(self.vocabulary_size), block.targets)
         self.target_bytes += target_bytes(codec, planned)
@@ -206,11 +206,14 @@ def target_bytes(codec: Codec, targets: Targets) -> int:
     return size
 
 
-def scalar_bytes(block: Predictions) -> int:
-    """Return the bytes of the scalars, compressed as a cache compresses them."""
+def scalar_bytes(block: Predictions, step_nats: float) -> int:
+    """Return the bytes of the scalars, compressed as a cache compresses them; a step of 0 stands for float32."""
     rows = len(block.scalars["entropy"])
-    layout = ArrayLayout(ArrayType((), np.dtype(np.int32)), _whole_chunks(rows), CHUNK_ROWS)
-    return sum(len(layout.encode(to_steps(values, SCALAR_STEP_NATS))) for values in block.scalars.values())
+    layout = ArrayLayout(
+        ArrayType((), np.dtype(np.int32 if step_nats else np.float32)), _whole_chunks(rows), CHUNK_ROWS
+    )
+    stored = (to_steps(values, step_nats) if step_nats else values for values in block.scalars.values())
+    return sum(len(layout.encode(values)) for values in stored)
 
 
 def _whole_chunks(rows: int) -> int:
