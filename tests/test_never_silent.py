@@ -29,6 +29,8 @@ LONG = {
     "diff": ("diff", "{cache}", "{other}", "--json"),
     "copy": ("copy", "{cache}", "{folder}/copy"),
     "subset": ("subset", "{cache}", "{folder}/subset", "--k", "4"),
+    "export": ("export", "{cache}", "{folder}/rows", "--json"),
+    "import": ("import", "{folder}/rows", "{folder}/imported", "--tokenizer", "{teacher}", "--json"),
     "vocabulary": ("vocabulary", "{cache}", "-o", "{folder}/vocabulary", "--json"),
     "vocabulary --keep": ("vocabulary", "{cache}", "--keep", "0.9", "-o", "{folder}/half", "--embeddings", "{teacher}"),
     "report": ("report", "{cache}", "-o", "{folder}/report.html"),
