@@ -38,7 +38,6 @@ COMMANDS = {
     "plan": "pipeline.planning.command:plan_command",
     "capture": "pipeline.cli:capture_command",
     "import": "cache_tools.exchange.command:import_command",
-    "export": "cache_tools.exchange.command:export_command",
     "vocabulary": "cache_tools.vocabularies.command:vocabulary_command",
     "train": "trainer.run.command:train_command",
     "evaluate": "trainer.evaluation.command:evaluate_command",
@@ -52,6 +51,7 @@ COMMANDS = {
     "repair": "cache_tools.maintenance.commands:repair_command",
     "copy": "cache_tools.maintenance.commands:copy_command",
     "subset": "cache_tools.maintenance.commands:subset_command",
+    "export": "cache_tools.exchange.command:export_command",
     "drop": "cache_tools.maintenance.commands:drop_command",
 }
 """Subcommand to ``module:attribute``, in the order of a user's work."""

@@ -249,7 +249,7 @@ def test_refuses_to_encode_again_where_a_teacher_has_predictions(tmp_path):
     (folder / "teachers" / "toy").mkdir()
     (folder / "teachers" / "toy" / "zarr.json").write_text("precious")
     before = snapshot(tmp_path / "cache")
-    with pytest.raises(FormatError, match="Encoding again would throw them away"):
+    with pytest.raises(FormatError, match="Encoding again would discard them"):
         run(tmp_path)
     assert snapshot(tmp_path / "cache") == before
 

@@ -120,10 +120,10 @@ def test_a_student_is_trained_and_evaluated(folder, tmp_path, start):
         CliRunner().invoke(cli, ["vocabulary", str(folder / "cache"), "-o", str(tmp_path / "union")])
         values["vocabulary"] = str(tmp_path / "union")
         union = read_vocabulary(tmp_path / "union")
-    final = run_training(StudentConfig.model_validate(values))
+    final = run_training(StudentConfig.model_validate(values)).student
     config = json.loads((final / "config.json").read_text())
     assert config["vocab_size"] == (len(union.names) if union else HIGHEST_ID + 1)
-    assert evaluate_folder(final, opened(folder).teacher(), "held_out", union=union)["cross_entropy_nats"] > 0
+    assert evaluate_folder(final, opened(folder).teacher(), "held_out", union=union).cross_entropy_nats > 0
 
 
 def test_a_student_with_fewer_logits_is_refused(folder, tmp_path):

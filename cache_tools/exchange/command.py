@@ -65,7 +65,13 @@ if TYPE_CHECKING:
     type=FiniteRange(0, 1),
     help="How far a prediction's probabilities may exceed 1; by default 0.001, of compressed rows 0.01.",
 )
-@click.option("--positions-per-shard", type=click.IntRange(1, 2**22), default=131_072, show_default=True)
+@click.option(
+    "--positions-per-shard",
+    type=click.IntRange(1, 2**22),
+    default=131_072,
+    show_default=True,
+    help="Positions of a shard, the unit of work and of repair.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def import_command(
     source: Path,

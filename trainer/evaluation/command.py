@@ -61,7 +61,7 @@ def evaluate_command(
     trust_remote_code: bool,
     as_json: bool,
 ) -> None:
-    """Compare the model in folder STUDENT with the text and with the cached teacher; no teacher is loaded.
+    """Compare the model in folder STUDENT with the text and the teacher of CACHE; no teacher is loaded.
 
     \b
     Example:
