@@ -114,9 +114,11 @@ def _report(committed: dict[str, int]) -> None:
     """Say on standard error how many shards of each teacher were captured."""
     from rich.console import Console
 
+    from cache_tools.quantities import counted
+
     console = Console(stderr=True)
     for teacher, shards in committed.items():
-        news = f"{shards} shards captured now" if shards else "nothing left to do"
+        news = f"{counted(shards, 'shard')} captured now" if shards else "nothing left to do"
         console.print(f"teacher {teacher}: {news}")
 
 

@@ -21,7 +21,7 @@ from cache_tools.models.files import weight_files
 from cache_tools.progress.reporter import Reporter
 from cache_tools.storage import StorePath, names, object_exists
 from cache_tools.store.reader import Cache, Encoding
-from cache_tools.store.writer import create_cache
+from cache_tools.store.writer import new_cache
 from pipeline.capture.declare import declare, is_declared
 from pipeline.capture.shards import capture_shards
 from pipeline.capture.target import ResolvedTeacher, resolve_teacher
@@ -101,9 +101,9 @@ def prepare(
         check_teacher(teacher.config, teacher.folder, tokenizer, config.encoding.max_length_tokens, restriction)
         check_tensors(teacher.config, teacher.folder, config.encoding.objective)
     if worker.rank == 0:
-        create_cache(config.cache)
-        reporter.stage("encode", None)
-        encode(config.cache, recipe, append, reporter.advance)
+        with new_cache(config.cache):
+            reporter.stage("encode", None)
+            encode(config.cache, recipe, append, reporter.advance)
     else:
         sources = corpus_sources(config.corpus)
         folder = layout.encoding_folder(config.cache, config.encoding.name)

@@ -153,8 +153,8 @@ def test_inspect_json_has_these_keys(cache):
     }  # fmt: skip
     assert set(teacher) == {
         "name", "fingerprint", "model", "vocabulary_size", "target", "scalars", "hidden", "shards_done", "shards",
-        "positions", "stored_bytes", "bytes_per_position", "bytes_by_array", "positions_by_group", "statistics",
-        "positions_expected", "provenance", "made_by", "sample",
+        "positions", "stored_bytes", "bytes_per_position", "bytes_by_array", "positions_by_group",
+        "positions_by_split", "statistics", "positions_expected", "provenance", "made_by", "sample",
     }  # fmt: skip
     for split in ("train", "held_out"):
         assert set(encoding["splits"][split]) == {"documents", "sequences", "tokens", "positions", "shards"}

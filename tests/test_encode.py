@@ -297,7 +297,9 @@ def test_a_corpus_of_token_ids_makes_a_sound_encoding_without_texts(tmp_path, ob
     assert {s.document_id for s in sequences} == set(TEXTS)
     assert all(s.text == "" and s.byte_lengths.sum() == 0 for s in sequences)
     problems = verify(tmp_path / "cache", deep=True)
-    assert [problem.message for problem in problems] == ["no teacher has been captured"]
+    assert [problem.message for problem in problems] == [
+        "no finished shard: no teacher has been captured; run 'logitcask capture' again"
+    ]
 
 
 @pytest.mark.parametrize("characters", [1, 1000, 2**18])

@@ -13,6 +13,8 @@ from cache_tools.errors import IncompleteError
 from cache_tools.inspection import measures
 from cache_tools.inspection.sample import Document, Sample, SampledPredictions, read_sample
 from cache_tools.store.predictions import SCALAR_STEP_NATS
+from cache_tools.store.reader import Cache
+from cache_tools.terminal import summary
 from cache_tools.terminal.inspect_command import inspect_command
 from store_fixtures import CHUNK_POSITIONS, SEQUENCE_TOKENS, make_cache
 
@@ -260,8 +262,18 @@ def test_inspect_says_who_made_what_and_how_much_is_left(unfinished):
     maker = {"group": "targets", "software": "x", "device": "cpu", "shards": 2, "positions": done, "seconds": 4.5}
     assert teacher["made_by"] == [maker]
     text = " ".join(CliRunner().invoke(inspect_command, [str(unfinished.path)]).stdout.replace("│", "").split())
-    assert f"2 of 3 shards, {done} positions ({done / expected:.1%})" in text
+    assert f"2 of 3 shards, {done} of {expected} positions ({done / expected:.1%})" in text
     assert f"{4.5 * (expected / done - 1):.0f} s" in text
+
+
+def test_inspect_says_how_much_of_each_split_is_captured(unfinished):
+    teacher = inspected(unfinished.path)
+    encoding = Cache(unfinished.path).encoding()
+    captured, whole = teacher["positions_by_split"], {name: s.positions for name, s in encoding.manifest.splits.items()}
+    assert sum(captured.values()) == teacher["positions"] < sum(whole.values())
+    text = " ".join(CliRunner().invoke(inspect_command, [str(unfinished.path)]).stdout.replace("│", "").split())
+    for split in teacher["statistics"]:
+        assert summary.positions_words(captured[split], whole[split]) in text
 
 
 def test_sequences_of_the_fixture_are_cut_by_chunks():

@@ -1,6 +1,7 @@
 """What a plan says is what a capture then costs, and planning writes nothing."""
 
 import json
+import re
 import shutil
 from collections import namedtuple
 from itertools import pairwise
@@ -206,6 +207,8 @@ def test_the_command_prints_tables_or_json(tmp_path):
     text = CliRunner().invoke(plan_command, [str(config), "--measure", "--sample-sequences", "10"])
     assert text.exit_code == 0
     assert "what k keeps and costs" in text.stdout
+    assert "0.00 hours" not in text.stdout
+    assert re.search(r"teacher +│ (\d+ min )?(less than 1|\d+) s at ", text.stdout)
     measured = CliRunner().invoke(plan_command, [str(config), "--measure", "--sample-sequences", "10", "--json"])
     assert mismatches(json.loads(measured.stdout), CapturePlan) == []
     found = CliRunner().invoke(plan_command, [str(config), "--tokens-per-s", "50", "--workers", "2", "--json"])

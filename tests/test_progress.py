@@ -209,6 +209,15 @@ def test_a_brief_reporter_says_nothing_of_what_was_quick():
     assert reporter.text == ["drawing: 0:00:05 so far\n", "drawing: done in 0:00:06\n"]
 
 
+def test_one_part_is_counted_in_the_singular():
+    reporter = Lines()
+    reporter.stage("checking", 1, "shards")
+    reporter.part("toy: shard 0")
+    reporter.end()
+    assert reporter.text[0] == "checking: 1 shard to do\n"
+    assert reporter.text[-1].startswith("checking: 1 shard in ")
+
+
 def test_nothing_left_to_do_is_said():
     reporter = Lines()
     reporter.stage("teacher toy", 0)

@@ -11,6 +11,7 @@ from cache_tools.format import layout
 from cache_tools.format.manifest import EncodingManifest, ObjectRecord, TeacherManifest, read_manifest, write_manifest
 from cache_tools.format.shards import write_part
 from cache_tools.maintenance.verify import verify
+from cache_tools.store.writer import create_cache
 from store_fixtures import (
     POSITIONS_PER_SHARD,
     flip_bit,
@@ -193,13 +194,30 @@ def test_a_broken_teacher_manifest_does_not_hide_other_problems(tiny):
 def test_finds_an_encoding_without_teacher(tmp_path):
     tiny = make_cache(tmp_path, committed=0)
     (tiny.teacher / layout.MANIFEST).unlink()
-    assert only_problem(tiny).message == "no teacher has been captured"
+    assert (
+        only_problem(tiny).message == "no finished shard: no teacher has been captured; run 'logitcask capture' again"
+    )
 
 
 def test_finds_a_cache_without_encoding(tmp_path):
     tiny = make_cache(tmp_path, committed=0)
     (tiny.encoding / layout.MANIFEST).unlink()
-    assert only_problem(tiny).message == "no encoding has been committed"
+    assert (
+        only_problem(tiny).message == "no finished shard: no encoding has been committed; run 'logitcask capture' again"
+    )
+
+
+def test_a_cache_in_which_nothing_is_captured_is_not_said_to_be_done(tmp_path):
+    from click.testing import CliRunner
+
+    from cache_tools.maintenance.verify_command import verify_command
+
+    create_cache(tmp_path / "cache")
+    result = CliRunner().invoke(verify_command, [str(tmp_path / "cache")])
+    assert result.exit_code == 1
+    assert "nothing left to do" not in result.stderr
+    assert "no finished shard: no encoding has been committed; run 'logitcask capture'" in result.stdout
+    assert result.stdout.endswith("\n1 problem\n")
 
 
 def test_finds_predictions_of_another_encoding(tiny):

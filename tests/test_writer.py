@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache_tools.errors import FormatError, IdentityError, IncompleteError, StorageError
+from cache_tools.errors import CorpusError, FormatError, IdentityError, IncompleteError, StorageError
 from cache_tools.format.receipts import TARGETS, read_receipt
+from cache_tools.storage import remove_tree, write_object
 from cache_tools.store import writer
 from cache_tools.store.predictions import Predictions
 from cache_tools.store.reader import Cache
-from cache_tools.store.writer import commit_shard, create_cache, declare_teacher
+from cache_tools.store.writer import commit_shard, create_cache, declare_teacher, new_cache
 from store_fixtures import HIDDEN, POSITIONS_PER_SHARD, TinyCache, assert_rows, make_cache, snapshot, teacher_manifest
 
 
@@ -59,6 +60,38 @@ def test_creating_a_cache_twice_keeps_what_is_there(tmp_path):
     before = snapshot(tiny.path)
     create_cache(tiny.path)
     assert snapshot(tiny.path) == before
+
+
+def refuse_inside(path, *writings):
+    """Enter a new cache, write something there, and be refused."""
+    with new_cache(path):
+        for write in writings:
+            write()
+        raise CorpusError("a line is broken", where="corpus", fix="Repair it")
+
+
+def test_a_refusal_takes_away_the_empty_cache_that_it_would_leave(tmp_path):
+    with pytest.raises(CorpusError):
+        refuse_inside(tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_refusal_takes_away_no_cache_that_was_there_and_none_that_another_capture_writes(tmp_path):
+    for path in (tmp_path / "old", tmp_path / "shared"):
+        other = path / "encodings" / "other" / "claim.json"
+        writings = [lambda other=other: write_object(other, b"{}")] if path.name == "shared" else []
+        if not writings:
+            create_cache(path)
+        with pytest.raises(CorpusError):
+            refuse_inside(path, *writings)
+        assert Cache(path).encodings == []
+        assert other.exists() == bool(writings)
+
+
+def test_a_new_cache_that_another_capture_took_away_is_there_at_the_end(tmp_path):
+    with new_cache(tmp_path / "cache"):
+        remove_tree(tmp_path / "cache")
+    assert Cache(tmp_path / "cache").encodings == []
 
 
 def test_refuses_to_create_a_cache_among_other_files(tmp_path):

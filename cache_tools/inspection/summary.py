@@ -95,6 +95,7 @@ class TeacherFacts:
         bytes_per_position: The same per captured position; None if there is none.
         bytes_by_array: Size of each array.
         positions_by_group: Captured positions of each group of arrays.
+        positions_by_split: Captured positions of each split.
         statistics: Means over positions by split: the names that receipts use, and ``perplexity``; None if infinite.
         positions_expected: Positions of all shards of the encoding.
         provenance: Provenance in the first receipt.
@@ -115,6 +116,7 @@ class TeacherFacts:
     bytes_per_position: float | None
     bytes_by_array: dict[str, int]
     positions_by_group: dict[str, int]
+    positions_by_split: dict[str, int]
     statistics: dict[str, dict[str, float | None]]
     positions_expected: int
     provenance: dict[str, dict[str, object]]
@@ -245,6 +247,7 @@ def describe_teacher(teacher: CachedTeacher, progress: Advance = ignore) -> Teac
         bytes_per_position=stored / positions if positions else None,
         bytes_by_array=_bytes_by_array(receipts),
         positions_by_group={g: sum(r.positions for r in receipts if g in r.groups) for g in teacher.groups},
+        positions_by_split=_positions_by_split(teacher, receipts),
         statistics=_statistics(teacher, receipts),
         positions_expected=sum(entry.positions for entry in teacher.encoding.shards),
         provenance=receipts[0].provenance if receipts else {},
@@ -299,6 +302,15 @@ def _bytes_by_array(receipts: list[Receipt]) -> dict[str, int]:
         for key, record in receipt.objects.items():
             sizes[key.split("/c/")[0]] += record.bytes
     return dict(sorted(sizes.items()))
+
+
+def _positions_by_split(teacher: CachedTeacher, receipts: list[Receipt]) -> dict[str, int]:
+    by_shard = {receipt.shard: receipt.positions for receipt in receipts}
+    encoding = teacher.encoding
+    return {
+        split: sum(by_shard.get(shard, 0) for shard in encoding.split_shards(split))
+        for split in encoding.manifest.splits
+    }
 
 
 def _statistics(teacher: CachedTeacher, receipts: list[Receipt]) -> dict[str, dict[str, float | None]]:

@@ -137,7 +137,7 @@ def repair_command(cache: "StorePath", quick: bool, as_json: bool) -> None:
 
     opened = Cache(cache)
     with open_reporter() as reporter:
-        reporter.stage("checking", shards_to_check(opened), "shards")
+        reporter.stage("checking", shards_to_check(opened) or None, "shards")
         mended, left = repair(cache, not quick, progress=reporter.part)
     if as_json:
         click.echo(json_text(RepairResult(str(cache), mended, left)))

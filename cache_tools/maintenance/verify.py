@@ -34,6 +34,9 @@ Remedy = Literal["capture", "redo", "metadata", "restore"]
 """How a problem is solved: run the capture again; capture one shard again; rewrite metadata that follows from the
 manifests; restore an object from a copy."""
 
+CAPTURE = "run 'logitcask capture' again"
+"""What solves a problem of which the remedy is ``capture``."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -113,7 +116,7 @@ def verify(path: StorePath, deep: bool = False, progress: BeginPart = lambda _: 
     problems = [root.damage(message) for message in root_problems(cache.path)]
     problems += list(_group(folder, Subject(folder / layout.MANIFEST, "metadata")))
     if not cache.encodings:
-        problems.append(Subject(cache.path).missing("no encoding has been committed"))
+        problems.append(Subject(cache.path).missing(f"no finished shard: no encoding has been committed; {CAPTURE}"))
     for name in cache.encodings:
         subject = Subject(folder / name, encoding=name)
         problems += _guarded(subject, partial(_encoding, cache, subject, deep, progress))
@@ -158,7 +161,7 @@ def _encoding(cache: Cache, subject: Subject, deep: bool, progress: BeginPart) -
         progress(f"{encoding.name}: sequences {shard}")
         yield from _guarded(subject, partial(_sequences, encoding, shard, subject))
     if not encoding.teachers:
-        yield Subject(encoding.path).missing("no teacher has been captured")
+        yield Subject(encoding.path).missing(f"no finished shard: no teacher has been captured; {CAPTURE}")
         return
     metadata = replace(subject, remedy="metadata")
     yield from _group(encoding.path / "teachers", metadata)
@@ -226,7 +229,7 @@ def _shard(teacher: CachedTeacher, shard: int, subject: Subject, deep: bool, val
     missing_groups = teacher.groups if receipt is None else [g for g in teacher.groups if g not in receipt.groups]
     if missing_groups:
         groups = f" of {', '.join(missing_groups)}" if receipt else ""
-        yield subject.missing(f"shard {shard} has not been captured{groups}; run 'logitcask capture' again", where)
+        yield subject.missing(f"shard {shard} has not been captured{groups}; {CAPTURE}", where)
     if receipt is None:
         return
     entry = teacher.encoding.shards[shard]

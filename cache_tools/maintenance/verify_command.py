@@ -24,11 +24,12 @@ def verify_command(cache: "StorePath", deep: bool, as_json: bool) -> None:
     from cache_tools.json_output import json_text
     from cache_tools.maintenance.verify import VerifyResult, shards_to_check, verify
     from cache_tools.progress.lines import open_reporter
+    from cache_tools.quantities import counted
     from cache_tools.store.reader import Cache
 
     opened = Cache(cache)
     with open_reporter() as reporter:
-        reporter.stage("checking", shards_to_check(opened), "shards")
+        reporter.stage("checking", shards_to_check(opened) or None, "shards")
         problems = verify(cache, deep, progress=reporter.part)
     if as_json:
         click.echo(json_text(VerifyResult(str(cache), deep, problems)))
@@ -36,8 +37,6 @@ def verify_command(cache: "StorePath", deep: bool, as_json: bool) -> None:
         for problem in problems:
             click.echo(f"{problem.kind}: {problem.where}: {problem.message}")
         what = "every object and value" if deep else "structure, sizes and sequence files"
-        click.echo(
-            f"{len(problems)} problem{'s' * (len(problems) > 1)}" if problems else f"no problems ({what} checked)"
-        )
+        click.echo(counted(len(problems), "problem") if problems else f"no problems ({what} checked)")
     if problems:
         raise SystemExit(1)

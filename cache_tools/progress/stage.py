@@ -122,12 +122,13 @@ class Stage:
 
 
 def quantity(amount: float, unit: str = "") -> str:
-    """Return an amount with its unit: "1,234 tokens", "1.2 GB"."""
+    """Return an amount with its unit: "1,234 tokens", "1 token", "1.2 GB"."""
     if unit == "bytes":
         for name, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
             if amount >= size:
                 return f"{amount / size:,.1f} {name}"
-    return f"{amount:,.0f} {unit}".rstrip()
+    number = f"{amount:,.0f}"
+    return f"{number} {unit.removesuffix('s') if number == '1' else unit}".rstrip()
 
 
 def rate(amount: float, seconds: float, unit: str) -> str:

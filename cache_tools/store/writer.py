@@ -8,9 +8,11 @@ by one that also lists the new objects, and until then the old one holds.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
-from cache_tools.errors import FormatError, IdentityError
+from cache_tools.errors import FormatError, IdentityError, LogitcaskError
 from cache_tools.format import layout
 from cache_tools.format.fingerprint import differences
 from cache_tools.format.manifest import (
@@ -71,6 +73,43 @@ def create_cache(cache: StorePath) -> None:
         )
     write_group(layout.encodings_folder(cache))
     write_manifest(cache, CacheManifest())
+
+
+@contextmanager
+def new_cache(cache: StorePath) -> Iterator[None]:
+    """Create a cache as ``create_cache`` does; take it away again if what follows is refused and has left it empty.
+
+    Only a cache that was created here is taken away, and only while nothing lies in a folder of an encoding. Another
+    capture that begins in the same new cache at that moment creates it again at the end of this context.
+
+    Raises:
+        FormatError: the folder holds something else, or another format version.
+    """
+    created = not object_exists(cache / layout.MANIFEST)
+    create_cache(cache)
+    try:
+        yield
+    except LogitcaskError:
+        if created and _is_empty(cache):
+            _remove_empty(cache)
+        raise
+    create_cache(cache)
+
+
+def _is_empty(cache: StorePath) -> bool:
+    """Say whether a cache holds no encoding, and nothing of one that has begun."""
+    folder = layout.encodings_folder(cache)
+    return not any(names(folder / name) for name in names(folder) if name != layout.MANIFEST)
+
+
+def _remove_empty(cache: StorePath) -> None:
+    folder = layout.encodings_folder(cache)
+    remove_object(cache / layout.MANIFEST)
+    remove_object(folder / layout.MANIFEST)
+    if isinstance(cache, Path):  # in a bucket there are no folders
+        for empty in (*(folder / name for name in names(folder)), folder, cache):
+            with suppress(OSError):  # somebody else has put something there
+                empty.rmdir()
 
 
 def _foreign(name: str) -> bool:

@@ -6,6 +6,7 @@ from rich.text import Text
 
 from cache_tools.escaping import printable
 from cache_tools.inspection.comparison import Comparison, Means, WorstPosition
+from cache_tools.quantities import counted
 from cache_tools.terminal.bidi import IsolatedLines, isolated
 from cache_tools.terminal.sequence import shortened, token_cell
 
@@ -19,7 +20,8 @@ CONTEXT_CHARACTERS = 60
 def print_comparison(console: Console, result: Comparison) -> None:
     """Print a comparison of two teachers."""
     sides = f"A = {result.a}, B = {result.b}"
-    read = f"{len(result.shards)} of {result.shards_in_common} shards, drawn at random, KL in nats (lower bounds)"
+    shards = f"{len(result.shards):,} of {counted(result.shards_in_common, 'shard')}"
+    read = f"{shards}, drawn at random, KL in nats (lower bounds)"
     console.print(Text(f"{sides} · {read}"))
     bins = [(f"{part.above:g} to {part.up_to:g}", part.means) for part in result.bins]
     console.print(_table("A's largest probability", [("all", result.all), *bins]))

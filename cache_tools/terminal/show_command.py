@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cache_tools.cli_options import CacheType
+from cache_tools.quantities import counted
 
 if TYPE_CHECKING:
     from cache_tools.inspection.search import Match
@@ -163,7 +164,7 @@ def _highest(
     needed = 2 if disagreement else 1
     if len(teachers) != needed:
         raise click.UsageError(
-            f"This search needs {needed} teacher{'s' * (needed > 1)}, not {len(teachers)}. "
+            f"This search needs {counted(needed, 'teacher')}, not {len(teachers)}. "
             f"Select with --teacher from: {', '.join(encoding.teachers)}."
         )
     measure = disagreement_of(teachers[0], teachers[1], disagreement) if disagreement else loss_of(teachers[0])
@@ -173,7 +174,8 @@ def _highest(
         reporter.stage("scanning", len(searched_shards), "shards")
         matches = highest(encoding, _counted(searched_shards, reporter.advance), measure, limit)
     if len(searched_shards) < len(committed):
-        click.echo(f"scanned {len(searched_shards)} of {len(committed)} shards; --shards N scans more", err=True)
+        shares = f"{len(searched_shards):,} of {counted(len(committed), 'shard')}"
+        click.echo(f"scanned {shares}; --shards N scans more", err=True)
     return matches
 
 

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cache_tools.escaping import printable
-from cache_tools.format.manifest import HiddenSpec
+from cache_tools.format.manifest import HiddenSpec, Split, SplitTotals
 from cache_tools.inspection.summary import (
     CacheSummary,
     EncodingFacts,
@@ -17,6 +17,7 @@ from cache_tools.inspection.summary import (
     TeacherFacts,
     TeacherSummary,
 )
+from cache_tools.quantities import counted, duration_words
 from cache_tools.terminal.bidi import isolated
 from cache_tools.terminal.sequence import shortened
 
@@ -33,7 +34,7 @@ def print_summary(console: Console, summary: CacheSummary) -> None:
     for encoding in summary.encodings:
         console.print(_splits_table(encoding.facts))
         for teacher in encoding.teachers:
-            console.print(_teacher_table(teacher))
+            console.print(_teacher_table(teacher, encoding.facts.splits))
             if teacher.sample and teacher.sample.groups:
                 console.print(_groups_table(teacher.facts.name, teacher.sample))
     if not summary.encodings:
@@ -55,12 +56,15 @@ def _splits_table(encoding: EncodingFacts) -> Table:
 
 def _without_beginning(encoding: EncodingFacts) -> str:
     count = encoding.chat_sequences_without_beginning
-    return f"\n{count:,} sequences begin in the middle of a long chat, so their prompt was not read" if count else ""
+    if not count:
+        return ""
+    begin = f"{counted(count, 'sequence')} {'begins' if count == 1 else 'begin'}"
+    return f"\n{begin} in the middle of a long chat, so the prompt was not read"
 
 
-def _teacher_table(teacher: TeacherSummary) -> Table:
+def _teacher_table(teacher: TeacherSummary, splits: Mapping[Split, SplitTotals]) -> Table:
     table = Table(title=f"teacher {teacher.facts.name}", show_header=False)
-    for key, value in _teacher_rows(teacher):
+    for key, value in _teacher_rows(teacher, splits):
         table.add_row(Text(key), Text(printable(value)))
     share = teacher.sample and teacher.sample.contradicting
     if share:
@@ -82,7 +86,7 @@ def _groups_table(teacher: str, sample: SampleSummary) -> Table:
     return table
 
 
-def _teacher_rows(teacher: TeacherSummary) -> list[tuple[str, str]]:
+def _teacher_rows(teacher: TeacherSummary, splits: Mapping[Split, SplitTotals]) -> list[tuple[str, str]]:
     """Return the table of a teacher: (name, value) for each line."""
     facts = teacher.facts
     codec = codec_words(facts.target.codec)
@@ -97,7 +101,10 @@ def _teacher_rows(teacher: TeacherSummary) -> list[tuple[str, str]]:
     rows.append(("stored", f"{facts.stored_bytes:,} bytes · {facts.bytes_per_position:.1f} per position"))
     for name, size in facts.bytes_by_array.items():
         rows.append((f"  {name}", f"{size / facts.positions:.1f} bytes per position"))
-    rows += [(split, _statistics_words(means)) for split, means in facts.statistics.items()]
+    for split, totals in splits.items():
+        if means := facts.statistics.get(split):
+            captured = positions_words(facts.positions_by_split[split], totals.positions)
+            rows.append((split, f"{_statistics_words(means)} · {captured}"))
     rows += [(f"  hidden {layer}", _hidden(layer, spec, facts)) for layer, spec in facts.hidden.items()]
     rows += [("made by", maker_words(maker)) for maker in facts.made_by]
     if teacher.sample:
@@ -199,21 +206,20 @@ def number_words(value: float | None) -> str:
 def progress_words(teacher: TeacherFacts) -> str:
     """Return how much of a capture is done; of an unfinished one also how long the rest takes."""
     done, expected = teacher.positions, teacher.positions_expected
-    words = f"{teacher.shards_done} of {teacher.shards} shards, {done:,} positions"
+    words = f"{teacher.shards_done:,} of {counted(teacher.shards, 'shard')}, {positions_words(done, expected)}"
     if done == expected or not expected:
         return words
-    words += f" ({done / expected:.1%})"
     seconds = sum(maker.seconds for maker in teacher.made_by)
     if seconds and done:
         words += f"; the rest takes one such worker about {duration_words(seconds * (expected / done - 1))}"
     return words
 
 
-def duration_words(seconds: float) -> str:
-    """Return a time span in its two largest units: ``3 h 20 min``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+def positions_words(done: int, expected: int) -> str:
+    """Return how many positions are captured; of an unfinished capture also of how many."""
+    if done == expected or not expected:
+        return counted(done, "position")
+    return f"{done:,} of {counted(expected, 'position')} ({done / expected:.1%})"
 
 
 def maker_words(maker: Maker) -> str:
@@ -222,11 +228,11 @@ def maker_words(maker: Maker) -> str:
         str(value) if key in ("software", "device") else f"{key} {value}" for key, value in maker.made_with.items()
     )
     speed = f" · {maker.positions / maker.seconds:,.0f} positions/s" if maker.seconds else ""
-    return f"{maker.group}: {made_with} · {maker.shards} shards{speed}"
+    return f"{maker.group}: {made_with} · {counted(maker.shards, 'shard')}{speed}"
 
 
 def sample_words(sample: SampleSize) -> str:
     """Return how large a sample is."""
     if sample.positions == sample.of_positions:
-        return f"all {sample.positions:,} positions"
-    return f"a sample of {sample.positions:,} of {sample.of_positions:,} positions, seed {sample.seed}"
+        return f"all {counted(sample.positions, 'position')}"
+    return f"a sample of {sample.positions:,} of {counted(sample.of_positions, 'position')}, seed {sample.seed}"

@@ -17,6 +17,7 @@ from cache_tools.errors import ConfigError
 from cache_tools.inspection.sampling import committed_shards
 from cache_tools.inspection.search import Match, Measure, disagreement_of, highest, loss_of, with_text
 from cache_tools.inspection.views import finite
+from cache_tools.quantities import counted
 from cache_tools.store.reader import Encoding
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.viewer.pages import pictured
@@ -109,7 +110,7 @@ def look_for_highest(
     needed = 1 if by == "loss" else 2
     if len({teacher.name for teacher in teachers}) != needed:
         raise ConfigError(
-            f"this search needs {needed} teacher{'s' * (needed > 1)}",
+            f"this search needs {counted(needed, 'teacher')}",
             where=encoding.path,
             found=", ".join(teacher.name for teacher in teachers) or "none",
         )

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cache_tools.quantities import counted
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -86,8 +88,8 @@ def _checks_table(report: "TeacherAudit") -> "Table":
     from rich.table import Table
 
     table = Table(
-        title=f"teacher {report.teacher} · {report.positions:,} positions of {report.sequences:,} sequences "
-        f"in {len(report.shards)} shards"
+        title=f"teacher {report.teacher} · {counted(report.positions, 'position')} "
+        f"of {counted(report.sequences, 'sequence')} in {counted(len(report.shards), 'shard')}"
     )
     for heading in ("check", "found", "limit", "worst shard", ""):
         table.add_column(heading, justify="right" if heading in ("found", "limit", "worst shard") else "left")

@@ -121,6 +121,8 @@ def add_part(
         if claim.is_held():  # or the files are another capture's
             _clear(folder, manifest, len(before), part)
             remove_tree(layout.shard_table_file(folder, part).parent)
+            if stored is None:
+                _remove_first_part(folder)
         raise
     entries = writer.finish()
     if claim.hold():
@@ -193,6 +195,12 @@ def _commit(folder: StorePath, stored: EncodingManifest | None, manifest: Encodi
             why="another capture has written this encoding in the meantime",
             fix="Choose another encoding.name or cache",
         )
+
+
+def _remove_first_part(folder: StorePath) -> None:
+    """Remove what is left of an encoding that was refused before it had a manifest, except the claim."""
+    for name in ("sequences", "parts", layout.TOKENIZER):
+        remove_tree(folder / name)
 
 
 def _clear(folder: StorePath, manifest: EncodingManifest, shards: int, part: int) -> None:

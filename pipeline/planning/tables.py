@@ -3,6 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
+from cache_tools.quantities import counted, duration_words
 from pipeline.planning.capture_plan import CapturePlan, TeacherPlan
 from pipeline.planning.choices import KChoice
 from pipeline.planning.fit import DeviceFit
@@ -15,7 +16,7 @@ from pipeline.planning.scale import ShardSize, Simulation, StoreLoad
 def print_plan(plan: CapturePlan) -> None:
     """Print the corpus, and the costs, the table of k and the simulation of each teacher, where there are any."""
     console = Console()
-    splits = _table(f"{plan.documents:,} documents" + ("" if plan.exact else ", estimated"))
+    splits = _table(counted(plan.documents, "document") + ("" if plan.exact else ", estimated"))
     _headings(splits, "split", "tokens", "positions", "shards")
     for split, extent in plan.splits.items():
         splits.add_row(split, f"{extent.tokens:,}", f"{extent.positions:,}", f"{extent.shards:,}")
@@ -49,15 +50,15 @@ def _cost_rows(teacher: TeacherPlan) -> list[tuple[str, str]]:
 
 
 def _stored(part: Stored) -> str:
-    return f"{_size(part.stored_bytes)} in {part.objects:,} objects"
+    return f"{_size(part.stored_bytes)} in {counted(part.objects, 'object')}"
 
 
 def _hours(teacher: TeacherPlan) -> str:
     hours, left, speed = teacher.whole.hours, teacher.remaining.cost.hours, teacher.rates.tokens_per_s
     if hours is None or speed is None:
         return "unknown: give --tokens-per-s, or --measure"
-    rest = "" if left is None or left == hours else f", {left:,.2f} remain"
-    return f"{hours:,.2f} hours at {speed:,.0f} tokens/s a worker{rest}"
+    rest = "" if left is None or left == hours else f", of which {duration_words(left * 3600)} remain"
+    return f"{duration_words(hours * 3600)} at {speed:,.0f} tokens/s a worker{rest}"
 
 
 def _host_memory(memory: MemoryPlan) -> str:
@@ -94,7 +95,8 @@ def _choices(choices: tuple[KChoice, ...], sample: Sample) -> Table:
     few = choices[0].kept_mass_standard_error is None
     error = "too few for a standard error, see --measure-seconds" if few else "± is the standard error over sequences"
     table.caption = (
-        f"Measured on {sample.positions:,} positions of {sample.sequences:,} sequences in {sample.seconds:,.0f} s; "
+        f"Measured on {counted(sample.positions, 'position')} of {counted(sample.sequences, 'sequence')} "
+        f"in {duration_words(sample.seconds)}; "
         f"{error}."
     )
     _headings(table, "k", "kept mass", "KL floor (nats)", "bytes per position")
@@ -114,7 +116,7 @@ def _with_error(value: float, standard_error: float | None, form: str) -> str:
 
 
 def _simulation(simulated: Simulation) -> list[Table]:
-    runs, sides = _table(f"{simulated.workers:,} workers, simulated"), (simulated.fixed, simulated.handed_out)
+    runs, sides = _table(f"{counted(simulated.workers, 'worker')}, simulated"), (simulated.fixed, simulated.handed_out)
     _headings(runs, "shards are", "fixed by --rank", "handed out")
     hours = f"hours (without failures {simulated.ideal_hours or 0:,.2f})"
     runs.add_row(hours, *(f"{side.hours:,.2f}" for side in sides))
@@ -127,7 +129,7 @@ def _simulation(simulated: Simulation) -> list[Table]:
 
 
 def _store(load: StoreLoad) -> Table:
-    table = _table(f"the store takes {load.receipts:,} receipts and")
+    table = _table(f"the store takes {counted(load.receipts, 'receipt')} and")
     _headings(table, "", "bytes", "PUTs")
     table.add_row("mean", f"{_size(load.mean_bytes_per_s)}/s", f"{load.mean_puts_per_s:,.1f}/s")
     busiest = _size(load.peak_minute_bytes_per_s)

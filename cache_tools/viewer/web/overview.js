@@ -31,19 +31,19 @@ function encodingSection({ encoding, statistics }) {
     statistics);
 }
 
-const HEAD = ["split", "positions of the split", "perplexity", "cross-entropy, nats", "entropy, nats", "kept mass"];
+const HEAD = ["split", "positions captured", "of the split", "perplexity", "cross-entropy, nats", "entropy, nats", "kept mass"];
 
 function card(teacher, encoding) {
   const done = teacher.shards ? teacher.shards_done / teacher.shards : 0;
   const splits = Object.entries(teacher.statistics);
   const rows = splits.map(([split, means]) =>
     element("tr", {}, element("th", { scope: "row", text: split }),
-      ...[count(encoding.splits[split].positions), decimal(means.perplexity, 1), decimal(means.cross_entropy_nats, 3), decimal(means.entropy_nats, 3),
+      ...[count(teacher.positions_by_split[split]), count(encoding.splits[split].positions), decimal(means.perplexity, 1), decimal(means.cross_entropy_nats, 3), decimal(means.entropy_nats, 3),
         means.kept_mass === null || means.kept_mass === undefined ? "–" : percent(means.kept_mass)].map((text) => element("td", { text }))));
   const table = element("table", {},
     element("thead", {}, element("tr", {}, ...HEAD.map((text) => element("th", { scope: "col", text })))),
     element("tbody", {}, ...rows));
-  const saved = () => splits.map(([split, means]) => ({ split, positions_of_the_split: encoding.splits[split].positions, ...means }));
+  const saved = () => splits.map(([split, means]) => ({ split, positions_captured: teacher.positions_by_split[split], positions_of_the_split: encoding.splits[split].positions, ...means }));
   return element("section", { class: "card", "aria-label": `Teacher ${teacher.name}` },
     element("div", { class: "heading" },
       element("h3", {}, teacher.name, element("small", {}, element("bdi", { text: teacher.model.name }))),
