@@ -96,8 +96,8 @@ def test_the_short_help_of_a_command_is_one_sentence_and_not_cut_off(name):
 def test_commands_are_listed_in_the_order_of_work():
     listed = run("--help").stdout.split("Commands:\n")[1].splitlines()
     assert [line.split()[0] for line in listed] == [
-        "demo", "plan", "capture", "import", "vocabulary", "train", "evaluate", "inspect", "show", "view", "report", "diff",
-        "audit", "verify", "repair", "copy", "subset", "export", "drop",
+        "demo", "plan", "capture", "import", "vocabulary", "train", "evaluate", "inspect", "show", "view", "report",
+        "diff", "audit", "verify", "repair", "copy", "subset", "export", "drop",
     ]  # fmt: skip
 
 
