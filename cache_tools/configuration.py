@@ -59,6 +59,9 @@ def configured(source: str | Path | Mapping[str, Any] | C, model: type[C], overr
     Raises:
         ConfigError: the file cannot be read or breaks the model; the message lists every problem.
     """
+    if not isinstance(overrides, Mapping):
+        expected = "a mapping of dotted keys, such as {'teachers.0.target.k': 32}"
+        raise ConfigError("overrides are given by key", where="overrides", expected=expected, found=repr(overrides))
     if isinstance(source, model):
         where, values = "configuration", source.model_dump(exclude_unset=True)
     elif isinstance(source, Config):

@@ -33,6 +33,9 @@ CHUNK_BYTES = 2**28
 CHUNK_ENTRIES = 2**24
 """Targets of an inner chunk, rows times entries; decoding one needs some 30 bytes for each."""
 
+RANKS = 2**27
+"""Ids in all rank tables of a teacher, tables times vocabulary: 32 tables of four million ids, 4 bytes each."""
+
 OBJECT_BYTES = 2**40
 """A stored object or file; no more of it is read than its record states."""
 

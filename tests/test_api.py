@@ -136,6 +136,7 @@ def test_wrong_arguments_are_refused_as_errors_of_ours(captured, trained, folder
         lambda: capture(StudentConfig.model_validate(student_values(captured.cache, folder / "other"))),
         lambda: capture(folder / "missing.yaml"),
         lambda: train({"cash": 1}),
+        lambda: train(student_values(captured.cache, folder / "other"), overrides=["loss.kd_weight=1"]),
         lambda: evaluate(trained.student, captured.cache, split="validation"),
         lambda: evaluate(trained.student, captured.cache, positions="some"),
         lambda: evaluate(trained.student, captured.cache, batch_size=0),

@@ -239,3 +239,8 @@ def test_no_rows_are_no_problem(codec):
 def test_codecs_with_other_tables_are_the_same_codec_in_a_manifest(codec):
     assert replace(codec, tables=None) == codec
     assert "tables" not in codec.to_dict()
+
+
+def test_tables_larger_than_memory_are_refused_before_they_are_built():
+    with pytest.raises(FormatError, match="too large"):
+        RankedGrid(K, 2**32 - 1).with_file(TABLES.to_bytes())

@@ -60,6 +60,17 @@ def test_a_part_of_the_corpus_is_the_same_documents(tmp_path):
     assert part
 
 
+def test_a_corpus_that_was_not_written_whole_is_not_there(tmp_path, monkeypatch):
+    def full_disk(path, text, **_):
+        path.write_bytes(text.encode()[:1000])
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_corpus(tmp_path / "corpus.jsonl", lambda group: group == "topic/while")
+    assert not (tmp_path / "corpus.jsonl").exists()
+
+
 def test_a_cut_model_has_the_named_layers_and_runs(tmp_path):
     whole = tiny.save_teacher(tmp_path / "whole", tiny.model(num_hidden_layers=4))
     cut_model(whole, tmp_path / "cut", [0, 3])

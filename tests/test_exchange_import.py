@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 
 import tiny
-from cache_tools.codecs.registry import kl_nats
+from cache_tools.codecs.registry import codec_for, kl_nats
 from cache_tools.errors import ConfigError, FormatError, IdentityError, LogitcaskError
 from cache_tools.exchange.importing import import_rows
 from cache_tools.exchange.plan import ImportOptions
@@ -20,7 +20,7 @@ from cache_tools.inspection.decoding import token_texts
 from cache_tools.inspection.views import sequence_view
 from cache_tools.maintenance.verify import verify
 from cache_tools.row_files.arrow_lists import Place
-from cache_tools.row_files.formats import Columns, SourceFormat
+from cache_tools.row_files.formats import NOTE, Columns, SourceFormat
 from cache_tools.row_files.source_rows import checked_targets, read_rows
 from cache_tools.row_files.writing import CacheRows, table_of
 from cache_tools.store.reader import Cache
@@ -441,3 +441,60 @@ def test_the_packed_settings_are_part_of_the_identity(tmp_path, tokenizer):
     assert stated["format"] == "distillkit"
     assert stated["codec"] == PACKED["bins"].model_dump(mode="json")
     assert len(stated["files"]) == 64
+
+
+def with_note(table, **changes):
+    """Return a table with the note of an export of ours, of which some values were changed."""
+    target = {"kind": "topk", "k": K, "settings": {}, "codec": codec_for(K, VOCABULARY, exact=True).to_dict()}
+    note = {"split": "train", "objective": "causal", "vocabulary_size": VOCABULARY, "target": target}
+    note |= {"scalar_step_nats": 0.0, "scalars": [], "teacher": "t"} | changes
+    return table.replace_schema_metadata({NOTE: json.dumps(note)})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target": {}},
+        {"target": None},
+        {"target": {"kind": "topk", "k": 4, "settings": {}, "codec": "delta-power"}},
+        {"vocabulary_size": "200"},
+        {"vocabulary_size": K - 1},
+        {"vocabulary_size": 2**40},
+        {"scalars": ["entropy"]},
+        {"scalars": ["../evil"]},
+        {"scalars": None},
+        {"scalar_step_nats": "x"},
+    ],
+    ids=repr,
+)
+def test_a_note_that_no_teacher_could_have_is_refused_before_anything_is_written(tmp_path, tokenizer, changes):
+    pq.write_table(with_note(table_of(made_rows(), FORMATS["rows"]), **changes), tmp_path / "rows.parquet")
+    with pytest.raises(FormatError, match="note of the export"):
+        imported(tmp_path / "rows.parquet", tmp_path / "cache", tokenizer)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_split_without_predictions_is_refused(tmp_path, tokenizer):
+    table = table_of(made_rows(), FORMATS["rows"])
+    silent = [{name: [1] if name == "input_ids" else [] for name in table.column_names} | {"document_id": "silent"}]
+    held_out = with_note(pa.Table.from_pylist(silent, table.schema), split="held_out")
+    (tmp_path / "rows").mkdir()
+    pq.write_table(with_note(table), tmp_path / "rows" / "train.parquet")
+    pq.write_table(held_out, tmp_path / "rows" / "test.parquet")
+    with pytest.raises(ConfigError, match="split held_out hold no predictions"):
+        imported(tmp_path / "rows", tmp_path / "cache", tokenizer)
+
+
+def test_files_without_rows_and_columns_of_one_name_are_refused(tmp_path, tokenizer):
+    table = table_of(made_rows(), FORMATS["rows"])
+    pq.write_table(table.slice(0, 0), tmp_path / "none.parquet")
+    with pytest.raises(ConfigError, match="no rows"):
+        imported(tmp_path / "none.parquet", tmp_path / "cache", tokenizer)
+    pq.write_table(table.append_column("input_ids", table.column("input_ids")), tmp_path / "twice.parquet")
+    with pytest.raises(FormatError, match="same name"):
+        imported(tmp_path / "twice.parquet", tmp_path / "cache", tokenizer)
+
+
+def test_any_file_name_can_be_ordered(tmp_path, tokenizer):
+    folder = write_rows(tmp_path / "rows", made_rows(), FORMATS["rows"], "1\N{SUPERSCRIPT TWO}2.parquet")
+    assert imported(folder, tmp_path / "cache", tokenizer, first_token=1)[1].files == 1

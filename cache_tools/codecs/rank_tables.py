@@ -26,6 +26,7 @@ from safetensors.numpy import load, save
 
 from cache_tools.codecs.rows import EMPTY_ID, Targets
 from cache_tools.errors import FormatError
+from cache_tools.limits import RANKS
 
 MOST_TABLES = 32
 ROWS_PER_TABLE = 768
@@ -121,13 +122,21 @@ class RankTables:
         """Read what ``to_bytes`` returned.
 
         Raises:
-            FormatError: it is something else, or lists ids that the vocabulary does not have, or one twice.
+            FormatError: it is something else or too large, or lists ids that the vocabulary does not have, or one
+                twice.
         """
         try:
             tensors = load(content)
             common, tables = tensors["common"], tensors["tables"]
         except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise FormatError("this is not a file of rank tables", found=f"{type(error).__name__}: {error}") from error
+        if tables.ndim and len(tables) * vocabulary_size > RANKS:
+            raise FormatError(
+                "these rank tables are too large to be used",
+                expected=f"tables of at most {RANKS:,} ids in all",
+                found=f"{len(tables)} of {vocabulary_size:,} ids",
+                why="all of them are held in memory",
+            )
         lists = [common, *tables] if tables.ndim == 2 and common.ndim == 1 else []
         if not 1 < len(lists) <= 257 or any(values.dtype not in (np.uint16, np.uint32) for values in lists):
             raise FormatError(
@@ -149,12 +158,13 @@ def learn_tables(targets: Targets, vocabulary_size: int, seed: int = 0) -> RankT
 
     Args:
         targets: Rows as a teacher predicts them, slots in any order.
-        vocabulary_size: Ids are below this.
+        vocabulary_size: Ids are below this; there are no more tables than fit into RANKS ids.
         seed: Seed of the first, random assignment of rows to tables.
     """
     used = (targets.log_probs > -np.inf) & (targets.ids != EMPTY_ID)
     ids = np.where(used, targets.ids, 0).astype(np.int64)
-    num_tables = int(np.clip(len(ids) // ROWS_PER_TABLE, 1, MOST_TABLES))
+    most = min(MOST_TABLES, max(1, RANKS // vocabulary_size))
+    num_tables = int(np.clip(len(ids) // ROWS_PER_TABLE, 1, most))
     total = np.bincount(ids[used], minlength=vocabulary_size)
     average = (total + 0.05) / (total.sum() + 0.05 * vocabulary_size)
     groups = np.random.default_rng(seed).integers(0, num_tables, len(ids))

@@ -54,6 +54,13 @@ class _Shards:
 
     def finish(self) -> list[ShardEntry]:
         for split in ("train", "held_out"):
+            if self.open[split] and not self.rows[split]:  # rows without predictions never begin a further shard
+                raise ConfigError(
+                    f"the rows of the split {split} hold no predictions",
+                    where=self.open[split][0].document_id,
+                    why="a shard has at least one position",
+                    fix="Leave these rows out, or choose another --held-out",
+                )
             if self.open[split]:
                 self._save(split)
         return self.entries
@@ -97,7 +104,7 @@ def write_encoding(cache: StorePath, plan: ImportPlan, reporter: Reporter) -> Im
     """Write the sequences of an import, or compare them with those that are there.
 
     Raises:
-        ConfigError: a row is longer than a shard.
+        ConfigError: a row is longer than a shard, or a split has no predictions.
         FormatError: a row cannot be a sequence.
         IdentityError: the cache holds other sequences under this name.
     """
@@ -153,10 +160,7 @@ def _filled(plan: ImportPlan, save: SaveShard, reporter: Reporter) -> tuple[list
                 _check_length(sequence, plan)
                 shards.add("held_out" if held else "train", sequence)
             reporter.advance(len(rows.tokens))
-    entries = shards.finish()
-    if not sum(entry.positions for entry in entries):
-        raise ConfigError("the files hold no predictions", where=plan.files[0].path, fix="Check the path")
-    return entries, widest
+    return shards.finish(), widest
 
 
 def _sequences(rows: TokenRows, file: str, first_row: int) -> Iterator[Sequence]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.codecs.registry import DEFAULT_MAX_KL_NATS
-from cache_tools.errors import FormatError
+from cache_tools.errors import ConfigError, FormatError
 from cache_tools.exchange.tokenizer_folder import TokenizerFolder, open_tokenizer, require_fitting
 from cache_tools.format.fingerprint import fingerprint
 from cache_tools.format.manifest import Objective
@@ -166,6 +166,8 @@ def plan_import(source: Path, options: ImportOptions, reporter: Reporter) -> Imp
                 found=found.name if found.name != formats[0].name else "other settings",
                 fix="Import the files of each format by themselves, as one teacher each",
             )
+    if not any(file.num_rows for file in files):
+        raise ConfigError("the files hold no rows", where=source, fix="Check the path")
     tokenizer = open_tokenizer(options.tokenizer, options.revision)
     teacher_size = options.vocabulary_size or formats[0].vocabulary_size or tokenizer.size
     samples = list(_samples(files, formats, tokenizer.size))

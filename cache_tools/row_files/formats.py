@@ -23,7 +23,8 @@ import pyarrow as pa
 
 from cache_tools.configuration import load_config
 from cache_tools.errors import ConfigError, FormatError
-from cache_tools.format.manifest import Objective, Split
+from cache_tools.format.manifest import DECODING_KEYS, Objective, Split, TeacherManifest
+from cache_tools.format.specs import summary
 from cache_tools.row_files.distillkit import LegacyCodec, PackedCodec
 
 FormatName = Literal["distillkit", "distillkit-legacy", "distillkit-raw", "axolotl", "rows"]
@@ -147,11 +148,14 @@ def detect(schema: pa.Schema, file: Path, columns: Columns, codec_file: Path | N
         codec_file: The YAML that describes compressed rows; None to look for one.
 
     Raises:
-        FormatError: the columns are those of no format.
+        FormatError: the columns are those of no format, or two have the same name.
         ConfigError: the YAML of compressed rows is missing or wrong.
     """
-    note = read_note(schema, file)
     names = set(schema.names)
+    if len(names) < len(schema.names):
+        twice = sorted(name for name in names if schema.names.count(name) > 1)
+        raise FormatError("two columns of this file have the same name", where=file, found=", ".join(twice))
+    note = read_note(schema, file)
     if columns.tokens not in names:
         raise _unknown(schema, file, columns)
     if {columns.ids, columns.log_probs} <= names:
@@ -173,14 +177,19 @@ def read_note(schema: pa.Schema, file: Path) -> Note | None:
         return None
     try:
         note = Note(**json.loads(content))
+        absent = set(note.scalars) - set(schema.names)
+        if absent:
+            raise ValueError(f"no column {', '.join(sorted(absent))}")
+        stated = {key: getattr(note, key) for key in DECODING_KEYS}
+        TeacherManifest.describe({}, {}, 1, **stated)  # refuses what no teacher could state
         if note.split not in ("train", "held_out") or note.objective not in ("causal", "masked"):
             raise ValueError(f"split {note.split!r}, objective {note.objective!r}")
         return note
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise FormatError(
             "the note of the export in this file's schema cannot be read",
             where=file,
-            found=error,
+            found=summary(error),
             fix="Export the cache again",
         ) from error
 

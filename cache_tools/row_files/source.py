@@ -145,7 +145,7 @@ def readable(path: Path) -> Iterator[None]:
     """Turn what Arrow and the disk raise for a damaged file into one error."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeEncodeError) as error:
         raise FormatError(
             "this file of rows cannot be read",
             where=path,
@@ -169,4 +169,4 @@ def _arrow_batches(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
 def _in_order(path: Path) -> list[tuple[int, int | str]]:
     """Return a key that sorts ``data_10`` behind ``data_9``."""
     parts = re.split(r"(\d+)", path.as_posix())
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in parts]
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts]

@@ -73,7 +73,9 @@ def write_corpus(path: Path, is_read: Callable[[str], bool] = lambda group: True
     documents = [document for document in every if is_read(document["group"])]
     lines = (json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(lines), encoding="utf-8")
+    partial = path.with_name(f"{path.name}.partial")  # a demo that goes on takes a file of this name for whole
+    partial.write_text("".join(lines), encoding="utf-8")
+    partial.replace(path)
     return len(documents)
 
 
