@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tiny
-from cache_tools.errors import ModelError
+from cache_tools.errors import LogitcaskError, ModelError
 from cache_tools.models.files import weight_files, weights_sha256
 from cache_tools.storage import file_sha256
 from cache_tools.torch_models.gguf import load_tokenizer, quantisation
@@ -166,6 +166,16 @@ def test_the_file_alone_identifies_teacher_and_student(teacher, tmp_path):
     assert weights_sha256(file) == file_sha256(file)
     student = StudentModelConfig(pretrained=str(file.parent), gguf_file=file.name)
     assert initial_weights(student) == {"sha256": file_sha256(file)}
+
+
+@pytest.mark.parametrize("length", [0, 4, 12, 30, 200, -1000])
+def test_a_file_that_ends_early_is_refused(teacher, tmp_path, length):
+    file = write_gguf(teacher, tmp_path / "g" / "m.gguf")
+    file.write_bytes(file.read_bytes()[:length])
+    values = tiny.capture_values(tmp_path, file.parent)
+    values["teachers"][0] |= {"dtype": "float32", "gguf_file": file.name}
+    with pytest.raises(LogitcaskError):
+        tiny.run(values)
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):

@@ -6,6 +6,7 @@ the table and refuses what ``cache_tools/models/loading_report.py`` refuses.
 """
 
 import logging
+import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,7 @@ LOADING_ERRORS = (
     KeyError,
     TypeError,
     RuntimeError,
+    struct.error,
     StrictDataclassError,
     SafetensorError,
 )
