@@ -135,7 +135,7 @@ def assert_same_run(left: Path, right: Path, steps: int = 3, learning_rate: floa
 
 def python(script, *arguments, **environment):
     """Start a Python process that finds the packages and the tests' helpers."""
-    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests" / "support")])
+    path = os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tests", REPOSITORY / "tests" / "support")))
     environment = {**os.environ, "PYTHONPATH": path, **environment}
     command = [sys.executable, "-W", "error", "-c", script, *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
