@@ -22,7 +22,7 @@ endif
 demo: $(VENV)/run
 	$(BIN)/logitcask demo
 
-# The demo on SmolLM2-135M-Instruct: downloads 92 MB, takes 25 minutes on two cores.
+# The demo on SmolLM2-135M-Instruct: downloads 92 MB; meant for 25 minutes on two free cores, not yet timed there.
 demo-real: $(VENV)/gguf
 	$(BIN)/logitcask demo --real
 

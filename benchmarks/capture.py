@@ -84,10 +84,10 @@ def texts(data: Path | None) -> tuple[Path, Iterator[str]]:
 
 def make_encoding(folder: Path, data: Path | None, tokens: int, **teacher: Any) -> CaptureConfig:
     """Encode about this many tokens and return the capture file."""
-    model, found = texts(data)
+    model, documents = texts(data)
     corpus, characters = folder / "corpus.jsonl", 0
     with corpus.open("w") as file:
-        for number, text in enumerate(found):
+        for number, text in enumerate(documents):
             if characters < 4 * tokens:
                 file.write(json.dumps({"id": str(number), "text": text[:DOCUMENT_CHARACTERS]}) + "\n")
                 characters += len(text[:DOCUMENT_CHARACTERS])

@@ -91,7 +91,7 @@ class DenseFloat32(Codec):
 
     name: ClassVar[str] = "dense-float32"
     exact_scalars: ClassVar[bool] = True
-    ids_ascend: ClassVar[bool] = False  # an empty slot stands in the place of its class
+    ids_ascend: ClassVar[bool] = False  # the slot of a class stays at its index, empty or not
     encoding_slot_bytes: ClassVar[int] = 44  # the places of the classes are 64-bit numbers
 
     @classmethod

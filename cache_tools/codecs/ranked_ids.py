@@ -132,7 +132,7 @@ def shifts_of(parameters: Mapping[str, Any], k: int) -> list[int]:
 
 
 def decode_ranks(arrays: Mapping[str, NDArray[Any]], shifts: list[int], rows: slice, ranks: NDArray[np.uint32]) -> None:
-    """Put the ranks of some rows into ``ranks`` (b, k); what stands in empty slots is for the caller to replace."""
+    """Put the ranks of some rows into ``ranks`` (b, k); the caller replaces the values of empty slots."""
     k, columns = ranks.shape[1], _columns(shifts, ranks.shape[1])
     np.left_shift(arrays["ids"][rows], columns, out=ranks, dtype=np.uint32)
     high = arrays["ids_high"][rows]

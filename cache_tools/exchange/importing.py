@@ -133,10 +133,10 @@ def _filled_shards(
             for shard, run in groupby(range(batch.num_rows), lambda row, of=of_batch: of[row]):  # type: ignore[misc]
                 if shard not in missing:
                     continue
-                chosen = list(run)
-                part = slice(int(ends[chosen[0]]), int(ends[chosen[-1] + 1]))
+                run_rows = list(run)
+                part = slice(int(ends[run_rows[0]]), int(ends[run_rows[-1] + 1]))
                 waiting = open_shards.setdefault(shard, _OpenShard())
-                waiting.sequences += len(chosen)
+                waiting.sequences += len(run_rows)
                 waiting.targets.append(_sliced(targets, part))
                 waiting.marks.append(_sliced(marks, part))
                 waiting.scalars.append({name: values[part] for name, values in rows.scalars.items()})

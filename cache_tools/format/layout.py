@@ -127,7 +127,7 @@ GOLD_RANK = "gold_rank"
 
 TAIL_MEAN, TAIL_VARIANCE, TAIL_MINIMUM = "tail_mean", "tail_variance", "tail_minimum"
 TAIL_SCALARS = (TAIL_MEAN, TAIL_VARIANCE, TAIL_MINIMUM)
-"""Of the logits outside the k most likely, for temperatures at which those matter; the variance in nats²."""
+"""Statistics of the logits outside the k most likely, for temperatures at which those matter; the variance in nats²."""
 
 TEMPERED = "logsumexp_t"
 """Beginning of the names of scalars that hold log-normalisers at other temperatures; the temperature follows."""

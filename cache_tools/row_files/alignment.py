@@ -67,7 +67,7 @@ def read_tokens(
         place: Where it lies.
         source: Its format.
         first_token: The token that a row's first prediction is about, 0 or 1, unless the file names positions.
-        vocabulary_size: Of the tokenizer; token ids are below this.
+        vocabulary_size: Size of the tokenizer's vocabulary; token ids are below this.
 
     Raises:
         FormatError: numbers of tokens and predictions do not fit, or an id is not a token.

@@ -65,7 +65,7 @@ class Note:
 
     Attributes:
         split: Which split of the cache the file holds.
-        objective: Of the encoding.
+        objective: Objective of the encoding.
         vocabulary_size: Width of the teacher's logits.
         target: The teacher's target, as its manifest states it.
         scalar_step_nats: Resolution of the scalars.

@@ -110,9 +110,9 @@ class SourceFile:
         for whole in _arrow_batches(self.path)[1]:
 
             def read(whole: pa.RecordBatch = whole) -> Iterator[pa.RecordBatch]:
-                chosen = whole.select(columns)
-                size = max(1, BATCH_BYTES * whole.num_rows // max(1, chosen.nbytes))
-                yield from (chosen.slice(start, size) for start in range(0, whole.num_rows, size))
+                selected = whole.select(columns)
+                size = max(1, BATCH_BYTES * whole.num_rows // max(1, selected.nbytes))
+                yield from (selected.slice(start, size) for start in range(0, whole.num_rows, size))
 
             yield first, whole.num_rows, read
             first += whole.num_rows

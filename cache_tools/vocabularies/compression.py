@@ -144,7 +144,7 @@ class StandIns(NamedTuple):
 
     Attributes:
         num_tokens: How many kept tokens are stand-ins.
-        most_used: Name of the token that stands in for the most dropped tokens.
+        most_used: Name of the token that replaces the most dropped tokens.
         dropped_by_most: For how many it stands in; 0 if no token was dropped.
     """
 

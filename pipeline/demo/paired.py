@@ -39,7 +39,7 @@ class Difference:
 
 
 DRAWS = 10_000
-"""Of the bootstrap; more do not change the second digit of an interval."""
+"""Number of bootstrap resamplings; more do not change the second digit of an interval."""
 
 
 def paired_difference(cache: Path, worse: Path, better: Path, reporter: Reporter | None = None) -> Difference:
