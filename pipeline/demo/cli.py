@@ -24,7 +24,8 @@ NAMES = {"student_ce": "student, text alone", "student_cached": "student, from t
 @click.option(
     "--real",
     is_flag=True,
-    help="Use a language model that people know, SmolLM2-135M, instead of the toy: downloads 92 MB. Planned for 25 minutes on two free cores.",
+    help="Use a language model that people know, SmolLM2-135M, instead of the toy: downloads 92 MB. "
+    "Planned for 25 minutes on two free cores.",
 )
 @click.option(
     "--train-teacher",
