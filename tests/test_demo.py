@@ -26,19 +26,23 @@ def stages(*seconds):
 
 
 def test_stages_run_in_order_and_return_results_and_seconds():
-    ticks, sentences = iter([0.0, 4.0, 10.0, 16.0]), []
-    results, seconds = run_stages(stages(2, 3), sentences.append, clock=lambda: next(ticks))
+    ticks, sentences = iter([0.0, 40.0, 40.0, 100.0]), []
+    results, seconds = run_stages(stages(20, 30), sentences.append, clock=lambda: next(ticks))
     assert results == {"s0": 0, "s1": 1}
-    assert seconds == {"s0": 4.0, "s1": 6.0}
+    assert seconds == {"s0": 40.0, "s1": 60.0}
     assert sentences == [
-        "Stage 1 of 2: Sentence 0. About 5 seconds left in all.",
-        "Stage 2 of 2: Sentence 1. About 6 seconds left in all.",  # this machine takes twice as long
+        "Stage 1 of 2: Sentence 0. About 50 seconds left in all.",
+        "Stage 2 of 2: Sentence 1. About 60 seconds left in all.",  # this machine takes twice as long
     ]
 
 
 def test_stages_that_were_finished_before_say_nothing_about_this_machine():
     assert time_left(stages(100, 100, 200), {"s0": 0.1}) == "5 minutes"
     assert time_left(stages(100, 100, 200), {"s0": 0.1, "s1": 50.0}) == "2 minutes"
+
+
+def test_a_short_first_stage_does_not_scale_the_rest():
+    assert time_left(stages(2, 150), {"s0": 30.0}) == time_left(stages(2, 150), {"s0": 2.0}) == "2 minutes"
 
 
 def test_the_first_failure_ends_the_stages():

@@ -43,6 +43,10 @@ class Stage:
     work: Callable[[], Any]
 
 
+PACE_SECONDS = 10.0
+"""Stages that take less together do not scale the rest: a first import would make minutes of two seconds."""
+
+
 def run_stages(
     stages: Sequence[Stage], say: Say, clock: Callable[[], float] = time.monotonic
 ) -> tuple[dict[str, Any], dict[str, float]]:
@@ -69,7 +73,7 @@ def time_left(stages: Sequence[Stage], seconds: dict[str, float]) -> str:
     """
     timed = [stage for stage in stages if seconds.get(stage.name, 0) > stage.seconds / 4]
     expected = sum(stage.seconds for stage in timed)
-    pace = sum(seconds[stage.name] for stage in timed) / expected if expected else 1.0
+    pace = sum(seconds[stage.name] for stage in timed) / expected if expected >= PACE_SECONDS else 1.0
     left = pace * sum(stage.seconds for stage in stages if stage.name not in seconds)
     return f"{left:.0f} seconds" if left < 90 else f"{left / 60:.0f} minutes"
 
