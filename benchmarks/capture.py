@@ -37,7 +37,7 @@ from pipeline.capture.declare import declare
 from pipeline.capture.predict import vocabulary_of
 from pipeline.capture.shards import capture_shards
 from pipeline.capture.target import read_target
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.encoding.encode import encode
 from pipeline.encoding.recipe import Recipe
 from pipeline.encoding.tokenizer import load_tokenizer

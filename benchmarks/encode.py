@@ -79,7 +79,7 @@ def tokenizer_in_batches(corpus: Path, tokenizer_folder: Path) -> dict[str, floa
 
 def encode_corpus(corpus: Path, tokenizer_folder: Path) -> dict[str, float]:
     """Time ``encode`` from the corpus file to the manifest."""
-    from pipeline.config import CaptureConfig
+    from pipeline.config.capture_file import CaptureConfig
     from pipeline.encoding.encode import encode
     from pipeline.encoding.recipe import Recipe
     from pipeline.encoding.tokenizer import load_tokenizer

@@ -33,7 +33,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cache_tools.maintenance.verify import verify
 from cache_tools.progress.reporter import Reporter
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.run import Worker, run_capture
 
 WORKERS, SHARD_POSITIONS = 2, 256

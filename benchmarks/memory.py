@@ -78,7 +78,7 @@ def measure(values: dict[str, Any]) -> dict[str, Any]:
     from pipeline.capture.predict import KeptOutputs, predict
     from pipeline.capture.shards import capture_shards
     from pipeline.capture.target import resolve_teacher
-    from pipeline.config import CaptureConfig
+    from pipeline.config.capture_file import CaptureConfig
     from pipeline.encoding.encode import encode
     from pipeline.encoding.recipe import Recipe
     from pipeline.encoding.tokenizer import load_tokenizer

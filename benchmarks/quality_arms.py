@@ -17,7 +17,7 @@ from cache_tools.inspection.summary import summarise
 from cache_tools.progress.lines import open_reporter
 from cache_tools.storage import write_object
 from cache_tools.store.reader import Cache
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.demo.corpus import docstring_documents, standard_library, topic_documents
 from pipeline.demo.run import FILES
 from pipeline.encoding.tokenizer import load_tokenizer

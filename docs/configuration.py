@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from cache_tools.configuration import Config
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from trainer.config.student_file import StudentConfig
 
 HEAD = """# Configuration

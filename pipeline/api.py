@@ -15,7 +15,7 @@ from cache_tools.errors import ConfigError
 from cache_tools.progress.lines import open_reporter
 from cache_tools.storage import StorePath
 from cache_tools.store.reader import Cache
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.planning.capture_plan import CapturePlan, PlanSettings, plan_capture
 from pipeline.run import Worker, run_capture
 

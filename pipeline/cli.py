@@ -9,7 +9,7 @@ from click.core import ParameterSource
 from cache_tools.cli_options import FiniteRange
 
 if TYPE_CHECKING:
-    from pipeline.config import CaptureConfig
+    from pipeline.config.capture_file import CaptureConfig
 
 
 @click.command("capture")
@@ -71,7 +71,7 @@ def capture_command(
     from transformers.utils.logging import disable_progress_bar
 
     from cache_tools.configuration import load_config
-    from pipeline.config import CaptureConfig
+    from pipeline.config.capture_file import CaptureConfig
 
     settings = load_config(config, CaptureConfig, overrides)
     disable_progress_bar()  # transformers' own bars would break up ours

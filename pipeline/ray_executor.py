@@ -30,7 +30,8 @@ from cache_tools.store.teacher import CachedTeacher
 from pipeline.capture.declare import declare
 from pipeline.capture.shards import capture_shards
 from pipeline.capture.target import ResolvedTeacher, resolve_teacher
-from pipeline.config import CaptureConfig, TeacherConfig
+from pipeline.config.capture_file import CaptureConfig
+from pipeline.config.teacher import TeacherConfig
 from pipeline.run import Worker, prepare
 from pipeline.teachers.loading import Teacher, load_teacher
 

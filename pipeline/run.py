@@ -25,7 +25,7 @@ from cache_tools.store.writer import new_cache
 from pipeline.capture.declare import declare, is_declared
 from pipeline.capture.shards import capture_shards
 from pipeline.capture.target import ResolvedTeacher, resolve_teacher
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.corpus.documents import corpus_sources
 from pipeline.encoding.encode import encode, is_encoded, is_whole
 from pipeline.encoding.recipe import Recipe

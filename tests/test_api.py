@@ -18,7 +18,7 @@ from cache_tools.errors import ConfigError, IncompleteError
 from cache_tools.store.reader import Cache
 from doc_blocks import ROOT
 from logitcask import capture, cli, evaluate, plan, train
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from reader_folder import reader_folder, run
 from student_fixtures import student_values
 from trainer.config.student_file import StudentConfig

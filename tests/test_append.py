@@ -9,7 +9,7 @@ from cache_tools.errors import CorpusError, IdentityError
 from cache_tools.format.shards import read_file_tables
 from cache_tools.maintenance.verify import verify
 from cache_tools.store.reader import Cache, Encoding
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.encoding import parts
 from pipeline.encoding.encode import is_encoded
 from pipeline.run import Worker, run_capture

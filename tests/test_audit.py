@@ -23,7 +23,8 @@ from pipeline.audit.live import compare
 from pipeline.audit.run import Audit, run_audit, sample
 from pipeline.capture.keep import sparse_targets
 from pipeline.capture.predict import HEAD_CHUNK_BYTES, predict
-from pipeline.config import AuditConfig, CaptureConfig
+from pipeline.config.audit import AuditConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.teachers.loading import load_teacher
 from refusal_fixtures import command_line, write_yaml
 from tolerances import loss_rounding

@@ -17,7 +17,7 @@ from cache_tools.hidden_codecs.bfloat16 import from_bfloat16, to_bfloat16
 from cache_tools.maintenance.verify import verify
 from cache_tools.progress.reporter import Reporter
 from cache_tools.store.reader import Cache
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.run import Worker, run_capture
 from tolerances import assert_same_kept_tokens, loss_rounding, model_rounding
 

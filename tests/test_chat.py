@@ -10,7 +10,7 @@ import pytest
 import tiny
 from cache_tools.errors import CorpusError
 from cache_tools.store.reader import Encoding
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.corpus.chat import render_chat
 
 CHATML = (

@@ -21,7 +21,7 @@ from cache_tools.maintenance.subset import Choice, subset_cache
 from cache_tools.maintenance.verify import verify
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.terminal.show_command import show_command
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.corpus.chat import render_chat
 
 SYSTEM = "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"

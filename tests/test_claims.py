@@ -15,7 +15,7 @@ from cache_tools.storage import object_sizes, read_object, store_path, write_obj
 from cache_tools.store import claims
 from cache_tools.store.claims import CLAIM, Claim, claimed
 from cache_tools.store.reader import Encoding
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.encoding import parts
 from store_fixtures import snapshot
 

@@ -13,7 +13,7 @@ from cache_tools.configuration import load_config
 from cache_tools.store.reader import Cache
 from configs.papers.cohesive import convergence, tables, texts, weights
 from configs.papers.cohesive.run import HERE, arms, run
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.encoding.held_out import is_held_out
 from trainer.config.student_file import StudentConfig
 

@@ -8,7 +8,7 @@ from transformers import CONFIG_MAPPING
 
 import tiny
 from cache_tools.errors import ConfigError, IdentityError, ModelError
-from pipeline.config import TargetConfig
+from pipeline.config.targets import TargetConfig
 from student_fixtures import BERT, LLAMA, train
 from trainer.config.model_keys import check_config_keys
 from trainer.config.student_file import LossConfig

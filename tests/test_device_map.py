@@ -9,7 +9,8 @@ import torch
 import tiny
 from cache_tools.configuration import load_config
 from cache_tools.errors import ConfigError
-from pipeline.config import CaptureConfig, TeacherConfig
+from pipeline.config.capture_file import CaptureConfig
+from pipeline.config.teacher import TeacherConfig
 from pipeline.teachers.loading import load_teacher
 from store_fixtures import snapshot
 

@@ -11,7 +11,7 @@ from cache_tools.configuration import load_config
 from cache_tools.errors import ConfigError
 from doc_blocks import GUIDES, ROOT, all_blocks, logitcask_arguments
 from logitcask import COMMANDS, cli
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from trainer.config.student_file import StudentConfig
 
 OTHER = {"other", "ray"}

@@ -13,7 +13,7 @@ from cache_tools.errors import CorpusError, FormatError, IdentityError, ModelErr
 from cache_tools.maintenance.verify import verify
 from cache_tools.store.reader import Encoding
 from cache_tools.store.writer import create_cache
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.encoding import sequences as encode_documents
 from pipeline.encoding.held_out import is_held_out
 from pipeline.encoding.tokenizer import load_tokenizer, tokenizer_identity

@@ -26,7 +26,7 @@ from cache_tools.row_files.writing import CacheRows, table_of
 from cache_tools.store.reader import Cache
 from logitcask import cli
 from pipeline.audit.run import run_audit
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from processes import finish, kill_at_rename, start
 from row_fixtures import FORMATS, PACKED, SILENT, VOCABULARY, K, changed, made_rows, write_rows, write_tokenizer
 from tolerances import rounding

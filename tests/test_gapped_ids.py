@@ -15,7 +15,7 @@ from cache_tools.store.reader import Cache
 from cache_tools.vocabularies.folder import read_vocabulary
 from cache_tools.vocabularies.union import NO_ID
 from logitcask import cli
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.encoding.sequences import ordinary_ids
 from tokenizer_fixtures import GAP_STARTS, GAP_TOKENS, HIGHEST_ID, save_gapped, with_gap
 from trainer.config.student_file import StudentConfig

@@ -16,7 +16,7 @@ from cache_tools.models.files import weight_files, weights_sha256
 from cache_tools.storage import file_sha256
 from cache_tools.torch_models.gguf import load_tokenizer, quantisation
 from cache_tools.torch_models.loading import auto_class, load_checkpoint, load_configuration
-from pipeline.config import TeacherConfig
+from pipeline.config.teacher import TeacherConfig
 from pipeline.planning.memory import dequantising_bytes
 from pipeline.teachers.loading import resolve_model
 from pipeline.teachers.tensor_plan import meta_model, weight_bytes

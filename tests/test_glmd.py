@@ -15,7 +15,7 @@ from cache_tools.store.reader import Cache
 from cache_tools.vocabularies.folder import read_manifest, read_vocabulary
 from configs.papers.glmd import arms, bench, measure, models, run, tables, texts
 from configs.papers.wordnet import Synset
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from student_fixtures import largest_difference, weights
 from tolerances import model_rounding
 from trainer.config.student_file import StudentConfig

@@ -15,7 +15,7 @@ from configs.papers.gloss import baselines, corpora, instances, probe, scores
 from configs.papers.gloss.run import HELD_OUT_FRACTION, HERE, run, save_with_labels
 from configs.papers.wordnet import FILES, LEXNAMES, synsets
 from configs.papers.wordpiece import untrained
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.encoding.held_out import is_held_out
 from trainer.config.student_file import StudentConfig
 

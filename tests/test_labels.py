@@ -13,7 +13,8 @@ from cache_tools.errors import ConfigError, CorpusError
 from cache_tools.inspection.decoding import token_texts
 from cache_tools.inspection.views import sequence_view
 from loss_fixtures import naive_divergence
-from pipeline.config import CaptureConfig, MaskingConfig
+from pipeline.config.capture_file import CaptureConfig
+from pipeline.config.encoding import MaskingConfig
 from student_fixtures import BERT, student_values, train
 from tolerances import loss_rounding, rounding
 from trainer.config.student_file import StudentConfig

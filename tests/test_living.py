@@ -17,7 +17,7 @@ from cache_tools.errors import CorpusError, FormatError, IdentityError
 from cache_tools.maintenance.drop import drop_hidden, drop_teacher
 from cache_tools.maintenance.verify import verify
 from cache_tools.store.reader import Cache
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.run import Worker, run_capture
 from processes import finish, kill_at_rename, kill_at_unlink, start
 from store_fixtures import snapshot

@@ -14,7 +14,7 @@ import tiny
 from cache_tools.errors import LogitcaskError, ModelError
 from cache_tools.models.loading_report import check_report
 from cache_tools.store.reader import Cache
-from pipeline.config import TeacherConfig
+from pipeline.config.teacher import TeacherConfig
 from pipeline.teachers.checkpoint import check_tensors, load_teacher_checkpoint
 from pipeline.teachers.loading import resolve_model
 from student_fixtures import LLAMA, train, train_and_stop

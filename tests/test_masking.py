@@ -8,7 +8,8 @@ import pytest
 
 import tiny
 from cache_tools.store.reader import Encoding
-from pipeline.config import CaptureConfig, MaskingConfig
+from pipeline.config.capture_file import CaptureConfig
+from pipeline.config.encoding import MaskingConfig
 from pipeline.encoding.masking import draw_mask
 
 MASK = 3

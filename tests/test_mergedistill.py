@@ -16,7 +16,7 @@ from cache_tools.store.reader import Cache
 from cache_tools.vocabularies.folder import read_manifest, read_vocabulary
 from cache_tools.vocabularies.union import NO_ID
 from configs.papers.mergedistill import fetch, measures, run, stage_one, tables, zero_shot
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.encoding.held_out import is_held_out
 from trainer.config.student_file import LossConfig, StudentConfig
 from trainer.data.cached_sequences import IGNORED, CachedSequences, collate

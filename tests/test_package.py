@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cache_tools.configuration import load_config
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from trainer.config.student_file import StudentConfig
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 import tiny
 from cache_tools.errors import CorpusError
-from pipeline.config import EncodingConfig
+from pipeline.config.encoding import EncodingConfig
 from pipeline.corpus.documents import Document
 from pipeline.encoding.pieces import frame_of, readable, split_documents
 from pipeline.encoding.sequences import encode_documents

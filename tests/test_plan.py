@@ -20,7 +20,7 @@ from cache_tools.inspection.summary import summarise
 from cache_tools.storage import store_path
 from json_schema import mismatches
 from pipeline.capture.keep import Keep, sparse_targets
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.corpus.documents import corpus_sources
 from pipeline.planning.capture_plan import CapturePlan, PlanSettings, plan_capture
 from pipeline.planning.choices import kl_floor

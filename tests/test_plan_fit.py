@@ -12,7 +12,7 @@ import pipeline.teachers.loading
 import tiny
 from cache_tools.errors import ModelError
 from pipeline.capture.target import resolve_teacher
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.planning.capture_plan import PlanSettings, plan_capture
 from pipeline.planning.command import plan_command
 from pipeline.planning.fit import USABLE_SHARE, host_memory_bytes, plan_fit

@@ -15,7 +15,7 @@ from cache_tools.codecs.registry import Targets
 from pipeline.capture.keep import Keep, sparse_targets
 from pipeline.capture.predict import predict
 from pipeline.capture.target import read_target, resolve_teacher
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.corpus.documents import corpus_sources
 from pipeline.encoding.tokenizer import load_tokenizer
 from pipeline.planning.choices import first_entries, narrowed, ratios

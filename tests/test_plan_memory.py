@@ -11,7 +11,7 @@ from cache_tools.store.writer import commit_shard
 from pipeline.capture.predict import KeptOutputs, predict
 from pipeline.capture.shards import _error_measures
 from pipeline.capture.target import resolve_teacher
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.planning import memory as planned
 from pipeline.planning.capture_plan import PlanSettings, plan_capture
 from pipeline.planning.tables import print_plan

@@ -13,7 +13,7 @@ from cache_tools.maintenance.subset import Choice, subset_cache
 from cache_tools.maintenance.verify import verify
 from cache_tools.store.reader import Cache
 from pipeline.capture import target as target_module
-from pipeline.config import TargetConfig
+from pipeline.config.targets import TargetConfig
 from store_fixtures import flip_bit
 from student_fixtures import largest_difference, train, weights
 

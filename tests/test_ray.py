@@ -19,7 +19,8 @@ import pytest
 import tiny
 from cache_tools.errors import ConfigError, ModelError
 from cache_tools.maintenance.verify import verify
-from pipeline.config import CaptureConfig, TeacherConfig
+from pipeline.config.capture_file import CaptureConfig
+from pipeline.config.teacher import TeacherConfig
 from pipeline.run import Worker, run_capture
 from store_fixtures import snapshot
 

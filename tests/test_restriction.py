@@ -19,7 +19,7 @@ from cache_tools.vocabularies.token_map import TOKEN_MAP
 from logitcask import cli
 from pipeline.audit.run import run_audit
 from pipeline.capture.keep import Keep, sparse_targets
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.teachers.restriction import read_restriction
 from student_fixtures import BERT, train
 from tolerances import loss_rounding

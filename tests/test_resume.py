@@ -19,7 +19,7 @@ from cache_tools.errors import IdentityError
 from cache_tools.maintenance.verify import verify
 from cache_tools.store.reader import Cache
 from cache_tools.store.writer import create_cache
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.encoding.tokenizer import load_tokenizer
 from pipeline.run import Worker, run_capture
 from processes import TIMEOUT_SECONDS, finish, start

@@ -20,7 +20,7 @@ import tiny
 from cache_tools.errors import CorpusError, IdentityError
 from cache_tools.format.shards import read_file_tables
 from cache_tools.store.reader import Encoding
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.corpus.config import CorpusConfig
 from pipeline.corpus.documents import corpus_sources, read_documents
 from store_fixtures import snapshot

@@ -12,7 +12,7 @@ from cache_tools.format.manifest import Kind
 from cache_tools.maintenance.verify import verify
 from pipeline.capture.draws import position_keys
 from pipeline.capture.keep import Keep, sparse_targets
-from pipeline.config import TargetConfig
+from pipeline.config.targets import TargetConfig
 from tolerances import log_prob_rounding, loss_rounding, rounding, softmax_roundings
 
 ROWS, VOCABULARY, K, DRAWS = 6, 90, 8, 30

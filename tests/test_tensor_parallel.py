@@ -19,7 +19,8 @@ from cache_tools.errors import ConfigError, ModelError
 from cache_tools.maintenance.verify import verify
 from cache_tools.store.reader import Cache
 from pipeline.audit.run import run_audit
-from pipeline.config import CaptureConfig, TeacherConfig
+from pipeline.config.capture_file import CaptureConfig
+from pipeline.config.teacher import TeacherConfig
 from pipeline.run import Worker, run_capture
 from pipeline.teachers import tensor_parallel
 from pipeline.teachers.loading import load_teacher

@@ -21,7 +21,7 @@ from cache_tools.format import layout
 from cache_tools.maintenance.verify import verify
 from cache_tools.store.writer import create_cache
 from logitcask import cli
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.encoding.tokenizer import load_tokenizer
 from pipeline.run import Worker, run_capture
 from processes import TIMEOUT_SECONDS, finish, start

@@ -48,7 +48,7 @@ def audit_command(
     from cache_tools.json_output import json_text
     from cache_tools.progress.lines import open_reporter
     from pipeline.audit.run import run_audit
-    from pipeline.config import CaptureConfig
+    from pipeline.config.capture_file import CaptureConfig
     from pipeline.teachers.tensor_parallel import run_together
 
     given = {"audit.shards": shards, "audit.seed": seed}

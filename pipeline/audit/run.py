@@ -40,7 +40,8 @@ from pipeline.audit.worst import WorstPosition, worst_positions
 from pipeline.capture.hidden_budget import OutputHead, kl_nats
 from pipeline.capture.shards import probe_head
 from pipeline.capture.target import ResolvedTeacher, resolve_teacher
-from pipeline.config import AuditConfig, CaptureConfig
+from pipeline.config.audit import AuditConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.teachers.fitting import check_teacher
 from pipeline.teachers.loading import Teacher, load_teacher
 from pipeline.teachers.probe import check_rows

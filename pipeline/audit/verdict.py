@@ -28,7 +28,7 @@ from pipeline.audit.measures import (
     left_out_mass,
     proven_shift,
 )
-from pipeline.config import AuditConfig
+from pipeline.config.audit import AuditConfig
 
 STANDARD_ERRORS = 5
 """By how many standard errors the mean over draws may miss its expectation."""

@@ -24,7 +24,8 @@ from cache_tools.torch_models.head_file import StoredHead, head_bytes
 from pipeline.capture.hidden_budget import OutputHead, fisher_metric
 from pipeline.capture.predict import KeptOutputs, predict, probe_ids
 from pipeline.capture.target import SparseTarget
-from pipeline.config import HiddenConfig, TeacherConfig
+from pipeline.config.targets import HiddenConfig
+from pipeline.config.teacher import TeacherConfig
 from pipeline.teachers.batches import pack, pad
 from pipeline.teachers.body_and_head import (
     HeadOutput,

@@ -14,7 +14,8 @@ from cache_tools.format.layout import TAIL_SCALARS
 from cache_tools.format.manifest import TargetSpec
 from cache_tools.store.predictions import SCALAR_STEP_NATS
 from pipeline.capture.keep import Keep
-from pipeline.config import TargetConfig, TeacherConfig
+from pipeline.config.targets import TargetConfig
+from pipeline.config.teacher import TeacherConfig
 from pipeline.teachers.loading import computes_in_half_precision, resolve_model
 from pipeline.teachers.restriction import read_restriction
 

@@ -10,7 +10,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import MaskingConfig
+from pipeline.config.encoding import MaskingConfig
 
 
 def draw_mask(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from cache_tools.errors import CorpusError
-from pipeline.config import EncodingConfig
+from pipeline.config.encoding import EncodingConfig
 from pipeline.corpus.chat import Spans, render_chat
 from pipeline.corpus.documents import Document
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cache_tools.format.fingerprint import fingerprint
 from cache_tools.format.manifest import Split
-from pipeline.config import EncodingConfig
+from pipeline.config.encoding import EncodingConfig
 from pipeline.corpus.config import CorpusConfig
 from pipeline.corpus.documents import Document, Source, read_documents
 from pipeline.encoding.held_out import is_held_out

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from cache_tools.format.sequences import Sequence
-from pipeline.config import EncodingConfig
+from pipeline.config.encoding import EncodingConfig
 from pipeline.corpus.documents import Document
 from pipeline.encoding.labels import label_id, label_position
 from pipeline.encoding.masking import draw_mask

@@ -8,7 +8,7 @@ from cache_tools.json_output import FLAT
 from cache_tools.progress.reporter import Reporter
 from cache_tools.store.reader import Encoding
 from pipeline.capture.target import ResolvedTeacher, resolve_teacher
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.corpus.documents import corpus_sources
 from pipeline.encoding.encode import is_encoded
 from pipeline.encoding.recipe import Recipe

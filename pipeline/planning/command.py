@@ -130,7 +130,7 @@ def plan_command(config: Path, overrides: tuple[str, ...], as_json: bool, **assu
     from cache_tools.configuration import load_config
     from cache_tools.json_output import json_text
     from cache_tools.progress.lines import open_reporter
-    from pipeline.config import CaptureConfig
+    from pipeline.config.capture_file import CaptureConfig
     from pipeline.planning.capture_plan import plan_capture
     from pipeline.planning.plan import require_space
     from pipeline.planning.tables import print_plan

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from cache_tools.errors import ModelError
-from pipeline.config import TeacherConfig
+from pipeline.config.teacher import TeacherConfig
 from pipeline.planning.memory import MemoryPlan
 from pipeline.teachers.tensor_plan import weight_bytes
 

@@ -16,7 +16,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from cache_tools.hidden_codecs.registry import HIDDEN_CODECS
 from pipeline.capture.predict import HEAD_CHUNK_BYTES
 from pipeline.capture.target import ResolvedTeacher
-from pipeline.config import EncodingConfig, HiddenConfig
+from pipeline.config.encoding import EncodingConfig
+from pipeline.config.targets import HiddenConfig
 from pipeline.teachers.loading import chosen_device
 from pipeline.teachers.tensor_plan import weight_bytes
 

@@ -14,7 +14,7 @@ from cache_tools.json_output import FLAT
 from cache_tools.storage import StorePath
 from cache_tools.store.reader import Encoding
 from pipeline.capture.target import ResolvedTeacher, SparseTarget
-from pipeline.config import HiddenConfig
+from pipeline.config.targets import HiddenConfig
 from pipeline.planning.measure import Measurement
 from pipeline.planning.survey import Extent, Survey
 

@@ -21,7 +21,7 @@ from cache_tools.format.manifest import Objective
 from cache_tools.models.files import is_gguf
 from cache_tools.models.loading_report import check_report
 from cache_tools.torch_models.loading import ADAPTER_SETTINGS, auto_class, load_checkpoint, quiet_loading
-from pipeline.config import TeacherConfig
+from pipeline.config.teacher import TeacherConfig
 from pipeline.teachers.tensor_plan import meta_model
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"

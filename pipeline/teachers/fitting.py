@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from cache_tools.errors import IdentityError, ModelError
 from cache_tools.store.reader import Encoding
 from cache_tools.vocabularies.same_tokenizer import probes, require_same, sampled_texts
-from pipeline.config import TeacherConfig
+from pipeline.config.teacher import TeacherConfig
 from pipeline.encoding.tokenizer import load_tokenizer, tokenizer_identity
 from pipeline.teachers.loading import max_positions
 from pipeline.teachers.restriction import Restriction

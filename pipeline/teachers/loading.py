@@ -23,7 +23,7 @@ from cache_tools.format.manifest import Objective
 from cache_tools.models.files import is_gguf, weight_files, weights_sha256, why_not_found
 from cache_tools.torch_models.gguf import quantisation
 from cache_tools.torch_models.loading import LOADING_ERRORS, load_configuration
-from pipeline.config import TeacherConfig
+from pipeline.config.teacher import TeacherConfig
 from pipeline.teachers.body_and_head import body_of
 from pipeline.teachers.checkpoint import load_teacher_checkpoint
 from pipeline.teachers.process_group import send, send_inputs

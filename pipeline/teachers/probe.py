@@ -8,7 +8,7 @@ import torch
 
 from cache_tools.models.probe import Ids, Probe, States, check_model, step_of
 from cache_tools.store.reader import Encoding
-from pipeline.config import TeacherConfig
+from pipeline.config.teacher import TeacherConfig
 from pipeline.teachers.body_and_head import run_body
 from pipeline.teachers.loading import Teacher
 

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import torch
 
-from pipeline.config import TeacherConfig
+from pipeline.config.teacher import TeacherConfig
 from pipeline.teachers.body_and_head import body_of
 from pipeline.teachers.loading import chosen_device, load_model, resolve_model
 from pipeline.teachers.process_group import Place, join, leave, receive, receive_inputs, send

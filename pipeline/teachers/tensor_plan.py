@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from cache_tools.errors import ModelError
 from cache_tools.format.manifest import Objective
 from cache_tools.torch_models.loading import auto_class, load_configuration
-from pipeline.config import TeacherConfig
+from pipeline.config.teacher import TeacherConfig
 
 
 def meta_model(config: TeacherConfig, objective: Objective, folder: Path) -> PreTrainedModel:

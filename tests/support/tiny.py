@@ -23,7 +23,7 @@ from transformers import (
 from cache_tools.progress.reporter import Reporter
 from cache_tools.storage import StorePath
 from cache_tools.store.reader import Cache
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 from pipeline.encoding.encode import encode as encode_corpus
 from pipeline.encoding.recipe import Recipe
 from pipeline.run import Worker, run_capture

@@ -22,7 +22,7 @@ from configs.papers.mtbert.scores import agreement_scores, label_scores, save_sc
 from configs.papers.mtbert.start import classes, pretrain
 from configs.papers.mtbert.tables import print_tables
 from configs.papers.recipes import Overrides, capture_file, overrides_option, train_file
-from pipeline.config import CaptureConfig
+from pipeline.config.capture_file import CaptureConfig
 
 HERE = Path(__file__).parent
 WRONG_LABELS = 0.4

@@ -1,0 +1,14 @@
+"""The capture file: which documents to read, how to encode them, which teachers to run, what to keep.
+
+One YAML file, checked here before anything is loaded; unknown keys are errors. The ``corpus:`` block is in the room
+``pipeline.corpus``. This room needs neither torch nor transformers.
+
+In reading order:
+
+- ``capture_file``: the whole file.
+- ``encoding``: how documents become sequences, and which slots masked language modelling chooses.
+- ``teacher``: one teacher: its model, its devices, its batches.
+- ``targets``: what is kept of a teacher's predictions and hidden states.
+- ``audit``: how much of a capture is compared with the live teacher.
+- ``names``: names that become folders of the cache.
+"""
