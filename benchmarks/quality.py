@@ -8,6 +8,8 @@ over a student of the text alone. The gain is measured first: if it is not large
 stated, and the command exits 1.
 
 Then, without training, the gradient of each arm is compared with the live teacher's (see ``quality_gradients.py``).
+With ``--real``, the teacher is SmolLM2-135M-Instruct and the student six of its layers, as in the real demo;
+gradients are not compared there, since 32 of them in float64 would take 13 GB.
 
 Half an hour on one core. Stopped and started again, it continues: what is in the work folder is not made again, so a
 larger ``--seeds`` adds to a finished table. Every arm has ``kd_weight: 1``; those that are biased say
@@ -16,7 +18,8 @@ slow for 27 students on one core, and recorded text with the demo's teacher, whi
 """
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +27,10 @@ import click
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.intervals import t_interval
-from benchmarks.quality_arms import ARMS, LIVE, TEXT, Scale, bytes_per_position, capture
+from benchmarks.quality_arms import LIVE, TEXT, Arm, Scale, arms_of, bytes_per_position, capture, real_scale
 from benchmarks.quality_gradients import compare
 from benchmarks.quality_runs import run
-from benchmarks.quality_table import Results, gaps_nats, rows, show
+from benchmarks.quality_table import Results, gains_nats, rows, show
 from cache_tools.errors import IdentityError, LogitcaskError
 from cache_tools.format.fingerprint import differences
 from cache_tools.storage import write_object
@@ -39,78 +42,108 @@ def check_work_folder(scale: Scale, work: Path) -> None:
     Raises:
         IdentityError: it was.
     """
-    path, wanted = work / "settings.json", json.loads(json.dumps(asdict(scale), default=str))
+    path, current = work / "settings.json", json.loads(json.dumps(asdict(scale), default=str))
     if not path.exists():
-        write_object(path, json.dumps(wanted, indent=2).encode())
-    elif (found := json.loads(path.read_text())) != wanted:
+        write_object(path, json.dumps(current, indent=2).encode())
+    elif (settings := json.loads(path.read_text())) != current:
         raise IdentityError(
             "another table is being made in this folder",
             where=path,
             expected="the same settings",
-            found="; ".join(differences(found, wanted)),
+            found="; ".join(differences(settings, current)),
             why="its students would be mixed with these",
             fix="Choose another --work, or delete this one",
         )
 
 
-def train_all(scale: Scale, work: Path, seeds: int) -> Results:
-    """Train and measure every arm in every seed; the two that make the gain first.
+def train_all(arms: Sequence[Arm], scale: Scale, work: Path, seeds: int) -> Results:
+    """Train and measure every arm in every seed; the two that make the live teacher's gain first.
 
     Raises:
-        ClickException: the gain is not larger than its error.
+        ClickException: that gain is not larger than its error.
     """
-    results: Results = {arm.name: [] for arm in ARMS}
-    rest = [arm for arm in ARMS if arm not in (TEXT, LIVE)]
-    for arms in ((TEXT, LIVE), rest):
+    results: Results = {arm.name: [] for arm in arms}
+    first = [arm for arm in arms if arm in (TEXT, LIVE)]
+    for group in (first, [arm for arm in arms if arm not in first]):
         for seed in range(seeds):
-            for arm in arms:
+            for arm in group:
                 results[arm.name].append(run(arm, seed, scale, work))
                 click.echo(f"seed {seed}, {arm.name}: {results[arm.name][-1]['cross_entropy_nats']:.4f} nats", err=True)
-        if arms is not rest:
-            gap, error = t_interval(gaps_nats(results))
-            click.echo(f"gain of the live teacher: {gap:.4f} ± {error:.4f} nats", err=True)
-            if gap <= error:
+        if group is first and LIVE in first:
+            gain, error = t_interval(gains_nats(results, LIVE.name))
+            click.echo(f"gain of the live teacher: {gain:.4f} ± {error:.4f} nats", err=True)
+            if gain <= error:
                 raise click.ClickException("that is not larger than its error; more --steps or --seeds are needed")
     return results
 
 
-def measure(scale: Scale, work: Path, seeds: int) -> tuple[list[dict[str, Any]], str]:
+def measure(arms: Sequence[Arm], scale: Scale, work: Path, seeds: int) -> tuple[list[dict[str, Any]], str]:
     """Return the rows and what stands above them; makes all that is not there yet."""
     check_work_folder(scale, work)
     cache = capture(scale, work)
-    results = train_all(scale, work, seeds)
-    found = rows(results, compare(scale, work), bytes_per_position(cache))
-    gap, error = t_interval(gaps_nats(results))
-    teacher_nats = found[0]["teacher_cross_entropy_nats"]
-    return found, f"gain of the live teacher {gap:.4f} ± {error:.4f} nats; the teacher itself {teacher_nats:.4f} nats"
+    results = train_all(arms, scale, work, seeds)
+    is_compared = scale.student is None and LIVE in arms
+    table = rows(results, compare(scale, work, arms) if is_compared else {}, bytes_per_position(cache, arms))
+    return (
+        table,
+        f"{seeds} seeds; held-out loss of the teacher itself {table[0]['teacher_cross_entropy_nats']:.4f} nats",
+    )
+
+
+def selected_arms(scale: Scale, names: Sequence[str]) -> tuple[Arm, ...]:
+    """Return the arms with these names, and the text alone; without names, all arms.
+
+    Raises:
+        UsageError: there is no arm of that name.
+    """
+    arms = arms_of(scale)
+    if unknown := set(names) - {arm.name for arm in arms}:
+        raise click.UsageError(f"no arm is named {sorted(unknown)[0]!r}; there are {', '.join(a.name for a in arms)}")
+    return tuple(arm for arm in arms if not names or arm is TEXT or arm.name in names)
 
 
 @click.command()
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/quality"), show_default=True)
 @click.option("--seeds", type=click.IntRange(2, 10), default=3, show_default=True, help="Number of students per arm.")
-@click.option("--steps", default=Scale.steps, show_default=True, help="Steps per student.")
-@click.option("--tokens", default=Scale.tokens, show_default=True, help="Tokens that are captured, held-out ones too.")
-@click.option(
-    "--teacher", type=click.Path(exists=True, path_type=Path), default=Scale.teacher, help="Default: the demo's."
-)
+@click.option("--steps", type=click.IntRange(1), help="Steps per student; default: 240, or 120 with --real.")
+@click.option("--tokens", type=click.IntRange(1), help="Tokens that are captured, held-out ones too; default: 270,000.")
+@click.option("--teacher", type=click.Path(exists=True, path_type=Path), help="Model folder; default: the toy demo's.")
 @click.option(
     "--corpus",
     type=click.Path(exists=True, path_type=Path),
     help="JSON lines with 'text', or .gz; default: the demo's.",
 )
+@click.option(
+    "--real",
+    type=click.Path(exists=True, path_type=Path),
+    help="Finished folder of 'logitcask demo --real': its teacher, first weights, corpus and settings.",
+)
+@click.option("--arm", "names", multiple=True, help="Arm to train beside the text alone; repeatable; default: all.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per row.")
-def main(work: Path, seeds: int, steps: int, tokens: int, teacher: Path, corpus: Path | None, as_json: bool) -> None:
+def main(
+    work: Path,
+    seeds: int,
+    steps: int | None,
+    tokens: int | None,
+    teacher: Path | None,
+    corpus: Path | None,
+    real: Path | None,
+    names: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Measure how much of the gain of a live teacher each kind of cache keeps."""
     disable_progress_bar()
+    given = {"tokens": tokens, "steps": steps, "teacher": teacher, "corpus": corpus}
+    scale = replace(real_scale(real) if real else Scale(), **{key: value for key, value in given.items() if value})
     try:
-        found, title = measure(Scale(tokens=tokens, steps=steps, teacher=teacher, corpus=corpus), work, seeds)
+        table, title = measure(selected_arms(scale, names), scale, work, seeds)
     except LogitcaskError as error:
         raise click.ClickException(str(error)) from error
     if as_json:
-        for row in found:
+        for row in table:
             click.echo(json.dumps(row))
     else:
-        show(found, title)
+        show(table, title)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ that cache too: for the sequences, and for nothing else.
 import gzip
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,7 @@ from pipeline.encoding.tokenizer import load_tokenizer
 from pipeline.run import Worker, run_capture
 from trainer.config.student_file import LossConfig, StudentConfig
 
-TARGETS: dict[str, dict[str, Any]] = {
-    "top-50": {"target": {"k": 50}, "hidden": {"layers": ["last"]}},
-    "top-12": {"target": {"k": 12}},
-    "sampled-50": {"target": {"kind": "sampled", "draws": 50}},
-    "hybrid": {"target": {"kind": "hybrid", "k": 12, "draws": 38}},
-}
-"""Teachers of the capture file, by name. The hidden states lie beside one of them, because it takes no further pass."""
-
-MEASURED = "top-50"
+MEASURED = "top"
 """The teacher that students are measured against: its last hidden state gives the whole distribution."""
 
 STUDENT: dict[str, Any] = {
@@ -60,6 +52,7 @@ class Arm:
         cached: The teacher that is read.
         stored: What an arm needs of it: the ``target``, the ``hidden`` state, or ``nothing``.
         live: Whether the teacher itself runs at every step.
+        seed_offset: Added to the seed of a run; 0 for all arms that are paired by their seeds.
     """
 
     name: str
@@ -67,22 +60,13 @@ class Arm:
     cached: str = MEASURED
     stored: str = "target"
     live: bool = False
+    seed_offset: int = 0
 
 
 TEXT = Arm("text alone", LossConfig(kd_weight=0), stored="nothing")
 LIVE = Arm("live teacher", LossConfig(), stored="nothing", live=True)
-ARMS = (
-    TEXT,
-    LIVE,
-    Arm("hidden state", LossConfig(source="hidden"), stored="hidden"),
-    Arm("sampled 50", LossConfig(), "sampled-50"),
-    Arm("hybrid 12 + 38", LossConfig(), "hybrid"),
-    Arm("ghost 50", LossConfig()),
-    Arm("gold 50", LossConfig(tail="gold", allow_biased=True)),
-    Arm("top-k 50", LossConfig(tail="renormalise", allow_biased=True)),
-    Arm("top-k 12", LossConfig(tail="renormalise", allow_biased=True), "top-12"),
-)
-"""All of them; ``kd_weight`` is 1 wherever there is a teacher, so that only the target differs."""
+REPEATED = Arm("live, repeated", LossConfig(), stored="nothing", live=True, seed_offset=1000)
+"""The control: the live teacher with another seed. How far it is from the first is what repeating alone changes."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +81,11 @@ class Scale:
         learning_rate: Highest learning rate; it falls as a cosine.
         teacher: Model folder.
         corpus: JSON lines with ``text``; None for the demo's documents.
+        student: Model folder with the first weights of every student; None for random weights of ``STUDENT``.
+        weight_decay: Of AdamW.
+        k: Likeliest tokens per position, and draws of the sampled target.
+        held_out_fraction: Share of the documents that students are measured on.
+        is_bfloat16: Whether the teacher runs in bfloat16, and the student under autocast.
     """
 
     tokens: int = 270_000
@@ -106,6 +95,49 @@ class Scale:
     learning_rate: float = 4e-3
     teacher: Path = FILES / "teacher"
     corpus: Path | None = None
+    student: Path | None = None
+    weight_decay: float = 0.1
+    k: int = 50
+    held_out_fraction: float = 0.08
+    is_bfloat16: bool = False
+
+
+def real_scale(demo: Path) -> Scale:
+    """Return the settings of the real demo, whose finished folder holds teacher, first weights and corpus."""
+    places = {"teacher": demo / "teacher", "student": demo / "cut", "corpus": demo / "corpus.jsonl"}
+    sizes = {"tokens": 1_000_000, "steps": 120, "batch_sequences": 4, "length_tokens": 256}
+    optimiser = {"learning_rate": 1e-3, "weight_decay": 0.0}
+    return Scale(**places, **sizes, **optimiser, k=64, held_out_fraction=0.35, is_bfloat16=True)  # type: ignore[arg-type]
+
+
+def arms_of(scale: Scale) -> tuple[Arm, ...]:
+    """Return all arms; ``kd_weight`` is 1 wherever there is a teacher, so that only the target differs."""
+    k = scale.k
+    return (
+        TEXT,
+        LIVE,
+        REPEATED,
+        Arm("hidden state", LossConfig(source="hidden"), stored="hidden"),
+        Arm(f"sampled {k}", LossConfig(), "sampled"),
+        Arm("hybrid 12 + 38", LossConfig(), "hybrid"),
+        Arm(f"ghost {k}", LossConfig()),
+        Arm(f"gold {k}", LossConfig(tail="gold", allow_biased=True)),
+        Arm(f"top-k {k}", LossConfig(tail="renormalise", allow_biased=True)),
+        Arm("top-k 12", LossConfig(tail="renormalise", allow_biased=True), "top-12"),
+    )
+
+
+def targets_of(scale: Scale) -> dict[str, dict[str, Any]]:
+    """Return the teacher blocks of the capture file, by name.
+
+    The hidden states are beside one of the targets, because they take no further pass.
+    """
+    return {
+        MEASURED: {"target": {"k": scale.k}, "hidden": {"layers": ["last"]}},
+        "top-12": {"target": {"k": 12}},
+        "sampled": {"target": {"kind": "sampled", "draws": scale.k}},
+        "hybrid": {"target": {"kind": "hybrid", "k": 12, "draws": 38}},
+    }
 
 
 def capture(scale: Scale, work: Path) -> Cache:
@@ -120,13 +152,14 @@ def capture(scale: Scale, work: Path) -> Cache:
 
 def capture_config(scale: Scale, work: Path) -> CaptureConfig:
     """Return the capture file of all arms."""
-    shared = {"model": str(scale.teacher), "dtype": "float32", "batch_tokens": 4096}
+    dtype = "bfloat16" if scale.is_bfloat16 else "float32"
+    shared = {"model": str(scale.teacher), "dtype": dtype, "batch_tokens": 4096}
     return CaptureConfig.model_validate(
         {
             "cache": str(work / "cache"),
-            "corpus": {"paths": [work / "corpus.jsonl"], "held_out_fraction": 0.08},
+            "corpus": {"paths": [work / "corpus.jsonl"], "held_out_fraction": scale.held_out_fraction},
             "encoding": {"max_length_tokens": scale.length_tokens, "positions_per_shard": 65_536},
-            "teachers": [{"name": name, **shared, **kept} for name, kept in TARGETS.items()],
+            "teachers": [{"name": name, **shared, **kept} for name, kept in targets_of(scale).items()],
         }
     )
 
@@ -140,14 +173,16 @@ def student_config(arm: Arm, seed: int, scale: Scale, work: Path) -> StudentConf
         "learning_rate": scale.learning_rate,
         "lr_scheduler_type": "cosine",
         "warmup_steps": min(20, scale.steps // 10),
-        "weight_decay": 0.1,
+        "weight_decay": scale.weight_decay,
+        "bf16": scale.is_bfloat16,
         "adam_beta2": 0.95,
         "save_steps": half(scale),
         "logging_steps": max(1, scale.steps // 10),
-        "seed": seed,
+        "seed": seed + arm.seed_offset,
     }
+    student = {"pretrained": scale.student} if scale.student else {"config": STUDENT}
     blocks = {"cache": str(work / "cache"), "teacher": arm.cached, "loss": arm.loss, "window_shards": 64}
-    return StudentConfig.model_validate(blocks | {"student": {"config": STUDENT}, "training": training})
+    return StudentConfig.model_validate(blocks | {"student": student, "training": training})
 
 
 def run_folder(arm: Arm, seed: int, work: Path) -> Path:
@@ -160,7 +195,7 @@ def half(scale: Scale) -> int:
     return max(1, scale.steps // 2)
 
 
-def bytes_per_position(cache: Cache) -> dict[str, float]:
+def bytes_per_position(cache: Cache, arms: Sequence[Arm]) -> dict[str, float]:
     """Return what the arms read of the cache, by arm; not the sequences, which all read, nor the output matrix."""
     teachers = {teacher.facts.name: teacher.facts for teacher in summarise(cache).encodings[0].teachers}
 
@@ -170,7 +205,7 @@ def bytes_per_position(cache: Cache) -> dict[str, float]:
         total = sum(size for name, size in sizes.items() if name.startswith(tuple(wanted)))
         return total / teachers[arm.cached].positions
 
-    return {arm.name: stored(arm) for arm in ARMS}
+    return {arm.name: stored(arm) for arm in arms}
 
 
 def _lines(scale: Scale) -> Iterator[str]:

@@ -8,6 +8,7 @@ twice, of single batches and of all of them together.
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
-from benchmarks.quality_arms import ARMS, LIVE, Arm, Scale, half, run_folder, student_config
+from benchmarks.quality_arms import LIVE, Arm, Scale, half, run_folder, student_config
 from benchmarks.quality_runs import LiveStudent, load_live
 from cache_tools.storage import write_object
 from cache_tools.store.reader import Cache, Encoding
@@ -27,7 +28,7 @@ BATCHES = 16
 # G: parameters of the student
 
 
-def compare(scale: Scale, work: Path) -> dict[str, dict[str, Any]]:
+def compare(scale: Scale, work: Path, arms: Sequence[Arm]) -> dict[str, dict[str, Any]]:
     """Return angles and ratios by arm at the first weights and half-way, computed now if they are not there already.
 
     Needs the checkpoint of the live teacher's first seed.
@@ -37,15 +38,15 @@ def compare(scale: Scale, work: Path) -> dict[str, dict[str, Any]]:
     """
     path = work / "results" / "gradients.json"
     if not path.exists():
-        encoding, teacher = Cache(work / "cache").encoding(), load_live(scale.teacher)
+        encoding, teacher = Cache(work / "cache").encoding(), load_live(scale)
         set_seed(0)
         initial = build_student(student_config(LIVE, 0, scale, work).student, encoding)
         checkpoint = run_folder(LIVE, 0, work) / f"checkpoint-{half(scale)}"
         students = {"initial": initial, "half_trained": AutoModelForCausalLM.from_pretrained(str(checkpoint))}
-        found: dict[str, dict[str, Any]] = {arm.name: {} for arm in ARMS}
+        found: dict[str, dict[str, Any]] = {arm.name: {} for arm in arms}
         for state, student in students.items():
             asked = [batch_gradients(LIVE, student, encoding, teacher, scale)]
-            for arm in ARMS:
+            for arm in arms:
                 given = asked[0] if arm is LIVE else batch_gradients(arm, student, encoding, teacher, scale)
                 found[arm.name][state] = differences(given, asked[0])
         write_object(path, json.dumps(found).encode())

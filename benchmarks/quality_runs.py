@@ -78,7 +78,7 @@ def run(arm: Arm, seed: int, scale: Scale, work: Path) -> dict[str, Any]:
     path = work / "results" / f"{arm.name.replace(' ', '-')}-{seed}.json"
     if not path.exists():
         config, started = student_config(arm, seed, scale, work), time.monotonic()
-        final = train_live(config, scale.teacher) if arm.live else run_training(config).student
+        final = train_live(config, scale) if arm.live else run_training(config).student
         seconds = round(time.monotonic() - started, 1)
         measured = evaluate_folder(final, open_teachers(config)[0].encoding.teacher(MEASURED), "held_out", 32)
         write_object(path, json.dumps(json_object(measured) | {"train_seconds": seconds}).encode())
@@ -86,7 +86,7 @@ def run(arm: Arm, seed: int, scale: Scale, work: Path) -> dict[str, Any]:
     return result
 
 
-def train_live(config: StudentConfig, teacher_folder: Path) -> Path:
+def train_live(config: StudentConfig, scale: Scale) -> Path:
     """Train beside a live teacher, or continue, with the batches and first weights of ``run_training``.
 
     Returns:
@@ -97,7 +97,7 @@ def train_live(config: StudentConfig, teacher_folder: Path) -> Path:
     set_seed(arguments.seed)
     student = build_student(config.student, encoding)
     trainer = DistillationTrainer(
-        model=LiveStudent(student, load_live(teacher_folder)),
+        model=LiveStudent(student, load_live(scale)),
         args=arguments,
         train_dataset=CachedSequences(
             encoding.teacher(config.teacher), "train", vocabulary_size(student), config.window_shards
@@ -114,9 +114,10 @@ def train_live(config: StudentConfig, teacher_folder: Path) -> Path:
     return output / FINAL
 
 
-def load_live(folder: Path) -> PreTrainedModel:
+def load_live(scale: Scale) -> PreTrainedModel:
     """Load the teacher in the precision of the capture."""
+    dtype = torch.bfloat16 if scale.is_bfloat16 else torch.float32
     teacher: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        str(folder), dtype=torch.float32, use_safetensors=True
+        str(scale.teacher), dtype=dtype, use_safetensors=True
     )
     return teacher

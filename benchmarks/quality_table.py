@@ -10,41 +10,42 @@ import statistics
 from typing import Any
 
 from benchmarks.intervals import t_interval
-from benchmarks.quality_arms import ARMS, LIVE, TEXT
+from benchmarks.quality_arms import LIVE, TEXT
 
 Results = dict[str, list[dict[str, Any]]]
 """By arm, the measures of each seed."""
 
 
-def gaps_nats(results: Results) -> list[float]:
-    """Return the gain of the live teacher in each seed: held-out cross-entropy without it minus with it, in nats."""
-    pairs = zip(results[TEXT.name], results[LIVE.name], strict=True)
-    return [text["cross_entropy_nats"] - live["cross_entropy_nats"] for text, live in pairs]
+def gains_nats(results: Results, name: str) -> list[float]:
+    """Return by how many nats of held-out cross-entropy an arm is better than the text alone, in each seed."""
+    pairs = zip(results[TEXT.name], results[name], strict=True)
+    return [text["cross_entropy_nats"] - arm["cross_entropy_nats"] for text, arm in pairs]
 
 
 def gains_percent(results: Results, name: str) -> list[float]:
-    """Return how much of that an arm gains, in each seed."""
-    seeds = zip(results[TEXT.name], results[name], gaps_nats(results), strict=True)
-    return [100 * (text["cross_entropy_nats"] - arm["cross_entropy_nats"]) / gap for text, arm, gap in seeds]
+    """Return how much of the live teacher's gain an arm has, in each seed."""
+    seeds = zip(gains_nats(results, name), gains_nats(results, LIVE.name), strict=True)
+    return [100 * gain / live for gain, live in seeds]
 
 
 def rows(results: Results, gradients: dict[str, Any], stored_bytes: dict[str, float]) -> list[dict[str, Any]]:
-    """Return one row per arm.
+    """Return one row per arm; without the live teacher among them, there are no shares of its gain.
 
     Args:
         results: Of ``quality_runs.run``.
-        gradients: Of ``quality_gradients.compare``.
+        gradients: Of ``quality_gradients.compare``, or empty.
         stored_bytes: Of ``quality_arms.bytes_per_position``.
     """
     return [
-        _row(arm.name, results) | {"bytes_per_position": stored_bytes[arm.name]} | gradients[arm.name] for arm in ARMS
+        _row(name, results) | {"bytes_per_position": stored_bytes[name]} | gradients.get(name, {}) for name in results
     ]
 
 
 def _row(name: str, results: Results) -> dict[str, Any]:
     measured = results[name]
     losses = [result["cross_entropy_nats"] for result in measured]
-    gain, half_width = t_interval(gains_percent(results, name))
+    gain, gain_half_width = t_interval(gains_nats(results, name))
+    share, share_half_width = t_interval(gains_percent(results, name)) if LIVE.name in results else (None, None)
     means = ("kl_to_teacher_nats", "calibration_error", "acceptance", "train_seconds", "teacher_cross_entropy_nats")
     return {
         "name": name,
@@ -52,36 +53,40 @@ def _row(name: str, results: Results) -> dict[str, Any]:
         "cross_entropy_nats": statistics.fmean(losses),
         "cross_entropy_sd_nats": statistics.stdev(losses),
         "cross_entropy_by_seed_nats": losses,
-        "gain_percent": gain,
-        "gain_interval_percent": half_width,
+        "gain_nats": gain,
+        "gain_interval_nats": gain_half_width,
+        "gain_percent": share,
+        "gain_interval_percent": share_half_width,
         **{key: statistics.fmean(result[key] for result in measured) for key in means},
     }
 
 
-def show(found: list[dict[str, Any]], title: str) -> None:
-    """Print the rows as two tables: students, and gradients."""
+def show(table: list[dict[str, Any]], title: str) -> None:
+    """Print the rows as two tables: students and, where they were compared, gradients."""
     from rich.console import Console
     from rich.table import Table
 
     students, gradients = Table(title=title), Table(title="gradients against the live teacher's")
-    for heading in ("", "held-out nats", "% of the gain", "KL nats", "calib. %", "accept. %", "bytes/pos."):
+    for heading in ("", "held-out nats", "gain, nats", "% of live", "KL nats", "calib. %", "accept. %", "bytes/pos."):
         students.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for heading in ("", *(f"{state}: {what}" for state in ("first", "half-way") for what in ("angle", "all", "norm"))):
         gradients.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    for row in found:
+    for row in table:
         students.add_row(row["name"], *_student_cells(row))
-        gradients.add_row(row["name"], *_gradient_cells(row["initial"]), *_gradient_cells(row["half_trained"]))
+        if "initial" in row:
+            gradients.add_row(row["name"], *_gradient_cells(row["initial"]), *_gradient_cells(row["half_trained"]))
     console = Console(width=120)
     console.print(students)
-    console.print(gradients)
+    if gradients.row_count:
+        console.print(gradients)
 
 
 def _student_cells(row: dict[str, Any]) -> tuple[str, ...]:
-    fixed = row["name"] in (TEXT.name, LIVE.name)
-    gain = f"{row['gain_percent']:.0f}" if fixed else f"{row['gain_percent']:.1f} ± {row['gain_interval_percent']:.1f}"
+    share, half_width = row["gain_percent"], row["gain_interval_percent"]
     return (
         f"{row['cross_entropy_nats']:.4f} (sd {row['cross_entropy_sd_nats']:.4f})",
-        gain,
+        "" if row["name"] == TEXT.name else f"{row['gain_nats']:.3f} ± {row['gain_interval_nats']:.3f}",
+        "" if share is None or row["name"] in (TEXT.name, LIVE.name) else f"{share:.1f} ± {half_width:.1f}",
         f"{row['kl_to_teacher_nats']:.4f}",
         f"{100 * row['calibration_error']:.1f}",
         f"{100 * row['acceptance']:.2f}",
@@ -89,5 +94,9 @@ def _student_cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _gradient_cells(found: dict[str, float]) -> tuple[str, ...]:
-    return f"{found['angle_degrees']:.2f}°", f"{found['angle_of_all_degrees']:.2f}°", f"{found['norm_ratio']:.3f}"
+def _gradient_cells(gradient: dict[str, float]) -> tuple[str, ...]:
+    return (
+        f"{gradient['angle_degrees']:.2f}°",
+        f"{gradient['angle_of_all_degrees']:.2f}°",
+        f"{gradient['norm_ratio']:.3f}",
+    )

@@ -15,14 +15,15 @@ from click.testing import CliRunner
 import tiny
 from benchmarks import quality, quality_gradients, quality_runs
 from benchmarks.intervals import t_interval, t_quantile
-from benchmarks.quality_arms import ARMS, LIVE, TEXT, Arm, Scale
+from benchmarks.quality_arms import LIVE, TEXT, Arm, Scale, arms_of
 from benchmarks.quality_gradients import angle_degrees, batch_gradients, differences
 from benchmarks.quality_runs import load_live, train_live
-from benchmarks.quality_table import gains_percent, gaps_nats
+from benchmarks.quality_table import gains_nats, gains_percent
 from cache_tools.store.reader import Cache
 from student_fixtures import GRADIENT_ROUNDING, largest_difference, student_values, train, weights
 from trainer.config.student_file import LossConfig, StudentConfig
 
+ARMS = arms_of(Scale())
 HIDDEN = Arm("hidden", LossConfig(source="hidden"), cached="toy")
 
 
@@ -76,7 +77,7 @@ def test_an_interval_is_the_mean_and_t_standard_errors():
 
 def test_gains_are_shares_of_each_seeds_own_gap():
     results = losses(text=[5.0, 6.0], live=[4.0, 5.5], cached=[4.5, 5.6])
-    assert gaps_nats(results) == pytest.approx([1.0, 0.5])
+    assert gains_nats(results, LIVE.name) == pytest.approx([1.0, 0.5])
     assert gains_percent(results, "cached") == pytest.approx([50, 80])
     assert gains_percent(results, LIVE.name) == pytest.approx([100, 100])
     assert gains_percent(results, TEXT.name) == [0, 0]
@@ -99,7 +100,7 @@ def test_errors_that_cancel_are_seen_in_single_batches_only():
 
 
 def test_the_cached_hidden_state_has_the_live_teachers_gradient_and_a_few_likely_tokens_have_not(folder):
-    encoding, live = Cache(folder / "cache").encoding(), load_live(folder / "teacher")
+    encoding, live = Cache(folder / "cache").encoding(), load_live(Scale(teacher=folder / "teacher"))
     student, scale = tiny.model(seed=1), Scale(batch_sequences=4)
     few = replace(HIDDEN, loss=LossConfig(tail="renormalise", allow_biased=True))
     asked, hidden, top3 = (
@@ -118,7 +119,7 @@ def test_the_cached_hidden_state_has_the_live_teachers_gradient_and_a_few_likely
 
 def test_the_live_teacher_trains_the_student_that_its_exact_cache_trains(folder, tmp_path):
     values = student_values(folder / "cache", tmp_path / "live", seed=3, data_seed=None)
-    live = train_live(StudentConfig.model_validate(values), folder / "teacher")
+    live = train_live(StudentConfig.model_validate(values), Scale(teacher=folder / "teacher"))
     cached = train(folder / "cache", tmp_path / "cached", loss={"source": "hidden"}, seed=3)
     text = train(folder / "cache", tmp_path / "text", loss={"kd_weight": 0}, seed=3)
     assert largest_difference(weights(live), weights(cached)) < 1e-4

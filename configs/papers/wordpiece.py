@@ -39,19 +39,36 @@ def untrained(texts: Iterable[str], tokens: int, output: Path, lowercase: bool =
 
 
 def wordpiece(texts: Iterable[str], tokens: int, lowercase: bool) -> Tokenizer:
-    """Return a trained tokenizer that frames a text with [CLS] and [SEP].
-
-    Training gives ids in an order that is another in each process. Here they follow the alphabet, so that the same
-    texts give the same ids, but for tokens that are equally frequent where the vocabulary ends.
-    """
+    """Return a trained tokenizer that frames a text with [CLS] and [SEP]; the same texts give the same tokenizer."""
     made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     made.normalizer, made.decoder = normalizers.BertNormalizer(lowercase=lowercase), decoders.WordPiece()
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=tokens, special_tokens=SPECIALS, show_progress=False)
-    made.train_from_iterator(texts, trainer)
-    ordered = [*SPECIALS, *sorted(made.get_vocab().keys() - set(SPECIALS))]
-    made.model = models.WordPiece({token: i for i, token in enumerate(ordered)}, unk_token="[UNK]")
+    vocabulary = [*SPECIALS, *sorted(_pieces(made, list(texts), tokens))]
+    made.model = models.WordPiece({token: i for i, token in enumerate(vocabulary)}, unk_token="[UNK]")
     made.add_special_tokens(SPECIALS)
     frame = [(name, made.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
     return made
+
+
+def _pieces(untrained: Tokenizer, texts: list[str], tokens: int) -> set[str]:
+    """Return the pieces that training finds, special tokens aside.
+
+    Of equally frequent pairs, training joins the one with the lowest ids first, and it gives ids to characters inside
+    words in the order of a hash table, which differs in each process. Here they have their ids beforehand, as special
+    tokens of a tokenizer that is thrown away. Without that, the same texts gave another vocabulary in each process,
+    and with it another teacher.
+    """
+    words = {word for text in texts for word in _words(untrained, text)}
+    inside = [f"##{character}" for character in sorted({character for word in words for character in word[1:]})]
+    scratch = Tokenizer.from_str(untrained.to_str())
+    scratch.train_from_iterator(
+        texts,
+        trainers.WordPieceTrainer(vocab_size=tokens, special_tokens=[*SPECIALS, *inside], show_progress=False),
+    )
+    return scratch.get_vocab().keys() - set(SPECIALS)
+
+
+def _words(tokenizer: Tokenizer, text: str) -> list[str]:
+    normal = tokenizer.normalizer.normalize_str(text)
+    return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal)]

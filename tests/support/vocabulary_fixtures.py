@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import tiny
 from cache_tools.store.reader import Cache
+from configs.papers.wordpiece import wordpiece as trained_wordpiece
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 ROLES = {f"{name.strip('[]').lower()}_token": name for name in SPECIALS}
@@ -19,13 +20,7 @@ OTHER_TEXTS = [
 
 def wordpiece(texts: list[str], size: int = 200, lowercase: bool = False) -> PreTrainedTokenizerFast:
     """Train a WordPiece tokenizer that frames a text as [CLS] … [SEP]."""
-    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    made.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    made.pre_tokenizer, made.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=SPECIALS, show_progress=False)
-    made.train_from_iterator(texts, trainer)
-    frame = [(name, made.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
-    made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
+    made = trained_wordpiece(texts, size, lowercase)
     return PreTrainedTokenizerFast(tokenizer_object=made, **ROLES)
 
 
