@@ -133,8 +133,9 @@ def main(
 ) -> None:
     """Measure how much of the gain of a live teacher each kind of cache keeps."""
     disable_progress_bar()
-    given = {"tokens": tokens, "steps": steps, "teacher": teacher, "corpus": corpus}
-    scale = replace(real_scale(real) if real else Scale(), **{key: value for key, value in given.items() if value})
+    base = real_scale(real) if real else Scale()
+    sizes = replace(base, tokens=tokens or base.tokens, steps=steps or base.steps)
+    scale = replace(sizes, teacher=teacher or base.teacher, corpus=corpus or base.corpus)
     try:
         table, title = measure(selected_arms(scale, names), scale, work, seeds)
     except LogitcaskError as error:
