@@ -43,7 +43,7 @@ from pipeline.encoding.recipe import Recipe
 from pipeline.encoding.tokenizer import load_tokenizer
 from pipeline.teachers.batches import Batch, pad, token_budget_batches
 from pipeline.teachers.body_and_head import body_of, run_body, run_head
-from pipeline.teachers.loading import Teacher, load_teacher
+from pipeline.teachers.loading import ComputedWeights, ModelDescription, Teacher, load_teacher
 
 K = 64
 YARDSTICKS = ("base model forward", "model forward", "forward, chunked log-softmax", "naive: full logits, top-k")
@@ -119,7 +119,9 @@ def load(job: Job) -> Teacher:
         model = AutoModelForCausalLM.from_config(made, dtype=dtype)
     model.eval().requires_grad_(False)
     model.config.use_cache = False
-    return Teacher(model, {"weights": "random"}, {"name": "random"}, device)
+    name = str(dtype).removeprefix("torch.")
+    description = ModelDescription("random", None, type(model).__name__, name, model.num_parameters())
+    return Teacher(model, ComputedWeights("random", name), description, device)
 
 
 def batches(encoding: Encoding, budget_tokens: int) -> Iterator[Batch]:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cache_tools.errors import ConfigError
+from cache_tools.mappings import JsonObject
 from cache_tools.storage import PlaceText
 from cache_tools.yaml_file import Scalar, read_file, read_text
 
@@ -75,13 +76,13 @@ def configured(source: str | Path | Mapping[str, Any] | C, model: type[C], overr
     return _validated(_overridden(values, _plain(overrides), "overrides[{!r}]"), model, where)
 
 
-def assignments(texts: Iterable[str]) -> dict[str, Any]:
+def assignments(texts: Iterable[str]) -> JsonObject:
     """Return the overrides that ``key=value`` texts stand for; values are YAML (``teachers.0.name=toy``).
 
     Raises:
         ConfigError: a text has another form, or its value is not YAML.
     """
-    overrides: dict[str, Any] = {}
+    overrides: JsonObject = {}
     for text in texts:
         key, separator, value = text.partition("=")
         if not separator or not key:
@@ -91,13 +92,13 @@ def assignments(texts: Iterable[str]) -> dict[str, Any]:
     return overrides
 
 
-def _mapping(values: Any, where: object) -> dict[str, Any]:
+def _mapping(values: Any, where: object) -> JsonObject:
     if not isinstance(values, dict):
         raise ConfigError("a configuration is a mapping of keys", where=where, found=_named(values))
     return values
 
 
-def _validated(values: dict[str, Any], model: type[C], where: object) -> C:
+def _validated(values: JsonObject, model: type[C], where: object) -> C:
     try:
         return model.model_validate(_typed(values, [model]))
     except ValidationError as error:
@@ -124,7 +125,7 @@ def _named(values: Any) -> str:
     return "a list" if isinstance(values, list) else "a single value"
 
 
-def _overridden(values: dict[str, Any], overrides: Mapping[str, Any], label: str) -> dict[str, Any]:
+def _overridden(values: JsonObject, overrides: Mapping[str, Any], label: str) -> JsonObject:
     """Apply overrides to nested dictionaries and lists in place; ``label`` is how an error names a key."""
     for path, value in overrides.items():
         *parents, last = path.split(".")

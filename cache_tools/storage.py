@@ -28,6 +28,7 @@ from upath import UPath
 
 from cache_tools.errors import ConfigError, DamageError, StorageError
 from cache_tools.limits import DOCUMENT_BYTES
+from cache_tools.mappings import Arguments
 from cache_tools.regular_files import PARTIAL_SUFFIX as PARTIAL_SUFFIX
 from cache_tools.regular_files import Span as Span
 from cache_tools.regular_files import (
@@ -63,7 +64,7 @@ def store_path(place: str | StorePath) -> StorePath:
     if "://" not in text:
         return Path(text).expanduser()
     protocol = text.split("://")[0]
-    options: dict[str, Any] = {}
+    options: Arguments = {}
     try:
         if protocol in BUCKETS:
             options = {"retry_config": RETRIES}

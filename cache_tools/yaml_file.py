@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from cache_tools.errors import ConfigError
+from cache_tools.mappings import JsonObject
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 50
@@ -148,9 +149,9 @@ def _value(node: yaml.Node) -> Any:
     return _scalar(node)
 
 
-def _mapping(node: yaml.MappingNode) -> dict[str, Any]:
-    own: dict[str, Any] = {}
-    merged: dict[str, Any] = {}
+def _mapping(node: yaml.MappingNode) -> JsonObject:
+    own: JsonObject = {}
+    merged: JsonObject = {}
     for key_node, value_node in node.value:
         key = _key(key_node)
         if key in own or (key == MERGE and merged):
@@ -168,12 +169,12 @@ def _key(node: yaml.Node) -> str:
     return _checked_text(node)
 
 
-def _merged(node: yaml.Node) -> dict[str, Any]:
+def _merged(node: yaml.Node) -> JsonObject:
     """Return what ``<<`` takes over; of several mappings, the first that has a key gives its value."""
     values = [_value(inner) for inner in (node.value if isinstance(node, yaml.SequenceNode) else [node])]
     if not all(isinstance(value, dict) for value in values):
         raise _refusal("<< takes over the keys of a mapping, or of a list of mappings", node.start_mark)
-    result: dict[str, Any] = {}
+    result: JsonObject = {}
     for value in reversed(values):
         result |= value
     return result

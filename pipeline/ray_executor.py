@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_tools.errors import ConfigError, LogitcaskError, ModelError
+from cache_tools.mappings import Arguments
 from cache_tools.progress.lines import open_reporter
 from cache_tools.progress.reporter import Reporter
 from cache_tools.storage import store_path
@@ -49,7 +50,7 @@ RETRIES = 8
 REACH_SECONDS = 5
 """How long an address may take to answer, in seconds. Ray itself tries for minutes."""
 
-LOCAL: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
+LOCAL: Arguments = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
 """Settings of a Ray that is started for one capture; shards never pass through its object store."""
 
 

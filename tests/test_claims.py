@@ -7,13 +7,13 @@ import pytest
 
 import tiny
 from bucket import environment, serve
-from cache_tools.creation import create_object
 from cache_tools.errors import CorpusError, IdentityError
 from cache_tools.format import layout
 from cache_tools.maintenance.verify import verify
 from cache_tools.storage import object_sizes, read_object, store_path, write_object
 from cache_tools.store import claims
 from cache_tools.store.claims import CLAIM, Claim, claimed
+from cache_tools.store.creation import create_object
 from cache_tools.store.reader import Encoding
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.encoding import parts

@@ -1,4 +1,4 @@
-"""Codecs and kinds of targets answer for themselves: outside their home nobody compares their names."""
+"""Names stand in one place: of codecs and kinds of targets, and of dictionaries whose values are of any type."""
 
 import ast
 from pathlib import Path
@@ -67,3 +67,40 @@ def test_an_unknown_codec_is_refused_with_the_known_names(name):
     with pytest.raises(FormatError, match="unknown target codec") as refusal:
         codec_from_dict({"name": name}, 2, 10)
     assert all(known in str(refusal.value) for known in CODECS)
+
+
+ALIASES = "cache_tools/mappings.py"
+MODULES = [
+    path for package in ("cache_tools", "pipeline", "trainer") for path in sorted((ROOT / package).rglob("*.py"))
+]
+
+
+def untyped_dictionaries(tree: ast.AST) -> list[int]:
+    """Return the lines that spell out a dictionary with values of any type, quoted annotations included."""
+    spelt = ("dict[str, Any]", "Dict[str, Any]")
+    subscripts = [n.lineno for n in ast.walk(tree) if isinstance(n, ast.Subscript) and ast.unparse(n) in spelt]
+    quoted = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    return subscripts + [text.lineno for text in quoted if text.value.startswith(spelt)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_dictionaries_of_anything_are_named_in_one_module(path):
+    spelt_out = untyped_dictionaries(ast.parse(path.read_text()))
+    assert bool(spelt_out) == (path.relative_to(ROOT).as_posix() == ALIASES)
+
+
+def test_each_name_of_a_dictionary_of_anything_is_explained():
+    body = ast.parse((ROOT / ALIASES).read_text()).body[1:]
+    names = [number for number, node in enumerate(body) if isinstance(node, ast.AnnAssign)]
+    assert len(names) > 5
+    for number in names:
+        explanation = body[number + 1]
+        assert isinstance(explanation, ast.Expr)
+        assert isinstance(explanation.value, ast.Constant)
+
+
+@pytest.mark.parametrize(
+    "code", ["x: dict[str, Any] = {}", "def f() -> list[dict[str, Any]]: ...", 'x: "dict[str, Any]"']
+)
+def test_the_check_sees_dictionaries_of_anything(code):
+    assert untyped_dictionaries(ast.parse(code)) == [1]

@@ -15,14 +15,12 @@ from numpy.typing import NDArray
 
 from cache_tools.codecs.rows import Arrays, Targets, empty_targets
 from cache_tools.errors import FormatError
+from cache_tools.mappings import JsonObject, Parameters
 
 Floats = NDArray[np.float64]
 
 DEFAULT_MAX_KL_NATS = 5e-5
 """Mean KL per shard that a codec with an error budget may cost where nothing else is asked for, nats."""
-
-Parameters = dict[str, Any]
-"""What a codec chose for one shard, numbers or lists of numbers; JSON keeps it."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +69,12 @@ class Codec(ABC):
     k: int
     vocabulary_size: int
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Return the codec's entry in the manifest."""
         return {"name": self.name}
 
     @classmethod
-    def from_dict(
-        cls, entry: Mapping[str, Any], k: int, vocabulary_size: int, temperatures: tuple[float, ...] = ()
-    ) -> Self:
+    def from_dict(cls, entry: JsonObject, k: int, vocabulary_size: int, temperatures: tuple[float, ...] = ()) -> Self:
         """Build the codec from its entry in a manifest; arguments and errors as for ``registry.codec_from_dict``."""
         return cls(k, vocabulary_size)
 
@@ -137,9 +133,7 @@ class Codec(ABC):
         """
 
     @abstractmethod
-    def decode(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], out: Targets | None = None
-    ) -> Targets:
+    def decode(self, arrays: Mapping[str, NDArray[Any]], parameters: Parameters, out: Targets | None = None) -> Targets:
         """Return the rows that stored arrays stand for.
 
         Args:
@@ -149,7 +143,7 @@ class Codec(ABC):
         """
 
     def narrow(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], k: int
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Parameters, k: int
     ) -> tuple["Codec", Arrays, Parameters]:
         """Keep the k most likely entries of each stored row; see ``registry.narrow``, which checks the arguments.
 
@@ -161,7 +155,7 @@ class Codec(ABC):
         )
 
     def bounds(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], narrowed: bool = False
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Parameters, narrowed: bool = False
     ) -> tuple[Floats, Floats]:
         """Return between which log-probabilities the written ones of stored rows lie, as far as the codec rounds.
 
@@ -178,9 +172,7 @@ class Codec(ABC):
         logs = np.column_stack([rows.log_probs, rows.log_left_out]).astype(np.float64)
         return logs, logs
 
-    def broken_rows(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any]
-    ) -> dict[str, NDArray[np.bool_]]:
+    def broken_rows(self, arrays: Mapping[str, NDArray[Any]], parameters: Parameters) -> dict[str, NDArray[np.bool_]]:
         """Tell which stored rows break a rule that their decoded values do not show.
 
         Args:
@@ -206,7 +198,7 @@ def prepared(out: Targets | None, n: int, k: int) -> Targets:
     return out
 
 
-def number(mapping: Mapping[str, Any], key: str, low: float, high: float, *, whole: bool = False) -> float:
+def number(mapping: JsonObject, key: str, low: float, high: float, *, whole: bool = False) -> float:
     """Return a number that a manifest or receipt states.
 
     Raises:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from cache_tools.codecs.base import Codec, Encoded, number, prepared
 from cache_tools.codecs.ids import decode_ids, encode_ids, id_types
 from cache_tools.codecs.rows import BLOCK_ROWS, EMPTY_ID, Targets, blocks, refuse_rows, sorted_rows
+from cache_tools.mappings import JsonObject, Parameters
 
 COUNT_TOLERANCE = 0.01
 """By how much N * weight may miss a whole number; float32 rounding stays far below."""
@@ -38,9 +39,7 @@ class DeltaCount(Codec):
     draws: int
 
     @classmethod
-    def from_dict(
-        cls, entry: Mapping[str, Any], k: int, vocabulary_size: int, temperatures: tuple[float, ...] = ()
-    ) -> Self:
+    def from_dict(cls, entry: JsonObject, k: int, vocabulary_size: int, temperatures: tuple[float, ...] = ()) -> Self:
         """Build the codec from its entry in a manifest."""
         return cls(k, vocabulary_size, int(number(entry, "draws", 1, 65_535, whole=True)))
 
@@ -48,7 +47,7 @@ class DeltaCount(Codec):
         """Return about how many bytes a row takes."""
         return self.k * 0.6
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Return the codec's entry in the manifest."""
         return {"name": self.name, "draws": self.draws}
 
@@ -73,9 +72,7 @@ class DeltaCount(Codec):
         arrays = encode_ids(drawn, np.ones(drawn.shape, np.bool_), self.vocabulary_size)
         return Encoded(arrays, {}, np.zeros(len(drawn)))
 
-    def decode(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], out: Targets | None = None
-    ) -> Targets:
+    def decode(self, arrays: Mapping[str, NDArray[Any]], parameters: Parameters, out: Targets | None = None) -> Targets:
         """Return the rows exactly: each distinct token with float32 log(count / N).
 
         Raises:

@@ -36,7 +36,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.codecs.base import DEFAULT_MAX_KL_NATS, Codec, Encoded, Floats, Parameters, number, prepared
+from cache_tools.codecs.base import DEFAULT_MAX_KL_NATS, Codec, Encoded, Floats, number, prepared
 from cache_tools.codecs.ids import decode_ids, encode_ids, id_types
 from cache_tools.codecs.levels import (
     MAX_LEVELS,
@@ -51,6 +51,7 @@ from cache_tools.codecs.levels import (
     unpack_levels,
 )
 from cache_tools.codecs.rows import EMPTY_ID, Arrays, SortedRows, Targets, blocks, sorted_rows
+from cache_tools.mappings import JsonObject, Parameters
 
 EXPONENTS = (0.3, 0.25, 0.2)
 MIN_LEVELS, FIRST_LEVELS = 15, 255
@@ -76,9 +77,7 @@ class DeltaPower(Codec):
     temperatures: tuple[float, ...] = ()
 
     @classmethod
-    def from_dict(
-        cls, entry: Mapping[str, Any], k: int, vocabulary_size: int, temperatures: tuple[float, ...] = ()
-    ) -> Self:
+    def from_dict(cls, entry: JsonObject, k: int, vocabulary_size: int, temperatures: tuple[float, ...] = ()) -> Self:
         """Build the codec from its entry in a manifest."""
         return cls(k, vocabulary_size, float(number(entry, "max_kl_nats", 1e-12, 1)), temperatures)
 
@@ -92,7 +91,7 @@ class DeltaPower(Codec):
         finer = max(0.0, math.log2(DEFAULT_MAX_KL_NATS / self.max_kl_nats)) / 16
         return self.k * (1.35 + finer) + 4
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Return the codec's entry in the manifest."""
         return {"name": self.name, "max_kl_nats": self.max_kl_nats}
 
@@ -138,9 +137,7 @@ class DeltaPower(Codec):
         arrays = {**pack_levels(levels), "left_out": left_out}
         return Encoded(arrays, {"levels": curve.levels, "exponent": exponent}, kl, tempered)
 
-    def decode(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], out: Targets | None = None
-    ) -> Targets:
+    def decode(self, arrays: Mapping[str, NDArray[Any]], parameters: Parameters, out: Targets | None = None) -> Targets:
         """Return the distributions that stored arrays stand for, renormalised over k + 1 outcomes."""
         log_weights = stored_curve(parameters).log_weights().astype(np.float32)
         n = len(arrays["floor"])
@@ -158,7 +155,7 @@ class DeltaPower(Codec):
         return out
 
     def bounds(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], narrowed: bool = False
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Parameters, narrowed: bool = False
     ) -> tuple[Floats, Floats]:
         """Return between which log-probabilities the written ones lie: half a level from the stored one, see the base.
 
@@ -179,9 +176,7 @@ class DeltaPower(Codec):
             lowest, highest = np.log(low) - log_high[:, None], np.log(high) - log_low[:, None]
         return np.where(low > 0, lowest, -np.inf), np.where(high > 0, highest, -np.inf)
 
-    def broken_rows(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any]
-    ) -> dict[str, NDArray[np.bool_]]:
+    def broken_rows(self, arrays: Mapping[str, NDArray[Any]], parameters: Parameters) -> dict[str, NDArray[np.bool_]]:
         """Tell which rows hold a level above M, of an entry or of what is left out; it decodes as M would."""
         highest, n = stored_curve(parameters).levels, len(arrays["floor"])
         broken, scratch = arrays["left_out"] > highest, Scratch(n, self.k)
@@ -192,7 +187,7 @@ class DeltaPower(Codec):
         return {"a level is above the highest": broken}
 
     def narrow(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], k: int
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Parameters, k: int
     ) -> tuple[Self, Arrays, Parameters]:
         """Keep the k most likely entries of each stored row (of equals: the lower id); the rest is left out.
 
@@ -244,7 +239,7 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(values.mean()) if len(values) else 0.0
 
 
-def stored_curve(parameters: Mapping[str, Any]) -> Curve:
+def stored_curve(parameters: Parameters) -> Curve:
     """Return the curve that a shard's parameters name."""
     num_levels = int(number(parameters, "levels", 1, MAX_LEVELS, whole=True))
     return Curve(num_levels, float(number(parameters, "exponent", 0.01, 1)))

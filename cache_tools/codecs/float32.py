@@ -15,11 +15,12 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.codecs.base import Codec, Encoded, Parameters, prepared
+from cache_tools.codecs.base import Codec, Encoded, prepared
 from cache_tools.codecs.ids import decode_ids, encode_ids, id_types
 from cache_tools.codecs.levels import likeliest
 from cache_tools.codecs.rows import BLOCK_ROWS, EMPTY_ID, Arrays, Targets, blocks, refuse_rows, sorted_rows
 from cache_tools.errors import FormatError
+from cache_tools.mappings import JsonObject, Parameters
 
 FLOAT = np.dtype(np.float32)
 
@@ -55,9 +56,7 @@ class DeltaFloat32(Codec):
         arrays |= {"log_probs": rows.log_probs, "left_out": rows.log_left_out.astype(np.float32)}
         return Encoded(arrays, {}, np.zeros(len(rows.mass)))
 
-    def decode(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], out: Targets | None = None
-    ) -> Targets:
+    def decode(self, arrays: Mapping[str, NDArray[Any]], parameters: Parameters, out: Targets | None = None) -> Targets:
         """Return the rows with the bits they had."""
         n = len(arrays["left_out"])
         out = prepared(out, n, self.k)
@@ -70,7 +69,7 @@ class DeltaFloat32(Codec):
         return out
 
     def narrow(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], k: int
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Parameters, k: int
     ) -> tuple[Self, Arrays, Parameters]:
         """Keep the k most likely entries of each stored row (of equals: the lower id); the rest is left out."""
         rows = self.decode(arrays, parameters)
@@ -95,9 +94,7 @@ class DenseFloat32(Codec):
     encoding_slot_bytes: ClassVar[int] = 44  # the places of the classes are 64-bit numbers
 
     @classmethod
-    def from_dict(
-        cls, entry: Mapping[str, Any], k: int, vocabulary_size: int, temperatures: tuple[float, ...] = ()
-    ) -> Self:
+    def from_dict(cls, entry: JsonObject, k: int, vocabulary_size: int, temperatures: tuple[float, ...] = ()) -> Self:
         """Build the codec from its entry in a manifest."""
         if k != vocabulary_size:
             raise FormatError("dense targets hold all classes", expected=f"k = {vocabulary_size}", found=k)
@@ -128,9 +125,7 @@ class DenseFloat32(Codec):
         log_probs[row, rows.ids[row, slot]] = rows.log_probs[row, slot]
         return Encoded({"log_probs": log_probs}, {}, np.zeros(len(log_probs)))
 
-    def decode(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], out: Targets | None = None
-    ) -> Targets:
+    def decode(self, arrays: Mapping[str, NDArray[Any]], parameters: Parameters, out: Targets | None = None) -> Targets:
         """Return ids 0 to C - 1, EMPTY_ID where the probability is zero, and nothing left out."""
         stored = arrays["log_probs"]
         out = prepared(out, len(stored), self.k)

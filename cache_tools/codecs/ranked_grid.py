@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.codecs.base import Codec, Encoded, Parameters, prepared
+from cache_tools.codecs.base import Codec, Encoded, prepared
 from cache_tools.codecs.float32 import HIGHEST
 from cache_tools.codecs.levels import Scratch, likeliest
 from cache_tools.codecs.rank_tables import RankTables, learn_tables
@@ -41,6 +41,7 @@ from cache_tools.codecs.ranked_ids import (
     shifts_of,
 )
 from cache_tools.codecs.rows import Arrays, Targets, blocks, part_of, sorted_rows
+from cache_tools.mappings import Parameters
 
 FINEST = (16, 22)
 """s of the finest grid that is looked for, at first and in rows that are not on it; beyond, rounding of float32 is
@@ -110,9 +111,7 @@ class RankedGrid(Codec):
         statistics = {"off_grid_positions": float((arrays["grid"] > FINEST[0]).sum())}
         return Encoded(arrays, parameters, np.zeros(n), statistics=statistics)
 
-    def decode(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], out: Targets | None = None
-    ) -> Targets:
+    def decode(self, arrays: Mapping[str, NDArray[Any]], parameters: Parameters, out: Targets | None = None) -> Targets:
         """Return the rows with the bits they had."""
         assert self.tables is not None
         n, shifts = len(arrays["grid"]), shifts_of(parameters, self.k)
@@ -126,9 +125,7 @@ class RankedGrid(Codec):
         np.fmin(arrays["left_out"], HIGHEST, out=out.log_left_out)
         return out
 
-    def broken_rows(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any]
-    ) -> dict[str, NDArray[np.bool_]]:
+    def broken_rows(self, arrays: Mapping[str, NDArray[Any]], parameters: Parameters) -> dict[str, NDArray[np.bool_]]:
         """Tell which rows have a rank, a table or a grid that does not exist."""
         assert self.tables is not None
         logs = np.empty(arrays["steps"].shape, np.float32)
@@ -139,7 +136,7 @@ class RankedGrid(Codec):
         }
 
     def narrow(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], k: int
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Parameters, k: int
     ) -> tuple[Self, Arrays, Parameters]:
         """Keep the k most likely entries of each stored row (of equals: the lower id); the rest is left out."""
         rows = self.decode(arrays, parameters)

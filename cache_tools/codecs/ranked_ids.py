@@ -29,6 +29,7 @@ from cache_tools.codecs.levels import Scratch
 from cache_tools.codecs.rank_tables import RankTables
 from cache_tools.codecs.rows import EMPTY_ID, Arrays, SortedRows, Targets, blocks, by_id
 from cache_tools.errors import FormatError
+from cache_tools.mappings import Parameters
 
 GROUP = 8
 """Columns that share a shift: their bits of one place fill a byte."""
@@ -91,7 +92,7 @@ def ids_of_ranks(ranks: NDArray[np.uint32], table: NDArray[np.uint8], tables: Ra
 
 def encode_ranks(
     ranks: NDArray[np.uint32], used: NDArray[np.bool_], table: NDArray[np.uint8], vocabulary_size: int
-) -> tuple[Arrays, dict[str, Any]]:
+) -> tuple[Arrays, Parameters]:
     """Return the four arrays, and the shard's parameters, of ranks (n, k) that ascend; empty slots stand at the end."""
     gaps = ranks.copy()
     gaps[:, 1:] -= ranks[:, :-1]
@@ -114,7 +115,7 @@ def encode_ranks(
     return arrays | {"table": table}, {"shifts": shifts}
 
 
-def shifts_of(parameters: Mapping[str, Any], k: int) -> list[int]:
+def shifts_of(parameters: Parameters, k: int) -> list[int]:
     """Return the shifts that a shard's parameters state.
 
     Raises:
@@ -144,7 +145,7 @@ def decode_ranks(arrays: Mapping[str, NDArray[Any]], shifts: list[int], rows: sl
 
 
 def broken_ranks(
-    arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], used: NDArray[np.bool_], tables: RankTables
+    arrays: Mapping[str, NDArray[Any]], parameters: Parameters, used: NDArray[np.bool_], tables: RankTables
 ) -> dict[str, NDArray[np.bool_]]:
     """Tell which rows (n,) name a table that is not there, or a rank that no id has; ``used`` is (n, k)."""
     ranks = np.empty(used.shape, np.uint32)

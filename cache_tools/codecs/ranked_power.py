@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.codecs.base import Encoded, Floats, Parameters, prepared
+from cache_tools.codecs.base import Encoded, Floats, prepared
 from cache_tools.codecs.delta_power import DeltaPower, narrowed_levels, stored_curve
 from cache_tools.codecs.levels import Scratch, normalise, pack_levels, unpack_levels
 from cache_tools.codecs.rank_tables import RankTables, learn_tables
@@ -30,6 +30,7 @@ from cache_tools.codecs.ranked_ids import (
     shifts_of,
 )
 from cache_tools.codecs.rows import EMPTY_ID, Arrays, Targets, blocks, part_of, sorted_rows
+from cache_tools.mappings import Parameters
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,7 @@ class RankedPower(DeltaPower):
         ids, shifts = encode_ranks(ranked.rows.ids, used, ranked.table, self.vocabulary_size)
         return replace(values, arrays=ids | values.arrays, parameters=shifts | values.parameters)
 
-    def decode(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], out: Targets | None = None
-    ) -> Targets:
+    def decode(self, arrays: Mapping[str, NDArray[Any]], parameters: Parameters, out: Targets | None = None) -> Targets:
         """Return the distributions that stored arrays stand for, renormalised over k + 1 outcomes."""
         assert self.tables is not None
         log_weights = stored_curve(parameters).log_weights().astype(np.float32)
@@ -93,7 +92,7 @@ class RankedPower(DeltaPower):
         return out
 
     def bounds(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], narrowed: bool = False
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Parameters, narrowed: bool = False
     ) -> tuple[Floats, Floats]:
         """Return between which log-probabilities the written ones lie, by ascending id; see the base."""
         order = np.argsort(self._ids(arrays, parameters), axis=1, kind="stable")
@@ -101,16 +100,14 @@ class RankedPower(DeltaPower):
         low, high = super().bounds(arrays, parameters, narrowed)
         return np.take_along_axis(low, columns, axis=1), np.take_along_axis(high, columns, axis=1)
 
-    def broken_rows(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any]
-    ) -> dict[str, NDArray[np.bool_]]:
+    def broken_rows(self, arrays: Mapping[str, NDArray[Any]], parameters: Parameters) -> dict[str, NDArray[np.bool_]]:
         """Tell which rows have a level, a rank or a table that does not exist."""
         assert self.tables is not None
         used = self._levels(arrays) > 0
         return super().broken_rows(arrays, parameters) | broken_ranks(arrays, parameters, used, self.tables)
 
     def narrow(
-        self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], k: int
+        self, arrays: Mapping[str, NDArray[Any]], parameters: Parameters, k: int
     ) -> tuple[Self, Arrays, Parameters]:
         """Keep the k most likely entries of each stored row, with their levels; as for ``delta-power``."""
         assert self.tables is not None
@@ -136,7 +133,7 @@ class RankedPower(DeltaPower):
         unpack_levels(arrays, slice(0, len(levels)), levels)
         return levels
 
-    def _ids(self, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any]) -> NDArray[np.uint32]:
+    def _ids(self, arrays: Mapping[str, NDArray[Any]], parameters: Parameters) -> NDArray[np.uint32]:
         """Return the ids (n, k) in the order of the ranks, EMPTY_ID in empty slots."""
         assert self.tables is not None
         ranks = np.empty((len(arrays["floor"]), self.k), np.uint32)

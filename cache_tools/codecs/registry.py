@@ -21,7 +21,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from cache_tools.codecs.base import DEFAULT_MAX_KL_NATS, Codec, Encoded, Parameters
+from cache_tools.codecs.base import DEFAULT_MAX_KL_NATS, Codec, Encoded
 from cache_tools.codecs.delta_count import DeltaCount
 from cache_tools.codecs.delta_power import DeltaPower
 from cache_tools.codecs.float32 import DeltaFloat32, DenseFloat32
@@ -29,6 +29,7 @@ from cache_tools.codecs.ranked_grid import RankedGrid
 from cache_tools.codecs.ranked_power import RankedPower
 from cache_tools.codecs.rows import EMPTY_ID, MASS_TOLERANCE, Arrays, Targets, kl_nats
 from cache_tools.errors import FormatError
+from cache_tools.mappings import JsonObject, Parameters
 
 __all__ = [
     "CODECS",
@@ -96,9 +97,7 @@ def codec_for(
     return budgeted(k, vocabulary_size, max_kl_nats, temperatures)
 
 
-def codec_from_dict(
-    codec: Mapping[str, Any], k: int, vocabulary_size: int, temperatures: tuple[float, ...] = ()
-) -> Codec:
+def codec_from_dict(codec: JsonObject, k: int, vocabulary_size: int, temperatures: tuple[float, ...] = ()) -> Codec:
     """Build the codec that a manifest names.
 
     Args:
@@ -122,7 +121,7 @@ def codec_from_dict(
 
 
 def narrow(
-    codec: Codec, arrays: Mapping[str, NDArray[Any]], parameters: Mapping[str, Any], k: int
+    codec: Codec, arrays: Mapping[str, NDArray[Any]], parameters: Parameters, k: int
 ) -> tuple[Codec, Arrays, Parameters]:
     """Keep the k most likely entries of each stored row (of equals: the lower id); the rest is left out.
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from cache_tools.exchange.exporting import export_format, shard_rows, with_split
 from cache_tools.format.manifest import Split
+from cache_tools.mappings import JsonObject
 from cache_tools.row_files.writing import table_of
 from cache_tools.store.reader import Cache
 from cache_tools.store.teacher import CachedTeacher
@@ -57,7 +58,7 @@ def to_dataset(teacher: CachedTeacher, split: Split, streaming: bool = True) -> 
     return datasets.Dataset.from_generator(_rows, features=features, gen_kwargs=arguments, split=split)
 
 
-def _rows(shards: list[int], place: tuple[str, str, str], split: Split, **_: str) -> Iterator[dict[str, Any]]:
+def _rows(shards: list[int], place: tuple[str, str, str], split: Split, **_: str) -> Iterator[JsonObject]:
     """Yield the rows of some shards, for ``datasets``, which may call this in other processes."""
     cache, encoding, name = place
     teacher = Cache(cache).encoding(encoding).teacher(name)

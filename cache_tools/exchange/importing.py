@@ -24,6 +24,7 @@ from cache_tools.exchange.summary import ImportReport, summarise
 from cache_tools.format.manifest import IMPORTED, SOFTWARE, Kind, TeacherManifest
 from cache_tools.format.receipts import TARGETS
 from cache_tools.limits import CHUNK_ENTRIES
+from cache_tools.mappings import JsonObject
 from cache_tools.progress.reporter import Reporter
 from cache_tools.row_files.alignment import read_tokens
 from cache_tools.row_files.source_rows import Marks, checked_targets, columns_to_read, read_rows
@@ -77,7 +78,7 @@ def _manifest(encoding: Encoding, plan: ImportPlan, widest: int) -> TeacherManif
     """Return the teacher's manifest; an export of ours comes back as the target that it was."""
     options, note, size = plan.options, plan.source.note, plan.vocabulary_size
     k = note.target["k"] if note else min(plan.source.k or widest, size)
-    target: dict[str, Any] = dict(note.target) if note else {"kind": "topk", "k": k, "settings": {}}
+    target: JsonObject = dict(note.target) if note else {"kind": "topk", "k": k, "settings": {}}
     if not note or (options.exact and Kind(target["kind"]).has_head):
         target["codec"] = codec_for(k, size, exact=options.exact, max_kl_nats=options.max_kl_nats).to_dict()
     elif codec_from_dict(target["codec"], k, size).file is not None:  # a table learned from the cache that was exported

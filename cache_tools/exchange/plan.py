@@ -19,6 +19,7 @@ from cache_tools.exchange.tokenizer_folder import TokenizerFolder, open_tokenize
 from cache_tools.format.fingerprint import fingerprint
 from cache_tools.format.manifest import Objective
 from cache_tools.format.shards import is_held_out
+from cache_tools.mappings import Identity
 from cache_tools.progress.reporter import Reporter
 from cache_tools.row_files.alignment import Reading, decide, gold_log_probs, token_ids
 from cache_tools.row_files.formats import Columns, Note, SourceFormat, detect
@@ -115,7 +116,7 @@ class ImportPlan:
         asked = self.options.mass_tolerance
         return self.source.mass_tolerance if asked is None else asked
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Identity:
         """Return what a teacher's identity says of where its predictions came from."""
         note = self.source.note
         origin = {"teacher": note.teacher} if note else {}

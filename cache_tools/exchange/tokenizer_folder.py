@@ -18,6 +18,7 @@ from cache_tools.errors import IdentityError, ModelError
 from cache_tools.format.tokenizer_files import SETTINGS, without_code
 from cache_tools.format.vocabulary import vocabulary_fingerprint, vocabulary_size
 from cache_tools.maintenance.verify_encoding import file_behaviour
+from cache_tools.mappings import Identity
 
 STATE = "tokenizer.json"
 FILES = (
@@ -48,7 +49,7 @@ class TokenizerFolder:
 
     files: dict[str, bytes]
     tokenizer: Tokenizer
-    identity: dict[str, Any]
+    identity: Identity
     size: int
 
 

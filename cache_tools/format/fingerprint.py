@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def fingerprint(identity: Mapping[str, Any]) -> str:
+def fingerprint(identity: Mapping[str, object]) -> str:
     """Return the hex sha256 of ``identity`` as canonical JSON (sorted keys, no spaces)."""
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differences(old: Mapping[str, object], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """List the leaf keys in which two identities differ, as ``key: old -> new``."""
     lines = []
     for key in sorted({*old, *new}):

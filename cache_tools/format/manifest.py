@@ -10,7 +10,6 @@ never change. Unknown keys are ignored, so that later versions of format 1 may s
 Numbers and names are checked when a manifest is read, here and in ``specs.py``.
 """
 
-from collections.abc import Mapping
 from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
@@ -32,6 +31,7 @@ from cache_tools.format.specs import summary
 from cache_tools.format.tokenizer_files import check_keys
 from cache_tools.format.vocabulary import Vocabulary
 from cache_tools.limits import SHARD_POSITIONS
+from cache_tools.mappings import Identity, JsonObject
 from cache_tools.storage import StorePath, object_exists, read_object, write_object
 
 FORMAT = 1
@@ -101,7 +101,7 @@ class EncodingManifest(Document):
         files: The tokenizer's files, by key relative to the encoding.
     """
 
-    identity: dict[str, Any]
+    identity: Identity
     objective: Objective
     vocabulary_size: int = Field(gt=0, lt=2**32)
     positions_per_shard: int = Field(gt=0, le=SHARD_POSITIONS)
@@ -172,8 +172,8 @@ class TeacherManifest(Document):
         chunk_positions: Rows per inner chunk, the smallest piece a reader decodes.
     """
 
-    identity: dict[str, Any]
-    model: dict[str, Any]
+    identity: Identity
+    model: JsonObject
     vocabulary_size: int = Field(gt=0, lt=2**32)
     target: TargetSpec
     scalar_step_nats: float = Field(ge=0, le=1, allow_inf_nan=False)
@@ -183,7 +183,7 @@ class TeacherManifest(Document):
     chunk_positions: int = Field(gt=0, le=SHARD_POSITIONS)
 
     @classmethod
-    def describe(cls, identity: dict[str, Any], model: dict[str, Any], chunk_positions: int, **decoding: Any) -> Self:
+    def describe(cls, identity: Identity, model: JsonObject, chunk_positions: int, **decoding: Any) -> Self:
         """Build a manifest whose identity includes the keys that govern decoding.
 
         Args:
@@ -286,7 +286,7 @@ def _root_above(folder: StorePath) -> StorePath | None:
     return None
 
 
-def _is_root(attributes: Mapping[str, Any]) -> bool:
+def _is_root(attributes: JsonObject) -> bool:
     return "format" in attributes and "identity" not in attributes
 
 

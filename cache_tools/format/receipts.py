@@ -8,7 +8,7 @@ size reads no array. It is sealed: a flipped bit in it is damage, never another 
 
 import json
 import math
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
@@ -16,6 +16,7 @@ from cache_tools.errors import DamageError
 from cache_tools.format import layout
 from cache_tools.format.manifest import Count, Key, ObjectRecord, Sha256
 from cache_tools.format.sealed import UNSEALED, read_sealed, sealed_bytes
+from cache_tools.mappings import Parameters, Provenance
 from cache_tools.storage import StorePath, read_object, remove_partial, write_object
 
 TARGETS = "targets"
@@ -50,10 +51,10 @@ class Receipt(BaseModel):
     tokens: Count
     teacher_fingerprint: Sha256
     sequences_sha256: Sha256
-    groups: dict[str, dict[str, Any]]
+    groups: dict[str, Parameters]
     objects: dict[Key, ObjectRecord]
     statistics: dict[str, Annotated[float, AfterValidator(_no_nan)]]
-    provenance: dict[str, dict[str, Any]]
+    provenance: dict[str, Provenance]
 
     @property
     def stored_bytes(self) -> int:

@@ -13,10 +13,10 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from cache_tools.limits import DOCUMENT_DEPTH
+from cache_tools.mappings import JsonObject
 
 UNSEALED = "0" * 64
 """What a document holds in the place of its seal before it is written."""
@@ -24,7 +24,7 @@ UNSEALED = "0" * 64
 _SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"')
 
 
-def sealed_bytes(document: Mapping[str, Any]) -> bytes:
+def sealed_bytes(document: JsonObject) -> bytes:
     """Return the JSON text of a document that holds UNSEALED under one ``seal`` key, sealed."""
     content = (json.dumps(document, indent=1) + "\n").encode()
     (place,) = _SEAL.finditer(content)

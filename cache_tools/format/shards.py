@@ -8,7 +8,6 @@ shards behind the others, whose files and rows stay what they are.
 
 import hashlib
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 import pyarrow as pa
 
@@ -175,8 +174,7 @@ def read_shard_table(
 
 def _wrong(entry: ShardEntry, first_sequence: int) -> str | None:
     """Return what cannot be in a row of the table, None if nothing."""
-    values: dict[str, Any] = vars(entry)
-    if any(value is None for value in values.values()):
+    if any(value is None for value in vars(entry).values()):
         return "a value is missing"
     if entry.split not in SPLITS:
         return f"the split {entry.split!r}"

@@ -6,12 +6,13 @@ cannot be.
 
 import builtins
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cache_tools.format import layout
 from cache_tools.limits import OBJECT_BYTES, TOTAL
+from cache_tools.mappings import JsonObject
 from cache_tools.storage import sha256
 
 
@@ -93,12 +94,12 @@ class TargetSpec(Document):
 
     kind: Kind = Kind.TOPK
     k: int = Field(gt=0, lt=2**32)
-    codec: dict[str, Any]
-    settings: dict[str, Any] = Field(default_factory=dict)
+    codec: JsonObject
+    settings: JsonObject = Field(default_factory=dict)
 
     @field_validator("settings")
     @classmethod
-    def _usable(cls, settings: dict[str, Any]) -> dict[str, Any]:
+    def _usable(cls, settings: JsonObject) -> JsonObject:
         for key, (low, high) in SETTINGS.items():
             value = settings.get(key, low)
             if isinstance(value, bool) or not isinstance(value, type(high) | int) or not low <= value <= high:

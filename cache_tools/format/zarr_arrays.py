@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from cache_tools.format.manifest import KEY
 from cache_tools.format.sealed import UNSEALED, read_sealed, sealed_bytes
 from cache_tools.limits import TOTAL
+from cache_tools.mappings import Arguments
 
 CHECKSUM_BYTES = 4
 ABSENT = 2**64 - 1
@@ -100,7 +101,7 @@ class ArrayLayout:
         return prod(-(-width // part) for width, part in zip(self.type.row, self.chunk_row, strict=True))
 
     @cached_property
-    def _blosc(self) -> dict[str, Any]:
+    def _blosc(self) -> Arguments:
         """Parameters of the compressor; a chunk of columns is one block, which is 1 % smaller than blosc's choice."""
         row_bytes = prod(self.chunk_row) * self.type.dtype.itemsize
         size = row_bytes if self.type.by_column and row_bytes <= LARGEST_VALUE else self.type.dtype.itemsize

@@ -10,7 +10,6 @@ name           for                                                 stores
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -23,6 +22,7 @@ from cache_tools.hidden_codecs import transform as quantised
 from cache_tools.hidden_codecs.bfloat16 import from_bfloat16, to_bfloat16
 from cache_tools.hidden_codecs.channel_scales import channel_scales
 from cache_tools.hidden_codecs.transform import ErrorOf, Floats, Transform
+from cache_tools.mappings import Parameters
 
 TINY = float(np.finfo(np.float32).tiny)
 
@@ -38,7 +38,7 @@ class EncodedStates:
     """
 
     values: NDArray[Any]
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: Parameters = field(default_factory=dict)
     error: float | None = None
 
 
@@ -78,7 +78,7 @@ class HiddenCodec(ABC):
         """
 
     @abstractmethod
-    def decode(self, stored: NDArray[Any], transform: Transform | None, parameters: Mapping[str, Any]) -> Floats:
+    def decode(self, stored: NDArray[Any], transform: Transform | None, parameters: Parameters) -> Floats:
         """Return the states (n, width) that stored values stand for.
 
         Raises:
@@ -95,7 +95,7 @@ class _Float32(HiddenCodec):
     ) -> EncodedStates:
         return EncodedStates(states)
 
-    def decode(self, stored: NDArray[Any], transform: Transform | None, parameters: Mapping[str, Any]) -> Floats:
+    def decode(self, stored: NDArray[Any], transform: Transform | None, parameters: Parameters) -> Floats:
         return stored
 
 
@@ -109,7 +109,7 @@ class _BFloat16(HiddenCodec):
     ) -> EncodedStates:
         return EncodedStates(to_bfloat16(states))
 
-    def decode(self, stored: NDArray[Any], transform: Transform | None, parameters: Mapping[str, Any]) -> Floats:
+    def decode(self, stored: NDArray[Any], transform: Transform | None, parameters: Parameters) -> Floats:
         return from_bfloat16(stored)
 
 
@@ -130,7 +130,7 @@ class _Quantised(HiddenCodec):
         step, error = quantised.choose_step(transform, states, error_of, budget)
         return EncodedStates(quantised.encode(transform, states, step), {"step": step}, error)
 
-    def decode(self, stored: NDArray[Any], transform: Transform | None, parameters: Mapping[str, Any]) -> Floats:
+    def decode(self, stored: NDArray[Any], transform: Transform | None, parameters: Parameters) -> Floats:
         assert transform is not None
         return quantised.decode(transform, stored, number(parameters, "step", TINY, 1 / TINY))
 

@@ -10,11 +10,12 @@ tokenizer is opened, so that modules which only print do not need it.
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cache_tools.escaping import printable
 from cache_tools.format import layout
 from cache_tools.format.sequences import Sequence, read_recorded
+from cache_tools.mappings import JsonObject
 from cache_tools.store.reader import Encoding
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def piece_bytes(piece: str, kinds: frozenset[str]) -> bytes:
     return (piece.replace("▁", " ") if kinds & {"Metaspace", "Replace"} else piece).encode()
 
 
-def decoder_kinds(decoder: dict[str, Any] | None) -> frozenset[str]:
+def decoder_kinds(decoder: JsonObject | None) -> frozenset[str]:
     """Return the types of a tokenizer's decoder; of a sequence of decoders, also those of its parts."""
     if decoder is None:
         return frozenset()

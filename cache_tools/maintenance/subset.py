@@ -30,6 +30,7 @@ from cache_tools.format.manifest import (
 from cache_tools.format.receipts import TARGETS, Receipt
 from cache_tools.format.sequences import Sequence, read_recorded
 from cache_tools.format.shards import ShardEntry, read_file_tables, write_part, write_shard
+from cache_tools.mappings import Identity
 from cache_tools.progress.reporter import Advance, ignore
 from cache_tools.separate_places import require_apart
 from cache_tools.storage import StorePath, object_exists, write_objects
@@ -165,7 +166,7 @@ def _entry(folder: StorePath, shard: int, sequences: list[Sequence], source: Sha
     return write_shard(folder, shard, source.split, len(documents), sequences)
 
 
-def _commit(source: Encoding, folder: StorePath, identity: dict[str, Any], entries: list[ShardEntry]) -> None:
+def _commit(source: Encoding, folder: StorePath, identity: Identity, entries: list[ShardEntry]) -> None:
     files = source.manifest.files
     write_objects(folder, {key: read_recorded(source.path / key, r.sha256, r.bytes) for key, r in files.items()})
     part = write_part(folder, 0, read_file_tables(source.path, source.manifest.parts), entries)
@@ -173,7 +174,7 @@ def _commit(source: Encoding, folder: StorePath, identity: dict[str, Any], entri
     write_manifest(folder, source.manifest.model_copy(update={"identity": identity, "parts": (part,)}))
 
 
-def _check_same(folder: StorePath, identity: dict[str, Any]) -> None:
+def _check_same(folder: StorePath, identity: Identity) -> None:
     stored = read_manifest(folder, EncodingManifest)
     if stored.identity != identity:
         raise IdentityError(

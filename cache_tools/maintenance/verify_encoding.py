@@ -7,7 +7,6 @@ function yields messages; ``verify`` adds the place.
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 from cache_tools.format import layout
 from cache_tools.format.fingerprint import fingerprint
@@ -15,6 +14,7 @@ from cache_tools.format.manifest import KEY, SPLITS, EncodingManifest
 from cache_tools.format.sequences import Sequence, read_recorded
 from cache_tools.format.shards import ShardEntry, read_shard_tables, totals
 from cache_tools.format.vocabulary import vocabulary_fingerprint
+from cache_tools.mappings import JsonObject
 from cache_tools.storage import StorePath, read_object
 from cache_tools.store.reader import Encoding
 
@@ -118,7 +118,7 @@ def tokenizer_problems(folder: StorePath, manifest: EncodingManifest) -> Iterato
         yield f"vocabulary_size is {size}, but tokenizer.json has {len(vocabulary)} ids below {largest}"
 
 
-def _settings(folder: StorePath, manifest: EncodingManifest) -> dict[str, Any]:
+def _settings(folder: StorePath, manifest: EncodingManifest) -> JsonObject:
     """Return what ``tokenizer_config.json`` holds; nothing if there is none."""
     key = f"{layout.TOKENIZER}/tokenizer_config.json"
     record = manifest.files.get(key)
@@ -129,7 +129,7 @@ def _settings(folder: StorePath, manifest: EncodingManifest) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
-def file_behaviour(content: bytes, settings: dict[str, Any], vocabulary: dict[str, int]) -> str:
+def file_behaviour(content: bytes, settings: JsonObject, vocabulary: dict[str, int]) -> str:
     """Return the hash of all that determines the ids of a text, as an encoding's identity records it."""
     tokenizer = {key: value for key, value in json.loads(content).items() if key not in TRANSIENT}
     special = {role: settings.get(f"{role}_token") for role in ROLES}

@@ -17,7 +17,7 @@ cache comes back as what it was; without it, rows are taken for the most likely 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 
@@ -25,6 +25,7 @@ from cache_tools.configuration import load_config
 from cache_tools.errors import ConfigError, FormatError
 from cache_tools.format.manifest import DECODING_KEYS, Objective, Split, TeacherManifest
 from cache_tools.format.specs import summary
+from cache_tools.mappings import JsonObject
 from cache_tools.row_files.distillkit import LegacyCodec, PackedCodec
 
 FormatName = Literal["distillkit", "distillkit-legacy", "distillkit-raw", "axolotl", "rows"]
@@ -76,7 +77,7 @@ class Note:
     split: Split
     objective: Objective
     vocabulary_size: int
-    target: dict[str, Any]
+    target: JsonObject
     scalar_step_nats: float
     scalars: list[str] = field(default_factory=list)
     teacher: str = ""
@@ -132,7 +133,7 @@ class SourceFormat:
         exact = self.codec is None or (isinstance(self.codec, PackedCodec) and self.codec.is_lossless)
         return EXACT_MASS_TOLERANCE if exact else ROUNDED_MASS_TOLERANCE
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> JsonObject:
         """Return what an identity says of the format, as plain JSON."""
         codec = self.codec.model_dump(mode="json") if self.codec else None
         return {"format": self.name, "codec": codec, "columns": asdict(self.columns)}

@@ -10,6 +10,7 @@ In reading order:
 - ``stored_rows``: rows in memory as they are stored, decoded when they are used.
 - ``chunk_reader``: the fast path from a shard's object to the caller's arrays.
 - ``other_layouts``: arrays that the fast path does not know, read through zarr.
+- ``creation``: creates an object only if there is none of its name.
 - ``claims``: which of several processes may begin a part of a cache.
 - ``encoding_files``: the files of an encoding that its corpus determines to the byte.
 - ``writer``: declares a teacher, then commits its shards in any order.

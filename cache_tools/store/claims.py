@@ -18,16 +18,16 @@ their own, which every reader would have to know.
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
-from cache_tools.creation import create_object
 from cache_tools.errors import IdentityError
 from cache_tools.format.fingerprint import differences, fingerprint
+from cache_tools.mappings import JsonObject
 from cache_tools.storage import StorePath, read_object, remove_object, remove_partial
+from cache_tools.store.creation import create_object
 
 CLAIM = "claim.json"
 ATTEMPTS = 20
@@ -45,7 +45,7 @@ class Claim:
     """
 
     folder: StorePath
-    work: Mapping[str, Any]
+    work: JsonObject
     problem: str
 
     @property
@@ -87,11 +87,11 @@ class Claim:
             remove_object(self.path)
             remove_partial(self.path)
 
-    def _is_same(self, stored: Mapping[str, Any]) -> bool:
+    def _is_same(self, stored: JsonObject) -> bool:
         work = stored.get("work")
         return isinstance(work, dict) and fingerprint(work) == fingerprint(self.work)
 
-    def _stored(self) -> dict[str, Any] | None:
+    def _stored(self) -> JsonObject | None:
         """Return the document; empty if it cannot be read, None if there is none."""
         try:
             document = json.loads(read_object(self.path))
@@ -101,7 +101,7 @@ class Claim:
             return {}
         return document if isinstance(document, dict) else {}
 
-    def _refusal(self, stored: Mapping[str, Any]) -> IdentityError:
+    def _refusal(self, stored: JsonObject) -> IdentityError:
         work = stored.get("work")
         maker = f"process {stored.get('process')} on {stored.get('host')} began it at {stored.get('started')}"
         return IdentityError(
@@ -114,7 +114,7 @@ class Claim:
 
 
 @contextmanager
-def claimed(folder: StorePath, work: Mapping[str, Any], problem: str) -> Iterator[Claim]:
+def claimed(folder: StorePath, work: JsonObject, problem: str) -> Iterator[Claim]:
     """Hold a claim while the block runs.
 
     Args:

@@ -27,6 +27,7 @@ from cache_tools.format.zarr_arrays import (
     without_checksum,
 )
 from cache_tools.limits import CHUNK_BYTES
+from cache_tools.mappings import JsonObject
 from cache_tools.storage import StorePath, read_object
 
 Check = Callable[[bytes, tuple[int, ...], int], None]
@@ -70,7 +71,7 @@ def read_with_zarr(
 class _Array:
     """What an array's metadata states of its chunks, as far as these can be checked."""
 
-    def __init__(self, stated: Mapping[str, Any], where: StorePath) -> None:
+    def __init__(self, stated: JsonObject, where: StorePath) -> None:
         self.shape, self.dtype = axis_sizes(stated["shape"]), np.dtype(str(stated["data_type"]))
         self.shard = axis_sizes(stated["chunk_grid"]["configuration"]["chunk_shape"])
         self.row_bytes = prod(self.shape[1:]) * self.dtype.itemsize

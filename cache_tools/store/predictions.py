@@ -23,6 +23,7 @@ from cache_tools.format.zarr_arrays import ArrayLayout, ArrayType
 from cache_tools.hidden_codecs.registry import HIDDEN_CODECS
 from cache_tools.hidden_codecs.transform import ErrorOf, Transform
 from cache_tools.limits import CHUNK_BYTES, CHUNK_ENTRIES
+from cache_tools.mappings import Parameters
 
 SCALAR_STEP_NATS = 2.0**-10
 MINUS_INFINITY = int(np.iinfo(np.int32).min)
@@ -55,7 +56,7 @@ class Group:
     """
 
     arrays: Arrays
-    parameters: dict[str, Any]
+    parameters: Parameters
     statistics: dict[str, float]
 
 
@@ -189,7 +190,7 @@ def encode_hidden(
 
 
 def decode_hidden(
-    spec: HiddenSpec, stored: NDArray[Any], transform: Transform | None, parameters: Mapping[str, Any]
+    spec: HiddenSpec, stored: NDArray[Any], transform: Transform | None, parameters: Parameters
 ) -> NDArray[np.float32]:
     """Return stored hidden states as (n, width) float32."""
     return HIDDEN_CODECS[spec.codec].decode(stored, transform, parameters)

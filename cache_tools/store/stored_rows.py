@@ -10,6 +10,7 @@ from cache_tools.codecs.registry import Arrays, Codec, Targets
 from cache_tools.errors import DamageError
 from cache_tools.format.specs import HiddenSpec
 from cache_tools.hidden_codecs.transform import Transform
+from cache_tools.mappings import Parameters
 from cache_tools.store.predictions import decode_hidden
 
 
@@ -24,7 +25,7 @@ class StoredTargets:
     """
 
     codec: Codec
-    parameters: dict[str, Any]
+    parameters: Parameters
     arrays: Arrays
 
     def decode(self, start: int, stop: int, out: Targets | None = None) -> Targets:
@@ -53,7 +54,7 @@ class StoredHidden:
 
     spec: HiddenSpec
     transform: Transform | None
-    parameters: dict[str, Any]
+    parameters: Parameters
     values: NDArray[Any]
 
     def decode(self, start: int, stop: int) -> NDArray[np.float32]:

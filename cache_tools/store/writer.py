@@ -10,7 +10,6 @@ by one that also lists the new objects, and until then the old one holds.
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from cache_tools.errors import FormatError, IdentityError, LogitcaskError
 from cache_tools.format import layout
@@ -26,6 +25,7 @@ from cache_tools.format.manifest import (
 from cache_tools.format.receipts import TARGETS, Receipt, write_receipt
 from cache_tools.format.zarr_arrays import ArrayLayout, read_layout
 from cache_tools.hidden_codecs.transform import ErrorOf
+from cache_tools.mappings import Provenance
 from cache_tools.regular_files import enclose
 from cache_tools.storage import (
     PARTIAL_SUFFIX,
@@ -211,7 +211,7 @@ def commit_shard(
     teacher: CachedTeacher,
     shard: int,
     predictions: Predictions,
-    provenance: dict[str, Any],
+    provenance: Provenance,
     errors: Mapping[str, ErrorOf] | None = None,
 ) -> Receipt:
     """Write one shard, or add groups of arrays to a committed one: every object, then the receipt.
@@ -232,32 +232,48 @@ def commit_shard(
 
 
 def commit_groups(
-    teacher: CachedTeacher, shard: int, groups: Iterable[tuple[str, Group]], provenance: dict[str, Any]
+    teacher: CachedTeacher, shard: int, groups: Iterable[tuple[str, Group]], provenance: Provenance
 ) -> Receipt:
     """Write encoded groups of arrays of one shard, one after another, so that no two need be in memory.
 
     Arguments and errors as for ``commit_shard``.
     """
-    entry, known = teacher.encoding.shards[shard], teacher.receipt(shard)
-    stated: dict[str, dict[str, Any]] = {"groups": {}, "objects": {}, "statistics": {}, "provenance": {}}
-    if known:
-        stated = {key: dict(getattr(known, key)) for key in stated}
-    for name, group in groups:
-        assert all(len(rows) == entry.positions for rows in group.arrays.values())
-        stated["groups"][name], stated["provenance"][name] = group.parameters, provenance
-        stated["statistics"] |= group.statistics
-        stated["objects"] |= _write_group(teacher, shard, name, group)
-        del group  # or it would live until the next is made
-    receipt = Receipt(
+    entry = teacher.encoding.shards[shard]
+    receipt = teacher.receipt(shard) or Receipt(
         shard=shard,
         positions=entry.positions,
         tokens=entry.tokens,
         teacher_fingerprint=teacher.manifest.fingerprint,
         sequences_sha256=entry.sha256,
-        **stated,
+        groups={},
+        objects={},
+        statistics={},
+        provenance={},
     )
+    for name, group in groups:
+        assert all(len(rows) == entry.positions for rows in group.arrays.values())
+        objects = _write_group(teacher, shard, name, group)
+        receipt = _with_group(receipt, name, group, objects, provenance)
+        del group  # or it would live until the next is made
     write_receipt(teacher.path, receipt)
     return receipt
+
+
+def _with_group(
+    receipt: Receipt, name: str, group: Group, objects: Mapping[str, ObjectRecord], provenance: Provenance
+) -> Receipt:
+    """Return a receipt that also lists a group of arrays whose objects are written."""
+    return Receipt(
+        shard=receipt.shard,
+        positions=receipt.positions,
+        tokens=receipt.tokens,
+        teacher_fingerprint=receipt.teacher_fingerprint,
+        sequences_sha256=receipt.sequences_sha256,
+        groups={**receipt.groups, name: group.parameters},
+        objects={**receipt.objects, **objects},
+        statistics={**receipt.statistics, **group.statistics},
+        provenance={**receipt.provenance, name: provenance},
+    )
 
 
 def _encode_groups(

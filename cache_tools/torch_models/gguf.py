@@ -27,6 +27,7 @@ from transformers.utils.hub import cached_file
 from transformers.utils.quantization_config import GgufConfig
 
 from cache_tools.errors import ModelError
+from cache_tools.mappings import Arguments
 from cache_tools.models.files import is_gguf
 
 GPT2_NAMES = frozenset({"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion"})
@@ -45,7 +46,7 @@ PLAIN_TYPES = {0: "F32", 1: "F16", 30: "BF16"}
 """Names of the types that hold numbers and no blocks."""
 
 
-def named(source: str | Path, **arguments: Any) -> dict[str, Any]:
+def named(source: str | Path, **arguments: Any) -> Arguments:
     """Return arguments of ``from_pretrained`` for a model folder, hub id or GGUF file.
 
     Args:
@@ -58,7 +59,7 @@ def named(source: str | Path, **arguments: Any) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": folder or ".", "gguf_file": name, **arguments}
 
 
-def dequantising() -> dict[str, Any]:
+def dequantising() -> Arguments:
     """Return the arguments of ``from_pretrained`` by which the weights of a GGUF file become ordinary ones."""
     return {"quantization_config": GgufConfig(dequantize=True)}
 

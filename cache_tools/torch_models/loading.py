@@ -7,7 +7,7 @@ the table and refuses what ``cache_tools/models/loading_report.py`` refuses.
 
 import logging
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def load_checkpoint(auto: Any, source: str | Path, subject: str, **arguments: An
         Exception: One of LOADING_ERRORS: there is no such model, or transformers cannot use it.
     """
     with quiet_loading():
-        loaded: tuple[PreTrainedModel, dict[str, Any]] = auto.from_pretrained(
+        loaded: tuple[PreTrainedModel, Mapping[str, Iterable[str]]] = auto.from_pretrained(
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # shapes are then in the report, and refused with their names

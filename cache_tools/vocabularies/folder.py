@@ -16,7 +16,7 @@ caches recognises the existing folder and does nothing; other caches need anothe
 import json
 from collections.abc import Sequence
 from textwrap import shorten
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,7 @@ from cache_tools.format.sequences import read_recorded, read_table, table_bytes
 from cache_tools.format.tokenizer_files import check_keys, without_code
 from cache_tools.format.vocabulary import vocabulary_fingerprint
 from cache_tools.inspection.decoding import TOKENIZER_FILE
+from cache_tools.mappings import JsonObject, TokenizerState
 from cache_tools.regular_files import enclose
 from cache_tools.storage import StorePath, object_exists, read_object, write_object, write_objects
 from cache_tools.store.reader import Encoding
@@ -59,7 +60,7 @@ class OpenTokenizer(NamedTuple):
     """A tokenizer and the content of its ``tokenizer_config.json``."""
 
     tokenizer: Tokenizer
-    settings: dict[str, Any]
+    settings: JsonObject
 
 
 class Part(BaseModel):
@@ -126,7 +127,7 @@ def write_vocabulary(folder: StorePath, encodings: Sequence[Encoding]) -> Vocabu
 def write_folder(
     folder: StorePath,
     union: UnionVocabulary,
-    states: Sequence[dict[str, Any]],
+    states: Sequence[TokenizerState],
     files: dict[str, bytes],
     coverage: dict[Split, float] | None = None,
 ) -> VocabularyManifest:
@@ -307,7 +308,7 @@ def _map(column: pa.ChunkedArray) -> NDArray[np.uint32]:
     return ids
 
 
-def _parts(union: UnionVocabulary, states: Sequence[dict[str, Any]]) -> tuple[Part, ...]:
+def _parts(union: UnionVocabulary, states: Sequence[TokenizerState]) -> tuple[Part, ...]:
     token_ids = [ids[ids != NO_ID] for ids in union.maps.values()]
     users = np.bincount(np.concatenate(token_ids), minlength=len(union.names))
     sizes = [int((union.read.get(key, ids) != NO_ID).sum()) for key, ids in union.maps.items()]

@@ -28,6 +28,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from cache_tools.errors import IdentityError
 from cache_tools.escaping import printable
+from cache_tools.mappings import JsonObject
 from cache_tools.store.reader import Encoding
 from cache_tools.vocabularies.folder import open_tokenizer
 
@@ -149,7 +150,7 @@ def sampled_texts(encoding: Encoding) -> Iterator[str]:
         )
 
 
-def canonical_rules(tokenizer: Tokenizer) -> dict[str, Any]:
+def canonical_rules(tokenizer: Tokenizer) -> JsonObject:
     """Return the rules that determine the ids of a text, in one notation."""
     state = json.loads(tokenizer.to_str())
     model = {key: value for key, value in state["model"].items() if not _is_default(value)}

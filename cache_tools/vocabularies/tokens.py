@@ -20,12 +20,13 @@ families differ, and ``ing`` is equal although it is a whole word in one of them
 
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
 from cache_tools.errors import FormatError
 from cache_tools.inspection.decoding import decoder_kinds, piece_bytes
+from cache_tools.mappings import JsonObject
 
 ROLES = ("mask", "cls", "sep", "bos", "eos", "pad", "unk")
 """Roles of special tokens; a token with several roles gets the first of them."""
@@ -43,7 +44,7 @@ class Token(NamedTuple):
     content: bytes
 
 
-def tokens_of(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> dict[int, Token]:
+def tokens_of(tokenizer: Tokenizer, settings: JsonObject) -> dict[int, Token]:
     """Return every id of a tokenizer with its token, by ascending id; no token occurs twice.
 
     Args:
@@ -69,7 +70,7 @@ def tokens_of(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> dict[int, To
     return tokens
 
 
-def special_roles(settings: Mapping[str, Any]) -> dict[str, str]:
+def special_roles(settings: JsonObject) -> dict[str, str]:
     """Return the role of each special token by its name."""
     roles: dict[str, str] = {}
     for role in ROLES:
@@ -80,7 +81,7 @@ def special_roles(settings: Mapping[str, Any]) -> dict[str, str]:
     return roles
 
 
-def _ordinary(name: str, model: Mapping[str, Any], kinds: frozenset[str]) -> Token:
+def _ordinary(name: str, model: JsonObject, kinds: frozenset[str]) -> Token:
     if model.get("end_of_word_suffix"):
         raise FormatError(
             "this tokenizer marks ends of words",

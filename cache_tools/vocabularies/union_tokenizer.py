@@ -12,8 +12,8 @@ A student that reads text of a single language may also use that teacher's token
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
+from cache_tools.mappings import JsonObject, TokenizerState
 from cache_tools.vocabularies.tokens import ROLES
 from cache_tools.vocabularies.union import UnionVocabulary
 
@@ -23,7 +23,7 @@ PREFIX = "##"
 NO_LIMIT = 1_000_000_000
 
 
-def tokenizer_files(union: UnionVocabulary, states: Sequence[dict[str, Any]]) -> dict[str, bytes]:
+def tokenizer_files(union: UnionVocabulary, states: Sequence[TokenizerState]) -> dict[str, bytes]:
     """Return ``tokenizer.json`` and ``tokenizer_config.json`` of a tokenizer for a union.
 
     Args:
@@ -49,12 +49,12 @@ def tokenizer_files(union: UnionVocabulary, states: Sequence[dict[str, Any]]) ->
             "vocab": ids,
         },
     }
-    settings: dict[str, Any] = {f"{role}_token": name for role, name in specials.items()}
+    settings: JsonObject = {f"{role}_token": name for role, name in specials.items()}
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": NO_LIMIT}
     return {"tokenizer.json": _json(state), "tokenizer_config.json": _json(settings)}
 
 
-def differing_rules(states: Sequence[dict[str, Any]]) -> list[int]:
+def differing_rules(states: Sequence[TokenizerState]) -> list[int]:
     """Return the numbers of the tokenizers that are not WordPiece, or normalise or split text unlike the first."""
     return [
         number
@@ -63,12 +63,12 @@ def differing_rules(states: Sequence[dict[str, Any]]) -> list[int]:
     ]
 
 
-def _special(name: str, token_id: int) -> dict[str, Any]:
-    flags: dict[str, Any] = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+def _special(name: str, token_id: int) -> JsonObject:
+    flags: JsonObject = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return flags | {"id": token_id, "content": name, "special": True}
 
 
-def _frame(specials: dict[str, str], ids: dict[str, int]) -> dict[str, Any] | None:
+def _frame(specials: dict[str, str], ids: dict[str, int]) -> JsonObject | None:
     """Return the post-processor that puts [CLS] before and [SEP] after a text; None without such tokens."""
     if not {"cls", "sep"} <= set(specials):
         return None
@@ -84,5 +84,5 @@ def _frame(specials: dict[str, str], ids: dict[str, int]) -> dict[str, Any] | No
     }
 
 
-def _json(document: dict[str, Any]) -> bytes:
+def _json(document: JsonObject) -> bytes:
     return (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode()

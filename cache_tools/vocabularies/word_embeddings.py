@@ -5,7 +5,6 @@ and place. The library's numpy reader is not used because numpy has no bfloat16.
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from cache_tools.errors import ModelError
 from cache_tools.format.sealed import parse_json
 from cache_tools.hidden_codecs.bfloat16 import from_bfloat16
 from cache_tools.limits import DOCUMENT_BYTES
+from cache_tools.mappings import JsonObject
 from cache_tools.models.files import weight_files
 from cache_tools.regular_files import open_regular
 
@@ -59,7 +59,7 @@ def word_embeddings(folder: Path, tokens: int) -> NDArray[np.float32]:
     return matrix
 
 
-def _matrix(path: Path, entry: dict[str, Any], data: int) -> NDArray[np.float32]:
+def _matrix(path: Path, entry: JsonObject, data: int) -> NDArray[np.float32]:
     """Read one tensor; the file's tensors begin at byte ``data``."""
     start, stop = entry["data_offsets"]
     content = np.memmap(path, np.uint8, "r")[data + start : data + stop]

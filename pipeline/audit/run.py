@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from cache_tools.format.manifest import IMPORTED
 from cache_tools.format.sequences import Sequence
 from cache_tools.hidden_codecs.transform import relative_error
 from cache_tools.json_output import FLAT
+from cache_tools.mappings import Identity
 from cache_tools.models.files import weight_files
 from cache_tools.progress.reporter import Reporter
 from cache_tools.storage import StorePath
@@ -180,7 +180,8 @@ def _audit_teacher(
     ask = partial(compare, batch_tokens=config.batch_tokens, progress=reporter.advance, restriction=restriction)
     rows, checks = _compare_shards(cached, shards, teacher, ask, tolerance)
     checks += checks_of_sample(rows, cached.manifest, tolerance)
-    identity = differences(stored_identity, {key: teacher.identity[key] for key in stored_identity})
+    live_identity = teacher.computed.identity()
+    identity = differences(stored_identity, {key: live_identity[key] for key in stored_identity})
     passed = not identity and all(check.passed for check in checks)
     return TeacherAudit(
         teacher=config.name,
@@ -196,13 +197,13 @@ def _audit_teacher(
     )
 
 
-def stated_identity(cached: CachedTeacher, teacher: Teacher) -> dict[str, Any]:
+def stated_identity(cached: CachedTeacher, teacher: Teacher) -> Identity:
     """Return what the cache says of the keys of a live teacher's identity.
 
     Imported predictions do not say which weights they came from, so only what they do say is compared.
     """
     stored = cached.manifest.identity
-    keys = [key for key in teacher.identity if key in stored or IMPORTED not in stored]
+    keys = [key for key in teacher.computed.identity() if key in stored or IMPORTED not in stored]
     return {key: stored.get(key) for key in keys}
 
 

@@ -133,8 +133,8 @@ def _describe(
     head = run_head(teacher.model, last_1LD[0])
     vocabulary_size = head.logits.shape[1]
     manifest = TeacherManifest.describe(
-        teacher.identity | {"encoding": encoding.manifest.fingerprint},
-        teacher.about,
+        teacher.computed.identity() | {"encoding": encoding.manifest.fingerprint},
+        teacher.description.document(),
         chunk_positions,
         vocabulary_size=vocabulary_size,
         target=target.spec(vocabulary_size),

@@ -12,7 +12,6 @@ Memory on the host: the kept predictions of two shards; on the device, see ``pre
 import platform
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import torch
 import transformers
@@ -23,6 +22,7 @@ from cache_tools.format.manifest import SOFTWARE
 from cache_tools.format.receipts import TARGETS
 from cache_tools.hidden_codecs.registry import HIDDEN_CODECS
 from cache_tools.hidden_codecs.transform import ErrorOf
+from cache_tools.mappings import Provenance
 from cache_tools.progress.reporter import Advance, ignore
 from cache_tools.store.predictions import Predictions, hidden_array
 from cache_tools.store.reader import Encoding
@@ -86,7 +86,7 @@ def _commit(
     cached: CachedTeacher,
     shard: int,
     predictions: Predictions,
-    provenance: dict[str, Any],
+    provenance: Provenance,
     errors: dict[str, ErrorOf],
 ) -> None:
     try:
@@ -116,7 +116,7 @@ def probe_head(encoding: Encoding, teacher: Teacher) -> HeadOutput:
     return run_head(teacher.model, run_body(teacher.model, probe, torch.ones_like(probe), hidden=False)[0][0])
 
 
-def _provenance(teacher: Teacher, started: float) -> dict[str, Any]:
+def _provenance(teacher: Teacher, started: float) -> Provenance:
     device = torch.cuda.get_device_name(teacher.device) if teacher.device.type == "cuda" else platform.machine()
     return {
         "software": f"{SOFTWARE}, torch {torch.__version__}, transformers {transformers.__version__}",

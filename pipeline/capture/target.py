@@ -7,11 +7,11 @@ and no two readings can differ.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from cache_tools.codecs.registry import Codec, codec_for
 from cache_tools.format.layout import TAIL_SCALARS
 from cache_tools.format.manifest import TargetSpec
+from cache_tools.mappings import JsonObject
 from cache_tools.store.predictions import SCALAR_STEP_NATS
 from pipeline.capture.keep import Keep
 from pipeline.config.targets import TargetConfig
@@ -141,9 +141,9 @@ def resolve_teacher(config: TeacherConfig, weights: bool = True) -> ResolvedTeac
     return ResolvedTeacher(config, folder, read_target(config.target, computes_in_half_precision(config, folder)))
 
 
-def _settings(keep: Keep) -> dict[str, Any]:
+def _settings(keep: Keep) -> JsonObject:
     """Return the manifest's settings: what defines a target besides its kind and k, as plain JSON."""
-    settings: dict[str, Any] = {"p": keep.p} if keep.kind.has_mass else {}
+    settings: JsonObject = {"p": keep.p} if keep.kind.has_mass else {}
     if keep.draws:
         settings |= {"draws": keep.draws, "seed": keep.seed}
     if (keep.kind.has_head and keep.kind.is_drawn) or set(TAIL_SCALARS) & set(keep.scalars):

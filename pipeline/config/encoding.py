@@ -1,11 +1,12 @@
 """The ``encoding:`` block: how documents become sequences, and which slots masked language modelling chooses."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
 from cache_tools.configuration import Config
 from cache_tools.format.manifest import Objective
+from cache_tools.mappings import Identity
 from pipeline.config.names import FolderName
 
 
@@ -36,7 +37,7 @@ class MaskingConfig(Config):
             raise ValueError("mask_share + random_share must not exceed 1")
         return self
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Identity:
         """Return what determines the masks, as plain JSON; keys of later versions are included only where used."""
         return self.model_dump(mode="json", exclude={"keep"} if self.keep == "slots" else None)
 

@@ -29,8 +29,9 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from cache_tools.errors import CorpusError, LogitcaskError
+from cache_tools.mappings import Arguments, JsonObject
 
-Messages = list[dict[str, Any]]
+Messages = list[JsonObject]
 Tools = list[Any] | None
 """JSON schemas, each an object."""
 
@@ -77,7 +78,7 @@ def render_chat(
         template = tokenizer.get_chat_template(tools=tools)
         _check_tools(messages, tools, template, place)
         if _GENERATION.search(template):
-            specials: dict[str, Any] = tokenizer.special_tokens_map
+            specials: Arguments = tokenizer.special_tokens_map
             rendered: Any = render_jinja_template(
                 conversations=[messages],
                 tools=tools,

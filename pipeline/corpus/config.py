@@ -1,11 +1,11 @@
 """The ``corpus:`` block of the capture file: which documents to read, and where in a record they stand."""
 
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, PositiveInt, model_validator
 
 from cache_tools.configuration import Config
+from cache_tools.mappings import Identity
 
 
 class DatasetConfig(Config):
@@ -81,7 +81,7 @@ class CorpusConfig(Config):
             raise ValueError("label_field is for documents of plain text")
         return self
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Identity:
         """Return what determines how a record is read, as plain JSON; keys of later versions only where used."""
         later = {"tools_field", "ids_field", "mask_field", "label_field"}
         unused = {name for name in later if getattr(self, name) is None}

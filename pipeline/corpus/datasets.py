@@ -20,10 +20,11 @@ from typing import Any
 
 from cache_tools.errors import CorpusError
 from cache_tools.format.fingerprint import fingerprint
+from cache_tools.mappings import JsonObject
 from cache_tools.storage import file_sha256
 from pipeline.corpus.config import DatasetConfig
 
-Record = tuple[str, dict[str, Any], float | None]
+Record = tuple[str, JsonObject, float | None]
 """(place inside the source, fields, share of the source before it if known)."""
 
 _COMMIT = re.compile(r"^hf://.*?@([0-9a-f]{40})/")

@@ -14,6 +14,7 @@ from textwrap import shorten
 from typing import Any
 
 from cache_tools.errors import CorpusError
+from cache_tools.mappings import JsonObject
 from pipeline.corpus.config import CorpusConfig
 from pipeline.corpus.datasets import DatasetSource, Record, open_dataset
 from pipeline.corpus.files import FileSource, file_sources
@@ -41,7 +42,7 @@ class Document:
     id: str
     group: str
     text: str | None
-    messages: list[dict[str, Any]] | None
+    messages: list[JsonObject] | None
     place: str
     tools: list[Any] | None = None
     ids: list[int] | None = None
@@ -132,7 +133,7 @@ def _records(source: Source) -> Iterator[Record]:
         ) from error
 
 
-def _document(place: str, name: str, record: dict[str, Any], config: CorpusConfig, arrow: bool) -> Document:
+def _document(place: str, name: str, record: JsonObject, config: CorpusConfig, arrow: bool) -> Document:
     """Check a record; ``name`` is its id if it has none of its own."""
     identity = str(record[config.id_field]) if record.get(config.id_field) is not None else name
     group = str(record[config.group_field]) if record.get(config.group_field) is not None else identity
@@ -150,8 +151,8 @@ def _document(place: str, name: str, record: dict[str, Any], config: CorpusConfi
 
 
 def _chat(
-    place: str, record: dict[str, Any], config: CorpusConfig, arrow: bool
-) -> tuple[list[dict[str, Any]], list[Any] | None]:
+    place: str, record: JsonObject, config: CorpusConfig, arrow: bool
+) -> tuple[list[JsonObject], list[Any] | None]:
     """Return messages and tools.
 
     Either may be a list or that list as JSON text, as Parquet corpora often have it: an Arrow column gives every
@@ -169,7 +170,7 @@ def _chat(
     return messages, _objects(place, record, "tools_field", config.tools_field, arrow) or None
 
 
-def _objects(place: str, record: dict[str, Any], key: str, name: str, arrow: bool) -> list[dict[str, Any]]:
+def _objects(place: str, record: JsonObject, key: str, name: str, arrow: bool) -> list[JsonObject]:
     """Return a field that is a list of objects, or JSON text of one."""
     value = record.get(name)
     if isinstance(value, str):
@@ -177,7 +178,7 @@ def _objects(place: str, record: dict[str, Any], key: str, name: str, arrow: boo
             record = {name: json.loads(value)}
     elif arrow:
         record = {**record, name: _without_nulls(value)}
-    objects: list[dict[str, Any]] = _field(place, record, key, name, list)
+    objects: list[JsonObject] = _field(place, record, key, name, list)
     if not all(isinstance(item, dict) for item in objects):
         what = "a message is not an object with a role" if key == "messages_field" else "a tool is not an object"
         raise CorpusError(what, where=place)
@@ -191,7 +192,7 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def _ids(place: str, record: dict[str, Any], config: CorpusConfig) -> tuple[list[int], list[int] | None]:
+def _ids(place: str, record: JsonObject, config: CorpusConfig) -> tuple[list[int], list[int] | None]:
     """Return token ids and their mask; whether the ids are tokens is for the tokenizer to say."""
     assert config.ids_field
     ids = _field(place, record, "ids_field", config.ids_field, list)
@@ -217,7 +218,7 @@ def _check_unicode(place: str, *values: str) -> None:
         raise CorpusError("this is not valid Unicode (a lone surrogate)", where=place, found=error) from error
 
 
-def _field(place: str, record: dict[str, Any], key: str, name: str, kind: type) -> Any:
+def _field(place: str, record: JsonObject, key: str, name: str, kind: type) -> Any:
     """Return a field of a record; ``key`` is the setting that names it."""
     value = record.get(name)
     if not isinstance(value, kind):

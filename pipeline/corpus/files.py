@@ -10,12 +10,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 
 from cache_tools.errors import CorpusError
+from cache_tools.mappings import JsonObject
 from cache_tools.storage import file_sha256
 from pipeline.corpus.datasets import Record, saved_records
 
@@ -139,7 +139,7 @@ def _jsonl_records(file: Path) -> Iterator[Record]:
             read_bytes = raw.tell() if compression else read_bytes + len(line)  # compressed: up to a buffer too far
 
 
-def _parse(line: bytes, place: str) -> dict[str, Any]:
+def _parse(line: bytes, place: str) -> JsonObject:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:

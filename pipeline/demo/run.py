@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from cache_tools.errors import ModelError
+from cache_tools.mappings import JsonObject
 from cache_tools.progress.lines import open_reporter
 from pipeline.demo.corpus import write_corpus
 from pipeline.demo.stages import ROOT, Say, Stage, run_command, run_json, run_python, run_stages
@@ -84,7 +84,7 @@ def require_clone(files: Path) -> None:
         raise ModelError("the demo needs a clone of the repository", where=files, expected="the demo's files")
 
 
-def compared(results: Mapping[str, Any], seconds: dict[str, float], cache: Path) -> DemoResult:
+def compared(results: JsonObject, seconds: dict[str, float], cache: Path) -> DemoResult:
     """Return the comparison from the results of the stages ``evaluate_*`` and ``inspect``."""
     evaluations = {name: results[f"evaluate_{name}"] for name in STUDENTS}
     teacher = HeldOut(evaluations["student_ce"]["teacher_cross_entropy_nats"], 0.0, 1.0)

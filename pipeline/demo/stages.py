@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_tools.errors import LogitcaskError
+from cache_tools.mappings import JsonObject
 
 ROOT = Path(__file__).resolve().parents[2]
 """The clone of the repository, where every stage runs."""
@@ -49,13 +50,13 @@ PACE_SECONDS = 10.0
 
 def run_stages(
     stages: Sequence[Stage], say: Say, clock: Callable[[], float] = time.monotonic
-) -> tuple[dict[str, Any], dict[str, float]]:
+) -> tuple[JsonObject, dict[str, float]]:
     """Run stages in order and return their results and their seconds, by name.
 
     Raises:
         LogitcaskError: a stage failed.
     """
-    results: dict[str, Any] = {}
+    results: JsonObject = {}
     seconds: dict[str, float] = {}
     for number, stage in enumerate(stages, 1):
         left = time_left(stages, seconds)

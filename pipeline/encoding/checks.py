@@ -1,15 +1,15 @@
 """Checks before an encoding is written or continued: the same settings, the same corpus, a manifest."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from cache_tools.errors import FormatError, IdentityError
 from cache_tools.format import layout
 from cache_tools.format.fingerprint import differences, fingerprint
+from cache_tools.mappings import Identity
 from cache_tools.storage import StorePath, names
 
 
-def check_same(folder: StorePath, stored: dict[str, Any], identity: dict[str, Any]) -> None:
+def check_same(folder: StorePath, stored: Identity, identity: Identity) -> None:
     """Refuse an encoding that was made with another tokenizer or other settings.
 
     Raises:

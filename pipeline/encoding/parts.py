@@ -8,7 +8,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cache_tools.creation import create_object
 from cache_tools.errors import CorpusError, IdentityError, LogitcaskError
 from cache_tools.format import layout
 from cache_tools.format.manifest import (
@@ -34,6 +33,7 @@ from cache_tools.storage import (
     write_objects,
 )
 from cache_tools.store.claims import CLAIM, Claim
+from cache_tools.store.creation import create_object
 from pipeline.corpus.documents import Source
 from pipeline.encoding.held_out import NOTHING_HELD_OUT
 from pipeline.encoding.recipe import Recipe

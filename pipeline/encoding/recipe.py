@@ -6,12 +6,12 @@ the hash of that is the encoding's fingerprint.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from cache_tools.format.fingerprint import fingerprint
 from cache_tools.format.manifest import Split
+from cache_tools.mappings import Identity
 from pipeline.config.encoding import EncodingConfig
 from pipeline.corpus.config import CorpusConfig
 from pipeline.corpus.documents import Document, Source, read_documents
@@ -34,7 +34,7 @@ class Recipe:
     encoding: EncodingConfig
     tokenizer: PreTrainedTokenizerFast
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Identity:
         """Return everything that determines the sequences, as plain JSON."""
         settings = self.encoding.model_dump(mode="json", exclude={"name", "tokenizer", "chunk_positions", "masking"})
         if self.encoding.objective == "masked":

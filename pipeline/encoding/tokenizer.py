@@ -12,7 +12,6 @@ import re
 import tempfile
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
@@ -20,6 +19,7 @@ from cache_tools.errors import ModelError
 from cache_tools.format.fingerprint import fingerprint
 from cache_tools.format.tokenizer_files import is_tokenizer_file, without_code
 from cache_tools.format.vocabulary import vocabulary_fingerprint
+from cache_tools.mappings import Identity
 from cache_tools.models.files import why_not_found
 from cache_tools.storage import storage_errors
 from cache_tools.torch_models import gguf
@@ -55,7 +55,7 @@ def load_tokenizer(
     return tokenizer
 
 
-def tokenizer_identity(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def tokenizer_identity(tokenizer: PreTrainedTokenizerFast) -> Identity:
     """Return the two hashes of a tokenizer, for an encoding's identity."""
     behaviour = json.loads(tokenizer.backend_tokenizer.to_str())
     for transient in ("version", "truncation", "padding"):
@@ -84,6 +84,6 @@ def tokenizer_files(tokenizer: PreTrainedTokenizerFast) -> dict[str, bytes]:
         return {name: without_code(name, path.read_bytes()) for name, path in files.items() if is_tokenizer_file(name)}
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def _special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
     names = ("bos", "eos", "cls", "sep", "mask")
     return {name: getattr(tokenizer, f"{name}_token_id", None) for name in names}

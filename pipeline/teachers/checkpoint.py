@@ -8,6 +8,7 @@ either refuses is decided by ``cache_tools/models/loading_report.py``.
 """
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def check_tensors(config: TeacherConfig, folder: Path, objective: Objective) -> 
     }
     try:
         with quiet_loading():
-            loaded: tuple[PreTrainedModel, dict[str, Any]] = type(empty).from_pretrained(  # type: ignore[assignment]
+            loaded: tuple[PreTrainedModel, Mapping[str, Iterable[str]]] = type(empty).from_pretrained(  # type: ignore[assignment]
                 None,
                 config=empty.config,
                 state_dict=tensors,

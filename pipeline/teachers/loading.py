@@ -7,10 +7,9 @@ pickled ones can run code.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -20,13 +19,14 @@ from transformers.distributed.configuration_utils import DistributedConfig
 
 from cache_tools.errors import ModelError
 from cache_tools.format.manifest import Objective
+from cache_tools.mappings import Arguments, Identity, JsonObject
 from cache_tools.models.files import is_gguf, weight_files, weights_sha256, why_not_found
 from cache_tools.torch_models.gguf import quantisation
 from cache_tools.torch_models.loading import LOADING_ERRORS, load_configuration
 from pipeline.config.teacher import TeacherConfig
 from pipeline.teachers.body_and_head import body_of
 from pipeline.teachers.checkpoint import load_teacher_checkpoint
-from pipeline.teachers.process_group import send, send_inputs
+from pipeline.teachers.process_group import Order, send, send_inputs
 from pipeline.teachers.tensor_plan import meta_model, split_plan
 
 WEIGHTS = "*.safetensors"
@@ -35,21 +35,67 @@ SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 
 
 @dataclass(frozen=True)
+class ComputedWeights:
+    """What determines a teacher's predictions besides the text: its weights and how it computes.
+
+    Attributes:
+        weights: Hash of the weight files and the configuration.
+        dtype: Type in which it computes.
+        quantisation: Types of the tensors of a GGUF file; None for safetensors.
+    """
+
+    weights: str
+    dtype: str
+    quantisation: str | None = None
+
+    def identity(self) -> Identity:
+        """Return its part of a teacher's identity in the cache."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """Which model a teacher is, for people.
+
+    Attributes:
+        name: Folder or hub id, as the capture file has it.
+        revision: Branch, tag or commit of a hub id, if the capture file names one.
+        architecture: Class of the model.
+        dtype: Type in which it computes.
+        parameters: Number of its parameters.
+        quantisation: Types of the tensors of a GGUF file; None for safetensors.
+    """
+
+    name: str
+    revision: str | None
+    architecture: str
+    dtype: str
+    parameters: int
+    quantisation: str | None = None
+
+    def document(self) -> JsonObject:
+        """Return the ``model`` of a teacher's manifest."""
+        document = asdict(self)
+        if self.quantisation is None:
+            del document["quantisation"]
+        return document
+
+
+@dataclass(frozen=True)
 class Teacher:
     """A loaded teacher.
 
     Attributes:
         model: In evaluation mode, on its device.
-        identity: What identifies the teacher: hash of its weights, and dtype.
-        about: Description for people: name, revision, architecture, parameter count, dtype; of a GGUF file also its
-            quantisation.
+        computed: What determines its predictions.
+        description: Which model it is, for people.
         device: Device of its input and output; with a device map only a part of the model runs there.
         packs: Whether the sequences of a batch are read in one row, kept apart by their positions.
     """
 
     model: PreTrainedModel
-    identity: dict[str, Any]
-    about: dict[str, Any]
+    computed: ComputedWeights
+    description: ModelDescription
     device: torch.device
     packs: bool = False
 
@@ -152,7 +198,7 @@ def load_teacher(config: TeacherConfig, folder: Path, objective: Objective) -> T
     weight_files(folder)  # refused before anything is loaded
     device = chosen_device(config.device)
     if config.tensor_parallel > 1:
-        send({"load": config.name, "objective": objective})
+        send(Order(config.name, objective))
     model = load_model(config, folder, objective)
     if config.tensor_parallel > 1:
         send_inputs(body_of(model))
@@ -160,29 +206,23 @@ def load_teacher(config: TeacherConfig, folder: Path, objective: Objective) -> T
         torch.nn.Module.to(model, device)
     else:  # placed already, and hooks move what passes between the devices
         device = _main_device(model)
-    architecture, dtype = type(model).__name__, str(model.dtype).removeprefix("torch.")
-    about = {
-        "name": config.model,
-        "revision": config.revision,
-        "architecture": architecture,
-        "dtype": dtype,
-        "parameters": model.num_parameters(),
-    }
+    dtype = str(model.dtype).removeprefix("torch.")
+    types = quantisation(folder) if is_gguf(folder) else None
+    description = ModelDescription(
+        config.model, config.revision, type(model).__name__, dtype, model.num_parameters(), types
+    )
     packs = objective == "causal" and (
         model.config._attn_implementation.startswith("flash") if config.packing is None else config.packing
     )
     if config.compile:
         body_of(model).compile(dynamic=True)
-    identity = {"weights": weights_sha256(folder), "dtype": dtype}
-    if is_gguf(folder):
-        identity["quantisation"] = about["quantisation"] = quantisation(folder)
-    return Teacher(model, identity, about, device, packs)
+    return Teacher(model, ComputedWeights(weights_sha256(folder), dtype, types), description, device, packs)
 
 
 def load_model(config: TeacherConfig, folder: Path, objective: Objective) -> PreTrainedModel:
     """Load a teacher's weights, or this process' part of them; arguments and errors as for ``load_teacher``."""
     try:
-        placement: dict[str, Any] = {"device_map": config.device_map}
+        placement: Arguments = {"device_map": config.device_map}
         if config.tensor_parallel > 1:
             plan = split_plan(meta_model(config, objective, folder), config.tensor_parallel)
             placement = {"distributed_config": DistributedConfig(config.tensor_parallel, plan)}

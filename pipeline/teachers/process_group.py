@@ -6,7 +6,7 @@ are JSON and tensors, nothing that could run code. Tensors on a GPU go by NCCL, 
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
 from cache_tools.errors import ConfigError, ModelError
+from cache_tools.format.manifest import Objective
+from cache_tools.mappings import JsonObject, ModelInputs
 
 PATIENCE = timedelta(days=7)
 """How long a process waits for the next order: the first one may encode for days. A dead process is noticed at
@@ -74,7 +76,23 @@ def leave() -> None:
     dist.destroy_process_group()
 
 
-def send(order: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class Order:
+    """What the leading process tells the others to do; neither a teacher nor a call tells them to end.
+
+    Attributes:
+        teacher: Name of the teacher whose part they load.
+        objective: What that teacher predicts.
+        call: Keyword arguments of a call of the teacher's body; each tensor as its shape and dtype, because its values
+            follow by themselves.
+    """
+
+    teacher: str | None = None
+    objective: Objective | None = None
+    call: JsonObject | None = None
+
+
+def send(order: Order) -> None:
     """Give the other processes of this group an order.
 
     Raises:
@@ -86,20 +104,19 @@ def send(order: dict[str, Any]) -> None:
             "tensor_parallel works only in capture and audit, started with torchrun",
             fix="Set tensor_parallel: 1 here, with device_map: auto for a teacher that fits no single GPU",
         )
-    content = json.dumps(order).encode()
+    content = json.dumps(asdict(order)).encode()
     _broadcast(torch.tensor([len(content)]))
     _broadcast(torch.frombuffer(bytearray(content), dtype=torch.uint8))
 
 
-def receive() -> dict[str, Any]:
+def receive() -> Order:
     """Wait for an order from the process that leads.
 
     Raises:
         ModelError: it is gone.
     """
     content = torch.empty(int(_broadcast(torch.empty(1, dtype=torch.long))), dtype=torch.uint8)
-    order: dict[str, Any] = json.loads(bytes(_broadcast(content).numpy()))
-    return order
+    return Order(**json.loads(bytes(_broadcast(content).numpy())))
 
 
 def send_inputs(module: nn.Module) -> None:
@@ -107,14 +124,14 @@ def send_inputs(module: nn.Module) -> None:
     module.register_forward_pre_hook(_send_call, with_kwargs=True)
 
 
-def receive_inputs(call: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def receive_inputs(call: JsonObject, device: torch.device) -> ModelInputs:
     """Return the arguments of the call that an order announces."""
     return {name: _received(value, device) for name, value in call.items()}
 
 
-def _send_call(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+def _send_call(module: nn.Module, inputs: tuple[Any, ...], named: ModelInputs) -> None:
     assert not inputs, f"{type(module).__name__} is called with unnamed arguments"
-    send({"call": {name: _announced(value) for name, value in named.items()}})
+    send(Order(call={name: _announced(value) for name, value in named.items()}))
     for value in named.values():
         if isinstance(value, Tensor):
             _broadcast(value.contiguous())

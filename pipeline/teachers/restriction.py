@@ -8,13 +8,13 @@ wherever logits are read.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cache_tools.errors import IdentityError
+from cache_tools.mappings import JsonObject
 from cache_tools.storage import StorePath
 from cache_tools.vocabularies.folder import read_vocabulary
 from cache_tools.vocabularies.union import NO_ID
@@ -39,7 +39,7 @@ class Restriction:
     tokenizer: str
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """What a manifest says of it."""
         return {"vocabulary": self.vocabulary, "tokens": len(self.kept)}
 

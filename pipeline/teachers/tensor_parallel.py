@@ -23,7 +23,7 @@ import torch
 from pipeline.config.teacher import TeacherConfig
 from pipeline.teachers.body_and_head import body_of
 from pipeline.teachers.loading import chosen_device, load_model, resolve_model
-from pipeline.teachers.process_group import Place, join, leave, receive, receive_inputs, send
+from pipeline.teachers.process_group import Order, Place, join, leave, receive, receive_inputs, send
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ def run_together(teachers: Sequence[TeacherConfig], work: Callable[[Place], T]) 
     place, done = join(size), None
     if place.rank == 0:
         done = work(place)
-        send({})
+        send(Order())
     else:
         _follow({teacher.name: teacher for teacher in teachers})
     leave()
@@ -55,14 +55,15 @@ def run_together(teachers: Sequence[TeacherConfig], work: Callable[[Place], T]) 
 
 
 def _follow(teachers: dict[str, TeacherConfig]) -> None:
-    """Load teachers, given by name, and run their bodies as the first process orders, until it sends an empty order."""
+    """Load teachers, given by name, and run their bodies as the first process orders, until it tells them to end."""
     body, device = None, chosen_device("auto")
-    while order := receive():
-        if "load" in order:
+    while (order := receive()) != Order():
+        if order.teacher is not None:
+            assert order.objective is not None
             body = None  # the one before must be gone, or both would need room
-            teacher = teachers[order["load"]]
-            body = body_of(load_model(teacher, resolve_model(teacher), order["objective"]))
-        else:
+            teacher = teachers[order.teacher]
+            body = body_of(load_model(teacher, resolve_model(teacher), order.objective))
+        elif order.call is not None:
             assert body is not None
             with torch.inference_mode():
-                body(**receive_inputs(order["call"], device))
+                body(**receive_inputs(order.call, device))

@@ -10,6 +10,8 @@ from typing import Any, Literal
 from pydantic import Field
 from transformers import TrainingArguments, training_args
 
+from cache_tools.mappings import JsonObject
+
 FIELDS = TrainingArguments.__dataclass_fields__
 
 _HONOURED_NAMES = """
@@ -100,11 +102,11 @@ _LOG_LEVEL: Any = Literal[tuple(training_args.trainer_log_levels)]
 _CHECKPOINTING: Any = dict[
     Literal["use_reentrant", "preserve_rng_state", "early_stop", "debug", "offload", "every_n_layers"], bool | int
 ]
-KINDS: dict[str, Any] = {
+KINDS: dict[str, object] = {
     "fsdp": bool | str | list[str],  # documented as either
     "log_level": _LOG_LEVEL,
     "log_level_replica": _LOG_LEVEL,
-    "lr_scheduler_kwargs": dict[str, Any],
+    "lr_scheduler_kwargs": JsonObject,
     "activation_checkpointing_kwargs": _CHECKPOINTING,
     "gradient_checkpointing_kwargs": _CHECKPOINTING,
     "torch_compile_mode": Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"],
@@ -133,7 +135,7 @@ MAX_WORKERS = 1024
 """Loader workers of a process. Each is a process of its own with its part of the cache in memory; more are a slip."""
 
 _NOT_NEGATIVE, _POSITIVE, _COUNT = Field(ge=0), Field(gt=0), Field(ge=1)
-BOUNDS: dict[str, Any] = {
+BOUNDS: dict[str, object] = {
     **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon", "warmup_steps"), _NOT_NEGATIVE),
     **dict.fromkeys(("eval_delay", "neftune_noise_alpha"), _NOT_NEGATIVE),
     "dataloader_num_workers": Field(ge=0, le=MAX_WORKERS),

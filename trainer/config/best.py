@@ -5,11 +5,10 @@ does not end in ``loss`` should be high. Both are checked here before the first 
 student is still the one that the run ends with; the best one lies in its checkpoint.
 """
 
-from typing import Any
-
 from transformers import TrainingArguments
 
 from cache_tools.errors import ConfigError
+from cache_tools.mappings import Arguments
 
 GREATER_IS_BETTER = {
     "cross_entropy_nats": False,
@@ -24,7 +23,7 @@ PREFIX = "eval_"
 """Start of the names of measures in the log."""
 
 
-def direction(training: dict[str, Any]) -> dict[str, bool]:
+def direction(training: Arguments) -> dict[str, bool]:
     """Return the ``greater_is_better`` that follows from a ``training:`` block's measure; nothing if it has none."""
     measure = str(training.get("metric_for_best_model", "")).removeprefix(PREFIX)
     return {"greater_is_better": GREATER_IS_BETTER[measure]} if measure in GREATER_IS_BETTER else {}

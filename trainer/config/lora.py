@@ -6,11 +6,12 @@ both peft and transformers. Left out are the keys that train the pretrained weig
 or are not read back by transformers (``use_dora``).
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from cache_tools.configuration import Config
+from cache_tools.mappings import Arguments
 
 
 class LoraKeys(Config):
@@ -46,6 +47,6 @@ class LoraKeys(Config):
             raise ValueError("layers_to_transform needs target_modules as a list of names")
         return self
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> Arguments:
         """Return all keys as ``LoraConfig`` takes them, lists for tuples."""
         return self.model_dump(mode="json")

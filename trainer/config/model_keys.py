@@ -22,6 +22,7 @@ from transformers import CONFIG_MAPPING, modeling_rope_utils
 from transformers.modeling_rope_utils import RopeParameters
 
 from cache_tools.errors import ConfigError
+from cache_tools.mappings import JsonObject
 
 NUMBER = re.compile(r"(num|n)_\w+|\w+_(size|dim)")
 """Keys that count something; transformers accepts -1 layers, and makes a student that has none."""
@@ -30,7 +31,7 @@ LAYER_KINDS = re.compile(r"\w*attention")
 """Keys under ``rope_parameters`` that hold a block each, one per kind of layer."""
 
 
-def check_config_keys(config: dict[str, Any], where: str = "student.config") -> None:
+def check_config_keys(config: JsonObject, where: str = "student.config") -> None:
     """Refuse keys of a student's configuration that nothing reads.
 
     Args:
@@ -46,7 +47,7 @@ def check_config_keys(config: dict[str, Any], where: str = "student.config") -> 
         _check(config, CONFIG_MAPPING[model_type], where)
 
 
-def _check(config: dict[str, Any], kind: Any, where: str) -> None:
+def _check(config: JsonObject, kind: Any, where: str) -> None:
     fields = _fields(kind)
     for key, value in config.items():
         if key not in fields and not _is_read(key, _source(kind)):
@@ -58,7 +59,7 @@ def _check(config: dict[str, Any], kind: Any, where: str) -> None:
             _check_block(key, value, kind, f"{where}.{key}")
 
 
-def _check_block(key: str, block: dict[str, Any], kind: Any, where: str) -> None:
+def _check_block(key: str, block: JsonObject, kind: Any, where: str) -> None:
     """Check the keys of a block inside a configuration: another configuration, or rotary embeddings; no other."""
     inner = kind.sub_configs.get(key)
     if inner is not None:

@@ -1,11 +1,12 @@
 """The student file: which cache, which student, which loss, and how to train."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
 from cache_tools.configuration import Config
 from cache_tools.format.layout import MAX_TEMPERATURE, MIN_TEMPERATURE
+from cache_tools.mappings import JsonObject
 from cache_tools.storage import CachePath
 from trainer.config.lora import LoraKeys
 from trainer.config.mixture import MixedCache, MixedTeacher, MixtureConfig
@@ -34,7 +35,7 @@ class StudentModelConfig(Config):
     pretrained: str | None = None
     gguf_file: str | None = Field(default=None, pattern=r"\.gguf$")
     revision: str | None = None
-    config: dict[str, Any] | None = None
+    config: JsonObject | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     attention: str | None = None
     trust_remote_code: bool = False
@@ -197,7 +198,7 @@ class StudentConfig(Config):
     loss: LossConfig = LossConfig()
     packing: PackingConfig | None = None
     window_shards: PositiveInt = 4
-    training: dict[str, Any]
+    training: JsonObject
 
     @model_validator(mode="after")
     def _output(self) -> "StudentConfig":

@@ -23,6 +23,7 @@ from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS as _OPTIMIZERS
 from transformers.training_args import ParallelMode
 
 from cache_tools.errors import ConfigError
+from cache_tools.mappings import Arguments
 from trainer.config.argument_rules import BOUNDS, FIELDS, FIXED, KINDS, NEEDS, PACKAGES, REFUSED
 from trainer.config.best import check_best, direction
 from trainer.config.student_file import StudentConfig
@@ -40,7 +41,7 @@ def training_arguments(config: StudentConfig) -> TrainingArguments:
     given = config.training
     _check_names(given)
     values = _checked_values(given)
-    defaults: dict[str, Any] = {
+    defaults: Arguments = {
         "report_to": [],
         "use_cpu": not torch.accelerator.is_available(),  # or ranks would not find each other without a GPU
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -74,7 +75,7 @@ def argument_errors(where: str = "training") -> Iterator[None]:
         ) from error
 
 
-def _check_names(given: dict[str, Any]) -> None:
+def _check_names(given: Arguments) -> None:
     for name, value in given.items():
         if name not in FIELDS:
             close = difflib.get_close_matches(name, FIELDS, n=1)
@@ -100,7 +101,7 @@ def _value_here(name: str) -> Any:
     return FIXED.get(name, default)
 
 
-def _checked_values(given: dict[str, Any]) -> dict[str, Any]:
+def _checked_values(given: Arguments) -> Arguments:
     """Return the values as their types want them; all that are wrong are reported at once."""
     values, problems = {}, []
     for name, value in given.items():
@@ -125,7 +126,7 @@ def _adapter(name: str) -> TypeAdapter[Any]:
     return TypeAdapter(bounded, config=ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True))
 
 
-def _check_combinations(arguments: TrainingArguments, given: dict[str, Any]) -> None:
+def _check_combinations(arguments: TrainingArguments, given: Arguments) -> None:
     """Refuse keys inside an argument that nothing reads, and arguments that need another one which is not set."""
     _check_read("optim_args", _assignments(arguments.optim_args), _OPTIMIZERS.get(arguments.optim))
     if isinstance(arguments.fsdp_config, dict):

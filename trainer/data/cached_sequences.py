@@ -15,7 +15,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from cache_tools.codecs.registry import EMPTY_ID, Targets
 from cache_tools.format.layout import ENTROPY
 from cache_tools.format.manifest import Split, TeacherManifest
 from cache_tools.format.sequences import Sequence
+from cache_tools.mappings import ModelInputs
 from cache_tools.store.predictions import hidden_array
 from cache_tools.store.stored_rows import StoredHidden, StoredTargets
 from cache_tools.store.teacher import CachedTeacher
@@ -36,7 +37,7 @@ from trainer.data.position_weights import PositionWeights
 from trainer.data.translation import translated_ids, translated_targets
 from trainer.verdicts.compatibility import TargetSummary
 
-Batch: TypeAlias = dict[str, Any]
+Batch: TypeAlias = ModelInputs
 """A batch of :func:`collate`: tensors by name, and below ``scalars`` and ``hidden`` dictionaries of tensors. It is a
 dictionary because the Trainer moves it between devices and passes it to the module as keyword arguments."""
 
@@ -190,11 +191,11 @@ class CachedSequences(Dataset[Example]):
             weights,
         )
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Return the state without the shards in memory, when a loader worker is started."""
         return {name: value for name, value in self.__dict__.items() if name != "_shard"}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._shard = lru_cache(self._shards_in_memory)(self._read_shard)
 

@@ -19,18 +19,14 @@ Rejected: filling a row with whatever comes next, across batches. Its steps hold
 sequences share a step would then depend on lengths, and continuing in mid-epoch would mean replaying the packing.
 """
 
-from typing import Any, TypeAlias
-
 import torch
 from torch import Tensor
 
+from cache_tools.mappings import ModelInputs
 from trainer.data.cached_sequences import IGNORED, Example, collate
 
 FILL = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
 """The padding at the end of rows in each tensor that has one entry for every token."""
-
-ModelInputs: TypeAlias = dict[str, Any]
-"""Keyword arguments of a transformers model's forward."""
 
 # B: sequences, L: longest of them, R: rows, W: tokens of the fullest row, T: tokens of the batch, D: width
 

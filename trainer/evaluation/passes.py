@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from cache_tools.mappings import ModelInputs
 from cache_tools.progress.reporter import Advance, ignore
 from trainer.data.cached_sequences import IGNORED, CachedSequences, collate, to_device
-from trainer.data.packing import ModelInputs
 from trainer.evaluation.measures import Measures, Sums
 from trainer.losses.distillation_loss import TeacherRows
 from trainer.student import fused_loss

@@ -6,10 +6,11 @@ over steps and tokens.
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cache_tools.mappings import Arguments
 from trainer.plots import BLUE, GREEN, INK, ORANGE, PURPLE, figure
 from trainer.run.run_folder import read_log
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 CURVES = "curves.png"
 
-POINTS: dict[str, Any] = {"marker": "o", "markersize": 4, "linestyle": ":", "linewidth": 1.2}
+POINTS: Arguments = {"marker": "o", "markersize": 4, "linestyle": ":", "linewidth": 1.2}
 """How few values, far apart, are drawn."""
 
 Series = tuple[str, str, str]

@@ -161,7 +161,7 @@ class DistillationTrainer(CheckpointingTrainer):
             measures = measured(module.over_positions, dataset, shared, module.student.device)
         measures.totals = self._over_ranks(measures.totals)
         means = {name: value for name, value in vars(measures.means()).items() if value is not None}
-        metrics: dict[str, Any] = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
+        metrics: dict[str, float] = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         check_measures(metrics, f"step {self.state.global_step}")
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -4,12 +4,13 @@ Reasons are numbered and printed below the table, since one reason applies to ma
 """
 
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import get_args
 
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
+from cache_tools.mappings import Arguments
 from trainer.config.student_file import Divergence, StudentConfig, TailPolicy
 from trainer.data.opening import open_teachers
 from trainer.verdicts.compatibility import (
@@ -25,7 +26,7 @@ from trainer.verdicts.compatibility import (
 from trainer.verdicts.mixture import explain_mixture, worst
 
 COLOURS = {"exact": "green", "unbiased": "green", "lower bound": "cyan", "biased": "yellow", "refused": "red"}
-STYLE: dict[str, Any] = {
+STYLE: Arguments = {
     "box": box.SIMPLE_HEAD,
     "title_justify": "left",
     "title_style": "bold",

@@ -26,6 +26,7 @@ from cache_tools.errors import DamageError, IdentityError
 from cache_tools.format.fingerprint import differences
 from cache_tools.format.manifest import SOFTWARE
 from cache_tools.json_output import Json, json_object, json_text
+from cache_tools.mappings import Arguments
 from cache_tools.storage import write_object
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.vocabularies.union import UnionVocabulary
@@ -248,7 +249,7 @@ def is_finished(output: Path) -> bool:
     return True
 
 
-def _places(config: StudentConfig) -> dict[str, Any]:
+def _places(config: StudentConfig) -> Arguments:
     """Return the keys that only say where something lies, for the fingerprints say what it is; and those not in use."""
     teachers = {"__all__": {"name"}} if config.teachers else True
     caches = {"__all__": {"cache", "encoding", "teacher"}} if config.caches else True

@@ -27,11 +27,12 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from cache_tools.errors import ConfigError, IdentityError
+from cache_tools.mappings import Arguments, StateDict
 
 COMPUTED_IN = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def keep_sharding(accelerator: Accelerator, plugin_arguments: dict[str, Any] | None) -> None:
+def keep_sharding(accelerator: Accelerator, plugin_arguments: Arguments | None) -> None:
     """Make accelerate shard wherever FSDP was asked for, and not forget it.
 
     On CPUs it would train with DDP and not say so; anywhere, its state is copied from ``PartialState``, which does not
@@ -146,23 +147,23 @@ class WholeOptimizer:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
-        self._whole: dict[str, Any] = {}
+        self._whole: StateDict = {}
 
     def gather(self, keep: bool) -> None:
         """Put the pieces together; every rank must take part, those that do not keep the result too."""
         self._whole = gathered(self._optimizer.state_dict(), keep)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Return what ``gather`` kept."""
         return self._whole
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Give this rank its pieces of a whole state."""
         parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         self._optimizer.load_state_dict(scattered(state, parameters))
 
 
-def scattered(state: dict[str, Any], parameters: list[Tensor]) -> dict[str, Any]:
+def scattered(state: StateDict, parameters: list[Tensor]) -> StateDict:
     """Return an optimizer's state, as one process saved it, with this rank's pieces of what is like its parameter.
 
     Args:

@@ -130,7 +130,7 @@ def _number(value: Any) -> str:
     return "unknown" if value is None else f"{float(_local(value)):g}"
 
 
-def check_measures(measures: Mapping[str, Any], where: object) -> None:
+def check_measures(measures: Mapping[str, object], where: object) -> None:
     """Refuse measures of a student that are NaN.
 
     Raises:

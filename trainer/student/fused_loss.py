@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from trainer.data.packing import ModelInputs
+from cache_tools.mappings import ModelInputs
 from trainer.student.head import StudentHead
 
 LossOf = Callable[[Tensor, slice], dict[str, Tensor]]

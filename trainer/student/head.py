@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from cache_tools.mappings import ModelInputs
 from cache_tools.torch_models.scaling import Scaling, measured_scaling
-from trainer.data.packing import ModelInputs
 
 # B: batch, L: length, N: positions of a chunk, D: width, V: vocabulary
 

@@ -18,13 +18,14 @@ from transformers import AutoConfig, PreTrainedModel
 from cache_tools.errors import ConfigError, IdentityError, LogitcaskError, ModelError
 from cache_tools.format import layout
 from cache_tools.format.vocabulary import Vocabulary
+from cache_tools.mappings import Arguments, ModelInputs
 from cache_tools.store.reader import Encoding
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.torch_models.loading import LOADING_ERRORS, auto_class
 from cache_tools.vocabularies.union import IdMaps
 from trainer.config.student_file import HiddenPair, LossConfig, StudentModelConfig
 from trainer.data.cached_sequences import IGNORED
-from trainer.data.packing import ModelInputs, model_inputs
+from trainer.data.packing import model_inputs
 from trainer.data.translation import teacher_ids
 from trainer.losses.distillation_loss import DistillationLoss, TeacherRows, counted
 from trainer.losses.full import TeacherHead
@@ -202,7 +203,7 @@ def build_student(
             )
         else:
             assert config.config is not None
-            keys = {"vocab_size": vocabulary.size, "attn_implementation": config.attention}
+            keys: Arguments = {"vocab_size": vocabulary.size, "attn_implementation": config.attention}
             made = AutoConfig.for_model(**keys | config.config)
             student = auto.from_config(made, dtype=dtype)  # type: ignore[no-untyped-call]
     except LOADING_ERRORS as error:
