@@ -73,19 +73,19 @@ def _stages(output: Path) -> list[Stage]:
     stages = [
         Stage("fetch", "Get the teacher, SmolLM2-135M-Instruct (92 MB).", 60, fetch),
         Stage("cut", f"Make the student's first weights: layers {LAYERS} of the teacher.", 5, cut),
-        Stage("corpus", "Write the corpus: part of the interpreter's documentation.", 1, partial(_corpus, corpus)),
-        Stage("capture", reading, 120, partial(_capture, output)),
+        Stage("corpus", "Write the corpus: part of the interpreter's documentation.", 12, partial(_corpus, corpus)),
+        Stage("capture", reading, 90, partial(_capture, output)),
     ]
     for name, (kd_weight, source) in STUDENTS.items():
         train = partial(_train, output, output / name, kd_weight)
-        stages += student_stages(name, source, cache, output / name, train, 420, 40)
+        stages += student_stages(name, source, cache, output / name, train, 280, 20)
     finals = [output / name / "final" for name in STUDENTS]
     gain = partial(run_python, "-m", "pipeline.demo.paired", cache, *finals)
     texts = partial(run_python, "-m", "pipeline.demo.continuations", PROMPT, teacher, *finals)
     return [
         *stages,
         inspection(cache),
-        Stage("gain", "Compare the students document by document.", 60, partial(_parsed, gain)),
+        Stage("gain", "Compare the students document by document.", 30, partial(_parsed, gain)),
         Stage("continuations", "Teacher and students continue the same prompt.", 30, partial(_parsed, texts)),
     ]
 
