@@ -47,15 +47,15 @@ def read_arrow(content: bytes, schema: pa.Schema, largest_bytes: int) -> pa.Tabl
         for field in schema:
             if field.nullable and field.name not in table.column_names:
                 table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-        chosen = table.select(schema.names)
+        selected = table.select(schema.names)
     except (pa.ArrowException, struct.error, KeyError, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"it is not the Arrow file that belongs here: {str(error).splitlines()[0][:200]}") from error
-    for field, column in zip(schema, chosen.columns, strict=True):
+    for field, column in zip(schema, selected.columns, strict=True):
         if column.type != field.type:
             raise ValueError(f"column {field.name} is of type {str(column.type)[:100]}, not {field.type}")
         if not field.nullable and (column.null_count or _has_null_items(column)):
             raise ValueError(f"column {field.name} has missing values")
-    return chosen
+    return selected
 
 
 def unpacked_bytes(content: bytes) -> int:

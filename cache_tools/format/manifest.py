@@ -306,15 +306,15 @@ def _check_format(path: StorePath, content: bytes) -> None:
     """Refuse another format version; what states none is left to the seal."""
     try:
         attributes = parse_json(content)["attributes"][KEY]
-        found, software = attributes["format"], attributes.get("software", "unknown software")
+        version, software = attributes["format"], attributes.get("software", "unknown software")
     except (ValueError, KeyError, TypeError, AttributeError):
         return
-    if found != FORMAT or isinstance(found, bool):
+    if version != FORMAT or isinstance(version, bool):
         raise FormatError(
             "this cache has another format version",
             where=path,
             expected=f"format {FORMAT}",
-            found=f"format {found}, written by {software}",
+            found=f"format {version}, written by {software}",
             why="reading it by the wrong rules would give wrong numbers",
             fix="Install the logitcask version that wrote it, or a newer one",
         )

@@ -270,25 +270,25 @@ def read_recorded(path: StorePath, expected_sha256: str, largest_bytes: int = DO
             where=path,
             fix=MENDING,
         ) from error
-    found = sha256(content)
-    if found != expected_sha256:
+    actual_sha256 = sha256(content)
+    if actual_sha256 != expected_sha256:
         raise DamageError(
             "the file is not the one that was written",
             where=path,
             expected=f"sha256 {expected_sha256[:12]}…",
-            found=f"{found[:12]}…",
+            found=f"{actual_sha256[:12]}…",
             why="predictions would be joined to other tokens",
             fix=MENDING,
         )
     return content
 
 
-def unreadable(path: StorePath, found: object) -> DamageError:
+def unreadable(path: StorePath, problem: object) -> DamageError:
     """Return the error that a file is what was written, but cannot be what the format asks for."""
     return DamageError(
         "the file cannot be used",
         where=path,
-        found=found,
+        found=problem,
         why="its hash is right, so it was written this way",
         fix="Ask whoever made the cache, or capture the corpus again",
     )

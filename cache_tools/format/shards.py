@@ -208,9 +208,9 @@ def read_file_table(encoding: StorePath, number: int, part: Part) -> dict[str, s
 
 def totals(entries: list[ShardEntry], split: Split) -> SplitTotals:
     """Return the sums over the shards of one split."""
-    chosen = [entry for entry in entries if entry.split == split]
+    counted = [entry for entry in entries if entry.split == split]
     names = ("documents", "sequences", "tokens", "positions")
-    return SplitTotals(**{name: sum(getattr(entry, name) for entry in chosen) for name in names}, shards=len(chosen))
+    return SplitTotals(**{name: sum(getattr(entry, name) for entry in counted) for name in names}, shards=len(counted))
 
 
 def is_held_out(group: str, fraction: float) -> bool:

@@ -104,12 +104,12 @@ def token_ids(batch: pa.RecordBatch, name: str, place: Place, vocabulary_size: i
         if ids.dtype.kind not in "iu":
             raise FormatError(f"the column {name!r} holds no token ids", where=place.file, found=ids.dtype)
         if ids.min() < 0 or ids.max() >= vocabulary_size:
-            found = int(ids.min() if ids.min() < 0 else ids.max())
+            foreign_id = int(ids.min() if ids.min() < 0 else ids.max())
             raise place.refuse(
                 row,
                 "a token id is not one of the tokenizer's",
                 expected=f"ids below {vocabulary_size}",
-                found=found,
+                found=foreign_id,
                 why="the rows were made with another tokenizer, or the file is damaged",
                 fix="Give the tokenizer of the teacher with --tokenizer",
             )
@@ -174,12 +174,12 @@ class Reading:
     gain_nats: float = 0.0
 
 
-def decide(samples: list[tuple[SourceRows, list[NDArray[Any]]]], asked: int | None) -> Reading:
+def decide(samples: list[tuple[SourceRows, list[NDArray[Any]]]], option: int | None) -> Reading:
     """Return how rows are aligned.
 
     Args:
         samples: Rows of some batches with the tokens of each row.
-        asked: What the user says; None to find out.
+        option: What the user says; None to find out.
 
     Raises:
         ConfigError: numbers and text allow both readings.
@@ -190,10 +190,10 @@ def decide(samples: list[tuple[SourceRows, list[NDArray[Any]]]], asked: int | No
     mean = float(gains.mean()) if len(gains) else 0.0
     error = float(gains.std() / np.sqrt(len(gains))) if len(gains) >= PROOF_TOKENS else np.inf
     proven = abs(mean) > PROOF_STANDARD_ERRORS * error
-    found = (1 if mean > 0 else 0) if proven else None
-    if asked is not None:
-        return Reading(asked, "option", mean if asked == 1 else -mean)
-    if fewer and found == 0:
+    first_token = (1 if mean > 0 else 0) if proven else None
+    if option is not None:
+        return Reading(option, "option", mean if option == 1 else -mean)
+    if fewer and first_token == 0:
         raise FormatError(
             "the predictions fit the tokens one place later",
             where=samples[0][0].place.file,
@@ -204,14 +204,14 @@ def decide(samples: list[tuple[SourceRows, list[NDArray[Any]]]], asked: int | No
         )
     if fewer:
         return Reading(1, "text" if proven else "numbers", mean)
-    if found is None:
+    if first_token is None:
         raise ConfigError(
             "it cannot be told which token each prediction is about",
             where=samples[0][0].place.file,
             found=f"as many predictions as tokens, and {len(gains)} tokens that fit both readings",
             fix="Say with --first-token whether a row's first prediction is that of its token 0 or of its token 1",
         )
-    return Reading(found, "text", abs(mean))
+    return Reading(first_token, "text", abs(mean))
 
 
 def _gains(rows: SourceRows, tokens: list[NDArray[Any]]) -> NDArray[np.float64]:
@@ -228,12 +228,12 @@ def _gains(rows: SourceRows, tokens: list[NDArray[Any]]) -> NDArray[np.float64]:
     return np.concatenate(parts)
 
 
-def gold_log_probs(rows: SourceRows, chosen: Any, gold: Any) -> NDArray[np.float64]:
+def gold_log_probs(rows: SourceRows, row_numbers: Any, gold: Any) -> NDArray[np.float64]:
     """Return the log-probability of a token in each chosen row; of one that is not kept, a guess; NaN in empty rows."""
-    log_probs = rows.log_probs[chosen].astype(np.float64)
-    used = (log_probs > FILLER_NATS) & ~rows.masked[chosen, None]
+    log_probs = rows.log_probs[row_numbers].astype(np.float64)
+    used = (log_probs > FILLER_NATS) & ~rows.masked[row_numbers, None]
     least = np.where(used, log_probs, np.inf).min(axis=1, initial=np.inf) - MISSING_NATS
-    is_gold = (rows.ids[chosen] == np.asarray(gold, np.int64)[:, None]) & used
+    is_gold = (rows.ids[row_numbers] == np.asarray(gold, np.int64)[:, None]) & used
     kept = np.where(is_gold, log_probs, -np.inf).max(axis=1, initial=-np.inf)
-    found = np.where(np.isneginf(kept), least, kept)
-    return np.where(used.any(axis=1), found, np.nan)
+    log_prob = np.where(np.isneginf(kept), least, kept)
+    return np.where(used.any(axis=1), log_prob, np.nan)

@@ -123,12 +123,12 @@ def _refuse_null(array: pa.Array, place: Place, name: str) -> None:
         raise place.refuse(first, f"the column {name!r} is empty in this row")
 
 
-def _require(fits: bool, place: Place, name: str, found: object, expected: str) -> None:
+def _require(fits: bool, place: Place, name: str, actual: object, expected: str) -> None:
     if not fits:
         raise FormatError(
             f"the column {name!r} holds something else than rows of predictions",
             where=place.file,
             expected=expected,
-            found=found,
+            found=actual,
             fix="Name the columns with --tokens-column, --ids-column and --logprobs-column",
         )

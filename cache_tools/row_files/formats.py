@@ -212,11 +212,11 @@ def _codec(name: FormatName, file: Path, codec_file: Path | None) -> PackedCodec
 
 
 def _unknown(schema: pa.Schema, file: Path, columns: Columns) -> FormatError:
-    known = "; ".join(f"{name}: {', '.join(needed)}" for name, needed in NAMES.items())
+    formats = "; ".join(f"{name}: {', '.join(needed)}" for name, needed in NAMES.items())
     return FormatError(
         "the columns of this file are those of no known format",
         where=file,
-        expected=f"{columns.tokens} with {columns.ids} and {columns.log_probs}, or {known}",
+        expected=f"{columns.tokens} with {columns.ids} and {columns.log_probs}, or {formats}",
         found=", ".join(schema.names) or "no columns",
         fix="Name the columns with --tokens-column, --ids-column and --logprobs-column",
     )

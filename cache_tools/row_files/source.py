@@ -125,10 +125,10 @@ def source_files(source: Path) -> list[SourceFile]:
         ConfigError: there are none.
     """
     if source.is_file():
-        found = [source]
+        paths = [source]
     else:
-        found = sorted(source.rglob("*.parquet"), key=_in_order) or sorted(source.rglob("*.arrow"), key=_in_order)
-    if not found:
+        paths = sorted(source.rglob("*.parquet"), key=_in_order) or sorted(source.rglob("*.arrow"), key=_in_order)
+    if not paths:
         raise ConfigError(
             "there are no rows to import here",
             where=source,
@@ -137,7 +137,7 @@ def source_files(source: Path) -> list[SourceFile]:
             fix="Check the path; download a dataset first, for instance with 'hf download --repo-type dataset'",
         )
     folder = source.parent if source.is_file() else source
-    return [SourceFile(path, path.relative_to(folder).as_posix()) for path in found]
+    return [SourceFile(path, path.relative_to(folder).as_posix()) for path in paths]
 
 
 @contextmanager

@@ -49,17 +49,17 @@ class SourceRows:
     left_out: NDArray[np.float32] | None
     scalars: dict[str, NDArray[np.float32]]
 
-    def select(self, chosen: NDArray[np.bool_]) -> "SourceRows":
+    def select(self, kept: NDArray[np.bool_]) -> "SourceRows":
         """Return the rows of predictions (n,) that are chosen."""
         row_of = np.repeat(np.arange(len(self.counts)), self.counts)
         return SourceRows(
             self.place,
-            np.bincount(row_of[chosen], minlength=len(self.counts)),
-            self.ids[chosen],
-            self.log_probs[chosen],
-            self.masked[chosen],
-            None if self.left_out is None else self.left_out[chosen],
-            {name: values[chosen] for name, values in self.scalars.items()},
+            np.bincount(row_of[kept], minlength=len(self.counts)),
+            self.ids[kept],
+            self.log_probs[kept],
+            self.masked[kept],
+            None if self.left_out is None else self.left_out[kept],
+            {name: values[kept] for name, values in self.scalars.items()},
         )
 
     def refuse(self, broken: Any, problem: str, values: NDArray[Any] | None = None, **parts: Any) -> None:

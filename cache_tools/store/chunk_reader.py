@@ -64,7 +64,7 @@ def open_array(teacher: StorePath, name: str, expected: ArrayLayout) -> StoredAr
     """
     path = layout.array_metadata_file(teacher, name)
     try:
-        found = read_layout(read_object(path))
+        stored = read_layout(read_object(path))
     except (OSError, ValueError) as error:
         raise DamageError(
             "the array's metadata is missing or damaged",
@@ -72,11 +72,11 @@ def open_array(teacher: StorePath, name: str, expected: ArrayLayout) -> StoredAr
             found=f"{type(error).__name__}: {error}",
             fix="Run 'logitcask repair' on the cache",
         ) from error
-    if found is None:
+    if stored is None:
         return StoredArray(teacher, name, None, 0)
-    if found[0] != expected:
+    if stored[0] != expected:
         raise DamageError("the array has another shape than the manifests say", where=path, expected=expected)
-    return StoredArray(teacher, name, *found)
+    return StoredArray(teacher, name, *stored)
 
 
 def read_shard_rows(
@@ -102,13 +102,13 @@ def read_shard_rows(
     where = f"{arrays[0].teacher}, shard {shard}, rows {start} to {stop}"
     try:
         indexes = _read_indexes(direct)
-        places = [_chunk_spans(one, index, start, stop) for one, index in zip(direct, indexes, strict=True)]
+        places = [_chunk_spans(file, index, start, stop) for file, index in zip(direct, indexes, strict=True)]
         contents = iter(_read_whole([span for _, spans in places for span in spans]))
         result = {}
-        for one, (numbers, spans) in zip(direct, places, strict=True):
-            where = str(one.path)
-            result[one.name] = np.empty((stop - start, *one.type.row), one.type.dtype)
-            _decode_chunks(one.layout, numbers, [next(contents) for _ in spans], start, result[one.name])
+        for file, (numbers, spans) in zip(direct, places, strict=True):
+            where = str(file.path)
+            result[file.name] = np.empty((stop - start, *file.type.row), file.type.dtype)
+            _decode_chunks(file.layout, numbers, [next(contents) for _ in spans], start, result[file.name])
         for array in arrays:
             if array.layout is None:
                 result[array.name] = read_with_zarr(array.teacher, array.name, shard, objects, start, stop)
@@ -146,19 +146,19 @@ OVERHEAD_BYTES = BLOSC_HEADER.size + CHECKSUM_BYTES
 
 def _read_indexes(objects: list[_Object]) -> list[Index | None]:
     """Return the index of each object, (inner chunks, 2) uint64, or None where there is no object."""
-    stored = {one.identity: one for one in objects if one.record}
-    known = {identity: index for identity in stored if (index := _indexes.get(identity)) is not None}
-    wanted = [one for identity, one in stored.items() if identity not in known]
-    spans = [Span(one.path, _index_start(one), one.record.bytes) for one in wanted if one.record]
+    stored = {file.identity: file for file in objects if file.record}
+    indexes = {identity: index for identity in stored if (index := _indexes.get(identity)) is not None}
+    unread = [file for identity, file in stored.items() if identity not in indexes]
+    spans = [Span(file.path, _index_start(file), file.record.bytes) for file in unread if file.record]
     fresh = {
-        one.identity: read_index(content, span.start)
-        for one, span, content in zip(wanted, spans, _read_whole(spans), strict=True)
+        file.identity: read_index(content, span.start)
+        for file, span, content in zip(unread, spans, _read_whole(spans), strict=True)
     }
     if len(_indexes) + len(fresh) > INDEXES_IN_MEMORY:
         _indexes.clear()
     _indexes.update(fresh)
-    known |= fresh
-    return [known[one.identity] if one.record else None for one in objects]
+    indexes |= fresh
+    return [indexes[file.identity] if file.record else None for file in objects]
 
 
 def _read_whole(spans: list[Span]) -> list[bytes]:
@@ -169,27 +169,27 @@ def _read_whole(spans: list[Span]) -> list[bytes]:
     return contents
 
 
-def _index_start(one: _Object) -> int:
-    assert one.record is not None
-    start = one.record.bytes - one.layout.index_bytes
+def _index_start(file: _Object) -> int:
+    assert file.record is not None
+    start = file.record.bytes - file.layout.index_bytes
     if start < 0:
         raise ValueError("the object is too short for its index")
     return start
 
 
-def _chunk_spans(one: _Object, index: Index | None, start: int, stop: int) -> tuple[list[int], list[Span]]:
+def _chunk_spans(file: _Object, index: Index | None, start: int, stop: int) -> tuple[list[int], list[Span]]:
     """Return the numbers of the stored inner chunks that hold rows [start, stop), and where their bytes lie."""
     if index is None or start == stop:
         return [], []
-    first, last = start // one.layout.chunk_rows, (stop - 1) // one.layout.chunk_rows
-    numbers = range(first * one.layout.column_chunks, (last + 1) * one.layout.column_chunks)
+    first, last = start // file.layout.chunk_rows, (stop - 1) // file.layout.chunk_rows
+    numbers = range(first * file.layout.column_chunks, (last + 1) * file.layout.column_chunks)
     stored = [number for number in numbers if index[number, 0] != ABSENT]
     spans = []
     for number in stored:
         offset, size = (int(value) for value in index[number])
-        if size > one.layout.chunk_bytes + OVERHEAD_BYTES:
+        if size > file.layout.chunk_bytes + OVERHEAD_BYTES:
             raise ValueError("a chunk is larger than its values")
-        spans.append(Span(one.path, offset, offset + size))
+        spans.append(Span(file.path, offset, offset + size))
     return stored, spans
 
 

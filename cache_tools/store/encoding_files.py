@@ -111,13 +111,13 @@ def _recorded(folder: StorePath, manifest: EncodingManifest) -> Iterator[tuple[S
             yield layout.sequences_file(folder, shard), entry.sha256, entry.bytes
 
 
-def _check_size(path: StorePath, found: int | None, expected: int) -> None:
-    if found is not None and found != expected:
+def _check_size(path: StorePath, actual_bytes: int | None, expected_bytes: int) -> None:
+    if actual_bytes is not None and actual_bytes != expected_bytes:
         raise DamageError(
             "the file is not the one that was written",
             where=path,
-            expected=f"{expected} bytes",
-            found=f"{found} bytes",
+            expected=f"{expected_bytes} bytes",
+            found=f"{actual_bytes} bytes",
             why="predictions would be joined to other tokens",
             fix=MEND,
         )

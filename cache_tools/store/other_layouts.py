@@ -79,8 +79,8 @@ class _Array:
         outer, chain = _names(stated["codecs"]), _names(sharding.get("codecs", []))
         end = (sharding.get("index_location", "end"), _names(sharding.get("index_codecs", [])))
         compressors = chain[1:-1] if chain[-1:] == ["crc32c"] else chain[1:]
-        known = outer == ["sharding_indexed"] and end == ("end", ["bytes", "crc32c"]) and self.dtype.kind in "iuf"
-        if not known or chain[:1] != ["bytes"] or len(compressors) > 1 or not set(compressors) <= CHECKS.keys():
+        is_sharded = outer == ["sharding_indexed"] and end == ("end", ["bytes", "crc32c"]) and self.dtype.kind in "iuf"
+        if not is_sharded or chain[:1] != ["bytes"] or len(compressors) > 1 or not set(compressors) <= CHECKS.keys():
             raise FormatError(
                 "the array has codecs that this reader does not know",
                 where=where,

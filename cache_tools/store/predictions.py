@@ -148,13 +148,13 @@ def encode_targets(manifest: TeacherManifest, codec: Codec, predictions: Predict
     log_probs = predictions.targets.log_probs
     parts = [np.exp(log_probs[rows], dtype=np.float64).sum(axis=1) for rows in blocks(len(log_probs))]
     kept = np.concatenate(parts)  # a block at a time: all in float64 would be the largest array of a capture
-    empty = (predictions.targets.log_probs == -np.inf).all(axis=1)  # skipped: the teacher said nothing
-    said = slice(None) if empty.all() else ~empty
+    empty = (predictions.targets.log_probs == -np.inf).all(axis=1)  # skipped: the teacher predicted nothing there
+    predicted = slice(None) if empty.all() else ~empty
     statistics = {"skipped_positions": float(empty.sum())} if empty.any() else {}
     statistics |= {
-        "kept_mass": float(kept[said].mean()),
-        "entropy_nats": float(predictions.scalars[ENTROPY][said].mean(dtype=np.float64)),
-        "cross_entropy_nats": -float(predictions.scalars[GOLD_LOGPROB][said].mean(dtype=np.float64)),
+        "kept_mass": float(kept[predicted].mean()),
+        "entropy_nats": float(predictions.scalars[ENTROPY][predicted].mean(dtype=np.float64)),
+        "cross_entropy_nats": -float(predictions.scalars[GOLD_LOGPROB][predicted].mean(dtype=np.float64)),
         "codec_kl_nats": float(encoded.kl_nats.mean()),
         "codec_kl_nats_max": float(encoded.kl_nats.max()),
     }

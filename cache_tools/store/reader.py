@@ -52,8 +52,8 @@ class Cache:
 
     def encoding(self, name: str | None = None) -> "Encoding":
         """Open an encoding; without a name, the only one."""
-        chosen = _choose("encoding", name, self.encodings, self.path)
-        return Encoding(layout.encoding_folder(self.path, chosen), chosen)
+        folder_name = _choose("encoding", name, self.encodings, self.path)
+        return Encoding(layout.encoding_folder(self.path, folder_name), folder_name)
 
 
 class Encoding:
@@ -76,8 +76,8 @@ class Encoding:
 
     def teacher(self, name: str | None = None) -> CachedTeacher:
         """Open a teacher; without a name, the only one."""
-        chosen = _choose("teacher", name, self.teachers, self.path)
-        return CachedTeacher(self, layout.teacher_folder(self.path, chosen), chosen)
+        folder_name = _choose("teacher", name, self.teachers, self.path)
+        return CachedTeacher(self, layout.teacher_folder(self.path, folder_name), folder_name)
 
     @cached_property
     def shards(self) -> list[ShardEntry]:

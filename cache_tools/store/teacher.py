@@ -97,22 +97,22 @@ class CachedTeacher:
         if receipt is None:
             return None
         expected = (self.manifest.fingerprint, self.encoding.shards[shard].sha256)
-        found = (receipt.teacher_fingerprint, receipt.sequences_sha256)
-        if found != expected:
+        recorded = (receipt.teacher_fingerprint, receipt.sequences_sha256)
+        if recorded != expected:
             raise IdentityError(
                 "this shard was captured from another teacher or other sequences",
                 where=layout.receipt_file(self.path, shard),
                 expected=" and ".join(f"{value[:12]}…" for value in expected),
-                found=" and ".join(f"{value[:12]}…" for value in found),
+                found=" and ".join(f"{value[:12]}…" for value in recorded),
                 fix="Run 'logitcask repair' and capture again; only this shard is redone",
             )
         return receipt
 
     def missing_shards(self, split: Split | None = None) -> list[int]:
         """Return the shards (of a split) that no capture has committed yet."""
-        chosen = range(len(self.encoding.shards)) if split is None else self.encoding.split_shards(split)
+        shards = range(len(self.encoding.shards)) if split is None else self.encoding.split_shards(split)
         committed = set(names(layout.receipts_folder(self.path)))
-        return [shard for shard in chosen if layout.receipt_file(self.path, shard).name not in committed]
+        return [shard for shard in shards if layout.receipt_file(self.path, shard).name not in committed]
 
     def missing_groups(self, shard: int) -> list[str]:
         """Return the groups of arrays that a shard does not have yet; all if it is not committed."""
@@ -234,12 +234,12 @@ class CachedTeacher:
         if missing:
             raise self._incomplete(missing, group)
 
-    def stored_rows(self, wanted: list[str], shard: int, start: int, stop: int) -> Arrays:
+    def stored_rows(self, array_names: list[str], shard: int, start: int, stop: int) -> Arrays:
         """Return stored rows of some arrays, counted from the shard's first; errors as for ``targets``."""
-        for name in wanted:
+        for name in array_names:
             if name not in self._arrays:
                 self._arrays[name] = open_array(self.path, name, self._layouts[name])
-        arrays = [self._arrays[name] for name in wanted]
+        arrays = [self._arrays[name] for name in array_names]
         rows = read_shard_rows(arrays, shard, self._receipts[shard].objects, start, stop)
         for name, values in rows.items():
             expected = self._layouts[name].type
@@ -270,13 +270,13 @@ class CachedTeacher:
             yield from ((shard, a, b) for a, b in pairwise(cuts))
 
     def _has(self, shard: int, group: str) -> bool:
-        known = self._receipts.get(shard)
-        if known is None or group not in known.groups:  # a capture may have added it since
-            known = self.receipt(shard)
-            if known is None:
+        receipt = self._receipts.get(shard)
+        if receipt is None or group not in receipt.groups:  # a capture may have added it since
+            receipt = self.receipt(shard)
+            if receipt is None:
                 return False
-            self._receipts[shard] = known
-        return group in known.groups
+            self._receipts[shard] = receipt
+        return group in receipt.groups
 
     def _committed(self, shard: int, group: str) -> Receipt:
         if not self._has(shard, group):

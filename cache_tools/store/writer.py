@@ -169,9 +169,9 @@ def _write_declaration(
     write_manifest(claim.folder, manifest)
 
 
-def clear_remains(teacher: CachedTeacher, wanted: TeacherManifest) -> None:
+def clear_remains(teacher: CachedTeacher, manifest: TeacherManifest) -> None:
     """Delete what a killed drop left of layers that are wanted again."""
-    for layer in wanted.hidden:
+    for layer in manifest.hidden:
         if layer not in teacher.manifest.hidden and names(teacher.path / hidden_array(layer)):
             clear_hidden(teacher, layer)
 
@@ -201,10 +201,10 @@ def write_array_metadata(encoding: Encoding, folder: StorePath, manifest: Teache
 def _stored_rows(metadata: StorePath, expected: ArrayLayout) -> int:
     """Return the length of an array's first axis; 0 if it has no readable metadata, or that of a dropped array."""
     try:
-        found = read_layout(read_object(metadata))
+        stated = read_layout(read_object(metadata))
     except (OSError, ValueError):
         return 0
-    return found[1] if found and found[0] == expected else 0
+    return stated[1] if stated and stated[0] == expected else 0
 
 
 def commit_shard(
@@ -301,17 +301,17 @@ def _write_group(teacher: CachedTeacher, shard: int, name: str, group: Group) ->
     return {key: ObjectRecord.of(content) for key, content in stored.items()}
 
 
-def _check_same(name: str, folder: StorePath, stored: TeacherManifest, wanted: TeacherManifest) -> None:
+def _check_same(name: str, folder: StorePath, stored: TeacherManifest, declared: TeacherManifest) -> None:
     """Refuse to go on with another teacher, or without a layer that its shards have so far."""
     layers = {layer: spec.model_dump() for layer, spec in stored.hidden.items()}
-    asked = {layer: spec.model_dump() for layer, spec in wanted.hidden.items()}
-    kept = {layer: asked.get(layer) for layer in layers}
-    if stored.fingerprint != wanted.fingerprint or kept != layers:
-        found = differences(stored.identity, wanted.identity) + differences(layers, kept, "hidden.")
+    declared_layers = {layer: spec.model_dump() for layer, spec in declared.hidden.items()}
+    same_layers = {layer: declared_layers.get(layer) for layer in layers}
+    if stored.fingerprint != declared.fingerprint or same_layers != layers:
+        changes = differences(stored.identity, declared.identity) + differences(layers, same_layers, "hidden.")
         raise IdentityError(
             f"the cache already holds another teacher under the name {name!r}",
             where=folder,
-            found="; ".join(found),
+            found="; ".join(changes),
             expected="the same weights and capture parameters",
             why="half of its shards would come from one teacher and half from the other",
             fix="Restore the old settings, give the new teacher another name, or remove it with 'logitcask drop'",

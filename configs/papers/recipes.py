@@ -151,14 +151,14 @@ def label_log_probs(
     sequences = labelled_sequences(cache, split)
     for start in range(0, len(sequences), 128):
         batch = sequences[start : start + 128]
-        length = max(len(each.input_ids) for each in batch)
+        length = max(len(sequence.input_ids) for sequence in batch)
         ids_BL = torch.zeros(len(batch), length, dtype=torch.long)
         attention_BL = torch.zeros_like(ids_BL)
-        for row, each in enumerate(batch):
-            input_ids = each.input_ids if to is None else translated_ids(each.input_ids, to)
+        for row, sequence in enumerate(batch):
+            input_ids = sequence.input_ids if to is None else translated_ids(sequence.input_ids, to)
             ids_BL[row, : len(input_ids)] = torch.from_numpy(input_ids.astype(np.int64))
-            attention_BL[row, : len(each.input_ids)] = 1
-        first_B = torch.tensor([int(each.positions()[0]) for each in batch])
+            attention_BL[row, : len(sequence.input_ids)] = 1
+        first_B = torch.tensor([int(sequence.positions()[0]) for sequence in batch])
         with torch.no_grad():
             hidden = network.base_model(input_ids=ids_BL, attention_mask=attention_BL).last_hidden_state
             logits = network.cls(hidden[torch.arange(len(batch)), first_B])
@@ -175,4 +175,4 @@ def token_ids(model: Path, tokens: Sequence[str]) -> list[int]:
 def labelled_sequences(cache: Path, split: Split = "held_out") -> list[CachedSequence]:
     """Return the sequences of a split, in the cache's order."""
     encoding = Cache(cache).encoding()
-    return [each for shard in encoding.split_shards(split) for each in encoding.sequences(shard)]
+    return [sequence for shard in encoding.split_shards(split) for sequence in encoding.sequences(shard)]

@@ -118,11 +118,13 @@ def parts(gloss: str) -> tuple[str, tuple[str, ...]]:
     The first example begins the gloss or follows a semicolon or, by a slip, another point. That reads all but about
     twenty glosses of WordNet 3.0, where points and quotation marks are missing, as a person would.
     """
-    found = re.search(r'(?:^|[;:,]\s*)"', gloss)
-    if found is None:
+    first_quote = re.search(r'(?:^|[;:,]\s*)"', gloss)
+    if first_quote is None:
         return gloss, ()
-    examples = re.findall(r'"([^"]+)"?', gloss[found.end() - 1 :])
-    return gloss[: found.start()].strip(), tuple(each.strip() for each in examples if each.strip(' ;,."'))
+    examples = re.findall(r'"([^"]+)"?', gloss[first_quote.end() - 1 :])
+    return gloss[: first_quote.start()].strip(), tuple(
+        example.strip() for example in examples if example.strip(' ;,."')
+    )
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ class DatasetSource:
     @property
     def name(self) -> str:
         """Return the name under which an encoding records it; of a hub dataset it holds the commit."""
-        commits = sorted({found[1] for url in self._files() if (found := _COMMIT.match(url))})
+        commits = sorted({match[1] for url in self._files() if (match := _COMMIT.match(url))})
         limit = f", first {self.config.max_documents}" if self.config.max_documents else ""
         return f"{self.prefix}{limit}{''.join(f' @{commit}' for commit in commits)}"
 

@@ -19,7 +19,8 @@ from pipeline.corpus.config import CorpusConfig
 from pipeline.corpus.datasets import DatasetSource, Record, open_dataset
 from pipeline.corpus.files import FileSource, file_sources
 
-Source = FileSource | DatasetSource
+CorpusSource = FileSource | DatasetSource
+"""A file or a dataset of the corpus."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Document:
     share_before: float | None = field(default=None, compare=False)
 
 
-def corpus_sources(config: CorpusConfig) -> dict[str, Source]:
+def corpus_sources(config: CorpusConfig) -> dict[str, CorpusSource]:
     """Return the corpus' files and datasets in reading order, by the name under which an encoding records each.
 
     A name that occurs again gets a number.
@@ -59,7 +60,7 @@ def corpus_sources(config: CorpusConfig) -> dict[str, Source]:
     Raises:
         CorpusError: a path or dataset does not exist or holds nothing readable.
     """
-    files: list[Source] = [file for path in config.paths for file in file_sources(path, config.text_field)]
+    files: list[CorpusSource] = [file for path in config.paths for file in file_sources(path, config.text_field)]
     if config.paths and not files:
         raise CorpusError(
             "no readable file found",
@@ -75,7 +76,7 @@ def corpus_sources(config: CorpusConfig) -> dict[str, Source]:
     return sources
 
 
-def read_documents(sources: Iterable[Source], config: CorpusConfig, seen: set[str]) -> Iterator[Document]:
+def read_documents(sources: Iterable[CorpusSource], config: CorpusConfig, seen: set[str]) -> Iterator[Document]:
     """Yield the documents of all sources in order.
 
     Args:
@@ -106,7 +107,7 @@ def read_documents(sources: Iterable[Source], config: CorpusConfig, seen: set[st
         )
 
 
-def _spans(sources: list[Source]) -> list[tuple[float, float] | None]:
+def _spans(sources: list[CorpusSource]) -> list[tuple[float, float] | None]:
     """Return which share of the corpus' bytes lies before each source, and in it; None if a size is not known."""
     sizes = [source.size_bytes() for source in sources]
     known_sizes = [size for size in sizes if size is not None]
@@ -117,7 +118,7 @@ def _spans(sources: list[Source]) -> list[tuple[float, float] | None]:
     return [((end - size) / total, size / total) for size, end in zip(known_sizes, ends, strict=True)]
 
 
-def _records(source: Source) -> Iterator[Record]:
+def _records(source: CorpusSource) -> Iterator[Record]:
     try:
         yield from source.records()
     except CorpusError:

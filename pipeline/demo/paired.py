@@ -67,8 +67,8 @@ def bootstrap(sums_D: NDArray[Any], positions_D: NDArray[Any], draws: int = DRAW
         positions_D: (D,) the number of its positions.
         draws: How often D documents are drawn with replacement, from a fixed seed.
     """
-    chosen = np.random.default_rng(0).integers(len(sums_D), size=(draws, len(sums_D)))
-    means = sums_D[chosen].sum(axis=1) / positions_D[chosen].sum(axis=1)
+    drawn = np.random.default_rng(0).integers(len(sums_D), size=(draws, len(sums_D)))
+    means = sums_D[drawn].sum(axis=1) / positions_D[drawn].sum(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return Difference(float(sums_D.sum() / positions_D.sum()), float(low), float(high))
 

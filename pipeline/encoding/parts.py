@@ -34,7 +34,7 @@ from cache_tools.storage import (
 )
 from cache_tools.store.claims import CLAIM, Claim
 from cache_tools.store.creation import create_object
-from pipeline.corpus.documents import Source
+from pipeline.corpus.documents import CorpusSource
 from pipeline.encoding.held_out import NOTHING_HELD_OUT
 from pipeline.encoding.recipe import Recipe
 from pipeline.encoding.sequences import SkippedDocuments
@@ -65,11 +65,11 @@ class HashedSources:
         hashes: The sha256 of each, under the same name.
     """
 
-    sources: Mapping[str, Source]
+    sources: Mapping[str, CorpusSource]
     hashes: Mapping[str, str]
 
     @classmethod
-    def of(cls, sources: Mapping[str, Source]) -> "HashedSources":
+    def of(cls, sources: Mapping[str, CorpusSource]) -> "HashedSources":
         """Hash every source; that reads them all."""
         return cls(sources, {name: source.sha256() for name, source in sources.items()})
 

@@ -14,7 +14,7 @@ from cache_tools.format.manifest import Split
 from cache_tools.mappings import Identity
 from pipeline.config.encoding import EncodingConfig
 from pipeline.corpus.config import CorpusConfig
-from pipeline.corpus.documents import Document, Source, read_documents
+from pipeline.corpus.documents import CorpusSource, Document, read_documents
 from pipeline.encoding.held_out import is_held_out
 from pipeline.encoding.sequences import EncodedSequence, SkippedDocuments, encode_documents
 from pipeline.encoding.tokenizer import tokenizer_identity
@@ -48,7 +48,7 @@ class Recipe:
         }
 
     def encode(
-        self, sources: Iterable[Source], seen_ids: set[str], skipped: SkippedDocuments | None = None
+        self, sources: Iterable[CorpusSource], seen_ids: set[str], skipped: SkippedDocuments | None = None
     ) -> Iterator[EncodedSequence]:
         """Yield the sequences of all documents of some sources.
 

@@ -13,7 +13,7 @@ from cache_tools.format.manifest import SPLITS, Split
 from cache_tools.format.sequences import Sequence, sequences_bytes
 from cache_tools.progress.reporter import Reporter
 from cache_tools.store.reader import Encoding
-from pipeline.corpus.documents import Document, Source, read_documents
+from pipeline.corpus.documents import CorpusSource, Document, read_documents
 from pipeline.encoding.held_out import NOTHING_HELD_OUT, is_held_out
 from pipeline.encoding.recipe import Recipe
 from pipeline.encoding.sequences import SkippedDocuments, encode_documents
@@ -92,7 +92,7 @@ class Survey:
 
 
 def survey(
-    recipe: Recipe, sources: Iterable[Source], sample_documents: int, reporter: Reporter | None = None
+    recipe: Recipe, sources: Iterable[CorpusSource], sample_documents: int, reporter: Reporter | None = None
 ) -> Survey:
     """Read the corpus and tokenise an even sample of it.
 
@@ -127,7 +127,7 @@ def survey(
     return Survey(len(characters), numbered, step == 1, totals, stored)
 
 
-def _count_characters(recipe: Recipe, sources: list[Source], reporter: Reporter) -> list[int]:
+def _count_characters(recipe: Recipe, sources: list[CorpusSource], reporter: Reporter) -> list[int]:
     """Return about how many characters each document has; warn if none is held out."""
     reporter.stage("reading the corpus", None, "documents")
     characters, fraction, holds_out = [], recipe.corpus.held_out_fraction, False
@@ -140,7 +140,9 @@ def _count_characters(recipe: Recipe, sources: list[Source], reporter: Reporter)
     return characters
 
 
-def _encode_sample(recipe: Recipe, sources: list[Source], step: int, reporter: Reporter) -> dict[Split, list[Sequence]]:
+def _encode_sample(
+    recipe: Recipe, sources: list[CorpusSource], step: int, reporter: Reporter
+) -> dict[Split, list[Sequence]]:
     """Return the sequences of every ``step``-th document, by split."""
     reporter.stage("tokenising a sample of the corpus", None)
     documents = read_documents(sources, recipe.corpus, set())

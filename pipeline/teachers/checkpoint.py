@@ -168,8 +168,8 @@ def _stored_tensors(config: TeacherConfig, folder: Path) -> dict[str, StoredTens
                     part = file.get_slice(name)
                     tensors[name] = StoredTensor(part.get_dtype(), tuple(part.get_shape()))
         except (OSError, SafetensorError) as error:
-            found = f"{path.name}: {error}"
-            raise ModelError(f"teacher {config.name!r} cannot be loaded", where=folder, found=found) from error
+            problem = f"{path.name}: {error}"
+            raise ModelError(f"teacher {config.name!r} cannot be loaded", where=folder, found=problem) from error
     return tensors
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import tiny
 from student_fixtures import student_values
 from trainer.config.student_file import StudentConfig
-from trainer.data.opening import check_sources, open_teachers
+from trainer.data.opening import check_teachers, open_teachers
 from trainer.run.sources import TrainingSequences, training_sequences
 
 T = 2.0
@@ -50,5 +50,5 @@ def sequences_of(cache: Path, **changes: Any) -> TrainingSequences:
     """Return what a student file trains on, or refuse it as a run would."""
     config = config_of(cache, **changes)
     teachers = open_teachers(config)
-    check_sources(config, teachers)
+    check_teachers(config, teachers)
     return training_sequences(config, teachers, 300)

@@ -41,7 +41,7 @@ def open_teachers(config: StudentConfig) -> list[CachedTeacher]:
     return teachers
 
 
-def check_sources(config: StudentConfig, teachers: Sequence[CachedTeacher]) -> Verdict | None:
+def check_teachers(config: StudentConfig, teachers: Sequence[CachedTeacher]) -> Verdict | None:
     """Refuse a loss that these teachers' predictions cannot serve.
 
     Returns:

@@ -32,7 +32,7 @@ from trainer.config.model_keys import check_config_keys
 from trainer.config.student_file import StudentConfig, StudentModelConfig
 from trainer.config.training_arguments import training_arguments
 from trainer.data.cached_sequences import collate
-from trainer.data.opening import check_sources, open_teachers
+from trainer.data.opening import check_teachers, open_teachers
 from trainer.data.packing import pack
 from trainer.data.translation import open_union, student_ids, student_vocabulary
 from trainer.evaluation.evaluate import evaluated_sequences
@@ -117,7 +117,7 @@ def open_inputs(config: StudentConfig, output: Path) -> Inputs:
     teachers = open_teachers(config)
     for teacher in teachers:
         require_outside(output, teacher.encoding.path.parent.parent, "training.output_dir")
-    check_sources(config, teachers)
+    check_teachers(config, teachers)
     if config.loss.kd_weight > 0:
         require_consistent(teachers)
     union = open_union(config.vocabulary, teachers, config.loss)

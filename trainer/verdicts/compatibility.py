@@ -163,8 +163,8 @@ class TargetSummary:
         target = manifest.target
         if target.kind.is_drawn:
             return cls("drawn", manifest.scalars)
-        asked = target.settings.get("tokens", manifest.vocabulary_size)  # of a smaller vocabulary, if of one
-        whole = target.kind.is_whole or (target.kind.is_ranked and not target.kind.has_mass and target.k >= asked)
+        all_tokens = target.settings.get("tokens", manifest.vocabulary_size)  # of a smaller vocabulary, if of one
+        whole = target.kind.is_whole or (target.kind.is_ranked and not target.kind.has_mass and target.k >= all_tokens)
         return cls("whole" if whole else "likeliest", manifest.scalars)
 
     def scalars_for(self, loss: LossConfig) -> tuple[str, ...] | None:

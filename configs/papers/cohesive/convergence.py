@@ -16,8 +16,8 @@ class Curve(NamedTuple):
     def read(cls, run_folder: Path) -> "Curve":
         """Read what a run with ``eval_strategy: steps`` measured."""
         lines = (run_folder / "metrics.jsonl").read_text().splitlines()
-        measured = [each for each in map(json.loads, lines) if "eval_cross_entropy_nats" in each]
-        return cls([each["step"] for each in measured], [each["eval_cross_entropy_nats"] for each in measured])
+        measured = [record for record in map(json.loads, lines) if "eval_cross_entropy_nats" in record]
+        return cls([record["step"] for record in measured], [record["eval_cross_entropy_nats"] for record in measured])
 
     def steps_to(self, mark: float) -> float:
         """Return the step at which the cross-entropy first reached a mark, interpolated linearly between measurements.

@@ -40,7 +40,7 @@ def print_weights(sample: HeldOut, experts: Sequence[str]) -> None:
         means = [nats_N[sample.matching_N == i].mean() for i in range(len(experts))]
         gain = over_seeds_and_items(by_sequence(sample, nats_N - uniform_N)[None])
         cells = (f"{np.mean(own_N > 1 / len(experts)):.1%}", f"{own_N.mean():.3f}")
-        table.add_row(name, *cells, *(f"{each:.3f}" for each in (*means, nats_N.mean())), str(gain))
+        table.add_row(name, *cells, *(f"{mean_nats:.3f}" for mean_nats in (*means, nats_N.mean())), str(gain))
     Console(width=140).print(table)
 
 
@@ -52,8 +52,8 @@ def print_students(curves: dict[str, list[Curve]], single: Sequence[str]) -> Non
         single: Arms of one expert; the better one is compared with.
     """
     mark = common_mark([curve for arm in curves.values() for curve in arm])
-    final = {arm: np.array([curve.nats[-1] for curve in each]) for arm, each in curves.items()}
-    steps = {arm: np.array([curve.steps_to(mark) for curve in each]) for arm, each in curves.items()}
+    final = {arm: np.array([curve.nats[-1] for curve in arm_curves]) for arm, arm_curves in curves.items()}
+    steps = {arm: np.array([curve.steps_to(mark) for curve in arm_curves]) for arm, arm_curves in curves.items()}
     best = min(single, key=lambda arm: final[arm].mean())
     columns = ("student", "nats", f"minus {TEXT_ALONE}", f"minus {best}", f"steps to {mark:.3f}", f"of {TEXT_ALONE}'s")
     seeds = len(final[TEXT_ALONE])

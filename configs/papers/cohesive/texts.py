@@ -59,14 +59,14 @@ def domain_of(group: str) -> str:
 
 def wordnet_documents(folder: Path) -> Iterator[Document]:
     """Yield each synset's words, definition and examples, shuffled."""
-    for each in shuffled_synsets(folder):
-        name = f"wordnet:{each.id}"
-        yield Document(name, name, "; ".join((f"{', '.join(each.lemmas)}: {each.definition}", *each.examples)))
+    for synset in shuffled_synsets(folder):
+        name = f"wordnet:{synset.id}"
+        yield Document(name, name, "; ".join((f"{', '.join(synset.lemmas)}: {synset.definition}", *synset.examples)))
 
 
 def shuffled_synsets(folder: Path) -> list[Synset]:
     """Return WordNet's synsets in an order that follows from their names alone."""
-    return sorted(synsets(folder), key=lambda each: hashlib.sha256(f"order {each.id}".encode()).digest())
+    return sorted(synsets(folder), key=lambda synset: hashlib.sha256(f"order {synset.id}".encode()).digest())
 
 
 def debian_documents(path: Path) -> Iterator[Document]:
@@ -89,7 +89,7 @@ class Record(Protocol):
 
 def write(path: Path, documents: Iterable[Record]) -> None:
     """Write a corpus."""
-    lines = (json.dumps(each._asdict(), ensure_ascii=False) + "\n" for each in documents)
+    lines = (json.dumps(document._asdict(), ensure_ascii=False) + "\n" for document in documents)
     path.write_text("".join(lines), encoding="utf-8")
 
 

@@ -44,9 +44,9 @@ class HeldOut(NamedTuple):
 def held_out(encoding: Encoding, experts: Sequence[str]) -> HeldOut:
     """Read the experts' scalars of the held-out split; each expert is named after its domain."""
     shards = encoding.split_shards("held_out")
-    sequences = [each for shard in shards for each in encoding.sequences(shard)]
-    lengths = [each.num_positions for each in sequences]
-    matching = [experts.index(domain_of(each.group_id)) for each in sequences]
+    sequences = [sequence for shard in shards for sequence in encoding.sequences(shard)]
+    lengths = [sequence.num_positions for sequence in sequences]
+    matching = [experts.index(domain_of(sequence.group_id)) for sequence in sequences]
     teachers = [encoding.teacher(name) for name in experts]
     scalars = {
         name: torch.stack([torch.from_numpy(_scalar(teacher, name, shards)) for teacher in teachers], dim=1)
@@ -71,7 +71,9 @@ def over_sequences(sample: HeldOut) -> HeldOut:
         return (np.bincount(sample.sequence_N, x_N) / lengths_S)[sample.sequence_N]
 
     means = {name: [mean(x_N) for x_N in x_NT.double().numpy().T] for name, x_NT in sample.scalars.items()}
-    return sample._replace(scalars={name: torch.from_numpy(np.stack(each, axis=1)) for name, each in means.items()})
+    return sample._replace(
+        scalars={name: torch.from_numpy(np.stack(expert_means, axis=1)) for name, expert_means in means.items()}
+    )
 
 
 def matching_weight(sample: HeldOut, weights_NT: Floats) -> Floats:

@@ -56,24 +56,24 @@ def measured(student: Path, caches: Path, vocabulary: Path | None, distance: boo
     """
     path = student / f"measured-{distance:d}.json"
     if not path.exists():
-        found: dict[str, Any] = {"right": right(student, caches / "labels", vocabulary).astype(int).tolist()}
+        measures: dict[str, Any] = {"right": right(student, caches / "labels", vocabulary).astype(int).tolist()}
         if distance:
             assert vocabulary is not None
-            found["kl"] = kl_nats(student, caches / "pretraining", vocabulary)
-        path.write_text(json.dumps(found))
-    found = json.loads(path.read_text())
-    kl = {float(t): value for t, value in found["kl"].items()} if distance else None
-    return Measured(np.array(found["right"], np.float64), kl)
+            measures["kl"] = kl_nats(student, caches / "pretraining", vocabulary)
+        path.write_text(json.dumps(measures))
+    measures = json.loads(path.read_text())
+    kl = {float(t): value for t, value in measures["kl"].items()} if distance else None
+    return Measured(np.array(measures["right"], np.float64), kl)
 
 
 def right(student: Path, cache: Path, vocabulary: Path | None) -> NDArray[np.bool_]:
     """Return which held-out texts a student gives their own class, (N,)."""
     union = None if vocabulary is None else read_vocabulary(vocabulary)
-    chosen = label_log_probs(student, cache, CLASSES, union=union).argmax(axis=1)
+    predicted = label_log_probs(student, cache, CLASSES, union=union).argmax(axis=1)
     names = _names(cache)
-    gold = [names[int(each.gold_ids("masked")[0])] for each in labelled_sequences(cache)]
-    found: NDArray[np.bool_] = np.array([CLASSES[i] for i in chosen]) == np.array(gold)
-    return found
+    gold = [names[int(sequence.gold_ids("masked")[0])] for sequence in labelled_sequences(cache)]
+    is_right: NDArray[np.bool_] = np.array([CLASSES[i] for i in predicted]) == np.array(gold)
+    return is_right
 
 
 def _names(cache: Path) -> dict[int, str]:

@@ -31,5 +31,5 @@ def beginning(teacher: Path, layers: int, vocabulary: Path, output: Path) -> Pat
 def teacher_rows(vocabulary: Path) -> np.ndarray:
     """Return the teacher's id of each id of a smaller vocabulary: (n,) int64."""
     (predicted,) = read_vocabulary(vocabulary).maps.values()
-    known = np.flatnonzero(predicted != NO_ID)
-    return known[np.argsort(predicted[known])]
+    kept_ids = np.flatnonzero(predicted != NO_ID)
+    return kept_ids[np.argsort(predicted[kept_ids])]

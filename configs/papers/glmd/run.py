@@ -67,12 +67,12 @@ def run(
     click.echo(f"\nThe fine-tuned teacher: {teacher.accuracy:.1%} of {len(teacher.right):,} held-out texts")
     for part in parts or PARTS:
         arms, print_table, distance = PARTS[part]
-        found: dict[str, list[Measured]] = {name: [] for name in arms}
+        measured_arms: dict[str, list[Measured]] = {name: [] for name in arms}
         for seed in range(seeds):
             for name, arm in arms.items():
                 if not show or bench.finished(arm, seed):
-                    found[name].append(bench.measured(arm, seed, distance))
-        print_table(bench, found)
+                    measured_arms[name].append(bench.measured(arm, seed, distance))
+        print_table(bench, measured_arms)
 
 
 def train_teachers(

@@ -14,23 +14,29 @@ from configs.papers.recipes import Interval, over_seeds, over_seeds_and_items
 Results = Mapping[str, Sequence[Measured]]
 
 
-def print_forms(bench: Bench, found: Results) -> None:
+def print_forms(bench: Bench, results: Results) -> None:
     """Print the distance to the teacher's whole distribution for each form and temperature."""
     cache = bench.work / "caches" / PUBLISHED / "pretraining"
     masses = ", ".join(f"{kept_mass(cache, t):.1%} at T = {t}" for t in TEMPERATURES)
     click.echo(f"\nThe kept tokens hold of the teacher's probability: {masses}")
     for t in (1.0, 15.0):
         click.echo(f"\nKL(teacher || student) over the kept tokens at T = {t:g}, nats, held-out text\n")
-        row("trained on", *(f"T = {each}" for each in TEMPERATURES))
+        row("trained on", *(f"T = {temperature}" for temperature in TEMPERATURES))
         row(*["---"] * (1 + len(TEMPERATURES)))
-        row("nothing", *[spread([m.kl[t] for m in found["no training"][:1] if m.kl], t)] * len(TEMPERATURES))
+        row("nothing", *[spread([m.kl[t] for m in results["no training"][:1] if m.kl], t)] * len(TEMPERATURES))
         for name in LOSSES:
-            row(name, *(spread([m.kl[t] for m in found[f"{name}, T = {each}"] if m.kl], t) for each in TEMPERATURES))
+            row(
+                name,
+                *(
+                    spread([m.kl[t] for m in results[f"{name}, T = {temperature}"] if m.kl], t)
+                    for temperature in TEMPERATURES
+                ),
+            )
     click.echo("\nMore than the whole distribution at the same temperature, KL at T = 15 in nats, paired by seed\n")
-    row("trained on", *(f"T = {each}" for each in TEMPERATURES))
+    row("trained on", *(f"T = {temperature}" for temperature in TEMPERATURES))
     row(*["---"] * (1 + len(TEMPERATURES)))
     for name in list(LOSSES)[1:]:
-        pairs = [(found[f"{name}, T = {t}"], found[f"whole, T = {t}"]) for t in TEMPERATURES]
+        pairs = [(results[f"{name}, T = {t}"], results[f"whole, T = {t}"]) for t in TEMPERATURES]
         row(name, *(spread(differences(*pair, 15.0), 15.0) for pair in pairs))
 
 
@@ -39,46 +45,46 @@ def differences(seeds: Sequence[Measured], others: Sequence[Measured], t: float)
     return [a.kl[t] - b.kl[t] for a, b in zip(seeds, others, strict=False) if a.kl and b.kl]
 
 
-def print_stages(bench: Bench, found: Results) -> None:
+def print_stages(bench: Bench, results: Results) -> None:
     """Print the accuracy of each combination of stages, and how far below all of them it is."""
-    accuracies(found, "P, F1, F2")
+    accuracies(results, "P, F1, F2")
 
 
-def print_labels(bench: Bench, found: Results) -> None:
+def print_labels(bench: Bench, results: Results) -> None:
     """Print the accuracy with and without gold labels."""
-    accuracies(found, "GLMD: P, F1, F2")
-    longer, alone = (found[name] for name in ("P, F1, then soft labels for as long", "soft labels alone"))
+    accuracies(results, "GLMD: P, F1, F2")
+    longer, alone = (results[name] for name in ("P, F1, then soft labels for as long", "soft labels alone"))
     click.echo(f"\nP and F1 before equally many steps on soft labels: {points(longer, alone)} points")
 
 
-def print_vocabularies(bench: Bench, found: Results) -> None:
+def print_vocabularies(bench: Bench, results: Results) -> None:
     """Print what each vocabulary saves, covers and costs."""
     click.echo("\nVocabularies: accuracy on held-out texts, and the difference to the whole vocabulary in points\n")
     row("kept share", "tokens", "embedding parameters", "kept of held-out text", "accuracy", "difference")
     row(*["---"] * 6)
-    for name, each in found.items():
+    for name, seeds in results.items():
         made = read_manifest(bench.vocabulary(name))
         width = bench.width
         covered = (made.coverage or {}).get("held_out", float("nan"))
-        difference = "" if name == "1" else points(each, found["1"])
-        row(name, f"{made.size:,}", f"{made.size * width:,}", f"{covered:.1%}", percent(each), difference)
-    for share in (name.removesuffix("-unknown") for name in found if name.endswith("-unknown")):
-        difference = points(found[share], found[f"{share}-unknown"])
+        difference = "" if name == "1" else points(seeds, results["1"])
+        row(name, f"{made.size:,}", f"{made.size * width:,}", f"{covered:.1%}", percent(seeds), difference)
+    for share in (name.removesuffix("-unknown") for name in results if name.endswith("-unknown")):
+        difference = points(results[share], results[f"{share}-unknown"])
         click.echo(f"\nBy embedding rather than as unknown, at {share}: {difference} points")
 
 
-def accuracies(found: Results, reference: str) -> None:
+def accuracies(results: Results, reference: str) -> None:
     """Print accuracies, and differences to one student in points."""
     click.echo("\nAccuracy on held-out texts, and the difference to one student in points\n")
     row("student", "accuracy", f"difference to {reference}")
     row("---", "---", "---")
-    for name, each in found.items():
-        row(name, percent(each), "" if name == reference else points(each, found[reference]))
+    for name, seeds in results.items():
+        row(name, percent(seeds), "" if name == reference else points(seeds, results[reference]))
 
 
 def percent(seeds: Sequence[Measured]) -> str:
     """Return the mean accuracy over seeds."""
-    return f"{np.mean([each.accuracy for each in seeds]):.1%}" if seeds else "-"
+    return f"{np.mean([student.accuracy for student in seeds]):.1%}" if seeds else "-"
 
 
 def points(seeds: Sequence[Measured], others: Sequence[Measured]) -> str:
@@ -97,9 +103,9 @@ def spread(values: Sequence[float], temperature: float) -> str:
     return f"{values[0]:.{digits}f}" if len(values) < 2 else shown(over_seeds(values), digits)
 
 
-def shown(found: Interval, digits: int) -> str:
+def shown(interval: Interval, digits: int) -> str:
     """Return an interval with so many digits."""
-    return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+    return f"{interval.mean:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
 
 
 def row(*cells: str) -> None:

@@ -40,17 +40,17 @@ WORDS = 16
 def write(wordnet: Path, descriptions: Path, output: Path, task: int, documents: int, student: int) -> None:
     """Write the recipe's texts to OUTPUT."""
     all_synsets = sorted(synsets(wordnet), key=lambda synset: by_hash(synset.id))
-    nouns = [each for each in all_synsets if word_of(each) in CLASSES]
-    chosen = nouns[:task]
-    left_out = {each.definition for each in chosen}
+    nouns = [synset for synset in all_synsets if word_of(synset) in CLASSES]
+    of_task = nouns[:task]
+    left_out = {synset.definition for synset in of_task}
     texts = [{"id": s.id, "text": s.definition} for s in all_synsets if s.definition not in left_out]
     texts += [json.loads(line) for line in descriptions.read_text(encoding="utf-8").splitlines()[:documents]]
     texts.sort(key=lambda text: by_hash(text["id"]))
     output.mkdir(parents=True, exist_ok=True)
     write_lines(output / "teacher.jsonl", texts)
     write_lines(output / "student.jsonl", texts[:student])
-    write_lines(output / "task.jsonl", map(cloze, chosen))
-    click.echo(f"{len(texts)} texts, {min(student, len(texts))} of them for students; {len(chosen)} of the task")
+    write_lines(output / "task.jsonl", map(cloze, of_task))
+    click.echo(f"{len(texts)} texts, {min(student, len(texts))} of them for students; {len(of_task)} of the task")
 
 
 def word_of(synset: Synset) -> str:

@@ -104,24 +104,24 @@ def chosen(
     """
     short = short_ones(list(instances(everything, sizes.most_senses)), glosses, tokens_of, sizes.most_tokens)
     Random(0).shuffle(short)
-    unseen = [each for each in short if is_held_out(group_of(each.sense), sizes.held_out_fraction)]
-    known = [each for each in short if not is_held_out(group_of(each.sense), sizes.held_out_fraction)]
-    firsts = {each.sense: each.id for each in reversed(known)}
-    again = [each for each in known if firsts[each.sense] != each.id][: sizes.seen]
-    apart = {each.id for each in again}
-    train = [each for each in known if each.id not in apart][: sizes.train]
-    trained = {each.sense for each in train}
-    return Split(train, unseen, [each for each in again if each.sense in trained])
+    unseen = [instance for instance in short if is_held_out(group_of(instance.sense), sizes.held_out_fraction)]
+    trainable = [instance for instance in short if not is_held_out(group_of(instance.sense), sizes.held_out_fraction)]
+    firsts = {instance.sense: instance.id for instance in reversed(trainable)}
+    repeated = [instance for instance in trainable if firsts[instance.sense] != instance.id][: sizes.seen]
+    apart = {instance.id for instance in repeated}
+    train = [instance for instance in trainable if instance.id not in apart][: sizes.train]
+    trained = {instance.sense for instance in train}
+    return Split(train, unseen, [instance for instance in repeated if instance.sense in trained])
 
 
 def short_ones(
-    found: list[Instance], glosses: Mapping[str, str], tokens_of: TokensOf, most_tokens: int
+    all_instances: list[Instance], glosses: Mapping[str, str], tokens_of: TokensOf, most_tokens: int
 ) -> list[Instance]:
     """Return instances whose sentence and glosses fill half a sequence each at most, so that any two make a pair."""
     half = most_tokens // 2
-    sides = sorted({side for each in found for side in sides_of(each, glosses)})
+    sides = sorted({side for instance in all_instances for side in sides_of(instance, glosses)})
     fits = {side for side, tokens in zip(sides, tokens_of(sides), strict=True) if tokens <= half}
-    return [each for each in found if fits.issuperset(sides_of(each, glosses))]
+    return [instance for instance in all_instances if fits.issuperset(sides_of(instance, glosses))]
 
 
 def sides_of(instance: Instance, glosses: Mapping[str, str]) -> list[str]:
@@ -129,20 +129,20 @@ def sides_of(instance: Instance, glosses: Mapping[str, str]) -> list[str]:
     return [instance.sentence, *(gloss_side(instance, candidate, glosses) for candidate in instance.candidates)]
 
 
-def known_candidates(chosen: Sequence[Instance], held_out: float) -> list[Instance]:
+def known_candidates(instances_of_part: Sequence[Instance], held_out: float) -> list[Instance]:
     """Return instances without the candidates that are held out, and without those of one candidate."""
     fewer = (
-        each._replace(candidates=tuple(c for c in each.candidates if not is_held_out(group_of(c), held_out)))
-        for each in chosen
+        instance._replace(candidates=tuple(c for c in instance.candidates if not is_held_out(group_of(c), held_out)))
+        for instance in instances_of_part
     )
-    return [each for each in fewer if len(each.candidates) > 1]
+    return [instance for instance in fewer if len(instance.candidates) > 1]
 
 
-def swapped(chosen: Sequence[Instance]) -> list[Instance]:
+def swapped(instances_of_part: Sequence[Instance]) -> list[Instance]:
     """Return instances with each other's sentences: the next one's."""
-    sentences = [each.sentence for each in chosen]
+    sentences = [instance.sentence for instance in instances_of_part]
     turned = [*sentences[1:], *sentences[:1]]
-    return [each._replace(sentence=sentence) for each, sentence in zip(chosen, turned, strict=True)]
+    return [instance._replace(sentence=sentence) for instance, sentence in zip(instances_of_part, turned, strict=True)]
 
 
 def shuffled(glosses: Mapping[str, str]) -> dict[str, str]:
@@ -152,13 +152,13 @@ def shuffled(glosses: Mapping[str, str]) -> dict[str, str]:
     return {name: glosses[other] for name, other in zip(names, others, strict=True)}
 
 
-def pairs(chosen: Sequence[Instance], glosses: Mapping[str, str]) -> Iterator[Pair]:
+def pairs(instances_of_part: Sequence[Instance], glosses: Mapping[str, str]) -> Iterator[Pair]:
     """Yield every pair of instances and their candidates."""
-    for each in chosen:
-        for candidate in each.candidates:
-            label = YES if candidate == each.sense else NO
-            text = text_of(each, candidate, glosses)
-            yield Pair(f"{each.id}|{candidate}", group_of(each.sense), text, label)
+    for instance in instances_of_part:
+        for candidate in instance.candidates:
+            label = YES if candidate == instance.sense else NO
+            text = text_of(instance, candidate, glosses)
+            yield Pair(f"{instance.id}|{candidate}", group_of(instance.sense), text, label)
 
 
 def text_of(instance: Instance, candidate: str, glosses: Mapping[str, str]) -> str:

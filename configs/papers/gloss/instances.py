@@ -36,31 +36,31 @@ def instances(synsets: Sequence[Synset], most_senses: int) -> Iterator[Instance]
         most_senses: Words of more senses are passed over.
     """
     senses = by_lemma(synsets)
-    for each in synsets:
-        words = [lemma for lemma in each.lemmas if 2 <= len(senses[lemma.lower()]) <= most_senses]
-        for number, example in enumerate(each.examples):
+    for synset in synsets:
+        words = [lemma for lemma in synset.lemmas if 2 <= len(senses[lemma.lower()]) <= most_senses]
+        for number, example in enumerate(synset.examples):
             for lemma in words:
                 sentence = marked(example, lemma)
                 if sentence is not None:
-                    yield Instance(f"{each.id}/{number}", lemma, sentence, each.id, senses[lemma.lower()])
+                    yield Instance(f"{synset.id}/{number}", lemma, sentence, synset.id, senses[lemma.lower()])
                     break
 
 
 def by_lemma(synsets: Iterable[Synset]) -> dict[str, tuple[str, ...]]:
     """Return the synsets of each word in lower case."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for each in synsets:
-        for lemma in dict.fromkeys(lemma.lower() for lemma in each.lemmas):
-            found[lemma].append(each.id)
-    return {lemma: tuple(ids) for lemma, ids in found.items()}
+    ids_of: dict[str, list[str]] = defaultdict(list)
+    for synset in synsets:
+        for lemma in dict.fromkeys(lemma.lower() for lemma in synset.lemmas):
+            ids_of[lemma].append(synset.id)
+    return {lemma: tuple(ids) for lemma, ids in ids_of.items()}
 
 
 def marked(sentence: str, lemma: str) -> str | None:
     """Return a sentence with the first form of a word in quotation marks; None if there is none."""
-    found = re.search(rf"\b({forms(lemma)})\b", sentence, re.IGNORECASE)
-    if found is None:
+    match = re.search(rf"\b({forms(lemma)})\b", sentence, re.IGNORECASE)
+    if match is None:
         return None
-    return f'{sentence[: found.start()]}" {found[0]} "{sentence[found.end() :]}'
+    return f'{sentence[: match.start()]}" {match[0]} "{sentence[match.end() :]}'
 
 
 def forms(lemma: str) -> str:

@@ -49,8 +49,8 @@ def scores(model: Path, cache: Path, split: Split) -> Scored:
     """Return how much more likely yes is than no, for each pair of a labelled cache, in its order."""
     log_probs_N2 = label_log_probs(model, cache, LABELS, split).astype(np.float64)
     sequences = labelled_sequences(cache, split)
-    right = [each.document_id.partition("|")[2] == each.group_id.partition(":")[2] for each in sequences]
-    return scored([each.document_id for each in sequences], right, log_probs_N2[:, 0] - log_probs_N2[:, 1])
+    right = [sequence.document_id.partition("|")[2] == sequence.group_id.partition(":")[2] for sequence in sequences]
+    return scored([sequence.document_id for sequence in sequences], right, log_probs_N2[:, 0] - log_probs_N2[:, 1])
 
 
 def cross_entropy(model: Path, cache: Path, positions: Positions = "all") -> float:

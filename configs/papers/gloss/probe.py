@@ -33,20 +33,20 @@ class Definitions(NamedTuple):
 def definitions(synsets: Iterable[Synset], held_out_fraction: float, train: int, test: int) -> Definitions:
     """Return the first synsets of both sides of the split."""
     sides: dict[bool, list[Synset]] = {False: [], True: []}
-    for each in synsets:
-        sides[is_held_out(f"wordnet:{each.id}", held_out_fraction)].append(each)
+    for synset in synsets:
+        sides[is_held_out(f"wordnet:{synset.id}", held_out_fraction)].append(synset)
     return Definitions(list(islice(sides[False], train)), list(islice(sides[True], test)))
 
 
 def accuracy(model: Path, texts: Definitions) -> list[float]:
     """Return for each held-out definition whether its class was found: 0 or 1."""
-    classes = sorted({each.lexname for each in texts.train})
-    train_ND, test_ND = (states(model, [each.definition for each in side]) for side in texts)
-    gold_N = torch.tensor([classes.index(each.lexname) for each in texts.train])
+    classes = sorted({synset.lexname for synset in texts.train})
+    train_ND, test_ND = (states(model, [synset.definition for synset in side]) for side in texts)
+    gold_N = torch.tensor([classes.index(synset.lexname) for synset in texts.train])
     mean_D, deviation_D = train_ND.mean(dim=0), train_ND.std(dim=0)
     weights_DC, bias_C = fitted((train_ND - mean_D) / deviation_D, gold_N, len(classes))
-    found_N = ((test_ND - mean_D) / deviation_D @ weights_DC + bias_C).argmax(dim=1).tolist()
-    return [float(classes[c] == each.lexname) for c, each in zip(found_N, texts.test, strict=True)]
+    predicted_N = ((test_ND - mean_D) / deviation_D @ weights_DC + bias_C).argmax(dim=1).tolist()
+    return [float(classes[c] == synset.lexname) for c, synset in zip(predicted_N, texts.test, strict=True)]
 
 
 @torch.no_grad()

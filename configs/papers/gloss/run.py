@@ -113,7 +113,9 @@ def save_with_labels(model: Path, folder: Path) -> None:
 
 def baselines_of(wordnet: Path, corpora: Path) -> dict[str, Any]:
     """Return what the baselines say of the held-out pairs, with their own sentences and with others'."""
-    texts = [each.text for each in wordnet_documents(wordnet) if not is_held_out(each.group, HELD_OUT_FRACTION)]
+    texts = [
+        document.text for document in wordnet_documents(wordnet) if not is_held_out(document.group, HELD_OUT_FRACTION)
+    ]
     parts = {"labels": read_held_out(corpora / "pairs.jsonl"), "swapped": read_held_out(corpora / "swapped.jsonl")}
     return baseline_scores(texts, parts, sense_numbers(wordnet))
 
@@ -121,7 +123,7 @@ def baselines_of(wordnet: Path, corpora: Path) -> dict[str, Any]:
 def read_held_out(corpus: Path) -> list[Pair]:
     """Return the held-out pairs of a corpus."""
     pairs = (Pair(**json.loads(line)) for line in corpus.read_text(encoding="utf-8").splitlines())
-    return [each for each in pairs if is_held_out(each.group, HELD_OUT_FRACTION)]
+    return [pair for pair in pairs if is_held_out(pair.group, HELD_OUT_FRACTION)]
 
 
 def token_counter(model: Path) -> Callable[[list[str]], list[int]]:

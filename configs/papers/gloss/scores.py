@@ -20,15 +20,17 @@ class Scored(NamedTuple):
 
 def scored(ids: Iterable[str], right: Iterable[bool], scores: Iterable[float]) -> Scored:
     """Return pairs with their scores; an id is that of a ``corpora.Pair``."""
-    return Scored([each.partition("|")[0] for each in ids], np.array(list(right)), np.array(list(scores), np.float64))
+    return Scored(
+        [pair_id.partition("|")[0] for pair_id in ids], np.array(list(right)), np.array(list(scores), np.float64)
+    )
 
 
 def hits(pairs: Scored) -> NDArray[np.float64]:
     """Return for each instance, in order, whether its right candidate scored highest; ties share the hit: (N,)."""
-    found: dict[str, list[int]] = {}
+    rows_of: dict[str, list[int]] = {}
     for row, instance in enumerate(pairs.instances):
-        found.setdefault(instance, []).append(row)
-    return np.array([_share(pairs.scores_P[rows], pairs.right_P[rows]) for rows in found.values()])
+        rows_of.setdefault(instance, []).append(row)
+    return np.array([_share(pairs.scores_P[rows], pairs.right_P[rows]) for rows in rows_of.values()])
 
 
 def area_under_curve(pairs: Scored) -> float:

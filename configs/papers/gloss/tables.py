@@ -16,9 +16,9 @@ Results = Mapping[str, Sequence[Mapping[str, Any]]]
 def print_baselines(baselines: Mapping[str, Any]) -> None:
     """Print the baselines, on pairs of held-out synsets."""
     table = Table("baseline", "accuracy", "area", "another's sentence", title="unseen synsets, no language model")
-    for name, each in baselines.items():
-        own, other = (plain(over_seeds_and_items(by_seed([each], part))) for part in ("labels", "swapped"))
-        table.add_row(name, own, f"{each['pairs']['labels']['area']:.3f}", other)
+    for name, baseline in baselines.items():
+        own, other = (plain(over_seeds_and_items(by_seed([baseline], part))) for part in ("labels", "swapped"))
+        table.add_row(name, own, f"{baseline['pairs']['labels']['area']:.3f}", other)
     Console(width=160).print(table)
 
 
@@ -31,13 +31,13 @@ def print_scores(results: Results, baselines: Mapping[str, Any]) -> None:
     columns = ("student", "accuracy", "minus chance", "minus LSA", "minus another's", "area", "seen synsets")
     title = f"accuracy, {chance.size:,} instances of unseen synsets; {len(results['LMGC'])} seeds"
     table = Table(*columns, title=title)
-    for arm, each in results.items():
-        unseen, others = by_seed(each, "labels"), [chance, lsa]
-        known = each[0]["pairs"]
-        others += [by_seed(each, "swapped")] if "swapped" in known else []
+    for arm, seeds in results.items():
+        unseen, others = by_seed(seeds, "labels"), [chance, lsa]
+        parts = seeds[0]["pairs"]
+        others += [by_seed(seeds, "swapped")] if "swapped" in parts else []
         gains = [str(over_seeds_and_items(unseen - other)) for other in others]
-        area = f"{np.mean([one['pairs']['labels']['area'] for one in each]):.3f}"
-        seen = plain(over_seeds_and_items(by_seed(each, "seen"))) if "seen" in known else ""
+        area = f"{np.mean([seed['pairs']['labels']['area'] for seed in seeds]):.3f}"
+        seen = plain(over_seeds_and_items(by_seed(seeds, "seen"))) if "seen" in parts else ""
         table.add_row(arm, plain(over_seeds_and_items(unseen)), *gains, *[""] * (3 - len(gains)), area, seen)
     Console(width=160).print(table)
 
@@ -51,22 +51,22 @@ def print_models(results: Results) -> None:
     for arm in ("start", "LMGC", "LMGC-M"):
         cells: list[str] = []
         for name in ("text_nats", "pairs_nats"):
-            values = [each[name] for each in results[arm]]
+            values = [seed[name] for seed in results[arm]]
             change = "" if arm == "start" else str(over_seeds([value - before[name] for value in values]))
             cells += [f"{np.mean(values):.3f}", change]
-        found = np.array([each["probe"] for each in results[arm]])
-        change = "" if arm == "start" else str(over_seeds_and_items(found - np.array(before["probe"])))
-        table.add_row(arm, *cells, f"{found.mean():.3f}", change)
+        probes = np.array([seed["probe"] for seed in results[arm]])
+        change = "" if arm == "start" else str(over_seeds_and_items(probes - np.array(before["probe"])))
+        table.add_row(arm, *cells, f"{probes.mean():.3f}", change)
     Console(width=160).print(table)
-    both = [np.array([each["probe"] for each in results[arm]]) for arm in ("LMGC-M", "LMGC")]
+    both = [np.array([seed["probe"] for seed in results[arm]]) for arm in ("LMGC-M", "LMGC")]
     Console(width=160).print(f"probe, LMGC-M minus LMGC: {over_seeds_and_items(both[0] - both[1])}")
 
 
 def by_seed(results: Sequence[Mapping[str, Any]], name: str) -> np.ndarray[Any, Any]:
     """Return hits: (seeds, instances)."""
-    return np.array([each["pairs"][name]["hits"] for each in results])
+    return np.array([seed["pairs"][name]["hits"] for seed in results])
 
 
-def plain(found: Interval) -> str:
+def plain(interval: Interval) -> str:
     """Return an interval of something that has no sign."""
-    return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
+    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

@@ -34,15 +34,15 @@ def fetch(output: Path, languages: tuple[str, ...], documents: int) -> None:
     for language in languages:
         paths = index_files(lists, language)
         texts = {s["Package"]: description(s, language) for path in paths for s in stanzas(path)}
-        found = {text: package for package, text in reversed(texts.items())}  # of equal texts the first
-        chosen = sorted(found.items(), key=lambda item: by_hash(sources.get(item[1], item[1])))[:documents]
+        packages_of = {text: package for package, text in reversed(texts.items())}  # of equal texts the first
+        written = sorted(packages_of.items(), key=lambda item: by_hash(sources.get(item[1], item[1])))[:documents]
         lines = []
-        for text, package in chosen:
+        for text, package in written:
             section = packages.get(package, {}).get("Section", "").rpartition("/")[2]
             record = {"id": package, "group": sources.get(package, package), "section": section, "text": text}
             lines.append(json.dumps(record, ensure_ascii=False))
         (output / f"{language}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        click.echo(f"{language}: {len(chosen)} of {len(found)} descriptions")
+        click.echo(f"{language}: {len(written)} of {len(packages_of)} descriptions")
 
 
 def update(lists: Path, languages: tuple[str, ...]) -> None:

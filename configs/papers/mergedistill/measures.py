@@ -41,5 +41,5 @@ def split_otherwise(own: Path, union: Path, texts: list[str]) -> float:
     """
     tokenizers = [Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (own, union)]
     words = Counter(word for text in texts for word in text.split())
-    different = [word for word in words if len({tuple(each.encode(word).tokens) for each in tokenizers}) > 1]
+    different = [word for word in words if len({tuple(tokenizer.encode(word).tokens) for tokenizer in tokenizers}) > 1]
     return sum(words[word] for word in different) / words.total()

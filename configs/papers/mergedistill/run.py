@@ -152,10 +152,10 @@ def student_changes(work: Path, languages: Sequence[str], arm: str, k: int) -> O
 
 def zero_shot_task(texts: Path, work: Path, languages: Sequence[str], left_out: str | None) -> zero_shot.Task | None:
     """Return the classification task, if there are English texts with sections."""
-    if "en" not in languages or any("section" not in each for each in stage_one.records(texts / "en.jsonl")):
+    if "en" not in languages or any("section" not in record for record in stage_one.records(texts / "en.jsonl")):
         return None
-    asked = [*languages, *([left_out] if left_out else [])]
-    return zero_shot.read_task(texts, {language: work / language / "cache" for language in asked})
+    tested = [*languages, *([left_out] if left_out else [])]
+    return zero_shot.read_task(texts, {language: work / language / "cache" for language in tested})
 
 
 def of_teachers(texts: Path, ask: Questions) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def of_teachers(texts: Path, ask: Questions) -> dict[str, Any]:
     for name in ask.languages:
         teacher, cache = ask.work / name / "teacher", ask.work / name / "cache"
         own[name] = measured_once(teacher, cache)
-        corpus = [each["text"] for each in stage_one.records(texts / f"{name}.jsonl")]
+        corpus = [record["text"] for record in stage_one.records(texts / f"{name}.jsonl")]
         different[name] = split_otherwise(ask.work / name / "untrained", union, corpus)
     results: dict[str, Any] = {"teachers": own, "words_split_otherwise": different}
     results["multilingual_teacher"] = of_student(ask.work / "multilingual" / "teacher", ask)
@@ -193,8 +193,8 @@ def of_student(folder: Path, ask: Questions) -> dict[str, Any]:
 def measured_once(folder: Path, cache: Path, vocabulary: Path | None = None) -> dict[str, float]:
     """Return what the model of a run folder does at a language's held-out masked positions."""
     path = folder / "measured" / f"{cache.parent.name}.json"
-    found: dict[str, float] = once(path, lambda: evaluated(folder / "final", cache, vocabulary))
-    return found
+    measures: dict[str, float] = once(path, lambda: evaluated(folder / "final", cache, vocabulary))
+    return measures
 
 
 if __name__ == "__main__":

@@ -82,10 +82,13 @@ def write_sequences(cache: Path, vocabulary: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "sequences.jsonl").open("w", encoding="utf-8") as lines:
         for shard in range(len(encoding.shards)):
-            for each in encoding.sequences(shard):
-                assert each.original_ids is not None
-                ids, mask = translated_ids(each.original_ids, to).tolist(), each.position_mask.astype(int).tolist()
-                record = {"id": f"{each.document_id}/{each.sequence_id}", "group": each.group_id}
+            for sequence in encoding.sequences(shard):
+                assert sequence.original_ids is not None
+                ids, mask = (
+                    translated_ids(sequence.original_ids, to).tolist(),
+                    sequence.position_mask.astype(int).tolist(),
+                )
+                record = {"id": f"{sequence.document_id}/{sequence.sequence_id}", "group": sequence.group_id}
                 lines.write(json.dumps(record | {"ids": ids, "mask": mask}) + "\n")
 
 

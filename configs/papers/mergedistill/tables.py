@@ -27,7 +27,7 @@ Students = dict[str, Any]
 
 def print_tables(results: dict[str, Any], languages: Sequence[str], left_out: str | None) -> None:
     """Print everything that was measured; results as in ``results.json``."""
-    students = {arm: found for arm, found in results["students"].items() if not arm.startswith("k=")}
+    students = {arm: seeds for arm, seeds in results["students"].items() if not arm.startswith("k=")}
     main = results | {"students": students}
     show(masked_table(main, languages))
     if ALONE not in students:
@@ -56,7 +56,7 @@ def markdown(title: str, *columns: str) -> Table:
 
 def grid(students: Students, languages: Sequence[str], measure: str) -> NDArray[np.float64]:
     """Return a measure at masked positions: (S, L)."""
-    return np.array([[each["masked"][language][measure] for language in languages] for each in students.values()])
+    return np.array([[student["masked"][language][measure] for language in languages] for student in students.values()])
 
 
 def gap_closed(
@@ -74,7 +74,7 @@ def masked_table(results: dict[str, Any], languages: Sequence[str]) -> Table:
         *("language", "positions", "own teacher", "multilingual teacher", *students, "words split otherwise"),
     )
     models = [{"0": {"masked": results["teachers"]}}, {"0": results["multilingual_teacher"]}, *students.values()]
-    means = [[grid(each, languages, measure).mean(axis=0) for measure in MEASURES] for each in models]
+    means = [[grid(model, languages, measure).mean(axis=0) for measure in MEASURES] for model in models]
     for i, language in enumerate(languages):
         cells = [f"{top1[i]:.3f} / {nats[i]:.3f}" for top1, nats in means]
         table.add_row(
@@ -85,15 +85,15 @@ def masked_table(results: dict[str, Any], languages: Sequence[str]) -> Table:
 
 def gap_table(results: dict[str, Any], languages: Sequence[str], measure: str) -> Table:
     """Return the gap closed by language and arm, and how large the students' measure is beside the teachers'."""
-    grids = {arm: grid(each, languages, measure) for arm, each in results["students"].items()}
+    grids = {arm: grid(seeds, languages, measure) for arm, seeds in results["students"].items()}
     teacher_L = np.array([results["teachers"][language][measure] for language in languages])
     alone_SL = grids.pop(ALONE)
-    columns = {arm: gap_closed(found, alone_SL, teacher_L) for arm, found in grids.items()}
-    columns |= {f"{arm} / own teacher": found / teacher_L for arm, found in grids.items() if arm == "distilled"}
+    columns = {arm: gap_closed(grid_SL, alone_SL, teacher_L) for arm, grid_SL in grids.items()}
+    columns |= {f"{arm} / own teacher": grid_SL / teacher_L for arm, grid_SL in grids.items() if arm == "distilled"}
     table = markdown(f"Gap closed, {MEASURES[measure]}", "language", *columns)
     for i, language in enumerate(languages):
-        table.add_row(language, *(with_interval(found[:, i]) for found in columns.values()))
-    table.add_row("mean", *(with_interval(found.mean(axis=1)) for found in columns.values()))
+        table.add_row(language, *(with_interval(grid_SL[:, i]) for grid_SL in columns.values()))
+    table.add_row("mean", *(with_interval(grid_SL.mean(axis=1)) for grid_SL in columns.values()))
     return table
 
 
@@ -102,15 +102,15 @@ def mean_table(results: dict[str, Any], languages: Sequence[str], title: str) ->
     against = [arm for arm in (ALONE, "distilled") if arm in results["students"]]
     table = markdown(title, "arm", "top-1", "nats", *(f"nats less those of {arm}" for arm in against))
     of = {
-        arm: {measure: grid(each, languages, measure).mean(axis=1) for measure in MEASURES}
-        for arm, each in results["students"].items()
+        arm: {measure: grid(seeds, languages, measure).mean(axis=1) for measure in MEASURES}
+        for arm, seeds in results["students"].items()
     }
-    for arm, found in of.items():
-        nats = found["cross_entropy_nats"]
+    for arm, means in of.items():
+        nats = means["cross_entropy_nats"]
         differences = [
             "" if arm == other else with_interval(nats - of[other]["cross_entropy_nats"]) for other in against
         ]
-        table.add_row(arm, f"{found['top1'].mean():.3f}", f"{nats.mean():.3f}", *differences)
+        table.add_row(arm, f"{means['top1'].mean():.3f}", f"{nats.mean():.3f}", *differences)
     return table
 
 
@@ -122,20 +122,25 @@ def zero_shot_table(results: dict[str, Any]) -> Table:
         *("asked", "texts", "commonest", "TF-IDF", "multilingual teacher", *students),
     )
     for language, answers in tfidf.items():
-        found = [answers, results["multilingual_teacher"]["right"][language]]
-        found += [[each["right"][language] for each in seeds.values()] for seeds in students.values()]
-        cells = [results["commonest_section"][language], *map(np.mean, found)]
-        table.add_row(language, str(len(answers)), *(f"{each:.3f}" for each in cells))
-    right = {arm: answers_abroad([each["right"] for each in seeds.values()]) for arm, seeds in students.items()}
+        answers_by_model = [answers, results["multilingual_teacher"]["right"][language]]
+        answers_by_model += [[student["right"][language] for student in seeds.values()] for seeds in students.values()]
+        cells = [results["commonest_section"][language], *map(np.mean, answers_by_model)]
+        table.add_row(language, str(len(answers)), *(f"{student:.3f}" for student in cells))
+    right = {arm: answers_abroad([student["right"] for student in seeds.values()]) for arm, seeds in students.items()}
     for name, other in ((f"less {ALONE}", right[ALONE]), ("less TF-IDF", answers_abroad([tfidf]))):
-        cells = [str(over_seeds_and_items(found - other)) if found is not other else "" for found in right.values()]
+        cells = [
+            str(over_seeds_and_items(answers_by_model - other)) if answers_by_model is not other else ""
+            for answers_by_model in right.values()
+        ]
         table.add_row(name, "", "", "", "", *cells)
     return table
 
 
 def answers_abroad(right: Iterable[dict[str, list[int]]]) -> NDArray[np.int64]:
     """Return the answers of some models to the texts of all languages but English: (S, N)."""
-    return np.array([[one for name, answers in each.items() if name != "en" for one in answers] for each in right])
+    return np.array(
+        [[answer for name, answers in model.items() if name != "en" for answer in answers] for model in right]
+    )
 
 
 def with_interval(values: NDArray[np.float64]) -> str:

@@ -64,41 +64,47 @@ def read_task(texts: Path, caches: dict[str, Path], num_sections: int = 12, sour
     """
     records = {language: list(stage_one.records(texts / f"{language}.jsonl")) for language in caches}
     held_out = {language: held_out_groups(cache) for language, cache in caches.items()}
-    train = [each for each in records[source] if each["group"] not in held_out[source]]
-    counts = Counter(each["section"] for each in train if each["section"] not in KINDS_OF_FILE)
+    train = [record for record in records[source] if record["group"] not in held_out[source]]
+    counts = Counter(record["section"] for record in train if record["section"] not in KINDS_OF_FILE)
     sections = [name for name, _ in counts.most_common(num_sections)]
-    asked = {
-        language: [each for each in found if each["group"] in held_out[language]] for language, found in records.items()
+    test = {
+        language: [record for record in language_records if record["group"] in held_out[language]]
+        for language, language_records in records.items()
     }
-    return Task(sections, labelled(train, sections), {name: labelled(each, sections) for name, each in asked.items()})
+    return Task(
+        sections, labelled(train, sections), {name: labelled(texts_of, sections) for name, texts_of in test.items()}
+    )
 
 
 def held_out_groups(cache: Path) -> set[str]:
     """Return the groups that a cache holds out."""
     encoding = Cache(cache).encoding()
-    return {each.group_id for shard in encoding.split_shards("held_out") for each in encoding.sequences(shard)}
+    return {sequence.group_id for shard in encoding.split_shards("held_out") for sequence in encoding.sequences(shard)}
 
 
 def labelled(records: Sequence[dict[str, str]], sections: Sequence[str]) -> Labelled:
     """Return the texts of some sections."""
-    chosen = [each for each in records if each["section"] in sections]
-    return Labelled([each["text"] for each in chosen], np.array([sections.index(each["section"]) for each in chosen]))
+    of_sections = [record for record in records if record["section"] in sections]
+    return Labelled(
+        [record["text"] for record in of_sections],
+        np.array([sections.index(record["section"]) for record in of_sections]),
+    )
 
 
 def right_answers(task: Task, features: Features) -> dict[str, list[int]]:
     """Return for each language which held-out texts are classified rightly, 1 or 0."""
     weight_CD, bias_C = linear_classifier(features(task.train.texts), task.train.sections, len(task.sections))
-    found = {}
+    right = {}
     for language, (texts, sections) in task.test.items():
         guessed = (features(texts) @ weight_CD.T + bias_C).argmax(axis=1)
-        found[language] = (guessed == sections).astype(int).tolist()
-    return found
+        right[language] = (guessed == sections).astype(int).tolist()
+    return right
 
 
 def commonest_section(task: Task) -> dict[str, float]:
     """Return the accuracy by language of always guessing the section that is commonest in training."""
     guess = np.bincount(task.train.sections).argmax()
-    return {language: float((each.sections == guess).mean()) for language, each in task.test.items()}
+    return {language: float((texts.sections == guess).mean()) for language, texts in task.test.items()}
 
 
 def linear_classifier(

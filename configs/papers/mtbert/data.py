@@ -58,10 +58,10 @@ def descriptions(path: Path) -> Iterator[Record]:
     """Yield the short descriptions of Debian's packages; those of the most frequent sections with their section."""
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     sections = Counter(record["section"] for record in records if record["section"] not in NO_SUBJECT)
-    chosen = {section for section, _ in sections.most_common(MOST_SECTIONS)}
+    commonest = {section for section, _ in sections.most_common(MOST_SECTIONS)}
     for record in records:
         text = record["text"].split(". ")[0]
-        label = f"[{record['section']}]" if record["section"] in chosen else None
+        label = f"[{record['section']}]" if record["section"] in commonest else None
         yield {"id": record["id"], "group": record["group"], "text": text, "label": label}
 
 

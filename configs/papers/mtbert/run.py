@@ -124,13 +124,15 @@ def tunings(settings: Settings, number: int) -> list[tuple[Sequence[str], Sequen
     return [(JOINT, NAMES, ways[0]), *alone, (NOISY[-1:], NAMES[-1:], longer)]
 
 
-def tune(settings: Settings, fraction: float, outputs: Sequence[Path], known: Sequence[str], how: Tuning) -> None:
+def tune(
+    settings: Settings, fraction: float, outputs: Sequence[Path], started_from: Sequence[str], tuning: Tuning
+) -> None:
     """Tune teachers on the training split of the task."""
-    starts = [settings.work / "pretrained" / name / "final" for name in known]
+    starts = [settings.work / "pretrained" / name / "final" for name in started_from]
     examples = training_examples(settings.corpus, fraction, AutoTokenizer.from_pretrained(starts[0]))
     if outputs[-1].name == NOISY[-1]:
-        examples = corrupted(examples, WRONG_LABELS, how.seed)
-    cofinetune(starts, examples, outputs, how)
+        examples = corrupted(examples, WRONG_LABELS, tuning.seed)
+    cofinetune(starts, examples, outputs, tuning)
 
 
 def capture_changes(settings: Settings, number: int, names: Sequence[str]) -> Overrides:

@@ -22,7 +22,7 @@ Scores = dict[str, NDArray[Any]]
 def label_scores(models: Mapping[str, Path], cache: Path, labels: Sequence[str]) -> Scores:
     """Return whether each model is right about each held-out text, and its cross-entropy, among the labels alone."""
     columns = token_ids(next(iter(models.values())), labels)
-    gold_N = np.array([columns.index(int(each.gold_ids("masked")[0])) for each in labelled_sequences(cache)])
+    gold_N = np.array([columns.index(int(sequence.gold_ids("masked")[0])) for sequence in labelled_sequences(cache)])
     scores: Scores = {}
     for name, model in models.items():
         log_p_NC = label_log_probs(model, cache, labels)
@@ -33,7 +33,7 @@ def label_scores(models: Mapping[str, Path], cache: Path, labels: Sequence[str])
 
 def weight_scores(teachers: Iterable[str], cache: Path) -> Scores:
     """Return the mean of 1 / (1 + cross-entropy) over the labels that students are trained on."""
-    labels = np.array([each.first_position for each in labelled_sequences(cache, "train")])
+    labels = np.array([sequence.first_position for sequence in labelled_sequences(cache, "train")])
     encoding, scores = Cache(cache).encoding(), {}
     for name in teachers:
         log_gold_N = encoding.teacher(name).scalar("gold_logprob", 0, int(labels.max()) + 1)[labels]
@@ -43,8 +43,8 @@ def weight_scores(teachers: Iterable[str], cache: Path) -> Scores:
 
 def agreement_scores(how: str, teachers: Sequence[Path], cache: Path, labels: Sequence[str]) -> Scores:
     """Return how much teachers agree, see ``spaces.py``."""
-    found = agreement(teachers, cache, labels)._asdict()
-    return {f"agreement/{how}/{what}": np.array(value) for what, value in found.items()}
+    measures = agreement(teachers, cache, labels)._asdict()
+    return {f"agreement/{how}/{what}": np.array(value) for what, value in measures.items()}
 
 
 def save_scores(folder: Path, scores: Scores) -> None:
@@ -54,8 +54,12 @@ def save_scores(folder: Path, scores: Scores) -> None:
 
 def read_scores(folders: Sequence[Path]) -> Scores:
     """Return the scores that all of several folders have, stacked."""
-    found = []
+    stored_scores = []
     for folder in folders:
         with np.load(folder / SCORES) as stored:
-            found.append(dict(stored))
-    return {name: np.stack([each[name] for each in found]) for name in found[0] if all(name in each for each in found)}
+            stored_scores.append(dict(stored))
+    return {
+        name: np.stack([scores[name] for scores in stored_scores])
+        for name in stored_scores[0]
+        if all(name in scores for scores in stored_scores)
+    }

@@ -36,7 +36,7 @@ def agreement(teachers: Sequence[Path], cache: Path, labels: Sequence[str]) -> A
     columns = token_ids(teachers[0], labels)
     models = [AutoModelForMaskedLM.from_pretrained(teacher).eval() for teacher in teachers]
     texts = labelled_sequences(cache)
-    gold_N = np.array([columns.index(int(each.gold_ids("masked")[0])) for each in texts])
+    gold_N = np.array([columns.index(int(sequence.gold_ids("masked")[0])) for sequence in texts])
     first = [first_states(model, texts) for model in models]
     pooled = [
         model.cls.predictions.transform(states).detach().numpy() for model, states in zip(models, first, strict=True)
@@ -52,7 +52,7 @@ def agreement(teachers: Sequence[Path], cache: Path, labels: Sequence[str]) -> A
 
 def linear_cka(x_ND: NDArray[Any], y_NE: NDArray[Any]) -> float:
     """Return |Y'X|^2 / (|X'X| |Y'Y|), columns centred, of two sets of states of the same N texts: from 0 to 1."""
-    x, y = (each.astype(np.float64) - each.mean(axis=0) for each in (x_ND, y_NE))
+    x, y = (states.astype(np.float64) - states.mean(axis=0) for states in (x_ND, y_NE))
     cross = np.linalg.norm(y.T @ x) ** 2
     return float(cross / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)))
 

@@ -30,26 +30,28 @@ from configs.papers.recipes import Interval, over_seeds, over_seeds_and_items
 
 def print_tables(students: Sequence[Path], teachers: Sequence[Path]) -> None:
     """Print the tables of the seeds and the sets of teachers whose folders are given."""
-    scores, known, console = read_scores(students), read_scores(teachers), Console(width=140)
+    scores, teacher_scores, console = read_scores(students), read_scores(teachers), Console(width=140)
     for table in (
-        accuracies(scores, known),
+        accuracies(scores, teacher_scores),
         differences(scores),
         corruption(scores),
-        weights(known),
-        agreements(known),
+        weights(teacher_scores),
+        agreements(teacher_scores),
     ):
         if table.rows:
             console.print(table)
 
 
-def accuracies(scores: Scores, known: Scores) -> Table:
+def accuracies(scores: Scores, teacher_scores: Scores) -> Table:
     """Return a table of accuracy and cross-entropy of every model; of teachers the mean over their sets."""
     table = markdown("model", "accuracy", "nats")
     for name in ARMS:
         if f"{name}/right" in scores:
             table.add_row(name, *(spread(scores[f"{name}/{kind}"].mean(axis=1)) for kind in ("right", "nats")))
-    for name in (name for name in ALL_TEACHERS if f"{name}/right" in known):
-        table.add_row(f"teacher {name}", *(f"{known[f'{name}/{kind}'].mean():.3f}" for kind in ("right", "nats")))
+    for name in (name for name in ALL_TEACHERS if f"{name}/right" in teacher_scores):
+        table.add_row(
+            f"teacher {name}", *(f"{teacher_scores[f'{name}/{kind}'].mean():.3f}" for kind in ("right", "nats"))
+        )
     return table
 
 
@@ -69,8 +71,8 @@ def differences(scores: Scores) -> Table:
 def corruption(scores: Scores) -> Table:
     """Return a table of the effect of a noisy teacher: its weight, and the students' losses in accuracy."""
     table = markdown("one of three teachers noisy", "points of accuracy", "nats")
-    wanted = (MEAN, NOISY_MEAN, SEPARATE, NOISY_MT_BERT)
-    if any(f"{name}/right" not in scores for name in wanted):
+    compared = (MEAN, NOISY_MEAN, SEPARATE, NOISY_MT_BERT)
+    if any(f"{name}/right" not in scores for name in compared):
         return table
     lost = {
         "equal weights lose": [(-1, MEAN), (1, NOISY_MEAN)],
@@ -82,30 +84,30 @@ def corruption(scores: Scores) -> Table:
     return table
 
 
-def weights(known: Scores) -> Table:
+def weights(teacher_scores: Scores) -> Table:
     """Return a table of the weight of each teacher, a row for each set."""
-    names = [name for name in ALL_TEACHERS if f"weight/{name}" in known]
+    names = [name for name in ALL_TEACHERS if f"weight/{name}" in teacher_scores]
     table = markdown("mean weight", *names)
-    for number, row in enumerate(zip(*(known[f"weight/{name}"] for name in names), strict=True)):
+    for number, row in enumerate(zip(*(teacher_scores[f"weight/{name}"] for name in names), strict=True)):
         table.add_row(f"set {number}", *(f"{value:.3f}" for value in row))
     return table
 
 
-def agreements(known: Scores) -> Table:
+def agreements(teacher_scores: Scores) -> Table:
     """Return a table of how teachers agree, tuned together and each alone."""
     table = markdown("teachers tuned", "linear CKA", "accuracy, own head", "accuracy, another's head")
     for how, shown in (("joint", "together"), ("alone", "each alone")):
-        if f"agreement/{how}/cka" not in known:
+        if f"agreement/{how}/cka" not in teacher_scores:
             continue
-        values = [known[f"agreement/{how}/{key}"].mean() for key in ("cka", "own_head", "other_head")]
+        values = [teacher_scores[f"agreement/{how}/{key}"].mean() for key in ("cka", "own_head", "other_head")]
         table.add_row(shown, *(f"{value:.3f}" for value in values))
     return table
 
 
 def best_single(scores: Scores) -> str | None:
     """Return the student of one teacher with the highest mean accuracy; chosen on the test texts, in its favour."""
-    known = [name for name in SINGLE if f"{name}/right" in scores]
-    return max(known, key=lambda name: float(scores[f"{name}/right"].mean()), default=None)
+    measured = [name for name in SINGLE if f"{name}/right" in scores]
+    return max(measured, key=lambda name: float(scores[f"{name}/right"].mean()), default=None)
 
 
 def gain(scores: Scores, terms: Sequence[tuple[int, str]], kind: str) -> Interval:
@@ -120,8 +122,8 @@ def spread(values_S: NDArray[Any]) -> str:
     """Return a mean over seeds with its interval, if there are several."""
     if len(values_S) == 1:
         return f"{values_S[0]:.3f}"
-    found = over_seeds(values_S.tolist())
-    return f"{found.mean:.3f} ± {found.high - found.mean:.3f}"
+    interval = over_seeds(values_S.tolist())
+    return f"{interval.mean:.3f} ± {interval.high - interval.mean:.3f}"
 
 
 def markdown(*columns: str, title: str | None = None) -> Table:
