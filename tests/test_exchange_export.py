@@ -27,7 +27,7 @@ from kinds import make as make_kind
 from logitcask import cli
 from processes import finish, kill_at_rename, start
 from row_fixtures import LEGACY, SILENT, made_rows, write_tokenizer
-from store_fixtures import make_cache
+from store_fixtures import make_cache, random_targets
 from student_fixtures import LOSS_ROUNDING, curve, train
 
 IMPORTED = {"positions_per_shard": 16, "chunk_positions": 4}
@@ -214,19 +214,44 @@ def test_a_codec_that_does_not_fit_is_refused(tmp_path, codec):
 
 
 def content(folder):
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def killed_export(suffix, cache, target):
     kill_at_rename(suffix, lambda: exported(cache, target))
 
 
-@pytest.mark.parametrize("suffix", ["export.yaml", "train-00000.parquet", "train-00001.parquet", "test-00002.parquet"])
+@pytest.mark.parametrize("suffix", ["export.yaml", "train-00000.parquet", "train-00001.parquet", "train-00001.json"])
 def test_a_killed_export_goes_on_to_the_same_bytes(tmp_path, suffix):
     made = make_cache(tmp_path)
     exported(made.path, tmp_path / "straight")
     assert finish(start(killed_export, suffix, made.path, tmp_path / "rows")) == -9
     exported(made.path, tmp_path / "rows")
+    assert content(tmp_path / "rows") == content(tmp_path / "straight")
+
+
+def test_an_export_trusts_only_the_files_that_it_finished(tmp_path):
+    made = make_cache(tmp_path)
+    exported(made.path, tmp_path / "straight")
+    exported(made.path, tmp_path / "other", "axolotl")
+    for name in ("rows", "others", "cut", "unrecorded"):
+        exported(made.path, tmp_path / name)
+    (tmp_path / "others" / "train-00001.parquet").write_bytes((tmp_path / "other" / "train-00001.parquet").read_bytes())
+    (tmp_path / "cut" / "train-00001.parquet").write_bytes(b"PAR1")
+    (tmp_path / "unrecorded" / ".export" / "train-00001.json").unlink()
+    (tmp_path / "unrecorded" / "train-00001.parquet").write_bytes(b"of a stranger")
+    for name in ("rows", "others", "cut", "unrecorded"):
+        exported(made.path, tmp_path / name)
+        assert content(tmp_path / name) == content(tmp_path / "straight")
+
+
+def test_shards_that_were_captured_again_are_exported_again(tmp_path):
+    first = make_cache(tmp_path / "first")
+    second = make_cache(tmp_path / "second", draw=lambda _, n: random_targets(np.random.default_rng(n), n, 4, 1000))
+    exported(first.path, tmp_path / "rows")
+    exported(second.path, tmp_path / "straight")
+    assert content(tmp_path / "rows")["export.yaml"] == content(tmp_path / "straight")["export.yaml"]
+    exported(second.path, tmp_path / "rows")
     assert content(tmp_path / "rows") == content(tmp_path / "straight")
 
 

@@ -1,13 +1,14 @@
 """``logitcask import`` and ``logitcask export``: rows of predictions from other tools, and for them."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from cache_tools.cli_options import CacheType, FiniteRange
 
 if TYPE_CHECKING:
+    from cache_tools.exchange.draft_heads import DraftReport
     from cache_tools.exchange.summary import ImportReport
     from cache_tools.storage import StorePath
 
@@ -143,10 +144,13 @@ def report_lines(report: "ImportReport") -> list[str]:
 @click.option(
     "--format",
     "name",
-    type=click.Choice(["rows", "distillkit", "distillkit-raw", "distillkit-legacy", "axolotl"]),
+    type=click.Choice(
+        ["rows", "distillkit", "distillkit-raw", "distillkit-legacy", "axolotl", "speculators", "specforge"]
+    ),
     default="rows",
     show_default=True,
-    help="Format of the files; 'rows' is Parquet with everything that the teacher keeps but hidden states.",
+    help="Format of the files; 'rows' is Parquet with everything that the teacher keeps but hidden states, the last "
+    "two are hidden states for training draft heads.",
 )
 @click.option("--teacher", help="Teacher to export, if there are several.")
 @click.option("--encoding", help="Encoding that the teacher reads, if there are several.")
@@ -157,6 +161,17 @@ def report_lines(report: "ImportReport") -> list[str]:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="DistillKit's YAML that describes compressed rows; by default they are stored as float32.",
 )
+@click.option(
+    "--layers",
+    callback=lambda _, __, text: None if text is None else tuple(layer.strip() for layer in text.split(",")),
+    metavar="NUMBERS",
+    help="The three auxiliary layers of a draft head, as '2,16,29'; by default those that the teacher keeps.",
+)
+@click.option(
+    "--model",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of the teacher, which holds its final norm; speculators needs it.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def export_command(
     cache: "StorePath",
@@ -166,22 +181,27 @@ def export_command(
     encoding: str | None,
     split: Any,
     codec_file: Path | None,
+    layers: tuple[str, ...] | None,
+    model: Path | None,
     as_json: bool,
 ) -> None:
     """Export a teacher of CACHE as files in the folder TARGET.
 
     Writes one Parquet file for each shard, for DistillKit, for Axolotl, or with plain columns that any tool and
-    'logitcask import' read. If it was stopped, the same command continues.
+    'logitcask import' read; or hidden states, one file for each sequence, for the trainers of draft heads speculators
+    and SpecForge. If it was stopped, the same command continues.
 
     \b
     Example:
         logitcask export runs/demo/cache runs/demo/rows --teacher toy
     """
     from cache_tools.configuration import load_config
+    from cache_tools.exchange.draft_heads import DraftOptions, export_states
     from cache_tools.exchange.exporting import export_rows
     from cache_tools.json_output import json_text
     from cache_tools.progress.lines import open_reporter
     from cache_tools.row_files.distillkit import LegacyCodec, PackedCodec
+    from cache_tools.row_files.draft_files import Trainer
     from cache_tools.store.reader import Cache
 
     codec: PackedCodec | LegacyCodec | None = None
@@ -189,7 +209,14 @@ def export_command(
         if not name.startswith("distillkit") or name == "distillkit-raw":
             raise click.UsageError(f"--codec describes compressed rows of DistillKit, not the format {name}")
         codec = load_config(codec_file, PackedCodec) if name == "distillkit" else load_config(codec_file, LegacyCodec)
+    if name not in get_args(Trainer) and (layers is not None or model is not None):
+        raise click.UsageError(f"--layers and --model belong to hidden states, not to the format {name}")
     opened = Cache(cache).encoding(encoding).teacher(teacher)
+    if name in get_args(Trainer):
+        with open_reporter() as reporter:
+            states = export_states(opened, target, DraftOptions(name, layers, model, split), reporter)
+        click.echo(json_text(states) if as_json else "\n".join(states_lines(states)))
+        return
     with open_reporter() as reporter:
         report = export_rows(opened, target, name, reporter, split, codec)
     if as_json:
@@ -199,3 +226,20 @@ def export_command(
     click.echo(f"{report.target}: {files}, {report.sequences:,} sequences, {report.positions:,} predictions")
     sizes = report.bytes_per_position, report.cache_bytes_per_position
     click.echo(f"{sizes[0]:.0f} bytes per position in the files, {sizes[1]:.0f} in the cache")
+
+
+def states_lines(report: "DraftReport") -> list[str]:
+    """Return a report on exported hidden states as lines of text."""
+    numbers = " ".join(map(str, report.layer_ids))
+    if report.format == "speculators":
+        use = f"--target-layer-ids {numbers} --train-data-ratio {report.training_share:.6g} --on-missing raise"
+    else:
+        use = f"model.aux_hidden_state_layer_ids=[{numbers.replace(' ', ',')}]"
+    sizes = report.bytes_per_value, report.cache_bytes_per_value
+    checked = f"nearest row {report.error_nats:.2g} nats, tolerance {report.tolerance_nats:.2g}"
+    return [
+        f"{report.target}: {report.sequences:,} sequences, {report.tokens:,} tokens",
+        f"checked  the last states give the stored log-probabilities ({checked})",
+        f"bytes    {sizes[0]:.2f} per value in the files, {sizes[1]:.2f} in the cache",
+        f"train    with {use}",
+    ]

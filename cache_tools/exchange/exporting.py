@@ -1,28 +1,27 @@
 """A teacher of a cache as files of another format: one Parquet file for each shard, then nothing to clean up.
 
-A file appears whole or not at all, and the same cache gives the same bytes, so an export that was stopped goes on with
-the files that are missing. What is exported stands in ``export.yaml``, which is written first: another export
-into the same folder is refused. Memory: one shard, its table and its file.
+A file appears whole or not at all, and the same cache gives the same bytes, so an export that was stopped continues
+with the files that are missing; ``finished_files`` says which those are, and refuses another export into the same
+folder. Memory: one shard, its table and its file.
 """
 
 import io
-import json
 from dataclasses import dataclass, replace
 
 import pyarrow.parquet as pq
 import yaml
 
-from cache_tools.errors import ConfigError, IdentityError
+from cache_tools.errors import ConfigError
+from cache_tools.exchange.finished_files import FinishedFiles, origin_of, size_and_hash
 from cache_tools.format.manifest import SPLITS, Split
 from cache_tools.progress.reporter import Reporter
 from cache_tools.row_files.distillkit import LegacyCodec, PackedCodec
 from cache_tools.row_files.formats import Columns, FormatName, Note, SourceFormat
 from cache_tools.row_files.writing import CacheRows, lossless_format, table_of
 from cache_tools.separate_places import require_outside
-from cache_tools.storage import StorePath, names, object_exists, object_size, read_object, remove_partial, write_object
+from cache_tools.storage import StorePath
 from cache_tools.store.teacher import CachedTeacher
 
-RECORD = "export.yaml"
 CODEC_FILES: dict[FormatName, str] = {
     "distillkit": "compression_config.yaml",
     "distillkit-legacy": "legacy_config.yaml",
@@ -86,15 +85,18 @@ def export_rows(
     splits = [split] if split else [one for one in SPLITS if encoding.split_shards(one)]
     shards = [(one, shard) for one in splits for shard in encoding.split_shards(one)]
     teacher.require_shards([shard for _, shard in shards])
-    _begin(target, teacher, format_, splits)
+    finished = _begin(target, teacher, format_, splits)
     positions = sum(encoding.shards[shard].positions for _, shard in shards)
     reporter.stage(f"exporting teacher {teacher.name}", positions, "positions")
     written_bytes = 0
     for one, shard in shards:
-        path = target / f"{SPLIT_FILES[one]}-{shard:05d}.parquet"
-        if not object_exists(path):
-            _write(path, parquet_bytes(teacher, shard, with_split(format_, teacher, one)))
-        written_bytes += object_size(path) or 0
+        part, origin = f"{SPLIT_FILES[one]}-{shard:05d}", origin_of(teacher, shard)
+        size_bytes = finished.finished_bytes(part, origin)
+        if size_bytes is None:
+            content = parquet_bytes(teacher, shard, with_split(format_, teacher, one))
+            finished.write(f"{part}.parquet", content)
+            size_bytes = finished.finish(part, origin, {f"{part}.parquet": size_and_hash(content)})
+        written_bytes += size_bytes
         reporter.advance(encoding.shards[shard].positions)
     receipts = [receipt for _, shard in shards if (receipt := teacher.receipt(shard))]
     return ExportReport(
@@ -186,43 +188,17 @@ def shard_rows(teacher: CachedTeacher, shard: int) -> CacheRows:
     )
 
 
-def _begin(target: StorePath, teacher: CachedTeacher, format_: SourceFormat, splits: list[Split]) -> None:
+def _begin(target: StorePath, teacher: CachedTeacher, format_: SourceFormat, splits: list[Split]) -> FinishedFiles:
     """Write what is exported, or check that the folder holds the same export."""
-    record = {
+    identity = {
         "format": format_.described(),
         "teacher": {"name": teacher.name, "fingerprint": teacher.manifest.fingerprint},
         "sequences": teacher.encoding.manifest.contents_fingerprint,
         "splits": list(splits),
         "kind": teacher.manifest.target.kind,
     }
-    content = (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
-    path = target / RECORD
-    there = names(target)
-    if RECORD not in there and any(_foreign(name) for name in there):
-        raise _occupied(target, "other files")
-    if RECORD in there and read_object(path) != content:
-        raise _occupied(target, "another export")
-    _write(path, content)
+    finished = FinishedFiles(target, identity)
     if format_.codec is not None:
         settings = yaml.safe_dump(format_.codec.model_dump(mode="json"), sort_keys=True)
-        _write(target / CODEC_FILES[format_.name], settings.encode())
-
-
-def _write(path: StorePath, content: bytes) -> None:
-    remove_partial(path)
-    write_object(path, content)
-
-
-def _foreign(name: str) -> bool:
-    return not name.startswith(RECORD)
-
-
-def _occupied(target: StorePath, found: str) -> IdentityError:
-    return IdentityError(
-        "the folder of the export is not empty",
-        where=target,
-        expected="a new folder, or the same export that was stopped",
-        found=found,
-        why="rows of two exports would be mixed",
-        fix="Choose another folder",
-    )
+        finished.write(CODEC_FILES[format_.name], settings.encode())
+    return finished

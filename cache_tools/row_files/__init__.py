@@ -1,6 +1,6 @@
-"""Row files: files of predictions that other tools read and write, as arrays.
+"""Row files: files of predictions and hidden states that other tools read and write, as arrays.
 
-This room knows formats and nothing of caches. It imports ``codecs``, ``format`` and the errors.
+This room knows formats and nothing of caches. It imports ``codecs``, ``hidden_codecs``, ``format`` and the errors.
 
 In reading order:
 
@@ -12,4 +12,6 @@ In reading order:
 - ``source_rows``: rows of ids and log-probabilities, checked.
 - ``alignment``: which token each row predicts.
 - ``writing``: rows of a cache as tables of each format.
+- ``torch_files``: what ``torch.load`` reads, written without torch.
+- ``draft_files``: hidden states as the trainers of draft heads read them.
 """
