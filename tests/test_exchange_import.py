@@ -248,60 +248,128 @@ def test_ids_that_do_not_come_back_from_their_text_are_refused(tmp_path, tokeniz
         imported(write_rows(tmp_path / "rows", made_rows(), FORMATS["raw"]), tmp_path / "cache", str(wrong))
 
 
-HOSTILE = ["nan", "infinite", "mass", "twice", "beyond", "negative", "ragged", "empty", "null", "tokens", "missing"]
+BAD_ROWS = ["nan", "infinite", "mass", "twice", "beyond"]
+"""Distributions that are none, in any format."""
+
+BAD_LISTS = ["negative", "ragged", "empty", "null", "nothing", "tokens", "no tokens", "missing", "further"]
+"""Lists of the files that do not fit; compressed ids cannot be negative."""
 
 
-def hostile_table(rng, kind):
-    """Return a table of raw rows with one bad prediction, and the row of the file where it is."""
+def hostile_rows(rng, kind, name):
+    """Return rows of which one is no distribution, and the row of the file where it is."""
     rows = made_rows(int(rng.integers(1 << 30)), sequences=5, tokens=8)
-    table = table_of(rows, FORMATS["raw"]).to_pylist()
-    row = int(rng.integers(len(table)))
-    at, slot = int(rng.integers(len(table[row]["token_ids"]))), int(rng.integers(K))
-    ids, logs = table[row]["token_ids"][at], table[row]["top_values"][at]
+    starts = np.cumsum([len(places) for places in rows.positions])
+    at, slot = int(rng.integers(starts[-1])), int(rng.integers(K))
+    ids, logs = rows.ids[at], rows.log_probs[at]
     match kind:
-        case "nan":
-            logs[slot] = float("nan")
+        case "nan" if name == "exact":
+            logs[slot] = np.nan
         case "infinite":
-            logs[slot] = float("inf")
+            logs[slot] = np.inf
         case "mass":
-            logs[slot] = float(rng.uniform(0.01, 50))
+            logs[slot] = rng.uniform(0.02, 50)
         case "twice":
             ids[slot] = ids[slot - 1]
         case "beyond":
-            ids[slot] = int(rng.integers(VOCABULARY, 2**40))
+            ids[slot] = rng.integers(VOCABULARY, 256 if name in ("exact", "legacy") else 2**31)
+    return rows, int(np.searchsorted(starts, at, side="right"))
+
+
+def spoil(rng, kind, values, name):
+    """Change one list of a row of a file: ``values`` are its columns of predictions, each a list of lists."""
+    at, column = int(rng.integers(len(values[0]))), int(rng.integers(len(values)))
+    entries = values[column][at]
+    match kind:
+        case "nan":
+            values[name == "legacy"][at][0] = np.nan
         case "negative":
-            ids[slot] = -int(rng.integers(1, 2**40))
+            values[1][at][int(rng.integers(K))] = -int(rng.integers(1, 2**40))
         case "ragged":
-            (ids if rng.random() < 0.5 else logs).pop()
+            entries.pop()
         case "empty":
-            ids.clear()
-            logs.clear()
+            for one in values:
+                one[at].clear()
         case "null":
-            logs[slot] = None
-        case "tokens":
-            table[row]["input_ids"][int(rng.integers(len(table[row]["input_ids"])))] = int(rng.choice([-1, 2**33]))
+            entries[int(rng.integers(len(entries)))] = None
+        case "nothing":
+            values[column] = None
         case "missing":
-            table[row]["token_ids"].pop(at)
-            table[row]["top_values"].pop(at)
-    names = [("input_ids", 1), ("token_ids", 2), ("top_values", 2)]
-    types = {n: pa.float64() if n == "top_values" else pa.int64() for n, _ in names}
-    for name, depth in names:
-        for _ in range(depth):
-            types[name] = pa.list_(types[name])
-    return pa.Table.from_pylist(table, pa.schema(list(types.items()))), row
+            for one in values:
+                one.pop(at)
+        case "further":
+            values[column].append(list(entries))
 
 
-@pytest.mark.parametrize("count", [2 * len(HOSTILE), pytest.param(1000, marks=pytest.mark.slow)])
-def test_hostile_rows_are_refused_with_file_and_row(tmp_path, tokenizer, count):
+def hostile_table(rng, kind, name):
+    """Return a table of a format with one bad row, and the number of that row."""
+    rows, row = hostile_rows(rng, kind, name)
+    table = table_of(rows, FORMATS[name])
+    if kind in BAD_ROWS and (kind != "nan" or name == "exact"):
+        return table, row
+    content, columns = table.to_pylist(), FORMATS[name].value_columns
+    row = int(rng.integers(len(content)))
+    if kind == "tokens":
+        tokens = content[row]["input_ids"]
+        tokens[int(rng.integers(len(tokens)))] = int(rng.choice([-1, 2**33]))
+    elif kind == "no tokens":
+        content[row]["input_ids"] = None
+    else:
+        values = [content[row][column] for column in columns]
+        spoil(rng, kind, values, name)
+        content[row] |= dict(zip(columns, values, strict=True))
+    schema = pa.schema([(f.name, wider(f.type)) for f in table.schema])
+    return pa.Table.from_pylist(content, schema), row
+
+
+def wider(kind):
+    """Return a type of lists with room for any integer."""
+    if pa.types.is_list(kind):
+        return pa.list_(wider(kind.value_type))
+    return pa.int64() if pa.types.is_integer(kind) and not pa.types.is_uint64(kind) else kind
+
+
+PLAIN = ["raw", "axolotl", "rows"]
+ATTACKS = [(name, kind) for name in [*PLAIN, "exact", "legacy"] for kind in [*BAD_ROWS, *BAD_LISTS]]
+ATTACKS = [pair for pair in ATTACKS if pair[0] in PLAIN or pair[1] != "negative"]
+
+
+@pytest.mark.parametrize("count", [len(ATTACKS), pytest.param(1000, marks=pytest.mark.slow)])
+def test_hostile_rows_of_every_format_are_refused_with_file_and_row(tmp_path, tokenizer, count):
     rng = np.random.default_rng(count)
-    (tmp_path / "rows").mkdir()
     for number in range(count):
-        kind = HOSTILE[number % len(HOSTILE)]
-        table, row = hostile_table(rng, kind)
-        pq.write_table(table, tmp_path / "rows" / "bad.parquet")
+        name, kind = ATTACKS[number % len(ATTACKS)]
+        table, row = hostile_table(rng, kind, name)
+        source = write_rows(tmp_path / "rows" / name, made_rows(), FORMATS[name], "bad.parquet")
+        pq.write_table(table, source / "bad.parquet")
         with pytest.raises(LogitcaskError) as error:
-            imported(tmp_path / "rows", tmp_path / f"cache{number}", tokenizer, first_token=1)
-        assert f"bad.parquet, row {row}" in str(error.value), (kind, str(error.value))
+            imported(source, tmp_path / f"cache{number}", tokenizer, first_token=1)
+        assert f"bad.parquet, row {row}" in str(error.value), (name, kind, str(error.value))
+
+
+@pytest.mark.parametrize("name", [*PLAIN, "exact", "legacy"])
+def test_columns_of_another_type_are_refused_with_their_file(tmp_path, tokenizer, name):
+    table = table_of(made_rows(sequences=3, tokens=8), FORMATS[name])
+    source = write_rows(tmp_path / "rows", made_rows(), FORMATS[name], "bad.parquet")
+    words, flat = pa.array([[["a"]]] * 3), pa.array([[1.5]] * 3)
+    for number, column in enumerate(["input_ids", *FORMATS[name].value_columns]):
+        for wrong in (words, flat, pa.array(["text"] * 3), pa.array([1, 2, 3])):
+            if column == "input_ids" and wrong is flat:
+                continue
+            spoiled = table.set_column(table.schema.get_field_index(column), column, wrong)
+            pq.write_table(spoiled, source / "bad.parquet")
+            with pytest.raises(LogitcaskError, match=r"bad\.parquet"):
+                imported(source, tmp_path / f"cache{number}", tokenizer, first_token=1)
+
+
+def test_a_folder_that_is_named_like_a_file_is_a_folder(tmp_path, tokenizer):
+    source = write_rows(tmp_path / "set.parquet", made_rows(), FORMATS["raw"])
+    assert imported(source, tmp_path / "cache", tokenizer)[1].files == 1
+    source = write_rows(tmp_path / "rows" / "part.parquet", made_rows(), FORMATS["raw"])
+    assert imported(source.parent, tmp_path / "other", tokenizer)[1].files == 1
+    (tmp_path / "empty" / "x.parquet").mkdir(parents=True)
+    for folder in (tmp_path / "empty", tmp_path / "empty" / "x.parquet"):
+        with pytest.raises(ConfigError, match="folder"):
+            imported(folder, tmp_path / "third", tokenizer)
 
 
 def test_files_that_are_none_are_refused(tmp_path, tokenizer):

@@ -12,12 +12,12 @@ state that did not come from this norm is recognised: its quotient does not have
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.errors import ModelError
+from cache_tools.mappings import JsonObject
 from cache_tools.models.tensors import find_tensor
 from cache_tools.regular_files import read_regular
 
@@ -88,7 +88,7 @@ def read_final_norm(folder: Path) -> FinalNorm:
     )
 
 
-def _config_of(folder: Path) -> dict[str, Any]:
+def _config_of(folder: Path) -> JsonObject:
     try:
         config = json.loads(read_regular(folder / "config.json", CONFIG_BYTES))
     except (OSError, ValueError, RecursionError) as error:

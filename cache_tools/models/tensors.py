@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cache_tools.errors import FormatError
 from cache_tools.hidden_codecs.bfloat16 import from_bfloat16
 from cache_tools.limits import DOCUMENT_BYTES
+from cache_tools.mappings import JsonObject
 from cache_tools.regular_files import open_regular
 
 LENGTH_BYTES = 8
@@ -69,13 +70,13 @@ def find_tensor(folder: Path, names: Iterable[str]) -> StoredTensor | None:
     return None
 
 
-def _header_of(path: Path) -> tuple[dict[str, Any], int]:
+def _header_of(path: Path) -> tuple[JsonObject, int]:
     with open_regular(path) as (file, _):
         beginning = file.read(LENGTH_BYTES)
         return _header(beginning, file.read(min(int.from_bytes(beginning, "little"), DOCUMENT_BYTES)), path)
 
 
-def _header(beginning: bytes, following: bytes, where: object) -> tuple[dict[str, Any], int]:
+def _header(beginning: bytes, following: bytes, where: object) -> tuple[JsonObject, int]:
     """Return a parsed header, and where the tensors' bytes begin."""
     length = int.from_bytes(beginning, "little")
     try:

@@ -128,6 +128,16 @@ def _counted(place: Place, counts: Any, lengths: Any, first_token: int) -> NDArr
             found=f"{counts[row]} predictions for {lengths[row]} tokens",
             why="it is not known which token each prediction is about",
         )
+    fewer = counts == lengths - 1
+    if fewer.any() and not fewer.all():
+        row = int(np.flatnonzero(fewer == (2 * fewer.sum() <= len(fewer)))[0])
+        raise place.refuse(
+            row,
+            "this row has another number of predictions for its tokens than the rows around it",
+            expected=f"{lengths[row] - (not fewer[row])} predictions",
+            found=f"{counts[row]} predictions for {lengths[row]} tokens",
+            why="one may be missing, and those behind it would be joined to other tokens",
+        )
     ends = np.cumsum(counts)
     number = np.arange(int(counts.sum())) - np.repeat(ends - counts, counts)
     positions = number + (first_token - 1)

@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cache_tools.mappings import JsonObject
 from cache_tools.row_files.torch_files import TorchTensor, integers_file, tensors_file
 
 Trainer = Literal["speculators", "specforge"]
@@ -111,7 +112,7 @@ def dataset_index(parts: list[str], identity: str) -> dict[str, bytes]:
     number, numbers = {"dtype": "int64", "_type": "Value"}, {"feature": {"dtype": "int64", "_type": "Value"}}
     features = {name: {**numbers, "_type": "List"} for name in ("input_ids", "loss_mask")} | {"seq_len": number}
     information = {"citation": "", "description": "", "features": features, "homepage": "", "license": ""}
-    state: dict[str, Any] = {
+    state: JsonObject = {
         "_data_files": [{"filename": name} for name in parts],
         "_fingerprint": identity[:16],
         "_format_columns": None,

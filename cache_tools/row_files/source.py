@@ -124,16 +124,13 @@ def source_files(source: Path) -> list[SourceFile]:
     Raises:
         ConfigError: there are none.
     """
-    if source.is_file():
-        paths = [source]
-    else:
-        paths = sorted(source.rglob("*.parquet"), key=_in_order) or sorted(source.rglob("*.arrow"), key=_in_order)
+    paths = [source] if source.is_file() else _files_below(source, "*.parquet") or _files_below(source, "*.arrow")
     if not paths:
         raise ConfigError(
             "there are no rows to import here",
             where=source,
             expected="a .parquet or .arrow file, or a folder with such files",
-            found="nothing" if not source.exists() else "other files",
+            found=_contents(source),
             fix="Check the path; download a dataset first, for instance with 'hf download --repo-type dataset'",
         )
     folder = source.parent if source.is_file() else source
@@ -164,6 +161,21 @@ def _arrow_batches(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     except pa.ArrowInvalid:
         stream = pa.ipc.open_stream(pa.memory_map(str(path)))
         return stream.schema, iter(stream)
+
+
+def _files_below(folder: Path, pattern: str) -> list[Path]:
+    """Return the files below a folder whose names fit; a folder may have such a name, and is no file."""
+    return sorted((path for path in folder.rglob(pattern) if path.is_file()), key=_in_order)
+
+
+def _contents(source: Path) -> str:
+    """Say what a place without files of rows is."""
+    if not source.exists():
+        return "nothing"
+    inside = list(source.rglob("*"))
+    if not inside:
+        return "an empty folder"
+    return "folders without files" if all(path.is_dir() for path in inside) else "other files"
 
 
 def _in_order(path: Path) -> list[tuple[int, int | str]]:

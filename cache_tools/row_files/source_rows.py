@@ -123,11 +123,13 @@ def _legacy(columns: list[Nested], place: Place, codec: LegacyCodec) -> tuple[An
 
 
 def _plain(columns: list[Nested], place: Place, source: SourceFormat) -> tuple[Any, NDArray[np.float32]]:
-    values, ids = columns[0], columns[1]
-    if not np.array_equal(values.lengths, ids.lengths):
-        row = int(values.row_of[np.flatnonzero(values.lengths != ids.lengths)[0]])
-        names = source.value_columns
-        raise place.refuse(row, f"a prediction has different numbers of entries in {names[0]!r} and {names[1]!r}")
+    values, ids, names = columns[0], columns[1], source.value_columns
+    for name, column in zip(names[1:], columns[1:], strict=True):
+        if not np.array_equal(values.lengths, column.lengths):
+            row = int(values.row_of[np.flatnonzero(values.lengths != column.lengths)[0]])
+            raise place.refuse(row, f"a prediction has different numbers of entries in {names[0]!r} and {name!r}")
+    if source.name == "axolotl" and not values.lengths.all():  # a token without a prediction has entries, all masked
+        raise place.refuse(int(values.row_of[np.flatnonzero(values.lengths == 0)[0]]), "a prediction has no entry")
     width = max(1, int(values.lengths.max(initial=0)))
     if ids.values.dtype.kind not in "iu" and len(ids.values):
         raise FormatError(f"the column {source.value_columns[1]!r} holds no whole numbers", where=place.file)
