@@ -7,18 +7,21 @@ is given that text (``name: 007``), any other the number.
 """
 
 import difflib
+import functools
+import inspect
+import numbers
 import os
 import types
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cache_tools.errors import ConfigError
 from cache_tools.mappings import JsonObject
 from cache_tools.storage import PlaceText
-from cache_tools.yaml_file import Scalar, read_file, read_text
+from cache_tools.yaml_file import MAX_DEPTH, Scalar, read_file, read_text
 
 
 class Config(BaseModel):
@@ -28,6 +31,8 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 NO_OVERRIDES: Mapping[str, Any] = types.MappingProxyType({})
@@ -76,6 +81,61 @@ def configured(source: str | Path | Mapping[str, Any] | C, model: type[C], overr
     return _validated(_overridden(values, _plain(overrides), "overrides[{!r}]"), model, where)
 
 
+def checked_arguments(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a public function refuse arguments whose types are not those of its annotations.
+
+    A whole number passes as a number, and anything that names a place passes as a path; a truth value is no number.
+    Python itself refuses arguments that the function does not have.
+
+    Raises:
+        ConfigError: an argument has another type; raised by the function that is returned.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        hints = get_type_hints(function)
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            kinds = _alternatives(hints[name])
+            if not any(_is_instance(value, kind) for kind in kinds):
+                raise ConfigError(
+                    "this argument has another type than it needs",
+                    where=f"{function.__name__}({name}=…)",
+                    expected=" or ".join(dict.fromkeys(_in_words(kind) for kind in kinds)),
+                    found=f"{value!r:.80}, which is of type {type(value).__name__}",
+                )
+        return function(*args, **kwargs)
+
+    return checked
+
+
+_NUMBERS: dict[Any, type] = {int: numbers.Integral, float: numbers.Real}
+_WORDS_FOR = {str: "text", int: "a whole number", float: "a number", bool: "True or False", types.NoneType: "None"}
+
+
+def _is_instance(value: object, kind: Any) -> bool:
+    """Say whether a value is of a type, or equal to a value that a literal lists."""
+    kind = get_origin(kind) or kind
+    if not isinstance(kind, type):
+        return isinstance(value, type(kind))  # which of the texts of a literal, the function itself checks
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(
+        value, (_NUMBERS.get(kind, kind), os.PathLike) if issubclass(kind, Path) else _NUMBERS.get(kind, kind)
+    )
+
+
+def _in_words(kind: Any) -> str:
+    kind = get_origin(kind) or kind
+    if not isinstance(kind, type):
+        return repr(kind)
+    if issubclass(kind, Mapping):
+        return "a mapping"
+    if issubclass(kind, PurePath) or kind.__name__ == "UPath":
+        return "a path"
+    return _WORDS_FOR.get(kind, f"a {kind.__name__}")
+
+
 def assignments(texts: Iterable[str]) -> JsonObject:
     """Return the overrides that ``key=value`` texts stand for; values are YAML (``teachers.0.name=toy``).
 
@@ -110,12 +170,22 @@ def _validated(values: JsonObject, model: type[C], where: object) -> C:
         ) from error
 
 
-def _plain(value: Any) -> Any:
-    """Return a copy with dictionaries, lists and text in the place of other mappings, tuples and paths."""
+def _plain(value: Any, level: int = 0) -> Any:
+    """Return a copy with dictionaries, lists and text in the place of other mappings, tuples and paths.
+
+    Raises:
+        ConfigError: the value contains itself, or is nested deeper than a YAML file may be.
+    """
+    if level > MAX_DEPTH:
+        raise ConfigError(
+            "the configuration is nested too deeply",
+            expected=f"at most {MAX_DEPTH} levels",
+            why="it may contain itself",
+        )
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): _plain(inner, level + 1) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [_plain(inner, level + 1) for inner in value]
     return str(value) if isinstance(value, os.PathLike) else value
 
 

@@ -58,8 +58,10 @@ def store_path(place: str | StorePath) -> StorePath:
     """Return the path that a local name or a URL stands for.
 
     Raises:
-        ConfigError: the URL's protocol is unknown or its driver is not installed.
+        ConfigError: the URL's protocol is unknown or its driver is not installed, or this is neither text nor a path.
     """
+    if not isinstance(place, str | Path | UPath):
+        raise ConfigError("a place is a path or a URL", found=f"{place!r:.80}, which is of type {type(place).__name__}")
     text = str(place)
     if "://" not in text:
         return Path(text).expanduser()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache_tools.configuration import NO_OVERRIDES, configured
+from cache_tools.configuration import NO_OVERRIDES, checked_arguments, configured
 from cache_tools.errors import ConfigError
 from cache_tools.progress.lines import open_reporter
 from cache_tools.storage import StorePath
@@ -44,6 +44,7 @@ class CaptureResult:
     seconds: float
 
 
+@checked_arguments
 def plan(
     config: str | Path | Mapping[str, Any] | CaptureConfig,
     *,
@@ -88,6 +89,7 @@ def plan(
         return plan_capture(settings, assumptions, reporter)
 
 
+@checked_arguments
 def capture(
     config: str | Path | Mapping[str, Any] | CaptureConfig,
     *,

@@ -5,10 +5,12 @@ import dataclasses
 import inspect
 import json
 import math
+import os
 import re
 import shutil
 import textwrap
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -144,6 +146,56 @@ def test_wrong_arguments_are_refused_as_errors_of_ours(captured, trained, folder
     for call in calls:
         with pytest.raises(ConfigError):
             call()
+
+
+def itself():
+    values = {"cache": "cache"}
+    values["corpus"] = values
+    return values
+
+
+WRONG_TYPES = {
+    "plan(config=…)": lambda: plan(None),
+    "plan(overrides=…)": lambda: plan({}, overrides=["cache"]),
+    "plan(tokens_per_s=…)": lambda: plan({}, tokens_per_s="fast"),
+    "plan(measure=…)": lambda: plan({}, measure=2),
+    "capture(config=…)": lambda: capture(7),
+    "capture(rank=…)": lambda: capture({}, rank="0"),
+    "capture(world_size=…)": lambda: capture({}, world_size=2.0),
+    "train(config=…)": lambda: train(b"student.yaml"),
+    "evaluate(student=…)": lambda: evaluate(None, "cache"),
+    "evaluate(cache=…)": lambda: evaluate("student", 3),
+    "evaluate(batch_size=…)": lambda: evaluate("student", "cache", batch_size="8"),
+    "evaluate(trust_remote_code=…)": lambda: evaluate("student", "cache", trust_remote_code="no"),
+    "evaluate(split=…)": lambda: evaluate("student", "cache", split=1),
+}
+
+
+@pytest.mark.parametrize("argument", WRONG_TYPES)
+def test_an_argument_of_another_type_is_refused_in_one_sentence_that_names_it(argument):
+    with pytest.raises(ConfigError, match="another type than it needs") as refusal:
+        WRONG_TYPES[argument]()
+    assert argument in str(refusal.value)
+
+
+@pytest.mark.parametrize("place", [None, 3, b"cache", ["cache"]])
+def test_a_cache_is_opened_by_text_or_a_path_and_nothing_else(place):
+    with pytest.raises(ConfigError, match="a place is a path or a URL"):
+        Cache(place)
+
+
+@pytest.mark.parametrize("call", [plan, train, lambda values: plan("capture.yaml", overrides=values)])
+def test_a_mapping_that_contains_itself_is_refused(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "capture.yaml").write_text("cache: cache\n")
+    with pytest.raises(ConfigError, match="nested too deeply"):
+        call(itself())
+
+
+def test_numbers_of_numpy_and_paths_of_any_kind_are_arguments_like_others(captured, trained):
+    result = evaluate(os.fspath(trained.student), trained.student.parents[1] / captured.cache, batch_size=np.int64(4))
+    expected = evaluate(trained.student, captured.cache, batch_size=4)
+    assert result == dataclasses.replace(expected, seconds=result.seconds)
 
 
 def test_training_from_a_cache_that_is_not_captured_yet_is_refused(tmp_path):

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+
+from logitcask import COMMANDS, cli
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -63,6 +66,33 @@ def test_every_key_of_both_files_is_described_as_its_model_has_it(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     configuration = importlib.import_module("configuration")
     assert configuration.reference() == (ROOT / "docs" / "configuration.md").read_text()
+
+
+@pytest.fixture
+def json_page(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    return importlib.import_module("json_page")
+
+
+def test_the_page_of_json_output_is_current(json_page):
+    assert json_page.reference() == (ROOT / "docs" / "reference" / "json.md").read_text()
+
+
+def test_every_command_with_json_is_on_the_page_of_json_output(json_page):
+    commands = [name for name in COMMANDS if "--json" in cli_options(name)]
+    assert commands == list(json_page.RESULTS)
+
+
+def test_links_inside_the_page_of_json_output_lead_to_one_heading_each(json_page):
+    page = json_page.reference()
+    anchors = [heading.lower().replace(" ", "-") for heading in re.findall("^### (.+)$", page, re.MULTILINE)]
+    assert len(set(anchors)) == len(anchors)
+    assert set(re.findall(r"\]\(#(.+?)\)", page)) == set(anchors)
+
+
+def cli_options(command):
+    parameters = cli.get_command(click.Context(cli), command).params
+    return [option for parameter in parameters for option in parameter.opts]
 
 
 def test_names_that_the_map_for_contributors_places_in_a_file_are_there():

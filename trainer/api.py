@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cache_tools.configuration import NO_OVERRIDES, configured
+from cache_tools.configuration import NO_OVERRIDES, checked_arguments, configured
 from cache_tools.errors import ConfigError
 from cache_tools.format.manifest import SPLITS, Split
 from cache_tools.progress.lines import open_reporter
@@ -20,6 +20,7 @@ from trainer.run.run_folder import TrainResult
 from trainer.run.train import run_training
 
 
+@checked_arguments
 def train(
     config: str | Path | Mapping[str, Any] | StudentConfig, *, overrides: Mapping[str, Any] = NO_OVERRIDES
 ) -> TrainResult:
@@ -54,6 +55,7 @@ def train(
     return run_training(configured(config, StudentConfig, overrides))
 
 
+@checked_arguments
 def evaluate(
     student: str | Path,
     cache: str | StorePath,

@@ -58,7 +58,15 @@ class CacheManifest(Document):
 
 
 class SplitTotals(Document):
-    """How much one split of an encoding holds."""
+    """How much one split of an encoding holds.
+
+    Attributes:
+        documents: Documents.
+        sequences: Sequences that they were divided into.
+        tokens: Tokens of these sequences.
+        positions: Positions at which predictions are kept.
+        shards: Shards that hold them.
+    """
 
     documents: Count = 0
     sequences: Count = 0

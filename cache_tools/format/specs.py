@@ -71,7 +71,12 @@ class Document(BaseModel):
 
 
 class ObjectRecord(Document):
-    """Size and hash of one stored object."""
+    """Size and hash of one stored object.
+
+    Attributes:
+        bytes: Its size.
+        sha256: Hash of its content, as 64 hexadecimal digits.
+    """
 
     bytes: int = Field(ge=0, le=OBJECT_BYTES)
     sha256: Sha256

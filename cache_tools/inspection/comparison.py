@@ -55,7 +55,13 @@ class Means:
 
 @dataclass(frozen=True)
 class Bin:
-    """The positions where A's largest probability is above ``above`` and at most ``up_to``."""
+    """The positions where A's largest probability lies between two bounds.
+
+    Attributes:
+        above: Lower bound, in [0, 1); not included.
+        up_to: Upper bound, in (0, 1]; included.
+        means: Means over these positions.
+    """
 
     above: float
     up_to: float
@@ -64,7 +70,12 @@ class Bin:
 
 @dataclass(frozen=True)
 class Group:
-    """The positions of one group of documents."""
+    """The positions of one group of documents.
+
+    Attributes:
+        group: Name of the group.
+        means: Means over these positions.
+    """
 
     group: str
     means: Means = field(metadata=FLAT)
@@ -72,7 +83,13 @@ class Group:
 
 @dataclass(frozen=True)
 class WorstPosition:
-    """A position at which the teachers are far apart: the mean KL of both directions, None if it is infinite."""
+    """A position at which the teachers differ much.
+
+    Attributes:
+        document_id: Id of its document.
+        kl_nats: Mean of the KL divergences of both directions, in nats; None if it is infinite.
+        view: Both predictions, and the text around them.
+    """
 
     document_id: str
     kl_nats: float | None

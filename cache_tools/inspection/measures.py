@@ -34,7 +34,15 @@ By = Literal["folder", "group"]
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """The positions whose confidence is above ``above`` and at most ``up_to``; means are None in an empty bin."""
+    """The positions whose confidence lies between two bounds.
+
+    Attributes:
+        above: Lower bound of the confidence, in [0, 1); not included.
+        up_to: Upper bound, in (0, 1]; included.
+        positions: Number of positions.
+        accuracy: Share of positions whose likeliest token is the gold token; None in an empty bin.
+        confidence: Mean probability of the likeliest token; None in an empty bin.
+    """
 
     above: float
     up_to: float

@@ -49,7 +49,12 @@ class Match:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What ``logitcask show --json`` prints for a search: what ``value`` measures, None for text, and the matches."""
+    """What ``logitcask show --json`` prints for a search.
+
+    Attributes:
+        measure: What ``value`` of a match measures; None in a search for text.
+        found: The matches, the best first.
+    """
 
     measure: str | None
     found: tuple[Match, ...]

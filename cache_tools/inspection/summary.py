@@ -31,7 +31,14 @@ VARYING = ("seconds", "shard")
 
 @dataclass(frozen=True)
 class SampleSize:
-    """How many positions were read, of how many, in how many chunks, and the seed of their draw."""
+    """How much of a teacher's predictions was read.
+
+    Attributes:
+        positions: Positions that were read.
+        of_positions: Positions of all finished shards.
+        windows: Runs of consecutive positions that were read.
+        seed: Seed by which they were chosen.
+    """
 
     positions: int
     of_positions: int
@@ -125,7 +132,12 @@ class TeacherFacts:
 
 @dataclass(frozen=True)
 class TeacherSummary:
-    """A teacher and what a sample of it shows; the sample is None if none was requested or no shard is finished."""
+    """A teacher and what a sample of it shows.
+
+    Attributes:
+        facts: What is known without reading a prediction.
+        sample: What a sample shows; None if none was requested or no shard is finished.
+    """
 
     facts: TeacherFacts = field(metadata=FLAT)
     sample: SampleSummary | None
@@ -160,7 +172,12 @@ class EncodingFacts:
 
 @dataclass(frozen=True)
 class EncodingSummary:
-    """An encoding and its teachers."""
+    """An encoding and its teachers.
+
+    Attributes:
+        facts: What is known of the encoding itself.
+        teachers: Its teachers.
+    """
 
     facts: EncodingFacts = field(metadata=FLAT)
     teachers: tuple[TeacherSummary, ...]
@@ -168,7 +185,14 @@ class EncodingSummary:
 
 @dataclass(frozen=True)
 class CacheSummary:
-    """What ``logitcask inspect --json`` prints: where the cache is, its format version, who wrote it, its encodings."""
+    """What ``logitcask inspect --json`` prints.
+
+    Attributes:
+        path: Folder or URL of the cache.
+        format: Version of the format.
+        software: Name and version of the program that created the cache.
+        encodings: Its encodings.
+    """
 
     path: str
     format: int

@@ -88,7 +88,14 @@ class SequenceView:
 
 @dataclass(frozen=True)
 class Alternative:
-    """A kept token of a row: its id, its text (escaped), its probability, and whether it is the gold token."""
+    """A kept token of a row.
+
+    Attributes:
+        id: Its id.
+        text: Its text, escaped.
+        probability: Its probability, in [0, 1].
+        gold: Whether it is the gold token.
+    """
 
     id: int
     text: str

@@ -63,7 +63,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """What ``logitcask verify --json`` prints: the cache, whether every value was checked, and the problems."""
+    """What ``logitcask verify --json`` prints.
+
+    Attributes:
+        path: Folder or URL of the cache.
+        deep: Whether every stored value was decoded and checked, instead of hashes alone.
+        problems: What is wrong; empty if nothing is.
+    """
 
     path: str
     deep: bool
