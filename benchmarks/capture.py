@@ -141,8 +141,8 @@ def forward(teacher: Teacher, batch: Batch, name: str) -> None:
         teacher.model(input_ids=ids, attention_mask=attention)
     elif name.startswith("naive"):
         logits_BLV = teacher.model(input_ids=ids, attention_mask=attention).logits
-        for found in logits_BLV.float().log_softmax(-1).topk(K):
-            found.cpu()
+        for kept in logits_BLV.float().log_softmax(-1).topk(K):
+            kept.cpu()
     else:
         last_BLD, _ = run_body(teacher.model, ids, attention, hidden=False)
         if name != "base model forward":
@@ -195,11 +195,11 @@ def measure(name: str, job: Job) -> dict[str, Any]:
         return {"failed": "out of memory" if "memory" in str(error) else str(error)}
 
 
-def summarise(found: dict[str, list[dict[str, Any]]], tokens: int) -> list[dict[str, Any]]:
+def summarise(measured: dict[str, list[dict[str, Any]]], tokens: int) -> list[dict[str, Any]]:
     """Return the table's rows: medians over the rounds, and the speed beside the bare forward's of the same round."""
     rows = []
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})"
-    for name, rounds in found.items():
+    for name, rounds in measured.items():
         row: dict[str, Any] = {"name": name, "device": device}
         row |= {"tokens_per_s": None, "peak_bytes": None, "ratio_to_bare_forward": None}
         if any("failed" in result for result in rounds):
@@ -208,7 +208,7 @@ def summarise(found: dict[str, list[dict[str, Any]]], tokens: int) -> list[dict[
         row["tokens_per_s"] = tokens / statistics.median(result["seconds"] for result in rounds)
         row["peak_bytes"] = statistics.median(result["peak_bytes"] for result in rounds)
         for key, yardstick in (("bare_forward", BARE), ("chunked_log_softmax", YARDSTICKS[2])):
-            pairs = [pair for pair in zip(found[yardstick], rounds, strict=True) if "seconds" in pair[0]]
+            pairs = [pair for pair in zip(measured[yardstick], rounds, strict=True) if "seconds" in pair[0]]
             ratios = [theirs["seconds"] / ours["seconds"] for theirs, ours in pairs]
             row[f"ratio_to_{key}"] = statistics.median(ratios) if ratios else None
         rows.append(row)

@@ -122,7 +122,7 @@ def work(config: CaptureConfig, rank: int, marker: Path) -> None:
     run_capture(config, Worker(rank, WORKERS), Marker(marker))
 
 
-def capture_with_processes(config: CaptureConfig, tally: Tally, wanted: int, pauses: Iterator[float]) -> None:
+def capture_with_processes(config: CaptureConfig, tally: Tally, num_kills: int, pauses: Iterator[float]) -> None:
     """Capture with one process per rank; kill one after each pause and start it again."""
     markers = [Path(f"{config.cache}.{rank}") for rank in range(WORKERS)]
 
@@ -138,7 +138,7 @@ def capture_with_processes(config: CaptureConfig, tally: Tally, wanted: int, pau
         running = [rank for rank, worker in enumerate(workers) if worker.is_alive()]
         if next_kill is None and any(markers[rank].exists() for rank in running):
             next_kill = time.monotonic() + next(pauses)
-        if tally.kills < wanted and running and next_kill and time.monotonic() > next_kill:
+        if tally.kills < num_kills and running and next_kill and time.monotonic() > next_kill:
             rank = random.choice(running)
             workers[rank].kill()
             workers[rank].join()
@@ -150,7 +150,7 @@ def capture_with_processes(config: CaptureConfig, tally: Tally, wanted: int, pau
                 workers[rank], tally.restarts = start(rank), tally.restarts + 1
 
 
-def capture_with_actors(config: CaptureConfig, tally: Tally, wanted: int, pauses: Iterator[float]) -> None:
+def capture_with_actors(config: CaptureConfig, tally: Tally, num_kills: int, pauses: Iterator[float]) -> None:
     """Capture on Ray; kill an actor after each pause."""
     from pipeline.ray_executor import run_capture_on_ray
 
@@ -164,7 +164,7 @@ def capture_with_actors(config: CaptureConfig, tally: Tally, wanted: int, pauses
         return {process: title for process, title in found.items() if title.startswith("ray::ShardReader")}
 
     def kill() -> None:
-        while tally.kills < wanted:
+        while tally.kills < num_kills:
             while not any(title.endswith("capture") for title in actors().values()):
                 if finished.wait(0.01):
                     return

@@ -43,13 +43,13 @@ def compare(scale: Scale, work: Path, arms: Sequence[Arm]) -> dict[str, dict[str
         initial = build_student(student_config(LIVE, 0, scale, work).student, encoding)
         checkpoint = run_folder(LIVE, 0, work) / f"checkpoint-{half(scale)}"
         students = {"initial": initial, "half_trained": AutoModelForCausalLM.from_pretrained(str(checkpoint))}
-        found: dict[str, dict[str, Any]] = {arm.name: {} for arm in arms}
+        compared: dict[str, dict[str, Any]] = {arm.name: {} for arm in arms}
         for state, student in students.items():
-            asked = [batch_gradients(LIVE, student, encoding, teacher, scale)]
+            live = batch_gradients(LIVE, student, encoding, teacher, scale)
             for arm in arms:
-                given = asked[0] if arm is LIVE else batch_gradients(arm, student, encoding, teacher, scale)
-                found[arm.name][state] = differences(given, asked[0])
-        write_object(path, json.dumps(found).encode())
+                estimated = live if arm is LIVE else batch_gradients(arm, student, encoding, teacher, scale)
+                compared[arm.name][state] = differences(estimated, live)
+        write_object(path, json.dumps(compared).encode())
     result: dict[str, dict[str, Any]] = json.loads(path.read_text())
     return result
 
@@ -73,18 +73,18 @@ def gradient(module: nn.Module, batch: dict[str, Any]) -> Tensor:
     return torch.cat([g.flatten().double() for g in torch.autograd.grad(module(**batch)["loss"], trained)])
 
 
-def differences(given: list[Tensor], asked: list[Tensor]) -> dict[str, float]:
-    """Compare gradients (G,) with those asked for, batch by batch.
+def differences(estimated: list[Tensor], live: list[Tensor]) -> dict[str, float]:
+    """Compare gradients (G,) with those of the live teacher, batch by batch.
 
     Returns:
         ``angle_degrees`` and ``norm_ratio``, means over the batches, and ``angle_of_all_degrees`` between the sums.
     """
-    pairs = list(zip(given, asked, strict=True))
+    pairs = list(zip(estimated, live, strict=True))
     angles = [angle_degrees(a, b) for a, b in pairs]
     return {
         "angle_degrees": sum(angles) / len(angles),
         "norm_ratio": sum(float(a.norm() / b.norm()) for a, b in pairs) / len(pairs),
-        "angle_of_all_degrees": angle_degrees(torch.stack(given).sum(0), torch.stack(asked).sum(0)),
+        "angle_of_all_degrees": angle_degrees(torch.stack(estimated).sum(0), torch.stack(live).sum(0)),
     }
 
 

@@ -98,8 +98,8 @@ def _looks(visitor: Visitor, encoding: dict[str, Any], looks: int) -> dict[str, 
 def _peak_bytes(process: int) -> int:
     """Return the largest resident set of a process so far; 0 where the system does not say."""
     status = Path(f"/proc/{process}/status")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    return int(found[1]) * 1024 if found else 0
+    match = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(match[1]) * 1024 if match else 0
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""Arrow IPC files that may be a stranger's: how much they unpack to is known before they are unpacked.
+"""Arrow IPC files from untrusted sources: their unpacked size is computed before they are unpacked.
 
 Arrow compresses each buffer by itself and writes the size that it had before it; the reader allocates what is written
 there, so 20 kB can ask for gigabytes. Pyarrow neither bounds this nor tells the sizes, hence the few lines below that

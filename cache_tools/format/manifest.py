@@ -1,4 +1,4 @@
-"""What a cache says about itself: the attributes of its Zarr groups.
+"""The manifests of a cache: the attributes of its Zarr groups.
 
 Three kinds of group, three models. Each manifest lies beside what it describes instead of
 in one central file, so two machines that add two teachers never write the same object.
@@ -311,7 +311,7 @@ def stated_format(content: bytes) -> Any:
 
 
 def _check_format(path: StorePath, content: bytes) -> None:
-    """Refuse another format version; what states none is left to the seal."""
+    """Refuse another format version; content that states none is refused later, by its seal."""
     try:
         attributes = parse_json(content)["attributes"][KEY]
         version, software = attributes["format"], attributes.get("software", "unknown software")

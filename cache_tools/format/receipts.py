@@ -41,7 +41,7 @@ class Receipt(BaseModel):
         groups: Groups of arrays that the shard has, each with what decoding it needs to know of this shard.
         objects: Key relative to the teacher's folder to size and hash.
         statistics: Means over the positions, see ``predictions.statistics``.
-        provenance: Software versions, device and seconds, by group; for people, never compared.
+        provenance: How each group of arrays was made, for people to read; never compared.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")  # JSON has no infinity

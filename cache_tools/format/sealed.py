@@ -48,7 +48,7 @@ def read_sealed(content: bytes) -> Any:
 
 
 def parse_json(content: bytes) -> Any:
-    """Return the value in JSON text that a stranger may have written.
+    """Return the value in JSON text from an untrusted source.
 
     Raises:
         ValueError: it is not JSON, is nested more than DOCUMENT_DEPTH deep, or holds a number that is not finite or

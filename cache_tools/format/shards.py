@@ -103,7 +103,7 @@ def shard_entry(split: Split, documents: int, sequences: list[Sequence], size: i
 def write_part(
     encoding: StorePath, number: int, files: dict[str, str], entries: list[ShardEntry], without_beginning: int = 0
 ) -> Part:
-    """Write the tables of a part and return what the encoding's manifest says of it.
+    """Write the tables of a part and return its entry in the encoding's manifest.
 
     Args:
         encoding: The encoding's folder.
@@ -139,7 +139,7 @@ def read_shard_tables(encoding: StorePath, parts: tuple[Part, ...]) -> list[Shar
     """Read the shards of all parts, in order.
 
     Raises:
-        DamageError: a table is missing, not what was written, or says what cannot be.
+        DamageError: a table is missing, is not what was written, or states impossible values.
     """
     entries: list[ShardEntry] = []
     for number, part in enumerate(parts):
@@ -156,7 +156,7 @@ def read_shard_table(
     Args:
         encoding: Folder of the encoding.
         number: Index of the part.
-        part: What the manifest says of it.
+        part: Its entry in the manifest.
         first_sequence: Id of its first sequence; None if the part before it cannot be read.
     """
     path = layout.shard_table_file(encoding, number)

@@ -17,7 +17,7 @@ from cache_tools.storage import sha256
 
 
 class Kind(StrEnum):
-    """What a row keeps of a distribution; each kind answers for itself, so that nobody compares names."""
+    """What a row keeps of a distribution. Each kind states its own properties, so that no other code compares names."""
 
     TOPK = "topk"
     TOPP = "topp"
@@ -57,7 +57,7 @@ class Kind(StrEnum):
 
 
 Name = Annotated[str, Field(pattern=layout.NAME_PATTERN)]
-"""Becomes a folder inside the cache, so a stranger's manifest must not make it a path."""
+"""Becomes a folder inside the cache, so an untrusted manifest must not be able to make it a path."""
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")]
 """Path of an object relative to a folder of the cache; never leads out of it."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

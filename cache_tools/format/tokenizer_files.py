@@ -1,6 +1,6 @@
 """The tokenizer's files in a cache are data: which names they may have, and which settings reach a library.
 
-A stranger's cache may list any file, and a tokenizer's settings may name Python to run (``auto_map``) or files outside
+An untrusted cache may list any file, and a tokenizer's settings may name Python to run (``auto_map``) or files outside
 the folder. So a manifest with anything but data under ``tokenizer/`` is refused when it is read, and whoever takes the
 files out of a cache gets settings without those keys: transformers then has nothing to ask about, with or without a
 terminal. Chat templates are programs too, but transformers renders them in a sandbox that cannot reach the machine.

@@ -136,7 +136,7 @@ class _Object:
 
 
 _indexes: dict[tuple[str, str], Index] = {}
-"""Indexes read so far, by place and hash of their object; a stranger may claim the hash of another cache's object."""
+"""Indexes read so far, by place and hash of their object: an untrusted cache may claim another's hash."""
 
 INDEXES_IN_MEMORY = 1024
 

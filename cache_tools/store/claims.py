@@ -1,14 +1,14 @@
-"""Claims: of several processes that begin the same part of a cache, one kind of work goes on.
+"""Claims: which of several processes may begin a part of a cache.
 
-What a manifest counts exists; what is written before it could be overwritten by a second process that
-began other work at the same place and time. So whoever begins writes a small document first, ``claim.json``, which is
-created only if there is none. It names the work by what determines its bytes. A process with
-the same work may join, because it writes the same bytes; one with other work is refused before it writes anything.
+Only what a manifest lists exists. What is written before the manifest could be overwritten by a second process that
+begins other work at the same place and time. So a process first writes a small document, ``claim.json``, which is
+created only if there is none. It records everything that determines the bytes of the work. A process with the same
+work may join, because it writes the same bytes; a process with other work is refused before it writes anything.
 
-A claim is removed when the work is committed or has failed. After a kill it stays, and the same command goes
-on; other work is refused with a sentence that says what to delete. Whoever holds a claim checks it again before every
-file, so a process that slept through the deletion of its claim stops instead of overwriting its successor; only the
-file that it was writing at that moment can be lost, and its hash shows that.
+A claim is removed when the work is committed or has failed. After a kill it remains, and the same command continues;
+other work is refused, and the error names the file to delete. The holder of a claim checks it again before every file,
+so a process that was paused while its claim was deleted stops instead of overwriting its successor. Only the file that
+it was writing at that moment can be lost, and its hash shows that.
 
 The order makes this safe without clocks: first the manifest, then the claim is removed; first the claim is taken, then
 the manifest is read. Rejected: locks with a time limit, which need clocks that agree, and files under names of

@@ -1,4 +1,4 @@
-"""What a teacher said at a run of positions, and how it becomes plain integer arrays and back.
+"""A teacher's predictions at a run of positions, and their form as plain integer arrays.
 
 A teacher's arrays come in groups that are written and committed together: the sparse
 target with its scalars, and each layer of hidden states. Encoding a group gives its arrays,

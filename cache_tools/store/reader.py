@@ -84,7 +84,7 @@ class Encoding:
         """The shard table.
 
         Raises:
-            DamageError: it is missing, not what was written, or says what cannot be.
+            DamageError: it is missing, is not what was written, or states impossible values.
         """
         entries, size = read_shard_tables(self.path, self.manifest.parts), self.manifest.positions_per_shard
         for shard, entry in enumerate(entries):

@@ -170,7 +170,7 @@ def _write_declaration(
 
 
 def clear_remains(teacher: CachedTeacher, manifest: TeacherManifest) -> None:
-    """Delete what a killed drop left of layers that are wanted again."""
+    """Delete the remains that an interrupted drop left of layers that are declared again."""
     for layer in manifest.hidden:
         if layer not in teacher.manifest.hidden and names(teacher.path / hidden_array(layer)):
             clear_hidden(teacher, layer)

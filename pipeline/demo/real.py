@@ -39,7 +39,7 @@ class RealDemoResult:
         compared: As of the toy demo.
         gain: By how many nats the student from the cache is better, over held-out documents.
         prompt: The text that all three continue.
-        continuations: How, by name of the model.
+        continuations: Its continuation by each model, by name.
     """
 
     compared: DemoResult = field(metadata=FLAT)

@@ -9,7 +9,7 @@ with it per position; cut positions into chunks, since (N, V) logits of both sid
 Vocabulary padding: models of one tokenizer pad their vocabulary by different amounts. The teacher is
 compared over the ids that the student has too; the mass of its other ids, which is padding, is
 renormalised away, exactly if it is 0. The student keeps its own normaliser: its other ids
-form one outcome that the teacher gives 0, so mass that it wastes there is paid for.
+form one outcome with probability 0 under the teacher, so the loss grows with the mass that the student puts there.
 """
 
 import numpy as np

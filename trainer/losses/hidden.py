@@ -10,7 +10,7 @@ maps the teacher's states, as MT-BERT does (Wu et al., Findings of ACL 2021): ea
 reproduce. Nothing keeps that matrix from shrinking: with small states of the student, W -> 0 makes ``mse`` small. So
 the mean norm of the projections is logged, as ``projection_norm``.
 
-These terms are added to the loss on predictions. They are no divergences between distributions, so
+These terms are added to the loss on predictions. They are not divergences between distributions, so
 ``verdicts/compatibility.py`` has no verdict on them.
 """
 

@@ -1,9 +1,9 @@
 """The log-probabilities of a few tokens, at the cost of one pass over the vocabulary.
 
-Cross-entropy and divergences against sparse targets ask of the student's [N, V] logits only their
-log-normaliser and k of them. Written with ``gather`` and ``logsumexp``, autograd fills three
-[N, V] tensors on the way back: one each, and their sum. By hand it is one: with g the gradient
-that arrives at the k log-probabilities,
+Of the student's [N, V] logits, cross-entropy and divergences against sparse targets need only the
+log-normaliser and k logits. Written with ``gather`` and ``logsumexp``, autograd fills three
+[N, V] tensors in the backward pass: one for each of the two, and their sum. Written by hand, it fills
+one: with g the gradient that arrives at the k log-probabilities,
 
     d logits = scatter(g) - softmax(logits) * sum(g)
 """

@@ -19,7 +19,7 @@ logits                  this   1 - sum, autograd  masked, autograd  cross-entrop
 (512, 151936) bfloat16  0.52   1.28               1.61              0.87
 ======================= ====== ================== ================= ===============
 
-Rejected besides: a masked logsumexp beside the ordinary one, dearer still; subtracting only where the rest is
+Also rejected: a masked logsumexp next to the ordinary one, which costs even more; subtracting only where the rest is
 large, which is neither cheaper nor simpler. Memory: one float32 tensor of
 the logits' shape is kept for the backward pass, as by any softmax.
 """

@@ -4,18 +4,18 @@ Teachers keep different tokens. Their kept tokens together are the *union*; the 
 all others, is taken once (``masses.py``). Every teacher's own loss then follows without the vocabulary: its rest is
 the rest of the union and what the others kept alone, which is added up, never subtracted.
 
-``of: losses``, sum_t w_t D(p_t || q): each term is what it would be with that teacher alone, to the last tail policy.
+``of: losses``, sum_t w_t D(p_t || q): each term equals that teacher's own loss, its tail policy included.
 ``of: distributions``, D(sum_t w_t p_t || q): a target whose tokens are the union and whose left-out mass is the
 weighted mean of the teachers'. What follows (tail policy, divergence) is as for one teacher.
 
 For forward KL both have the same gradient where no teacher leaves mass out; they differ by the weighted mean of
-KL(p_t || mean), which the student cannot change. Where teachers leave mass out, they differ in what they
-make of it. A teacher's probability of a token that only others kept is unknown:
+KL(p_t || mean), which the student cannot change. Where teachers leave mass out, they treat it
+differently. A teacher's probability of a token that only others kept is unknown:
 
 - ``losses`` never asks for it: what that teacher left out is matched by the student's mass on all that it did not
   keep, in the shape that the student gives it. Each term is a lower bound of its own full divergence, so the sum is
-  one of the full sum. Its minimum is the teachers' mean only where they left out alike.
-- ``distributions`` takes it for 0 and leaves it in the rest. Of topk and topp it lies between 0 and the lesser of
+  one of the full sum. Its minimum is the teachers' mean only where all of them left out the same mass.
+- ``distributions`` takes it as 0 and counts it as left-out mass. Of topk and topp it lies between 0 and the lesser of
   the left-out mass and the least kept probability, so an entry of the mean is too low by at most the weighted mean of
   these bounds, and in total variation the target is off by at most the weighted mean of the left-out masses.
 

@@ -1,4 +1,4 @@
-"""How much each of several teachers counts at each position.
+"""Weights of several teachers at each position.
 
 With b the weights that a student file gives (for the document's group, if it says so), l a teacher's
 cross-entropy -log p(gold), H its entropy, both in nats and as its capture stored them:
@@ -8,8 +8,8 @@ rule                weight              summing to what it trusts
 =================== =================== ========== ==========================================================
 ``fixed``           b                   1          the file
 ``inverse_loss``    b / l               1          who predicts the gold token; l is at least LEAST_LOSS_NATS
-``gold_likelihood`` b p(gold)           1          the same, far more decided: p(gold) = exp(-l)
-``entropy``         b exp(-H)           1          who is sure, rightly or not; exp(H) is the number of tokens
+``gold_likelihood`` b p(gold)           1          the same, with larger differences: p(gold) = exp(-l)
+``entropy``         b exp(-H)           1          the surest teacher, right or wrong; exp(H) is the number of tokens
                                                    that a teacher hesitates between; needs no gold token
 ``discounted``      b / (1 + l)         nothing    as in MT-BERT (Wu et al., Findings of ACL 2021), where a
                                                    sample is a text with one label; here, a position

@@ -10,8 +10,8 @@ policy           the target becomes                                what that cos
 ``renormalise``  the k tokens scaled up to sum to 1                the student's tail is pushed to zero
 ``gold``         the k tokens, m added to the gold token           the gold token is overrated
 ``uniform``      the k tokens, m spread evenly over all others     rare tokens are overrated
-``minimum``      the k tokens, all others as the least likely one  rare tokens are underrated, m is not kept to
-``none``         the k tokens as they are, the rest not looked at  forward KL ends where renormalise does
+``minimum``      the k tokens, all others as the least likely one  rare tokens are underrated, m is ignored
+``none``         the k tokens as they are, the rest is ignored     forward KL ends where renormalise does
 ===============  ================================================  =========================================
 
 ``verdicts/compatibility.py`` says which policies are exact or biased with which divergence.

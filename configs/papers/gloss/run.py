@@ -112,7 +112,7 @@ def save_with_labels(model: Path, folder: Path) -> None:
 
 
 def baselines_of(wordnet: Path, corpora: Path) -> dict[str, Any]:
-    """Return what the baselines say of the held-out pairs, with their own sentences and with others'."""
+    """Return the baselines' scores on the held-out pairs, with their own sentences and with others'."""
     texts = [
         document.text for document in wordnet_documents(wordnet) if not is_held_out(document.group, HELD_OUT_FRACTION)
     ]

@@ -10,7 +10,7 @@ from rich.table import Table
 from configs.papers.recipes import Interval, over_seeds, over_seeds_and_items
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
-"""By arm, what ``measure.py`` found of each seed."""
+"""The measurements of ``measure.py`` for each seed, by arm."""
 
 
 def print_baselines(baselines: Mapping[str, Any]) -> None:

@@ -175,7 +175,7 @@ def of_teachers(texts: Path, ask: Questions) -> dict[str, Any]:
 
 
 def of_student(folder: Path, ask: Questions) -> dict[str, Any]:
-    """Return what a model in the union's vocabulary does: masked tokens by language, and right answers by language.
+    """Return the measures of a model in the union's vocabulary: at masked tokens and in right answers, by language.
 
     The caches of the language left out are in the union's ids already.
     """
@@ -191,7 +191,7 @@ def of_student(folder: Path, ask: Questions) -> dict[str, Any]:
 
 
 def measured_once(folder: Path, cache: Path, vocabulary: Path | None = None) -> dict[str, float]:
-    """Return what the model of a run folder does at a language's held-out masked positions."""
+    """Return the measures of a run folder's model at a language's held-out masked positions."""
     path = folder / "measured" / f"{cache.parent.name}.json"
     measures: dict[str, float] = once(path, lambda: evaluated(folder / "final", cache, vocabulary))
     return measures
