@@ -217,7 +217,8 @@ def test_every_parameter_every_error_and_an_example_are_documented(function):
 def test_results_are_frozen_and_every_field_is_described():
     for function in FUNCTIONS:
         result = inspect.get_annotations(function)["return"]
-        described = re.findall(r"^    (\w+): ", inspect.getdoc(result), re.MULTILINE)
+        texts = [inspect.getdoc(kind) for kind in reversed(result.__mro__) if dataclasses.is_dataclass(kind)]
+        described = re.findall(r"^    (\w+): ", "\n".join(texts), re.MULTILINE)
         assert described == [field.name for field in dataclasses.fields(result)]
         assert result.__dataclass_params__.frozen
 

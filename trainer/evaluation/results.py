@@ -50,19 +50,9 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class EvaluateResult(MeanMeasures):
-    """A student compared with the text and with the cached teacher, as means over positions.
+    """A student compared with the text and with the cached teacher: the fields of ``MeanMeasures`` and these.
 
     Attributes:
-        positions: Number of positions.
-        cross_entropy_nats: Mean of -ln q(gold token) of the student.
-        kl_to_teacher_nats: Mean of KL(teacher || student).
-        kl_to_teacher_is: How exact that is: ``exact``, ``unbiased``, or a ``lower bound``.
-        accuracy: Share of positions at which the student's most likely token is the gold token, in [0, 1].
-        top1_agreement: Share of positions at which student and teacher have the same most likely token, in [0, 1].
-        calibration_error: Expected calibration error, in [0, 1].
-        acceptance: Share of the student's tokens that speculative decoding with this teacher would accept, in [0, 1];
-            None if the cached targets are random draws.
-        acceptance_is: How exact that is: ``exact`` or an ``upper bound``; None without ``acceptance``.
         split: ``held_out`` or ``train``.
         teacher_cross_entropy_nats: Mean of -ln p(gold token) of the teacher.
         reliability: The bins from which the calibration error is computed; empty bins are left out.
