@@ -52,6 +52,8 @@ COMMANDS = {
     "copy": "cache_tools.maintenance.commands:copy_command",
     "subset": "cache_tools.maintenance.commands:subset_command",
     "export": "cache_tools.exchange.command:export_command",
+    "card": "cache_tools.publishing.command:card_command",
+    "publish": "cache_tools.publishing.command:publish_command",
     "drop": "cache_tools.maintenance.commands:drop_command",
 }
 """Subcommand to ``module:attribute``, in the order of a user's work."""

@@ -1,10 +1,9 @@
 """Where a cache lies: a local folder, or a prefix of an object store, through one set of functions.
 
 A place is a path: ``pathlib.Path`` on a local disk, ``UPath`` (the same interface over
-fsspec) for ``s3://``, ``gs://``, ``az://`` and ``memory://``. Buckets are reached through
-obstore, whose Rust client retries throttling and dropped connections by itself, and which
-takes its credentials from the usual environment variables (``AWS_ACCESS_KEY_ID``,
-``AWS_ENDPOINT_URL``, …).
+fsspec) for ``s3://``, ``gs://``, ``az://``, ``memory://`` and, to read only, ``hf://`` (room ``hub``). Buckets are
+reached through obstore, whose Rust client retries throttling and dropped connections by itself, and which takes its
+credentials from the usual environment variables (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, …).
 
 An object is written whole or not at all: on a disk under a temporary name in its own folder, then renamed; in a bucket
 by one upload, which becomes visible when it is complete. A killed writer leaves at most a ``*.partial`` file that
@@ -27,6 +26,10 @@ from pydantic import PlainSerializer, PlainValidator
 from upath import UPath
 
 from cache_tools.errors import ConfigError, DamageError, StorageError
+from cache_tools.hub.places import endpoint, parse, pin
+from cache_tools.hub.reader import HubReader
+from cache_tools.hub.refusals import PROTOCOL as HUB
+from cache_tools.hub.refusals import read_only
 from cache_tools.limits import DOCUMENT_BYTES
 from cache_tools.mappings import Arguments
 from cache_tools.regular_files import PARTIAL_SUFFIX as PARTIAL_SUFFIX
@@ -65,28 +68,56 @@ def store_path(place: str | StorePath) -> StorePath:
     text = str(place)
     if "://" not in text:
         return Path(text).expanduser()
+    if isinstance(place, UPath) and place.protocol == HUB:
+        return place  # it may be pinned
     protocol = text.split("://")[0]
     options: Arguments = {}
     try:
         if protocol in BUCKETS:
             options = {"retry_config": RETRIES}
+        if protocol == HUB:
+            parse(text)
+            options = {"endpoint": endpoint()}
         path: UPath = UPath(text, **options)
         _driver(path)  # a missing driver is an error here, not at the first read
     except (ImportError, ValueError) as error:
         raise ConfigError(
             "this kind of URL is not supported",
             where=text,
-            expected="a local path, or s3://, gs://, az:// or memory://",
+            expected="a local path, or s3://, gs://, az://, memory:// or hf://",
             found=str(error).splitlines()[0],
         ) from error
     return path
+
+
+def pinned(path: StorePath) -> StorePath:
+    """Return the place that a cache is read from: a hub URL at the commit that it stands for now, any other as it is.
+
+    Raises:
+        StorageError: there is no such repository or revision, or the Hub refused.
+    """
+    if isinstance(path, Path) or path.protocol != HUB or "token" in path.storage_options:
+        return path
+    url, options = pin(str(path))
+    place: UPath = UPath(url, **options)
+    return place
+
+
+def require_writable(path: StorePath) -> None:
+    """Refuse a place that can only be read.
+
+    Raises:
+        StorageError: it is on the Hub.
+    """
+    if not isinstance(path, Path) and path.protocol == HUB:
+        raise read_only(path)
 
 
 def _driver(path: UPath) -> Any:
     """Return the fsspec file system of a path; registers obstore first, also for a path from another process."""
     if path.protocol in BUCKETS:
         _register(path.protocol)
-    return path.fs
+    return HubReader(path.fs) if path.protocol == HUB else path.fs
 
 
 @cache
@@ -309,7 +340,7 @@ def _asked(request: Callable[[], T]) -> T:
     for _ in range(ATTEMPTS - 1):
         try:
             return request()
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, StorageError):
             raise
         except Exception:
             continue

@@ -19,7 +19,7 @@ from cache_tools.errors import IncompleteError
 from cache_tools.format import layout
 from cache_tools.models.files import weight_files
 from cache_tools.progress.reporter import Reporter
-from cache_tools.storage import StorePath, names, object_exists
+from cache_tools.storage import StorePath, names, object_exists, require_writable
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.writer import new_cache
 from pipeline.capture.declare import declare, is_declared
@@ -73,6 +73,7 @@ def run_capture(config: CaptureConfig, worker: Worker, reporter: Reporter, appen
     Raises:
         LogitcaskError: something was refused; what was committed before stays.
     """
+    require_writable(config.cache)
     reporter.stage("checking the capture file and its teachers", None)
     for teacher in config.teachers:
         chosen_device(teacher.device)

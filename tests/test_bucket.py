@@ -6,6 +6,7 @@ stands for every other protocol of fsspec.
 
 import multiprocessing
 import os
+import re
 import signal
 from itertools import count
 from unittest.mock import patch
@@ -33,6 +34,7 @@ from cache_tools.storage import (
 )
 from cache_tools.store.reader import Cache
 from cache_tools.store.writer import create_cache
+from doc_blocks import ROOT
 from store_fixtures import make_cache, snapshot
 
 TIMEOUT_SECONDS = 600
@@ -120,6 +122,11 @@ def test_an_object_is_replaced_as_a_whole(place):
 def test_refuses_a_place_of_an_unknown_kind():
     with pytest.raises(Exception, match="this kind of URL is not supported"):
         store_path("gopher://old/cache")
+
+
+def test_the_how_to_names_the_variables_that_these_tests_set(bucket):
+    text = (ROOT / "docs" / "how-to" / "bucket.md").read_text().split("## Any gateway that speaks S3")[1]
+    assert set(re.findall(r"(AWS_\w+)=", text.split("```")[1])) == set(environment(bucket))
 
 
 # A cache in it

@@ -97,7 +97,7 @@ def test_commands_are_listed_in_the_order_of_work():
     listed = run("--help").stdout.split("Commands:\n")[1].splitlines()
     assert [line.split()[0] for line in listed] == [
         "demo", "plan", "capture", "import", "vocabulary", "train", "evaluate", "inspect", "show", "view", "report",
-        "diff", "audit", "verify", "repair", "copy", "subset", "export", "drop",
+        "diff", "audit", "verify", "repair", "copy", "subset", "export", "card", "publish", "drop",
     ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import tiny
 from cache_tools.codecs.registry import Targets
 from cache_tools.errors import StorageError
 from cache_tools.format.layout import receipt_file
+from cache_tools.inspection.divergence import kl_floor
 from cache_tools.inspection.summary import summarise
 from cache_tools.storage import store_path
 from json_schema import mismatches
@@ -23,7 +24,6 @@ from pipeline.capture.keep import Keep, sparse_targets
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.corpus.documents import corpus_sources
 from pipeline.planning.capture_plan import CapturePlan, PlanSettings, plan_capture
-from pipeline.planning.choices import kl_floor
 from pipeline.planning.plan import require_space
 from pipeline.planning.scale import StudentLoad, Workload, shard_sizes, student_bytes_per_s
 from pipeline.planning.simulate import Cluster

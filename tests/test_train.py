@@ -131,6 +131,7 @@ def test_the_run_is_recorded_before_the_first_step(cache, tmp_path, monkeypatch)
         train(cache, tmp_path)
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["config"] == json.loads(StudentConfig(**student_values(cache, tmp_path)).model_dump_json())
+    assert record["caches"] == [str(cache)]
     assert record["versions"]["transformers"] == transformers.__version__
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 

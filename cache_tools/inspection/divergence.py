@@ -22,9 +22,13 @@ result is no bound. Rows of draws are noisy estimates, not distributions, and ar
 
 A row without left-out mass gives every other token the probability 0, so its distance from a row that keeps such a
 token is infinite. Only rows that hold all tokens are read in this way; see ``rows.with_possible_rest``.
+
+The KL floor of a single row is beside it: the divergence from the teacher's whole distribution of a student that gives
+the kept tokens their probabilities and spreads the rest evenly. It follows from the row and the stored entropy.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,3 +171,24 @@ def _terms(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64
     with np.errstate(divide="ignore", invalid="ignore"):
         terms: NDArray[np.float64] = np.where(p > 0, p * (np.log(p) - np.log(q)), 0.0)
     return terms
+
+
+def kl_floor(targets: Targets, entropy: Any, vocabulary: int) -> float:
+    """Return the mean over rows of ``kl_floor_rows``."""
+    return float(kl_floor_rows(targets, entropy, vocabulary).mean())
+
+
+def kl_floor_rows(targets: Targets, entropy: Any, vocabulary: int) -> NDArray[np.float64]:
+    """Return the KL from the teacher to each row with the rest spread evenly, in nats: (N,).
+
+    With r the left-out mass over V - k tokens, ``KL = sum over the tail of p ln p - r ln (r / (V - k))``,
+    and the tail's sum is minus the whole entropy less the kept tokens' part of it.
+    """
+    logs = targets.log_probs.astype(np.float64)
+    kept = np.where(logs > -np.inf, np.exp(logs) * np.where(logs > -np.inf, logs, 0), 0).sum(axis=1)
+    log_rest = targets.log_left_out.astype(np.float64)
+    rest = np.exp(log_rest)
+    others = max(1, vocabulary - logs.shape[1])
+    spread = np.where(rest > 0, rest * (np.where(rest > 0, log_rest, 0) - np.log(others)), 0)
+    floor: NDArray[np.float64] = np.maximum(-np.asarray(entropy, dtype=np.float64) - kept - spread, 0)
+    return floor

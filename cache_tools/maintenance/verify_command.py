@@ -30,7 +30,7 @@ def verify_command(cache: "StorePath", deep: bool, as_json: bool) -> None:
     opened = Cache(cache)
     with open_reporter() as reporter:
         reporter.stage("checking", shards_to_check(opened) or None, "shards")
-        problems = verify(cache, deep, progress=reporter.part)
+        problems = verify(opened.path, deep, progress=reporter.part)
     if as_json:
         click.echo(json_text(VerifyResult(str(cache), deep, problems)))
     else:

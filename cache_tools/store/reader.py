@@ -23,7 +23,7 @@ from cache_tools.format.sequences import Sequence, contradiction, read_recorded,
 from cache_tools.format.shards import ShardEntry, read_shard_tables
 from cache_tools.format.tokenizer_files import without_code
 from cache_tools.regular_files import enclose
-from cache_tools.storage import StorePath, names, object_exists, store_path, write_object
+from cache_tools.storage import StorePath, names, object_exists, pinned, store_path, write_object
 from cache_tools.store.teacher import CachedTeacher
 
 SEQUENCE_SHARDS_IN_MEMORY = 8
@@ -34,14 +34,19 @@ class Cache:
     """A cache on a disk or bucket.
 
     Args:
-        path: A folder, or a URL such as ``s3://bucket/prefix``.
+        path: A folder, or a URL such as ``s3://bucket/prefix`` or ``hf://datasets/owner/name``.
+
+    Attributes:
+        path: Where it is read; on the Hub at a commit, whatever branch ``path`` named.
+        manifest: The cache's manifest.
 
     Raises:
         FormatError: the path is not a cache, or one of another format version.
+        StorageError: the disk or bucket refused, or there is no such repository on the Hub.
     """
 
     def __init__(self, path: str | StorePath) -> None:
-        self.path = store_path(path)
+        self.path = pinned(store_path(path))
         enclose(self.path)
         self.manifest = read_manifest(self.path, CacheManifest)
 

@@ -36,6 +36,7 @@ from cache_tools.storage import (
     remove_object,
     remove_partial,
     remove_tree,
+    require_writable,
     write_object,
     write_objects,
 )
@@ -57,7 +58,9 @@ def create_cache(cache: StorePath) -> None:
 
     Raises:
         FormatError: the folder holds something else, or another format version.
+        StorageError: the place can only be read.
     """
+    require_writable(cache)
     enclose(cache)
     if object_exists(cache / layout.MANIFEST):
         read_manifest(cache, CacheManifest)
@@ -85,6 +88,7 @@ def new_cache(cache: StorePath) -> Iterator[None]:
     Raises:
         FormatError: the folder holds something else, or another format version.
     """
+    require_writable(cache)
     created = not object_exists(cache / layout.MANIFEST)
     create_cache(cache)
     try:

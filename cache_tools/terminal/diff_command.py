@@ -77,10 +77,11 @@ def _teachers(
     """Open both teachers; in one encoding of exactly two, a single name or no name is enough."""
     from cache_tools.store.reader import Cache
 
-    encoding_a = Cache(a).encoding(encodings[0])
+    cache_a = Cache(a)
+    encoding_a = cache_a.encoding(encodings[0])
     if b is not None:
         return encoding_a.teacher(names[0]), Cache(b).encoding(encodings[1]).teacher(names[1])
-    encoding_b = encoding_a if encodings[1] is None else Cache(a).encoding(encodings[1])
+    encoding_b = encoding_a if encodings[1] is None else cache_a.encoding(encodings[1])
     if encoding_b is not encoding_a or len(encoding_a.teachers) != 2:
         return encoding_a.teacher(names[0]), encoding_b.teacher(names[1])
     first, second = encoding_a.teachers

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from cache_tools.codecs.registry import Codec, Targets
 from cache_tools.format.zarr_arrays import ArrayLayout, ArrayType
+from cache_tools.inspection.divergence import kl_floor_rows
 from cache_tools.store.predictions import Predictions, to_steps
 from pipeline.capture.keep import Keep
 from pipeline.capture.target import SparseTarget
@@ -133,27 +134,6 @@ def ratios(sums_NM: NDArray[np.float64], positions_N: NDArray[np.float64]) -> tu
         return means_M.tolist(), [None] * len(means_M)
     squares_M = np.square(sums_NM - positions_N[:, None] * means_M).sum(axis=0)
     return means_M.tolist(), (np.sqrt(squares_M * count / (count - 1)) / total).tolist()
-
-
-def kl_floor(targets: Targets, entropy: Any, vocabulary: int) -> float:
-    """Return the mean over rows of ``kl_floor_rows``."""
-    return float(kl_floor_rows(targets, entropy, vocabulary).mean())
-
-
-def kl_floor_rows(targets: Targets, entropy: Any, vocabulary: int) -> NDArray[np.float64]:
-    """Return the KL from the teacher to each row with the rest spread evenly, in nats: (N,).
-
-    With r the left-out mass over V - k tokens, ``KL = sum over the tail of p ln p - r ln (r / (V - k))``,
-    and the tail's sum is minus the whole entropy less the kept tokens' part of it.
-    """
-    logs = targets.log_probs.astype(np.float64)
-    kept = np.where(logs > -np.inf, np.exp(logs) * np.where(logs > -np.inf, logs, 0), 0).sum(axis=1)
-    log_rest = targets.log_left_out.astype(np.float64)
-    rest = np.exp(log_rest)
-    others = max(1, vocabulary - logs.shape[1])
-    spread = np.where(rest > 0, rest * (np.where(rest > 0, log_rest, 0) - np.log(others)), 0)
-    floor: NDArray[np.float64] = np.maximum(-np.asarray(entropy, dtype=np.float64) - kept - spread, 0)
-    return floor
 
 
 def narrowed(widest: Targets, keep: Keep) -> Targets:

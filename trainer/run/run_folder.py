@@ -23,6 +23,7 @@ import transformers
 from transformers import TrainerCallback
 
 from cache_tools.errors import DamageError, IdentityError
+from cache_tools.format import layout
 from cache_tools.format.fingerprint import differences
 from cache_tools.format.manifest import SOFTWARE
 from cache_tools.json_output import Json, json_object, json_text
@@ -87,11 +88,13 @@ class RunRecord:
     Attributes:
         identity: What must be the same for the run to be continued.
         config: The whole student file, defaults included.
+        caches: Where each teacher's cache was read; on the Hub at which commit.
         versions: Of logitcask, torch and transformers.
     """
 
     identity: RunIdentity
     config: dict[str, Json]
+    caches: list[str]
     versions: dict[str, str]
 
 
@@ -176,7 +179,8 @@ def run_record(
         initial_weights=None if config.student.pretrained is None else initial_weights(config.student),
     )
     versions = {"software": SOFTWARE, "torch": torch.__version__, "transformers": transformers.__version__}
-    return RunRecord(identity, config.model_dump(mode="json"), versions)
+    caches = [str(layout.cache_of(teacher.encoding.path)) for teacher in teachers]
+    return RunRecord(identity, config.model_dump(mode="json"), caches, versions)
 
 
 def check_run(output: Path, record: RunRecord) -> None:
