@@ -180,7 +180,7 @@ def student_config(arm: Arm, seed: int, scale: Scale, work: Path) -> StudentConf
         "logging_steps": max(1, scale.steps // 10),
         "seed": seed + arm.seed_offset,
     }
-    student = {"pretrained": scale.student} if scale.student else {"config": STUDENT}
+    student = {"pretrained": str(scale.student)} if scale.student else {"config": STUDENT}
     blocks = {"cache": str(work / "cache"), "teacher": arm.cached, "loss": arm.loss, "window_shards": 64}
     return StudentConfig.model_validate(blocks | {"student": student, "training": training})
 

@@ -15,7 +15,17 @@ from click.testing import CliRunner
 import tiny
 from benchmarks import quality, quality_gradients, quality_runs
 from benchmarks.intervals import t_interval, t_quantile
-from benchmarks.quality_arms import LIVE, TEXT, Arm, Scale, arms_of
+from benchmarks.quality_arms import (
+    LIVE,
+    REPEATED,
+    TEXT,
+    Arm,
+    Scale,
+    arms_of,
+    capture_config,
+    real_scale,
+    student_config,
+)
 from benchmarks.quality_gradients import angle_degrees, batch_gradients, differences
 from benchmarks.quality_runs import load_live, train_live
 from benchmarks.quality_table import gains_nats, gains_percent
@@ -182,3 +192,15 @@ def test_a_folder_of_another_table_is_refused(command, tmp_path):
     result = command()
     assert "another table is being made in this folder" in result.output
     assert result.exit_code == 1
+
+
+def test_the_real_demos_settings_make_a_capture_file_and_a_student_file_of_every_arm(tmp_path):
+    scale = real_scale(tmp_path)
+    assert {teacher.model for teacher in capture_config(scale, tmp_path).teachers} == {str(tmp_path / "teacher")}
+    starts = {student_config(arm, 0, scale, tmp_path).student.pretrained for arm in arms_of(scale)}
+    assert starts == {str(tmp_path / "cut")}
+
+
+def test_only_the_control_has_another_seed_than_the_arms_that_it_is_compared_with(tmp_path):
+    seeds = {arm.name: student_config(arm, 3, Scale(), tmp_path).training["seed"] for arm in ARMS}
+    assert {name for name, seed in seeds.items() if seed != 3} == {REPEATED.name}
