@@ -1,7 +1,7 @@
 # Two commands set everything up: 'make demo' runs the main job, 'make test' the tests.
 # 'make demo-real' is the demo on a real language model. 'make dev' builds .venv with all tools; 'make docs' the
-# documentation; 'make check' adds the slow tests, other
-# processors, documentation, lint, types and import contracts.
+# documentation; 'make check' adds the slow tests (one of which builds the documentation), the numerical tests on an old
+# processor's instructions, lint, types and import contracts.
 
 PYTHON ?= python3
 VENV := .venv
@@ -33,15 +33,16 @@ test: $(VENV)/dev
 
 check: $(VENV)/dev
 	$(PYTEST)
-	$(MAKE) processors
+	$(MAKE) processors SETTINGS='--setting all-oldest'
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(MAKE) docs
+
+SETTINGS := --setting all-avx2 --setting all-oldest
 
 processors: $(VENV)/dev
-	$(BIN)/python -m benchmarks.processors --setting all-avx2 --setting all-oldest --threads 1 --processes 2
+	$(BIN)/python -m benchmarks.processors $(SETTINGS) --threads 1 --processes 2
 
 docs: $(VENV)/dev
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build/html

@@ -14,7 +14,7 @@ import tiny
 from cache_tools.errors import ConfigError, ModelError
 from configs.smollm2.cut import cut_model
 from configs.smollm2.cut import main as cut_command
-from pipeline.demo import cli
+from pipeline.demo import cli, corpus
 from pipeline.demo.corpus import write_corpus
 from pipeline.demo.paired import bootstrap
 from pipeline.demo.run import DemoResult, HeldOut
@@ -55,13 +55,14 @@ def test_the_first_failure_ends_the_stages():
     assert reached == []
 
 
-def test_a_part_of_the_corpus_is_the_same_documents(tmp_path):
+def test_a_part_of_the_corpus_is_the_same_documents(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "standard_library", lambda: Path(json.__file__).parent)
     write_corpus(tmp_path / "all.jsonl")
-    write_corpus(tmp_path / "part.jsonl", lambda group: group.startswith("topic/w"))
+    write_corpus(tmp_path / "part.jsonl", lambda group: group.startswith(("topic/w", "module/d")))
     every = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
     part = [json.loads(line) for line in (tmp_path / "part.jsonl").read_text().splitlines()]
-    assert part == [document for document in every if document["group"].startswith("topic/w")]
-    assert part
+    assert part == [document for document in every if document["group"].startswith(("topic/w", "module/d"))]
+    assert {document["group"] for document in part} >= {"topic/while", "module/decoder"}
 
 
 def test_a_corpus_that_was_not_written_whole_is_not_there(tmp_path, monkeypatch):

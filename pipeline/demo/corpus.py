@@ -33,27 +33,35 @@ SKIPPED_FOLDERS = {
 }
 
 Document = dict[str, str]
+IsRead = Callable[[str], bool]
+"""Says whether the documents of a group are wanted; modules of other groups are not even parsed."""
 
 
-def topic_documents() -> Iterator[Document]:
+def every_group(group: str) -> bool:
+    """Say that the documents of any group are wanted."""
+    return True
+
+
+def topic_documents(is_read: IsRead = every_group) -> Iterator[Document]:
     """Yield one document per topic of the language reference."""
     from pydoc_data.topics import topics
 
     for name in sorted(topics):
-        yield {"id": f"topic/{name}", "group": f"topic/{name}", "text": topics[name].strip()}
+        if is_read(f"topic/{name}"):
+            yield {"id": f"topic/{name}", "group": f"topic/{name}", "text": topics[name].strip()}
 
 
-def docstring_documents(root: Path) -> Iterator[Document]:
+def docstring_documents(root: Path, is_read: IsRead = every_group) -> Iterator[Document]:
     """Yield one document per module under ``root``: its docstrings, each under its object's name."""
-    for name, source in _modules(root):
-        text = "\n\n".join(_docstrings(name, ast.parse(source)))
+    for name, _source, tree in _modules(root, is_read):
+        text = "\n\n".join(_docstrings(name, tree))
         if text:
             yield {"id": f"docstrings/{name}", "group": f"module/{name}", "text": text}
 
 
 def source_documents(root: Path) -> Iterator[Document]:
     """Yield one document per module under ``root``: its source code."""
-    for name, source in _modules(root):
+    for name, source, _tree in _modules(root):
         yield {"id": f"source/{name}", "group": f"module/{name}", "text": source.strip()}
 
 
@@ -62,15 +70,14 @@ def standard_library() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 
 
-def write_corpus(path: Path, is_read: Callable[[str], bool] = lambda group: True) -> int:
+def write_corpus(path: Path, is_read: IsRead = every_group) -> int:
     """Write the demo's corpus as JSON lines and return the number of documents.
 
     Args:
         path: File to write.
         is_read: Says whether the documents of a group are written; by default all are.
     """
-    every = [*topic_documents(), *docstring_documents(standard_library())]
-    documents = [document for document in every if is_read(document["group"])]
+    documents = [*topic_documents(is_read), *docstring_documents(standard_library(), is_read)]
     lines = (json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")  # a demo that goes on takes a file of this name for whole
@@ -79,19 +86,20 @@ def write_corpus(path: Path, is_read: Callable[[str], bool] = lambda group: True
     return len(documents)
 
 
-def _modules(root: Path) -> Iterator[tuple[str, str]]:
-    """Yield (dotted name, source) of every readable, parsable, non-empty module, by name."""
+def _modules(root: Path, is_read: IsRead = every_group) -> Iterator[tuple[str, str, ast.Module]]:
+    """Yield (dotted name, source, syntax tree) of every readable, parsable, non-empty module, by path."""
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
-        if SKIPPED_FOLDERS.intersection(parts) or parts[0].startswith("config-"):
+        name = ".".join(parts).removesuffix(".__init__")
+        if SKIPPED_FOLDERS.intersection(parts) or parts[0].startswith("config-") or not is_read(f"module/{name}"):
             continue
         try:
             source = path.read_text(encoding="utf-8")
-            ast.parse(source)
+            tree = ast.parse(source)
         except (SyntaxError, UnicodeDecodeError, ValueError):
             continue
         if source.strip():
-            yield ".".join(parts).removesuffix(".__init__"), source
+            yield name, source, tree
 
 
 def _docstrings(name: str, tree: ast.Module) -> Iterator[str]:

@@ -73,7 +73,7 @@ def _stages(output: Path) -> list[Stage]:
     stages = [
         Stage("fetch", "Get the teacher, SmolLM2-135M-Instruct (92 MB).", 60, fetch),
         Stage("cut", f"Make the student's first weights: layers {LAYERS} of the teacher.", 5, cut),
-        Stage("corpus", "Write the corpus: part of the interpreter's documentation.", 12, partial(_corpus, corpus)),
+        Stage("corpus", "Write the corpus: part of the interpreter's documentation.", 2, partial(_corpus, corpus)),
         Stage("capture", reading, 90, partial(_capture, output)),
     ]
     for name, (kd_weight, source) in STUDENTS.items():
