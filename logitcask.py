@@ -6,7 +6,7 @@ the one place where errors become exit codes.
 
 ::
 
-    from logitcask import Cache, capture, evaluate, plan, train
+    from logitcask import Cache, capture, distillation, evaluate, plan, train
 """
 
 import importlib
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cache_tools.store.reader import Cache as Cache
     from pipeline.api import capture as capture
     from pipeline.api import plan as plan
+    from trainer.api import distillation as distillation
     from trainer.api import evaluate as evaluate
     from trainer.api import train as train
 
@@ -27,11 +28,12 @@ PUBLIC = {
     "plan": "pipeline.api",
     "capture": "pipeline.api",
     "train": "trainer.api",
+    "distillation": "trainer.api",
     "evaluate": "trainer.api",
 }
 """Public Python interface: name to the module that defines it."""
 
-__all__ = ["Cache", "capture", "evaluate", "plan", "train"]
+__all__ = ["Cache", "capture", "distillation", "evaluate", "plan", "train"]
 
 COMMANDS = {
     "demo": "pipeline.demo.cli:demo_command",

@@ -36,8 +36,9 @@ from trainer.data.cached_sequences import CachedSequences, Example, collate
 from trainer.data.opening import open_teachers
 from trainer.data.packing import pack
 from trainer.data.sampler import ShardWindowSampler
+from trainer.student.cached_loss import vocabulary_size
 from trainer.student.packing_check import check_packing
-from trainer.student.student import DistilledStudent, build_student, vocabulary_size
+from trainer.student.student import DistilledStudent, build_student, distilled
 
 Batch = dict[str, Tensor]
 Collate = Callable[[list[Example]], Batch]
@@ -112,7 +113,7 @@ def measure(
     """Measure every layout."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher = open_teachers(config)[0]
-    student = DistilledStudent(build_student(config.student, teacher.encoding), config.loss)
+    student = distilled(build_student(config.student, teacher.encoding), config.loss)
     nn.Module.to(student, device).train()
     dataset = CutSequences(teacher, "train", vocabulary_size(student.student), config.window_shards)
     dataset.median_tokens = median_tokens

@@ -21,7 +21,8 @@ from benchmarks.quality_runs import LiveStudent, load_live
 from cache_tools.storage import write_object
 from cache_tools.store.reader import Cache, Encoding
 from trainer.data.cached_sequences import CachedSequences, Reading, collate
-from trainer.student.student import build_student, distilled, vocabulary_size
+from trainer.student.cached_loss import vocabulary_size
+from trainer.student.student import build_student, distilled
 
 BATCHES = 16
 

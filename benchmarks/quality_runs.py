@@ -21,14 +21,17 @@ from cache_tools.json_output import json_object
 from cache_tools.storage import write_object
 from trainer.config.student_file import LossConfig, StudentConfig
 from trainer.config.training_arguments import training_arguments
-from trainer.data.cached_sequences import IGNORED, CachedSequences, collate
+from trainer.data.binding import IGNORED
+from trainer.data.cached_sequences import CachedSequences, collate
 from trainer.data.opening import open_teachers
 from trainer.evaluation.evaluate import evaluate_folder
+from trainer.losses.distillation_loss import DistillationLoss
 from trainer.run.distillation_trainer import DistillationTrainer
 from trainer.run.train import run_training
 from trainer.student import fused_loss
+from trainer.student.cached_loss import CachedLoss, vocabulary_size
 from trainer.student.checkpoint import FINAL
-from trainer.student.student import DistilledStudent, build_student, vocabulary_size
+from trainer.student.student import DistilledStudent, build_student
 
 # P: kept positions of a batch, N: positions of a chunk, V: vocabulary
 
@@ -42,20 +45,13 @@ class LiveStudent(DistilledStudent):
     """
 
     def __init__(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-        super().__init__(student, LossConfig())
+        super().__init__(student, CachedLoss(DistillationLoss(LossConfig())))
         self.teacher = teacher.requires_grad_(False)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        labels: Tensor,
-        position_ids: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-        **_: Any,
-    ) -> dict[str, Tensor]:
+    def forward(self, num_items_in_batch: Tensor | int | None = None, **batch: Any) -> dict[str, Tensor]:
         """Return the loss; arguments and result as of ``DistilledStudent``, whose cached predictions are not read."""
-        kept, inputs = labels != IGNORED, {"input_ids": input_ids, "attention_mask": attention_mask}
+        kept = batch["gold_ids"] != IGNORED
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         with torch.no_grad():
             log_p_PV = self.teacher.eval()(**inputs).logits[kept].float().log_softmax(dim=1)
 
@@ -64,7 +60,7 @@ class LiveStudent(DistilledStudent):
             kl = functional.kl_div(log_q_NV, log_p_PV[rows], reduction="sum", log_target=True)
             return {"loss": kl, "kl_nats": kl.detach()}
 
-        sums, _output = fused_loss.over_positions(self.student, self.head, inputs, kept, loss_of)
+        sums = fused_loss.over_positions(self.student, self.head, inputs, kept, loss_of)
         positions = len(log_p_PV) if num_items_in_batch is None else num_items_in_batch
         return sums | {"loss": sums["loss"] / positions}
 

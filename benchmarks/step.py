@@ -32,10 +32,11 @@ from benchmarks.made_cache import SEQUENCES_PER_SHARD, make_cache
 from benchmarks.peak import peak_bytes, resident_bytes
 from cache_tools.store.teacher import CachedTeacher
 from trainer.config.student_file import LossConfig
-from trainer.data.cached_sequences import IGNORED, CachedSequences, collate
+from trainer.data.binding import IGNORED
+from trainer.data.cached_sequences import CachedSequences, collate
 from trainer.student.fused_loss import chunked_loss
 from trainer.student.head import StudentHead
-from trainer.student.student import DistilledStudent
+from trainer.student.student import distilled
 
 Batch = dict[str, Tensor]
 LossOfBatch = Callable[[Batch], Tensor]
@@ -103,7 +104,7 @@ def loss_of(name: str, student: PreTrainedModel, sizes: Sizes, device: str) -> L
         teacher = llama(sizes, teacher_width(sizes, times, layers), layers)
         return online(student, nn.Module.to(teacher, device).eval())
     weight, fused = {BASELINE: (0.0, True)}.get(name) or CACHED[name.replace(f"k={sizes.k}", "k={k}")]
-    module = DistilledStudent(student, LossConfig(kd_weight=weight))
+    module = distilled(student, LossConfig(kd_weight=weight))
     module.head = module.head if fused else None
     return lambda batch: module(**batch)["loss"]
 
@@ -116,7 +117,7 @@ def online(student: PreTrainedModel, teacher: PreTrainedModel) -> LossOfBatch:
     head, teacher_head = heads[0], heads[1]
 
     def loss(batch: Batch) -> Tensor:
-        kept = batch["labels"] != IGNORED
+        kept = batch["gold_ids"] != IGNORED
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         with torch.no_grad():
             seen_PD = teacher_head.run(teacher, inputs)[0][kept]

@@ -41,10 +41,14 @@ def blocks(model: type[Config], path: str = "") -> Iterator[tuple[str, type[Conf
 
 
 def meanings(model: type[Config]) -> tuple[str, dict[str, str]]:
-    """Return what a model's docstring says of the block, and of each key under ``Attributes:``."""
+    """Return what a model's docstring says of the block, and of each key under ``Attributes:``, inherited ones too."""
+    inherited = {
+        name: text for base in model.__bases__ if base is not Config for name, text in meanings(base)[1].items()
+    }
     about, _, attributes = inspect.cleandoc(model.__doc__ or "").partition("\nAttributes:\n")
     keys = re.split(r"^    (\w+): ", attributes, flags=re.M)[1:]
-    return about.strip(), {name: " ".join(text.split()) for name, text in zip(keys[::2], keys[1::2], strict=True)}
+    own = {name: " ".join(text.split()) for name, text in zip(keys[::2], keys[1::2], strict=True)}
+    return about.strip(), inherited | own
 
 
 def _section(path: str, model: type[Config]) -> str:

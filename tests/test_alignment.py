@@ -9,10 +9,11 @@ import tiny
 from cache_tools.store.predictions import SCALAR_STEP_NATS
 from tolerances import loss_rounding
 from trainer.config.student_file import LossConfig
-from trainer.data.cached_sequences import IGNORED, CachedSequences, collate
+from trainer.data.binding import IGNORED
+from trainer.data.cached_sequences import CachedSequences, collate
 from trainer.losses.sparse import divergence
 from trainer.losses.tails import SparseTargets
-from trainer.student.student import DistilledStudent
+from trainer.student.student import distilled
 
 EXACT = {"k": 300, "exact": True}
 """The whole vocabulary in float32: only the arithmetic of two forward passes differs."""
@@ -43,7 +44,7 @@ def case(request, tmp_path_factory):
 @torch.inference_mode()
 def kept_logits(model, batch, **inputs):
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **inputs).logits
-    return logits[batch["labels"] != IGNORED]
+    return logits[batch["gold_ids"] != IGNORED]
 
 
 def rounding_of(model, batch):
@@ -52,16 +53,16 @@ def rounding_of(model, batch):
 
 
 def kl_nats(model, batch):
-    targets, gold = SparseTargets(*(batch[name] for name in TARGETS)), batch["labels"][batch["labels"] != IGNORED]
+    targets, gold = SparseTargets(*(batch[name] for name in TARGETS)), batch["gold_ids"][batch["gold_ids"] != IGNORED]
     return divergence(kept_logits(model, batch), targets, gold, LossConfig())
 
 
 @torch.inference_mode()
 def mean_loss(model, batches, weight):
     """Return the loss per position over batches, as the Trainer would add it up."""
-    distilled = DistilledStudent(model, LossConfig(kd_weight=weight))
+    module = distilled(model, LossConfig(kd_weight=weight))
     positions = sum(len(batch["target_ids"]) for batch in batches)
-    return float(sum(distilled(**batch, num_items_in_batch=positions)["loss"] for batch in batches))
+    return float(sum(module(**batch, num_items_in_batch=positions)["loss"] for batch in batches))
 
 
 def test_the_teacher_as_student_has_nothing_to_learn_at_any_position(case):
@@ -79,7 +80,7 @@ def test_targets_that_are_one_position_off_are_noticed(case, shift):
 
 def test_gold_tokens_are_those_whose_log_probability_the_teacher_stored(case):
     batch = case.batch()
-    gold = batch["labels"][batch["labels"] != IGNORED]
+    gold = batch["gold_ids"][batch["gold_ids"] != IGNORED]
     log_prob = kept_logits(case.teacher, batch).log_softmax(1).gather(1, gold[:, None])[:, 0]
     tolerance = SCALAR_STEP_NATS / 2 + rounding_of(case.teacher, batch)
     shards = case.cached.encoding.split_shards("held_out")
@@ -118,7 +119,7 @@ class LeftPadded(nn.Module):
 
 def padded_on_the_left(batch):
     lengths, moved = batch["attention_mask"].sum(dim=1), dict(batch)
-    for name in ("input_ids", "attention_mask", "labels"):
+    for name in ("input_ids", "attention_mask", "gold_ids"):
         rows = [row.roll(batch[name].shape[1] - int(n)) for row, n in zip(batch[name], lengths, strict=True)]
         moved[name] = torch.stack(rows)
     return moved

@@ -237,7 +237,7 @@ def test_examples_and_the_lines_of_the_readme_run_one_after_another(tmp_path):
     """In a folder as it is after the demo, with a tiny cache in place of the demo's."""
     folder = reader_folder(tmp_path)
     tiny.write_corpus(folder / "runs/demo/corpus.jsonl", 6 * tiny.TEXTS)  # of which some are held out
-    programs = [example(getattr(logitcask, name)) for name in ("plan", "capture", "train", "evaluate")]
+    programs = [example(getattr(logitcask, name)) for name in ("plan", "capture", "train", "distillation", "evaluate")]
     output = run(folder, "python", "\n".join(programs))
     assert "MB" in output
     assert "nats on" in output

@@ -12,7 +12,8 @@ from cache_tools.codecs.registry import EMPTY_ID, Targets
 from cache_tools.errors import IncompleteError
 from cache_tools.format import layout
 from cache_tools.store.reader import Cache
-from trainer.data.cached_sequences import IGNORED, CachedSequences, collate, fit_vocabulary
+from trainer.data.binding import IGNORED
+from trainer.data.cached_sequences import CachedSequences, collate, fit_vocabulary
 from trainer.data.sampler import ShardWindowSampler
 
 VOCABULARY = 300
@@ -67,10 +68,10 @@ def test_the_ith_target_of_a_row_belongs_to_its_ith_kept_token(teacher):
     dataset = CachedSequences(teacher, "train", VOCABULARY)
     batch, first = collate([dataset[i] for i in chosen]), 0
     for row, sequence in enumerate(sequences):
-        kept = np.flatnonzero(batch["labels"][row] != IGNORED)
+        kept = np.flatnonzero(batch["gold_ids"][row] != IGNORED)
         assert np.array_equal(kept, np.flatnonzero(sequence.position_mask))
         gold = sequence.input_ids[kept + 1] if sequence.original_ids is None else sequence.original_ids[kept]
-        assert batch["labels"][row][kept].tolist() == gold.tolist()
+        assert batch["gold_ids"][row][kept].tolist() == gold.tolist()
         mine = slice(first, first + len(kept))
         stored = teacher.targets(*sequence.rows)
         assert np.array_equal(batch["target_ids"][mine], stored.ids)
@@ -89,7 +90,7 @@ def test_batches_are_padded_on_the_right(teacher):
         assert np.array_equal(batch["input_ids"][row, :length], example.input_ids)
         assert batch["attention_mask"][row].tolist() == [1] * length + [0] * (max(lengths) - length)
         assert not batch["input_ids"][row, length:].any()
-        assert (batch["labels"][row, length:] == IGNORED).all()
+        assert (batch["gold_ids"][row, length:] == IGNORED).all()
 
 
 def test_ids_of_a_batch_are_legal_even_in_empty_slots(teacher):

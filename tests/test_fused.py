@@ -20,9 +20,11 @@ from cache_tools.torch_models.scaling import Scaling
 from student_fixtures import naive_kl_nats, python
 from tolerances import gradient_rounding, loss_rounding, rounding, softmax_roundings
 from trainer.config.student_file import LossConfig
-from trainer.data.cached_sequences import IGNORED
+from trainer.data.binding import IGNORED
+from trainer.losses.distillation_loss import DistillationLoss
 from trainer.losses.log_probs import log_probs_at
 from trainer.student import fused_loss
+from trainer.student.cached_loss import CachedLoss
 from trainer.student.fused_loss import chunked_loss
 from trainer.student.head import StudentHead
 from trainer.student.student import DistilledStudent
@@ -64,7 +66,7 @@ def a_batch(positions=POSITIONS, seed=0):
     return {
         "input_ids": input_ids,
         "attention_mask": mask,
-        "labels": labels.reshape(3, 21),
+        "gold_ids": labels.reshape(3, 21),
         "target_ids": ids,
         "target_log_probs": log_probs,
         "target_log_left_out": log_p.scatter(1, ids, -torch.inf).logsumexp(dim=1),
@@ -73,7 +75,7 @@ def a_batch(positions=POSITIONS, seed=0):
 
 def distilled(made, fused_path=True):
     """Wrap a copy of a student; the loss is half KL, half cross-entropy."""
-    module = DistilledStudent(copy.deepcopy(made), LossConfig(kd_weight=0.5))
+    module = DistilledStudent(copy.deepcopy(made), CachedLoss(DistillationLoss(LossConfig(kd_weight=0.5))))
     assert module.head is not None
     module.head = module.head if fused_path else None
     return module
@@ -96,11 +98,11 @@ def collected(module, loss):
 def reference(made, batch):
     """The same in float64, from the model's own logits and one target entry after the other."""
     module = nn.ModuleDict({"student": copy.deepcopy(made).double()})
-    kept = batch["labels"] != IGNORED
+    kept = batch["gold_ids"] != IGNORED
     logits = module["student"](input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[kept]
     names = ("target_ids", "target_log_probs", "target_log_left_out")
     kl = naive_kl_nats(logits, *(batch[name] for name in names), "ghost").mean()
-    loss = 0.5 * kl + 0.5 * F.cross_entropy(logits, batch["labels"][kept])
+    loss = 0.5 * kl + 0.5 * F.cross_entropy(logits, batch["gold_ids"][kept])
     loss.backward()
     return collected(module, loss)
 
@@ -387,7 +389,7 @@ def test_a_head_that_does_something_else_keeps_whole_logits_and_says_so(behind, 
     made = student()
     made.__class__ = Peculiar
     with caplog.at_level(logging.WARNING):
-        module = DistilledStudent(made, LossConfig())
+        module = DistilledStudent(made, CachedLoss(DistillationLoss(LossConfig())))
     assert module.head is None
     assert "Peculiar" in caplog.text
 

@@ -18,7 +18,8 @@ from pipeline.config.encoding import MaskingConfig
 from student_fixtures import BERT, student_values, train
 from tolerances import loss_rounding, rounding
 from trainer.config.student_file import StudentConfig
-from trainer.data.cached_sequences import IGNORED, CachedSequences, collate
+from trainer.data.binding import IGNORED
+from trainer.data.cached_sequences import CachedSequences, collate
 from trainer.data.position_weights import PositionWeights
 from trainer.evaluation.evaluate import evaluate_folder
 from trainer.losses.distillation_loss import TeacherRows
@@ -153,8 +154,8 @@ def test_the_loss_over_an_epoch_is_the_weighted_sum_of_two_means(cache, kd_weigh
     batch = collate(all_examples)
     with torch.no_grad():
         logits = module.student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        kept = batch["labels"] != IGNORED
-        gold_P, logits_PV = batch["labels"][kept], logits[kept]
+        kept = batch["gold_ids"] != IGNORED
+        gold_P, logits_PV = batch["gold_ids"][kept], logits[kept]
         divergence_P = naive_divergence(logits_PV, TeacherRows.of(batch).targets, gold_P, config.loss)
         each_P = kd_weight * divergence_P + (1 - kd_weight) * F.cross_entropy(logits_PV, gold_P, reduction="none")
         first_P = torch.cat([torch.arange(len(e.positions)) == 0 for e in all_examples])
@@ -169,11 +170,11 @@ def test_what_weighs_nothing_teaches_nothing(cache, without):
     teacher = cache.encoding().teacher()
     module = distilled(build_student(config.student, teacher.encoding), config.loss, teacher).eval()
     batch = collate([examples[i] for i in range(8)])
-    kept = batch["labels"] != IGNORED
+    kept = batch["gold_ids"] != IGNORED
     first = kept & (kept.cumsum(dim=1) == 1)
     with torch.no_grad():
         label, token, own = (
-            float(module(**batch | {"labels": torch.where(changed, 7, batch["labels"])})["loss"])
+            float(module(**batch | {"gold_ids": torch.where(changed, 7, batch["gold_ids"])})["loss"])
             for changed in (first, kept & ~first, kept & False)
         )
     assert (label == own, token == own) == (without == "label", without == "token")
@@ -246,8 +247,8 @@ def test_positions_that_weigh_nothing_need_no_logits(cache):
     config, examples = dataset(cache, {"kd_weight": 0.5, "label_weight": 1, "token_weight": 0})
     teacher = cache.encoding().teacher()
     module = distilled(build_student(config.student, teacher.encoding), config.loss, teacher)
-    batch, rows, objective = collate([examples[i] for i in range(6)]), [], module.objective.forward
-    module.objective.forward = lambda logits, gold, said: rows.append(len(logits)) or objective(logits, gold, said)
+    batch, rows, objective = collate([examples[i] for i in range(6)]), [], module.loss.objective.forward
+    module.loss.objective.forward = lambda logits, gold, said: rows.append(len(logits)) or objective(logits, gold, said)
     module(**batch)
     assert rows == [6]
     assert len(batch["target_ids"]) > 6 * 5

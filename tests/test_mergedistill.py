@@ -19,9 +19,10 @@ from configs.papers.mergedistill import fetch, measures, run, stage_one, tables,
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.encoding.held_out import is_held_out
 from trainer.config.student_file import LossConfig, StudentConfig
-from trainer.data.cached_sequences import IGNORED, CachedSequences, collate
+from trainer.data.binding import IGNORED
+from trainer.data.cached_sequences import CachedSequences, collate
 from trainer.data.translation import student_ids
-from trainer.student.student import DistilledStudent
+from trainer.student.student import distilled
 
 RECIPE = Path(run.__file__).parent
 SMALL = [
@@ -118,12 +119,12 @@ def test_the_loss_from_the_cache_is_the_loss_with_the_teacher_at_hand(work, lang
     student = AutoModelForMaskedLM.from_pretrained(work / "students" / "text-only-0" / "final")
     cached = CachedSequences(teacher, "train", len(union.names), to=to)
     batch = collate([cached[index] for index in range(16)])
-    found = DistilledStudent(student, LossConfig(kd_weight=0.5))(**batch)["loss"].item()
+    found = distilled(student, LossConfig(kd_weight=0.5))(**batch)["loss"].item()
 
     live = AutoModelForMaskedLM.from_pretrained(work / language / "teacher" / "final").eval()
     back = torch.full((len(union.names),), 0)
     back[torch.from_numpy(to.predicted.astype(np.int64))] = torch.arange(len(to.predicted))
-    kept = batch["labels"] != IGNORED
+    kept = batch["gold_ids"] != IGNORED
     inputs = {"attention_mask": batch["attention_mask"]}
     with torch.no_grad():
         p_PV = live(input_ids=back[batch["input_ids"]], **inputs).logits[kept].double().softmax(1)
@@ -132,7 +133,7 @@ def test_the_loss_from_the_cache_is_the_loss_with_the_teacher_at_hand(work, lang
     q_PK = q_PU.gather(1, torch.from_numpy(to.predicted.astype(np.int64))[own_PK])
     p_P, q_P = 1 - p_PK.sum(1), 1 - q_PK.sum(1)
     divergence_P = (p_PK * (p_PK / q_PK).log()).sum(1) + p_P * (p_P / q_P).log()
-    gold_P = -q_PU.gather(1, batch["labels"][kept][:, None])[:, 0].log()
+    gold_P = -q_PU.gather(1, batch["gold_ids"][kept][:, None])[:, 0].log()
     assert found == pytest.approx(float((divergence_P + gold_P).mean() / 2), rel=1e-3)
 
 

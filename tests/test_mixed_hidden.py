@@ -11,9 +11,10 @@ from cache_tools.errors import ConfigError
 from mixture_fixtures import BOTH, config_of, sequences_of
 from student_fixtures import LLAMA, curve, largest_difference, train, train_and_stop, weights
 from tolerances import loss_rounding, rounding
-from trainer.data.cached_sequences import IGNORED, Reading, collate
+from trainer.data.binding import IGNORED
+from trainer.data.cached_sequences import Reading, collate
 from trainer.data.opening import open_teachers
-from trainer.run.sources import loss_of
+from trainer.data.sources import loss_of
 from trainer.student.student import distilled
 
 PAIRS = [
@@ -47,7 +48,7 @@ class Batch:
         torch.manual_seed(2)
         self.module = distilled(tiny.model(seed=5), self.config.loss, *teachers, objective=objective)
         self.batch = collate([self.dataset[i] for i in FIRST])
-        self.kept = self.batch["labels"] != IGNORED
+        self.kept = self.batch["gold_ids"] != IGNORED
 
     def states(self, model):
         """Return the hidden states of a model at the kept positions, by the name of the layer, in float64."""
@@ -61,7 +62,7 @@ class Batch:
 def naive_hidden_loss(batch):
     """Return the sum over pairs and positions, in float64, with the teachers asked anew."""
     mine, total = batch.states(batch.module.student), 0.0
-    for pair, matrix in zip(batch.config.loss.hidden, batch.module.match.parameters(), strict=True):
+    for pair, matrix in zip(batch.config.loss.hidden, batch.module.loss.match.parameters(), strict=True):
         student, teacher = mine[str(pair.student_layer)], batch.states(MODELS[pair.teacher])[pair.layer]
         w = matrix.detach().double()
         student, teacher = (student, teacher @ w.T) if pair.project == "teacher" else (student @ w.T, teacher)
@@ -71,10 +72,10 @@ def naive_hidden_loss(batch):
 
 def test_the_cached_loss_is_that_of_teachers_asked_anew(cache):
     batch = Batch(cache)
-    shapes = [tuple(matrix.shape) for matrix in batch.module.match.parameters()]
+    shapes = [tuple(matrix.shape) for matrix in batch.module.loss.match.parameters()]
     assert shapes == [(32, 32), (24, 32), (32, 24)]
     torch.manual_seed(3)
-    for matrix in batch.module.match.parameters():
+    for matrix in batch.module.loss.match.parameters():
         torch.nn.init.normal_(matrix)
     with torch.no_grad():
         found = batch.module(**batch.batch)
@@ -84,7 +85,7 @@ def test_the_cached_loss_is_that_of_teachers_asked_anew(cache):
 @pytest.mark.parametrize("kd_weight", [0, 0.4, 1])
 def test_hidden_states_are_added_to_whatever_else_the_mixture_is(cache, kd_weight):
     together, alone = Batch(cache, kd_weight=kd_weight), Batch(cache, kd_weight=kd_weight, hidden=[])
-    assert alone.module.match is None
+    assert alone.module.loss.match is None
     with torch.no_grad():
         found, without = together.module(**together.batch), alone.module(**alone.batch)
     positions = int(together.kept.sum())
@@ -100,7 +101,7 @@ def test_without_predictions_the_loss_is_text_and_hidden_states(cache):
         found = batch.module(**batch.batch)
         inputs = {name: batch.batch[name] for name in ("input_ids", "attention_mask")}
         logits = batch.module.student(**inputs).logits[batch.kept]
-    text = F.cross_entropy(logits, batch.batch["labels"][batch.kept])
+    text = F.cross_entropy(logits, batch.batch["gold_ids"][batch.kept])
     expected = float(text) + float(found["hidden_loss"]) / len(logits)
     assert float(found["loss"]) == pytest.approx(expected, rel=loss_rounding(batch.module.student.config, 48, logits))
 

@@ -29,7 +29,8 @@ from student_fixtures import (
 from trainer.config import mixture as config_mixture
 from trainer.config.mixture import MixtureConfig
 from trainer.config.student_file import StudentConfig
-from trainer.data.cached_sequences import IGNORED, collate
+from trainer.data.binding import IGNORED
+from trainer.data.cached_sequences import collate
 from trainer.data.opening import open_teachers
 from trainer.losses.mixed_loss import MixedDistillationLoss
 from trainer.losses.tails import SparseTargets
@@ -97,11 +98,11 @@ def test_the_loss_of_a_batch_is_the_stated_mixture_of_what_the_cache_holds(cache
     objective = MixedDistillationLoss.of(config.loss, config.mixture, teachers)
     module = distilled(tiny.model(seed=5), config.loss, *teachers, objective=objective)
     batch = collate([dataset[0], dataset[5]])
-    kept = batch["labels"] != IGNORED
+    kept = batch["gold_ids"] != IGNORED
     with torch.no_grad():
         found = module(**batch)
         z = module.student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[kept].double()
-    gold, rows = batch["labels"][kept], [dataset.parts[0].sequence(i).rows for i in (0, 5)]
+    gold, rows = batch["gold_ids"][kept], [dataset.parts[0].sequence(i).rows for i in (0, 5)]
     stored = [Stored(teacher, rows) for teacher in teachers]
     w = torch.stack([given * each.weight(rule) for given, each in zip((3, 1), stored, strict=True)], dim=1)
     if rule != "discounted":

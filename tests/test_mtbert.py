@@ -28,9 +28,10 @@ from student_fixtures import largest_difference, weights
 from tolerances import loss_rounding
 from topics import labelled, write_topics
 from trainer.config.student_file import StudentConfig
-from trainer.data.cached_sequences import IGNORED, collate
+from trainer.data.binding import IGNORED
+from trainer.data.cached_sequences import collate
 from trainer.data.opening import open_teachers
-from trainer.run.sources import loss_of, training_sequences
+from trainer.data.sources import loss_of, training_sequences
 from trainer.student.student import distilled
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
@@ -151,14 +152,14 @@ class Live:
         torch.manual_seed(0)
         student = AutoModelForMaskedLM.from_pretrained(work / "start").eval()
         self.module = distilled(student, self.config.loss, *cached, objective=loss_of(self.config, cached))
-        for matrix in self.module.match.parameters():
+        for matrix in self.module.loss.match.parameters():
             torch.nn.init.normal_(matrix, std=0.2)  # the identity would not tell which side is mapped
         examples = training_sequences(self.config, cached, student.config.vocab_size)
         self.batch = collate([examples[i] for i in range(0, 40, 4)])
         self.module.eval()
-        self.kept = self.batch["labels"] != IGNORED
+        self.kept = self.batch["gold_ids"] != IGNORED
         self.label_P = torch.cat([torch.arange(int(row.sum())) == 0 for row in self.kept])
-        self.gold = self.batch["labels"][:, 0]
+        self.gold = self.batch["gold_ids"][:, 0]
         names = [teacher.name for teacher in cached]
         self.said = {name: self.asked(AutoModelForMaskedLM.from_pretrained(teachers / name)) for name in names}
 
@@ -176,7 +177,7 @@ def test_the_cached_loss_is_the_paper_s_of_teachers_asked_live(work, teachers):
     """The soft term is a KL, which is the paper's cross-entropy less what the student cannot change."""
     live = Live(work, teachers)
     log_q, mine = live.asked(live.module.student)
-    projections = iter(live.module.match.parameters())
+    projections = iter(live.module.loss.match.parameters())
     soft, hidden = torch.zeros(len(log_q), dtype=torch.float64), 0.0
     for log_p, states in live.said.values():
         kl = (log_p.exp() * (log_p - log_q)).sum(dim=1)

@@ -11,7 +11,8 @@ from loss_fixtures import loss, naive_divergence, naive_sum
 from student_fixtures import GRADIENT_ROUNDING
 from tolerances import loss_rounding, model_rounding, rounding
 from trainer.config.student_file import HiddenPair
-from trainer.data.cached_sequences import IGNORED, CachedSequences, Reading, collate
+from trainer.data.binding import IGNORED
+from trainer.data.cached_sequences import CachedSequences, Reading, collate
 from trainer.losses.distillation_loss import LOGGED, TeacherRows
 from trainer.losses.divergences import gradient_scale
 from trainer.losses.tails import SparseTargets
@@ -74,13 +75,13 @@ def captured(tmp_path_factory):
 
 def kept_logits(model, batch):
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    return logits[batch["labels"] != IGNORED]
+    return logits[batch["gold_ids"] != IGNORED]
 
 
 def truth(case, settings, batch):
     """Return (mean divergence, mean cross-entropy, student in float64), the first two differentiable in the third."""
     student = copy.deepcopy(case.student).double()
-    logits, gold = kept_logits(student, batch), batch["labels"][batch["labels"] != IGNORED]
+    logits, gold = kept_logits(student, batch), batch["gold_ids"][batch["gold_ids"] != IGNORED]
     temperature = settings.temperature
     if TargetSummary.of(case.teacher.manifest, settings).family in ("hidden", "whole"):
         with torch.no_grad():
@@ -147,11 +148,11 @@ def test_hidden_states_add_their_loss_and_its_gradient(captured):
     torch.manual_seed(0)
     module = distilled(copy.deepcopy(case.student), together, case.teacher)
     found, without = module(**batch), distilled(case.student, alone, case.teacher)(**case.batch(alone))
-    kept = batch["labels"] != IGNORED
+    kept = batch["gold_ids"] != IGNORED
     output = module.student(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True
     )
-    mine = output.hidden_states[2][kept] @ module.match.projections[0].weight.T
+    mine = output.hidden_states[2][kept] @ module.loss.match.projections[0].weight.T
     expected = 0.5 * (mine.double() - batch["hidden"]["1"].double()).square().mean()
     value = float(expected.detach())
     relative = 2 * model_rounding(case.student.config, 48)
@@ -159,9 +160,9 @@ def test_hidden_states_add_their_loss_and_its_gradient(captured):
     assert float((found["loss"] - without["loss"]).detach()) == pytest.approx(
         value, rel=0, abs=2 * rounding(torch.float32, int(kept.sum()), found["loss"])
     )
-    (gradient,) = torch.autograd.grad(expected, module.match.projections[0].weight, retain_graph=True)
+    (gradient,) = torch.autograd.grad(expected, module.loss.match.projections[0].weight, retain_graph=True)
     found["loss"].backward()
-    error = (module.match.projections[0].weight.grad - gradient).norm() / gradient.norm()
+    error = (module.loss.match.projections[0].weight.grad - gradient).norm() / gradient.norm()
     assert error < GRADIENT_ROUNDING
 
 
@@ -179,7 +180,7 @@ def test_a_quantised_last_state_costs_no_more_than_its_budget(tmp_path, budget):
 
 def test_the_teacher_s_matrix_is_no_part_of_what_is_trained_or_saved(captured):
     module = distilled(tiny.model(seed=1), loss("forward_kl", None, source="hidden"), captured("whole").teacher)
-    assert not list(module.objective.parameters())
+    assert not list(module.loss.objective.parameters())
     assert all(name.startswith("student.") for name in module.state_dict())
 
 

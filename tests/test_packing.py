@@ -27,12 +27,13 @@ from student_fixtures import (
 )
 from tolerances import loss_rounding
 from trainer.config.student_file import LossConfig
-from trainer.data.cached_sequences import IGNORED, CachedSequences, collate
+from trainer.data.binding import IGNORED
+from trainer.data.cached_sequences import CachedSequences, collate
 from trainer.data.packing import first_fit_decreasing, pack
 from trainer.student import student as student_module
 from trainer.student.head import StudentHead
 from trainer.student.packing_check import check_packing
-from trainer.student.student import DistilledStudent
+from trainer.student.student import distilled
 
 GPT2 = {"n_embd": 32, "n_head": 2, "n_layer": 2, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
 STUDENTS = {"llama": {}, "qwen3": {}, "gpt2": GPT2, "gemma3_text": {"head_dim": 16, "sliding_window": 8}}
@@ -77,7 +78,7 @@ def unpacked(batch):
     """Return the sequences of a packed batch: ids, kept positions, gold ids, targets; found by positions alone."""
     found, first = [], 0
     for ids, mask, labels, positions in zip(
-        *(batch[name].numpy() for name in ("input_ids", "attention_mask", "labels", "position_ids")), strict=True
+        *(batch[name].numpy() for name in ("input_ids", "attention_mask", "gold_ids", "position_ids")), strict=True
     ):
         starts = np.flatnonzero(positions == 0)
         for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
@@ -114,7 +115,7 @@ def test_a_packed_batch_holds_every_sequence_whole_with_its_own_targets(examples
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("model_type", STUDENTS)
 def test_packed_loss_and_gradients_equal_padded_ones(examples, model_type, attention, row_tokens):
-    padded = DistilledStudent(student(model_type, **STUDENTS[model_type]), LossConfig(kd_weight=0.5))
+    padded = distilled(student(model_type, **STUDENTS[model_type]), LossConfig(kd_weight=0.5))
     padded.student.set_attn_implementation(attention)
     packed = copy.deepcopy(padded)
     losses = [padded(**collate(examples)), packed(**pack(examples, row_tokens))]
@@ -132,7 +133,7 @@ def test_packed_loss_and_gradients_equal_padded_ones(examples, model_type, atten
 
 
 def test_whole_logits_are_packed_too(examples):
-    padded = DistilledStudent(student("llama"), LossConfig())
+    padded = distilled(student("llama"), LossConfig())
     padded.head = None
     packed = padded(**pack(examples, 96))["loss"]
     expected, logits = padded(**collate(examples))["loss"], padded.student(collate(examples)["input_ids"]).logits
@@ -238,9 +239,13 @@ def test_a_run_whose_student_would_mix_sequences_stops_before_its_first_step(tmp
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_the_student_file_chooses_the_attention(cache, tmp_path, monkeypatch, attention):
     made = []
-    monkeypatch.setattr(
-        student_module, "check_vocabulary_size", lambda student, _: made.append(student.config._attn_implementation)
-    )
+    measured = student_module.vocabulary_size
+
+    def noted(student):
+        made.append(student.config._attn_implementation)
+        return measured(student)
+
+    monkeypatch.setattr(student_module, "vocabulary_size", noted)
     train(cache, tmp_path, max_steps=1, student={"config": LLAMA, "attention": attention})
     assert made == [attention]
 

@@ -21,9 +21,9 @@ from trainer.data.cached_sequences import Reading, collate
 from trainer.data.opening import open_teachers
 from trainer.data.sampler import ShardWindowSampler
 from trainer.data.several_caches import MixedOrder, interleaved, sequences_per_epoch
+from trainer.data.sources import common_reading, order_of
 from trainer.losses.distillation_loss import TeacherRows
 from trainer.run.checkpoints import last_checkpoint
-from trainer.run.sources import common_reading, order_of
 from trainer.verdicts.compatibility import normaliser_names
 
 SHARDS, PER_EPOCH, GLOBAL_BATCH = [[3, 5, 4, 8], [6, 2, 7]], [9, 23], 8

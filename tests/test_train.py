@@ -28,7 +28,8 @@ from student_fixtures import (
 )
 from trainer.config.student_file import StudentConfig
 from trainer.config.training_arguments import training_arguments
-from trainer.data.cached_sequences import IGNORED, CachedSequences, collate
+from trainer.data.binding import IGNORED
+from trainer.data.cached_sequences import CachedSequences, collate
 from trainer.data.sampler import ShardWindowSampler
 from trainer.student.student import build_student
 
@@ -61,11 +62,11 @@ def test_the_first_loss_is_the_stated_mix_by_naive_computation(cache, tmp_path, 
         StudentConfig.model_validate(student_values(cache, tmp_path)).student, Cache(cache).encoding()
     )
     batch = first_batch(cache)
-    kept = batch["labels"] != IGNORED
+    kept = batch["gold_ids"] != IGNORED
     logits = student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[kept].detach()
     names = ("target_ids", "target_log_probs", "target_log_left_out")
     kl = naive_kl_nats(logits, *(batch[name] for name in names), tail).mean()
-    cross_entropy = F.cross_entropy(logits.double(), batch["labels"][kept])
+    cross_entropy = F.cross_entropy(logits.double(), batch["gold_ids"][kept])
     (logged,) = curve(tmp_path)
     expected = float(weight * kl + (1 - weight) * cross_entropy)
     assert logged["loss"] == pytest.approx(expected, rel=0, abs=LOSS_ROUNDING)

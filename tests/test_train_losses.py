@@ -123,7 +123,7 @@ def test_the_self_test_passes_and_leaves_no_trace(cache, settings):
     start.check()
     assert torch.equal(torch.get_rng_state(), state)
     assert start.module.training
-    assert (start.module.match is not None) == ("hidden" in settings)
+    assert (start.module.loss.match is not None) == ("hidden" in settings)
     assert all(parameter.grad is None for parameter in start.module.parameters())
     assert largest_difference(before, start.module.state_dict()) == 0
 
@@ -135,7 +135,7 @@ def test_a_student_that_the_teacher_does_not_reach_is_refused(cache, settings, b
     if broken == "frozen":
         start.module.student.requires_grad_(False)
     else:
-        start.module.objective.terms = lambda logits, gold, said: (logits.square().sum(1), logits.exp().sum(1))
+        start.module.loss.objective.terms = lambda logits, gold, said: (logits.square().sum(1), logits.exp().sum(1))
     with pytest.raises(ModelError, match="the student's gradient does not depend on the teacher's predictions"):
         start.check()
 

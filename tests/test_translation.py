@@ -22,7 +22,7 @@ from trainer.data.cached_sequences import CachedSequences, collate, fit_vocabula
 from trainer.data.opening import open_teachers
 from trainer.data.translation import open_union, student_ids, translated_ids, translated_targets
 from trainer.evaluation.evaluate import evaluate_folder
-from trainer.student.student import DistilledStudent
+from trainer.student.student import distilled
 from vocabulary_fixtures import OTHER_TEXTS, capture_language
 
 STUDENT = {"config": BERT}
@@ -86,7 +86,7 @@ def test_the_loss_is_that_of_a_student_whose_rows_are_permuted(folder, tail, kd_
     large.load_state_dict(permuted(small.state_dict(), large.state_dict(), torch.from_numpy(to.astype(np.int64))))
     settings = LossConfig(kd_weight=kd_weight, tail=tail, allow_biased=True)
     losses = [
-        DistilledStudent(student, settings)(**collate([data[i] for i in range(6)]))["loss"].item()
+        distilled(student, settings)(**collate([data[i] for i in range(6)]))["loss"].item()
         for student, data in ((small, own), (large, moved))
     ]
     assert losses[0] == pytest.approx(losses[1], rel=0, abs=loss_rounding(large.config, 48, 10))

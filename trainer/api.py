@@ -1,23 +1,31 @@
 """Stage two from Python: what ``logitcask train`` and ``logitcask evaluate`` do, as functions that return values.
 
-``logitcask.train`` and ``logitcask.evaluate`` are these functions. They are thin on purpose: a configuration is read
-here, and everything else happens in the rooms ``run`` and ``evaluation``, as for the commands.
+``logitcask.train``, ``logitcask.distillation`` and ``logitcask.evaluate`` are these functions. They are thin on
+purpose: a configuration is read here, and everything else happens in the rooms ``run``, ``loop`` and ``evaluation``.
 """
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from cache_tools.configuration import NO_OVERRIDES, checked_arguments, configured
 from cache_tools.errors import ConfigError
 from cache_tools.format.manifest import SPLITS, Split
 from cache_tools.progress.lines import open_reporter
 from cache_tools.storage import StorePath, store_path
-from trainer.config.student_file import StudentConfig
+from trainer.config.student_file import DistillationConfig, StudentConfig
 from trainer.evaluation.evaluate import ROWS, Positions, evaluate_student
 from trainer.evaluation.results import EvaluateResult
+from trainer.loop.distillation import Distillation, distillation_of
+from trainer.loop.inputs import Inputs, open_inputs
 from trainer.run.run_folder import TrainResult
 from trainer.run.train import run_training
+from trainer.student.cached_loss import StudentShape, vocabulary_size
+from trainer.student.student import check_vocabulary_size, first_runs
+from trainer.tokenizers.cached import require_vocabulary, student_tokenizer
+from trainer.tokenizers.check import require_behaviour
 
 
 @checked_arguments
@@ -53,6 +61,75 @@ def train(
             print(result.student, result.steps, result.loss_nats)
     """
     return run_training(configured(config, StudentConfig, overrides))
+
+
+@checked_arguments
+def distillation(
+    config: str | Path | Mapping[str, Any] | DistillationConfig,
+    *,
+    student: PreTrainedModel | StudentShape,
+    tokenizer: PreTrainedTokenizerBase | None,
+    split: Split = "train",
+    overrides: Mapping[str, Any] = NO_OVERRIDES,
+) -> Distillation:
+    """Return a dataset, a collator and a loss for a training loop of any kind; no teacher is loaded.
+
+    ``train`` stands on the same three. Each batch is bound to its cache and its tokens: a loss refuses one that lacks
+    columns, comes from another cache, or whose rows were moved.
+
+    Args:
+        config: The keys of a student file, without ``student`` and ``training``: a path, a mapping, or a checked
+            configuration. A loss that is biased on the cache is refused, as by ``train``.
+        student: The model, on any device; or its shape, if it is no model of transformers.
+        tokenizer: The student's tokenizer, which must be the cache's; None if the student has none of its own.
+        split: ``train`` or ``held_out``.
+        overrides: New values by dotted key, such as ``{"loss.kd_weight": 0.5}``.
+
+    Returns:
+        What belongs together; nothing of it depends on a training loop.
+
+    Raises:
+        ConfigError: The configuration is wrong, or asks for a loss that the cache or the student does not allow.
+        IdentityError: The student's tokenizer or vocabulary is not the cache's.
+        ModelError: The student cannot be run.
+        IncompleteError: Shards of the split have not been captured yet.
+        LogitcaskError: Any of these, and damage to the cache.
+
+    Example:
+        ::
+
+            from torch.utils.data import DataLoader
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+
+            from logitcask import distillation
+
+            student = AutoModelForCausalLM.from_pretrained("runs/python/student/final")
+            tokenizer = AutoTokenizer.from_pretrained("runs/python/student/final")
+            kd = distillation({"cache": "runs/python/cache"}, student=student, tokenizer=tokenizer)
+            loader = DataLoader(kd.dataset, batch_size=4, sampler=kd.sampler(seed=0), collate_fn=kd.collate)
+            batch = next(iter(loader))
+            logits = student(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            kd.loss(batch, logits=logits).loss.backward()
+    """
+    _check_choice("split", split, SPLITS)
+    settings = configured(config, DistillationConfig, overrides)
+    inputs, kind = open_inputs(settings), type(student).__name__
+    width = student.vocabulary_size if isinstance(student, StudentShape) else vocabulary_size(student)
+    check_vocabulary_size(width, inputs.vocabulary, kind)
+    if tokenizer is not None:
+        _check_tokenizer(tokenizer, settings, inputs)
+    if isinstance(student, StudentShape):
+        return distillation_of(settings, inputs, student, split)
+    with first_runs(student, kind):
+        return distillation_of(settings, inputs, student, split)
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: DistillationConfig, inputs: Inputs) -> None:
+    """Refuse a tokenizer that gives ids another meaning, or splits text in another way, than the cache's."""
+    source = tokenizer.name_or_path or type(tokenizer).__name__
+    require_vocabulary(tokenizer, inputs.vocabulary, source)
+    reference = student_tokenizer(config.vocabulary, inputs.encoding)
+    require_behaviour(tokenizer, reference, inputs.encoding, source)
 
 
 @checked_arguments

@@ -8,7 +8,7 @@ import tiny
 from student_fixtures import student_values
 from trainer.config.student_file import StudentConfig
 from trainer.data.opening import check_teachers, open_teachers
-from trainer.run.sources import TrainingSequences, training_sequences
+from trainer.data.sources import TrainingSequences, training_sequences
 
 T = 2.0
 """Temperature whose log-normalisers are captured."""

@@ -162,8 +162,8 @@ class PackingConfig(Config):
     row_tokens: PositiveInt | None
 
 
-class StudentConfig(Config):
-    """The whole student file.
+class DistillationConfig(Config):
+    """What a student learns from: cached teachers, and a loss. The part of a student file that any training loop needs.
 
     Attributes:
         cache: Folder of the cache.
@@ -176,14 +176,10 @@ class StudentConfig(Config):
             of the caches' own. Not with ``teachers``.
         control: ``other_positions``: a negative control. Each position gets the teacher's prediction of a position half
             a shard away. If a student gains as much from that, it has not learned from predictions about its own text.
-        student: The model to train.
         loss: The loss.
         packing: Pack the sequences of each batch into rows; by default they are padded.
         window_shards: Shards whose sequences are shuffled together. Each loader worker keeps that many in memory: 260
             to 320 bytes per position at k = 64, and the stored bytes of the hidden states that the loss uses.
-        training: Arguments of transformers' ``TrainingArguments``, by their own names; those without an effect here
-            are refused. With ``eval_strategy`` the held-out split is measured during training, as by ``logitcask
-            evaluate``; with several teachers or caches, against the first.
     """
 
     cache: CachePath | None = None
@@ -194,20 +190,12 @@ class StudentConfig(Config):
     caches: tuple[MixedCache, ...] = ()
     vocabulary: CachePath | None = None
     control: Literal["other_positions"] | None = None
-    student: StudentModelConfig
     loss: LossConfig = LossConfig()
     packing: PackingConfig | None = None
     window_shards: PositiveInt = 4
-    training: JsonObject
 
     @model_validator(mode="after")
-    def _output(self) -> "StudentConfig":
-        if not self.training.get("output_dir"):
-            raise ValueError("training.output_dir is missing")
-        return self
-
-    @model_validator(mode="after")
-    def _sources(self) -> "StudentConfig":
+    def _sources(self) -> "DistillationConfig":
         if (self.cache is None) == (not self.caches):
             raise ValueError("give exactly one of cache and caches")
         if self.caches and (self.encoding or self.teacher or self.teachers):
@@ -227,10 +215,30 @@ class StudentConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _hidden_pairs(self) -> "StudentConfig":
+    def _hidden_pairs(self) -> "DistillationConfig":
         names: list[str | None] = [teacher.name for teacher in self.teachers] or [None]
         if any(pair.teacher not in names for pair in self.loss.hidden):
             raise ValueError(
                 "with teachers, each pair of loss.hidden must name one of them as teacher; without, none may"
             )
+        return self
+
+
+class StudentConfig(DistillationConfig):
+    """The whole student file: what a student learns from, the student, and how it is trained.
+
+    Attributes:
+        student: The model to train.
+        training: Arguments of transformers' ``TrainingArguments``, by their own names; those without an effect here
+            are refused. With ``eval_strategy`` the held-out split is measured during training, as by ``logitcask
+            evaluate``; with several teachers or caches, against the first.
+    """
+
+    student: StudentModelConfig
+    training: JsonObject
+
+    @model_validator(mode="after")
+    def _output(self) -> "StudentConfig":
+        if not self.training.get("output_dir"):
+            raise ValueError("training.output_dir is missing")
         return self

@@ -7,8 +7,9 @@ The sequences and stored integers of the last few shards stay in memory and are 
 a shuffled reader stays inside a window of shards (see ``sampler.py``), so each shard is read about
 once per epoch.
 
-Batches are padded on the right; predictions of all sequences are concatenated, in the
-order in which ``labels != -100`` lists their positions.
+Batches are padded on the right; predictions of all sequences are concatenated, in the order in which
+``gold_ids != -100`` lists their positions, and bound to them (``binding.py``). The gold tokens are not named
+``labels``: a model of transformers would shift those once more, and return a loss without the teacher.
 """
 
 from bisect import bisect_right
@@ -33,6 +34,7 @@ from cache_tools.store.stored_rows import StoredHidden, StoredTargets
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.vocabularies.union import IdMaps
 from trainer.config.student_file import LossConfig
+from trainer.data.binding import COLUMNS, IGNORED, Binding, source_number, target_fingerprints
 from trainer.data.position_weights import PositionWeights
 from trainer.data.translation import translated_ids, translated_targets
 from trainer.verdicts.compatibility import TargetSummary
@@ -40,9 +42,6 @@ from trainer.verdicts.compatibility import TargetSummary
 Batch: TypeAlias = ModelInputs
 """A batch of :func:`collate`: tensors by name, and below ``scalars`` and ``hidden`` dictionaries of tensors. It is a
 dictionary because the Trainer moves it between devices and passes it to the module as keyword arguments."""
-
-IGNORED = -100
-"""Label of positions that are not under the loss, as everywhere in torch."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,7 @@ class Example:
         scalars: (p,) float32 by name, nats.
         hidden: (p, width) float32 by layer.
         weights: (p,) float32, weight of each position in the loss; None where all are 1.
+        source: Number of the teacher, see ``binding.py``.
     """
 
     input_ids: NDArray[np.uint32]
@@ -93,6 +93,7 @@ class Example:
     scalars: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     hidden: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     weights: NDArray[np.float32] | None = None
+    source: int = 0
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ class CachedSequences(Dataset[Example]):
         self.weights, self.rows = weights, rows
         self.teacher, self.encoding = teacher, teacher.encoding
         self.student_vocabulary_size = student_vocabulary_size
+        self.source = source_number(teacher, student_vocabulary_size, to)
         self.shards = self.encoding.split_shards(split)
         self.shard_sizes = [self.encoding.shards[shard].sequences for shard in self.shards]
         self._ends = list(accumulate(self.shard_sizes))
@@ -165,6 +167,13 @@ class CachedSequences(Dataset[Example]):
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
+
+    @property
+    def binding(self) -> Binding:
+        """Which batches a loss on these sequences takes."""
+        columns = {f"scalars/{name}" for name in self.reading.scalars} | {f"hidden/{x}" for x in self.reading.layers}
+        columns |= set() if self.weights is None else {"position_weights"}
+        return Binding(frozenset({self.source}), COLUMNS | columns)
 
     def sequence(self, index: int) -> Sequence:
         """Return the sequence behind an item."""
@@ -189,6 +198,7 @@ class CachedSequences(Dataset[Example]):
             {name: values[start:stop] for name, values in shard.scalars.items()},
             {layer: stored.decode(start, stop) for layer, stored in shard.hidden.items()},
             weights,
+            self.source,
         )
 
     def __getstate__(self) -> dict[str, object]:
@@ -239,32 +249,35 @@ def collate(examples: list[Example]) -> Batch:
     """Pad examples into one batch.
 
     Returns:
-        input_ids, attention_mask, labels: (B, L) int64, labels IGNORED outside kept positions;
+        input_ids, attention_mask, gold_ids: (B, L) int64, gold_ids IGNORED outside kept positions;
         target_ids (P, k) int64, 0 in empty slots; target_log_probs (P, k) and
         target_log_left_out (P,) float32, -inf where there is nothing; P positions in all.
         Where they were read: scalars, (P,) float32 by name, and hidden, (P, width) float32 by layer. Where
-        positions have weights: position_weights, (P,) float32.
+        positions have weights: position_weights, (P,) float32. And target_fingerprints (P,) and target_sources (B,)
+        int64, see ``binding.py``.
     """
     length = max(len(example.input_ids) for example in examples)
     input_ids = np.zeros((len(examples), length), dtype=np.int64)
-    attention_mask, labels = np.zeros_like(input_ids), np.full_like(input_ids, IGNORED)
+    attention_mask, gold_ids = np.zeros_like(input_ids), np.full_like(input_ids, IGNORED)
     for row, example in enumerate(examples):
         input_ids[row, : len(example.input_ids)] = example.input_ids
         attention_mask[row, : len(example.input_ids)] = 1
-        labels[row, example.positions] = example.gold_ids
+        gold_ids[row, example.positions] = example.gold_ids
     ids = np.concatenate([example.targets.ids for example in examples])
     batch = {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
-        "labels": labels,
+        "gold_ids": gold_ids,
         "target_ids": np.where(ids == EMPTY_ID, 0, ids).astype(np.int64),
         "target_log_probs": np.concatenate([example.targets.log_probs for example in examples]),
         "target_log_left_out": np.concatenate([example.targets.log_left_out for example in examples]),
+        "target_sources": np.array([example.source for example in examples]),
     }
     weights = [example.weights for example in examples if example.weights is not None]
     if weights:
         batch["position_weights"] = np.concatenate(weights)
-    return {name: torch.from_numpy(array) for name, array in batch.items()} | _extras(examples)
+    tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+    return tensors | {"target_fingerprints": target_fingerprints(tensors)} | _extras(examples)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

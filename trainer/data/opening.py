@@ -1,6 +1,6 @@
 """The cached teachers of a student file: one, several of one encoding, or those of several caches.
 
-That they fit together is checked here, from manifests alone, without torch. ``run/sources.py`` makes the training data.
+That they fit together is checked here, from manifests alone, without torch. ``sources.py`` makes the training data.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,14 +10,14 @@ from cache_tools.errors import IdentityError
 from cache_tools.store.reader import Cache
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.vocabularies.same_tokenizer import require_same_encodings
-from trainer.config.student_file import StudentConfig
+from trainer.config.student_file import DistillationConfig
 from trainer.verdicts.compatibility import Verdict, check_loss
 from trainer.verdicts.mixture import check_mixture, worst
 
 ONE_VOCABULARY = "Make one with 'logitcask vocabulary' of these caches, and name it as vocabulary"
 
 
-def open_teachers(config: StudentConfig) -> list[CachedTeacher]:
+def open_teachers(config: DistillationConfig) -> list[CachedTeacher]:
     """Open the teachers of a student file, in its order.
 
     Raises:
@@ -41,7 +41,7 @@ def open_teachers(config: StudentConfig) -> list[CachedTeacher]:
     return teachers
 
 
-def check_teachers(config: StudentConfig, teachers: Sequence[CachedTeacher]) -> Verdict | None:
+def check_teachers(config: DistillationConfig, teachers: Sequence[CachedTeacher]) -> Verdict | None:
     """Refuse a loss that these teachers' predictions cannot serve.
 
     Returns:

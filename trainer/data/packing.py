@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from cache_tools.mappings import ModelInputs
-from trainer.data.cached_sequences import IGNORED, Example, collate
+from trainer.data.binding import IGNORED, target_fingerprints
+from trainer.data.cached_sequences import Example, collate
 
-FILL = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
+FILL = {"input_ids": 0, "attention_mask": 0, "gold_ids": IGNORED}
 """The padding at the end of rows in each tensor that has one entry for every token."""
 
 # B: sequences, L: longest of them, R: rows, W: tokens of the fullest row, T: tokens of the batch, D: width
@@ -40,7 +41,7 @@ def pack(examples: list[Example], row_tokens: int | None) -> dict[str, Tensor]:
 
     Returns:
         What ``data.collate`` returns, with (R, W) instead of (B, L), rows of predictions in
-        the order of the packed labels, and ``position_ids``, (R, W) int64. ``attention_mask`` tells
+        the order of the packed gold tokens, and ``position_ids``, (R, W) int64. ``attention_mask`` tells
         tokens from padding and is not for the model, see :func:`model_inputs`.
     """
     lengths = [len(example.input_ids) for example in examples]
@@ -49,7 +50,8 @@ def pack(examples: list[Example], row_tokens: int | None) -> dict[str, Tensor]:
     position_ids, mask = row_layout([[lengths[i] for i in row] for row in rows])
     padded_mask = batch["attention_mask"].bool()
     packed = {name: laid_out(batch[name][padded_mask], mask, fill) for name, fill in FILL.items()}
-    return batch | packed | {"position_ids": position_ids}
+    bound = {"position_ids": position_ids, "target_fingerprints": target_fingerprints(packed)}
+    return batch | packed | bound
 
 
 def first_fit_decreasing(lengths: list[int], row_tokens: int) -> list[list[int]]:

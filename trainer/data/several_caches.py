@@ -20,6 +20,7 @@ import numpy as np
 from torch.utils.data import ConcatDataset, Sampler
 
 from cache_tools.codecs.registry import EMPTY_ID, Targets
+from trainer.data.binding import Binding
 from trainer.data.cached_sequences import CachedSequences, Example
 from trainer.data.sampler import ShardWindowSampler
 
@@ -37,6 +38,11 @@ class SeveralCaches(ConcatDataset[Example]):
         self.parts = tuple(parts)
         self.per_epoch = sequences_per_epoch([len(part) for part in parts], shares)
         self._slots = max(part.teacher.codec.k for part in parts)
+
+    @property
+    def binding(self) -> Binding:
+        """Which batches a loss on these sequences takes: of any of the caches."""
+        return Binding(frozenset(part.source for part in self.parts), self.parts[0].binding.columns)
 
     def __getitem__(self, index: int) -> Example:
         example: Example = super().__getitem__(index)  # type: ignore[no-untyped-call]

@@ -18,9 +18,11 @@ from torch.utils.data import Dataset
 
 from cache_tools.codecs.registry import Targets
 from cache_tools.errors import ConfigError
+from cache_tools.format.manifest import Split
 from cache_tools.store.teacher import CachedTeacher
 from trainer.config.mixture import SCALAR, MixedTeacher, MixtureConfig
 from trainer.config.student_file import LossConfig, state_name
+from trainer.data.binding import Binding, joined_number
 from trainer.data.cached_sequences import CachedSequences, Example, Reading
 from trainer.data.position_weights import PositionWeights
 from trainer.verdicts.compatibility import TargetSummary
@@ -29,7 +31,7 @@ from trainer.verdicts.compatibility import TargetSummary
 
 
 class MixedSequences(Dataset[Example]):
-    """The training sequences of an encoding with several teachers' predictions.
+    """The sequences of a split of an encoding with several teachers' predictions.
 
     Args:
         teachers: T teachers of one encoding, by the names of ``mixed``, in its order.
@@ -38,6 +40,7 @@ class MixedSequences(Dataset[Example]):
         student_vocabulary_size: As of ``CachedSequences``.
         shards_in_memory: The same.
         weights: The same.
+        split: The same.
 
     Raises:
         IncompleteError: a teacher's capture is not finished.
@@ -51,13 +54,25 @@ class MixedSequences(Dataset[Example]):
         student_vocabulary_size: int,
         shards_in_memory: int,
         weights: PositionWeights | None = None,
+        split: Split = "train",
     ) -> None:
         self.mixed = tuple(mixed)
         self.parts = [
-            CachedSequences(teacher, "train", student_vocabulary_size, shards_in_memory, reading, weights=weights)
+            CachedSequences(teacher, split, student_vocabulary_size, shards_in_memory, reading, weights=weights)
             for teacher, reading in zip(teachers, readings, strict=True)
         ]
         self.shard_sizes = self.parts[0].shard_sizes
+        self.source = joined_number(part.source for part in self.parts)
+
+    @property
+    def binding(self) -> Binding:
+        """Which batches a loss on these sequences takes."""
+        columns = {"scalars/weights"}
+        for number, (teacher, part) in enumerate(zip(self.mixed, self.parts, strict=True)):
+            columns |= {f"scalars/{number}/{name}" for name in part.reading.scalars}
+            columns |= {f"hidden/{state_name(teacher.name, layer)}" for layer in part.reading.layers}
+        own = {name for name in self.parts[0].binding.columns if "/" not in name}
+        return Binding(frozenset({self.source}), frozenset(own | columns))
 
     def __len__(self) -> int:
         return len(self.parts[0])
@@ -77,7 +92,8 @@ class MixedSequences(Dataset[Example]):
             for layer, states in example.hidden.items()
         }
         weights = np.tile(self._weights(self.parts[0].sequence(index).group_id), (len(together.ids), 1))
-        return replace(examples[0], targets=together, scalars=scalars | {"weights": weights}, hidden=hidden)
+        scalars["weights"] = weights
+        return replace(examples[0], targets=together, scalars=scalars, hidden=hidden, source=self.source)
 
     def _weights(self, group: str) -> NDArray[np.float32]:
         """Return the given weight of each teacher on documents of a group: (T,)."""

@@ -35,11 +35,12 @@ from trainer.evaluation.measures import Measures, measured_reading
 from trainer.evaluation.passes import measured, shared_batches
 from trainer.evaluation.results import EvaluateResult
 from trainer.student import fused_loss
+from trainer.student.cached_loss import vocabulary_size
 from trainer.student.checkpoint import FINAL, load_student
 from trainer.student.finite import check_measures, check_student
 from trainer.student.head import StudentHead
 from trainer.student.probe import check_rows
-from trainer.student.student import check_vocabulary_size, vocabulary_size
+from trainer.student.student import check_vocabulary_size
 from trainer.tokenizers.cached import check_tokenizer, student_tokenizer
 from trainer.tokenizers.check import check_behaviour
 
@@ -128,7 +129,8 @@ def evaluate_folder(
     """
     check_vocabulary(union, teacher)
     model = _loaded(folder, teacher, union, trust_remote_code)
-    check_vocabulary_size(model, student_vocabulary(union, teacher.encoding))
+    vocabulary = student_vocabulary(union, teacher.encoding)
+    check_vocabulary_size(vocabulary_size(model), vocabulary, type(model).__name__)
     check_student(model, folder, "Evaluate an earlier checkpoint, or train again with a lower learning rate")
     torch.nn.Module.to(model, device)
     return evaluate(model, teacher, split, batch_size, progress, union, positions)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +9,8 @@ from torch.utils.data import DataLoader
 
 from cache_tools.mappings import ModelInputs
 from cache_tools.progress.reporter import Advance, ignore
-from trainer.data.cached_sequences import IGNORED, CachedSequences, collate, to_device
+from trainer.data.binding import IGNORED
+from trainer.data.cached_sequences import CachedSequences, collate, to_device
 from trainer.evaluation.measures import Measures, Sums
 from trainer.losses.distillation_loss import TeacherRows
 from trainer.student import fused_loss
@@ -42,7 +42,7 @@ def shared_batches(num_sequences: int, batch_size: int, rank: int = 0, world_siz
 
 @torch.no_grad()
 def measured(
-    over_positions: Callable[[ModelInputs, Tensor, fused_loss.LossOf], tuple[Sums, Any]],
+    over_positions: Callable[[ModelInputs, Tensor, fused_loss.LossOf], Sums],
     dataset: CachedSequences,
     shared: SharedBatches,
     device: torch.device,
@@ -63,8 +63,8 @@ def measured(
     loader = DataLoader(dataset, batch_sampler=shared.batches, collate_fn=collate, generator=own_draws)
     for number, batch in enumerate(loader):
         moved = to_device(batch, device)
-        kept = moved["labels"] != IGNORED
-        gold_P, teacher_rows = moved["labels"][kept], TeacherRows.of(moved)
+        kept = moved["gold_ids"] != IGNORED
+        gold_P, teacher_rows = moved["gold_ids"][kept], TeacherRows.of(moved)
 
         def sums_of(
             logits_NV: Tensor, rows: slice, gold_P: Tensor = gold_P, teacher_P: TeacherRows = teacher_rows
@@ -72,7 +72,7 @@ def measured(
             return measures.sums(logits_NV, gold_P[rows], teacher_P[rows])
 
         inputs = {name: moved[name] for name in ("input_ids", "attention_mask")}
-        sums, _ = over_positions(inputs, kept, sums_of)
+        sums = over_positions(inputs, kept, sums_of)
         measures.add(sums if number < shared.num_counted else {name: 0 * value for name, value in sums.items()})
         progress(int(batch["attention_mask"].sum()))
     return measures

@@ -3,7 +3,6 @@
 In reading order:
 
 - ``train``: the whole of it.
-- ``sources``: what is trained on.
 - ``distillation_trainer``, ``checkpointing_trainer``: the Trainer, and its part that writes and reads checkpoints.
 - ``run_folder``, ``checkpoints``, ``curves``: what a run leaves behind.
 - ``progress``, ``stall``: what a run prints, and how long it waits for data.

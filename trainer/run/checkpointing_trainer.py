@@ -93,7 +93,7 @@ class CheckpointingTrainer(Trainer):
             if pieces is not None:
                 pieces.gather(keep=self.args.should_save)
             super()._save_optimizer_and_scheduler(output_dir)
-        match = self._distilled().match
+        match = self._distilled().loss.match
         if match is not None:
             projections = gathered(match.state_dict(), keep=self.args.should_save)
             if self.args.should_save:
@@ -137,7 +137,7 @@ class CheckpointingTrainer(Trainer):
             # files do not always name tensors as the module does (experts of a mixture)
             saved = load_student(type(student), resume_from_checkpoint, dtype=student.dtype)
             load_whole(student, saved.state_dict())
-        match = self._distilled().match
+        match = self._distilled().loss.match
         if match is not None:
             load_whole(match, load_file(Path(resume_from_checkpoint) / PROJECTIONS))
 

@@ -20,6 +20,7 @@ from trainer.config.training_arguments import argument_errors
 from trainer.data.cached_sequences import Batch, CachedSequences
 from trainer.data.sampler import ShardWindowSampler
 from trainer.data.several_caches import MixedOrder
+from trainer.data.sources import TrainingSequences, order_of
 from trainer.evaluation.passes import measured, shared_batches
 from trainer.run.checkpointing_trainer import CheckpointingTrainer
 from trainer.run.checkpoints import broadcast_choice
@@ -28,7 +29,6 @@ from trainer.run.sharding import (
     keep_sharding,
     prepare_fsdp,
 )
-from trainer.run.sources import TrainingSequences, order_of
 from trainer.run.stall import StallClock
 from trainer.student.finite import (
     MAX_SKIPPED_STEPS,
@@ -125,6 +125,11 @@ class DistillationTrainer(CheckpointingTrainer):
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """Take the batches of a step, and measure how long this takes."""
         return super().get_batch_samples(self._stall.timed(epoch_iterator), num_batches, device)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Any:
+        """Return the kept positions of a step; the Trainer counts them in a column named ``labels``."""
+        counted: Any = super()._get_num_items_in_batch
+        return counted([{"labels": batch["gold_ids"]} for batch in batch_samples], device)
 
     def compute_loss(self, model: nn.Module, inputs: Batch, *arguments: Any, **named: Any) -> Any:
         """Add up the parts of the loss for the log."""

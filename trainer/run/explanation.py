@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from cache_tools.mappings import Arguments
-from trainer.config.student_file import Divergence, StudentConfig, TailPolicy
+from trainer.config.student_file import DistillationConfig, Divergence, TailPolicy
 from trainer.data.opening import open_teachers
 from trainer.verdicts.compatibility import (
     FAMILIES,
@@ -35,7 +35,7 @@ STYLE: Arguments = {
 }
 
 
-def print_explanation(config: StudentConfig) -> None:
+def print_explanation(config: DistillationConfig) -> None:
     """Print the table and the verdict on a student file; nothing is trained.
 
     Raises:

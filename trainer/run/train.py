@@ -9,8 +9,6 @@ the middle of an epoch, with the same batches and the same result.
 
 import os
 import shutil
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -18,24 +16,17 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from cache_tools.format.vocabulary import Vocabulary
-from cache_tools.inspection.row_check import require_consistent
 from cache_tools.progress.lines import open_reporter
 from cache_tools.progress.reporter import Reporter
 from cache_tools.separate_places import require_outside
 from cache_tools.storage import storage_errors
-from cache_tools.store.reader import Encoding
-from cache_tools.store.teacher import CachedTeacher
 from cache_tools.vocabularies.folder import save_token_map
-from cache_tools.vocabularies.union import UnionVocabulary
 from trainer.config.model_keys import check_config_keys
 from trainer.config.student_file import StudentConfig, StudentModelConfig
 from trainer.config.training_arguments import training_arguments
-from trainer.data.cached_sequences import collate
-from trainer.data.opening import check_teachers, open_teachers
-from trainer.data.packing import pack
-from trainer.data.translation import open_union, student_ids, student_vocabulary
 from trainer.evaluation.evaluate import evaluated_sequences
+from trainer.loop.distillation import distillation_of
+from trainer.loop.inputs import Inputs, open_inputs
 from trainer.plots import can_plot
 from trainer.run.checkpoints import remove, saving
 from trainer.run.curves import draw_curves
@@ -52,34 +43,14 @@ from trainer.run.run_folder import (
     run_record,
     train_result,
 )
-from trainer.run.sources import loss_of, training_sequences
+from trainer.student.cached_loss import vocabulary_size
 from trainer.student.checkpoint import FINAL
 from trainer.student.finite import check_student
 from trainer.student.lora import ADAPTER, merge_adapter
-from trainer.student.student import build_student, distilled, first_runs, vocabulary_size
+from trainer.student.student import DistilledStudent, build_student, first_runs
 from trainer.tokenizers.cached import student_tokenizer
 from trainer.tokenizers.check import check_behaviour
 from trainer.tokenizers.student_tokens import KeptTokens, save_student, share_special_tokens, tokenizer_of
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a student file names, opened and checked.
-
-    Attributes:
-        teachers: The cached teachers, in the order of the file.
-        union: The student's vocabulary, if it is not the caches' own.
-        vocabulary: What the student must know.
-    """
-
-    teachers: tuple[CachedTeacher, ...]
-    union: UnionVocabulary | None
-    vocabulary: Vocabulary
-
-    @property
-    def encoding(self) -> Encoding:
-        """The encoding of the first teacher; the others agree with it in all that a student depends on."""
-        return self.teachers[0].encoding
 
 
 def run_training(config: StudentConfig) -> TrainResult:
@@ -96,32 +67,14 @@ def run_training(config: StudentConfig) -> TrainResult:
     output, first = Path(str(arguments.output_dir)), arguments.process_index == 0
     with open_reporter(arguments.process_index, arguments.world_size) if first else Reporter() as reporter:
         reporter.stage("checking the student file and its caches", None)
-        inputs = open_inputs(config, output)
+        inputs = open_inputs(config)
+        for teacher in inputs.teachers:
+            require_outside(output, teacher.encoding.path.parent.parent, "training.output_dir")
         record = run_record(config, inputs.teachers, step_sequences(arguments), inputs.union)
         check_run(output, record)
         if not is_finished(output):
             _train(config, arguments, inputs, record, reporter)
     return train_result(output, monotonic() - began)
-
-
-def open_inputs(config: StudentConfig, output: Path) -> Inputs:
-    """Open the caches of a student file and check that the loss fits them.
-
-    Args:
-        config: The student file.
-        output: The run folder, which must not lie in a cache.
-
-    Raises:
-        LogitcaskError: A cache cannot be read, or does not fit the file.
-    """
-    teachers = open_teachers(config)
-    for teacher in teachers:
-        require_outside(output, teacher.encoding.path.parent.parent, "training.output_dir")
-    check_teachers(config, teachers)
-    if config.loss.kd_weight > 0:
-        require_consistent(teachers)
-    union = open_union(config.vocabulary, teachers, config.loss)
-    return Inputs(tuple(teachers), union, student_vocabulary(union, teachers[0].encoding))
 
 
 def _train(
@@ -174,24 +127,24 @@ def _make_trainer(
     record: RunRecord,
 ) -> DistillationTrainer:
     """Wrap the student with its loss, and give it to a Trainer with its data."""
-    output, teachers, union = Path(str(arguments.output_dir)), inputs.teachers, inputs.union
+    output, teachers = Path(str(arguments.output_dir)), inputs.teachers
     if arguments.dataloader_num_workers and not isinstance(teachers[0].path, Path):
         torch.multiprocessing.set_start_method("forkserver", force=True)  # a bucket's client does not survive a fork
-    objective, ids = loss_of(config, teachers), student_ids(union, inputs.encoding)
     with first_runs(student, _source(config)):
-        model = distilled(student, config.loss, *teachers, objective=objective, to=ids)
+        parts = distillation_of(config, inputs, student)
+        model = DistilledStudent(student, parts.loss)
     with storage_errors(output):
         output.mkdir(parents=True, exist_ok=True)
     width, is_measured = vocabulary_size(student), arguments.do_eval or arguments.eval_on_start
     trainer = DistillationTrainer(
         model=model,
         args=arguments,
-        train_dataset=training_sequences(config, teachers, width, union),
-        eval_dataset=evaluated_sequences(teachers[0], "held_out", width, union) if is_measured else None,
-        data_collator=partial(pack, row_tokens=config.packing.row_tokens) if config.packing else collate,
+        train_dataset=parts.dataset,
+        eval_dataset=evaluated_sequences(teachers[0], "held_out", width, inputs.union) if is_measured else None,
+        data_collator=parts.collate,
         processing_class=tokenizer,
         callbacks=[RunFile(output, record), MetricsFile(output), KeptTokens(student)],
-        window_shards=config.window_shards,
+        window_shards=parts.window_shards,
     )
     trainer.remove_callback(transformers.ProgressCallback)
     trainer.remove_callback(transformers.PrinterCallback)

@@ -77,7 +77,7 @@ def chunked_loss(
 
 def over_positions(
     student: PreTrainedModel, head: StudentHead | None, inputs: ModelInputs, kept_BL: Tensor, loss_of: LossOf
-) -> tuple[dict[str, Tensor], Any]:
+) -> dict[str, Tensor]:
     """Run a student and return the sums of a loss over its kept positions: in chunks if its head is known.
 
     Args:
@@ -88,13 +88,34 @@ def over_positions(
         loss_of: The loss; must be a sum over rows.
 
     Returns:
-        The sums, as of :func:`chunked_loss`, and the student's output.
+        The sums, as of :func:`chunked_loss`.
+    """
+    states, _ = run_student(student, head, inputs)
+    return summed(states, head, kept_BL, loss_of)
+
+
+def run_student(student: PreTrainedModel, head: StudentHead | None, inputs: ModelInputs) -> tuple[Tensor, Any]:
+    """Run a student; return the inputs of its output matrix (B, L, D), or its logits without a head, and its output."""
+    if head is not None:
+        return head.run(student, inputs)
+    output = student(**inputs)
+    return output.logits, output
+
+
+def summed(states: Tensor, head: StudentHead | None, kept_BL: Tensor, loss_of: LossOf) -> dict[str, Tensor]:
+    """Return the sums of a loss over kept positions.
+
+    Args:
+        states: (B, L, D), inputs of the output matrix; or (B, L, V), logits, if there is no head.
+        head: The head.
+        kept_BL: (B, L) bool, true at the P kept positions.
+        loss_of: The loss; must be a sum over rows.
     """
     if head is None:
-        output = student(**inputs)
-        return loss_of(output.logits[kept_BL].float(), slice(None)), output
-    hidden_BLD, output = head.run(student, inputs)
-    return chunked_loss(hidden_BLD[kept_BL], head, loss_of, CHUNK_POSITIONS), output
+        logits_PV: Tensor = states[kept_BL].float()
+        return loss_of(logits_PV, slice(None))
+    sums: dict[str, Tensor] = chunked_loss(states[kept_BL], head, loss_of, CHUNK_POSITIONS)
+    return sums
 
 
 def _sums_and_gradient(

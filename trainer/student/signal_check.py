@@ -13,7 +13,8 @@ import torch
 from cache_tools.codecs.registry import Targets
 from cache_tools.errors import ModelError
 from trainer.data.cached_sequences import Batch, Example, collate, to_device
-from trainer.student.student import DistilledStudent, vocabulary_size
+from trainer.student.cached_loss import vocabulary_size
+from trainer.student.student import DistilledStudent
 
 POSITIONS = 8
 """Kept positions that are used; the sequence is read up to the last of them."""
@@ -34,18 +35,18 @@ def check_teacher_reaches_student(module: DistilledStudent, examples: Iterable[E
     Raises:
         ModelError: it does not.
     """
-    weight, training, match = module.objective.loss.kd_weight, module.training, module.match
+    weight, training, match = module.loss.objective.loss.kd_weight, module.training, module.loss.match
     example = next((e for e in examples if (e.targets.log_probs[:POSITIONS] > -np.inf).any()), None)
     if weight == 0 or example is None:
         return
     learned = [parameter for parameter in module.student.parameters() if parameter.requires_grad]
     batch = to_device(collate([_beginning(example)]), module.student.device)
     module.eval()  # or dropout would make any two losses differ
-    module.match = None  # hidden states reach the student by another way
+    module.loss.match = None  # hidden states reach the student by another way
     try:
         difference = module(**batch)["loss"] - module(**_with_other_predictions(batch, module))["loss"]
     finally:
-        module.match = match
+        module.loss.match = match
         module.train(training)
     gradients = torch.autograd.grad(difference, learned, allow_unused=True) if difference.requires_grad else ()
     if not sum(float(gradient.float().norm()) for gradient in gradients if gradient is not None) > SMALLEST * weight:
@@ -69,6 +70,7 @@ def _beginning(example: Example) -> Example:
         {name: values[:POSITIONS] for name, values in example.scalars.items()},
         {layer: states[:POSITIONS] for layer, states in example.hidden.items()},
         None if example.weights is None else example.weights[:POSITIONS],
+        example.source,
     )
 
 

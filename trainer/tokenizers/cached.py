@@ -23,7 +23,21 @@ def check_tokenizer(source: str, vocabulary: Vocabulary, revision: str | None = 
         FormatError: its map cannot be read.
         OSError: there is no tokenizer at ``source``.
     """
-    tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=remote)
+    require_vocabulary(load_tokenizer(source, revision=revision, trust_remote_code=remote), vocabulary, source)
+
+
+def require_vocabulary(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, source: str) -> None:
+    """Refuse a loaded tokenizer that gives ids another meaning than a vocabulary does.
+
+    Args:
+        tokenizer: The student's.
+        vocabulary: What the student must know.
+        source: Where it was loaded from; a map of ids may lie there.
+
+    Raises:
+        IdentityError: it does, or it reads that tokenizer's ids through another map.
+        FormatError: its map cannot be read.
+    """
     actual = mapped(vocabulary_fingerprint(tokenizer.get_vocab()), Path(source))
     if actual != vocabulary.fingerprint:
         raise IdentityError(

@@ -33,7 +33,19 @@ def check_behaviour(
         IdentityError: it does.
         OSError: there is no tokenizer at ``source``.
     """
-    own = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
+    require_behaviour(
+        load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code), reference, encoding, source
+    )
+
+
+def require_behaviour(
+    own: PreTrainedTokenizerBase, reference: PreTrainedTokenizerBase, encoding: Encoding, source: str
+) -> None:
+    """Refuse a loaded tokenizer that splits text differently; arguments as of :func:`check_behaviour`.
+
+    Raises:
+        IdentityError: it does.
+    """
     backend = reference.backend_tokenizer
     require_same(
         backend,

@@ -21,7 +21,8 @@ from cache_tools.vocabularies.folder import read_vocabulary
 from configs.papers.glmd.texts import CLASSES
 from configs.papers.recipes import label_log_probs, labelled_sequences, token_ids
 from trainer.config.student_file import LossConfig
-from trainer.data.cached_sequences import IGNORED, CachedSequences, Reading, collate
+from trainer.data.binding import IGNORED
+from trainer.data.cached_sequences import CachedSequences, Reading, collate
 from trainer.data.translation import student_ids, teacher_ids
 from trainer.losses.full import TeacherHead, full_divergence
 
@@ -104,7 +105,7 @@ def kl_nats(student: Path, cache: Path, vocabulary: Path) -> dict[float, float]:
     losses = {t: LossConfig(source="hidden", temperature=t) for t in TEMPERATURES}
     totals, positions = dict.fromkeys(TEMPERATURES, 0.0), 0
     for batch in DataLoader(data, batch_size=32, collate_fn=collate):
-        kept = batch["labels"] != IGNORED
+        kept = batch["gold_ids"] != IGNORED
         hidden = model.base_model(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
         logits, teacher_logits = model.cls(hidden[kept]), head(batch["hidden"]["last"])
         for t, loss in losses.items():

@@ -1,7 +1,7 @@
 """What is trained on: one cached teacher, several of one encoding, or several caches.
 
-Everything that depends on which of the three it is, is here and in ``data/opening.py``; the run itself
-(``train.py``) asks for a dataset, an order and a loss, whatever they are made from.
+Everything that depends on which of the three it is, is here and in ``opening.py``; who trains asks for a dataset, an
+order and a loss, whatever they are made from.
 """
 
 from collections.abc import Sequence
@@ -9,9 +9,10 @@ from dataclasses import replace
 
 from cache_tools.errors import ConfigError, IncompleteError
 from cache_tools.format.layout import ENTROPY
+from cache_tools.format.manifest import Split
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.vocabularies.union import UnionVocabulary
-from trainer.config.student_file import StudentConfig
+from trainer.config.student_file import DistillationConfig
 from trainer.data.cached_sequences import CachedSequences, Reading
 from trainer.data.position_weights import PositionWeights
 from trainer.data.sampler import ShardWindowSampler
@@ -24,35 +25,34 @@ TrainingSequences = CachedSequences | MixedSequences | SeveralCaches
 
 
 def training_sequences(
-    config: StudentConfig,
+    config: DistillationConfig,
     teachers: Sequence[CachedTeacher],
     student_vocabulary_size: int,
     union: UnionVocabulary | None = None,
+    split: Split = "train",
 ) -> TrainingSequences:
-    """Return the sequences that a student file trains on, with the student's ids.
+    """Return the sequences of a split that a student file trains on, with the student's ids.
 
     Raises:
         IncompleteError: a capture is not finished, or one of several caches holds no training sequence.
         ConfigError: the caches' predictions cannot be in one batch.
     """
     size, window = student_vocabulary_size, config.window_shards
-    weights = [PositionWeights.of(teacher.encoding, "train", config.loss) for teacher in teachers]
+    weights = [PositionWeights.of(teacher.encoding, split, config.loss) for teacher in teachers]
     if config.teachers:
         readings = [mixed_reading(config.loss, config.mixture, teacher) for teacher in teachers]
-        return MixedSequences(teachers, config.teachers, readings, size, window, weights[0])
+        return MixedSequences(teachers, config.teachers, readings, size, window, weights[0], split)
     reading = common_reading([Reading.of(teacher.manifest, config.loss) for teacher in teachers])
     is_control = config.control == "other_positions"
     parts = [
-        CachedSequences(
-            teacher, "train", size, window, reading, student_ids(union, teacher.encoding), is_control, given
-        )
+        CachedSequences(teacher, split, size, window, reading, student_ids(union, teacher.encoding), is_control, given)
         for teacher, given in zip(teachers, weights, strict=True)
     ]
     if not config.caches:
         return parts[0]
     for part in parts:
         if not len(part):
-            raise IncompleteError("this cache has no training sequence", where=part.encoding.path)
+            raise IncompleteError(f"this cache has no sequence in its {split} split", where=part.encoding.path)
     shares = [entry.share for entry in config.caches if entry.share is not None]
     return SeveralCaches(parts, shares or None)
 
@@ -86,6 +86,6 @@ def order_of(
     return ShardWindowSampler(dataset.shard_sizes, window_shards, seed, step_items)
 
 
-def loss_of(config: StudentConfig, teachers: Sequence[CachedTeacher]) -> MixedDistillationLoss | None:
+def loss_of(config: DistillationConfig, teachers: Sequence[CachedTeacher]) -> MixedDistillationLoss | None:
     """Return the loss on several teachers; None for one teacher, whose loss needs nothing else."""
     return MixedDistillationLoss.of(config.loss, config.mixture, teachers) if config.teachers else None

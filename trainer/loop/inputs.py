@@ -1,0 +1,46 @@
+"""What a student file names, opened and checked: cached teachers, and the vocabulary that the student has to know."""
+
+from dataclasses import dataclass
+
+from cache_tools.format.vocabulary import Vocabulary
+from cache_tools.inspection.row_check import require_consistent
+from cache_tools.store.reader import Encoding
+from cache_tools.store.teacher import CachedTeacher
+from cache_tools.vocabularies.union import UnionVocabulary
+from trainer.config.student_file import DistillationConfig
+from trainer.data.opening import check_teachers, open_teachers
+from trainer.data.translation import open_union, student_vocabulary
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a student learns from.
+
+    Attributes:
+        teachers: The cached teachers, in the order of the file.
+        union: The student's vocabulary, if it is not the caches' own.
+        vocabulary: What the student must know.
+    """
+
+    teachers: tuple[CachedTeacher, ...]
+    union: UnionVocabulary | None
+    vocabulary: Vocabulary
+
+    @property
+    def encoding(self) -> Encoding:
+        """The encoding of the first teacher; the others agree with it in all that a student depends on."""
+        return self.teachers[0].encoding
+
+
+def open_inputs(config: DistillationConfig) -> Inputs:
+    """Open the caches of a student file and check that the loss fits them.
+
+    Raises:
+        LogitcaskError: A cache cannot be read, or does not fit the file.
+    """
+    teachers = open_teachers(config)
+    check_teachers(config, teachers)
+    if config.loss.kd_weight > 0:
+        require_consistent(teachers)
+    union = open_union(config.vocabulary, teachers, config.loss)
+    return Inputs(tuple(teachers), union, student_vocabulary(union, teachers[0].encoding))
