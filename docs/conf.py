@@ -38,8 +38,9 @@ python_use_unqualified_type_names = True
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(numpy|np|pa|pyarrow|pathlib|Path|Any|NDArray|Iterable|StorePath|upath|collections|typing)\b.*"),
+    (r"py:.*", r"(torch|transformers|Tensor|PreTrained\w+)\b.*"),
     (r"py:.*", r"(Arrays|Codec|Receipt|Sequence|ShardEntry|Split|.*Manifest|StoredTargets|StoredHidden)"),
-    (r"py:.*", r"(pipeline\.config|pipeline\.planning|trainer\.config)\..*"),
+    (r"py:.*", r"(pipeline\.config|pipeline\.planning|trainer\.(config|data|losses)|cache_tools\.torch_models)\..*"),
     (r"py:.*", r"cache_tools\.(codecs|format|store|storage)\..*"),
 ]
 """Types of other libraries, and types of ours that are not part of the documented interface."""

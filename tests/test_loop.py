@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
 
 import tiny
-from cache_tools.errors import ConfigError, IdentityError
+from cache_tools.errors import ConfigError, IdentityError, ModelError
 from logitcask import distillation
 from student_fixtures import GRADIENT_ROUNDING, LLAMA, LOSS_ROUNDING
 from trainer.data.binding import COLUMNS, target_fingerprints
@@ -198,6 +198,8 @@ def test_another_tokenizer_and_a_student_with_too_few_logits_are_refused(cache):
         made(cache, untrained(280))
     with pytest.raises(IdentityError, match="fewer logits"):
         made(cache, StudentShape(280))
+    with pytest.raises(ModelError, match="no output matrix"):
+        made(cache, untrained().model)
 
 
 def test_a_model_that_shifts_labels_itself_is_given_none_and_returns_no_loss(kd, batch, tmp_path):

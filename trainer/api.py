@@ -80,7 +80,8 @@ def distillation(
     Args:
         config: The keys of a student file, without ``student`` and ``training``: a path, a mapping, or a checked
             configuration. A loss that is biased on the cache is refused, as by ``train``.
-        student: The model, on any device; or its shape, if it is no model of transformers.
+        student: The model, on any device (of a PEFT model, ``get_base_model()``); or its shape, if it is no model of
+            transformers.
         tokenizer: The student's tokenizer, which must be the cache's; None if the student has none of its own.
         split: ``train`` or ``held_out``.
         overrides: New values by dotted key, such as ``{"loss.kd_weight": 0.5}``.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cache_tools.errors import ConfigError, IdentityError
+from cache_tools.errors import ConfigError, IdentityError, ModelError
 from cache_tools.format import layout
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.vocabularies.union import IdMaps
@@ -232,8 +232,20 @@ def cached_loss(
 
 
 def vocabulary_size(student: PreTrainedModel) -> int:
-    """Return the width of the student's logits."""
-    return int(student.get_output_embeddings().weight.shape[0])
+    """Return the width of the student's logits.
+
+    Raises:
+        ModelError: It has no output matrix, as models that classify or embed have none.
+    """
+    matrix = student.get_output_embeddings()
+    if matrix is None:
+        raise ModelError(
+            "this model has no output matrix over a vocabulary",
+            where=type(student).__name__,
+            expected="a causal or masked language model",
+            fix="Load it with AutoModelForCausalLM or AutoModelForMaskedLM",
+        )
+    return int(matrix.weight.shape[0])
 
 
 def _required_layers(layers: Sequence[Tensor] | None) -> Sequence[Tensor]:
