@@ -2,7 +2,8 @@
 
 CACHE is a demo's, by default runs/demo/cache; with two teachers in it the pictures show both. REPORT is a
 ``report.html`` to take a picture of, too. Each picture is the viewer as a visitor has it, served by
-``logitcask view`` itself.
+``logitcask view`` itself. One shows a set of DistillKit's, which is made here: the last teacher of CACHE is exported as
+exact rows and in DistillKit's recommended preset, and both are imported as teachers of one cache.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import io
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,12 +19,21 @@ import click
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from cache_tools.exchange.exporting import export_rows
+from cache_tools.exchange.importing import import_rows
+from cache_tools.exchange.plan import ImportOptions
+from cache_tools.progress.reporter import Reporter
+from cache_tools.row_files.distillkit import PackedCodec
+from cache_tools.store.reader import Cache
+
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 WIDE, NARROW = (1360, 820), (400, 800)
 COLOURS = 128
+MASS_TOLERANCE = 0.05
+"""How far the curve of the recommended preset may exceed a mass of 1."""
 SURPRISING = 2
 """The picture shows the first token, from a quarter of the sequence on, in this band of the heat map."""
 
@@ -30,8 +41,10 @@ SURPRISING = 2
 @contextlib.contextmanager
 def viewer(cache: Path) -> Iterator[str]:
     """Serve a cache while the block runs; yields the address."""
-    command = [sys.executable, str(ROOT / "logitcask.py"), "view", str(cache), "--port", "0", "--no-open"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    place = cache if not cache.is_absolute() else cache.name
+    command = [sys.executable, str(ROOT / "logitcask.py"), "view", str(place), "--port", "0", "--no-open"]
+    started_in = cache.parent if cache.is_absolute() else None  # pictures show no folder of this machine
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=started_in)
     assert process.stdout is not None
     try:
         yield process.stdout.readline().strip()
@@ -106,6 +119,42 @@ def take(browser: Browser, address: str, sequence: int) -> None:
         shoot(opened, "narrow")
 
 
+def import_sets(cache: Path, folder: Path) -> Path:
+    """Export a cache's last teacher for DistillKit, exactly and in the recommended preset; import both; return it."""
+    encoding = Cache(cache).encoding()
+    teacher = encoding.teacher(encoding.teachers[-1])
+    k, size = teacher.codec.k, teacher.manifest.vocabulary_size
+    terms = (0, 1, 2, 3, 4, "sqrt")
+    preset = PackedCodec(
+        d=size,
+        k=k,
+        exact_k=k // 4,
+        exact_dtype="bfloat16",
+        polynomial_terms=terms,
+        delta_encoding=False,
+        normalize_t=True,
+    )
+    for name, codec in {"exact": None, "recommended": preset}.items():
+        export_rows(teacher, folder / name, "distillkit", Reporter(), codec=codec)
+        options = ImportOptions(
+            str(cache / "encodings" / encoding.name / "tokenizer"),
+            teacher=name,
+            first_token=1,
+            vocabulary_size=size,
+            mass_tolerance=MASS_TOLERANCE,
+        )
+        import_rows(folder / name, folder / "cache", options, Reporter())
+    return folder / "cache"
+
+
+def take_imported(browser: Browser, address: str, sequence: int) -> None:
+    """Take a picture of one token of an imported set."""
+    with page(browser, WIDE, "light") as opened:
+        show_sequence(opened, f"{address}#/imported/{sequence}")
+        choose_token(opened)
+        shoot(opened, "imported")
+
+
 def take_report(browser: Browser, report: Path) -> None:
     """Take a picture of the top of a report."""
     with page(browser, WIDE, "light") as opened:
@@ -117,7 +166,8 @@ def take_report(browser: Browser, report: Path) -> None:
 @click.argument("cache", type=click.Path(exists=True, path_type=Path), default=Path("runs/demo/cache"))
 @click.argument("report", type=click.Path(exists=True, path_type=Path), required=False)
 @click.option("--sequence", type=click.IntRange(0), default=3, show_default=True, help="Which sequence to show.")
-def main(cache: Path, report: Path | None, sequence: int) -> None:
+@click.option("--imported-sequence", type=click.IntRange(0), default=8, show_default=True, help="Of the imported set.")
+def main(cache: Path, report: Path | None, sequence: int, imported_sequence: int) -> None:
     """Take all pictures."""
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
@@ -126,6 +176,8 @@ def main(cache: Path, report: Path | None, sequence: int) -> None:
     with sync_playwright() as playwright, playwright.chromium.launch(executable_path=program, args=OPTIONS) as browser:
         with viewer(cache) as address:
             take(browser, address, sequence)
+        with tempfile.TemporaryDirectory() as folder, viewer(import_sets(cache, Path(folder))) as address:
+            take_imported(browser, address, imported_sequence)
         if report:
             take_report(browser, report)
 

@@ -359,7 +359,7 @@ def rows_of(path):
 def texts_of(path):
     """Return the texts of an SVG; the file must be well-formed and draw nothing but shapes and text."""
     root = ElementTree.parse(path).getroot()
-    assert {node.tag.partition("}")[2] for node in root.iter()} <= {"svg", "rect", "text", "path", "circle"}
+    assert {node.tag.partition("}")[2] for node in root.iter()} <= {"svg", "rect", "text", "path", "circle", "pattern"}
     return ["".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")]
 
 
@@ -394,6 +394,16 @@ def test_a_saved_sequence_has_the_numbers_and_the_text_of_the_screen(open_page, 
     bars = rows_of(saved(page, page.locator(".panel"), "CSV"))
     row = cache.encoding().teacher("other").targets(sequence.first_position + 7, sequence.first_position + 8)
     assert float(bars[0]["probability"]) == pytest.approx(float(np.exp(np.float64(row.log_probs.max()))))
+
+
+def test_the_left_out_mass_is_hatched_in_a_saved_picture_too(open_page, address):
+    page = open_page(f"{address}#/main/3/8")
+    chosen(page)
+    root = ElementTree.parse(saved(page, page.locator(".panel"), "SVG")).getroot()
+    fills = [node.get("fill") for node in root.iter("{http://www.w3.org/2000/svg}rect")]
+    assert fills.count("url(#hatch)") == page.locator(".panel .left-out .fill").count() > 0
+    pattern = root.find(".//{http://www.w3.org/2000/svg}pattern")
+    assert pattern.get("id") == "hatch"
 
 
 def test_text_that_a_spreadsheet_would_run_is_saved_as_text(open_page, address):

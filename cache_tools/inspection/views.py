@@ -279,7 +279,8 @@ def _prediction(teacher: CachedTeacher, row: int, gold: int, texts: TokenTexts, 
     targets = teacher.targets(row, row + 1)
     ids, logs = targets.ids[0], targets.log_probs[0].astype(np.float64)
     order = np.argsort(-logs, kind="stable")[: int((logs > -np.inf).sum())]
-    stored_rank, gold_logprob = _stored(teacher, GOLD_RANK, row), _stored(teacher, GOLD_LOGPROB, row)
+    stored_rank = _stored(teacher, GOLD_RANK, row)
+    gold_logprob = float(gold_log_probs(teacher, row, row + 1, np.array([gold], np.uint32))[0])  # NaN if not kept
     if GOLD_RANK in teacher.manifest.scalars:
         rank = None if stored_rank is None or not math.isfinite(stored_rank) else int(stored_rank)
     else:
@@ -293,8 +294,8 @@ def _prediction(teacher: CachedTeacher, row: int, gold: int, texts: TokenTexts, 
         kept=len(order),
         left_out=_probability(float(targets.log_left_out[0])),
         gold_rank=rank,
-        gold_probability=None if gold_logprob is None else finite(_probability(gold_logprob)),
-        surprise_nats=None if gold_logprob is None else finite(-gold_logprob),
+        gold_probability=None if math.isnan(gold_logprob) else finite(_probability(gold_logprob)),
+        surprise_nats=finite(-gold_logprob),
         entropy_nats=finite(entropy) if (entropy := _stored(teacher, ENTROPY, row)) is not None else None,
     )
 

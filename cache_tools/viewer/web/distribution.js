@@ -53,8 +53,8 @@ function card(teacher, rows, scale) {
     element("h3", { text: teacher.name }),
     element("dl", { class: "facts" },
       ...fact("Gold rank", rank),
-      ...fact("Surprise", `${nats(teacher.surprise_nats)} nats`),
-      ...fact("Entropy", `${decimal(teacher.entropy_nats, 2)} nats`),
+      ...fact("Surprise", teacher.gold_probability === null ? "–" : `${nats(teacher.surprise_nats)} nats`),
+      ...fact("Entropy", teacher.entropy_nats === null ? "–" : `${decimal(teacher.entropy_nats, 2)} nats`),
       ...fact("Kept mass", percent(Math.min(1, 1 - teacher.left_out)))),
     element("ol", { class: "bars" }, ...rows.map((row) => bar(row, scale))));
 }

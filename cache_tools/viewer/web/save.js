@@ -82,11 +82,19 @@ function boxes(node, offset) {
   const style = getComputedStyle(node), border = Number.parseFloat(style.borderLeftWidth) > 0;
   const filled = !/^rgba\(.*, 0\)$|^transparent$/.test(style.backgroundColor);
   if (!filled && !border) return [];
-  return [...node.getClientRects()].map((box) => shape("rect", {
+  const hatched = style.backgroundImage.startsWith("repeating-linear-gradient");
+  const rects = [...node.getClientRects()].map((box) => shape("rect", {
     x: box.left + offset.x, y: box.top + offset.y, width: box.width, height: box.height,
     rx: Number.parseFloat(style.borderTopLeftRadius) || null,
-    fill: filled ? style.backgroundColor : "none", stroke: border ? style.borderLeftColor : null,
+    fill: hatched ? "url(#hatch)" : filled ? style.backgroundColor : "none", stroke: border ? style.borderLeftColor : null,
   }));
+  return hatched ? [hatching(style.borderLeftColor), ...rects] : rects;
+}
+
+/** The stripes of the style sheet's bars of left-out mass, all of which have one colour: 3 of 6 pixels, rising to the right. */
+function hatching(colour) {
+  return shape("pattern", { id: "hatch", width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" },
+    shape("rect", { width: 3, height: 6, fill: colour }));
 }
 
 /** Each line of a text node as the browser broke it. */
