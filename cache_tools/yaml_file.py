@@ -63,7 +63,10 @@ def read_file(path: Path) -> Any:
         if len(content) > MAX_BYTES:
             raise ConfigError("this file is too large for a configuration", where=path, expected="at most 1 MiB")
         text = content.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except OSError as error:
+        found, fix = error.strerror or error, "check the path, which starts from the current folder"
+        raise ConfigError("cannot read the configuration", where=path, found=found, fix=fix) from error
+    except ValueError as error:
         raise ConfigError("cannot read the configuration", where=path, found=error) from error
     return read_text(text, path)
 

@@ -133,7 +133,7 @@ def _run_teacher(
         _wait_for_rank_0(
             f"declare {config.name}", lambda: is_declared(encoding, config), encoding.path, worker, reporter
         )
-    reporter.stage(f"declaring teacher {config.name}", None)
+    reporter.stage(f"checking teacher {config.name} and hashing its weights", None)
     cached = declare(encoding, teacher, config, resolved.target, chunk_positions)
     mine = range(worker.rank, len(encoding.shards), worker.world_size)
     missing = [shard for shard in mine if cached.missing_groups(shard)]

@@ -162,7 +162,8 @@ def test_refuses_a_file_that_is_no_mapping(load, text, found):
 
 
 def test_refuses_a_missing_file_by_its_path(tmp_path):
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot read the configuration \(found .*No such file"):
+    message = r"nowhere\.yaml: cannot read the configuration \(found No such file .*\)\. Check the path"
+    with pytest.raises(ConfigError, match=message):
         load_config(tmp_path / "nowhere.yaml", Example)
 
 

@@ -2,7 +2,9 @@
 
 import json
 import math
+import shutil
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -241,6 +243,15 @@ def test_inspect_says_how_many_positions_its_sample_has(tiny):
     assert sum(row["positions"] for row in sample["groups"]) <= sample["positions"]
     text = CliRunner().invoke(inspect_command, [str(tiny.path), "--sample", str(CHUNK_POSITIONS)]).stdout
     assert f"a sample of {sample['positions']} of {of} positions" in " ".join(text.replace("│", "").split())
+
+
+def test_inspect_names_the_next_command_where_no_teacher_is_captured(tmp_path):
+    tiny = make_cache(tmp_path)
+    (teacher,) = Path(str(tiny.path)).glob("encodings/*/teachers/*/")
+    shutil.rmtree(teacher)
+    result = CliRunner(catch_exceptions=False).invoke(inspect_command, [str(tiny.path)])
+    assert result.exit_code == 0
+    assert "No teacher's predictions yet: 'logitcask capture'" in result.stdout
 
 
 def test_inspect_reads_no_array_if_no_sample_is_asked_for(tmp_path):

@@ -251,6 +251,7 @@ def test_a_corpus_of_which_nothing_is_held_out_is_said_by_plan_and_capture(tmp_p
     said = [record.message for record in caplog.records]
     assert len(said) == 1
     assert said[0].startswith("No document is held out: corpus.held_out_fraction 1e-09 selects none")
+    assert "all records with the same corpus.group_field are one group" in said[0]
     tiny.run(values)
     assert [record.message for record in caplog.records].count(said[0]) == 2
 

@@ -164,4 +164,4 @@ def test_the_command_says_how_much_it_read(folder):
     assert measured["measured_on"]["sequences"] == 30
     few = CliRunner().invoke(plan_command, [str(config), "--measure", "--sample-sequences", "3"])
     assert "3 sequences" in few.stdout
-    assert "too few for a standard error" in " ".join(few.stdout.split())
+    assert "too few for a standard error, which takes 10 sequences" in " ".join(few.stdout.split())

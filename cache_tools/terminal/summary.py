@@ -37,6 +37,8 @@ def print_summary(console: Console, summary: CacheSummary) -> None:
             console.print(_teacher_table(teacher, encoding.facts.splits))
             if teacher.sample and teacher.sample.groups:
                 console.print(_groups_table(teacher.facts.name, teacher.sample))
+        if not encoding.teachers:
+            console.print("No teacher's predictions yet: 'logitcask capture' with the capture file adds them.")
     if not summary.encodings:
         console.print("This cache is empty: no encoding has been committed yet.")
 

@@ -5,7 +5,7 @@ from rich.table import Table
 
 from cache_tools.quantities import counted, duration_words
 from pipeline.planning.capture_plan import CapturePlan, TeacherPlan
-from pipeline.planning.choices import KChoice
+from pipeline.planning.choices import FEWEST_SEQUENCES, KChoice
 from pipeline.planning.fit import DeviceFit
 from pipeline.planning.measure import Sample
 from pipeline.planning.memory import MemoryPlan
@@ -93,7 +93,8 @@ def _devices(fit: DeviceFit) -> str:
 def _choices(choices: tuple[KChoice, ...], sample: Sample) -> Table:
     table = _table("what k keeps and costs")
     few = choices[0].kept_mass_standard_error is None
-    error = "too few for a standard error, see --measure-seconds" if few else "± is the standard error over sequences"
+    too_few = f"too few for a standard error, which takes {FEWEST_SEQUENCES} sequences"
+    error = too_few if few else "± is the standard error over sequences"
     table.caption = (
         f"Measured on {counted(sample.positions, 'position')} of {counted(sample.sequences, 'sequence')} "
         f"in {duration_words(sample.seconds)}; "
@@ -104,7 +105,7 @@ def _choices(choices: tuple[KChoice, ...], sample: Sample) -> Table:
         table.add_row(
             str(row.k),
             _with_error(row.kept_mass, row.kept_mass_standard_error, ".1%"),
-            _with_error(row.kl_floor_nats, row.kl_floor_standard_error_nats, ".3g"),
+            _with_error(row.kl_floor_nats, row.kl_floor_standard_error_nats, "#.3g"),
             f"{row.bytes_per_position:.1f}",
         )
     return table

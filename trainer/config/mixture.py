@@ -69,7 +69,7 @@ class MixedTeacher(Config):
 
 
 class MixtureConfig(Config):
-    """How several teachers are mixed; ``losses/mixture_weights.py`` and ``losses/mixture.py`` have the formulas.
+    """How several teachers are mixed; formulas: ``trainer/losses/mixture_weights.py``, ``trainer/losses/mixture.py``.
 
     Attributes:
         weights: ``fixed``: the weights in ``teachers``. The other rules multiply these, position by position, with a

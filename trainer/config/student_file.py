@@ -118,8 +118,9 @@ class LossConfig(Config):
         temperature: Both sides' logits are divided by it. The loss is multiplied by its square (by
             itself for ``total_variation``), so that ``kd_weight`` keeps its meaning.
         hidden: Layers that are trained to match layers of the teacher.
-        label_weight: Weight of the mean over labels, in an encoding with labels; see ``data/position_weights.py``. If
-            neither this nor ``token_weight`` is given, all positions have the same weight.
+        label_weight: Weight of the mean over labels, in an encoding with labels; see
+            ``trainer/data/position_weights.py``. If neither this nor ``token_weight`` is given, all positions have the
+            same weight.
         token_weight: Weight of the mean over all other kept positions, in an encoding with labels.
         allow_biased: Accept a combination whose minimum is not the teacher.
     """
@@ -155,8 +156,8 @@ class PackingConfig(Config):
 
     Attributes:
         row_tokens: Tokens that a row may hold; a longer sequence gets a row of its length. The length of the cache's
-            longest sequence works well, see ``data/packing.py``. ``null``: all sequences in one row, which flash
-            attention needs and which is slow with other implementations.
+            longest sequence works well, see ``trainer/data/packing.py``. ``null``: all sequences in one row, which
+            flash attention needs and which is slow with other implementations.
     """
 
     row_tokens: PositiveInt | None
@@ -169,7 +170,7 @@ class DistillationConfig(Config):
         cache: Folder of the cache.
         encoding: Name of the encoding; may be left out if there is one.
         teacher: Name of the teacher; may be left out if there is one.
-        teachers: Several teachers of the encoding, instead of ``teacher``; see ``config/mixture.py``.
+        teachers: Several teachers of the encoding, instead of ``teacher``; see ``mixture``.
         mixture: How ``teachers`` are mixed.
         caches: Several caches, instead of ``cache``.
         vocabulary: Folder that ``logitcask vocabulary`` wrote for all these caches: the student's vocabulary, instead
