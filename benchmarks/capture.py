@@ -78,8 +78,8 @@ def texts(data: Path | None) -> tuple[Path, Iterator[str]]:
     if data is None:
         return FILES / "teacher", (document["text"] for document in topic_documents())
     with gzip.open(data / "docs-heldout.jsonl.gz", "rt", encoding="utf-8") as lines:
-        found = [json.loads(line)["text"] for line in lines]
-    return data / "teacher-32k", iter(found)
+        documents = [json.loads(line)["text"] for line in lines]
+    return data / "teacher-32k", iter(documents)
 
 
 def make_encoding(folder: Path, data: Path | None, tokens: int, **teacher: Any) -> CaptureConfig:
@@ -160,10 +160,10 @@ def work_of(name: str, job: Job, teacher: Teacher) -> Callable[[], None]:
         target, shards = read_target(config.target), list(range(len(encoding.shards)))
         cached = declare(encoding, teacher, config, target, 4096)
         return lambda: capture_shards(cached, shards, teacher, target.keep, config.batch_tokens)
-    found = list(batches(encoding, config.batch_tokens))
+    encoding_batches = list(batches(encoding, config.batch_tokens))
 
     def run() -> None:
-        for batch in found:
+        for batch in encoding_batches:
             forward(teacher, batch, name)
 
     return run
@@ -261,16 +261,16 @@ def main(
 ) -> None:
     """Measure speed and peak memory of a capture beside the bare forward pass."""
     titles = (*YARDSTICKS, *OURS, *([COMPILED] if compiled else []))
-    found: dict[str, list[dict[str, Any]]] = {title: [] for title in titles}
+    results_by_title: dict[str, list[dict[str, Any]]] = {title: [] for title in titles}
     with tempfile.TemporaryDirectory() as name:
         config = make_encoding(Path(name), data, tokens, dtype=dtype, batch_tokens=batch_tokens)
         job = Job(config, json.loads(random), limit_gb)
         read = sum(shard.tokens for shard in Cache(config.cache).encoding().shards)
         for _ in range(rounds):
-            for title, results in found.items():
+            for title, results in results_by_title.items():
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                     results.append(pool.submit(measure, title, job).result())
-    rows = summarise(found, read)
+    rows = summarise(results_by_title, read)
     if as_json:
         for row in rows:
             click.echo(json.dumps(row))

@@ -67,17 +67,17 @@ def kind_of(key: str) -> str:
 
 def read_all(path: Path) -> tuple[Items, list[Exception]]:
     """Read everything that a cache holds, each thing by itself; return it, and the errors of the rest."""
-    found: Items = {}
+    items: Items = {}
     errors: list[Exception] = []
     try:
         for name, read in _readers(path):
             try:
-                found[name] = read()
+                items[name] = read()
             except Exception as error:
                 errors.append(error)
     except Exception as error:
         errors.append(error)
-    return found, errors
+    return items, errors
 
 
 def _readers(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -167,10 +167,10 @@ def _finding(path: Path, key: str, kind: str, place: int, expected: Items) -> Fi
     except Exception as error:
         verified, wrong = True, [f"verify: {type(error).__name__}"]
     chunk_reader._indexes.clear()
-    found, errors = read_all(path)
-    wrong += [name for name, value in found.items() if expected[name] != value]
+    items, errors = read_all(path)
+    wrong += [name for name, value in items.items() if expected[name] != value]
     wrong += [f"{type(error).__name__}: {error}" for error in errors if not isinstance(error, LogitcaskError)]
-    if not errors and found.keys() != expected.keys():
+    if not errors and items.keys() != expected.keys():
         wrong.append("something is silently missing")
     return Finding(key, kind, place, verified, bool(errors), tuple(wrong))
 
@@ -199,13 +199,13 @@ def tally(findings: Iterator[Finding]) -> tuple[dict[str, Counter[str]], list[Fi
 @click.argument("caches", nargs=-1, type=click.Path(exists=True, path_type=Path))
 def main(flips: int, seed: int, caches: tuple[Path, ...]) -> None:
     """Damage copies of CACHES (default: the golden ones of the tests) and count what is noticed."""
-    chosen = caches or tuple(sorted(folder for folder in GOLDEN.iterdir() if (folder / "zarr.json").exists()))
+    damaged_caches = caches or tuple(sorted(folder for folder in GOLDEN.iterdir() if (folder / "zarr.json").exists()))
     total: dict[str, Counter[str]] = {}
     failed: list[Finding] = []
-    for number, cache in enumerate(chosen):
+    for number, cache in enumerate(damaged_caches):
         with tempfile.TemporaryDirectory() as folder:
             copied = Path(shutil.copytree(cache, Path(folder) / "cache"))
-            share = flips // len(chosen) + (number < flips % len(chosen))
+            share = flips // len(damaged_caches) + (number < flips % len(damaged_caches))
             counts, bad = tally(damage(copied, share, seed + number))
         failed += bad
         for kind, count in counts.items():

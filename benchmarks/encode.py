@@ -106,7 +106,7 @@ def _tokenizer_alone(batches: Iterator[list[str]], tokenizer_folder: Path, singl
         texts = batch[0] if single else batch
         with clock:
             encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        num_tokens += sum(len(one) for one in encoded.encodings or ())
+        num_tokens += sum(len(text_encoding) for text_encoding in encoded.encodings or ())
     return _row(num_tokens, clock, before)
 
 

@@ -90,7 +90,9 @@ def main(positions: int, k: int, as_json: bool) -> None:
             normalize_t=True,
         )
         legacy = LegacyCodec(k=k, exact_k=k // 2, polynomial_degree=8, vocab_size=VOCABULARY)
-        work: list[tuple[FormatName, Any]] = [(one, None) for one in get_args(FormatName) if one != "distillkit-legacy"]
+        work: list[tuple[FormatName, Any]] = [
+            (name, None) for name in get_args(FormatName) if name != "distillkit-legacy"
+        ]
         work += [("distillkit", curve), ("distillkit-legacy", legacy)]
         results = []
         for number, (format_name, codec) in enumerate(work):

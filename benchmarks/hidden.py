@@ -74,12 +74,12 @@ def plain_schemes(states: Floats) -> list[Stored]:
     """Return the schemes that choose a data type."""
     bits = to_bfloat16(states)
     per_channel = np.abs(states).max(axis=0) / np.float32(127)
-    one = np.full_like(per_channel, np.abs(states).max() / np.float32(127))
+    single_scale = np.full_like(per_channel, np.abs(states).max() / np.float32(127))
     return [
         Stored("float32", states, states.copy),
         Stored("bfloat16", bits, partial(from_bfloat16, bits)),
         _float8(states),
-        _int8("int8, one scale", states, one),
+        _int8("int8, one scale", states, single_scale),
         _int8("int8, scale per channel", states, per_channel),
     ]
 

@@ -63,8 +63,8 @@ def measure(cache: str, rounds: int) -> list[dict[str, Any]]:
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for name, arguments in commands(cache, encoding, Path(folder)).items():
-            _, *found = [run(arguments) for _ in range(rounds + 1)]
-            medians = {key: statistics.median(one[key] for one in found) for key in found[0]}
+            _, *measured_runs = [run(arguments) for _ in range(rounds + 1)]
+            medians = {key: statistics.median(measured[key] for measured in measured_runs) for key in measured_runs[0]}
             results.append({"command": name, "positions": positions} | medians)
     return results
 

@@ -157,11 +157,11 @@ def capture_with_actors(config: CaptureConfig, tally: Tally, num_kills: int, pau
     finished = threading.Event()
 
     def actors() -> dict[Any, str]:
-        found = {}
+        titles = {}
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess):
-                found[process] = process.name()
-        return {process: title for process, title in found.items() if title.startswith("ray::ShardReader")}
+                titles[process] = process.name()
+        return {process: title for process, title in titles.items() if title.startswith("ray::ShardReader")}
 
     def kill() -> None:
         while tally.kills < num_kills:

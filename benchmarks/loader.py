@@ -59,8 +59,8 @@ class CutSequences(CachedSequences):
         whole = super().__getitem__(index)
         if not self.median_tokens:
             return whole
-        wanted = self.median_tokens * np.exp(np.random.default_rng(index).normal(0, 0.8))
-        tokens = int(np.clip(wanted, 4, len(whole.input_ids)))
+        drawn_tokens = self.median_tokens * np.exp(np.random.default_rng(index).normal(0, 0.8))
+        tokens = int(np.clip(drawn_tokens, 4, len(whole.input_ids)))
         kept = int((whole.positions < tokens - 1).sum())
         ids, log_probs, left_out = whole.targets.ids, whole.targets.log_probs, whole.targets.log_left_out
         targets = Targets(ids[:kept], log_probs[:kept], left_out[:kept])

@@ -58,7 +58,9 @@ def random_targets(positions: int, vocabulary: int, k: int, seed: int) -> Sparse
 
 def one_by_one(logits_NV: Tensor, targets: list[SparseTargets], gold_N: Tensor) -> Tensor:
     """Return the loss of each teacher by itself, summed."""
-    return torch.stack([loss_terms(logits_NV, each, gold_N, LOSS)[0].mean() for each in targets]).sum()
+    return torch.stack(
+        [loss_terms(logits_NV, teacher_targets, gold_N, LOSS)[0].mean() for teacher_targets in targets]
+    ).sum()
 
 
 def mixed(logits_NV: Tensor, targets: list[SparseTargets], gold_N: Tensor, of: str) -> Tensor:

@@ -80,8 +80,10 @@ class Outcome:
 def numerical_files() -> list[str]:
     """Return the test files that take a tolerance from ``tests/support/tolerances.py``, directly or from a fixture."""
     uses = re.compile(r"\b(from tolerances import|GRADIENT_ROUNDING|LOSS_ROUNDING|assert_same_run)\b")
-    found = (path for path in sorted((ROOT / "tests").glob("test_*.py")) if uses.search(path.read_text("utf-8")))
-    return [str(path.relative_to(ROOT)) for path in found]
+    matching_files = (
+        path for path in sorted((ROOT / "tests").glob("test_*.py")) if uses.search(path.read_text("utf-8"))
+    )
+    return [str(path.relative_to(ROOT)) for path in matching_files]
 
 
 def environment(setting: str, threads: int) -> dict[str, str]:

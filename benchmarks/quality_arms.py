@@ -201,8 +201,8 @@ def bytes_per_position(cache: Cache, arms: Sequence[Arm]) -> dict[str, float]:
 
     def stored(arm: Arm) -> float:
         sizes = teachers[arm.cached].bytes_by_array
-        wanted = {"nothing": (), "hidden": ("hidden",), "target": sizes.keys() - {"hidden/last"}}[arm.stored]
-        total = sum(size for name, size in sizes.items() if name.startswith(tuple(wanted)))
+        prefixes = {"nothing": (), "hidden": ("hidden",), "target": sizes.keys() - {"hidden/last"}}[arm.stored]
+        total = sum(size for name, size in sizes.items() if name.startswith(tuple(prefixes)))
         return total / teachers[arm.cached].positions
 
     return {arm.name: stored(arm) for arm in arms}

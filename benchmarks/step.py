@@ -85,8 +85,8 @@ def teacher_width(sizes: Sizes, times: float, layers: int) -> int:
     def parameters(hidden: int, layers: int) -> int:
         return 2 * sizes.vocabulary * hidden + layers * 13 * hidden**2
 
-    wanted = times * parameters(sizes.hidden, sizes.layers)
-    return min(range(64, 16_384, 64), key=lambda hidden: abs(parameters(hidden, layers) - wanted))
+    teacher_parameters = times * parameters(sizes.hidden, sizes.layers)
+    return min(range(64, 16_384, 64), key=lambda hidden: abs(parameters(hidden, layers) - teacher_parameters))
 
 
 def names(sizes: Sizes) -> list[str]:
@@ -246,8 +246,8 @@ def measure(rows: list[str], sizes: Sizes, device: str, rounds: int) -> list[dic
 def main(rounds: int, device: str, only: str, as_json: bool, **sizes: int) -> None:
     """Measure one training step by loss."""
     torch.set_num_threads(1)
-    wanted = [name for name in names(Sizes(**sizes)) if name == BASELINE or name.startswith(only)]
-    results = measure(wanted, Sizes(**sizes), device, rounds)
+    selected_rows = [name for name in names(Sizes(**sizes)) if name == BASELINE or name.startswith(only)]
+    results = measure(selected_rows, Sizes(**sizes), device, rounds)
     if as_json:
         click.echo(json.dumps(results, indent=2))
     else:

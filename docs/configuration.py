@@ -52,8 +52,8 @@ def meanings(model: type[Config]) -> tuple[str, dict[str, str]]:
 
 
 def _section(path: str, model: type[Config]) -> str:
-    about, said = meanings(model)
-    rows = [_row(name, field, said[name]) for name, field in model.model_fields.items()]
+    about, meaning_of = meanings(model)
+    rows = [_row(name, field, meaning_of[name]) for name, field in model.model_fields.items()]
     title = f"\n### `{path}`\n" if path else ""
     table = "\n".join(["| key | values | default | meaning |", "|---|---|---|---|", *rows])
     return f"{title}\n{about.replace('``', '`')}\n\n{table}\n"
@@ -74,9 +74,12 @@ def _shown(default: Any) -> str:
 
 def _type_name(annotation: Any) -> str:
     """Return what may be written there, in words of YAML."""
-    arguments, origin = [each for each in get_args(annotation) if each is not type(None)], get_origin(annotation)
+    arguments, origin = (
+        [argument for argument in get_args(annotation) if argument is not type(None)],
+        get_origin(annotation),
+    )
     if origin is Literal:
-        return ", ".join(f"`{str(each).lower() if each is True else each}`" for each in arguments)
+        return ", ".join(f"`{str(argument).lower() if argument is True else argument}`" for argument in arguments)
     if inspect.isclass(annotation) and issubclass(annotation, Enum):
         return ", ".join(f"`{member.value}`" for member in annotation)
     if inspect.isclass(annotation) and issubclass(annotation, Config):

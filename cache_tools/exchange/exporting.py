@@ -82,18 +82,18 @@ def export_rows(
     encoding = teacher.encoding
     require_outside(target, encoding.path.parent.parent, "the export")
     format_ = export_format(teacher, name, codec)
-    splits = [split] if split else [one for one in SPLITS if encoding.split_shards(one)]
-    shards = [(one, shard) for one in splits for shard in encoding.split_shards(one)]
+    splits = [split] if split else [split_name for split_name in SPLITS if encoding.split_shards(split_name)]
+    shards = [(split_name, shard) for split_name in splits for shard in encoding.split_shards(split_name)]
     teacher.require_shards([shard for _, shard in shards])
     finished = _begin(target, teacher, format_, splits)
     positions = sum(encoding.shards[shard].positions for _, shard in shards)
     reporter.stage(f"exporting teacher {teacher.name}", positions, "positions")
     written_bytes = 0
-    for one, shard in shards:
-        part, origin = f"{SPLIT_FILES[one]}-{shard:05d}", origin_of(teacher, shard)
+    for split_name, shard in shards:
+        part, origin = f"{SPLIT_FILES[split_name]}-{shard:05d}", origin_of(teacher, shard)
         size_bytes = finished.finished_bytes(part, origin)
         if size_bytes is None:
-            content = parquet_bytes(teacher, shard, with_split(format_, teacher, one))
+            content = parquet_bytes(teacher, shard, with_split(format_, teacher, split_name))
             finished.write(f"{part}.parquet", content)
             size_bytes = finished.finish(part, origin, {f"{part}.parquet": size_and_hash(content)})
         written_bytes += size_bytes

@@ -190,10 +190,10 @@ def _commit(teacher: CachedTeacher, shard: int, rows: _OpenShard, plan: ImportPl
 
 def _sliced(rows: Any, part: slice) -> Any:
     """Return a dataclass of arrays with some of its rows."""
-    return type(rows)(*(getattr(rows, one.name)[part] for one in fields(rows)))
+    return type(rows)(*(getattr(rows, column.name)[part] for column in fields(rows)))
 
 
 def _joined(parts: list[Any]) -> Any:
     """Return dataclasses of arrays joined into one."""
-    names = [one.name for one in fields(parts[0])]
+    names = [column.name for column in fields(parts[0])]
     return type(parts[0])(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))

@@ -158,13 +158,13 @@ def plan_import(source: Path, options: ImportOptions, reporter: Reporter) -> Imp
     """
     files = source_files(source)
     formats = [detect(file.schema, file.path, options.columns, options.codec_file) for file in files]
-    for file, found in zip(files, formats, strict=True):
-        if _without_split(found) != _without_split(formats[0]):
+    for file, file_format in zip(files, formats, strict=True):
+        if _without_split(file_format) != _without_split(formats[0]):
             raise FormatError(
                 "this file has another format than the first",
                 where=file.path,
                 expected=formats[0].name,
-                found=found.name if found.name != formats[0].name else "other settings",
+                found=file_format.name if file_format.name != formats[0].name else "other settings",
                 fix="Import the files of each format by themselves, as one teacher each",
             )
     if not any(file.num_rows for file in files):
@@ -196,8 +196,8 @@ def _samples(
     files: list[SourceFile], formats: list[SourceFormat], vocabulary_size: int
 ) -> Iterator[tuple[SourceRows, list[NDArray[Any]]]]:
     """Yield decoded rows with their tokens, of the beginnings of some files."""
-    chosen = sorted({int(i) for i in np.linspace(0, len(files) - 1, SAMPLE_FILES)})
-    for file, source in ((files[i], formats[i]) for i in chosen):
+    sampled_files = sorted({int(i) for i in np.linspace(0, len(files) - 1, SAMPLE_FILES)})
+    for file, source in ((files[i], formats[i]) for i in sampled_files):
         columns = columns_to_read(source, file.schema)
         for place, whole in file.batches(columns, lambda first, stop: first < SAMPLE_ROWS):
             batch = whole.slice(0, SAMPLE_ROWS - place.first_row)
@@ -232,11 +232,11 @@ def fitted_temperature(samples: list[tuple[SourceRows, list[NDArray[Any]]]], fir
             shift = 1 - first_token
             number = min(count - shift, len(ids) - 1)
             if number > 0:
-                chosen = np.arange(start + shift, start + shift + number)
-                held = (rows.ids[chosen] == ids[1 : number + 1, None].astype(np.int64)).any(axis=1)
-                held &= ~np.isnan(gold_log_probs(rows, chosen, ids[1 : number + 1]))
-                logs.append(rows.log_probs[chosen][held].astype(np.float64))
-                golds.append(gold_log_probs(rows, chosen, ids[1 : number + 1])[held])
+                predicting_rows = np.arange(start + shift, start + shift + number)
+                held = (rows.ids[predicting_rows] == ids[1 : number + 1, None].astype(np.int64)).any(axis=1)
+                held &= ~np.isnan(gold_log_probs(rows, predicting_rows, ids[1 : number + 1]))
+                logs.append(rows.log_probs[predicting_rows][held].astype(np.float64))
+                golds.append(gold_log_probs(rows, predicting_rows, ids[1 : number + 1])[held])
             start += count
     if sum(len(gold) for gold in golds) < LEAST_POSITIONS or not all(np.isfinite(gold).all() for gold in golds):
         return None
@@ -251,8 +251,8 @@ def fitted_temperature(samples: list[tuple[SourceRows, list[NDArray[Any]]]], fir
 
 def _spread(values: Any) -> Any:
     """Return at most FITTED_POSITIONS of some values, evenly spread."""
-    chosen = np.unique(np.linspace(0, len(values) - 1, min(len(values), FITTED_POSITIONS)).astype(np.int64))
-    return [values[i] for i in chosen] if isinstance(values, list) else values[chosen]
+    indices = np.unique(np.linspace(0, len(values) - 1, min(len(values), FITTED_POSITIONS)).astype(np.int64))
+    return [values[i] for i in indices] if isinstance(values, list) else values[indices]
 
 
 def _loss(kept: list[NDArray[np.float64]], gold: NDArray[np.float64], power: float) -> float:

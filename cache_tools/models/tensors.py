@@ -41,8 +41,8 @@ class StoredTensor:
 
     def rows(self, index: Any = slice(None)) -> NDArray[np.float32]:
         """Return some rows as float32."""
-        chosen = self.values[index]
-        return from_bfloat16(chosen) if self.type == "BF16" else chosen.astype(np.float32)
+        selected_values = self.values[index]
+        return from_bfloat16(selected_values) if self.type == "BF16" else selected_values.astype(np.float32)
 
 
 def tensors_of(content: bytes, where: object) -> tuple[dict[str, StoredTensor], dict[str, str]]:

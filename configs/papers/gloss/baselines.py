@@ -43,8 +43,8 @@ class WordVectors:
         """Return unit vectors of word counts, weighted by the rarity of the words: (N, W) sparse."""
         rows, columns, values = [], [], []
         for row, text in enumerate(texts):
-            found = Counter(self.columns[word] for word in words(text) if word in self.columns)
-            weighted = {column: (1 + np.log(n)) * float(self.idf_W[column]) for column, n in found.items()}
+            counts_by_column = Counter(self.columns[word] for word in words(text) if word in self.columns)
+            weighted = {column: (1 + np.log(n)) * float(self.idf_W[column]) for column, n in counts_by_column.items()}
             norm = sum(value**2 for value in weighted.values()) ** 0.5
             rows += [row] * len(weighted)
             columns += list(weighted)
@@ -75,12 +75,12 @@ def baseline_scores(
         directions: Number of directions of LSA.
     """
     vectors = WordVectors(readable, directions)
-    found: dict[str, Any] = {}
+    summaries: dict[str, Any] = {}
     for part, pairs in parts.items():
         ids, right = [pair.id for pair in pairs], [pair.label == YES for pair in pairs]
         for name, values in part_scores(vectors, pairs, numbers).items():
-            found.setdefault(name, {"pairs": {}})["pairs"][part] = summary(scored(ids, right, values))
-    return found
+            summaries.setdefault(name, {"pairs": {}})["pairs"][part] = summary(scored(ids, right, values))
+    return summaries
 
 
 def part_scores(

@@ -79,20 +79,20 @@ def write_corpora(wordnet: Path, folder: Path, tokens_of: TokensOf, sizes: Sizes
         sizes: How many instances to take.
     """
     everything, held_out = list(synsets(wordnet)), sizes.held_out_fraction
-    glosses = {each.id: each.definition for each in everything}
-    split = chosen(everything, glosses, tokens_of, sizes)
+    glosses = {synset.id: synset.definition for synset in everything}
+    split = split_of(everything, glosses, tokens_of, sizes)
     folder.mkdir(parents=True, exist_ok=True)
     whole = [*known_candidates(split.train, held_out), *split.unseen]
     write(folder / "pairs.jsonl", pairs(whole, glosses))
     write(folder / "seen.jsonl", pairs(known_candidates(split.seen, held_out), glosses))
     write(folder / "swapped.jsonl", pairs(swapped(split.unseen), glosses))
-    used = {candidate: glosses[candidate] for each in whole for candidate in each.candidates}
+    used = {candidate: glosses[candidate] for instance in whole for candidate in instance.candidates}
     write(folder / "shuffled.jsonl", pairs(whole, shuffled(used)))
-    texts = (each for each in wordnet_documents(wordnet) if is_held_out(each.group, held_out))
+    texts = (document for document in wordnet_documents(wordnet) if is_held_out(document.group, held_out))
     write(folder / "text.jsonl", islice(texts, sizes.texts))
 
 
-def chosen(
+def split_of(
     everything: Sequence[Synset],
     glosses: Mapping[str, str],
     tokens_of: TokensOf,

@@ -56,9 +56,11 @@ class Examples(NamedTuple):
 def training_examples(corpus: Path, held_out_fraction: float, tokenizer: PreTrainedTokenizerBase) -> Examples:
     """Return the labelled records of a corpus that stage one will not hold out."""
     records = [json.loads(line) for line in corpus.read_text(encoding="utf-8").splitlines()]
-    chosen = [record for record in records if not is_held_out(record["group"], held_out_fraction)]
+    training_records = [record for record in records if not is_held_out(record["group"], held_out_fraction)]
     vocabulary = tokenizer.get_vocab()
-    return Examples([record["text"] for record in chosen], [vocabulary[record["label"]] for record in chosen])
+    return Examples(
+        [record["text"] for record in training_records], [vocabulary[record["label"]] for record in training_records]
+    )
 
 
 def corrupted(examples: Examples, share: float, seed: int) -> Examples:
@@ -119,7 +121,7 @@ def with_one_head(starts: Sequence[Path]) -> nn.ModuleList:
 
 def joint_loss(teachers: Sequence[PreTrainedModel] | nn.ModuleList, inputs: Any, labels_B: Tensor) -> Tensor:
     """Return the sum over teachers of the mean cross-entropy of the class at [CLS], over the whole vocabulary."""
-    return torch.stack([F.cross_entropy(class_logits(each, inputs), labels_B) for each in teachers]).sum()
+    return torch.stack([F.cross_entropy(class_logits(teacher, inputs), labels_B) for teacher in teachers]).sum()
 
 
 def class_logits(teacher: Any, inputs: Any) -> Tensor:
@@ -130,9 +132,9 @@ def class_logits(teacher: Any, inputs: Any) -> Tensor:
 
 def batches(examples: Examples, tokenizer: PreTrainedTokenizerBase, tuning: Tuning) -> Iterator[tuple[Any, Tensor]]:
     """Yield a batch for each step: texts of like length, so that little is padded, in an order drawn for each pass."""
-    for chosen in islice(orders(examples, tuning), tuning.steps):
-        inputs = tokenizer([examples.texts[i] for i in chosen], padding=True, return_tensors="pt")
-        yield inputs, torch.tensor([examples.labels[i] for i in chosen])
+    for batch_indices in islice(orders(examples, tuning), tuning.steps):
+        inputs = tokenizer([examples.texts[i] for i in batch_indices], padding=True, return_tensors="pt")
+        yield inputs, torch.tensor([examples.labels[i] for i in batch_indices])
 
 
 def orders(examples: Examples, tuning: Tuning) -> Iterator[NDArray[np.int64]]:

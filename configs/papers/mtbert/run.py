@@ -95,7 +95,9 @@ def run(
             make_teachers(settings, seed, needed)
         make_students(settings, seed, arms or tuple(ARMS))
         sets = range(min(seed + 1, teacher_sets))
-        print_tables([settings.students(each) for each in range(seed + 1)], [settings.teachers(each) for each in sets])
+        print_tables(
+            [settings.students(number) for number in range(seed + 1)], [settings.teachers(number) for number in sets]
+        )
 
 
 def make_teachers(settings: Settings, number: int, needed: set[str]) -> None:
@@ -103,10 +105,10 @@ def make_teachers(settings: Settings, number: int, needed: set[str]) -> None:
     folder = settings.teachers(number)
     changes = capture_changes(settings, number, [name for name in ALL_TEACHERS if name in needed])
     fraction = configured(HERE / "capture.yaml", CaptureConfig, changes).corpus.held_out_fraction
-    for names, known, how in tunings(settings, number):
+    for names, starts, how in tunings(settings, number):
         if needed.intersection(names) and not (folder / names[-1]).exists():  # written last
             click.echo(f"tune {', '.join(names)}", err=True)
-            tune(settings, fraction, [folder / name for name in names], known, how)
+            tune(settings, fraction, [folder / name for name in names], starts, how)
     capture_file(HERE / "capture.yaml", changes)
     labels, models = classes([settings.corpus]), {name: folder / name for name in ALL_TEACHERS if name in needed}
     scores = label_scores(models, folder / "cache", labels) | weight_scores(models, folder / "cache")

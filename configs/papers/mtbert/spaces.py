@@ -61,9 +61,9 @@ def first_states(model: Any, texts: Sequence[Any], batch: int = 128) -> torch.Te
     """Return the last hidden states at [CLS]: (N, D)."""
     states = []
     for start in range(0, len(texts), batch):
-        ids = [torch.from_numpy(each.input_ids.astype(np.int64)) for each in texts[start : start + batch]]
+        ids = [torch.from_numpy(text.input_ids.astype(np.int64)) for text in texts[start : start + batch]]
         ids_BL = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-        lengths_B1 = torch.tensor([[len(each)] for each in ids])
+        lengths_B1 = torch.tensor([[len(text_ids)] for text_ids in ids])
         attention_BL = (torch.arange(ids_BL.shape[1]) < lengths_B1).long()
         with torch.no_grad():
             states.append(model.base_model(input_ids=ids_BL, attention_mask=attention_BL).last_hidden_state[:, 0])
