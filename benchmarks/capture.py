@@ -32,7 +32,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks import peak
 from cache_tools.store.reader import Cache, Encoding
-from cache_tools.store.writer import create_cache
+from cache_tools.store.root import create_cache
 from pipeline.capture.declare import declare
 from pipeline.capture.predict import vocabulary_of
 from pipeline.capture.shards import capture_shards

@@ -19,8 +19,9 @@ from cache_tools.format.sequences import Sequence, read_recorded
 from cache_tools.format.shards import read_file_tables, write_part, write_shard
 from cache_tools.storage import StorePath, write_objects
 from cache_tools.store.reader import Cache, Encoding
+from cache_tools.store.root import create_cache
 from cache_tools.store.teacher import CachedTeacher
-from cache_tools.store.writer import create_cache, declare_teacher
+from cache_tools.store.writer import declare_teacher
 
 
 def repeat_cache(source: Cache, target: StorePath, copies: int) -> None:

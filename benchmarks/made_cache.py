@@ -18,8 +18,9 @@ from cache_tools.format.sequences import Sequence
 from cache_tools.format.shards import write_part, write_shard
 from cache_tools.store.predictions import SCALAR_STEP_NATS, Predictions
 from cache_tools.store.reader import Encoding
+from cache_tools.store.root import create_cache
 from cache_tools.store.teacher import CachedTeacher
-from cache_tools.store.writer import commit_shard, create_cache, declare_teacher
+from cache_tools.store.writer import commit_shard, declare_teacher
 
 SEQUENCES_PER_SHARD = 8
 CHUNK_POSITIONS = 2048

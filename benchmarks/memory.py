@@ -73,7 +73,7 @@ def random_teacher(folder: Path, **changes: Any) -> Path:
 def measure(values: dict[str, Any]) -> dict[str, Any]:
     """Plan, capture, and return predicted and measured peaks; runs in a process of its own."""
     from cache_tools.store.reader import Cache
-    from cache_tools.store.writer import create_cache
+    from cache_tools.store.root import create_cache
     from pipeline.capture.declare import declare
     from pipeline.capture.predict import KeptOutputs, predict
     from pipeline.capture.shards import capture_shards

@@ -21,7 +21,7 @@ from cache_tools.models.files import weight_files
 from cache_tools.progress.reporter import Reporter
 from cache_tools.storage import StorePath, names, object_exists, require_writable
 from cache_tools.store.reader import Cache, Encoding
-from cache_tools.store.writer import new_cache
+from cache_tools.store.root import new_cache
 from pipeline.capture.declare import declare, is_declared
 from pipeline.capture.shards import capture_shards
 from pipeline.capture.target import ResolvedTeacher, resolve_teacher

@@ -33,7 +33,7 @@ from cache_tools.storage import (
     write_object,
 )
 from cache_tools.store.reader import Cache
-from cache_tools.store.writer import create_cache
+from cache_tools.store.root import create_cache
 from doc_blocks import ROOT
 from store_fixtures import make_cache, snapshot
 

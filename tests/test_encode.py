@@ -12,7 +12,7 @@ import tiny
 from cache_tools.errors import CorpusError, FormatError, IdentityError, ModelError
 from cache_tools.maintenance.verify import verify
 from cache_tools.store.reader import Encoding
-from cache_tools.store.writer import create_cache
+from cache_tools.store.root import create_cache
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.encoding import sequences as encode_documents
 from pipeline.encoding.held_out import is_held_out

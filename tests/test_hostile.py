@@ -35,7 +35,7 @@ from cache_tools.storage import read_object
 from cache_tools.store.chunk_reader import open_array, read_shard_rows
 from cache_tools.store.predictions import group_layouts
 from cache_tools.store.reader import Cache
-from cache_tools.store.writer import create_cache
+from cache_tools.store.root import create_cache
 from hostile import ipc, nested, rehash, with_crc
 from logitcask import cli
 from store_fixtures import make_cache, random_sequences, snapshot

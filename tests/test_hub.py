@@ -45,7 +45,7 @@ from cache_tools.storage import (
     write_objects,
 )
 from cache_tools.store.reader import Cache
-from cache_tools.store.writer import create_cache
+from cache_tools.store.root import create_cache
 from hub import TOKEN, Repository, always, environment, first, is_large, serve
 from logitcask import cli
 from store_fixtures import make_cache, snapshot

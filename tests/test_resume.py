@@ -18,7 +18,7 @@ import tiny
 from cache_tools.errors import IdentityError
 from cache_tools.maintenance.verify import verify
 from cache_tools.store.reader import Cache
-from cache_tools.store.writer import create_cache
+from cache_tools.store.root import create_cache
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.encoding.tokenizer import load_tokenizer
 from pipeline.run import Worker, run_capture

@@ -11,7 +11,8 @@ from cache_tools.errors import DamageError, FormatError, IdentityError, Incomple
 from cache_tools.format import layout
 from cache_tools.format.manifest import SOFTWARE, CacheManifest, write_manifest
 from cache_tools.store.reader import Cache
-from cache_tools.store.writer import create_cache, declare_teacher
+from cache_tools.store.root import create_cache
+from cache_tools.store.writer import declare_teacher
 from store_fixtures import (
     HIDDEN,
     POSITIONS_PER_SHARD,

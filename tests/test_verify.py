@@ -11,7 +11,7 @@ from cache_tools.format import layout
 from cache_tools.format.manifest import EncodingManifest, ObjectRecord, TeacherManifest, read_manifest, write_manifest
 from cache_tools.format.shards import write_part
 from cache_tools.maintenance.verify import verify
-from cache_tools.store.writer import create_cache
+from cache_tools.store.root import create_cache
 from store_fixtures import (
     POSITIONS_PER_SHARD,
     flip_bit,

@@ -19,7 +19,7 @@ import tiny
 from cache_tools.errors import ConfigError, IncompleteError
 from cache_tools.format import layout
 from cache_tools.maintenance.verify import verify
-from cache_tools.store.writer import create_cache
+from cache_tools.store.root import create_cache
 from logitcask import cli
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.encoding.tokenizer import load_tokenizer

@@ -13,7 +13,8 @@ from cache_tools.storage import remove_tree, write_object
 from cache_tools.store import writer
 from cache_tools.store.predictions import Predictions
 from cache_tools.store.reader import Cache
-from cache_tools.store.writer import commit_shard, create_cache, declare_teacher, new_cache
+from cache_tools.store.root import create_cache, new_cache
+from cache_tools.store.writer import commit_shard, declare_teacher
 from store_fixtures import HIDDEN, POSITIONS_PER_SHARD, TinyCache, assert_rows, make_cache, snapshot, teacher_manifest
 
 

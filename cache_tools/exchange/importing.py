@@ -32,8 +32,9 @@ from cache_tools.separate_places import require_outside
 from cache_tools.storage import StorePath
 from cache_tools.store.predictions import Group, codec_of, to_steps
 from cache_tools.store.reader import Encoding
+from cache_tools.store.root import create_cache
 from cache_tools.store.teacher import CachedTeacher
-from cache_tools.store.writer import commit_groups, create_cache, declare_teacher
+from cache_tools.store.writer import commit_groups, declare_teacher
 
 
 def import_rows(source: Path, cache: StorePath, options: ImportOptions, reporter: Reporter) -> ImportReport:

@@ -32,8 +32,9 @@ from cache_tools.storage import (
     write_objects,
 )
 from cache_tools.store.reader import Cache, Encoding
+from cache_tools.store.root import create_cache
 from cache_tools.store.teacher import CachedTeacher
-from cache_tools.store.writer import clear_remains, create_cache, refuse_remains, write_array_metadata
+from cache_tools.store.writer import clear_remains, refuse_remains, write_array_metadata
 
 
 def copy_cache(source: Cache, target: StorePath, progress: Advance = ignore) -> None:

@@ -36,9 +36,10 @@ from cache_tools.separate_places import require_apart
 from cache_tools.storage import StorePath, object_exists, write_objects
 from cache_tools.store.predictions import Group, from_steps, hidden_array
 from cache_tools.store.reader import Cache, Encoding
+from cache_tools.store.root import create_cache
 from cache_tools.store.stored_rows import StoredTargets
 from cache_tools.store.teacher import CachedTeacher
-from cache_tools.store.writer import commit_groups, create_cache, declare_teacher
+from cache_tools.store.writer import commit_groups, declare_teacher
 
 
 @dataclass(frozen=True)

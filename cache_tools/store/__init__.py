@@ -12,6 +12,7 @@ In reading order:
 - ``other_layouts``: arrays that the fast path does not know, read through zarr.
 - ``creation``: creates an object only if there is none of its name.
 - ``claims``: which of several processes may begin a part of a cache.
+- ``root``: creates a cache, and removes it if nothing was written into it.
 - ``encoding_files``: the files of an encoding that its corpus determines to the byte.
 - ``writer``: declares a teacher, then commits its shards in any order.
 """

@@ -33,8 +33,9 @@ from cache_tools.format.shards import ShardEntry, write_part, write_shard
 from cache_tools.storage import write_object
 from cache_tools.store.predictions import SCALAR_STEP_NATS, Predictions, codec_of
 from cache_tools.store.reader import Cache, Encoding
+from cache_tools.store.root import create_cache
 from cache_tools.store.teacher import CachedTeacher
-from cache_tools.store.writer import commit_shard, create_cache, declare_teacher
+from cache_tools.store.writer import commit_shard, declare_teacher
 
 POSITIONS_PER_SHARD = 16
 CHUNK_POSITIONS = 4
