@@ -21,7 +21,7 @@ RESULTS = {
     "demo": ["pipeline.demo.run:DemoResult", "pipeline.demo.real:RealDemoResult"],
     "plan": ["pipeline.planning.capture_plan:CapturePlan"],
     "import": ["cache_tools.exchange.summary:ImportReport"],
-    "vocabulary": ["cache_tools.vocabularies.folder:VocabularyManifest"],
+    "vocabulary": ["cache_tools.vocabularies.manifest:VocabularyManifest"],
     "evaluate": ["trainer.evaluation.results:EvaluateResult"],
     "inspect": ["cache_tools.inspection.summary:CacheSummary"],
     "show": [

@@ -17,7 +17,8 @@ from cache_tools.errors import FormatError, IdentityError, ModelError
 from cache_tools.store.reader import Cache
 from cache_tools.vocabularies.compressed_folder import write_compressed
 from cache_tools.vocabularies.compression import crowding, kept_ids, kept_size, stand_ins
-from cache_tools.vocabularies.folder import read_manifest, read_vocabulary, write_vocabulary
+from cache_tools.vocabularies.folder import read_vocabulary, write_vocabulary
+from cache_tools.vocabularies.manifest import read_manifest
 from cache_tools.vocabularies.token_map import TOKEN_MAP
 from cache_tools.vocabularies.tokens import Token
 from cache_tools.vocabularies.union import NO_ID, UnionVocabulary

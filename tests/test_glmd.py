@@ -12,7 +12,8 @@ from transformers import AutoModelForMaskedLM
 from bilingual import SCENES
 from cache_tools.configuration import assignments, load_config
 from cache_tools.store.reader import Cache
-from cache_tools.vocabularies.folder import read_manifest, read_vocabulary
+from cache_tools.vocabularies.folder import read_vocabulary
+from cache_tools.vocabularies.manifest import read_manifest
 from configs.papers.glmd import arms, bench, measure, models, run, tables, texts
 from configs.papers.wordnet import Synset
 from pipeline.config.capture_file import CaptureConfig

@@ -14,7 +14,7 @@ from cache_tools.inspection.views import PositionView, SequenceView
 from cache_tools.maintenance.repair import RepairResult
 from cache_tools.maintenance.verify import VerifyResult
 from cache_tools.store.reader import Cache
-from cache_tools.vocabularies.folder import VocabularyManifest, read_manifest
+from cache_tools.vocabularies.manifest import VocabularyManifest, read_manifest
 from json_schema import mismatches
 from view_fixtures import hostile_cache
 

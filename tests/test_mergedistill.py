@@ -13,7 +13,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from bilingual import write_texts
 from cache_tools.configuration import load_config
 from cache_tools.store.reader import Cache
-from cache_tools.vocabularies.folder import read_manifest, read_vocabulary
+from cache_tools.vocabularies.folder import read_vocabulary
+from cache_tools.vocabularies.manifest import read_manifest
 from cache_tools.vocabularies.union import NO_ID
 from configs.papers.mergedistill import fetch, measures, run, stage_one, tables, zero_shot
 from pipeline.config.capture_file import CaptureConfig

@@ -19,15 +19,8 @@ from cache_tools.format.manifest import ObjectRecord
 from cache_tools.format.sealed import UNSEALED, sealed_bytes
 from cache_tools.format.sequences import table_bytes
 from cache_tools.storage import write_object
-from cache_tools.vocabularies.folder import (
-    DOCUMENT,
-    TOKENS,
-    Part,
-    VocabularyManifest,
-    read_manifest,
-    read_vocabulary,
-    write_vocabulary,
-)
+from cache_tools.vocabularies.folder import TOKENS, read_vocabulary, write_vocabulary
+from cache_tools.vocabularies.manifest import DOCUMENT, Part, VocabularyManifest, read_manifest
 from cache_tools.vocabularies.tokens import Token, tokens_of
 from cache_tools.vocabularies.union import NO_ID, UnionVocabulary, token_names, unite
 from logitcask import cli

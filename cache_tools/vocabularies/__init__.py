@@ -11,6 +11,7 @@ In reading order:
 - ``compression``: which tokens a smaller vocabulary keeps, and the stand-ins of the others.
 - ``word_embeddings``: the word embeddings of a model folder.
 - ``token_map``: the map from a tokenizer's ids to a student's.
+- ``manifest``: what the folder of a vocabulary states of itself.
 - ``folder``, ``compressed_folder``: vocabularies on disk.
 - ``command``: ``logitcask vocabulary``.
 """

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from cache_tools.storage import StorePath
-    from cache_tools.vocabularies.folder import VocabularyManifest
+    from cache_tools.vocabularies.manifest import VocabularyManifest
 
 
 @click.command("vocabulary")

@@ -16,14 +16,8 @@ from cache_tools.progress.reporter import Advance, ignore
 from cache_tools.storage import StorePath
 from cache_tools.store.reader import Encoding
 from cache_tools.vocabularies.compression import compressed, coverage, kept_ids, kept_size, stand_ins, token_counts
-from cache_tools.vocabularies.folder import (
-    SETTINGS_FILE,
-    TOKEN_MAP_KEY,
-    OpenTokenizer,
-    VocabularyManifest,
-    tokenizers_of,
-    write_folder,
-)
+from cache_tools.vocabularies.folder import SETTINGS_FILE, OpenTokenizer, tokenizers_of, write_folder
+from cache_tools.vocabularies.manifest import TOKEN_MAP_KEY, VocabularyManifest
 from cache_tools.vocabularies.same_tokenizer import require_same_encodings
 from cache_tools.vocabularies.token_map import token_map_bytes
 from cache_tools.vocabularies.tokens import tokens_of

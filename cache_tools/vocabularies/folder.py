@@ -21,28 +21,34 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
-from cache_tools.errors import FormatError, IdentityError
-from cache_tools.format.manifest import SOFTWARE, Count, Key, ObjectRecord, Split
-from cache_tools.format.sealed import UNSEALED, read_sealed, sealed_bytes
+from cache_tools.errors import FormatError
+from cache_tools.format.manifest import ObjectRecord, Split
+from cache_tools.format.sealed import UNSEALED, sealed_bytes
 from cache_tools.format.sequences import read_recorded, read_table, table_bytes
-from cache_tools.format.tokenizer_files import check_keys, without_code
+from cache_tools.format.tokenizer_files import without_code
 from cache_tools.format.vocabulary import vocabulary_fingerprint
 from cache_tools.inspection.decoding import TOKENIZER_FILE
 from cache_tools.mappings import JsonObject, TokenizerState
-from cache_tools.regular_files import enclose
-from cache_tools.storage import StorePath, object_exists, read_object, write_object, write_objects
+from cache_tools.storage import StorePath, object_exists, write_object, write_objects
 from cache_tools.store.reader import Encoding
+from cache_tools.vocabularies.manifest import (
+    DOCUMENT,
+    TOKEN_MAP_KEY,
+    TOKENIZER,
+    Part,
+    VocabularyManifest,
+    read_manifest,
+    require_same,
+)
 from cache_tools.vocabularies.token_map import TOKEN_MAP, read_map
 from cache_tools.vocabularies.tokens import tokens_of
 from cache_tools.vocabularies.union import NO_ID, UnionVocabulary, unite
 from cache_tools.vocabularies.union_tokenizer import differing_rules, tokenizer_files
 
-DOCUMENT, TOKENS, TOKENIZER = "vocabulary.json", "tokens.arrow", "tokenizer"
-TOKEN_MAP_KEY = f"{TOKENIZER}/{TOKEN_MAP}"
+TOKENS = "tokens.arrow"
 SETTINGS_FILE = TOKENIZER_FILE.replace("tokenizer.json", "tokenizer_config.json")
 
 LARGEST_VOCABULARY = 2**24
@@ -61,52 +67,6 @@ class OpenTokenizer(NamedTuple):
 
     tokenizer: Tokenizer
     settings: JsonObject
-
-
-class Part(BaseModel):
-    """One tokenizer of a union.
-
-    Attributes:
-        vocabulary: Fingerprint of its vocabulary.
-        ids: How many ids it has.
-        shared: How many of them are tokens that another tokenizer of the union has, too.
-        same_rules: Whether the union's tokenizer cleans and splits text into words as this one does.
-    """
-
-    model_config = ConfigDict(frozen=True)
-    vocabulary: str
-    ids: Count
-    shared: Count
-    same_rules: bool
-
-
-class VocabularyManifest(BaseModel):
-    """What ``vocabulary.json`` holds.
-
-    Attributes:
-        format: Version of the folder's format; 2 if tokens were dropped, because readers of version 1 ignore the map.
-        software: The software that wrote it.
-        size: Number of tokens of the vocabulary.
-        fingerprint: Fingerprint of the vocabulary, see ``UnionVocabulary``.
-        tokenizers: The tokenizers that it was made from, in order.
-        files: All other files of the folder.
-        coverage: If tokens were dropped, the share of each split's ordinary tokens that are kept.
-    """
-
-    model_config = ConfigDict(frozen=True)
-    format: int = 1
-    software: str = SOFTWARE
-    size: Count
-    fingerprint: str
-    tokenizers: tuple[Part, ...] = Field(min_length=1)
-    files: dict[Key, ObjectRecord]
-    coverage: dict[Split, float] | None = None
-
-    @field_validator("files")
-    @classmethod
-    def _data_only(cls, files: dict[str, ObjectRecord]) -> dict[str, ObjectRecord]:
-        check_keys(files, also=frozenset({TOKEN_MAP_KEY}))
-        return files
 
 
 def write_vocabulary(folder: StorePath, encodings: Sequence[Encoding]) -> VocabularyManifest:
@@ -153,34 +113,10 @@ def write_folder(
         coverage=coverage,
     )
     if object_exists(folder / DOCUMENT):
-        _require_same(folder, manifest)
+        require_same(folder, manifest)
     else:
         write_objects(folder, files)
         write_object(folder / DOCUMENT, sealed_bytes({"seal": UNSEALED} | manifest.model_dump(mode="json")))
-    return manifest
-
-
-def read_manifest(folder: StorePath) -> VocabularyManifest:
-    """Read ``vocabulary.json``.
-
-    Raises:
-        FormatError: there is none, it is damaged, or of another format.
-    """
-    path = folder / DOCUMENT
-    enclose(folder)
-    try:
-        manifest = VocabularyManifest.model_validate(read_sealed(read_object(path)))
-        if manifest.format not in (1, 2):
-            raise ValueError(f"format {manifest.format}")
-    except (OSError, ValueError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise FormatError(
-            "there is no readable vocabulary here",
-            where=path,
-            expected="a folder that 'logitcask vocabulary' has written",
-            found="no such file" if isinstance(error, OSError) else reason,
-            fix="Check the path, or run 'logitcask vocabulary' again",
-        ) from error
     return manifest
 
 
@@ -317,16 +253,3 @@ def _parts(union: UnionVocabulary, states: Sequence[TokenizerState]) -> tuple[Pa
         Part(vocabulary=key, ids=size, shared=int((users[ids] > 1).sum()), same_rules=number not in different)
         for number, (key, ids, size) in enumerate(zip(union.maps, token_ids, sizes, strict=True))
     )
-
-
-def _require_same(folder: StorePath, new: VocabularyManifest) -> None:
-    stored = read_manifest(folder)
-    if stored.fingerprint != new.fingerprint:
-        raise IdentityError(
-            "this folder holds another vocabulary",
-            where=folder,
-            expected=f"{new.fingerprint[:12]}…, {new.size} tokens of {len(new.tokenizers)} tokenizers",
-            found=f"{stored.fingerprint[:12]}…, {stored.size} tokens of {len(stored.tokenizers)} tokenizers",
-            why="replacing it would change the ids of students that were trained with it",
-            fix="Choose another folder",
-        )

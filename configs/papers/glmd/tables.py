@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import click
 import numpy as np
 
-from cache_tools.vocabularies.folder import read_manifest
+from cache_tools.vocabularies.manifest import read_manifest
 from configs.papers.glmd.arms import LOSSES, PUBLISHED, TEMPERATURES
 from configs.papers.glmd.bench import Bench
 from configs.papers.glmd.measure import Measured, kept_mass
