@@ -18,7 +18,8 @@ import click
 from safetensors.torch import load_file
 
 from benchmarks.kills import make_config
-from cache_tools.exchange.draft_heads import DraftOptions, export_states
+from cache_tools.exchange.draft_heads import export_states
+from cache_tools.exchange.draft_states import DraftOptions
 from cache_tools.progress.reporter import Reporter
 from cache_tools.row_files.draft_files import Trainer
 from cache_tools.store.reader import Cache

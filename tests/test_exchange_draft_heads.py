@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 import tiny
 from cache_tools.errors import ConfigError, IdentityError, ModelError
-from cache_tools.exchange.draft_heads import DraftOptions, export_states
+from cache_tools.exchange.draft_heads import export_states
+from cache_tools.exchange.draft_states import DraftOptions
 from cache_tools.exchange.state_check import KeptEntries, Rounding, compare, likely_cause, open_head, too_many
 from cache_tools.models.final_norm import FinalNorm, read_final_norm
 from cache_tools.store.reader import Cache

@@ -12,6 +12,7 @@ In reading order:
 - ``finished_files``: which files of an export are finished.
 - ``exporting``: a teacher as files of another format.
 - ``state_check``: whether hidden states give the stored log-probabilities.
+- ``draft_states``: hidden states as a trainer of draft heads uses them, checked.
 - ``draft_heads``: hidden states as files for the trainers of draft heads.
 - ``hub_dataset``: a teacher as a Hugging Face dataset.
 - ``command``: ``logitcask import`` and ``logitcask export``.

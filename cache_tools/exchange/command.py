@@ -196,7 +196,8 @@ def export_command(
         logitcask export runs/demo/cache runs/demo/rows --teacher toy
     """
     from cache_tools.configuration import load_config
-    from cache_tools.exchange.draft_heads import DraftOptions, export_states
+    from cache_tools.exchange.draft_heads import export_states
+    from cache_tools.exchange.draft_states import DraftOptions
     from cache_tools.exchange.exporting import export_rows
     from cache_tools.json_output import json_text
     from cache_tools.progress.lines import open_reporter
