@@ -23,6 +23,11 @@ FLAT: Mapping[str, bool] = MappingProxyType({"flat": True})
 """Metadata of a dataclass field whose keys stand beside those of the other fields, instead of below its name."""
 
 
+def finite(value: float) -> float | None:
+    """Return a number as it is if it is finite, and None if it is infinite or NaN, which JSON cannot write."""
+    return value if math.isfinite(value) else None
+
+
 def json_ready(value: object) -> Json:
     """Return a result as plain JSON values.
 
@@ -35,7 +40,7 @@ def json_ready(value: object) -> Json:
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return finite(value)
     if isinstance(value, Mapping):
         return {str(key): json_ready(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -18,8 +18,8 @@ from cache_tools.format.sequences import Sequence
 from cache_tools.inspection.decoding import TokenTexts, token_texts
 from cache_tools.inspection.divergence import Divergence, divergence
 from cache_tools.inspection.sampling import committed_shards, drawn
-from cache_tools.inspection.views import PositionView, finite, position_view
-from cache_tools.json_output import FLAT
+from cache_tools.inspection.views import PositionView, position_view
+from cache_tools.json_output import FLAT, finite
 from cache_tools.progress.reporter import Advance, ignore
 from cache_tools.store.predictions import tokens_of_whole_row
 from cache_tools.store.reader import Encoding

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.inspection.sample import Sample, SampledPredictions
-from cache_tools.inspection.views import finite
+from cache_tools.json_output import finite
 
 BINS = 15
 """Bins of the calibration, all equally wide; as many as in Guo et al. (2017), so that figures compare."""

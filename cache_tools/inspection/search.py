@@ -13,11 +13,11 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_tools.errors import ConfigError
 from cache_tools.escaping import printable
 from cache_tools.format.layout import GOLD_LOGPROB
 from cache_tools.format.sequences import Sequence
 from cache_tools.inspection.divergence import divergence
-from cache_tools.inspection.views import scalar
 from cache_tools.store.predictions import tokens_of_whole_row
 from cache_tools.store.reader import Encoding
 from cache_tools.store.teacher import CachedTeacher
@@ -87,7 +87,7 @@ def highest(encoding: Encoding, shards: Iterable[int], measure: Measure, limit: 
 
 def loss_of(teacher: CachedTeacher) -> Measure:
     """Return a measure: the teacher's loss on the gold token, in nats."""
-    return lambda shard: -scalar(teacher, GOLD_LOGPROB, *teacher.shard_rows(shard)).astype(np.float64)
+    return lambda shard: -_scalar(teacher, GOLD_LOGPROB, *teacher.shard_rows(shard)).astype(np.float64)
 
 
 def disagreement_of(a: CachedTeacher, b: CachedTeacher, by: str) -> Measure:
@@ -133,3 +133,19 @@ def _match(sequence: Sequence, shard: int, value: float | None, around: int = 0)
     start = max(0, around - EXCERPT_CHARACTERS // 3)
     excerpt = sequence.text[start : start + EXCERPT_CHARACTERS]
     return Match(sequence.sequence_id, sequence.document_id, shard, value, printable(excerpt))
+
+
+def _scalar(teacher: CachedTeacher, name: str, start: int, stop: int) -> NDArray[np.float32]:
+    """Return a scalar of rows ``[start, stop)``: (n,) float32.
+
+    Raises:
+        ConfigError: the teacher does not keep it.
+    """
+    if name not in teacher.manifest.scalars:
+        raise ConfigError(
+            f"teacher {teacher.name!r} keeps no {name}",
+            where=teacher.path,
+            expected=name,
+            found=", ".join(teacher.manifest.scalars) or "no scalars",
+        )
+    return teacher.scalar(name, start, stop)

@@ -6,7 +6,6 @@ sequence are read, and of the targets only the row that is shown.
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from cache_tools.format.layout import ENTROPY, GOLD_LOGPROB, GOLD_RANK
 from cache_tools.format.manifest import Objective
 from cache_tools.format.sequences import Sequence
 from cache_tools.inspection.decoding import TokenTexts
+from cache_tools.json_output import finite
 from cache_tools.store.reader import Encoding
 from cache_tools.store.teacher import CachedTeacher
 
@@ -64,8 +64,8 @@ class TeacherSurprise:
 
 
 @dataclass(frozen=True)
-class SequenceView:
-    """A sequence's tokens and how surprised each teacher was at them.
+class ShownSequence:
+    """A sequence as every view of it begins.
 
     Attributes:
         sequence_id: Its id.
@@ -74,7 +74,6 @@ class SequenceView:
         group_id: The document's group.
         objective: ``causal`` or ``masked``.
         tokens: All its tokens.
-        teachers: The teachers, in the order in which they were given.
     """
 
     sequence_id: int
@@ -83,6 +82,16 @@ class SequenceView:
     group_id: str
     objective: Objective
     tokens: tuple[ViewedToken, ...]
+
+
+@dataclass(frozen=True)
+class SequenceView(ShownSequence):
+    """A sequence's tokens and how surprised each teacher was at them.
+
+    Attributes:
+        teachers: The teachers, in the order in which they were given.
+    """
+
     teachers: tuple[TeacherSurprise, ...]
 
 
@@ -313,33 +322,12 @@ def gold_log_probs(teacher: CachedTeacher, start: int, stop: int, gold_ids: NDAr
     return np.where(is_gold.any(axis=1), kept.astype(np.float64), np.nan)
 
 
-def scalar(teacher: CachedTeacher, name: str, start: int, stop: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Return a scalar of rows ``[start, stop)``: (n,) float32.
-
-    Raises:
-        ConfigError: the teacher does not keep it.
-    """
-    if name not in teacher.manifest.scalars:
-        raise ConfigError(
-            f"teacher {teacher.name!r} keeps no {name}",
-            where=teacher.path,
-            expected=name,
-            found=", ".join(teacher.manifest.scalars) or "no scalars",
-        )
-    return teacher.scalar(name, start, stop)
-
-
 def aligned(values: NDArray[np.float64], judged: list[int], num_tokens: int) -> list[float | None]:
     """Return values of the kept positions (p,) at the tokens they predict; None elsewhere and where not finite."""
     result: list[float | None] = [None] * num_tokens
     for index, value in zip(judged, values.tolist(), strict=True):
         result[index] = finite(value)
     return result
-
-
-def finite(value: float) -> float | None:
-    """Return a number as it is if it is finite, and None if it is infinite or NaN, which JSON cannot write."""
-    return value if math.isfinite(value) else None
 
 
 def _stored(teacher: CachedTeacher, name: str, row: int) -> float | None:

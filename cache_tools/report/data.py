@@ -22,7 +22,8 @@ from cache_tools.inspection.summary import (
     describe_sample,
     describe_teacher,
 )
-from cache_tools.inspection.views import SequenceView, finite, sequence_view
+from cache_tools.inspection.views import SequenceView, sequence_view
+from cache_tools.json_output import finite
 from cache_tools.progress.reporter import Advance, ignore
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.teacher import CachedTeacher

@@ -19,15 +19,15 @@ from cache_tools.codecs.rows import Targets
 from cache_tools.errors import IncompleteError
 from cache_tools.escaping import printable
 from cache_tools.format.layout import ENTROPY
-from cache_tools.format.manifest import Objective, Split
+from cache_tools.format.manifest import Split
 from cache_tools.format.sequences import Sequence
 from cache_tools.inspection.decoding import TokenTexts, token_texts
 from cache_tools.inspection.divergence import divergence
 from cache_tools.inspection.summary import CacheSummary, summarise
 from cache_tools.inspection.views import (
     PositionView,
+    ShownSequence,
     TeacherSurprise,
-    ViewedToken,
     aligned,
     judged_tokens,
     position_view,
@@ -74,11 +74,10 @@ class PairHeat:
 
 
 @dataclass(frozen=True)
-class HeatView:
+class HeatView(ShownSequence):
     """A sequence with everything that its tokens can be coloured by.
 
     Attributes:
-        sequence_id: As in ``views.SequenceView``, like those up to ``tokens``.
         teachers: The teachers that have captured the sequence.
         pairs: Each two of them whose targets are no draws.
         absent: Names of the teachers that have not captured the sequence yet.
@@ -86,12 +85,6 @@ class HeatView:
         split: The sequence's split.
     """
 
-    sequence_id: int
-    document_id: str
-    turn: int | None
-    group_id: str
-    objective: Objective
-    tokens: tuple[ViewedToken, ...]
     teachers: tuple[TeacherHeat, ...]
     pairs: tuple[PairHeat, ...]
     absent: list[str]

@@ -16,7 +16,7 @@ import numpy as np
 from cache_tools.errors import ConfigError
 from cache_tools.inspection.sampling import committed_shards
 from cache_tools.inspection.search import Match, Measure, disagreement_of, highest, loss_of, with_text
-from cache_tools.inspection.views import finite
+from cache_tools.json_output import finite
 from cache_tools.quantities import counted
 from cache_tools.store.reader import Encoding
 from cache_tools.store.teacher import CachedTeacher
