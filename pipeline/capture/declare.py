@@ -1,7 +1,7 @@
 """Declare a teacher before its first shard: its manifest, its head, the bases of its hidden states.
 
-One worker declares a teacher and the others wait for it, because what is calibrated on a
-sample (the basis in which a layer's hidden states are quantised) must be the same for all.
+One worker declares a teacher and the others wait for it, because all of them must use the same calibration: the basis
+in which a layer's hidden states are quantised is computed from a sample.
 """
 
 import numpy as np
@@ -71,7 +71,8 @@ def declare(
 
     Raises:
         IdentityError: the cache holds another teacher under this name.
-        ModelError: the model's logits cannot be reproduced, or its rows depend on what they must not depend on.
+        ModelError: the model's logits cannot be reproduced from its head, or a row depends on later tokens, padding or
+            other sequences.
     """
     _check_vocabulary(encoding, teacher, config)
     probe = probe_ids(encoding, teacher)

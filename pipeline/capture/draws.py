@@ -1,9 +1,9 @@
 """Draws from a teacher's distribution that depend on (seed, sequence, position) alone.
 
-A sampled target must not change with the batch it was computed in, the number of workers or
-the order of shards, so there is no generator with a state: each uniform number is a hash of
-what it belongs to (splitmix64, Steele et al. 2014), computed on the teacher's device. Tokens are
-found by inverting the cumulative distribution in float64; a token of probability zero is never drawn.
+A sampled target must not depend on its batch, on the number of workers or on the order of shards. So there is no random
+generator with a state: each uniform number is a hash of the seed, the sequence, the position and its own number
+(splitmix64, Steele et al. 2014), computed on the teacher's device. A draw inverts the cumulative distribution in
+float64, and a token of probability zero is never drawn.
 """
 
 import torch

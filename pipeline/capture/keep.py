@@ -1,10 +1,9 @@
 """Turn logits into what the cache keeps: a sparse target and scalars, in float32.
 
-Masses come from the full-vocabulary log-normaliser, not from what was kept, so the left-out
-mass is known exactly even when k is small. It is the sum of all other probabilities, not 1 less the
-kept ones: 64 float32 probabilities may sum to 1 while other tokens are possible, and a row that leaves nothing
-out says that they are not. Kinds: ``topk`` keeps the k most likely tokens,
-``topp`` the fewest of them that reach a mass p, ``sampled`` N draws with replacement (RS-KD,
+Masses are computed from the log-normaliser of the full vocabulary, so the left-out mass is exact even when k is small.
+It is the sum of all other probabilities, and not 1 minus the sum of the kept ones: 64 float32 probabilities may sum to
+1 although other tokens are possible, and a left-out mass of 0 would declare these impossible. Kinds: ``topk`` keeps the
+k most likely tokens, ``topp`` the fewest of them that reach a mass p, ``sampled`` N draws with replacement (RS-KD,
 arXiv 2503.16870), ``hybrid`` the k most likely exactly and N draws from the rest, ``dense`` all.
 """
 
@@ -104,8 +103,9 @@ def sparse_targets(
         gold_N: (N,) int64, the token that each position should predict.
         keep: What to keep.
         keys_N: (N,) int64 from ``draws.position_keys``; for kinds that draw.
-        scratch_MV: (M, V) float32 to work in. Rows are worked on M at a time; half of N keeps both near a CPU's
-            cores. Fresh memory of this size costs more than the softmax: a caller with many chunks brings its own.
+        scratch_MV: (M, V) float32 to work in. M rows are processed at a time; with M = N / 2 both arrays
+            stay in a CPU's caches. Allocating this much costs more than the softmax, so a caller with many chunks
+            passes the same array each time.
     """
     if keep.restriction is not None:
         logits_NV, gold_N = keep.restriction.logits(logits_NV), keep.restriction.gold(gold_N)
@@ -146,7 +146,7 @@ class _Draws:
 
 @dataclass(frozen=True)
 class _RowSums:
-    """What takes whole rows to compute.
+    """Quantities that are computed from whole rows.
 
     Attributes:
         share_of_highest_M: (M,) probability of the likeliest token.

@@ -1,8 +1,7 @@
 """Run a teacher over sequences and bring what is kept to the host.
 
-The head runs at kept positions only, a chunk at a time; ``[batch, length, vocabulary]`` never
-exists. On a GPU nothing waits: results are copied to pinned memory while the next batch is
-already queued, and read one batch later.
+The head runs at kept positions only, a chunk at a time; ``[batch, length, vocabulary]`` never exists. A GPU does not
+wait for the host: results are copied to pinned memory while the next batch is queued, and are read one batch later.
 
 Memory on the device: the model, one batch through its body, what is kept of two batches, and of the head at most two
 and a half times HEAD_CHUNK_BYTES: a chunk's logits as the model gives them, some rows of them in float32, and the
@@ -48,7 +47,7 @@ class KeptOutputs:
     Attributes:
         keep: What is kept of each distribution; None if no distribution is needed.
         layers: Names of the hidden layers that are kept: ``last``, or an index in ``hidden_states``.
-        skip_nan: Empty a row whose logits are not numbers, instead of refusing it.
+        skip_nan: Store an empty row where logits are NaN or infinite, instead of raising an error.
     """
 
     keep: Keep | None

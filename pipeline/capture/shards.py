@@ -1,10 +1,9 @@
 """Run teachers over an encoding and commit their predictions, shard by shard.
 
-For each shard that lacks something: batch, run the body, run the head at kept positions in
-chunks, keep what the capture file names, write, commit. Kill it anywhere and run it again: committed
-shards are skipped, the others are done from their beginning, and the bytes are the same.
-A layer of hidden states that is added later is captured alone. A separate thread encodes
-and writes a shard while the teacher reads the next.
+For each shard that is incomplete: form batches, run the body, run the head at kept positions in chunks, keep what the
+capture file names, write, commit. The process may be killed at any moment: when it is run again, committed shards are
+skipped, the others are repeated from their beginning, and the bytes are the same. If a layer of hidden states is added
+later, only that layer is captured. A separate thread encodes and writes a shard while the teacher reads the next.
 
 Memory on the host: the kept predictions of two shards; on the device, see ``predict.py``.
 """

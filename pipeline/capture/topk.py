@@ -1,12 +1,12 @@
 """The k largest values of long rows, read once.
 
-``torch.topk`` costs three times what the whole softmax costs on a CPU, and several passes on a
-GPU. But a row cut into blocks has its k largest values in the k blocks with the largest maxima, so
-the maxima (one pass) say which few blocks to search. Those are searched in the same way once more,
-now across blocks, which is the faster way round for the short rows that are left.
+``torch.topk`` costs three times what the whole softmax costs on a CPU, and several passes on a GPU. But a row cut into
+blocks has its k largest values in the k blocks with the largest maxima, so one pass that takes the maxima selects the
+few blocks to search. These blocks are searched in the same way once more, now across blocks, which is faster for the
+short rows that remain.
 
-The values are those of ``torch.topk`` always; of equal values at the edge, either may be kept.
-Rejected: comparing with a threshold, whose result has another length in every row, so that a GPU would have to wait.
+The values are always those of ``torch.topk``; of several values equal to the k-th, any may be kept. Rejected: comparing
+with a threshold, which selects a different number of values in each row, so that a GPU would have to synchronise.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """What each k would keep of a teacher's distributions, and what it would cost: sums over measured rows.
 
-For a choice of k, three numbers say what it means: the mass that the k tokens hold, the bytes that
+Three numbers describe a choice of k: the mass that the k tokens hold, the bytes that
 a position takes, and the KL floor, the divergence from the teacher's distribution to the best that
 can be rebuilt from the row (the tokens kept, and the rest spread evenly over all others).
 
@@ -9,8 +9,8 @@ that reach a mass are its first few: one reading at the largest k serves all. Wh
 of what was cut, not a difference from 1. Scalars of the tail are those outside the largest k; their size hardly
 depends on it.
 
-The standard errors are those of a ratio of sums over sequences, because neighbouring positions are alike; from a few
-dozen sequences they are too small where a few documents are unlike the rest.
+Standard errors are those of a ratio of sums over sequences, because neighbouring positions are similar. With only a
+few dozen sequences they are too small if a few documents differ strongly from the rest.
 """
 
 from dataclasses import dataclass, field, replace

@@ -1,8 +1,8 @@
 """What a cache already holds of a planned capture. Reads manifests, the shard table and names of receipts only.
 
-A teacher counts if it was captured from the same encoding with the same target and every layer asked for; hashing its
-weights is left to the capture, which refuses other weights. What does not match counts as nothing, so a plan errs
-towards more.
+A cached teacher is subtracted if it was captured from the same encoding, with the same target and all requested layers.
+Its weights are not hashed here: the capture does that, and refuses other weights. A teacher that does not match is
+planned as if the cache lacked it; the plan is then too high, never too low.
 """
 
 from cache_tools.format import layout

@@ -1,8 +1,8 @@
 """Measure a teacher on a sample before it reads a corpus: its speed, and what each k would cost and keep.
 
-The sample is read in a random order, each sequence once, at the largest k. Reading ends with the sample or with the
-time. What ends it depends on the sequences read and never on the next one, so the sums over them have the expectations
-of a random sample of that size (Wald's identity): stopping early adds no bias.
+The sample is read in a random order, each sequence once, at the largest k, until the sample or the time is used up.
+Whether to stop depends only on the sequences that were read, never on the next one. So the sums over them have the
+expectations of a random sample of that size (Wald's identity), and stopping early adds no bias.
 
 Memory: the rows of one block at the largest k, 134 MB, beside what a capture needs.
 """

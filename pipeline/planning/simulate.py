@@ -5,15 +5,14 @@ another, each in the same time. It fails after an exponential up-time, loses the
 reading, and runs again after ``restart_seconds``. A shard counts as committed when it has been read:
 writing overlaps the next shard, so a real failure may lose up to one shard more.
 
-Two ways to share shards, on the very same failures. ``fixed``: rank r has shards r, r + N, …, and
-whoever fails most holds all others up. ``handed out``: a free worker takes the next shard, a
-lost one goes back.
+Two ways to share shards, on the very same failures. ``fixed``: rank r has shards r, r + N, …, and the worker that fails
+most determines the end. ``handed out``: a free worker takes the next shard, and a lost shard is handed out again.
 
-Nothing is approximated, and nothing is done shard by shard. While shards are left to hand out,
-no worker depends on another, so what it has read at any time is a sum over its up-times of
-``floor(time / seconds per shard)``. With fixed shares that holds to the end. Handed-out shards can run
-out only after all but N are committed; from there on events are simulated one by one. The cost is
-that of the failures, not of the shards: a trillion tokens take a moment.
+The simulation is exact without simulating each shard. As long as shards remain to be handed out, no worker depends on
+another, so the number of shards it has read at any time is a sum over its up-times of ``floor(time / seconds per
+shard)``. With fixed shares this holds to the end. Handed-out shards can run out only after all but N are committed;
+from then on events are simulated one by one. The cost grows with the number of failures, not of shards, so a corpus of
+a trillion tokens is simulated in a moment.
 """
 
 import heapq

@@ -19,7 +19,7 @@ class Inputs:
     Attributes:
         teachers: The cached teachers, in the order of the file.
         union: The student's vocabulary, if it is not the caches' own.
-        vocabulary: What the student must know.
+        vocabulary: The vocabulary that the student must have.
     """
 
     teachers: tuple[CachedTeacher, ...]

@@ -8,7 +8,7 @@ transformers writes a checkpoint file by file and reads whatever is there: witho
 new optimizer, and a flipped bit leads to another student, both without a message. So the newest checkpoint is hashed
 before a run continues (about 1.5 GB/s). What happens then:
 
-- Its files are what was written: the run continues from it.
+- Its files have their recorded hashes: the run continues from it.
 - It was never finished, because the process was killed or the disk was full: it is removed.
 - It is damaged: it is renamed to ``checkpoint-N.damaged``, and the run continues from the one before, which costs the
   steps between them and leads to the same student. If there is none before, the run is refused: starting over may
@@ -264,11 +264,11 @@ def broadcast_choice(output: Path, rank: int, broadcast: Any) -> str | None:
 
     Args:
         output: The run folder.
-        rank: Of this process.
+        rank: Rank of this process.
         broadcast: Gives a list of objects of the first process to all.
 
     Raises:
-        LogitcaskError: on every process, what it is on the first.
+        LogitcaskError: on every process, if the first process could not choose a checkpoint.
     """
     outcome: list[Any] = [None]
     if rank == 0:

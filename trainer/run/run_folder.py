@@ -67,11 +67,11 @@ class RunIdentity:
     """What must be the same for a run to be continued.
 
     Attributes:
-        config: The student file, without what says only where something lies or how a step is cut up.
+        config: The student file, without keys that only state a place, or how a step is divided into micro-batches.
         encoding: Fingerprint of the encoding's contents; a list for several caches or teachers.
         teacher: Fingerprint of the teacher; a list for several.
         vocabulary: Fingerprint of the student's vocabulary, if it is not the caches' own.
-        initial_weights: Of a pretrained student, see ``student/initial_weights.py``.
+        initial_weights: Weights that a pretrained student starts from, see ``student/initial_weights.py``.
     """
 
     config: dict[str, Json]
@@ -89,7 +89,7 @@ class RunRecord:
         identity: What must be the same for the run to be continued.
         config: The whole student file, defaults included.
         caches: Where each teacher's cache was read; on the Hub at which commit.
-        versions: Of logitcask, torch and transformers.
+        versions: Versions of logitcask, torch and transformers.
     """
 
     identity: RunIdentity
@@ -188,7 +188,7 @@ def check_run(output: Path, record: RunRecord) -> None:
 
     Args:
         output: The run folder.
-        record: Of this run.
+        record: The record of this run.
 
     Raises:
         IdentityError: The folder holds a run of another configuration, cache, teacher or initial weights.
@@ -254,7 +254,7 @@ def is_finished(output: Path) -> bool:
 
 
 def _places(config: StudentConfig) -> Arguments:
-    """Return the keys that only say where something lies, for the fingerprints say what it is; and those not in use."""
+    """Return the keys that only state a place, whose content fingerprints identify, and the keys that are unused."""
     teachers = {"__all__": {"name"}} if config.teachers else True
     caches = {"__all__": {"cache", "encoding", "teacher"}} if config.caches else True
     single = dict.fromkeys(("cache", "encoding", "teacher", "vocabulary"), True)

@@ -1,8 +1,8 @@
 """FSDP: each rank keeps a piece of every parameter and of its optimizer state.
 
-The Trainer and accelerate do the sharding. What this module adds is that nobody sees it from outside: a checkpoint
-holds whole tensors under the names and numbers that one process would give them, so a run that was stopped goes on
-with FSDP, with DDP or in one process.
+The Trainer and accelerate do the sharding. This module hides it from checkpoints: they hold whole tensors under the
+names and numbers that a single process would give them, so a run that was stopped can continue with FSDP, with DDP or
+in one process.
 
 Precision: with ``bf16`` or ``fp16`` parameters are gathered in that type and gradients are summed over ranks in
 float32. Inputs and outputs of the student keep their types: accelerate's policy would round the teacher's predictions.
@@ -12,8 +12,8 @@ gathered tensor by tensor, into the memory of the first machine. Rejected: check
 and which nothing but the same kind of run can read.
 
 DeepSpeed shards the optimizer state alone here (ZeRO 1 and 2), and keeps it in its own files, so such a run continues
-on the same number of ranks only. ZeRO 3 is refused: it takes a matrix away as soon as its own forward is over, before
-the loss has been computed in chunks from it.
+on the same number of ranks only. ZeRO 3 is refused: it releases the output matrix after its forward pass, and the loss,
+which is computed in chunks, needs the matrix after that.
 """
 
 from pathlib import Path
@@ -33,14 +33,14 @@ COMPUTED_IN = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def keep_sharding(accelerator: Accelerator, plugin_arguments: Arguments | None) -> None:
-    """Make accelerate shard wherever FSDP was asked for, and not forget it.
+    """Make accelerate shard wherever FSDP was requested, until the end of the run.
 
-    On CPUs it would train with DDP and not say so; anywhere, its state is copied from ``PartialState``, which does not
-    know of FSDP, whenever somebody asks for a context of mixed precision.
+    On CPUs accelerate would silently train with DDP. On any device it copies its state from ``PartialState``, which has
+    no FSDP setting, whenever a context of mixed precision is opened.
 
     Args:
-        accelerator: Of the Trainer.
-        plugin_arguments: Of FSDP, as ``TrainingArguments`` makes them; None for no FSDP.
+        accelerator: The Trainer's accelerator.
+        plugin_arguments: Arguments of FSDP, as ``TrainingArguments`` makes them; None without FSDP.
     """
     state = accelerator.state
     if plugin_arguments is not None and state.distributed_type == DistributedType.MULTI_CPU:
@@ -164,11 +164,11 @@ class WholeOptimizer:
 
 
 def scattered(state: StateDict, parameters: list[Tensor]) -> StateDict:
-    """Return an optimizer's state, as one process saved it, with this rank's pieces of what is like its parameter.
+    """Return an optimizer's state that one process saved, each tensor of a parameter's shape cut to this rank's piece.
 
     Args:
         state: ``state`` and ``param_groups``, parameters by number.
-        parameters: Of all groups, in order.
+        parameters: Parameters of all groups, in order.
     """
     pieces = {
         number: {name: _piece(value, parameters[number]) for name, value in values.items()}

@@ -44,11 +44,11 @@ class StepWatch:
         """Refuse the step whose micro-batches were added, before the weights move.
 
         Args:
-            norm: Of the gradient.
+            norm: Norm of the gradient.
             step: Its number, from 1.
             patience: Up to this many steps in a row, less one, a gradient may overflow.
-            learning_rate: Of this step.
-            student: Whose weights are looked at if the step is refused.
+            learning_rate: Learning rate of this step.
+            student: The student; its weights are checked only if the step is refused.
 
         Raises:
             ModelError: loss or gradient is not finite, on all processes if on one.
@@ -111,9 +111,9 @@ def step_error(step: int, loss: Any, norm: Any, learning_rate: float, weight: st
 
     Args:
         step: Number of the step, from 1.
-        loss: Of this process.
-        norm: Of the gradient.
-        learning_rate: Of this step.
+        loss: The loss of this process.
+        norm: Norm of the gradient.
+        learning_rate: Learning rate of this step.
         weight: A weight that is not finite before this step, if there is one.
     """
     weights = f"NaN or infinity in {weight}" if weight else "all weights finite"

@@ -83,7 +83,7 @@ def over_positions(
     Args:
         student: Causal or masked language model.
         head: Its head; None keeps the whole batch's logits.
-        inputs: Of the student, by name.
+        inputs: Arguments of the student's forward, by name.
         kept_BL: (B, L) bool, true at the P kept positions.
         loss_of: The loss; must be a sum over rows.
 

@@ -47,7 +47,7 @@ class StudentHead:
 
         Args:
             student: The student whose head this is.
-            inputs: Of its forward, by name.
+            inputs: Arguments of its forward, by name.
 
         Returns:
             The input of the matrix (B, L, D), and the student's output, without logits.

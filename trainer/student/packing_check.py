@@ -19,8 +19,8 @@ def check_packing(student: PreTrainedModel, head: StudentHead | None, row_tokens
     """Check that a student keeps sequences of a row apart, and restarts the positions of each.
 
     The last sequence of each row must have no gradient in any other token of its row: masked attention
-    gives exactly zero, in every precision. A comparison with padding alone would miss it in bfloat16,
-    where one sequence may move another by less than rounding; it is made for the positions.
+    gives exactly zero in every precision. Comparing packed with padded rows would not suffice: in bfloat16 one sequence
+    may change another by less than the rounding error. That comparison is made too, to check the positions.
 
     Args:
         student: The student, where it will be trained, in the precision in which it will be.

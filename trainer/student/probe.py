@@ -33,7 +33,7 @@ def check_rows(
         student: The student, where it will be trained, in the precision in which it will be.
         head: Its head; without one, logits are compared instead of hidden states.
         examples: Cached sequences with the student's ids.
-        objective: Of the encoding.
+        objective: Objective of the encoding.
         packed: Whether sequences are packed into rows, which ``packing.check_packing`` checks, and not padded.
 
     Raises:

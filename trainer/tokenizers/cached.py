@@ -31,7 +31,7 @@ def require_vocabulary(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabular
 
     Args:
         tokenizer: The student's.
-        vocabulary: What the student must know.
+        vocabulary: The vocabulary that the student must have.
         source: Where it was loaded from; a map of ids may lie there.
 
     Raises:

@@ -42,7 +42,7 @@ def run(
     set_teacher: Overrides,
     set_student: Overrides,
 ) -> None:
-    """Train an expert for each <domain>.jsonl in TEXTS, and students of both, in WORK; print what came out."""
+    """Train an expert for each <domain>.jsonl in TEXTS, and students of both, in WORK; print the tables."""
     domains = sorted(path.stem for path in texts.glob("*.jsonl") if path.stem != MIXED)
     corpora = [texts / f"{domain}.jsonl" for domain in domains]
     plain = untrained(read_texts(*corpora), tokens, work / "untrained")

@@ -49,7 +49,7 @@ def print_students(curves: dict[str, list[Curve]], single: Sequence[str]) -> Non
 
     Args:
         curves: By arm, one of each seed.
-        single: Arms of one expert; the better one is compared with.
+        single: Arms of one expert; the mixtures are compared with the better of these arms.
     """
     mark = common_mark([curve for arm in curves.values() for curve in arm])
     final = {arm: np.array([curve.nats[-1] for curve in arm_curves]) for arm, arm_curves in curves.items()}

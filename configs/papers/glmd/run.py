@@ -58,7 +58,7 @@ def run(
     set_teacher: Overrides,
     set_student: Overrides,
 ) -> None:
-    """Train a teacher and students with TEXTS in WORK, and print what came out."""
+    """Train a teacher and students with TEXTS in WORK, and print the tables."""
     if not show:
         train_teachers(texts, work, tokens, tuning_steps, set_capture, set_teacher)
     bench = Bench(texts, work, dict(zip(("P", "F1", "F2"), steps, strict=True)), layers, set_capture, set_student)

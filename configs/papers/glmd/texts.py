@@ -27,16 +27,18 @@ CLASSES = (
 """The words of the classes; ``noun.Tops``, the 51 nouns that stand above all others, is left out."""
 
 WORDS = 16
-"""Of a definition in the task; longer ones are cut, or they would need longer sequences."""
+"""Largest number of words of a definition in the task; longer definitions are cut, to keep sequences short."""
 
 
 @click.command()
 @click.argument("wordnet", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("descriptions", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("output", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--task", default=12_000, show_default=True, help="Definitions of the task.")
-@click.option("--documents", default=4000, show_default=True, help="Of Debian's descriptions.")
-@click.option("--student", default=15_000, show_default=True, help="Texts that students are distilled on first.")
+@click.option("--task", default=12_000, show_default=True, help="Number of definitions in the task.")
+@click.option("--documents", default=4000, show_default=True, help="Number of Debian's descriptions.")
+@click.option(
+    "--student", default=15_000, show_default=True, help="Number of texts that students are distilled on first."
+)
 def write(wordnet: Path, descriptions: Path, output: Path, task: int, documents: int, student: int) -> None:
     """Write the recipe's texts to OUTPUT."""
     all_synsets = sorted(synsets(wordnet), key=lambda synset: by_hash(synset.id))

@@ -27,7 +27,7 @@ class WordVectors:
 
     Args:
         texts: What to fit.
-        directions: D, of the decomposition.
+        directions: Number of directions of the decomposition, D.
     """
 
     def __init__(self, texts: Sequence[str], directions: int) -> None:

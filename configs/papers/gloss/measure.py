@@ -20,7 +20,7 @@ SPLITS: dict[str, Split] = {"labels": "held_out", "seen": "train", "swapped": "h
 
 
 def once(output: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what a file holds, which ``measure`` fills if it is not there yet."""
+    """Return the content of a JSON file; if there is none, call ``measure`` and write its result first."""
     if not output.exists():
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = output.with_name(f"{output.name}.partial")

@@ -1,7 +1,7 @@
 """A linear probe of a frozen model: the lexicographer file of a definition.
 
 A definition is the mean of its tokens' last hidden states, special tokens left out. The classifier is a logistic
-regression with a quadratic penalty, fitted to the end, so that nothing but the states makes a difference.
+regression with a quadratic penalty, fitted until it converges, so that accuracies differ by the states alone.
 """
 
 from collections.abc import Iterable, Sequence

@@ -69,7 +69,7 @@ def run(
     seeds: int,
     set_student: Overrides,
 ) -> None:
-    """Train LMGC and LMGC-M students from START on pairs of WordNet, in WORK; print what came out."""
+    """Train LMGC and LMGC-M students from START on pairs of WordNet, in WORK; print the tables."""
     disable_progress_bar()
     plain = make_once(work / "start", lambda folder: save_with_labels(start, folder))
     sizes = Sizes(instances, instances // 12, instances // 6, most_senses, 48, HELD_OUT_FRACTION)
@@ -127,7 +127,7 @@ def read_held_out(corpus: Path) -> list[Pair]:
 
 
 def token_counter(model: Path) -> Callable[[list[str]], list[int]]:
-    """Return what counts the tokens of texts, special ones included."""
+    """Return a function that counts the tokens of texts, special tokens included."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     return lambda texts: [len(ids) for ids in tokenizer(texts)["input_ids"]]
 

@@ -1,4 +1,4 @@
-"""What is measured of a model, and written beside it once: a recipe that is run again measures nothing twice."""
+"""Measures of a model, kept in a file beside it, so that a recipe that is run again measures nothing twice."""
 
 import json
 from collections import Counter
@@ -13,7 +13,7 @@ from logitcask import evaluate
 
 
 def once(path: Path, measure: Callable[[], Any]) -> Any:
-    """Return what a JSON file holds, which is what ``measure`` returns if it is not there yet."""
+    """Return the content of a JSON file; if there is none, call ``measure`` and write its result first."""
     if not path.exists():
         write_object(path, (json.dumps(measure()) + "\n").encode())
     return json.loads(path.read_text())

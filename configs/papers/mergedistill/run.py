@@ -5,8 +5,8 @@ From the repository's root::
     python -m configs.papers.mergedistill.run runs/mergedistill/texts runs/mergedistill --seed 0 --seed 1 --seed 2
 
 TEXTS holds one ``<language>.jsonl`` for each language. Every step is a command of ``logitcask`` that continues where it
-was stopped, or is done once and renamed into place, so this file may be stopped and started again, too. Tables
-are of the seeds asked for; a further seed, k or arm adds its students to those that are there.
+was stopped, or writes its result under a temporary name first, so the recipe can be stopped at any time and run again.
+The tables cover the requested seeds; another seed, k or arm adds students and trains no finished one again.
 """
 
 import json
@@ -175,7 +175,7 @@ def of_teachers(texts: Path, ask: Questions) -> dict[str, Any]:
 
 
 def of_student(folder: Path, ask: Questions) -> dict[str, Any]:
-    """Return the measures of a model in the union's vocabulary: at masked tokens and in right answers, by language.
+    """Return the measures of a model in the union's vocabulary by language: at masked tokens, and its right answers.
 
     The caches of the language left out are in the union's ids already.
     """

@@ -1,7 +1,7 @@
 """The recipe's tables, in Markdown: means over seeds, and 95 % intervals where there are two seeds or more.
 
-Of masked tokens the items are always the same ten thousand positions of a language, and the interval is of the seeds
-alone. Of classified texts there are a few hundred, so texts are drawn again as well as seeds.
+Measures at masked tokens always use the same ten thousand positions of a language, so their intervals cover the seeds
+alone. Classification is measured on a few hundred texts, so its intervals resample texts as well as seeds.
 """
 
 from collections.abc import Iterable, Sequence

@@ -8,9 +8,9 @@ lie in one space, or one matrix could not read them. Tuning a teacher alone is t
 The output matrix cannot be shared and be each teacher's embeddings too: heads are untied
 (``tie_word_embeddings: false``), and new. Each teacher is saved as an ordinary model folder with a copy of the head.
 
-This is a plain loop and not ``logitcask train``, because it trains several models at once and reads no cache: the
-predictions of a teacher that is not tuned yet are needed only once. It sees the
-training split alone, by the hash of stage one.
+This is a plain loop and not ``logitcask train``, because it trains several models at once and reads no cache: while a
+teacher is being tuned, each of its predictions is used only once. Only texts of the training split are read; the split
+is by the same hash as in stage one.
 """
 
 import json

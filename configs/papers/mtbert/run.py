@@ -85,7 +85,7 @@ def run(
     set_pretrain: Overrides,
     set_student: Overrides,
 ) -> None:
-    """Make teachers and students from TEXTS in WORK, and print what the students know."""
+    """Make teachers and students from TEXTS in WORK, and print the tables."""
     tuning = Tuning(steps=tuning_steps, learning_rate=tuning_rate)
     settings = Settings(texts, work, task, teacher_sets, tuning, noisy_times, set_capture, set_student)
     needed = {teacher for arm in arms or ARMS for teacher in ARMS[arm].teachers}
