@@ -334,7 +334,7 @@ def test_explain_prints_the_table_and_the_verdict_and_trains_nothing(student_fil
     for level in LEVELS:
         assert level in result.stdout
     assert result.stdout.endswith(
-        "This file: forward_kl, tail gold, temperature 1, on topk, topp (toy)\n"
+        "This file: forward_kl, tail gold, temperature 1, on topk, topp (toy, topk)\n"
         "biased: the left-out mass is assumed to belong to the gold token.\n"
     )
     assert not (student_file.parent / "run").exists()

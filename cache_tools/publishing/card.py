@@ -115,7 +115,7 @@ def _encoding(encoding: EncodingCard) -> str:
             f"{facts.vocabulary_size:,} tokens, fingerprint `{encoding.tokenizer_fingerprint or 'unknown'}`",
         ),
         ("corpus fingerprint", f"`{encoding.contents_fingerprint}`"),
-        ("text", quantity(facts.sequence_bytes, "bytes")),
+        ("files of sequences", quantity(facts.sequence_bytes, "bytes")),
     ]
     for split, totals in facts.splits.items():
         counts = [counted(totals.documents, "document"), counted(totals.tokens, "token")]

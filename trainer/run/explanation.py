@@ -48,6 +48,7 @@ def print_explanation(config: DistillationConfig) -> None:
     console.print()
     for number, (teacher, source) in enumerate(zip(teachers, sources, strict=True)):
         where = f"caches.{number}, {teacher.name}" if config.caches else teacher.name
+        where += f", {teacher.manifest.target.kind}" if config.loss.source == "targets" else ""
         console.print(f"This file: {described(source, config.loss)} ({where})", highlight=False)
     if config.loss.kd_weight == 0:
         console.print("kd_weight is 0: it trains on the text alone and uses no predictions.")
