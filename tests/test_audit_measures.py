@@ -21,7 +21,7 @@ from pipeline.audit.measures import (
     proven_shift,
 )
 from pipeline.audit.summary import by_probability, top1_agreement
-from pipeline.audit.verdict import TOLERANCES, checks_of_sample
+from pipeline.audit.verdict import TOLERANCES, TWO_ROUNDINGS_NATS, checks_of_sample, diagnose
 from store_fixtures import teacher_manifest
 
 VOCABULARY, K, N = 50, 6, 40
@@ -234,3 +234,29 @@ def test_joined_rows_stand_behind_each_other():
     assert np.array_equal(found.stored.ids, whole.stored.ids)
     assert np.array_equal(kl_nats(found), kl_nats(whole))
     assert np.array_equal(found.scalars["entropy"][1], whole.scalars["entropy"][1])
+
+
+def rounded_twice(step):
+    """Rows (N, VOCABULARY) of one distribution whose logits were rounded in two ways to multiples of ``step``."""
+    rng = np.random.default_rng(2)
+    logits, offset = 24 + rng.normal(0, 2, (400, VOCABULARY)), rng.uniform(0, step, (400, VOCABULARY))
+    sides = [np.round(logits / step) * step, np.round((logits + offset) / step) * step - offset]
+    stored, live = (side - np.log(np.exp(side).sum(axis=1, keepdims=True)) for side in sides)
+    return rows_of(live, stored, top_ids(live, 40), scalars={})
+
+
+@pytest.mark.parametrize(
+    ("step", "sentence"),
+    [
+        (0.125 / 4, "as small as those of another dtype"),
+        (0.125, "compatible with rounding alone"),
+        (1, "other weights or"),
+    ],
+)
+def test_a_verdict_says_what_the_size_of_differences_is_compatible_with(step, sentence):
+    rows = rounded_twice(step)
+    assert sentence in " ".join(diagnose(rows, teacher_manifest({}, VOCABULARY, 40), []))
+    if step == 0.125:  # what logits from 16 to 32 are rounded to
+        expected = TWO_ROUNDINGS_NATS * (1 - (np.exp(rows.log_probs) ** 2).sum(axis=1)).mean()
+        values = kl_nats(rows)
+        assert abs(values.mean() - expected) <= 5 * values.std() / math.sqrt(len(values))
