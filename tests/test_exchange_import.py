@@ -277,7 +277,8 @@ def hostile_rows(rng, kind, name):
 
 def spoil(rng, kind, values, name):
     """Change one list of a row of a file: ``values`` are its columns of predictions, each a list of lists."""
-    at, column = int(rng.integers(len(values[0]))), int(rng.integers(len(values)))
+    counted = [at for at, mask in enumerate(values[2]) if any(mask)] if name == "axolotl" else range(len(values[0]))
+    at, column = int(rng.choice(counted)), int(rng.integers(len(values)))  # where a mask hides them, numbers may be any
     entries = values[column][at]
     match kind:
         case "nan":
@@ -390,6 +391,16 @@ def test_packed_rows_without_their_settings_are_refused(tmp_path, tokenizer):
     other = write_rows(tmp_path / "other", made_rows(), FORMATS["bins"]) / "compression_config.yaml"
     with pytest.raises(FormatError, match="another length"):
         imported(source, tmp_path / "cache", tokenizer, codec_file=other)
+    for name in PLAIN:
+        source = write_rows(tmp_path / name, made_rows(sequences=2), FORMATS[name])
+        with pytest.raises(ConfigError, match="no codec describes them"):
+            imported(source, tmp_path / "cache", tokenizer, codec_file=other)
+
+
+@pytest.mark.parametrize("option", ["teacher", "encoding"])
+def test_a_name_that_is_not_legal_is_refused_before_the_files_are_read(tmp_path, option):
+    with pytest.raises(FormatError, match="not a legal name"):
+        imported(tmp_path / "nothing", tmp_path / "cache", "nowhere", **{option: "../outside"})
 
 
 # --- a cache that goes on --------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from cache_tools.errors import FormatError
 from cache_tools.exchange.encoding import write_encoding
 from cache_tools.exchange.plan import ImportOptions, ImportPlan, plan_import
 from cache_tools.exchange.summary import ImportReport, summarise
+from cache_tools.format.layout import checked_name
 from cache_tools.format.manifest import IMPORTED, SOFTWARE, Kind, TeacherManifest
 from cache_tools.format.receipts import TARGETS
 from cache_tools.limits import CHUNK_ENTRIES
@@ -50,10 +51,12 @@ def import_rows(source: Path, cache: StorePath, options: ImportOptions, reporter
         What was met and what was written.
 
     Raises:
-        ConfigError: nothing is there to import, or an option is missing.
-        FormatError: a file or row cannot be imported.
+        ConfigError: nothing is there to import, or an option is missing or does not belong to the format.
+        FormatError: a file or row cannot be imported, or a name is not legal.
         IdentityError: the tokenizer is another one, or the cache holds something else under these names.
     """
+    for name in (options.encoding, options.teacher):
+        checked_name(name)  # before the files are read, which may take an hour
     if source.is_dir():
         require_outside(cache, source, "the cache")
     plan = plan_import(source, options, reporter)

@@ -150,7 +150,7 @@ def detect(schema: pa.Schema, file: Path, columns: Columns, codec_file: Path | N
 
     Raises:
         FormatError: the columns are those of no format, or two have the same name.
-        ConfigError: the YAML of compressed rows is missing or wrong.
+        ConfigError: the YAML of compressed rows is missing or wrong, or one is given for rows that are not compressed.
     """
     names = set(schema.names)
     if len(names) < len(schema.names):
@@ -160,7 +160,7 @@ def detect(schema: pa.Schema, file: Path, columns: Columns, codec_file: Path | N
     if columns.tokens not in names:
         raise _unknown(schema, file, columns)
     if {columns.ids, columns.log_probs} <= names:
-        return SourceFormat("rows", columns, note=note)
+        return SourceFormat("rows", columns, _codec("rows", file, codec_file), note)
     for name, needed in NAMES.items():
         if set(needed) <= names:
             return SourceFormat(name, columns, _codec(name, file, codec_file), note)
@@ -197,6 +197,14 @@ def read_note(schema: pa.Schema, file: Path) -> Note | None:
 
 def _codec(name: FormatName, file: Path, codec_file: Path | None) -> PackedCodec | LegacyCodec | None:
     if name not in ("distillkit", "distillkit-legacy"):
+        if codec_file is not None:
+            raise ConfigError(
+                "these rows are not compressed, so no codec describes them",
+                where=file,
+                expected="compressed rows of DistillKit",
+                found=f"the format {name}",
+                fix="Leave out --codec",
+            )
         return None
     beside = "compression_config.yaml" if name == "distillkit" else "legacy_config.yaml"
     path = codec_file or file.parent / beside
