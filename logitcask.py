@@ -11,6 +11,7 @@ the one place where errors become exit codes.
 
 import importlib
 import sys
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -107,6 +108,8 @@ def main() -> None:
     """Run the command line; our own errors end in one message and their exit code."""
     from cache_tools.errors import LogitcaskError
 
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a path may hold bytes that are no characters
     try:
         cli()
     except LogitcaskError as error:

@@ -1,6 +1,11 @@
 """What leaves a cache in any format comes back the same, and is what the library ``datasets`` reads."""
 
+import io
 import json
+import os
+import resource
+import signal
+import sys
 
 import datasets
 import numpy as np
@@ -12,7 +17,7 @@ from hypothesis import strategies as st
 
 import tiny
 from cache_tools.codecs.registry import DeltaPower, Targets, kl_nats
-from cache_tools.errors import ConfigError, IdentityError
+from cache_tools.errors import ConfigError, IdentityError, StorageError
 from cache_tools.exchange.exporting import export_rows
 from cache_tools.exchange.hub_dataset import to_dataset
 from cache_tools.exchange.importing import import_rows
@@ -26,6 +31,7 @@ from kinds import MADE
 from kinds import make as make_kind
 from logitcask import cli
 from processes import finish, kill_at_rename, start
+from refusal_fixtures import command_line
 from row_fixtures import LEGACY, SILENT, made_rows, write_tokenizer
 from store_fixtures import make_cache, random_targets
 from student_fixtures import LOSS_ROUNDING, curve, train
@@ -265,6 +271,32 @@ def test_the_command_writes_and_says_what(tmp_path):
     wrong = CliRunner().invoke(cli, [*arguments, "--codec", __file__])
     assert wrong.exit_code == 2
     assert layout.MANIFEST not in content(tmp_path / "rows")
+
+
+def test_a_folder_whose_name_is_no_text_is_written_and_named(tmp_path, monkeypatch):
+    made, printed = make_cache(tmp_path), io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(printed, "utf-8"))
+    assert command_line(monkeypatch, "export", made.path, os.fsdecode(os.fsencode(tmp_path) + b"/rows-\xe9")) == 0
+    sys.stdout.flush()
+    assert b"rows-\\udce9: 3 files" in printed.getvalue()
+
+
+@pytest.mark.parametrize("largest_bytes", [10, 2500])
+def test_an_export_that_the_disk_stops_goes_on_to_the_same_bytes(tmp_path, largest_bytes):
+    made = make_cache(tmp_path)
+    exported(made.path, tmp_path / "straight")
+    assert finish(start(export_on_a_full_disk, largest_bytes, made.path, tmp_path / "rows")) == 0
+    assert not list(tmp_path.glob("rows/*.parquet"))
+    exported(made.path, tmp_path / "rows")
+    assert content(tmp_path / "rows") == content(tmp_path / "straight")
+
+
+def export_on_a_full_disk(largest_bytes, cache, target):
+    """Export where no file can grow beyond some bytes, which must end in our own error."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_bytes, largest_bytes))
+    with pytest.raises(StorageError, match="cannot write"):
+        exported(cache, target)
 
 
 def test_a_student_learns_from_an_imported_teacher_as_from_the_captured_one(tmp_path):
