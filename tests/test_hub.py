@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import socket
+from dataclasses import replace
 from itertools import count
 from unittest.mock import patch
 
@@ -462,9 +463,18 @@ def test_publishing_again_keeps_what_people_wrote_into_the_card(facts):
         card_text(facts, "owner/name", None, "---\na: [\n---\n")
 
 
-def test_names_of_strangers_are_text_on_the_card(facts):
-    from dataclasses import replace
+@pytest.mark.parametrize(
+    ("name", "shown"), [("/home/ada/models/big", "big"), ("owner/big", "owner/big"), ("", "unknown")]
+)
+def test_the_card_shows_no_folders_of_its_author(facts, name, shown):
+    encoding = facts.encodings[0]
+    teacher = encoding.teachers[0]
+    moved = replace(teacher, facts=replace(teacher.facts, model={"name": name}))
+    text = card_text(replace(facts, encodings=(replace(encoding, teachers=(moved,)),)), "o/n", None)
+    assert next(line for line in text.splitlines() if line.startswith("| model")) == f"| model | {shown} |"
 
+
+def test_names_of_strangers_are_text_on_the_card(facts):
     encoding = facts.encodings[0]
     teacher = encoding.teachers[0]
     evil = replace(teacher.facts, model={"name": "<script>x</script> [a](http://b) | `c`\n# D\x1b[31m"})

@@ -7,6 +7,7 @@ text, without anything that Markdown or HTML would act on.
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import PurePath
 
 import yaml
 
@@ -155,8 +156,12 @@ def _teacher_rows(teacher: TeacherCard) -> Iterator[tuple[str, str]]:
 
 
 def _model(model: Mapping[str, object]) -> str:
-    parameters = model.get("parameters")
-    words = [str(model.get(key)) for key in ("name", "revision", "architecture", "dtype") if model.get(key)]
+    parameters, place = model.get("parameters"), str(model.get("name") or "")
+    name = (
+        PurePath(place).name if PurePath(place).is_absolute() else place
+    )  # folders of one's own say nothing to others
+    words = [name, *(str(model.get(key) or "") for key in ("revision", "architecture", "dtype"))]
+    words = [word for word in words if word]
     words += [f"{parameters:,} parameters"] if isinstance(parameters, int) else []
     return plain(", ".join(words)) or "unknown"
 
