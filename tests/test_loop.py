@@ -1,5 +1,6 @@
 """Dataset, collator and loss in a loop of one's own: what goes wrong silently elsewhere is refused here."""
 
+import math
 import pickle
 
 import pytest
@@ -11,7 +12,8 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
 
 import tiny
-from cache_tools.errors import ConfigError, IdentityError, ModelError
+from cache_tools.errors import ConfigError, IdentityError, IncompleteError, ModelError
+from cache_tools.torch_models.loading import check_objective
 from logitcask import distillation
 from student_fixtures import GRADIENT_ROUNDING, LLAMA, LOSS_ROUNDING
 from trainer.data.binding import COLUMNS, target_fingerprints
@@ -237,6 +239,35 @@ def test_arguments_that_do_not_make_a_loss_are_refused(kd, batch, cache):
         loss_of(kd, batch, layers=None)
     with pytest.raises(ConfigError, match="width of the student's is not known"):
         made(cache, StudentShape(VOCABULARY), loss=EVERYTHING)
+
+
+@pytest.mark.parametrize("number", [0, -1, math.nan, math.inf])
+def test_a_loss_is_divided_by_no_number_of_positions_that_a_batch_cannot_have(kd, batch, number):
+    with pytest.raises(ConfigError, match="cannot be divided by this number of positions"):
+        loss_of(kd, batch, num_positions=number)
+
+
+def test_outputs_in_place_of_their_logits_and_empty_batches_are_refused(kd, batch):
+    outputs = untrained()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    with pytest.raises(ConfigError, match=r"Pass output\.logits"):
+        loss_of(kd, batch, logits=outputs)
+    with pytest.raises(ConfigError, match="at least one row"):
+        kd.collate([])
+
+
+def test_a_student_of_the_other_objective_is_refused(cache):
+    with pytest.raises(ModelError, match="found a masked one"):
+        made(cache, tiny.model("bert"))
+    with pytest.raises(ModelError, match="found a causal one"):
+        check_objective("LlamaForCausalLM", "masked")
+    check_objective("BertForMaskedLM", "masked")
+    check_objective("MyOwnModel", "causal")
+
+
+def test_a_split_without_sequences_is_refused(tmp_path):
+    whole = tiny.capture(tmp_path, target={"k": 4}, held_out_fraction=0)
+    with pytest.raises(IncompleteError, match="the held_out split has no sequences"):
+        distillation({"cache": whole.path}, student=untrained(), tokenizer=None, split="held_out")
 
 
 def test_dataset_and_collator_reach_the_workers_of_a_loader_and_batches_pass_accelerate(kd, batch):

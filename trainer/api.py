@@ -11,10 +11,11 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cache_tools.configuration import NO_OVERRIDES, checked_arguments, configured
-from cache_tools.errors import ConfigError
+from cache_tools.errors import ConfigError, IncompleteError
 from cache_tools.format.manifest import SPLITS, Split
 from cache_tools.progress.lines import open_reporter
 from cache_tools.storage import StorePath, store_path
+from cache_tools.torch_models.loading import check_objective
 from trainer.config.student_file import DistillationConfig, StudentConfig
 from trainer.evaluation.evaluate import ROWS, Positions, evaluate_student
 from trainer.evaluation.results import EvaluateResult
@@ -92,8 +93,8 @@ def distillation(
     Raises:
         ConfigError: The configuration is wrong, or asks for a loss that the cache or the student does not allow.
         IdentityError: The student's tokenizer or vocabulary is not the cache's.
-        ModelError: The student cannot be run.
-        IncompleteError: Shards of the split have not been captured yet.
+        ModelError: The student cannot be run, or is masked where the teacher is causal, or the other way round.
+        IncompleteError: Shards of the split have not been captured yet, or it has no sequences.
         LogitcaskError: Any of these, and damage to the cache.
 
     Example:
@@ -120,9 +121,20 @@ def distillation(
     if tokenizer is not None:
         _check_tokenizer(tokenizer, settings, inputs)
     if isinstance(student, StudentShape):
-        return distillation_of(settings, inputs, student, split)
+        return _with_sequences(distillation_of(settings, inputs, student, split), split)
+    check_objective(type(student).__name__, inputs.encoding.manifest.objective)
     with first_runs(student, kind):
-        return distillation_of(settings, inputs, student, split)
+        return _with_sequences(distillation_of(settings, inputs, student, split), split)
+
+
+def _with_sequences(distillation: Distillation, split: Split) -> Distillation:
+    if not len(distillation.dataset):
+        raise IncompleteError(
+            f"the {split} split has no sequences",
+            where="split",
+            fix="Choose the other split, or capture with another corpus.held_out_fraction",
+        )
+    return distillation
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: DistillationConfig, inputs: Inputs) -> None:

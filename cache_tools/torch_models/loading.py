@@ -22,8 +22,10 @@ from transformers import (
     PreTrainedModel,
     modeling_gguf_pytorch_utils,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
+from cache_tools.errors import ModelError
 from cache_tools.format.manifest import Objective
 from cache_tools.models.files import is_gguf
 from cache_tools.models.loading_report import check_report
@@ -52,6 +54,27 @@ LOADING_ERRORS = (
 def auto_class(objective: Objective) -> type[AutoModelForCausalLM | AutoModelForMaskedLM]:
     """Return transformers' class for a causal or a masked language model."""
     return AutoModelForCausalLM if objective == "causal" else AutoModelForMaskedLM
+
+
+def check_objective(model_class: str, objective: Objective) -> None:
+    """Refuse a masked model where a causal one is needed, and the other way round.
+
+    A class that transformers lists for neither, such as one of the caller's own, is accepted.
+
+    Raises:
+        ModelError: transformers lists the class for the other objective alone.
+    """
+    names = {"causal": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "masked": MODEL_FOR_MASKED_LM_MAPPING_NAMES}
+    listed = {name for name, classes in names.items() if model_class in classes.values()}
+    if listed and objective not in listed:
+        raise ModelError(
+            "this model predicts other tokens than the cached teacher",
+            where=model_class,
+            expected=f"a {objective} language model",
+            found=f"a {listed.pop()} one",
+            why="each of its predictions would be compared with that of another token",
+            fix=f"Load the student with {auto_class(objective).__name__}",
+        )
 
 
 def load_checkpoint(auto: Any, source: str | Path, subject: str, **arguments: Any) -> PreTrainedModel:

@@ -42,9 +42,11 @@ class Collator:
                 they are there, must be those of that sequence.
 
         Raises:
-            ConfigError: A row has no number of a sequence.
+            ConfigError: There are no rows, or a row has no number of a sequence.
             IdentityError: A row has other tokens than its sequence.
         """
+        if not rows:
+            raise ConfigError("a batch needs at least one row", where="collator", found="an empty list")
         examples = [row if isinstance(row, Example) else self._example(row) for row in rows]
         return collate(examples) if self.packing is None else pack(examples, self.packing.row_tokens)
 

@@ -5,6 +5,7 @@ It knows no model and runs none. A batch is checked before it is used (``data/bi
 logits must be those of the student that the loss was made for, for every token of the batch, not shifted by one.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,6 +129,7 @@ class CachedLoss(nn.Module):
             IdentityError: The batch comes from another cache, or its rows and its predictions were moved apart.
         """
         states = self._states(batch, logits, hidden_states, head)
+        _check_divisor(num_positions)
         if self.binding is not None:
             self.binding.check(batch)
         kept_BL, rows_P = batch["gold_ids"] != IGNORED, TeacherRows.of(batch)
@@ -158,7 +160,14 @@ class CachedLoss(nn.Module):
                 found="logits" if head is None and hidden is None and logits is not None else "another combination",
             )
         states = logits if hidden is None else hidden
-        assert states is not None
+        if not isinstance(states, Tensor):
+            raise ConfigError(
+                "a loss takes tensors",
+                where="logits" if hidden is None else "hidden_states",
+                expected="a tensor with one row for each token",
+                found=type(states).__name__,
+                fix="Pass output.logits" if hasattr(states, "logits") else "",
+            )
         if not isinstance(head, StudentHead | None):
             raise ConfigError(
                 "an output matrix alone does not say how its products become logits",
@@ -246,6 +255,17 @@ def vocabulary_size(student: PreTrainedModel) -> int:
             fix="Load it with AutoModelForCausalLM or AutoModelForMaskedLM",
         )
     return int(matrix.weight.shape[0])
+
+
+def _check_divisor(num_positions: Tensor | float | None) -> None:
+    """Refuse a number that no batch has; a tensor is not looked at, since that would wait for its device."""
+    if isinstance(num_positions, int | float) and not 0 < num_positions < math.inf:
+        raise ConfigError(
+            "a loss cannot be divided by this number of positions",
+            where="num_positions",
+            expected="a positive number, or None for the positions of the batch",
+            found=num_positions,
+        )
 
 
 def _required_layers(layers: Sequence[Tensor] | None) -> Sequence[Tensor]:
