@@ -169,7 +169,7 @@ def report_lines(report: "ImportReport") -> list[str]:
 )
 @click.option(
     "--model",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="Folder of the teacher, which holds its final norm; speculators needs it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
