@@ -502,6 +502,8 @@ def test_the_commands_print_the_card_and_the_place(hub, local, name, url):
     repository = hub.repositories[f"datasets/{name}"]
     assert result.stdout == f"{url}@{repository.branches['main']}\n"
     assert "in 1 commit" in result.stderr
+    assert "checking the cache: " in result.stderr
+    assert "publishing: " in result.stderr
     assert repository.head()["README.md"].decode() == card.replace("OWNER/NAME", name).replace(
         "pretty_name: NAME", f"pretty_name: {name.split('/')[1]}"
     )

@@ -220,5 +220,5 @@ def test_explain_names_every_cache(cache, drawn, tmp_path):
     result = CliRunner().invoke(cli, ["train", str(path), "--explain"])
     assert result.exit_code == 0, result.output
     text = " ".join(result.output.split())
-    assert "(caches.0, toy)" in text
-    assert "(caches.1, toy) lower bound: all left-out tokens" in text
+    assert "(caches.0, toy, topk)" in text
+    assert "(caches.1, toy, sampled) lower bound: all left-out tokens" in text

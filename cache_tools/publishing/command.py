@@ -64,8 +64,13 @@ def card_command(cache: "StorePath", licence: str | None) -> None:
     Example:
         logitcask card runs/demo/cache
     """
+    from cache_tools.progress.lines import open_reporter
     from cache_tools.publishing.card import card_text
-    from cache_tools.publishing.facts import card_facts
+    from cache_tools.publishing.facts import card_facts, receipts_to_read
     from cache_tools.store.reader import Cache
 
-    click.echo(card_text(card_facts(Cache(cache)), "OWNER/NAME", licence), nl=False)
+    opened = Cache(cache)
+    with open_reporter() as reporter:
+        reporter.stage("reading receipts and a sample", receipts_to_read(opened), "receipts")
+        facts = card_facts(opened, reporter.advance)
+    click.echo(card_text(facts, "OWNER/NAME", licence), nl=False)

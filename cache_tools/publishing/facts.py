@@ -10,6 +10,7 @@ from cache_tools.format.manifest import EncodingManifest
 from cache_tools.inspection.divergence import kl_floor_rows
 from cache_tools.inspection.sampling import drawn_windows
 from cache_tools.inspection.summary import EncodingFacts, TeacherFacts, describe_encoding, describe_teacher
+from cache_tools.progress.reporter import Advance, ignore
 from cache_tools.store.predictions import mean_statistics
 from cache_tools.store.reader import Cache
 from cache_tools.store.teacher import CachedTeacher
@@ -62,8 +63,12 @@ class CacheCard:
         return sum(teacher.facts.positions for encoding in self.encodings for teacher in encoding.teachers)
 
 
-def card_facts(cache: Cache) -> CacheCard:
+def card_facts(cache: Cache, advance: Advance = ignore) -> CacheCard:
     """Return what the card of a cache states.
+
+    Args:
+        cache: The cache.
+        advance: Called with the number of receipts that were read.
 
     Raises:
         DamageError: something of it is missing or damaged.
@@ -76,7 +81,7 @@ def card_facts(cache: Cache) -> CacheCard:
                 describe_encoding(encoding),
                 manifest.contents_fingerprint,
                 _tokenizer_fingerprint(manifest),
-                tuple(_teacher(encoding.teacher(name)) for name in encoding.teachers),
+                tuple(_teacher(encoding.teacher(name), advance) for name in encoding.teachers),
             )
         )
     return CacheCard(tuple(encodings))
@@ -89,9 +94,18 @@ def _tokenizer_fingerprint(manifest: EncodingManifest) -> str | None:
         return None
 
 
-def _teacher(teacher: CachedTeacher) -> TeacherCard:
-    facts = describe_teacher(teacher)
-    receipts = filter(None, (teacher.receipt(shard) for shard in range(len(teacher.encoding.shards))))
+def receipts_to_read(cache: Cache) -> int:
+    """Return how many receipts :func:`card_facts` reads, those that are not there yet included."""
+    encodings = map(cache.encoding, cache.encodings)
+    return sum(len(encoding.shards) * len(encoding.teachers) for encoding in encodings)
+
+
+def _teacher(teacher: CachedTeacher, advance: Advance) -> TeacherCard:
+    facts, receipts = describe_teacher(teacher), []
+    for shard in range(len(teacher.encoding.shards)):
+        receipt = teacher.receipt(shard)
+        receipts += [receipt] if receipt else []
+        advance(1)
     means = mean_statistics([(receipt.positions, receipt.statistics) for receipt in receipts])
     return TeacherCard(facts, means, sampled_kl_floor(teacher, FLOOR_POSITIONS) if facts.positions else None)
 
