@@ -1,7 +1,7 @@
 """Write ``docs/reference/json.md``, what each command prints with ``--json``, from the dataclasses of the results.
 
 Run ``python docs/json_page.py``; a test checks that the page is current, and that every command with ``--json`` is on
-it. What a key means stands in the docstring of its class, where its author changes it.
+it. The meaning of a key is taken from the docstring of its class, beside the code that sets it.
 """
 
 import types

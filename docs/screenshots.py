@@ -166,7 +166,7 @@ def take_report(browser: Browser, report: Path) -> None:
 @click.argument("cache", type=click.Path(exists=True, path_type=Path), default=Path("runs/demo/cache"))
 @click.argument("report", type=click.Path(exists=True, path_type=Path), required=False)
 @click.option("--sequence", type=click.IntRange(0), default=3, show_default=True, help="Which sequence to show.")
-@click.option("--imported-sequence", type=click.IntRange(0), default=8, show_default=True, help="Of the imported set.")
+@click.option("--imported-sequence", type=click.IntRange(0), default=8, show_default=True, help="Which of the import.")
 def main(cache: Path, report: Path | None, sequence: int, imported_sequence: int) -> None:
     """Take all pictures."""
     program = next(filter(None, map(shutil.which, BROWSERS)), None)

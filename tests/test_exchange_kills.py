@@ -15,7 +15,7 @@ from processes import finish, start
 from row_fixtures import FORMATS, SILENT, made_rows, write_rows, write_tokenizer
 
 KILLS = 10
-"""Of each command."""
+"""How often each command is killed."""
 
 
 def run_import(source, cache, tokenizer):

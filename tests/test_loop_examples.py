@@ -25,8 +25,10 @@ BATCH_POSITIONS = 100
 TOLERANCE_NATS = LOSS_ROUNDING / math.sqrt(BATCH_POSITIONS) + training_rounding(
     GRADIENT_ROUNDING, STEPS - 1, LEARNING_RATE
 )
-"""Of the last step's loss: the rounding of a mean over positions, each of which rounds by itself; and what weights that
-differ by rounding change it by, at a gradient of norm 1 at most, to which all loops clip."""
+"""Largest difference of two loops in the loss of the last step.
+
+The first term is the rounding of a mean over positions, each of which rounds by itself. The second is what weights that
+differ by rounding change, with gradients of norm 1 at most, to which all loops clip."""
 
 
 @pytest.fixture(scope="module")

@@ -120,7 +120,7 @@ def test_the_loss_from_the_cache_is_the_loss_with_the_teacher_at_hand(work, lang
     student = AutoModelForMaskedLM.from_pretrained(work / "students" / "text-only-0" / "final")
     cached = CachedSequences(teacher, "train", len(union.names), to=to)
     batch = collate([cached[index] for index in range(16)])
-    found = distilled(student, LossConfig(kd_weight=0.5))(**batch)["loss"].item()
+    cached_nats = distilled(student, LossConfig(kd_weight=0.5))(**batch)["loss"].item()
 
     live = AutoModelForMaskedLM.from_pretrained(work / language / "teacher" / "final").eval()
     back = torch.full((len(union.names),), 0)
@@ -135,7 +135,7 @@ def test_the_loss_from_the_cache_is_the_loss_with_the_teacher_at_hand(work, lang
     p_P, q_P = 1 - p_PK.sum(1), 1 - q_PK.sum(1)
     divergence_P = (p_PK * (p_PK / q_PK).log()).sum(1) + p_P * (p_P / q_P).log()
     gold_P = -q_PU.gather(1, batch["gold_ids"][kept][:, None])[:, 0].log()
-    assert found == pytest.approx(float((divergence_P + gold_P).mean() / 2), rel=1e-3)
+    assert cached_nats == pytest.approx(float((divergence_P + gold_P).mean() / 2), rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from cache_tools.cli_options import CacheType, FiniteRange
 
 if TYPE_CHECKING:
     from cache_tools.exchange.draft_heads import DraftReport
+    from cache_tools.exchange.exporting import ExportReport
     from cache_tools.exchange.summary import ImportReport
     from cache_tools.storage import StorePath
 
@@ -220,13 +221,23 @@ def export_command(
         return
     with open_reporter() as reporter:
         report = export_rows(opened, target, name, reporter, split, codec)
-    if as_json:
-        click.echo(json_text(report))
-        return
-    files = f"{report.files} file{'s' if report.files > 1 else ''}"
-    click.echo(f"{report.target}: {files}, {report.sequences:,} sequences, {report.positions:,} predictions")
+    click.echo(json_text(report) if as_json else "\n".join(rows_lines(report)))
+
+
+def rows_lines(report: "ExportReport") -> list[str]:
+    """Return a report on exported rows as lines of text."""
+    from cache_tools.quantities import counted
+
+    counts = (
+        counted(report.files, "file"),
+        counted(report.sequences, "sequence"),
+        counted(report.positions, "prediction"),
+    )
     sizes = report.bytes_per_position, report.cache_bytes_per_position
-    click.echo(f"{sizes[0]:.0f} bytes per position in the files, {sizes[1]:.0f} in the cache")
+    return [
+        f"{report.target}: {', '.join(counts)}",
+        f"{sizes[0]:.0f} bytes per position in the files, {sizes[1]:.0f} in the cache",
+    ]
 
 
 def states_lines(report: "DraftReport") -> list[str]:

@@ -79,12 +79,7 @@ def export_states(teacher: CachedTeacher, target: StorePath, options: DraftOptio
     export = open_states(teacher, options)
     splits = [options.split] if options.split else [split for split in SPLITS if encoding.split_shards(split)]
     shards = [(split, shard) for split in splits for shard in encoding.split_shards(split)]
-    for group in (TARGETS, *map(hidden_array, (*export.layers, "last"))):
-        teacher.require_shards([shard for _, shard in shards], group)
-    reporter.stage("reading tokens", len(shards), "shards")
-    for _, shard in shards:
-        require_states(encoding.sequences(shard))
-        reporter.advance(1)
+    _require_shards(export, [shard for _, shard in shards], reporter)
     finished = FinishedFiles(target, _identity(export, splits))
     sequences = [encoding.shards[shard].sequences for _, shard in shards]
     firsts = np.cumsum([0, *sequences])[:-1].tolist()
@@ -112,6 +107,16 @@ def export_states(teacher: CachedTeacher, target: StorePath, options: DraftOptio
         bytes_per_value=size / values,
         cache_bytes_per_value=_stored_bytes(export, [shard for _, shard in shards]) / values,
     )
+
+
+def _require_shards(export: DraftStates, shards: list[int], reporter: Reporter) -> None:
+    """Refuse shards that lack predictions or states, or whose first tokens have no states."""
+    for group in (TARGETS, *map(hidden_array, (*export.layers, "last"))):
+        export.teacher.require_shards(shards, group)
+    reporter.stage("reading tokens", len(shards), "shards")
+    for shard in shards:
+        require_states(export.teacher.encoding.sequences(shard))
+        reporter.advance(1)
 
 
 def _identity(export: DraftStates, splits: list[Split]) -> dict[str, object]:

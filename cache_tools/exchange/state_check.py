@@ -113,7 +113,7 @@ class Rounding:
 
     Attributes:
         state_unit: Relative rounding error of a state's channels, all roundings together.
-        logit_unit: Of the teacher's logits.
+        logit_unit: Relative rounding error of the teacher's logits.
         state_kl_nats: Mean KL that quantising the last state cost; 0 for none.
         target_kl_nats: Largest KL that storing a row cost.
         is_mean: Whether single rows may exceed the error of the store.
@@ -127,7 +127,7 @@ class Rounding:
 
     @classmethod
     def of_shard(cls, teacher: CachedTeacher, shard: int) -> "Rounding":
-        """Return what the receipt and manifest of a teacher say of a shard whose states are exported as bfloat16."""
+        """Return the rounding of a shard whose states are exported as bfloat16, from its manifest and receipt."""
         codec, receipt = HIDDEN_CODECS[teacher.manifest.hidden["last"].codec], teacher.receipt(shard)
         statistics = {} if receipt is None else receipt.statistics
         stored = UNITS["bfloat16"] if codec.rounds_to_bfloat16 else 0.0

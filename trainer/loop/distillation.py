@@ -61,7 +61,7 @@ def distillation_of(
         config: The configuration.
         inputs: What it names, opened and checked.
         student: The student, or what the loss must know of it.
-        split: Of the sequences.
+        split: The split whose sequences the dataset holds.
 
     Raises:
         IncompleteError: A capture is not finished, or one of several caches holds no sequence of the split.
