@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache_tools.codecs.registry import EMPTY_ID, DeltaCount, DeltaFloat32, DeltaPower, DenseFloat32, Targets
+from cache_tools.codecs.float32 import HIGHEST, put_bounded
 from cache_tools.codecs.rows import empty_targets
 from codec_fixtures import EMPTY, assert_canonical, coded, same, shards, take, targets_of
 
@@ -215,3 +216,12 @@ def test_classes_that_are_not_all_of_them_are_refused():
         DenseFloat32(3, 4)
     with pytest.raises(ValueError, match="row 0 cannot be stored: a row of all classes leaves nothing out"):
         DenseFloat32(2, 2).encode(row([0, 1], np.log([0.5, 0.4]), math.log(0.1)))
+
+
+@pytest.mark.parametrize("word", [0x7F800001, 0xFF800001, 0x7FA00000, 0x7FC00000, 0xFFC00000, 0x7F800000, 0x7F7FFFFF])
+@pytest.mark.parametrize("size", range(1, 40))
+def test_no_kind_of_nan_nor_any_large_number_is_decoded_wherever_it_stands(word, size):
+    """Vectors and the numbers left beside them take other paths, which differ for signalling NaNs."""
+    values, out = np.full(size, word, np.uint32).view(np.float32), np.empty(size, np.float32)
+    put_bounded(values, out)
+    assert (out == HIGHEST).all()

@@ -203,6 +203,18 @@ def test_arrays_of_anything_decode_to_ids_and_no_overflow(codec, seed):
     assert (rows.log_probs <= 1).all()
 
 
+@pytest.mark.parametrize("word", [0x7F800001, 0xFF800001, 0x7FC00000, 0xFFC00000])
+def test_nan_in_any_array_decodes_to_no_nan(word):
+    encoded = GRID.encode(rows_of(0, 7))
+    arrays = {name: values.copy() for name, values in encoded.arrays.items()}
+    arrays["grid"][::2] = 255
+    for name in ("off_grid", "normaliser", "left_out"):
+        arrays[name].view(np.uint32)[...] = word
+    rows = GRID.decode(arrays, encoded.parameters)
+    assert not np.isnan(rows.log_probs).any()
+    assert not np.isnan(rows.log_left_out).any()
+
+
 @BOTH
 @pytest.mark.parametrize("shifts", [None, 3, [1], [1, 2, 3], [1, 9], [1, -1], [1, True], ["1", "2"], [1.0, 2.0]])
 def test_other_shifts_are_refused(codec, shifts):

@@ -29,6 +29,17 @@ HIGHEST = np.float32(1)
 is computed from it overflows, and its mass is still not 1, which is how ``verify`` finds it."""
 
 
+def put_bounded(values: NDArray[np.float32], out: NDArray[np.float32], highest: np.float32 = HIGHEST) -> None:
+    """Put values into ``out`` of the same shape, ``highest`` in place of larger ones and of NaN.
+
+    ``np.fmin`` once is not enough: of a signalling NaN it makes a quiet one or ``highest``, depending on the place of
+    the value in the array. The second time there are only quiet ones, of which it always makes ``highest``.
+    """
+    with np.errstate(invalid="ignore"):
+        np.fmin(values, highest, out=out)
+    np.fmin(out, highest, out=out)
+
+
 @dataclass(frozen=True)
 class DeltaFloat32(Codec):
     """Sorted ids and float32 log-probabilities."""
@@ -64,8 +75,8 @@ class DeltaFloat32(Codec):
         for rows in blocks(n):
             decode_ids(arrays, rows, differences[: rows.stop - rows.start], out.ids[rows])
             out.ids[rows][arrays["log_probs"][rows] == -np.inf] = EMPTY_ID
-        np.fmin(arrays["log_probs"], HIGHEST, out=out.log_probs)
-        np.fmin(arrays["left_out"], HIGHEST, out=out.log_left_out)
+        put_bounded(arrays["log_probs"], out.log_probs)
+        put_bounded(arrays["left_out"], out.log_left_out)
         return out
 
     def narrow(
@@ -131,6 +142,6 @@ class DenseFloat32(Codec):
         out = prepared(out, len(stored), self.k)
         out.ids[...] = np.arange(self.k, dtype=np.uint32)
         out.ids[stored == -np.inf] = EMPTY_ID
-        np.fmin(stored, HIGHEST, out=out.log_probs)
+        put_bounded(stored, out.log_probs)
         out.log_left_out[...] = -np.inf
         return out

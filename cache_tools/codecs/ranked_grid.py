@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.codecs.base import Codec, Encoded, prepared
-from cache_tools.codecs.float32 import HIGHEST
+from cache_tools.codecs.float32 import HIGHEST, put_bounded
 from cache_tools.codecs.levels import Scratch, likeliest
 from cache_tools.codecs.rank_tables import RankTables, learn_tables
 from cache_tools.codecs.ranked_ids import (
@@ -122,7 +122,7 @@ class RankedGrid(Codec):
             decode_ranks(arrays, shifts, rows, scratch.words[block])
             empty = _log_probs({name: arrays[name][rows] for name in VALUES}, scratch.floats[block])
             put_sorted(scratch, arrays["table"][rows], empty, self.tables, part_of(out, rows))
-        np.fmin(arrays["left_out"], HIGHEST, out=out.log_left_out)
+        put_bounded(arrays["left_out"], out.log_left_out)
         return out
 
     def broken_rows(self, arrays: Mapping[str, NDArray[Any]], parameters: Parameters) -> dict[str, NDArray[np.bool_]]:
@@ -228,10 +228,14 @@ def _log_probs(arrays: Mapping[str, NDArray[Any]], logs: NDArray[np.float32]) ->
     empty = None if steps.all() else logs == 0
     logs *= np.ldexp(np.float32(1), -np.minimum(arrays["grid"], FINEST[-1]).astype(np.int32))[:, None]  # exact, as is:
     logs -= logs.max(axis=1, keepdims=True)
-    logs -= np.fmin(np.fmax(arrays["normaliser"], -HIGHEST), LARGEST)[:, None]
+    normaliser = np.empty_like(arrays["normaliser"])
+    put_bounded(arrays["normaliser"], normaliser, LARGEST)
+    logs -= np.maximum(normaliser, -HIGHEST)[:, None]
     off = arrays["grid"] == OFF_GRID
     if off.any():
-        logs[off] = np.fmin(arrays["off_grid"][off], HIGHEST)
+        as_stored = arrays["off_grid"][off]
+        put_bounded(as_stored, as_stored)
+        logs[off] = as_stored
     if empty is not None:
         logs[empty] = -np.inf
     return empty
