@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_tools.codecs.registry import EMPTY_ID, DeltaCount, DeltaFloat32, DeltaPower, DenseFloat32, Targets
 from cache_tools.codecs.float32 import HIGHEST, put_bounded
+from cache_tools.codecs.registry import EMPTY_ID, DeltaCount, DeltaFloat32, DeltaPower, DenseFloat32, Targets
 from cache_tools.codecs.rows import empty_targets
 from codec_fixtures import EMPTY, assert_canonical, coded, same, shards, take, targets_of
 
