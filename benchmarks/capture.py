@@ -1,15 +1,17 @@
 """Compare the time of a capture with the teacher's bare forward pass: ``python -m benchmarks.capture``.
 
 Each row runs the same batches of the same text in a process of its own, so that each has its own
-peak of memory. The rows take turns, and medians over the rounds are printed. The references:
+peak of memory. The rows take turns, and medians over the rounds are printed. On a CPU, one thread computes and its
+processor time is counted, the writing thread's too, so that other programs hardly matter. The references:
 
 - ``base model forward``: hidden states only, no output matrix;
 - ``model forward``: the bare forward pass, as transformers runs it, with all logits;
 - ``forward, chunked log-softmax``: the minimum that every capture must compute;
 - ``naive``: all logits, log-softmax in float32, top-k, copied to the host.
 
-The peak of memory counts weights and, on a CPU, what the host keeps. ``--data`` names a folder with
-another teacher than the demo's; ``--random`` makes one from random weights.
+The peak of memory counts weights and, on a CPU, what the host keeps. ``--model`` and ``--corpus`` name another teacher
+and another text than the demo's; ``--random`` makes a teacher from random weights. What the steps of a capture cost by
+themselves is printed by ``python -m benchmarks.capture_steps``.
 """
 
 import gzip
@@ -31,6 +33,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks import peak
+from benchmarks.step import clock_of
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.root import create_cache
 from pipeline.capture.declare import declare
@@ -70,31 +73,32 @@ class Job:
     limit_gb: float
 
 
-def texts(data: Path | None) -> tuple[Path, Iterator[str]]:
-    """Return a teacher's folder and the texts that it reads: of ``data``, or the demo's if it is None."""
-    from pipeline.demo.corpus import topic_documents
+def texts(corpus: Path | None) -> Iterator[str]:
+    """Yield the texts of JSON lines with ``text``, or the demo's if there is no file."""
+    if corpus is None:
+        from pipeline.demo.corpus import topic_documents
+
+        yield from (document["text"] for document in topic_documents())
+        return
+    opened = gzip.open if corpus.suffix == ".gz" else open
+    with opened(corpus, "rt", encoding="utf-8") as lines:
+        yield from (json.loads(line)["text"] for line in lines)
+
+
+def make_encoding(folder: Path, model: Path | None, corpus: Path | None, tokens: int, **teacher: Any) -> CaptureConfig:
+    """Encode about this many tokens and return the capture file; None stands for the demo's teacher and text."""
     from pipeline.demo.run import FILES
 
-    if data is None:
-        return FILES / "teacher", (document["text"] for document in topic_documents())
-    with gzip.open(data / "docs-heldout.jsonl.gz", "rt", encoding="utf-8") as lines:
-        documents = [json.loads(line)["text"] for line in lines]
-    return data / "teacher-32k", iter(documents)
-
-
-def make_encoding(folder: Path, data: Path | None, tokens: int, **teacher: Any) -> CaptureConfig:
-    """Encode about this many tokens and return the capture file."""
-    model, documents = texts(data)
-    corpus, characters = folder / "corpus.jsonl", 0
-    with corpus.open("w") as file:
-        for number, text in enumerate(documents):
+    path, characters, model = folder / "corpus.jsonl", 0, model or FILES / "teacher"
+    with path.open("w") as file:
+        for number, text in enumerate(texts(corpus)):
             if characters < 4 * tokens:
                 file.write(json.dumps({"id": str(number), "text": text[:DOCUMENT_CHARACTERS]}) + "\n")
                 characters += len(text[:DOCUMENT_CHARACTERS])
     config = CaptureConfig.model_validate(
         {
             "cache": str(folder / "cache"),
-            "corpus": {"paths": [corpus], "held_out_fraction": 0},
+            "corpus": {"paths": [path], "held_out_fraction": 0},
             "encoding": {"max_length_tokens": 1024, "positions_per_shard": 32_768},
             "teachers": [{"name": "teacher", "model": str(model), "target": {"k": K}, **teacher}],
         }
@@ -175,6 +179,7 @@ def measure(name: str, job: Job) -> dict[str, Any]:
     disable_progress_bar()
     before_bytes = peak.resident_bytes()
     if device.type == "cpu":
+        torch.set_num_threads(1)
         resource.setrlimit(resource.RLIMIT_AS, (int(job.limit_gb * 2**30),) * 2)
     try:
         teacher = load(job)
@@ -186,11 +191,12 @@ def measure(name: str, job: Job) -> dict[str, Any]:
                 forward(teacher, batch, "base model forward")
         work = work_of(name, job, teacher)
         forward(teacher, next(batches(Cache(job.config.cache).encoding(), 1024)), "forward, chunked log-softmax")
-        started = time.perf_counter()
+        clock = clock_of(device.type)
+        started = clock()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return {"seconds": time.perf_counter() - started, "peak_bytes": peak.peak_bytes(device, before_bytes)}
+        return {"seconds": clock() - started, "peak_bytes": peak.peak_bytes(device, before_bytes)}
     except (MemoryError, RuntimeError) as error:
         return {"failed": "out of memory" if "memory" in str(error) else str(error)}
 
@@ -221,7 +227,13 @@ def show(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(title=f"one pass over the same batches, {rows[0]['device']}")
-    headings = ("", "tokens/s", "peak GB", "x bare forward", "x chunked log-softmax")
+    headings = (
+        "",
+        "tokens/s" if torch.cuda.is_available() else "tokens per CPU second",
+        "peak GB",
+        "x bare forward",
+        "x chunked log-softmax",
+    )
     for heading in headings:
         table.add_column(heading, justify="right" if heading else "left")
     for row in rows:
@@ -243,9 +255,12 @@ def show(rows: list[dict[str, Any]]) -> None:
 @click.option("--random", metavar="JSON", default="{}", help="Configuration keys: a teacher of random weights.")
 @click.option("--limit-gb", type=float, default=16.0, show_default=True, help="Address space of a row on a CPU.")
 @click.option(
-    "--data",
+    "--model", type=click.Path(exists=True, path_type=Path), help="Model folder; default: the demo's teacher."
+)
+@click.option(
+    "--corpus",
     type=click.Path(exists=True, path_type=Path),
-    help="Folder with teacher-32k and docs-heldout.jsonl.gz; default: the demo's teacher and text.",
+    help="JSON lines with 'text', or .gz; default: the demo's text.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per row.")
 def main(
@@ -256,14 +271,15 @@ def main(
     compiled: bool,
     random: str,
     limit_gb: float,
-    data: Path | None,
+    model: Path | None,
+    corpus: Path | None,
     as_json: bool,
 ) -> None:
     """Measure speed and peak memory of a capture beside the bare forward pass."""
     titles = (*YARDSTICKS, *OURS, *([COMPILED] if compiled else []))
     results_by_title: dict[str, list[dict[str, Any]]] = {title: [] for title in titles}
     with tempfile.TemporaryDirectory() as name:
-        config = make_encoding(Path(name), data, tokens, dtype=dtype, batch_tokens=batch_tokens)
+        config = make_encoding(Path(name), model, corpus, tokens, dtype=dtype, batch_tokens=batch_tokens)
         job = Job(config, json.loads(random), limit_gb)
         read = sum(shard.tokens for shard in Cache(config.cache).encoding().shards)
         for _ in range(rounds):
