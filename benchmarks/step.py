@@ -10,6 +10,9 @@ thread's processor time, so that other programs do not matter. Peak memory is
 measured in a process of its own for each row, above what the process needed before the model
 was made: on the CPU its resident memory, on a GPU torch's own count. Weights, gradients and Adam's
 state are in it. ``loader`` is what one step's batch costs to read from the cache and decode.
+
+``--student`` takes a model folder in place of random weights, and ``--teacher`` another one, which is then the only
+live teacher. ``--bfloat16`` trains under autocast, as ``bf16: true`` does; ``--compile`` compiles the models.
 """
 
 import json
@@ -19,17 +22,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from benchmarks.made_cache import SEQUENCES_PER_SHARD, make_cache
 from benchmarks.peak import peak_bytes, resident_bytes
+from benchmarks.step_models import LIVE, ONLINE, Sizes, made_student, made_teacher
 from cache_tools.store.teacher import CachedTeacher
 from trainer.config.student_file import LossConfig
 from trainer.data.binding import IGNORED
@@ -48,64 +52,28 @@ CACHED = {
     "cached topk k={k} + cross-entropy": (0.5, True),
 }
 """Rows from the cache: weight of the KL, and whether fused."""
-ONLINE = {f"online KD, teacher {times}x": times for times in (1, 4, 10)}
-"""Rows with a live teacher: its parameters by the student's."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What a step works on; counts, and ``length`` in tokens."""
-
-    vocabulary: int = 32_000
-    hidden: int = 256
-    layers: int = 4
-    batch: int = 2
-    length: int = 256
-    k: int = 64
-
-
-def llama(sizes: Sizes, hidden: int, layers: int) -> PreTrainedModel:
-    """Make a Llama with random weights and heads of 64 channels."""
-    config = LlamaConfig(
-        vocab_size=sizes.vocabulary,
-        hidden_size=hidden,
-        intermediate_size=3 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 64,
-        max_position_embeddings=sizes.length,
-    )
-    torch.manual_seed(0)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    return model
-
-
-def teacher_width(sizes: Sizes, times: float, layers: int) -> int:
-    """Return the width of a Llama with ``times`` the student's parameters, in steps of 64."""
-
-    def parameters(hidden: int, layers: int) -> int:
-        return 2 * sizes.vocabulary * hidden + layers * 13 * hidden**2
-
-    teacher_parameters = times * parameters(sizes.hidden, sizes.layers)
-    return min(range(64, 16_384, 64), key=lambda hidden: abs(parameters(hidden, layers) - teacher_parameters))
 
 
 def names(sizes: Sizes) -> list[str]:
     """Return the rows in which a student is trained."""
-    return [BASELINE, PLAIN, *(name.format(k=sizes.k) for name in CACHED), *ONLINE]
+    online_rows = [LIVE] if sizes.teacher else ONLINE
+    return [BASELINE, PLAIN, *(name.format(k=sizes.k) for name in CACHED), *online_rows]
 
 
 def loss_of(name: str, student: PreTrainedModel, sizes: Sizes, device: str) -> LossOfBatch:
     """Return the loss that a row minimises."""
     if name == PLAIN:
         return lambda batch: student(batch["input_ids"], batch["attention_mask"], labels=batch["input_ids"]).loss
-    if name in ONLINE:
-        times = ONLINE[name]
-        layers = sizes.layers if times == 1 else 2 * sizes.layers
-        teacher = llama(sizes, teacher_width(sizes, times, layers), layers)
-        return online(student, nn.Module.to(teacher, device).eval())
+    if name in (LIVE, *ONLINE):
+        teacher = made_teacher(name, sizes, device)
+        if sizes.compiled:
+            teacher.compile()
+        return online(student, teacher)
     weight, fused = {BASELINE: (0.0, True)}.get(name) or CACHED[name.replace(f"k={sizes.k}", "k={k}")]
     module = distilled(student, LossConfig(kd_weight=weight))
     module.head = module.head if fused else None
+    if sizes.compiled:
+        module.compile()
     return lambda batch: module(**batch)["loss"]
 
 
@@ -137,13 +105,17 @@ def online(student: PreTrainedModel, teacher: PreTrainedModel) -> LossOfBatch:
 
 def step_of(name: str, sizes: Sizes, device: str) -> Callable[[Batch], None]:
     """Make a row's student, optimizer and loss, and return what makes one step."""
-    student = nn.Module.to(llama(sizes, sizes.hidden, sizes.layers), device).train()
+    student = made_student(sizes, device)
+    if sizes.compiled and name in (PLAIN, LIVE, *ONLINE):
+        student.compile()
     loss = loss_of(name, student, sizes, device)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
 
     def step(batch: Batch) -> None:
         optimizer.zero_grad()
-        loss(batch).backward()  # type: ignore[no-untyped-call]
+        with torch.autocast(device, torch.bfloat16, enabled=sizes.bfloat16):
+            value = loss(batch)
+        value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if device == "cuda":
             torch.cuda.synchronize()
@@ -241,13 +213,20 @@ def measure(rows: list[str], sizes: Sizes, device: str, rounds: int) -> list[dic
 @click.option("--batch", default=Sizes.batch, show_default=True, help="Sequences per step.")
 @click.option("--length", default=Sizes.length, show_default=True, help="Tokens per sequence.")
 @click.option("--k", default=Sizes.k, show_default=True, help="Kept tokens of a position.")
+@click.option("--student", type=click.Path(exists=True), help="Model folder of the student.")
+@click.option("--teacher", type=click.Path(exists=True), help="Model folder of the live teacher.")
+@click.option("--bfloat16", is_flag=True, help="Train under autocast.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the models.")
 @click.option("--only", default="", help="Rows whose name begins so, and the fused cross-entropy.")
 @click.option("--json", "as_json", is_flag=True, help="Print one list of objects.")
-def main(rounds: int, device: str, only: str, as_json: bool, **sizes: int) -> None:
+def main(rounds: int, device: str, only: str, as_json: bool, **options: Any) -> None:
     """Measure one training step by loss."""
     torch.set_num_threads(1)
-    selected_rows = [name for name in names(Sizes(**sizes)) if name == BASELINE or name.startswith(only)]
-    results = measure(selected_rows, Sizes(**sizes), device, rounds)
+    sizes = Sizes(**options)
+    if sizes.student:
+        sizes = replace(sizes, vocabulary=int(AutoConfig.from_pretrained(sizes.student).vocab_size))
+    selected_rows = [name for name in names(sizes) if name == BASELINE or name.startswith(only)]
+    results = measure(selected_rows, sizes, device, rounds)
     if as_json:
         click.echo(json.dumps(results, indent=2))
     else:
