@@ -4,7 +4,6 @@ The bucket is moto's S3 server behind a proxy that misbehaves on demand (see ``b
 stands for every other protocol of fsspec.
 """
 
-import multiprocessing
 import os
 import re
 import signal
@@ -14,6 +13,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
+import processes
 import tiny
 from bucket import environment, first, serve
 from cache_tools.errors import DamageError, FormatError, StorageError
@@ -203,7 +203,8 @@ def test_an_object_that_vanished_is_damage_and_never_zeros(bucket, local, remote
         Cache(remote).encoding().teacher().targets(16, 18)
 
 
-def copy(source, target):
+def copy(variables, source, target):
+    os.environ |= variables
     copy_cache(Cache(source), store_path(target))
 
 
@@ -215,8 +216,7 @@ def test_a_writer_killed_while_uploading_leaves_whole_shards_and_continues(bucke
     key = key.replace("main", "tiny")
     bucket.stalled.clear()
     with bucket.failing(lambda method, path, count: "stall" if method in ("PUT", "POST") and key in path else None):
-        process = multiprocessing.get_context("spawn").Process(target=copy, args=(str(local.path), str(remote)))
-        process.start()
+        process = processes.start(copy, environment(bucket), str(local.path), str(remote))
         assert bucket.stalled.wait(TIMEOUT_SECONDS)
         os.kill(process.pid, signal.SIGKILL)
         process.join()

@@ -12,6 +12,7 @@ from cache_tools.codecs.registry import EMPTY_ID, Targets
 from cache_tools.errors import IncompleteError
 from cache_tools.format import layout
 from cache_tools.store.reader import Cache
+from processes import PROCESSES
 from trainer.data.binding import IGNORED
 from trainer.data.cached_sequences import CachedSequences, collate, fit_vocabulary
 from trainer.data.sampler import ShardWindowSampler
@@ -138,7 +139,7 @@ def test_a_dataset_may_travel_to_another_process(teacher):
 
 def test_loader_workers_give_the_same_batches(causal):
     dataset = CachedSequences(causal.encoding().teacher(), "train", VOCABULARY)
-    in_workers = batches(dataset, num_workers=2, multiprocessing_context="spawn")
+    in_workers = batches(dataset, num_workers=2, multiprocessing_context=PROCESSES)
     torch.testing.assert_close(in_workers, batches(dataset), rtol=0, atol=0)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-import socket
+import os
 from contextlib import contextmanager
 
 import pytest
@@ -16,8 +16,10 @@ import tiny
 from cache_tools.errors import ModelError
 from cache_tools.store.reader import Cache
 from logitcask import cli
-from student_fixtures import LLAMA, curve, python, student_values, train, weights
+from ranks import on_ranks
+from student_fixtures import LLAMA, curve, student_values, train, weights
 from trainer.evaluation.evaluate import evaluate_folder
+from trainer.run import checkpointing_trainer
 from trainer.run.distillation_trainer import DistillationTrainer
 from trainer.run.progress import StepProgress
 from trainer.student.finite import MAX_SKIPPED_STEPS, check_measures, first_not_finite, not_finite
@@ -166,39 +168,30 @@ def test_one_that_goes_on_overflowing_is(cache, tmp_path, overflows, max_steps, 
 # Several processes
 
 
+def train_twice_with_one_broken_rank(cache, output, changes):
+    """Train with a loss that is NaN on the second rank, with a finite gradient; then with such a weight."""
+    compute, look = DistillationTrainer.compute_loss, checkpointing_trainer.first_not_finite
+    second = os.environ["RANK"] == "1"
+
+    def broken_loss(self, *arguments, **named):
+        loss = compute(self, *arguments, **named)
+        if second and self.state.global_step == 1:
+            self._watch.add(loss.detach() * math.nan)
+        return loss
+
+    for kind in ("loss", "weights"):
+        DistillationTrainer.compute_loss = broken_loss if kind == "loss" else compute
+        if kind == "weights":
+            checkpointing_trainer.first_not_finite = lambda student: "w" if second else look(student)
+        with pytest.raises(ModelError, match=r"^step 2:"):
+            train(cache, output / kind, **changes)
+        assert not (output / kind / "final").exists()
+
+
 @pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp"])
 def test_all_processes_stop_together_when_one_is_not_finite(cache, tmp_path, sharded):
-    """Twice: a loss that is NaN on one process, with a finite gradient, and a weight. Two processes import torch."""
-    script = """if True:
-        import json, math, os, sys
-        import trainer.run.checkpointing_trainer as saving
-        import trainer.run.distillation_trainer as module
-        from cache_tools.errors import ModelError
-        from student_fixtures import train
-        cache, output, changes = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-        compute, look = module.DistillationTrainer.compute_loss, saving.first_not_finite
-        second = os.environ["RANK"] == "1"
-        def broken_loss(self, *arguments, **named):
-            loss = compute(self, *arguments, **named)
-            if second and self.state.global_step == 1:
-                self._watch.add(loss.detach() * math.nan)
-            return loss
-        for kind in ("loss", "weights"):
-            module.DistillationTrainer.compute_loss = broken_loss if kind == "loss" else compute
-            saving.first_not_finite = (lambda student: "w" if second else look(student)) if kind == "weights" else look
-            try:
-                train(cache, f"{output}/{kind}", **changes)
-            except ModelError as error:
-                print(str(error)[:6], os.path.exists(f"{output}/{kind}/final"))
-        """
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = str(server.getsockname()[1])
     changes = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 8} | ({"fsdp": True} if sharded else {})
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    arguments = (cache, tmp_path / "run", json.dumps(changes))
-    ranks = [python(script, *arguments, **shared, RANK=r, LOCAL_RANK=r) for r in ("0", "1")]
-    outputs = [rank.communicate(timeout=300) for rank in ranks]
-    assert [output for output, _ in outputs] == ["step 2 False\nstep 2 False\n"] * 2, outputs
+    on_ranks(2, tmp_path / "run", train_twice_with_one_broken_rank, cache, tmp_path / "run", changes)
 
 
 # The functions

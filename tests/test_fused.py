@@ -5,19 +5,21 @@ Shapes are awkward on purpose: 509 tokens, 36 channels, 53 positions, chunks tha
 
 import copy
 import logging
-import socket
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 import tiny
 from cache_tools.torch_models.scaling import Scaling
-from student_fixtures import naive_kl_nats, python
+from ranks import on_ranks
+from student_fixtures import naive_kl_nats
 from tolerances import gradient_rounding, loss_rounding, rounding, softmax_roundings
 from trainer.config.student_file import LossConfig
 from trainer.data.binding import IGNORED
@@ -425,46 +427,35 @@ def test_log_probabilities_at_tokens_are_those_of_the_whole_softmax(k):
     assert difference(*results) < rounding(torch.float32, softmax_roundings(VOCABULARY))
 
 
+def save_gradients(folder):
+    """Write this rank's gradients of two students under DDP and under FSDP2."""
+    fused_loss.CHUNK_POSITIONS = 7
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+
+    def gradients(name, wrap):
+        module = distilled(student(name))
+        wrapped = wrap(module)
+        share = a_batch(*((53, 0), (0, 1))[rank])  # the second rank has nothing to learn from
+        loss = 2 * wrapped(**share, num_items_in_batch=53)["loss"]  # gradients are averaged over ranks
+        loss.backward()
+        return {name: parameter.grad for name, parameter in module.named_parameters()}
+
+    def shard(module):
+        for layer in module.student.model.layers:
+            fully_shard(layer)
+        return fully_shard(module)
+
+    for name in ("llama", "llama tied"):
+        save_file(gradients(name, DistributedDataParallel), folder / f"{name} ddp {rank}")
+        whole = {key: value.full_tensor() for key, value in gradients(name, shard).items()}
+        save_file(whole, folder / f"{name} fsdp2 {rank}")
+    torch.distributed.destroy_process_group()
+
+
 @pytest.mark.slow
 def test_two_ranks_end_with_the_gradients_of_one_process(tmp_path):
-    script = """if True:
-        import os, sys, torch
-        import torch.distributed as dist
-        from safetensors.torch import save_file
-        from torch.distributed.fsdp import fully_shard
-        from torch.nn.parallel import DistributedDataParallel
-        from trainer.student import fused_loss as fused
-        from test_fused import a_batch, distilled, student
-        fused.CHUNK_POSITIONS = 7
-        dist.init_process_group("gloo")
-        rank, folder = dist.get_rank(), sys.argv[1]
-
-        def gradients(name, wrap):
-            module = distilled(student(name))
-            wrapped = wrap(module)
-            share = a_batch(*((53, 0), (0, 1))[rank])  # the second rank has nothing to learn from
-            loss = 2 * wrapped(**share, num_items_in_batch=53)["loss"]  # gradients are averaged over ranks
-            loss.backward()
-            return {name: parameter.grad for name, parameter in module.named_parameters()}
-
-        def shard(module):
-            for layer in module.student.model.layers:
-                fully_shard(layer)
-            return fully_shard(module)
-
-        for name in ("llama", "llama tied"):
-            save_file(gradients(name, DistributedDataParallel), f"{folder}/{name} ddp {rank}")
-            whole = {key: value.full_tensor() for key, value in gradients(name, shard).items()}
-            save_file(whole, f"{folder}/{name} fsdp2 {rank}")
-        dist.destroy_process_group()
-        os._exit(0)  # threads of gloo may abort the process while the interpreter ends
-        """
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = str(server.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    ranks = [python(script, tmp_path, **shared, RANK=rank) for rank in ("0", "1")]
-    errors = [rank.communicate()[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
+    on_ranks(2, tmp_path / "gradients", save_gradients, tmp_path)
     for name in ("llama", "llama tied"):
         expected = trained(distilled(student(name), fused_path=False), a_batch())
         for engine in ("ddp", "fsdp2"):

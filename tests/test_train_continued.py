@@ -1,14 +1,18 @@
 """Runs that stop, are killed, or are shared by several processes end as the straight run does."""
 
 import json
+import os
 import shutil
 import signal
-import socket
 
 import pytest
+from safetensors.torch import load_file
 
 import tiny
+import trainer.run.train
 from cache_tools.errors import IdentityError
+from processes import finish, start
+from ranks import train_on
 from student_fixtures import (
     LLAMA,
     assert_same_run,
@@ -82,22 +86,22 @@ def test_weights_that_files_name_otherwise_are_continued_too(cache, tmp_path, mo
     assert largest_difference(weights(final), weights(continued)) == 0
 
 
+class Killed(StepProgress):
+    """A progress bar that kills its process behind the fifth step."""
+
+    def on_step_end(self, args, state, control, **named):
+        if state.global_step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_until_killed(cache, output):
+    trainer.run.train.StepProgress = Killed
+    train(cache, output, **LONG)
+
+
 @pytest.mark.slow
 def test_a_process_that_is_killed_continues_to_the_same_weights(cache, straight, tmp_path):
-    script = """if True:
-        import json, os, signal, sys
-        import trainer.run.train
-        from trainer.config.student_file import StudentConfig
-        class Killed(trainer.run.train.StepProgress):
-            def on_step_end(self, args, state, control, **named):
-                if state.global_step == 5:
-                    os.kill(os.getpid(), signal.SIGKILL)
-        trainer.run.train.StepProgress = Killed
-        trainer.run.train.run_training(StudentConfig.model_validate(json.loads(sys.argv[1])))
-        """
-    process = python(script, json.dumps(student_values(cache, tmp_path, **LONG)))
-    assert process.communicate()[0] == ""
-    assert process.returncode == -signal.SIGKILL
+    assert finish(start(train_until_killed, cache, tmp_path)) == -signal.SIGKILL
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
     final = train(cache, tmp_path, **LONG)
     assert curve(tmp_path) == curve(straight)
@@ -170,30 +174,11 @@ def test_a_training_process_never_touches_the_teacher(tmp_path):
 
 @pytest.mark.slow
 def test_two_ranks_end_as_one_process_does_even_when_stopped_in_their_second_epoch(cache, tmp_path):
-    script = """if True:
-        import json, os, sys
-        from safetensors.torch import save_file
-        import trainer.run.train
-        from student_fixtures import train, train_and_stop
-        cache, output, changes = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-        save_final = trainer.run.train._save_final
-        def save_rank(trainer, *others):
-            os.makedirs(f"{output}-rank{os.environ['RANK']}")
-            save_file(trainer.model.student.state_dict(), f"{output}-rank{os.environ['RANK']}/model.safetensors")
-            save_final(trainer, *others)
-        trainer.run.train._save_final = save_rank
-        train_and_stop(6, cache, output, **changes)
-        train(cache, output, **changes)
-        """
     changes = {"max_steps": 7, "save_steps": 5, "optim": "sgd"}
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = str(server.getsockname()[1])
-    values = json.dumps(changes | {"per_device_train_batch_size": 8})
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    ranks = [python(script, cache, tmp_path / "two", values, **shared, RANK=r, LOCAL_RANK=r) for r in ("0", "1")]
-    errors = [rank.communicate()[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
+    two = changes | {"per_device_train_batch_size": 8}
+    train_on(2, cache, tmp_path / "two", stop_after=6, **two)
+    final = train_on(2, cache, tmp_path / "two", **two)
     one = train(cache, tmp_path / "one", **changes, per_device_train_batch_size=16)
-    first, second, final = (weights(tmp_path / name) for name in ("two-rank0", "two-rank1", "two/final"))
-    assert largest_difference(first, second) == largest_difference(first, final) == 0
-    assert_same_run(tmp_path / "two-rank0", one, steps=7, optim="sgd")
+    first, second = (load_file(tmp_path / f"two-rank{rank}.safetensors") for rank in range(2))
+    assert largest_difference(first, second) == largest_difference(first, weights(final)) == 0
+    assert_same_run(final, one, steps=7, optim="sgd")
