@@ -22,7 +22,7 @@ from doc_blocks import ROOT
 from logitcask import capture, cli, evaluate, plan, train
 from pipeline.config.capture_file import CaptureConfig
 from reader_folder import reader_folder, run
-from student_fixtures import student_values
+from student_fixtures import student_values, without_pictures
 from trainer.config.student_file import StudentConfig
 
 FUNCTIONS = [getattr(logitcask, name) for name in logitcask.PUBLIC if name != "Cache"]
@@ -40,8 +40,7 @@ def captured(folder):
 
 @pytest.fixture(scope="module")
 def trained(folder, captured):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.run.train.can_plot", lambda: False)
+    with without_pictures():
         return train(student_values(captured.cache, folder / "student"))
 
 
@@ -238,8 +237,9 @@ def test_examples_and_the_lines_of_the_readme_run_one_after_another(tmp_path):
     folder = reader_folder(tmp_path)
     tiny.write_corpus(folder / "runs/demo/corpus.jsonl", 6 * tiny.TEXTS)  # of which some are held out
     programs = [example(getattr(logitcask, name)) for name in ("plan", "capture", "train", "distillation", "evaluate")]
-    output = run(folder, "python", "\n".join(programs))
-    assert "MB" in output
-    assert "nats on" in output
-    shutil.rmtree(folder / "runs/demo/cache")  # of another teacher than the demo's
-    assert "nats" in run(folder, "python", python_of_the_readme())
+    with without_pictures():
+        output = run(folder, "python", "\n".join(programs))
+        assert "MB" in output
+        assert "nats on" in output
+        shutil.rmtree(folder / "runs/demo/cache")  # of another teacher than the demo's
+        assert "nats" in run(folder, "python", python_of_the_readme())

@@ -15,6 +15,7 @@ from configs.papers.cohesive import convergence, tables, texts, weights
 from configs.papers.cohesive.run import HERE, arms, run
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.encoding.held_out import is_held_out
+from student_fixtures import without_pictures
 from trainer.config.student_file import StudentConfig
 
 DOMAINS = ["de", "en"]
@@ -64,8 +65,7 @@ def invoke(corpora, work):
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cohesive")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.run.train.can_plot", lambda: False)  # half of the time, and looked at elsewhere
+    with without_pictures():
         return invoke(write_domains(folder), folder / "work"), folder / "work"
 
 

@@ -17,7 +17,7 @@ from cache_tools.vocabularies.manifest import read_manifest
 from configs.papers.glmd import arms, bench, measure, models, run, tables, texts
 from configs.papers.wordnet import Synset
 from pipeline.config.capture_file import CaptureConfig
-from student_fixtures import largest_difference, weights
+from student_fixtures import largest_difference, weights, without_pictures
 from tolerances import model_rounding
 from trainer.config.student_file import StudentConfig
 
@@ -63,7 +63,7 @@ def folder(tmp_path_factory):
     """``texts``, and ``work`` after the recipe has run on a few arms of each kind."""
     folder = tmp_path_factory.mktemp("glmd")
     write_texts(folder / "texts")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, without_pictures():
         small(patch)
         for part in ("forms", "stages", "vocabularies"):
             printed(folder, part)

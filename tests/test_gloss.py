@@ -17,6 +17,7 @@ from configs.papers.wordnet import FILES, LEXNAMES, synsets
 from configs.papers.wordpiece import untrained
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.encoding.held_out import is_held_out
+from student_fixtures import without_pictures
 from trainer.config.student_file import StudentConfig
 
 TOPICS = {
@@ -68,10 +69,7 @@ def invoke(wordnet, work):
 @pytest.fixture(scope="module")
 def printed(wordnet, tmp_path_factory):
     work = tmp_path_factory.mktemp("gloss") / "work"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "trainer.run.train.can_plot", lambda: False
-        )  # takes longer than all else, and is looked at elsewhere
+    with without_pictures():
         return invoke(wordnet, work), work
 
 

@@ -19,6 +19,7 @@ from cache_tools.vocabularies.union import NO_ID
 from configs.papers.mergedistill import fetch, measures, run, stage_one, tables, zero_shot
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.encoding.held_out import is_held_out
+from student_fixtures import without_pictures
 from trainer.config.student_file import LossConfig, StudentConfig
 from trainer.data.binding import IGNORED
 from trainer.data.cached_sequences import CachedSequences, collate
@@ -48,7 +49,8 @@ TRAINED = ["de", "en"]
 def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mergedistill")
     write_texts(folder / "texts")
-    run_recipe(folder)
+    with without_pictures():
+        run_recipe(folder)
     return folder / "work"
 
 

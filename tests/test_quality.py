@@ -30,11 +30,17 @@ from benchmarks.quality_gradients import angle_degrees, batch_gradients, differe
 from benchmarks.quality_runs import load_live, train_live
 from benchmarks.quality_table import gains_nats, gains_percent
 from cache_tools.store.reader import Cache
-from student_fixtures import GRADIENT_ROUNDING, largest_difference, student_values, train, weights
+from student_fixtures import GRADIENT_ROUNDING, largest_difference, student_values, train, weights, without_pictures
 from trainer.config.student_file import LossConfig, StudentConfig
 
 ARMS = arms_of(Scale())
 HIDDEN = Arm("hidden", LossConfig(source="hidden"), cached="toy")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_pictures():
+    with without_pictures():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,8 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -62,14 +64,20 @@ def student_values(cache: Path, output: Path, **changes: Any) -> dict[str, Any]:
     return values
 
 
-def train(cache: Path, output: Path, picture: bool = False, **changes: Any) -> Path:
-    """Train a student and return its folder; arguments as for ``student_values``.
-
-    Without ``picture`` as if matplotlib were not installed: to draw the curves takes longer than to train.
-    """
+@contextmanager
+def without_pictures() -> Iterator[None]:
+    """Train as if matplotlib were not installed: to draw the curves takes longer than to train."""
     with pytest.MonkeyPatch.context() as patch:
-        if not picture:
-            patch.setattr("trainer.run.train.can_plot", lambda: False)
+        patch.setattr("trainer.run.train.can_plot", lambda: False)
+        yield
+
+
+def train(cache: Path, output: Path, picture: bool = False, **changes: Any) -> Path:
+    """Train a student, without a picture of its curves unless told to; return its folder.
+
+    Arguments as for ``student_values``.
+    """
+    with nullcontext() if picture else without_pictures():
         return run_training(StudentConfig.model_validate(student_values(cache, output, **changes))).student
 
 
