@@ -17,7 +17,7 @@ else
 INSTALL_TORCH = $(PIP) torch==2.13.0
 endif
 
-.PHONY: demo demo-real test check processors docs dev bench clean
+.PHONY: demo demo-real test check all-tests lint processors docs dev bench clean
 
 demo: $(VENV)/run
 	$(BIN)/logitcask demo
@@ -26,14 +26,21 @@ demo: $(VENV)/run
 demo-real: $(VENV)/gguf
 	$(BIN)/logitcask demo --real
 
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# Files are shared whole, in the order of tests/conftest.py: the heaviest first.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/dev
 	$(PYTEST) -m "not slow"
 
+# What the linters take is time of a processor that the tests leave idle at their end.
 check: $(VENV)/dev
+	$(MAKE) --jobs 2 all-tests lint
+
+all-tests: $(VENV)/dev
 	$(PYTEST)
 	$(MAKE) processors SETTINGS='--setting all-oldest'
+
+lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

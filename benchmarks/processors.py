@@ -134,7 +134,8 @@ def main(
     Exit with 1 if a test fails.
     """
     options, selected = [] if slow else ["-m", "not slow"], list(files) or numerical_files()
-    options += ["--numprocesses", str(processes), "--dist", "loadfile"] if processes > 1 else []
+    if processes > 1:
+        options += ["--numprocesses", str(processes), "--dist", "loadfile", "--no-loadscope-reorder"]
     native, failed = digests(environment("native", 1)), 0
     if not as_json:
         click.echo(f"{'setting':<16}{'threads':>8}{'passed':>8}{'failed':>8}{'seconds':>9}  changed")

@@ -1,8 +1,12 @@
-"""What holds for every test: no setting of the shell, and no slow machine, decides whether it passes."""
+"""What holds for every test: no setting of the shell, and no slow machine, decides whether it passes.
+
+And the order of the files, heaviest first: two processes share them whole, so one that began last would be waited for.
+"""
 
 import gc
 import os
 
+import pytest
 from hypothesis import settings
 
 for _name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
@@ -11,6 +15,38 @@ for _name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
 """Without a deadline: how long an example takes depends on what else the machine does."""
+
+
+HEAVY = (
+    "test_train_distributed.py",
+    "test_mergedistill.py",
+    "test_mtbert.py",
+    "test_view_browser.py",
+    "test_documentation_run.py",
+    "test_audit.py",
+    "test_bucket.py",
+    "test_capture.py",
+    "test_glmd.py",
+    "test_exchange_import.py",
+    "test_tensor_parallel.py",
+    "test_ray.py",
+    "test_hostile.py",
+    "test_quality.py",
+    "test_api.py",
+    "test_cohesive.py",
+    "test_gloss.py",
+    "test_finite.py",
+    "test_train_continued.py",
+    "test_finished.py",
+    "test_imports.py",
+)
+"""Files that take ten seconds or more of a processor, slow tests included; the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the heavy files; the others stay in their order."""
+    place = {name: number for number, name in enumerate(HEAVY)}
+    items.sort(key=lambda item: place.get(item.path.name, len(HEAVY)))
 
 
 def pytest_collection_finish() -> None:
