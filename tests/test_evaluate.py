@@ -1,5 +1,6 @@
 import json
 import socket
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from student_fixtures import TINY, naive_kl_nats
 from tolerances import log_prob_rounding, loss_rounding
 from trainer.evaluation.evaluate import evaluate, evaluate_folder
 from trainer.evaluation.measures import Measures
-from trainer.evaluation.results import EvaluateResult
+from trainer.evaluation.results import EvaluateResult, MeanMeasures
 from trainer.losses.distillation_loss import DistillationLoss, TeacherRows
 
 TOLERANCE = loss_rounding(TINY, tokens=48, logits=10)
@@ -44,6 +45,9 @@ def few(tmp_path_factory):
     tiny.save_teacher(folder / "student", tiny.model(seed=1))
     tiny.capture(folder, target={"k": 5, "exact": True})
     return folder
+
+
+MEANS = {field.name for field in fields(MeanMeasures)} | {"split", "teacher_cross_entropy_nats"}
 
 
 def open_teacher(folder):
@@ -178,9 +182,9 @@ def test_from_draws_the_kl_is_unbiased_and_acceptance_is_left_out(tmp_path, kept
 
 
 def averages(result):
-    """Leave out the bins, which no tolerance reaches (their sum is the calibration error), and the time."""
+    """Leave out what is no mean, such as the bins, which no tolerance reaches: their sum is the calibration error."""
     values = result if isinstance(result, dict) else vars(result)
-    return {name: value for name, value in values.items() if name not in ("reliability", "seconds")}
+    return {name: value for name, value in values.items() if name in MEANS}
 
 
 def test_no_tensor_holds_the_logits_of_a_batch(few, monkeypatch):

@@ -6,7 +6,7 @@ purpose: a configuration is read here, and everything else happens in the rooms 
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,7 +17,7 @@ from cache_tools.progress.lines import open_reporter
 from cache_tools.storage import StorePath, store_path
 from cache_tools.torch_models.loading import check_objective
 from trainer.config.student_file import DistillationConfig, StudentConfig
-from trainer.evaluation.evaluate import ROWS, Positions, evaluate_student
+from trainer.evaluation.evaluate import ROWS, Dtype, Positions, evaluate_student
 from trainer.evaluation.results import EvaluateResult
 from trainer.loop.distillation import Distillation, distillation_of
 from trainer.loop.inputs import Inputs, open_inputs
@@ -158,13 +158,17 @@ def evaluate(
     batch_size: int = 8,
     device: str = "auto",
     trust_remote_code: bool = False,
+    dtype: Dtype = "float32",
+    original: str | Path | None = None,
 ) -> EvaluateResult:
-    """Compare a student with the text and with a cached teacher; no teacher is loaded.
+    """Compare a student or a quantised model with the text and with a cached teacher.
+
+    No teacher is loaded, unless ``original`` names it.
 
     Progress is shown on standard error.
 
     Args:
-        student: A transformers model folder with its tokenizer, such as ``TrainResult.student``.
+        student: A transformers model folder with its tokenizer, such as ``TrainResult.student``, or a GGUF file.
         cache: Folder or URL of the cache.
         encoding: Name of the encoding; may be left out if the cache has one.
         teacher: Name of the teacher; may be left out if the encoding has one.
@@ -174,6 +178,8 @@ def evaluate(
         batch_size: Sequences per forward pass, at least 1.
         device: A torch device; ``auto`` takes a GPU if there is one.
         trust_remote_code: Run Python code that comes with the student. Only for models you trust.
+        dtype: Type in which the model computes: ``float32``, ``bfloat16``, ``float16`` or ``auto``.
+        original: Folder or GGUF file of the cached teacher, to be run in the same way, for comparison.
 
     Returns:
         The measures, in nats and shares.
@@ -196,6 +202,7 @@ def evaluate(
     """
     _check_choice("split", split, SPLITS)
     _check_choice("positions", positions, ROWS)
+    _check_choice("dtype", dtype, get_args(Dtype))
     if batch_size < 1:
         raise ConfigError("a batch holds at least one sequence", where="batch_size", found=batch_size)
     with open_reporter() as reporter:
@@ -211,6 +218,8 @@ def evaluate(
             batch_size=batch_size,
             device=device,
             trust_remote_code=trust_remote_code,
+            dtype=dtype,
+            original=None if original is None else Path(original),
         )
 
 

@@ -85,6 +85,22 @@ class HiddenCodec(ABC):
             FormatError: a parameter of the shard cannot be used.
         """
 
+    def with_second_error(
+        self, states: Floats, transform: Transform | None, parameters: Parameters, random: np.random.Generator
+    ) -> Floats:
+        """Return decoded states with a second error, drawn as large as the one that storing made.
+
+        The true states are not in a cache. To first order the second error changes a distribution as much as the
+        first did, so it shows how storing spreads over positions. Codecs that change nothing return the states.
+
+        Args:
+            states: (n, width), as ``decode`` returned them.
+            transform: The basis, for codecs that have one.
+            parameters: Parameters of the shard.
+            random: Where the errors are drawn from.
+        """
+        return states
+
 
 class _Float32(HiddenCodec):
     dtype = np.dtype(np.float32)
@@ -112,6 +128,13 @@ class _BFloat16(HiddenCodec):
     def decode(self, stored: NDArray[Any], transform: Transform | None, parameters: Parameters) -> Floats:
         return from_bfloat16(stored)
 
+    def with_second_error(
+        self, states: Floats, transform: Transform | None, parameters: Parameters, random: np.random.Generator
+    ) -> Floats:
+        half_steps: Floats = np.ldexp(np.float32(1), np.frexp(states)[1] - 9)  # 8 digits, and half of the last
+        errors: Floats = random.uniform(-1, 1, states.shape).astype(np.float32)
+        return states + half_steps * errors
+
 
 class _Quantised(HiddenCodec):
     dtype = np.dtype(np.uint16)
@@ -133,6 +156,14 @@ class _Quantised(HiddenCodec):
     def decode(self, stored: NDArray[Any], transform: Transform | None, parameters: Parameters) -> Floats:
         assert transform is not None
         return quantised.decode(transform, stored, number(parameters, "step", TINY, 1 / TINY))
+
+    def with_second_error(
+        self, states: Floats, transform: Transform | None, parameters: Parameters, random: np.random.Generator
+    ) -> Floats:
+        assert transform is not None
+        step = number(parameters, "step", TINY, 1 / TINY)
+        errors = random.uniform(-step / 2, step / 2, states.shape).astype(np.float32)
+        return states + errors @ transform.basis
 
 
 HIDDEN_CODECS: dict[str, HiddenCodec] = {"bfloat16": _BFloat16(), "float32": _Float32(), "transform": _Quantised()}

@@ -1,4 +1,4 @@
-"""``logitcask evaluate``: a student against the cached teacher, on held-out text."""
+"""``logitcask evaluate``: a student or a quantised model against the cached teacher, on held-out text."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from cache_tools.cli_options import CacheType
 if TYPE_CHECKING:
     from cache_tools.format.manifest import Split
     from cache_tools.storage import StorePath
-    from trainer.evaluation.evaluate import Positions
+    from trainer.evaluation.evaluate import Dtype, Positions
     from trainer.evaluation.results import EvaluateResult
 
 WHAT = {"all": "positions", "labels": "labels", "tokens": "positions of tokens"}
@@ -37,11 +37,28 @@ WHAT = {"all": "positions", "labels": "labels", "tokens": "positions of tokens"}
 )
 @click.option("--vocabulary", type=CacheType(), help="Folder of the student's vocabulary, if it is not the cache's.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Sequences per forward pass.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16", "auto"]),
+    default="float32",
+    show_default=True,
+    help="Type in which the model computes; auto is the type of its checkpoint.",
+)
+@click.option(
+    "--original",
+    type=click.Path(path_type=Path),
+    help="Model folder or GGUF file of the cached teacher: run it too, in the same way, and show its figures.",
+)
 @click.option("--device", default="auto", show_default=True, help="Torch device; auto uses a GPU if there is one.")
 @click.option(
     "--plot",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the reliability diagram to this file (.png, .svg, .pdf).",
+)
+@click.option(
+    "--card",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the figures, with both models and the text, to this Markdown file.",
 )
 @click.option(
     "--trust-remote-code", is_flag=True, help="Run Python code that comes with STUDENT. Only for models you trust."
@@ -56,12 +73,17 @@ def evaluate_command(
     positions: "Positions",
     vocabulary: "StorePath | None",
     batch_size: int,
+    dtype: "Dtype",
+    original: Path | None,
     device: str,
     plot: Path | None,
+    card: Path | None,
     trust_remote_code: bool,
     as_json: bool,
 ) -> None:
-    """Compare the model in folder STUDENT with the text and the teacher of CACHE; no teacher is loaded.
+    """Compare a model, STUDENT, with the text and the teacher of CACHE; no teacher is loaded.
+
+    STUDENT is a model folder, quantised or not, or a GGUF file.
 
     \b
     Example:
@@ -73,6 +95,8 @@ def evaluate_command(
     if plot is not None:
         check_plot(plot)
         require_outside(plot, cache, "the diagram")
+    if card is not None:
+        require_outside(card, cache, "the card")
     from transformers.utils.logging import disable_progress_bar
 
     from cache_tools.json_output import json_text
@@ -85,28 +109,36 @@ def evaluate_command(
         result = evaluate_student(
             *(student, cache, reporter, encoding, teacher, split, positions, vocabulary, batch_size, device),
             trust_remote_code=trust_remote_code,
+            dtype=dtype,
+            original=original,
         )
     if plot is not None:
         draw_reliability(result, plot)
+    if card is not None:
+        _write_card(result, card, cache, encoding)
     if as_json:
         click.echo(json_text(result))
     else:
         _print_table(result, f"{student} on {result.positions:,} {split} {WHAT[positions]}")
 
 
+def _write_card(result: "EvaluateResult", card: Path, cache: "StorePath", encoding: str | None) -> None:
+    from cache_tools.storage import store_path, write_object
+    from cache_tools.store.reader import Cache
+    from trainer.evaluation.card import card_text
+
+    cached = Cache(cache).encoding(encoding).teacher(result.teacher)
+    write_object(store_path(str(card)), card_text(result, cached).encode())
+
+
 def _print_table(result: "EvaluateResult", title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("measure", "value", title=title)
-    bound = {"upper bound": "at most ", "lower bound": "at least "}
-    kl_bound, acceptance_bound = bound.get(result.kl_to_teacher_is, ""), bound.get(result.acceptance_is or "", "")
-    table.add_row("cross-entropy", f"{result.cross_entropy_nats:.4f} nats")
-    table.add_row("gold token most likely", f"{result.accuracy:.1%}")
-    table.add_row("KL to the teacher", f"{kl_bound}{result.kl_to_teacher_nats:.4f} nats")
-    table.add_row("same most likely token as the teacher", f"{result.top1_agreement:.1%}")
-    table.add_row("expected calibration error", f"{result.calibration_error:.1%}")
-    if result.acceptance is not None:
-        table.add_row("its tokens accepted in speculative decoding", f"{acceptance_bound}{result.acceptance:.1%}")
-    table.add_row("the teacher's own cross-entropy", f"{result.teacher_cross_entropy_nats:.4f} nats")
+    from trainer.evaluation.figures import figures_of, floor_words
+
+    columns = ["measure", "value", "floor", "the original"][: 4 if result.original else 3]
+    table = Table(*columns, title=title, caption=f"floor: {floor_words(result.floor)}")
+    for row in figures_of(result):
+        table.add_row(*(row.measure, row.value, row.floor, row.original)[: len(columns)])
     Console().print(table)

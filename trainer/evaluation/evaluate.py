@@ -7,10 +7,11 @@ The teacher's own cross-entropy on the same positions comes from the stored gold
 log-probabilities, for comparison.
 """
 
+import math
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from textwrap import shorten
 from time import monotonic
 from typing import Literal
 
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from cache_tools.errors import ConfigError, IncompleteError, ModelError
+from cache_tools.errors import ConfigError, IncompleteError
 from cache_tools.format import layout
 from cache_tools.format.layout import GOLD_LOGPROB
 from cache_tools.format.manifest import Split
@@ -26,25 +27,27 @@ from cache_tools.progress.reporter import Advance, Reporter, ignore
 from cache_tools.storage import StorePath
 from cache_tools.store.reader import Cache
 from cache_tools.store.teacher import CachedTeacher
-from cache_tools.torch_models.loading import LOADING_ERRORS, auto_class
 from cache_tools.vocabularies.folder import read_vocabulary
 from cache_tools.vocabularies.union import UnionVocabulary
 from trainer.data.cached_sequences import CachedSequences
-from trainer.data.translation import check_vocabulary, student_ids, student_vocabulary
+from trainer.data.translation import check_vocabulary, student_ids
+from trainer.evaluation.loading import check_is_teacher, describe, load_evaluated
 from trainer.evaluation.measures import Measures, measured_reading
 from trainer.evaluation.passes import measured, shared_batches
-from trainer.evaluation.results import EvaluateResult
+from trainer.evaluation.results import EvaluateResult, OriginalFigures, Spread
+from trainer.evaluation.spread import spread_of
+from trainer.evaluation.stored import floor_of, stored_bytes
 from trainer.student import fused_loss
 from trainer.student.cached_loss import vocabulary_size
-from trainer.student.checkpoint import FINAL, load_student
-from trainer.student.finite import check_measures, check_student
+from trainer.student.finite import check_measures
 from trainer.student.head import StudentHead
 from trainer.student.probe import check_rows
-from trainer.student.student import check_vocabulary_size
-from trainer.tokenizers.cached import check_tokenizer, student_tokenizer
-from trainer.tokenizers.check import check_behaviour
 
 Positions = Literal["all", "labels", "tokens"]
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]
+LARGEST_EXPONENT = 700.0
+"""Cross-entropies above it have no perplexity in float64."""
+
 ROWS: dict[Positions, slice] = {"all": slice(None), "labels": slice(0, 1), "tokens": slice(1, None)}
 """Of the kept positions of a sequence with a label, which is the first."""
 
@@ -61,11 +64,13 @@ def evaluate_student(
     batch_size: int = 8,
     device: str = "auto",
     trust_remote_code: bool = False,
+    dtype: Dtype = "float32",
+    original: Path | None = None,
 ) -> EvaluateResult:
-    """Evaluate the student in a model folder on a split of a cache, both given by their places.
+    """Evaluate a model on a split of a cache, both given by their places.
 
     Args:
-        student: An ordinary transformers model folder with its tokenizer.
+        student: An ordinary transformers model folder with its tokenizer, quantised or not, or a GGUF file.
         cache: Folder or URL of the cache.
         reporter: Shown the tokens.
         encoding: Name of the encoding; None if the cache has one.
@@ -76,9 +81,12 @@ def evaluate_student(
         batch_size: Sequences per forward pass.
         device: A torch device; ``auto`` takes a GPU if there is one.
         trust_remote_code: Run Python code that comes with the student; without it such a student is refused.
+        dtype: Type in which the model computes; ``auto`` is the type of its checkpoint.
+        original: Folder or GGUF file of the cached teacher, to be run in the same way; None to leave it out.
 
     Raises:
-        ConfigError: The places are swapped, or these documents have no labels.
+        ConfigError: The places are swapped, these documents have no labels, or the teacher is read with other ids.
+        IdentityError: ``original`` is not the model that was captured.
         LogitcaskError: As for :func:`evaluate_folder`, and whatever is wrong with the cache.
     """
     if (student / layout.MANIFEST).exists():
@@ -91,11 +99,25 @@ def evaluate_student(
     cached = Cache(cache).encoding(encoding).teacher(teacher)
     union = None if vocabulary is None else read_vocabulary(vocabulary)
     place = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    reporter.stage(f"evaluating on the {split} split", cached.encoding.manifest.splits[split].tokens or None)
-    return evaluate_folder(
+    tokens = cached.encoding.manifest.splits[split].tokens or None
+    if original is not None:
+        check_is_teacher(original, cached, union)
+    reporter.stage(f"evaluating on the {split} split", tokens)
+    result = evaluate_folder(
         *(student, cached, split, batch_size, place, reporter.advance, union, positions),
         trust_remote_code=trust_remote_code,
+        dtype=dtype,
     )
+    if original is None:
+        return result
+    reporter.stage("evaluating the original", tokens)
+    exact = evaluate_folder(
+        *(original, cached, split, batch_size, place, reporter.advance, None, positions),
+        trust_remote_code=trust_remote_code,
+        dtype=dtype,
+    )
+    figures = OriginalFigures(exact.model, exact.kl, exact.top1_agreement, exact.cross_entropy_nats, exact.perplexity)
+    return replace(result, original=figures, seconds=result.seconds + exact.seconds)
 
 
 def evaluate_folder(
@@ -108,11 +130,12 @@ def evaluate_folder(
     union: UnionVocabulary | None = None,
     positions: Positions = "all",
     trust_remote_code: bool = False,
+    dtype: Dtype = "float32",
 ) -> EvaluateResult:
     """Evaluate the student in a model folder on a split of a cache.
 
     Args:
-        folder: An ordinary transformers model folder with its tokenizer.
+        folder: An ordinary transformers model folder with its tokenizer, or a GGUF file.
         teacher: The cached teacher to compare with.
         split: ``held_out`` or ``train``.
         batch_size: Sequences per forward pass.
@@ -121,6 +144,7 @@ def evaluate_folder(
         union: The student's vocabulary, if it is not the cache's own; hidden states are not compared then.
         positions: In an encoding with labels: the ``labels``, the other ``tokens``, or ``all``.
         trust_remote_code: Run Python code that comes with the student; without it such a student is refused.
+        dtype: Type in which the model computes; ``auto`` is the type of its checkpoint.
 
     Raises:
         ModelError: The folder holds no model that can be loaded, or one whose weights or predictions are not finite.
@@ -128,42 +152,8 @@ def evaluate_folder(
         ConfigError: These documents have no labels.
     """
     check_vocabulary(union, teacher)
-    model = _loaded(folder, teacher, union, trust_remote_code)
-    vocabulary = student_vocabulary(union, teacher.encoding)
-    check_vocabulary_size(vocabulary_size(model), vocabulary, type(model).__name__)
-    check_student(model, folder, "Evaluate an earlier checkpoint, or train again with a lower learning rate")
-    torch.nn.Module.to(model, device)
-    return evaluate(model, teacher, split, batch_size, progress, union, positions)
-
-
-def _loaded(
-    folder: Path, teacher: CachedTeacher, union: UnionVocabulary | None, trust_remote_code: bool
-) -> PreTrainedModel:
-    """Load a student, if it splits text as the cache does."""
-    encoding = teacher.encoding
-    try:
-        if not folder.is_dir():  # transformers would take it for a model on the hub
-            raise NotADirectoryError("no such folder")
-        check_tokenizer(str(folder), student_vocabulary(union, encoding), remote=trust_remote_code)
-        if union is None or union.read:  # of a union of vocabularies, only longest matches are compared
-            tokenizer = student_tokenizer(None, encoding)
-            check_behaviour(str(folder), tokenizer, encoding, trust_remote_code=trust_remote_code)
-        auto = auto_class(encoding.manifest.objective)
-        return load_student(auto, folder, dtype=torch.float32, trust_remote_code=trust_remote_code)
-    except LOADING_ERRORS as error:
-        raise ModelError(
-            "the student cannot be loaded from this folder",
-            where=folder,
-            found=shorten(str(error), 300),
-            fix=_advice(folder),
-        ) from error
-
-
-def _advice(folder: Path) -> str:
-    """Return what to do about a folder that is no student; the folder of its run is easily taken for it."""
-    if (folder / FINAL).is_dir():
-        return f"This is the folder of a run: give its finished student, {folder / FINAL}"
-    return "Give the folder of a finished student, such as <output_dir>/final"
+    model = load_evaluated(folder, teacher, device, union, dtype, trust_remote_code)
+    return evaluate(model, teacher, split, batch_size, progress, union, positions, folder)
 
 
 def evaluate(
@@ -174,6 +164,7 @@ def evaluate(
     progress: Advance = ignore,
     union: UnionVocabulary | None = None,
     positions: Positions = "all",
+    source: Path | None = None,
 ) -> EvaluateResult:
     """Evaluate a loaded student; arguments and result as for :func:`evaluate_folder`.
 
@@ -185,15 +176,41 @@ def evaluate(
     examples, objective = (dataset[i] for i in range(len(dataset))), teacher.encoding.manifest.objective
     check_rows(model.eval(), StudentHead.of(model), examples, objective, packed=False)
     measures = measure(model, dataset, batch_size, progress)
-    means = vars(measures.means())
-    check_measures(means, type(model).__name__)
+    means = measures.means()
+    check_measures(vars(means), type(model).__name__)
+    loss = _teacher_cross_entropy(teacher, split, ROWS[positions])
+    translated = dataset.to is not None
     return EvaluateResult(
-        **means,
+        **vars(means),
         split=split,
-        teacher_cross_entropy_nats=_teacher_cross_entropy(teacher, split, ROWS[positions]),
+        teacher_cross_entropy_nats=loss,
+        perplexity=_perplexity(means.cross_entropy_nats),
+        teacher_perplexity=_perplexity(loss),
+        kl=_spread(measures, teacher, split, ROWS[positions]),
+        floor=floor_of(teacher, split, model.device, translated),
+        original=None,
+        model=describe(model, source),
+        teacher=teacher.name,
+        stored=stored_bytes(teacher, split, teacher.encoding.manifest.splits[split].positions, translated),
         reliability=measures.reliability(),
         seconds=monotonic() - began,
     )
+
+
+def _spread(measures: Measures, teacher: CachedTeacher, split: Split, rows: slice) -> Spread | None:
+    """Return how the KL spreads over positions; None where a single position's value is no KL."""
+    if measures.is_kl == "unbiased":
+        return None
+    groups = [
+        (sequence.group_id, len(range(sequence.num_positions)[rows]))
+        for shard in teacher.encoding.split_shards(split)
+        for sequence in teacher.encoding.sequences(shard)
+    ]
+    return spread_of(measures.values(), groups)
+
+
+def _perplexity(cross_entropy_nats: float) -> float:
+    return math.exp(min(cross_entropy_nats, LARGEST_EXPONENT))
 
 
 def evaluated_sequences(
@@ -244,7 +261,7 @@ def measure(
     model.eval()  # before its head is looked at: dropout must not move a run's own draws
     over_positions = partial(fused_loss.over_positions, model, StudentHead.of(model))
     batches = shared_batches(len(dataset), batch_size)
-    return measured(over_positions, dataset, batches, model.device, progress)
+    return measured(over_positions, dataset, batches, model.device, progress, per_position=True)
 
 
 def _teacher_cross_entropy(teacher: CachedTeacher, split: Split, rows: slice) -> float:

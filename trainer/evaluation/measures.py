@@ -21,7 +21,9 @@ entropy), and acceptance is left out: it is not linear in the target, so its mea
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cache_tools.format import layout
@@ -32,7 +34,8 @@ from trainer.config.student_file import LossConfig
 from trainer.data.cached_sequences import Reading
 from trainer.evaluation.results import MeanMeasures, ReliabilityBin
 from trainer.losses.distillation_loss import DistillationLoss, TeacherRows, own_entropy
-from trainer.losses.full import TeacherHead
+from trainer.losses.full import TeacherHead, full_divergence, whole_kl
+from trainer.losses.sparse import cross_entropy
 from trainer.verdicts.compatibility import TargetSummary, explain
 
 BINS = 15
@@ -66,31 +69,42 @@ class Measures:
         variation: Total variation from it.
         is_kl: How exact the KL is: ``exact``, ``lower bound`` or ``unbiased``.
         totals: float64, on the CPU.
+        kl_values: The KL of each position in the order of reading, by chunk; None where only means are needed.
     """
 
     kl: DistillationLoss
     variation: DistillationLoss
     is_kl: str
     totals: Sums = field(default_factory=dict)
+    kl_values: list[Tensor] | None = None
 
     @classmethod
     def of(
-        cls, teacher: CachedTeacher, student_vocabulary_size: int, device: torch.device, translated: bool = False
+        cls,
+        teacher: CachedTeacher,
+        student_vocabulary_size: int,
+        device: torch.device,
+        translated: bool = False,
+        per_position: bool = False,
     ) -> "Measures":
-        """Begin to measure students against a cached teacher."""
+        """Begin to measure students against a cached teacher; ``per_position`` keeps the KL of each position."""
         loss, head = measured_kl(teacher.manifest, translated), None
         if loss.source == "hidden":
             head = torch.nn.Module.to(TeacherHead(teacher.file(layout.HEAD), student_vocabulary_size), device)
         variation = loss.model_copy(update={"divergence": "total_variation"})
         level = explain(TargetSummary.of(teacher.manifest, loss), loss).level
-        return cls(DistillationLoss(loss, head), DistillationLoss(variation, head), level)
+        return cls(
+            DistillationLoss(loss, head),
+            DistillationLoss(variation, head),
+            level,
+            kl_values=[] if per_position else None,
+        )
 
     def sums(self, logits_NV: Tensor, gold_N: Tensor, teacher_rows: TeacherRows) -> Sums:
         """Return the sums of some rows: scalars, and (BINS,) for what is counted by bin."""
-        kl_N, cross_entropy_N = self.kl.terms(logits_NV, gold_N, teacher_rows)
-        if self.is_kl == "unbiased":
-            kl_N = kl_N + own_entropy(teacher_rows.targets) - teacher_rows.scalars[ENTROPY]
-        variation_N, _ = self.variation.terms(logits_NV, gold_N, teacher_rows)
+        compared = self._compared(logits_NV, gold_N, teacher_rows)
+        if self.kl_values is not None:
+            self.kl_values.append(compared.kl_N.double().cpu())
         confidence_N, top1_N = logits_NV.softmax(dim=1).max(dim=1)
         bins_N = (confidence_N * BINS).long().clamp(0, BINS - 1)  # NaN, which the means show, has no bin
         binned = {
@@ -99,10 +113,10 @@ class Measures:
             "counted": torch.ones_like(confidence_N),
         }
         return {
-            "loss": kl_N.sum(),  # the name that every chunked sum must have
-            "cross_entropy": cross_entropy_N.sum(),
-            "variation": variation_N.sum(),
-            "agreement": (top1_N == self._teacher_top1(teacher_rows)).sum(),
+            "loss": compared.kl_N.sum(),  # the name that every chunked sum must have
+            "cross_entropy": compared.cross_entropy_N.sum(),
+            "variation": compared.variation_N.sum(),
+            "agreement": (top1_N == compared.teacher_top1_N).sum(),
         } | {name: _by_bin(x, bins_N) for name, x in binned.items()}
 
     def add(self, sums: Sums) -> None:
@@ -138,13 +152,44 @@ class Measures:
             if count
         )
 
-    def _teacher_top1(self, teacher_rows: TeacherRows) -> Tensor:
-        """Return the teacher's most likely token per row: (N,) int64."""
+    def values(self) -> NDArray[np.float64]:
+        """Return the KL of each position in the order of reading: (P,) float64, nats."""
+        assert self.kl_values is not None
+        kl_P: NDArray[np.float64] = torch.cat(self.kl_values).numpy()
+        return kl_P
+
+    def _compared(self, logits_NV: Tensor, gold_N: Tensor, teacher_rows: TeacherRows) -> "_Compared":
         if self.kl.head is not None:
-            top1_N: Tensor = self.kl.head(teacher_rows.hidden["last"]).argmax(dim=1)
-            return top1_N
+            teacher_logits_NU = self.kl.head(teacher_rows.hidden["last"])
+            return _Compared(
+                whole_kl(logits_NV, teacher_logits_NU),
+                cross_entropy(logits_NV, gold_N),
+                full_divergence(logits_NV, teacher_logits_NU, self.variation.loss),
+                teacher_logits_NU.argmax(dim=1),
+            )
+        kl_N, cross_entropy_N = self.kl.terms(logits_NV, gold_N, teacher_rows)
+        if self.is_kl == "unbiased":
+            kl_N = kl_N + own_entropy(teacher_rows.targets) - teacher_rows.scalars[ENTROPY]
+        variation_N, _ = self.variation.terms(logits_NV, gold_N, teacher_rows)
         best_N1 = teacher_rows.targets.log_probs.argmax(dim=1, keepdim=True)
-        return teacher_rows.targets.ids.gather(1, best_N1)[:, 0]
+        return _Compared(kl_N, cross_entropy_N, variation_N, teacher_rows.targets.ids.gather(1, best_N1)[:, 0])
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Student and teacher at some positions.
+
+    Attributes:
+        kl_N: (N,) forward KL, nats.
+        cross_entropy_N: (N,) -ln q(gold token) of the student.
+        variation_N: (N,) total variation.
+        teacher_top1_N: (N,) int64, the teacher's most likely token.
+    """
+
+    kl_N: Tensor
+    cross_entropy_N: Tensor
+    variation_N: Tensor
+    teacher_top1_N: Tensor
 
 
 def _by_bin(values_N: Tensor, bins_N: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ def measured(
     shared: SharedBatches,
     device: torch.device,
     progress: Advance = ignore,
+    per_position: bool = False,
 ) -> Measures:
     """Return the sums of one rank's share; arguments as for :func:`measure`.
 
@@ -56,9 +57,10 @@ def measured(
         shared: Which of its sequences to read.
         device: Where the student is.
         progress: Called with the number of tokens of each batch.
+        per_position: Keep the KL of each position too, repeated batches included.
     """
     translated = dataset.to is not None
-    measures = Measures.of(dataset.teacher, dataset.student_vocabulary_size, device, translated)
+    measures = Measures.of(dataset.teacher, dataset.student_vocabulary_size, device, translated, per_position)
     own_draws = torch.Generator()  # a loader would take a seed from the run's
     loader = DataLoader(dataset, batch_sampler=shared.batches, collate_fn=collate, generator=own_draws)
     for number, batch in enumerate(loader):
