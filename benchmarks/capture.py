@@ -37,7 +37,6 @@ from benchmarks.step import clock_of
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.root import create_cache
 from pipeline.capture.declare import declare
-from pipeline.capture.predict import vocabulary_of
 from pipeline.capture.shards import capture_shards
 from pipeline.capture.target import read_target
 from pipeline.config.capture_file import CaptureConfig
@@ -46,7 +45,9 @@ from pipeline.encoding.recipe import Recipe
 from pipeline.encoding.tokenizer import load_tokenizer
 from pipeline.teachers.batches import Batch, pad, token_budget_batches
 from pipeline.teachers.body_and_head import body_of, run_body, run_head
-from pipeline.teachers.loading import ComputedWeights, ModelDescription, Teacher, load_teacher
+from pipeline.teachers.loading import load_teacher
+from pipeline.teachers.model_body import ModelBody
+from pipeline.teachers.teacher import ComputedWeights, Head, ModelDescription, Teacher
 
 K = 64
 YARDSTICKS = ("base model forward", "model forward", "forward, chunked log-softmax", "naive: full logits, top-k")
@@ -125,7 +126,7 @@ def load(job: Job) -> Teacher:
     model.config.use_cache = False
     name = str(dtype).removeprefix("torch.")
     description = ModelDescription("random", None, type(model).__name__, name, model.num_parameters())
-    return Teacher(model, ComputedWeights("random", name), description, device)
+    return Teacher(ModelBody(model, device), Head(model), ComputedWeights("random", name), description, device)
 
 
 def batches(encoding: Encoding, budget_tokens: int) -> Iterator[Batch]:
@@ -141,18 +142,19 @@ def forward(teacher: Teacher, batch: Batch, name: str) -> None:
     """Run one batch as one of the references."""
     assert batch.attention_mask is not None
     ids, attention = batch.input_ids.to(teacher.device), batch.attention_mask.to(teacher.device)
+    model = teacher.head.model
     if name == "model forward":
-        teacher.model(input_ids=ids, attention_mask=attention)
+        model(input_ids=ids, attention_mask=attention)
     elif name.startswith("naive"):
-        logits_BLV = teacher.model(input_ids=ids, attention_mask=attention).logits
+        logits_BLV = model(input_ids=ids, attention_mask=attention).logits
         for kept in logits_BLV.float().log_softmax(-1).topk(K):
             kept.cpu()
     else:
-        last_BLD, _ = run_body(teacher.model, ids, attention, hidden=False)
+        last_BLD, _ = run_body(model, ids, attention, hidden=False)
         if name != "base model forward":
-            size = max(1, OWN_CHUNK_BYTES.get(teacher.device.type, 2**28) // (4 * vocabulary_of(teacher)))
+            size = max(1, OWN_CHUNK_BYTES.get(teacher.device.type, 2**28) // (4 * teacher.head.vocabulary_size))
             for part_ND in last_BLD.flatten(0, 1)[batch.kept.to(teacher.device)].split(size):  # type: ignore[no-untyped-call]
-                run_head(teacher.model, part_ND).logits.log_softmax(1)
+                run_head(model, part_ND).logits.log_softmax(1)
 
 
 def work_of(name: str, job: Job, teacher: Teacher) -> Callable[[], None]:
@@ -185,7 +187,7 @@ def measure(name: str, job: Job) -> dict[str, Any]:
         teacher = load(job)
         peak.reset(device)
         if name == COMPILED:
-            body_of(teacher.model).compile(dynamic=True)
+            body_of(teacher.head.model).compile(dynamic=True)
             warm_up = batches(Cache(job.config.cache).encoding(), job.config.teachers[0].batch_tokens)
             for batch, _ in zip(warm_up, range(2), strict=False):
                 forward(teacher, batch, "base model forward")

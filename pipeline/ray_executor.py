@@ -34,7 +34,8 @@ from pipeline.capture.target import ResolvedTeacher, resolve_teacher
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.config.teacher import TeacherConfig
 from pipeline.run import Worker, prepare
-from pipeline.teachers.loading import Teacher, load_teacher
+from pipeline.teachers.loading import load_teacher
+from pipeline.teachers.teacher import Teacher
 
 try:
     import ray

@@ -220,7 +220,8 @@ def test_another_dtype_fails_by_its_identity_and_by_its_numbers(tmp_path, teache
 def test_a_cache_that_was_computed_in_a_coarser_dtype_than_it_says_fails(tmp_path, teacher, monkeypatch):
     def load(*arguments):
         loaded = load_teacher(*arguments)
-        return replace(loaded, model=loaded.model.bfloat16())
+        loaded.head.model.bfloat16()
+        return loaded
 
     monkeypatch.setattr("pipeline.run.load_teacher", load)
     report = audit(captured(tmp_path, teacher, **WIDE))
@@ -286,8 +287,9 @@ def test_live_answers_equal_those_of_a_whole_forward_pass(tmp_path, teacher, mon
     rows = compare(cached, sequences, [], live, batch_tokens=60).rows
     row = 0
     for sequence in sequences:
-        logs, window = naive_log_probs(live.model, sequence), cached.targets(*sequence.rows)
-        weights, tolerance = np.exp(window.log_probs.astype(np.float64)), loss_rounding(live.model.config, 24, logs)
+        logs, window = naive_log_probs(live.head.model, sequence), cached.targets(*sequence.rows)
+        weights = np.exp(window.log_probs.astype(np.float64))
+        tolerance = loss_rounding(live.head.model.config, 24, logs)
         for position, own in enumerate(logs):
             assert rows.log_probs[row] == pytest.approx(own[window.ids[position]], rel=0, abs=tolerance)
             assert rows.top_log_prob[row] == pytest.approx(own.max(), rel=0, abs=tolerance)

@@ -45,7 +45,7 @@ def rows_of(live, stored, ids, left_out=None, **changes):
         "head_log_prob": nothing,
         "surprisal": np.zeros((len(ids), 3)),
         "same_tokens": np.ones(len(ids), dtype=bool),
-        "scalars": {"entropy": (nothing, -(np.exp(live) * live).sum(axis=1))},
+        "entropy": -(np.exp(live) * live).sum(axis=1),
     }
     packed = np.where(used, ids, EMPTY_ID).astype(np.uint32)
     return Rows(Targets(packed, held.astype(np.float32), left_out.astype(np.float32)), **values | changes)
@@ -233,7 +233,7 @@ def test_joined_rows_stand_behind_each_other():
     found = joined(parts)
     assert np.array_equal(found.stored.ids, whole.stored.ids)
     assert np.array_equal(kl_nats(found), kl_nats(whole))
-    assert np.array_equal(found.scalars["entropy"][1], whole.scalars["entropy"][1])
+    assert np.array_equal(found.entropy, whole.entropy)
 
 
 def rounded_twice(step):

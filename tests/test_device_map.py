@@ -54,7 +54,7 @@ def test_a_placed_teacher_captures_the_same_bytes(tmp_path, teacher, whole, devi
 def test_the_spread_teacher_is_spread(teacher):
     config = TeacherConfig(name="toy", model=str(teacher), device_map=SPREAD)
     loaded = load_teacher(config, teacher, "causal")
-    assert loaded.model.get_output_embeddings().weight.is_meta
+    assert loaded.head.model.get_output_embeddings().weight.is_meta
     assert loaded.device == torch.device("cpu")
 
 

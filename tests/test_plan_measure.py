@@ -8,8 +8,8 @@ import torch
 from click.testing import CliRunner
 from test_target_kinds import KINDS
 
-import pipeline.capture.predict
 import pipeline.planning.measure
+import pipeline.teachers.model_body
 import tiny
 from cache_tools.codecs.registry import Targets
 from pipeline.capture.keep import Keep, sparse_targets
@@ -47,7 +47,7 @@ class Reading:
         recipe = tiny.recipe(config, load_tokenizer(folder / "teacher"))
         sample = survey(recipe, corpus_sources(config.corpus).values(), 10_000)
         self.sequences = drawn_order(sample.sequences)
-        self.tokens_read, run_body = 0, pipeline.capture.predict.run_body
+        self.tokens_read, run_body = 0, pipeline.teachers.model_body.run_body
 
         def read(group, *arguments, **named):
             self.groups.append(group)
@@ -59,7 +59,7 @@ class Reading:
             return run_body(model, input_ids, attention_mask, *arguments, **named)
 
         monkeypatch.setattr(pipeline.planning.measure, "predict", read)
-        monkeypatch.setattr(pipeline.capture.predict, "run_body", counted)
+        monkeypatch.setattr(pipeline.teachers.model_body, "run_body", counted)
 
     def measure(self, max_seconds=1e9):
         return measure(self.teacher, self.resolved, "causal", self.sequences, max_seconds, clock=lambda: self.seconds)

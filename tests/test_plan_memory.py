@@ -38,7 +38,7 @@ def plan_of(config, teacher):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_weights_are_those_of_the_loaded_teacher(tmp_path, model_type, dtype):
     config, teacher = one_teacher(tmp_path, model_type, dtype=dtype)
-    model = load_teacher(teacher.config, teacher.folder, config.encoding.objective).model
+    model = load_teacher(teacher.config, teacher.folder, config.encoding.objective).head.model
     weights = plan_of(config, teacher).weights_bytes
     assert weights == planned.weight_bytes(model) > 10_000
     assert weights >= model.num_parameters() * model.dtype.itemsize
@@ -55,7 +55,7 @@ def test_kept_rows_are_as_large_as_the_predictions(tmp_path, kind):
     rows = predict(encoding.sequences(0), "causal", loaded, kept, 512)
     arrays = [*vars(rows.targets).values(), *rows.scalars.values(), *rows.hidden.values()]
     size = sum(array.nbytes for array in arrays)
-    assert planned.kept_bytes_per_position(teacher, loaded.model) == size / encoding.shards[0].positions
+    assert planned.kept_bytes_per_position(teacher, loaded.head.model) == size / encoding.shards[0].positions
 
 
 def test_activations_follow_the_formula(tmp_path):
@@ -114,7 +114,7 @@ def test_what_a_shard_takes_while_it_is_written_is_what_is_planned(tmp_path, nam
     peak = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()
     positions = encoding.shards[0].positions
-    per_position = planned.writing_bytes_per_position(teacher, loaded.model)
+    per_position = planned.writing_bytes_per_position(teacher, loaded.head.model)
     blocks = (
         2048 * 8 * 6 * max(64, teacher.target.keep.slots(300))
     )  # of intermediate results, whatever the shard's size

@@ -18,7 +18,6 @@ from cache_tools.codecs.rows import Targets
 from cache_tools.errors import ConfigError, IdentityError
 from cache_tools.format import layout
 from cache_tools.format.fingerprint import fingerprint
-from cache_tools.format.layout import ENTROPY, GOLD_LOGPROB
 from cache_tools.format.manifest import (
     EncodingManifest,
     Split,
@@ -34,7 +33,7 @@ from cache_tools.mappings import Identity
 from cache_tools.progress.reporter import Advance, ignore
 from cache_tools.separate_places import require_apart
 from cache_tools.storage import StorePath, object_exists, write_objects
-from cache_tools.store.predictions import Group, from_steps, hidden_array
+from cache_tools.store.predictions import MEAN_SCALARS, Group, from_steps, hidden_array
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.root import create_cache
 from cache_tools.store.stored_rows import StoredTargets
@@ -233,8 +232,9 @@ def _target_group(source: CachedTeacher, receipt: Receipt, kept: _Kept, k: int |
     if narrowed:
         assert k is not None
         codec, arrays, parameters = narrow(stored.codec, arrays, parameters, k)
-    scalars = source.stored_rows(list(source.manifest.scalars), kept.shard, 0, stop)
-    scalars = {name: values[kept.rows] for name, values in scalars.items()}
+    names = list(source.manifest.scalars)
+    all_scalars = source.stored_rows(names, kept.shard, 0, stop) if names else {}
+    scalars = {name: values[kept.rows] for name, values in all_scalars.items()}
     if kept.whole and not narrowed and receipt.statistics:
         return Group(arrays | scalars, parameters, receipt.statistics)
     targets = StoredTargets(codec, parameters, arrays).decode(0, len(kept.rows))
@@ -244,7 +244,7 @@ def _target_group(source: CachedTeacher, receipt: Receipt, kept: _Kept, k: int |
 def _means(targets: Targets, scalars: dict[str, NDArray[Any]], step_nats: float) -> dict[str, float]:
     """Return the statistics that can be computed from stored rows; a mean that is not finite is left out."""
     means = {"kept_mass": float(np.exp(targets.log_probs, dtype=np.float64).sum(axis=1).mean())}
-    for statistic, name, sign in (("entropy_nats", ENTROPY, 1), ("cross_entropy_nats", GOLD_LOGPROB, -1)):
+    for statistic, name, sign in MEAN_SCALARS:
         if name in scalars:
             values = from_steps(scalars[name], step_nats)
             if not np.isnan(values).any() and values.max() < np.inf:

@@ -28,6 +28,9 @@ from cache_tools.mappings import Parameters
 SCALAR_STEP_NATS = 2.0**-10
 MINUS_INFINITY = int(np.iinfo(np.int32).min)
 
+MEAN_SCALARS = (("entropy_nats", ENTROPY, 1), ("cross_entropy_nats", GOLD_LOGPROB, -1))
+"""Statistics of a receipt that are means of a scalar, each with its sign; a teacher that keeps none has none."""
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -135,7 +138,7 @@ def encode_targets(manifest: TeacherManifest, codec: Codec, predictions: Predict
     Args:
         manifest: The teacher's.
         codec: The teacher's codec, with its file.
-        predictions: All rows of a shard.
+        predictions: All rows of a shard, with at least the scalars that the manifest lists.
 
     Raises:
         ValueError: a row cannot be stored, see ``codecs/registry.py``, or a scalar is NaN.
@@ -151,10 +154,11 @@ def encode_targets(manifest: TeacherManifest, codec: Codec, predictions: Predict
     empty = (predictions.targets.log_probs == -np.inf).all(axis=1)  # skipped: the teacher predicted nothing there
     predicted = slice(None) if empty.all() else ~empty
     statistics = {"skipped_positions": float(empty.sum())} if empty.any() else {}
+    statistics["kept_mass"] = float(kept[predicted].mean())
+    for statistic, name, sign in MEAN_SCALARS:
+        if name in manifest.scalars:
+            statistics[statistic] = sign * float(predictions.scalars[name][predicted].mean(dtype=np.float64))
     statistics |= {
-        "kept_mass": float(kept[predicted].mean()),
-        "entropy_nats": float(predictions.scalars[ENTROPY][predicted].mean(dtype=np.float64)),
-        "cross_entropy_nats": -float(predictions.scalars[GOLD_LOGPROB][predicted].mean(dtype=np.float64)),
         "codec_kl_nats": float(encoded.kl_nats.mean()),
         "codec_kl_nats_max": float(encoded.kl_nats.max()),
     }

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cache_tools.codecs.rows import EMPTY_ID, Targets, by_id
 from cache_tools.errors import ModelError
-from cache_tools.format.layout import LOGSUMEXP, SCALARS, temperature_of
+from cache_tools.format.layout import ENTROPY, LOGSUMEXP, SCALARS, temperature_of
 from cache_tools.format.manifest import TeacherManifest
 from cache_tools.format.sequences import Sequence
 from cache_tools.progress.reporter import Advance, ignore
@@ -24,13 +24,13 @@ from pipeline.capture.draws import position_keys
 from pipeline.capture.keep import Keep, sparse_targets
 from pipeline.capture.predict import chunk_positions
 from pipeline.teachers.batches import Batch, pad, token_budget_batches
-from pipeline.teachers.body_and_head import HeadOutput, run_body, run_head
-from pipeline.teachers.loading import Teacher
+from pipeline.teachers.body_and_head import HeadOutput
 from pipeline.teachers.restriction import Restriction
+from pipeline.teachers.teacher import Teacher
 
 Floats32 = NDArray[np.float32]
 
-# B: batch, L: length, N: positions of a chunk, P: of a batch, V: vocabulary, k: slots, D: width
+# N: positions of a chunk, P: of a batch, V: vocabulary, k: slots, D: width
 
 
 @dataclass(frozen=True)
@@ -178,22 +178,16 @@ def _concatenated(parts: list[_Answers]) -> _Answers:
 @torch.inference_mode()
 def _answers(question: _Question, teacher: Teacher) -> _Answers:
     """Run one batch."""
-    batch, device = question.batch, teacher.device
     middle = [layer for layer in question.layers if layer != "last"]
-    assert batch.attention_mask is not None
-    last_BLD, all_hidden = run_body(
-        teacher.model, batch.input_ids.to(device), batch.attention_mask.to(device), hidden=bool(middle)
-    )
-    kept_P = batch.kept.to(device)
-    last_PD, size = last_BLD.flatten(0, 1)[kept_P], chunk_positions(teacher)
+    last_PD, states = teacher.body.states(question.batch, [int(layer) for layer in middle])
+    size = chunk_positions(teacher)
     answers = _concatenated(
         [
-            _head_answers(question, run_head(teacher.model, last_PD[start : start + size]), start)
+            _head_answers(question, teacher.head.logits(last_PD[start : start + size]), start)
             for start in range(0, len(last_PD), size)
         ]
     )
-    states = {layer: _host(all_hidden[int(layer)].flatten(0, 1)[kept_P]) for layer in middle}
-    return replace(answers, hidden=answers.hidden | states)
+    return replace(answers, hidden=answers.hidden | {layer: _host(states[int(layer)]) for layer in middle})
 
 
 def _host(tensor: Tensor) -> Floats32:
@@ -265,6 +259,7 @@ def _both_sides(
         head_log_prob=live.head_log_prob.astype(np.float64),
         surprisal=surprisal,
         same_tokens=(kept_ids == np.sort(stored.ids, axis=1)).all(axis=1),
+        entropy=live.scalars[ENTROPY].astype(np.float64),
         scalars=scalars,
     )
     return Compared(rows, hidden)

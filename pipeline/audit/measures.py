@@ -51,7 +51,8 @@ class Rows:
         surprisal: (n, 3) mean surprisal, under this row's live distribution, of the stored row before, of this one and
             of the one behind; NaN at a sequence's ends.
         same_tokens: (n,) bool, whether the live teacher would keep the same tokens.
-        scalars: (stored, live) per position, by name.
+        entropy: (n,) live, of the whole distribution.
+        scalars: (stored, live) per position, by name; those that the cache holds.
     """
 
     stored: Targets
@@ -60,6 +61,7 @@ class Rows:
     head_log_prob: Floats
     surprisal: Floats
     same_tokens: NDArray[np.bool_]
+    entropy: Floats
     scalars: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
 
     @property
@@ -104,6 +106,7 @@ def joined(parts: list[Rows]) -> Rows:
         head_log_prob=np.concatenate([part.head_log_prob for part in parts]),
         surprisal=np.concatenate([part.surprisal for part in parts]),
         same_tokens=np.concatenate([part.same_tokens for part in parts]),
+        entropy=np.concatenate([part.entropy for part in parts]),
         scalars=sides,
     )
 
@@ -153,15 +156,21 @@ def difference(stored: NDArray[np.floating], live: NDArray[np.floating]) -> Floa
 
 
 def excess_surprisal(rows: Rows) -> ExcessSurprisal:
-    """Return the excess surprisal of the rows.
+    """Return the mean excess surprisal of the rows.
 
     Positions are drawn independently, so the rows' own spread gives the standard error.
     """
-    weights = np.exp(rows.stored.log_probs.astype(np.float64))
-    surprisal = -np.where(rows.used, weights * np.maximum(rows.log_probs, LOWEST_NATS), 0).sum(axis=1)
-    excess = surprisal - rows.scalars["entropy"][1]
+    excess = excess_surprisals(rows)
     error = float(excess.std(ddof=1) / np.sqrt(len(excess))) if len(excess) > 1 else np.inf
     return ExcessSurprisal(float(excess.mean()), error)
+
+
+def excess_surprisals(rows: Rows) -> Floats:
+    """Return ``sum w (-ln p) - H(p)`` of each row: (n,), nats."""
+    weights = np.exp(rows.stored.log_probs.astype(np.float64))
+    surprisal = -np.where(rows.used, weights * np.maximum(rows.log_probs, LOWEST_NATS), 0).sum(axis=1)
+    excess: Floats = surprisal - rows.entropy
+    return excess
 
 
 def proven_shift(rows: Rows, drawn: bool) -> int:
@@ -178,7 +187,7 @@ def proven_shift(rows: Rows, drawn: bool) -> int:
     """
     log_probs = np.maximum(rows.stored.log_probs.astype(np.float64), LOWEST_NATS)
     own = -np.where(rows.used, np.exp(log_probs) * log_probs, 0).sum(axis=1)
-    beside = np.stack([rows.scalars["entropy"][1]] * 3 if drawn else [np.roll(own, 1), own, np.roll(own, -1)], axis=1)
+    beside = np.stack([rows.entropy] * 3 if drawn else [np.roll(own, 1), own, np.roll(own, -1)], axis=1)
     inner = np.isfinite(rows.surprisal).all(axis=1)
     if not inner.any():
         return 0

@@ -43,9 +43,10 @@ from pipeline.capture.target import ResolvedTeacher, resolve_teacher
 from pipeline.config.audit import AuditConfig
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.teachers.fitting import check_teacher
-from pipeline.teachers.loading import Teacher, load_teacher
+from pipeline.teachers.loading import load_teacher
 from pipeline.teachers.probe import check_rows
 from pipeline.teachers.restriction import Restriction
+from pipeline.teachers.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,7 @@ def _compare_shards(
     """Return the rows of the whole sample, and of each check that a shard has the largest; ``ask`` is ``compare``."""
     with torch.inference_mode():
         last = "last" in cached.manifest.hidden
-        head = OutputHead.of(teacher.model, probe_head(cached.encoding, teacher)) if last else None
+        head = OutputHead.of(teacher.head.model, probe_head(cached.encoding, teacher)) if last else None
     rows, checks = [], []
     for shard, sequences in sample.items():
         missing = cached.missing_groups(shard)
@@ -263,9 +264,9 @@ def _largest(checks: list[Check]) -> list[Check]:
 
 def _check_shapes(cached: CachedTeacher, teacher: Teacher) -> None:
     """Refuse a teacher with other numbers of logits or layers: there is nothing to compare."""
-    config, manifest = teacher.model.config.get_text_config(), cached.manifest
+    config, manifest = teacher.head.model.config.get_text_config(), cached.manifest
     expected = {"vocabulary": manifest.vocabulary_size}
-    live = {"vocabulary": int(teacher.model.get_output_embeddings().weight.shape[0])}
+    live = {"vocabulary": teacher.head.vocabulary_size}
     for layer, spec in manifest.hidden.items():
         there = layer == "last" or int(layer) <= config.num_hidden_layers
         expected[f"hidden {layer}"], live[f"hidden {layer}"] = spec.width, config.hidden_size if there else 0

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_tools.format.layout import GOLD_LOGPROB
 from cache_tools.format.manifest import Kind
 from cache_tools.format.sequences import Sequence
 from cache_tools.store.teacher import CachedTeacher
-from pipeline.audit.measures import Rows, difference, exact_part, kl_nats, worst_slots
+from pipeline.audit.measures import Rows, difference, exact_part, excess_surprisals, kl_nats, worst_slots
 
 WORST = 5
 CONTEXT_BYTES = 60
@@ -29,7 +30,8 @@ class WorstPosition:
         token: Its text.
         stored: Its stored probability.
         live: Its live probability.
-        error_nats: The KL divergence of the row; for ``sampled`` the error of the gold token's log-probability.
+        error_nats: The KL divergence of the row; for ``sampled`` the error of the gold token's log-probability, or, if
+            the cache does not hold that, of the mean surprisal of the draws.
     """
 
     document_id: str
@@ -56,7 +58,7 @@ class _TokenErrors:
 def worst_positions(
     rows: Rows, sequences: list[Sequence], cached: CachedTeacher, text_of: Callable[[int], str]
 ) -> tuple[WorstPosition, ...]:
-    """Return the WORST positions by KL; for ``sampled`` by the error of the gold token's log-probability.
+    """Return the WORST positions by KL; for ``sampled`` by the error that ``WorstPosition`` names.
 
     Args:
         rows: Rows of all the sequences, in their order.
@@ -89,7 +91,9 @@ def worst_positions(
 
 def _token_errors(rows: Rows, kind: Kind, gold: NDArray[np.uint32]) -> _TokenErrors:
     if not kind.has_exact_part:
-        stored, live = rows.scalars["gold_logprob"]
+        if GOLD_LOGPROB not in rows.scalars:
+            return _drawn_most(rows)
+        stored, live = rows.scalars[GOLD_LOGPROB]
         return _TokenErrors(gold, stored, live, np.abs(difference(stored, live)))
     exact = exact_part(rows)
     slots = worst_slots(exact)[:, None]
@@ -98,6 +102,17 @@ def _token_errors(rows: Rows, kind: Kind, gold: NDArray[np.uint32]) -> _TokenErr
         stored_log_probs=np.take_along_axis(exact.stored.log_probs, slots, axis=1)[:, 0],
         live_log_probs=np.take_along_axis(exact.log_probs, slots, axis=1)[:, 0],
         errors_nats=np.where(exact.used.any(axis=1), kl_nats(exact), 0),
+    )
+
+
+def _drawn_most(rows: Rows) -> _TokenErrors:
+    """Show the token that was drawn most often; one row's draws miss the entropy by chance too, most where they err."""
+    slots = rows.stored.log_probs.argmax(axis=1)[:, None]
+    return _TokenErrors(
+        tokens=np.take_along_axis(rows.stored.ids, slots, axis=1)[:, 0],
+        stored_log_probs=np.take_along_axis(rows.stored.log_probs, slots, axis=1)[:, 0],
+        live_log_probs=np.take_along_axis(rows.log_probs, slots, axis=1)[:, 0],
+        errors_nats=np.abs(excess_surprisals(rows)),
     )
 
 

@@ -7,9 +7,8 @@ in which a layer's hidden states are quantised is computed from a sample.
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from cache_tools.errors import IdentityError, ModelError
+from cache_tools.errors import IdentityError
 from cache_tools.format import layout
 from cache_tools.format.manifest import HiddenSpec, ObjectRecord, TeacherManifest, read_manifest
 from cache_tools.format.sequences import Sequence
@@ -22,23 +21,14 @@ from cache_tools.store.teacher import CachedTeacher
 from cache_tools.store.writer import declare_teacher
 from cache_tools.torch_models.head_file import StoredHead, head_bytes
 from pipeline.capture.hidden_budget import OutputHead, fisher_metric
-from pipeline.capture.predict import KeptOutputs, predict, probe_ids
+from pipeline.capture.predict import KeptOutputs, predict, probe_batch
 from pipeline.capture.target import SparseTarget
 from pipeline.config.targets import HiddenConfig
 from pipeline.config.teacher import TeacherConfig
-from pipeline.teachers.batches import pack, pad
-from pipeline.teachers.body_and_head import (
-    HeadOutput,
-    body_of,
-    check_head,
-    check_packing,
-    output_parameters,
-    output_scaling,
-    run_body,
-    run_head,
-)
-from pipeline.teachers.loading import Teacher
+from pipeline.teachers.batches import Batch
+from pipeline.teachers.body_and_head import HeadOutput, body_of, output_parameters, output_scaling
 from pipeline.teachers.probe import check_rows
+from pipeline.teachers.teacher import Teacher
 
 CALIBRATION_POSITIONS = 4096
 """Positions, spread over the corpus, whose hidden states the bases are made from."""
@@ -75,13 +65,10 @@ def declare(
             other sequences.
     """
     _check_vocabulary(encoding, teacher, config)
-    probe = probe_ids(encoding, teacher)
+    probe = probe_batch(encoding)
     with torch.inference_mode():
-        check_head(teacher.model, probe)
+        teacher.body.check(teacher.head, probe, encoding.sequences(0)[:PACKED_PROBE])
         check_rows(encoding, teacher, config)
-        if teacher.packs:
-            first = encoding.sequences(0)[:PACKED_PROBE]
-            check_packing(teacher.model, *(together(first, list(range(len(first)))) for together in (pad, pack)))
         stored = _stored_manifest(encoding, config.name)
         if stored is not None:
             target = target.as_stored(stored.target, stored.vocabulary_size)
@@ -109,8 +96,8 @@ def _stored_manifest(encoding: Encoding, name: str) -> TeacherManifest | None:
 
 def _check_vocabulary(encoding: Encoding, teacher: Teacher, config: TeacherConfig) -> None:
     """Refuse a teacher for which some ids of the encoding do not exist, before it reads one."""
-    body_of(teacher.model)  # refuses a model without output matrix
-    vocabulary = teacher.model.get_output_embeddings().weight.shape[0]
+    body_of(teacher.head.model)  # refuses a model without output matrix
+    vocabulary = teacher.head.vocabulary_size
     if vocabulary < encoding.manifest.vocabulary_size:
         raise IdentityError(
             f"teacher {config.name!r} has fewer logits than the tokenizer has ids",
@@ -127,11 +114,11 @@ def _describe(
     config: TeacherConfig,
     target: SparseTarget,
     chunk_positions: int,
-    probe: Tensor,
+    probe: Batch,
 ) -> tuple[TeacherManifest, HeadOutput]:
-    """Return the teacher's manifest, its files aside, and what its head gives on the probe (1, L)."""
-    last_1LD, all_hidden = run_body(teacher.model, probe, torch.ones_like(probe), hidden=True)
-    head = run_head(teacher.model, last_1LD[0])
+    """Return the teacher's manifest, its files aside, and what its head gives on the probe."""
+    last_PD, states = teacher.body.states(probe, [layer for layer in config.hidden.layers if layer != "last"])
+    head = teacher.head.logits(last_PD)
     vocabulary_size = head.logits.shape[1]
     manifest = TeacherManifest.describe(
         teacher.computed.identity() | {"encoding": encoding.manifest.fingerprint},
@@ -141,25 +128,12 @@ def _describe(
         target=target.spec(vocabulary_size),
         scalar_step_nats=target.scalar_step_nats(vocabulary_size),
         scalars=target.keep.scalar_names,
-        hidden=_hidden_specs(config, head.last, all_hidden),
+        hidden={
+            str(layer): _hidden_spec(config.hidden, layer, (head.last if layer == "last" else states[layer]).shape[-1])
+            for layer in config.hidden.layers
+        },
     )
     return manifest, head
-
-
-def _hidden_specs(config: TeacherConfig, last: Tensor, all_hidden: tuple[Tensor, ...]) -> dict[str, HiddenSpec]:
-    """Return how each layer is kept, by name; refuse a layer that the model does not have."""
-    specs = {}
-    for layer in config.hidden.layers:
-        if layer != "last" and not 0 <= layer < len(all_hidden):
-            raise ModelError(
-                f"teacher {config.name!r} has no layer {layer}",
-                where="hidden.layers",
-                expected=f"0 (embeddings) to {len(all_hidden) - 1}, or last",
-                found=layer,
-            )
-        states = last if layer == "last" else all_hidden[layer]
-        specs[str(layer)] = _hidden_spec(config.hidden, layer, states.shape[-1])
-    return specs
 
 
 def _hidden_spec(config: HiddenConfig, layer: int | str, width: int) -> HiddenSpec:
@@ -175,14 +149,14 @@ def _layer_files(
     """Return the files that layers need, the head and the bases, by key."""
     files = {}
     if "last" in layers:
-        head_file = StoredHead(*output_parameters(teacher.model), output_scaling(teacher.model, head))
+        head_file = StoredHead(*output_parameters(teacher.head.model), output_scaling(teacher.head.model, head))
         files[layout.HEAD] = head_bytes(head_file)
     quantised = tuple(layer for layer, spec in layers.items() if HIDDEN_CODECS[spec.codec].has_transform)
     if quantised:
         states = _sample(encoding, teacher, quantised, batch_tokens)
         for layer in quantised:
             if layer == "last":
-                metric = fisher_metric(OutputHead.of(teacher.model, head), states[layer])
+                metric = fisher_metric(OutputHead.of(teacher.head.model, head), states[layer])
                 transform = calibrate_last(states[layer], metric)
             else:
                 transform = calibrate_relative(states[layer])

@@ -28,11 +28,10 @@ from cache_tools.store.predictions import Predictions, hidden_array
 from cache_tools.store.reader import Encoding
 from pipeline.capture.draws import position_keys
 from pipeline.capture.keep import Keep, sparse_targets
-from pipeline.teachers.batches import Batch, pack, pad, token_budget_batches
-from pipeline.teachers.body_and_head import run_body, run_head
-from pipeline.teachers.loading import Teacher
+from pipeline.teachers.batches import Batch, pack, pad, token_budget_batches, whole
+from pipeline.teachers.teacher import Teacher
 
-# B: batch, L: length, D: width, P: kept positions of a batch, V: vocabulary
+# L: length, D: width, P: kept positions of a batch, V: vocabulary
 
 HEAD_CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 """Size of one chunk of logits by device type, in the model's own type; and of as many in float32 as are looked at
@@ -59,10 +58,10 @@ PROBE_TOKENS = 32
 """Tokens on which a model's head is tried: enough to tell it, few enough that all their logits are small."""
 
 
-def probe_ids(encoding: Encoding, teacher: Teacher) -> Tensor:
-    """Return the beginning of the encoding's first sequence: (1, L) int64, L at most PROBE_TOKENS."""
-    ids = encoding.sequences(0)[0].input_ids[:PROBE_TOKENS]
-    return torch.from_numpy(ids.astype(np.int64))[None].to(teacher.device)
+def probe_batch(encoding: Encoding) -> Batch:
+    """Return the beginning of the encoding's first sequence, at most PROBE_TOKENS, all its positions kept."""
+    ids_1L = encoding.sequences(0)[0].input_ids[:PROBE_TOKENS].astype(np.int64)[None]
+    return whole(ids_1L, np.ones_like(ids_1L))
 
 
 def predict(
@@ -107,32 +106,20 @@ def predict(
 def chunk_positions(teacher: Teacher, itemsize: int = 4) -> int:
     """Return how many positions' logits of this many bytes each are one chunk."""
     chunk_bytes = HEAD_CHUNK_BYTES.get(teacher.device.type, HEAD_CHUNK_BYTES["cuda"])
-    return max(1, chunk_bytes // (itemsize * vocabulary_of(teacher)))
-
-
-def vocabulary_of(teacher: Teacher) -> int:
-    """Return the width of a teacher's logits."""
-    return int(teacher.model.get_output_embeddings().weight.shape[0])
+    return max(1, chunk_bytes // (itemsize * teacher.head.vocabulary_size))
 
 
 @torch.inference_mode()
 def _predict_batch(batch: Batch, gold_P: Tensor, teacher: Teacher, kept: KeptOutputs) -> dict[str, Tensor]:
     """Run one batch and return what is kept of it, by name, on the teacher's device."""
     layers = [layer for layer in kept.layers if layer != "last"]
-    last_BLD, all_hidden = run_body(
-        teacher.model,
-        _on(batch.input_ids, teacher),
-        _on(batch.attention_mask, teacher),
-        hidden=bool(layers),
-        position_ids=_on(batch.position_ids, teacher),
-    )
-    kept_P = _on(batch.kept, teacher)
-    outputs = {hidden_array(layer): all_hidden[int(layer)].flatten(0, 1)[kept_P] for layer in layers}
+    last_PD, states = teacher.body.states(batch, [int(layer) for layer in layers])
+    outputs = {hidden_array(layer): states[int(layer)] for layer in layers}
     if kept.keep is None and "last" not in kept.layers:
         return outputs
     seed = 0 if kept.keep is None else kept.keep.seed
     keys_P = _on(position_keys(seed, batch.sequence_ids, batch.positions), teacher)
-    return outputs | _run_head(last_BLD.flatten(0, 1)[kept_P], _on(gold_P, teacher), keys_P, teacher, kept)
+    return outputs | _run_head(last_PD, _on(gold_P, teacher), keys_P, teacher, kept)
 
 
 def _run_head(
@@ -142,7 +129,7 @@ def _run_head(
     num_positions, keep = len(last_PD), kept.keep
     rows = min(chunk_positions(teacher), num_positions)
     logits_NV, scratch_NV = (
-        torch.empty(count, vocabulary_of(teacher), device=teacher.device) for count in (rows, -(-rows // 2))
+        torch.empty(count, teacher.head.vocabulary_size, device=teacher.device) for count in (rows, -(-rows // 2))
     )
     outputs: dict[str, Tensor] = {}
 
@@ -153,7 +140,7 @@ def _run_head(
             outputs[name][where] = values
 
     for chunk in _slices(0, num_positions, chunk_positions(teacher, last_PD.dtype.itemsize)):
-        head = run_head(teacher.model, last_PD[chunk], as_given=True)
+        head = teacher.head.logits(last_PD[chunk], as_given=True)
         if "last" in kept.layers:
             put(chunk, {hidden_array("last"): head.last})
         if keep is None:
@@ -170,9 +157,9 @@ def _slices(start: int, stop: int, step: int) -> Iterator[slice]:
     return (slice(first, min(first + step, stop)) for first in range(start, stop, step))
 
 
-def _on(tensor: Tensor | None, teacher: Teacher) -> Any:
+def _on(tensor: Tensor, teacher: Teacher) -> Tensor:
     """Return a host tensor on the teacher's device, without waiting for it."""
-    return None if tensor is None else tensor.to(teacher.device, non_blocking=True)
+    return tensor.to(teacher.device, non_blocking=True)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
-import transformers
 
 from cache_tools.errors import ModelError
 from cache_tools.format.layout import temperatures_of
@@ -29,9 +28,9 @@ from cache_tools.store.teacher import CachedTeacher
 from cache_tools.store.writer import commit_shard
 from pipeline.capture.hidden_budget import OutputHead, kl_error
 from pipeline.capture.keep import Keep
-from pipeline.capture.predict import KeptOutputs, predict, probe_ids
-from pipeline.teachers.body_and_head import HeadOutput, run_body, run_head
-from pipeline.teachers.loading import Teacher
+from pipeline.capture.predict import KeptOutputs, predict, probe_batch
+from pipeline.teachers.body_and_head import HeadOutput
+from pipeline.teachers.teacher import Teacher
 
 
 def capture_shards(
@@ -105,20 +104,19 @@ def _error_measures(cached: CachedTeacher, teacher: Teacher) -> dict[str, ErrorO
     last = cached.manifest.hidden.get("last")
     if last is None or not HIDDEN_CODECS[last.codec].has_transform:
         return {}
-    head = OutputHead.of(teacher.model, probe_head(cached.encoding, teacher))
+    head = OutputHead.of(teacher.head.model, probe_head(cached.encoding, teacher))
     return {"last": kl_error(head, temperatures_of(cached.manifest.scalars))}
 
 
 def probe_head(encoding: Encoding, teacher: Teacher) -> HeadOutput:
     """Run body and head over the encoding's first sequence."""
-    probe = probe_ids(encoding, teacher)
-    return run_head(teacher.model, run_body(teacher.model, probe, torch.ones_like(probe), hidden=False)[0][0])
+    return teacher.head.logits(teacher.body.states(probe_batch(encoding))[0])
 
 
 def _provenance(teacher: Teacher, started: float) -> Provenance:
     device = torch.cuda.get_device_name(teacher.device) if teacher.device.type == "cuda" else platform.machine()
     return {
-        "software": f"{SOFTWARE}, torch {torch.__version__}, transformers {transformers.__version__}",
+        "software": f"{SOFTWARE}, torch {torch.__version__}, {teacher.body.software}",
         "device": f"{teacher.device.type} ({device})",
         "seconds": round(time.monotonic() - started, 3),
     }

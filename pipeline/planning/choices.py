@@ -188,7 +188,8 @@ def target_bytes(codec: Codec, targets: Targets) -> int:
 
 def scalar_bytes(block: Predictions, step_nats: float) -> int:
     """Return the bytes of the scalars, compressed as a cache compresses them; a step of 0 stands for float32."""
-    rows = len(block.scalars["entropy"])
+    assert block.targets is not None
+    rows = len(block.targets.ids)
     layout = ArrayLayout(
         ArrayType((), np.dtype(np.int32 if step_nats else np.float32)), _whole_chunks(rows), CHUNK_ROWS
     )

@@ -19,10 +19,10 @@ from cache_tools.format.manifest import Kind, Objective
 from cache_tools.format.sequences import Sequence
 from cache_tools.progress.reporter import Advance, Reporter
 from cache_tools.store.predictions import Predictions
-from pipeline.capture.predict import KeptOutputs, predict, vocabulary_of
+from pipeline.capture.predict import KeptOutputs, predict
 from pipeline.capture.target import ResolvedTeacher
 from pipeline.planning.choices import CHUNK_ROWS, KChoice, Tally, choices_of
-from pipeline.teachers.loading import Teacher
+from pipeline.teachers.teacher import Teacher
 
 BLOCK_ROWS = 16 * CHUNK_ROWS
 """Rows that are compressed together."""
@@ -103,7 +103,7 @@ def measure(
         clock: Returns seconds; only differences count.
     """
     reporter, name, batch_tokens = reporter or Reporter(), resolved.config.name, resolved.config.batch_tokens
-    vocabulary_size = vocabulary_of(teacher)
+    vocabulary_size = teacher.head.vocabulary_size
     ks = choices_of(resolved.target.keep, vocabulary_size)
     widest = replace(resolved.target.keep, kind=Kind.TOPK, k=ks[-1]) if ks else resolved.target.keep
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cache_tools.format.sequences import Sequence
@@ -82,6 +83,15 @@ def pack(sequences: list[Sequence], indices: list[int]) -> Batch:
     positions = np.concatenate([np.arange(n) for n in lengths])
     kept = _kept(sequences, indices, [0, *np.cumsum(lengths)[:-1].tolist()])
     return Batch(indices, torch.from_numpy(ids)[None], None, torch.from_numpy(positions)[None], *kept)
+
+
+def whole(input_ids_BL: NDArray[np.int64], attention_mask_BL: NDArray[np.int64]) -> Batch:
+    """Return rows that are padded on the right as a batch of which every position is kept, padding aside."""
+    kept = np.flatnonzero(attention_mask_BL)
+    rows, positions = np.divmod(kept, input_ids_BL.shape[1])
+    arrays = (input_ids_BL, attention_mask_BL, kept, rows, positions)
+    ids, mask, *places = (torch.from_numpy(array.astype(np.int64)) for array in arrays)
+    return Batch(list(range(len(input_ids_BL))), ids, mask, None, *places)
 
 
 def _kept(sequences: list[Sequence], indices: list[int], starts: list[int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,6 @@ pickled ones can run code.
 """
 
 import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import shorten
 
@@ -19,85 +18,21 @@ from transformers.distributed.configuration_utils import DistributedConfig
 
 from cache_tools.errors import ModelError
 from cache_tools.format.manifest import Objective
-from cache_tools.mappings import Arguments, Identity, JsonObject
+from cache_tools.mappings import Arguments
 from cache_tools.models.files import is_gguf, weight_files, weights_sha256, why_not_found
 from cache_tools.torch_models.gguf import quantisation
 from cache_tools.torch_models.loading import LOADING_ERRORS, load_configuration
 from pipeline.config.teacher import TeacherConfig
 from pipeline.teachers.body_and_head import body_of
 from pipeline.teachers.checkpoint import load_teacher_checkpoint
+from pipeline.teachers.model_body import ModelBody
 from pipeline.teachers.process_group import Order, send, send_inputs
+from pipeline.teachers.teacher import ComputedWeights, Head, ModelDescription, Teacher
 from pipeline.teachers.tensor_plan import meta_model, split_plan
 
 WEIGHTS = "*.safetensors"
 SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 """Names of the files of a model on the hub: its weights, and its configuration and tokenizer."""
-
-
-@dataclass(frozen=True)
-class ComputedWeights:
-    """What determines a teacher's predictions besides the text: its weights and how it computes.
-
-    Attributes:
-        weights: Hash of the weight files and the configuration.
-        dtype: Type in which it computes.
-        quantisation: Types of the tensors of a GGUF file; None for safetensors.
-    """
-
-    weights: str
-    dtype: str
-    quantisation: str | None = None
-
-    def identity(self) -> Identity:
-        """Return its part of a teacher's identity in the cache."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
-
-
-@dataclass(frozen=True)
-class ModelDescription:
-    """Which model a teacher is, for people.
-
-    Attributes:
-        name: Folder or hub id, as the capture file has it.
-        revision: Branch, tag or commit of a hub id, if the capture file names one.
-        architecture: Class of the model.
-        dtype: Type in which it computes.
-        parameters: Number of its parameters.
-        quantisation: Types of the tensors of a GGUF file; None for safetensors.
-    """
-
-    name: str
-    revision: str | None
-    architecture: str
-    dtype: str
-    parameters: int
-    quantisation: str | None = None
-
-    def document(self) -> JsonObject:
-        """Return the ``model`` of a teacher's manifest."""
-        document = asdict(self)
-        if self.quantisation is None:
-            del document["quantisation"]
-        return document
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A loaded teacher.
-
-    Attributes:
-        model: In evaluation mode, on its device.
-        computed: What determines its predictions.
-        description: Which model it is, for people.
-        device: Device of its input and output; with a device map only a part of the model runs there.
-        packs: Whether the sequences of a batch are read in one row, kept apart by their positions.
-    """
-
-    model: PreTrainedModel
-    computed: ComputedWeights
-    description: ModelDescription
-    device: torch.device
-    packs: bool = False
 
 
 def resolve_model(config: TeacherConfig, weights: bool = True) -> Path:
@@ -216,7 +151,8 @@ def load_teacher(config: TeacherConfig, folder: Path, objective: Objective) -> T
     )
     if config.compile:
         body_of(model).compile(dynamic=True)
-    return Teacher(model, ComputedWeights(weights_sha256(folder), dtype, types), description, device, packs)
+    computed = ComputedWeights(weights_sha256(folder), dtype, types)
+    return Teacher(ModelBody(model, device, packs), Head(model), computed, description, device, packs)
 
 
 def load_model(config: TeacherConfig, folder: Path, objective: Objective) -> PreTrainedModel:

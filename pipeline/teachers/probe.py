@@ -4,13 +4,14 @@
 it will in the capture. Cost: six small batches.
 """
 
+import numpy as np
 import torch
 
 from cache_tools.models.probe import Ids, Probe, States, check_model, step_of
 from cache_tools.store.reader import Encoding
 from pipeline.config.teacher import TeacherConfig
-from pipeline.teachers.body_and_head import run_body
-from pipeline.teachers.loading import Teacher
+from pipeline.teachers.batches import whole
+from pipeline.teachers.teacher import Teacher
 
 
 def check_rows(encoding: Encoding, teacher: Teacher, config: TeacherConfig) -> None:
@@ -32,14 +33,15 @@ def check_rows(encoding: Encoding, teacher: Teacher, config: TeacherConfig) -> N
 
     @torch.inference_mode()
     def states_of(input_ids: Ids, attention_mask: Ids) -> States:
-        ids, mask = (torch.from_numpy(array).to(teacher.device) for array in (input_ids, attention_mask))
-        states: States = run_body(teacher.model, ids, mask, hidden=False)[0].float().cpu().numpy()
-        return states
+        batch = whole(input_ids, attention_mask)
+        kept: States = teacher.body.states(batch)[0].float().cpu().numpy()
+        states = np.zeros((input_ids.size, kept.shape[1]), np.float32)
+        states[batch.kept.numpy()] = kept
+        return states.reshape(*input_ids.shape, -1)
 
-    check_model(states_of, probe, f"teacher {config.name!r}", type(teacher.model).__name__, objective)
+    check_model(states_of, probe, f"teacher {config.name!r}", teacher.description.architecture, objective)
 
 
 def _step(teacher: Teacher) -> float:
-    """Return the step of the teacher's activations; embeddings keep their type where matrices are quantised."""
-    dtype = str(teacher.model.get_input_embeddings().weight.dtype).removeprefix("torch.")
-    return step_of(dtype, teacher.device.type, torch.get_float32_matmul_precision())
+    """Return the step of the teacher's activations."""
+    return step_of(teacher.body.dtype, teacher.device.type, torch.get_float32_matmul_precision())

@@ -58,7 +58,10 @@ class Reading:
 
     @classmethod
     def of(cls, manifest: TeacherManifest, loss: LossConfig) -> "Reading":
-        """Return what a loss needs of a teacher; ``entropy`` turns a loss on draws into a KL divergence for the log."""
+        """Return what a loss needs of a teacher.
+
+        ``entropy``, where the teacher keeps it, turns a loss on draws into a KL divergence for the log.
+        """
         layers = {pair.layer for pair in loss.hidden}
         if loss.kd_weight == 0:
             return cls(layers=tuple(sorted(layers)))
@@ -67,7 +70,7 @@ class Reading:
         if source.family == "hidden":
             layers.add("last")
         if source.family == "drawn" and loss.divergence == "forward_kl":
-            scalars = (ENTROPY,)
+            scalars = (ENTROPY,) if ENTROPY in manifest.scalars else ()
         return cls(scalars, tuple(sorted(layers)))
 
 

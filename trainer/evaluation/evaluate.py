@@ -32,7 +32,7 @@ from cache_tools.vocabularies.union import UnionVocabulary
 from trainer.data.cached_sequences import CachedSequences
 from trainer.data.translation import check_vocabulary, student_ids
 from trainer.evaluation.loading import check_is_teacher, describe, load_evaluated
-from trainer.evaluation.measures import Measures, measured_reading
+from trainer.evaluation.measures import UNBIASED, UPPER_BOUND, Measures, measured_reading
 from trainer.evaluation.passes import measured, shared_batches
 from trainer.evaluation.results import EvaluateResult, OriginalFigures, Spread
 from trainer.evaluation.spread import spread_of
@@ -185,7 +185,7 @@ def evaluate(
         split=split,
         teacher_cross_entropy_nats=loss,
         perplexity=_perplexity(means.cross_entropy_nats),
-        teacher_perplexity=_perplexity(loss),
+        teacher_perplexity=None if loss is None else _perplexity(loss),
         kl=_spread(measures, teacher, split, ROWS[positions]),
         floor=floor_of(teacher, split, model.device, translated),
         original=None,
@@ -199,7 +199,7 @@ def evaluate(
 
 def _spread(measures: Measures, teacher: CachedTeacher, split: Split, rows: slice) -> Spread | None:
     """Return how the KL spreads over positions; None where a single position's value is no KL."""
-    if measures.is_kl == "unbiased":
+    if measures.is_kl in (UNBIASED, UPPER_BOUND):
         return None
     groups = [
         (sequence.group_id, len(range(sequence.num_positions)[rows]))
@@ -264,7 +264,9 @@ def measure(
     return measured(over_positions, dataset, batches, model.device, progress, per_position=True)
 
 
-def _teacher_cross_entropy(teacher: CachedTeacher, split: Split, rows: slice) -> float:
+def _teacher_cross_entropy(teacher: CachedTeacher, split: Split, rows: slice) -> float | None:
+    if GOLD_LOGPROB not in teacher.manifest.scalars:
+        return None
     values = []
     for shard in teacher.encoding.split_shards(split):
         gold_logprob, ends = teacher.scalar(GOLD_LOGPROB, *teacher.shard_rows(shard)), [0]

@@ -62,6 +62,8 @@ def figures_of(result: EvaluateResult) -> list[Figure]:
     if result.acceptance is not None:
         accepted = f"{acceptance_bound}{result.acceptance:.1%}"
         rows.append(Figure("its tokens accepted in speculative decoding", accepted))
+    if result.teacher_cross_entropy_nats is None or result.teacher_perplexity is None:
+        return rows
     rounded = f"± {floor.gold_nats:.4f} nats" if floor.gold_nats else "exact"
     rows.append(Figure("the teacher's own cross-entropy", f"{result.teacher_cross_entropy_nats:.4f} nats", rounded))
     rows.append(Figure("the teacher's own perplexity", _number(result.teacher_perplexity)))

@@ -16,7 +16,9 @@
 ``kl_to_teacher_is`` and ``acceptance_is`` say how exact the two are. From the last hidden state, or from targets that
 leave no mass out, both are exact. From the likeliest tokens, all others are compared as one outcome: KL is a lower
 bound, acceptance an upper bound. From draws the KL is unbiased (cross-entropy against the draws less the stored
-entropy), and acceptance is left out: it is not linear in the target, so its mean over draws would be too low.
+entropy), and acceptance is left out: it is not linear in the target, so its mean over draws would be too low. From
+draws of a teacher that keeps no entropy, the entropy of the draws themselves takes its place; it is lower on average,
+so the KL is an upper bound.
 """
 
 from dataclasses import dataclass, field
@@ -40,6 +42,9 @@ from trainer.verdicts.compatibility import TargetSummary, explain
 
 BINS = 15
 """Number of bins of the calibration error, as in its paper."""
+
+UNBIASED, UPPER_BOUND = "unbiased", "upper bound"
+"""How exact the KL from draws is: with the teacher's entropy, and without."""
 
 Sums = dict[str, Tensor]
 """Sums over positions, by name."""
@@ -67,7 +72,7 @@ class Measures:
     Attributes:
         kl: Forward KL to the teacher.
         variation: Total variation from it.
-        is_kl: How exact the KL is: ``exact``, ``lower bound`` or ``unbiased``.
+        is_kl: How exact the KL is: ``exact``, ``lower bound``, ``unbiased`` or ``upper bound``.
         totals: float64, on the CPU.
         kl_values: The KL of each position in the order of reading, by chunk; None where only means are needed.
     """
@@ -92,7 +97,9 @@ class Measures:
         if loss.source == "hidden":
             head = torch.nn.Module.to(TeacherHead(teacher.file(layout.HEAD), student_vocabulary_size), device)
         variation = loss.model_copy(update={"divergence": "total_variation"})
-        level = explain(TargetSummary.of(teacher.manifest, loss), loss).level
+        level: str = explain(TargetSummary.of(teacher.manifest, loss), loss).level
+        if level == UNBIASED and ENTROPY not in teacher.manifest.scalars:
+            level = UPPER_BOUND
         return cls(
             DistillationLoss(loss, head),
             DistillationLoss(variation, head),
@@ -129,7 +136,7 @@ class Measures:
         totals = self.totals
         positions = totals["counted"].sum()
         error = (totals["correct"] - totals["confidence"]).abs().sum() / positions
-        has_acceptance = self.is_kl != "unbiased"
+        has_acceptance = self.is_kl not in (UNBIASED, UPPER_BOUND)
         acceptance_is = "upper bound" if self.is_kl == "lower bound" else self.is_kl
         return MeanMeasures(
             positions=int(positions),
@@ -168,7 +175,7 @@ class Measures:
                 teacher_logits_NU.argmax(dim=1),
             )
         kl_N, cross_entropy_N = self.kl.terms(logits_NV, gold_N, teacher_rows)
-        if self.is_kl == "unbiased":
+        if self.is_kl == UNBIASED:
             kl_N = kl_N + own_entropy(teacher_rows.targets) - teacher_rows.scalars[ENTROPY]
         variation_N, _ = self.variation.terms(logits_NV, gold_N, teacher_rows)
         best_N1 = teacher_rows.targets.log_probs.argmax(dim=1, keepdim=True)

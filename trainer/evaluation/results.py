@@ -14,7 +14,8 @@ class MeanMeasures:
         positions: Number of positions.
         cross_entropy_nats: Mean of -ln q(gold token) of the student.
         kl_to_teacher_nats: Mean of KL(teacher || student).
-        kl_to_teacher_is: How exact that is: ``exact``, ``unbiased``, or a ``lower bound``.
+        kl_to_teacher_is: How exact that is: ``exact``, ``unbiased``, a ``lower bound`` or, from draws of a
+            teacher without stored entropy, an ``upper bound``.
         accuracy: Share of positions at which the student's most likely token is the gold token, in [0, 1].
         top1_agreement: Share of positions at which student and teacher have the same most likely token, in [0, 1].
         calibration_error: Expected calibration error, in [0, 1].
@@ -181,9 +182,9 @@ class EvaluateResult(MeanMeasures):
 
     Attributes:
         split: ``held_out`` or ``train``.
-        teacher_cross_entropy_nats: Mean of -ln p(gold token) of the teacher.
+        teacher_cross_entropy_nats: Mean of -ln p(gold token) of the teacher; None if the cache does not hold it.
         perplexity: Exponential of the model's cross-entropy.
-        teacher_perplexity: Exponential of the teacher's.
+        teacher_perplexity: Exponential of the teacher's; None without it.
         kl: How the KL to the teacher spreads over positions; None if the cached targets are random draws, whose KL is
             right on average only.
         floor: What the same figures would be if the model were the teacher, because of how the cache stores it.
@@ -196,9 +197,9 @@ class EvaluateResult(MeanMeasures):
     """
 
     split: Split
-    teacher_cross_entropy_nats: float
+    teacher_cross_entropy_nats: float | None
     perplexity: float
-    teacher_perplexity: float
+    teacher_perplexity: float | None
     kl: Spread | None
     floor: Floor
     original: OriginalFigures | None

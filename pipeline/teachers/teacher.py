@@ -1,0 +1,152 @@
+"""What a capture needs of a teacher: a body that reads tokens, a head that turns states into logits, and who they are.
+
+A :class:`Body` takes a batch of token ids and returns the states at its kept positions, (P, D), on the device where the
+head runs; nothing else of it is known, so it may be a model in this process (``model_body.py``) or an engine in another
+one. A :class:`Head` turns such states into logits. Everything that a cache keeps of a distribution is made from these
+logits, so it does not depend on who read the tokens.
+
+Rejected: teachers that return log-probabilities of the likeliest tokens. They cost 40 times the stored bytes on the
+way, and give neither entropy nor normaliser.
+"""
+
+from collections.abc import Sequence as Several
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cache_tools.format.sequences import Sequence
+from cache_tools.mappings import Identity, JsonObject
+from pipeline.teachers.batches import Batch
+from pipeline.teachers.body_and_head import HeadOutput, run_head
+
+# P: kept positions of a batch, N: positions of a chunk, D: width, V: vocabulary
+
+
+class Body(Protocol):
+    """Turns tokens into hidden states."""
+
+    @property
+    def software(self) -> str:
+        """What runs it, with its version, for the receipt."""
+
+    @property
+    def dtype(self) -> str:
+        """Type of its activations, by torch's name."""
+
+    def states(self, batch: Batch, layers: Several[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:
+        """Read a batch.
+
+        Args:
+            batch: Sequences, padded or packed.
+            layers: Which layers' states are wanted too: indices in transformers' ``hidden_states``.
+
+        Returns:
+            The states that the head takes, (P, D), and those of each layer, (P, D'), at the batch's kept positions.
+
+        Raises:
+            ModelError: it has no such layer, or cannot read.
+        """
+
+    def check(self, head: "Head", probe: Batch, first: list[Sequence]) -> None:
+        """Refuse a body whose states do not lead through the head to what the whole model predicts.
+
+        Args:
+            head: The head that belongs to it.
+            probe: A short sequence, all of whose positions are kept.
+            first: A few sequences, to compare other forms of batches with padded ones.
+
+        Raises:
+            ModelError: they do not.
+        """
+
+
+@dataclass(frozen=True)
+class Head:
+    """Turns hidden states into logits, by the forward pass of a model of which only the head is used.
+
+    Attributes:
+        model: Holds the output matrix, and whatever else comes behind the body.
+    """
+
+    model: PreTrainedModel
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Width of the logits, V."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    def logits(self, states_ND: Tensor, as_given: bool = False) -> HeadOutput:
+        """Return logits (N, V) in float32, or in the model's own type if ``as_given``; see ``run_head``."""
+        return run_head(self.model, states_ND, as_given)
+
+
+@dataclass(frozen=True)
+class ComputedWeights:
+    """What determines a teacher's predictions besides the text: its weights and how it computes.
+
+    Attributes:
+        weights: Hash of the weight files and the configuration.
+        dtype: Type in which it computes.
+        quantisation: Types of the tensors of a GGUF file; None for safetensors.
+    """
+
+    weights: str
+    dtype: str
+    quantisation: str | None = None
+
+    def identity(self) -> Identity:
+        """Return its part of a teacher's identity in the cache."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """Which model a teacher is, for people.
+
+    Attributes:
+        name: Folder or hub id, as the capture file has it.
+        revision: Branch, tag or commit of a hub id, if the capture file names one.
+        architecture: Class of the model.
+        dtype: Type in which it computes.
+        parameters: Number of its parameters.
+        quantisation: Types of the tensors of a GGUF file; None for safetensors.
+    """
+
+    name: str
+    revision: str | None
+    architecture: str
+    dtype: str
+    parameters: int
+    quantisation: str | None = None
+
+    def document(self) -> JsonObject:
+        """Return the ``model`` of a teacher's manifest."""
+        document = asdict(self)
+        if self.quantisation is None:
+            del document["quantisation"]
+        return document
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A loaded teacher.
+
+    Attributes:
+        body: Reads tokens.
+        head: Predicts from the body's states.
+        computed: What determines its predictions.
+        description: Which model it is, for people.
+        device: Device of the body's states and of the head's input; with a device map only a part of the model runs
+            there.
+        packs: Whether the sequences of a batch are read in one row, kept apart by their positions.
+    """
+
+    body: Body
+    head: Head
+    computed: ComputedWeights
+    description: ModelDescription
+    device: torch.device
+    packs: bool = False
