@@ -7,6 +7,7 @@ Both readers use the same client.
 
 import asyncio
 import json
+import logging
 import os
 import tempfile
 import threading
@@ -30,17 +31,20 @@ K, WINDOW, WINDOWS = 64, 2048, 20
 
 
 class CountingBucket:
-    """moto's S3 server, counting and delaying requests.
+    """An S3 server on loopback, counting and delaying requests.
+
+    Args:
+        delay_seconds: What is added to each request.
+        application: A WSGI application that answers them; by default moto's.
 
     Attributes:
         requests: How many there were.
     """
 
-    def __init__(self, delay_seconds: float) -> None:
-        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-
+    def __init__(self, delay_seconds: float, application: Any = None) -> None:
         self.requests, self._delay = 0, delay_seconds
-        self._application = DomainDispatcherApplication(create_backend_app)
+        self._application = application or _moto()
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self._server = make_server("127.0.0.1", 0, self._serve, threaded=True)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         endpoint = f"http://127.0.0.1:{self._server.port}"
@@ -52,6 +56,12 @@ class CountingBucket:
         self.requests += 1
         time.sleep(self._delay)
         return self._application(environ, start_response)
+
+
+def _moto() -> Any:
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+
+    return DomainDispatcherApplication(create_backend_app)
 
 
 def measure(name: str, bucket: CountingBucket, read: Callable[[int], object], starts: list[int]) -> dict[str, Any]:

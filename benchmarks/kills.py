@@ -8,6 +8,9 @@ again. They are forked from one that has imported torch, and the clock of a kill
 worker reads shards (its victim may be another), so half of the kills and more strike at work and not
 at start-up. ``ray``: actors, which Ray starts again if there is work left for them.
 
+``--gathered-shards`` lets so few receipts lie in one file of gathered receipts (instead of 1,024) that workers
+gather all the time and are killed while they do; ``verify --deep`` then also compares every copy with its receipt.
+
 Printed: kills, how many of them hit a worker that was reading a shard (the shard is redone), restarts,
 captures, shards committed, and whether all results are equal. Exits 1 if one differs.
 """
@@ -33,6 +36,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cache_tools.maintenance.verify import verify
 from cache_tools.progress.reporter import Reporter
+from cache_tools.store import gathered
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.run import Worker, run_capture
 
@@ -54,6 +58,7 @@ class Tally:
     restarts: int = 0
     captures: int = 0
     shards: int = 0
+    gathered_files: int = 0
     equal: bool = True
 
 
@@ -108,13 +113,20 @@ def make_config(folder: Path, cache: str, documents: int) -> CaptureConfig:
 
 
 def contents(cache: Path) -> dict[str, bytes]:
-    """Return every file of a cache; of receipts all but when and where they were written."""
+    """Return every file of a cache but the gathered receipts; of receipts all but when and where they were written."""
     files = (path for path in cache.rglob("*") if path.is_file() and not path.name.endswith(".partial"))
+    files = (path for path in files if path.parent.name != "gathered")
     return {str(path.relative_to(cache)): path.read_bytes().split(b'"provenance"')[0] for path in files}
 
 
-def work(config: CaptureConfig, rank: int, marker: Path) -> None:
+def gather_often(shards: int) -> None:
+    """Let a file of gathered receipts hold so few, in this process."""
+    gathered.GATHERED_SHARDS, gathered.FEWEST_SHARDS = shards, min(shards, gathered.FEWEST_SHARDS)
+
+
+def work(config: CaptureConfig, rank: int, marker: Path, gathered_shards: int) -> None:
     """Be one worker."""
+    gather_often(gathered_shards)
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     from transformers.utils.logging import disable_progress_bar
 
@@ -128,7 +140,7 @@ def capture_with_processes(config: CaptureConfig, tally: Tally, num_kills: int, 
 
     def start(rank: int) -> Any:
         markers[rank].unlink(missing_ok=True)
-        process = PROCESSES.Process(target=work, args=(config, rank, markers[rank]))
+        process = PROCESSES.Process(target=work, args=(config, rank, markers[rank], gathered.GATHERED_SHARDS))
         process.start()
         return process
 
@@ -207,10 +219,15 @@ def connect() -> None:
 )
 @click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random times and victims.")
+@click.option(
+    "--gathered-shards", type=click.IntRange(2), default=1024, show_default=True, help="Receipts that lie in one file."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def main(kills: int, executor: str, seed: int, as_json: bool) -> None:
+def main(kills: int, executor: str, seed: int, gathered_shards: int, as_json: bool) -> None:
     """Kill the workers of a capture at random, until it finishes."""
     random.seed(seed)
+    if executor == "local":  # actors have the real number
+        gather_often(gathered_shards)
     PROCESSES.set_forkserver_preload(["pipeline.run", "transformers.models.llama.modeling_llama"])
     captures: dict[str, Callable[..., None]] = {"local": capture_with_processes, "ray": capture_with_actors}
     moments, tally = random.Random(seed), Tally()
@@ -226,6 +243,7 @@ def main(kills: int, executor: str, seed: int, as_json: bool) -> None:
             captures[executor](config, tally, kills, pauses)
             tally.captures += 1
             tally.shards += sum("receipts" in key for key in contents(config.cache))
+            tally.gathered_files += len(list(config.cache.rglob("gathered/*.arrow")))
             tally.equal &= contents(config.cache) == contents(straight.cache) and not verify(config.cache, deep=True)
             click.echo(f"capture {tally.captures}: {tally.kills} of {kills} kills, equal: {tally.equal}", err=True)
     if as_json:

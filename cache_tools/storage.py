@@ -15,12 +15,12 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import PlainSerializer, PlainValidator
 from upath import UPath
@@ -43,6 +43,8 @@ from cache_tools.regular_files import (
     regular_size,
     write_whole,
 )
+from cache_tools.requests.in_flight import IN_FLIGHT, asked
+from cache_tools.requests.listing import ListedObject, listed_by_driver, listed_in_bucket, listed_on_disk
 
 BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs")
 """Protocols that obstore serves."""
@@ -50,11 +52,7 @@ BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs")
 RETRIES = {"max_retries": 10, "retry_timeout": timedelta(seconds=60)}
 """How often and how long obstore itself retries a request that is throttled or dropped."""
 
-ATTEMPTS = 3
-"""How often a request is made whose response is cut off, which obstore does not retry."""
-
 StorePath = Path | UPath
-T = TypeVar("T")
 
 
 def store_path(place: str | StorePath) -> StorePath:
@@ -156,7 +154,7 @@ def read_object(path: StorePath, largest_bytes: int = DOCUMENT_BYTES) -> bytes:
     with _reading(path):
         if isinstance(path, Path):
             return read_regular(path, largest_bytes)
-        content = bytes(_asked(lambda: _driver(path).cat_file(path.path, 0, largest_bytes + 1)))
+        content = bytes(asked(lambda: _driver(path).cat_file(path.path, 0, largest_bytes + 1)))
         refuse_large(path, len(content), largest_bytes)
         return content
 
@@ -186,9 +184,24 @@ def read_spans(spans: Sequence[Span]) -> list[bytes]:
     with _reading(first):
         if isinstance(first, Path):
             return read_regular_spans(spans)
-        paths, starts, stops = zip(*((s.path.path, s.start, s.stop) for s in spans), strict=True)
-        ranges = [list(paths), list(starts), list(stops)]
-        return [bytes(part) for part in _asked(lambda: _driver(first).cat_ranges(*ranges, on_error="raise"))]
+        contents = []
+        for part in _few_objects(spans):
+            paths, starts, stops = zip(*((s.path.path, s.start, s.stop) for s in part), strict=True)
+            ranges = [list(paths), list(starts), list(stops)]
+            contents += asked(lambda: _driver(first).cat_ranges(*ranges, on_error="raise"), len(set(paths)))  # noqa: B023
+        return [bytes(content) for content in contents]
+
+
+def _few_objects(spans: Sequence[Span]) -> Iterator[list[Span]]:
+    """Yield spans in order, in groups that lie in at most IN_FLIGHT objects."""
+    group, objects = list[Span](), set[str]()
+    for span in spans:
+        if len(objects | {span.path.path}) > IN_FLIGHT:
+            yield group
+            group, objects = [], set()
+        group.append(span)
+        objects.add(span.path.path)
+    yield group
 
 
 def object_size(path: StorePath) -> int | None:
@@ -202,7 +215,7 @@ def object_size(path: StorePath) -> int | None:
         with _reading(path):
             if isinstance(path, Path):
                 return regular_size(path)
-            return int(_asked(lambda: _driver(path).info(path.path)["size"]))
+            return int(asked(lambda: _driver(path).info(path.path)["size"]))
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -227,7 +240,7 @@ def names(folder: StorePath) -> list[str]:
             if isinstance(folder, Path):
                 refuse_links(folder)
                 return sorted(os.listdir(folder))
-            listed = _asked(lambda: _driver(folder).ls(folder.path, detail=False))
+            listed = asked(lambda: _driver(folder).ls(folder.path, detail=False))
             inside = {name.strip("/") for name in listed} - {folder.path.strip("/")}  # an object lists itself
             return sorted(name.rpartition("/")[2] for name in inside)
     except (FileNotFoundError, NotADirectoryError):
@@ -236,14 +249,22 @@ def names(folder: StorePath) -> list[str]:
 
 def object_sizes(folder: StorePath) -> dict[str, int]:
     """Return the size in bytes of each object directly inside a folder, by name; a bucket lists 1,000 per request."""
-    try:
-        with _reading(folder):
-            if isinstance(folder, Path):
-                return {entry.name: entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()}
-            listed = _asked(lambda: _driver(folder).ls(folder.path, detail=True))
-            return {item["name"].rpartition("/")[2]: int(item["size"]) for item in listed if item["type"] == "file"}
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
+    return {key: size for key, size, _ in listed_objects(folder) if "/" not in key}
+
+
+def listed_objects(folder: StorePath) -> Iterator[ListedObject]:
+    """Yield the objects directly inside a folder with sizes and times; those of a bucket at any depth below it.
+
+    Raises:
+        DamageError: the folder is a link, or behind one.
+        StorageError: the disk or bucket refused.
+    """
+    with _reading(folder), suppress(FileNotFoundError, NotADirectoryError):
+        if isinstance(folder, Path):
+            yield from listed_on_disk(folder)
+        else:
+            listed = listed_in_bucket if folder.protocol in BUCKETS else listed_by_driver
+            yield from listed(_driver(folder), folder.path)
 
 
 def write_object(path: StorePath, content: bytes) -> None:
@@ -256,7 +277,7 @@ def write_object(path: StorePath, content: bytes) -> None:
         if isinstance(path, Path):
             write_whole(path, content)
         else:
-            _asked(lambda: _driver(path).pipe_file(path.path, content))
+            asked(lambda: _driver(path).pipe_file(path.path, content))
 
 
 def write_objects(folder: StorePath, contents: Mapping[str, bytes]) -> None:
@@ -271,15 +292,29 @@ def write_objects(folder: StorePath, contents: Mapping[str, bytes]) -> None:
     elif contents:
         with storage_errors(folder):
             paths = {(folder / key).path: content for key, content in contents.items()}
-            _asked(lambda: _driver(folder).pipe(paths))
+            asked(lambda: _driver(folder).pipe(paths), len(paths))
 
 
 def remove_partial(path: StorePath) -> None:
-    """Remove the temporary files that killed writers of a local ``path`` left; only its single writer may call this."""
-    if isinstance(path, Path):
-        refuse_links(path.parent)
-        for partial in path.parent.glob(f"{path.name}.*{PARTIAL_SUFFIX}"):
-            partial.unlink(missing_ok=True)
+    """Remove the temporary files that killed writers of a local ``path`` left; only its single writer may call this.
+
+    It lists the folder: where many objects share one, call ``remove_partials`` once per run.
+    """
+    remove_partials(path.parent, {path.name})
+
+
+def remove_partials(folder: StorePath, objects: Container[str]) -> None:
+    """Remove the temporary files that killed writers of some objects left in a local folder, in one listing.
+
+    Args:
+        folder: The folder.
+        objects: Names of the objects; only their single writer may call this.
+    """
+    if isinstance(folder, Path):
+        refuse_links(folder)
+        for name in names(folder):
+            if name.endswith(PARTIAL_SUFFIX) and name.removesuffix(PARTIAL_SUFFIX).rpartition(".")[0] in objects:
+                (folder / name).unlink(missing_ok=True)
 
 
 def remove_object(path: StorePath) -> None:
@@ -333,18 +368,6 @@ def storage_errors(path: StorePath) -> Iterator[None]:
         if isinstance(path, Path):
             raise
         raise _bucket_error(path, "cannot write", error) from error
-
-
-def _asked(request: Callable[[], T]) -> T:
-    """Make a request to a bucket, and repeat it if it fails or its response is cut off."""
-    for _ in range(ATTEMPTS - 1):
-        try:
-            return request()
-        except (FileNotFoundError, NotADirectoryError, StorageError):
-            raise
-        except Exception:
-            continue
-    return request()
 
 
 @contextmanager

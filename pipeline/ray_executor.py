@@ -26,8 +26,10 @@ from cache_tools.mappings import Arguments
 from cache_tools.progress.lines import open_reporter
 from cache_tools.progress.reporter import Reporter
 from cache_tools.storage import store_path
+from cache_tools.store.gathered import Gathering, gather_all
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.teacher import CachedTeacher
+from cache_tools.store.writer import remove_leftovers
 from pipeline.capture.declare import declare
 from pipeline.capture.shards import capture_shards
 from pipeline.capture.target import ResolvedTeacher, resolve_teacher
@@ -137,13 +139,18 @@ def _run_teacher(
     first: Any = reader.remote(*arguments)
     _result(first.declare.remote(), f"teacher {config.name!r}")
     cached = encoding.teacher(config.name)
-    missing = [shard for shard in range(len(encoding.shards)) if cached.missing_groups(shard)]
+    missing = cached.incomplete_shards(range(len(encoding.shards)))
+    remove_leftovers(cached, missing)
     num_actors = min(workers or _gpu_sets(gpus), len(missing))
     actors = [first, *(reader.remote(*arguments) for _ in range(num_actors - 1))]
     del first  # or its GPUs would stay occupied after its last shard
     reporter.stage(f"teacher {config.name}", sum(encoding.shards[shard].tokens for shard in missing))
+    gathering = Gathering(cached.path, len(encoding.shards), missing)
     for shard in _hand_out(actors, missing, config.name):
+        gathering.committed(shard)
         reporter.advance(encoding.shards[shard].tokens)
+    gather_all(cached.path, len(encoding.shards))
+    remove_leftovers(cached, missing)  # those of actors that were lost
     return len(missing)
 
 

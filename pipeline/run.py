@@ -20,8 +20,10 @@ from cache_tools.format import layout
 from cache_tools.models.files import weight_files
 from cache_tools.progress.reporter import Reporter
 from cache_tools.storage import StorePath, names, object_exists, require_writable
+from cache_tools.store.gathered import Gathering, gather_all
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.root import new_cache
+from cache_tools.store.writer import remove_leftovers
 from pipeline.capture.declare import declare, is_declared
 from pipeline.capture.shards import capture_shards
 from pipeline.capture.target import ResolvedTeacher, resolve_teacher
@@ -136,10 +138,13 @@ def _run_teacher(
     reporter.stage(f"checking teacher {config.name} and hashing its weights", None)
     cached = declare(encoding, teacher, config, resolved.target, chunk_positions)
     mine = range(worker.rank, len(encoding.shards), worker.world_size)
-    missing = [shard for shard in mine if cached.missing_groups(shard)]
+    missing = cached.incomplete_shards(mine)
+    remove_leftovers(cached, missing)
     reporter.stage(f"teacher {config.name}", sum(encoding.shards[shard].tokens for shard in missing))
     skip_nan = config.nan_rows == "skip"
-    capture_shards(cached, missing, teacher, keep, config.batch_tokens, skip_nan, reporter.advance)
+    gathering = Gathering(cached.path, len(encoding.shards), missing)
+    capture_shards(cached, missing, teacher, keep, config.batch_tokens, skip_nan, reporter.advance, gathering.committed)
+    gather_all(cached.path, len(encoding.shards))
     return len(missing)
 
 

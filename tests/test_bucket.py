@@ -224,7 +224,7 @@ def test_a_writer_killed_while_uploading_leaves_whole_shards_and_continues(bucke
     cache = Cache(remote)
     if cache.encodings:
         teacher = cache.encoding().teacher()
-        assert teacher.missing_shards() == [1, 2]
+        assert 1 in teacher.missing_shards()  # several shards are copied at a time
         assert {problem.kind for problem in verify(remote, deep=True)} == {"missing"}
     copy_cache(Cache(local.path), remote)
     assert contents(remote) == snapshot(local.path)

@@ -1,5 +1,6 @@
 """Writing a cache and reading it back: by shard, by window, by sequence, and when something is wrong."""
 
+import pickle
 from functools import partial
 
 import numpy as np
@@ -10,6 +11,8 @@ from cache_tools.codecs.registry import EMPTY_ID
 from cache_tools.errors import DamageError, FormatError, IdentityError, IncompleteError
 from cache_tools.format import layout
 from cache_tools.format.manifest import SOFTWARE, CacheManifest, write_manifest
+from cache_tools.store import reader
+from cache_tools.store import teacher as store_teacher
 from cache_tools.store.reader import Cache
 from cache_tools.store.root import create_cache
 from cache_tools.store.writer import declare_teacher
@@ -220,3 +223,30 @@ def test_a_cache_without_encodings_is_said_to_have_none(tmp_path):
     for name in (None, "other"):
         with pytest.raises(FormatError, match=r"there is no encoding here yet\. Run 'logitcask capture' first"):
             Cache(tiny.path).encoding(name)
+
+
+def test_a_table_of_shards_reads_like_a_list_of_entries_and_holds_only_columns(tmp_path):
+    tiny = make_cache(tmp_path, shards=5)
+    shards = Cache(tiny.path).encoding().shards
+    assert shards == tiny.entries
+    assert [*shards, shards[-1]] == [*tiny.entries, tiny.entries[-1]]
+    assert shards[1:3] == tiny.entries[1:3]
+    assert shards != tiny.entries[:4]
+    assert shards.numbers("positions").tolist() == [entry.positions for entry in tiny.entries]
+    assert len(pickle.dumps(shards)) < 5 * 200 + 2000
+
+
+def test_a_teacher_goes_to_another_process_without_opening_anything(tmp_path, monkeypatch):
+    tiny = make_cache(tmp_path, committed=3)
+    teacher = tiny.open()
+    teacher.require_complete("train")
+    packed = pickle.dumps(teacher)
+    with monkeypatch.context() as patch:
+        for function in ("read_manifest", "names"):
+            patch.setattr(reader, function, lambda *_: pytest.fail("a file was read"))
+        patch.setattr(store_teacher, "receipt_contents", lambda *_: pytest.fail("receipts were read"))
+        patch.setattr(store_teacher, "read_receipts", lambda *_: pytest.fail("receipts were read"))
+        other = pickle.loads(packed)
+        other.require_complete("train")
+        assert other.encoding.shards == tiny.entries
+    assert np.array_equal(other.targets(3, 9).ids, teacher.targets(3, 9).ids)

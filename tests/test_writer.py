@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -130,15 +131,25 @@ def test_a_full_disk_costs_only_the_shard_being_written(tmp_path, monkeypatch, p
     assert_rows(tiny, 1, 0, 12)
 
 
-def test_redoing_a_shard_removes_what_its_killed_writers_left(tmp_path):
+def test_a_run_removes_what_killed_writers_of_its_shards_left(tmp_path):
     tiny = make_cache(tmp_path, committed=1)
     own = [tiny.teacher / f"{key}.0a.partial" for key in ("ids/c/1/0", "floor/c/1", "receipts/00001.json")]
     others = [tiny.teacher / f"{key}.0a.partial" for key in ("floor/c/0", "floor/c/11", "receipts/00000.json")]
     for path in own + others:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    tiny.commit(1)
+    writer.remove_leftovers(tiny.open(), [1])
     assert set(tiny.path.rglob("*.partial")) == set(others)
+
+
+def test_committing_a_shard_lists_no_folder(tmp_path, monkeypatch):
+    tiny = make_cache(tmp_path, committed=1)
+    teacher = tiny.open()
+    len(teacher.encoding.shards)
+    for function in ("listdir", "scandir"):
+        monkeypatch.setattr(os, function, lambda *_: pytest.fail("a folder was listed"))
+    commit_shard(teacher, 1, tiny.predictions[1], {"device": "none"})
+    assert tiny.receipt_file(1).exists()
 
 
 def test_a_shard_committed_twice_has_the_same_bytes(tmp_path):

@@ -27,7 +27,7 @@ from cache_tools.format.shards import ShardEntry, shard_entry, write_part, write
 from cache_tools.progress.reporter import Reporter
 from cache_tools.row_files.alignment import TokenRows, read_tokens
 from cache_tools.row_files.source_rows import columns_to_read
-from cache_tools.storage import StorePath, object_exists, remove_partial, sha256, write_objects
+from cache_tools.storage import StorePath, object_exists, remove_partial, remove_partials, sha256, write_objects
 from cache_tools.store.claims import claimed
 from cache_tools.store.reader import Encoding
 
@@ -141,9 +141,11 @@ def write_encoding(cache: StorePath, plan: ImportPlan, reporter: Reporter) -> Im
 
 def _clear_partial(folder: StorePath, shards: int) -> None:
     """Remove the unfinished files that a killed import left."""
-    tables = (layout.file_table_file(folder, 0), layout.shard_table_file(folder, 0), folder / layout.MANIFEST)
-    for path in (*tables, *(layout.sequences_file(folder, shard) for shard in range(shards))):
+    for path in (layout.file_table_file(folder, 0), layout.shard_table_file(folder, 0), folder / layout.MANIFEST):
         remove_partial(path)
+    sequences = [layout.sequences_file(folder, shard) for shard in range(shards)]
+    if sequences:
+        remove_partials(sequences[0].parent, {path.name for path in sequences})
 
 
 def _filled(plan: ImportPlan, save: SaveShard, reporter: Reporter) -> tuple[list[ShardEntry], int]:

@@ -31,11 +31,12 @@ from cache_tools.row_files.alignment import read_tokens
 from cache_tools.row_files.source_rows import Marks, checked_targets, columns_to_read, read_rows
 from cache_tools.separate_places import require_outside
 from cache_tools.storage import StorePath
+from cache_tools.store.gathered import gather_all
 from cache_tools.store.predictions import Group, codec_of, to_steps
 from cache_tools.store.reader import Encoding
 from cache_tools.store.root import create_cache
 from cache_tools.store.teacher import CachedTeacher
-from cache_tools.store.writer import commit_groups, declare_teacher
+from cache_tools.store.writer import commit_groups, declare_teacher, remove_leftovers
 
 
 def import_rows(source: Path, cache: StorePath, options: ImportOptions, reporter: Reporter) -> ImportReport:
@@ -65,6 +66,7 @@ def import_rows(source: Path, cache: StorePath, options: ImportOptions, reporter
     manifest = _manifest(imported.encoding, plan, imported.widest)
     teacher = declare_teacher(imported.encoding, options.teacher, manifest)
     missing = set(teacher.missing_shards())
+    remove_leftovers(teacher, missing)
     shards = imported.encoding.shards
     reporter.stage(
         f"importing teacher {options.teacher}",
@@ -75,6 +77,7 @@ def import_rows(source: Path, cache: StorePath, options: ImportOptions, reporter
     for shard, rows in _filled_shards(plan, imported.encoding, manifest, missing):
         _commit(teacher, shard, rows, plan)
         reporter.advance(shards[shard].positions)
+    gather_all(teacher.path, len(shards))
     return summarise(teacher, plan)
 
 

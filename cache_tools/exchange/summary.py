@@ -80,8 +80,8 @@ class ImportReport:
 
 def summarise(teacher: CachedTeacher, plan: ImportPlan) -> ImportReport:
     """Return the report of a finished import."""
-    receipts = [teacher.receipt(shard) for shard in range(len(teacher.encoding.shards))]
-    parts: list[tuple[int, Mapping[str, float]]] = [(r.positions, r.statistics) for r in receipts if r]
+    receipts = list(teacher.receipts())
+    parts: list[tuple[int, Mapping[str, float]]] = [(r.positions, r.statistics) for r in receipts]
     met = mean_statistics(parts)
     positions = sum(count for count, _ in parts)
 
@@ -112,7 +112,7 @@ def summarise(teacher: CachedTeacher, plan: ImportPlan) -> ImportReport:
         excess_mass=met.get("excess_mass_max", 0.0),
         codec_kl_nats=met.get("codec_kl_nats", 0.0),
         source_bytes_per_position=source_bytes / max(positions, 1),
-        bytes_per_position=sum(receipt.stored_bytes for receipt in receipts if receipt) / max(positions, 1),
+        bytes_per_position=sum(receipt.stored_bytes for receipt in receipts) / max(positions, 1),
         notes=(),
     )
     return ImportReport(**{**vars(report), "notes": tuple(notes_on(report, plan.source))})

@@ -7,7 +7,7 @@
     <cache>/encodings/<encoding>/parts/00000/           files.arrow, shards.arrow: one part per run that added documents
     <cache>/encodings/<encoding>/sequences/00000.arrow  the sequences of shard 0
     <cache>/encodings/<encoding>/tokenizer/             tokenizer files, no code
-    <cache>/encodings/<encoding>/teachers/<teacher>/    zarr.json, arrays, receipts/00000.json, files
+    <cache>/encodings/<encoding>/teachers/<teacher>/    zarr.json, arrays, receipts/00000.json, gathered/, files
 
 Names come from strangers' files, so they are checked here: letters, digits, dot, dash and
 underscore, never a path.
@@ -85,7 +85,32 @@ def receipts_folder(teacher: StorePath) -> StorePath:
 
 def receipt_file(teacher: StorePath, shard: int) -> StorePath:
     """Return the receipt of one shard; it exists if and only if the shard is committed."""
-    return receipts_folder(teacher) / f"{shard:05d}.json"
+    return receipts_folder(teacher) / receipt_name(shard)
+
+
+def receipt_name(shard: int) -> str:
+    """Return the name of a shard's receipt in its folder."""
+    return f"{shard:05d}.json"
+
+
+GATHERED_SHARDS = 1024
+"""Shards whose receipts lie together in one file of gathered receipts."""
+
+
+def gathered_folder(teacher: StorePath) -> StorePath:
+    """Return the folder of a teacher's gathered receipts."""
+    return teacher / "gathered"
+
+
+def gathered_name(number: int, sha256: str) -> str:
+    """Return the name of the file with the receipts of shards from ``number`` · GATHERED_SHARDS on."""
+    return f"{number:05d}-{sha256[:32]}.arrow"
+
+
+def gathered_parts(name: str) -> tuple[int, str] | None:
+    """Return number and beginning of the hash from such a name; None for any other name."""
+    match = re.fullmatch(r"(\d{5,12})-([0-9a-f]{32})\.arrow", name)
+    return (int(match[1]), match[2]) if match else None
 
 
 HEAD = "head.safetensors"
@@ -103,6 +128,11 @@ def transform_key(layer: str) -> str:
 def array_metadata_file(teacher: StorePath, array: str) -> StorePath:
     """Return the ``zarr.json`` of an array."""
     return teacher / array / MANIFEST
+
+
+def objects_folder(teacher: StorePath, array: str) -> StorePath:
+    """Return the folder of an array's objects."""
+    return teacher / array / "c"
 
 
 def shard_key(array: str, shard: int, dimensions: int) -> str:

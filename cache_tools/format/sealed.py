@@ -38,13 +38,18 @@ def read_sealed(content: bytes) -> Any:
         ValueError: it is not JSON, has no seal, or is not what was sealed.
     """
     document = parse_json(content)
+    check_seal(content)
+    return document
+
+
+def check_seal(content: bytes) -> None:
+    """Raise ValueError unless the bytes of a JSON document are those that were sealed."""
     places = list(_SEAL.finditer(content))
     if len(places) != 1:
         raise ValueError("it has no seal")
     zeroed = _with_digits(content, places[0], UNSEALED.encode())
     if hashlib.sha256(zeroed).hexdigest().encode() != places[0][1]:
         raise ValueError("its seal is broken, so it is not what was written")
-    return document
 
 
 def parse_json(content: bytes) -> Any:

@@ -7,9 +7,15 @@ shards behind the others, whose files and rows stay what they are.
 """
 
 import hashlib
+from collections import abc
 from dataclasses import asdict, dataclass, fields
+from operator import eq
+from typing import Any, overload
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from cache_tools.format import layout
 from cache_tools.format.manifest import SPLITS, Part, Split, SplitTotals
@@ -21,7 +27,7 @@ from cache_tools.format.sequences import (
     unreadable,
     write_sequences,
 )
-from cache_tools.limits import OBJECT_BYTES, SHARD_POSITIONS, SHARD_SEQUENCES, TABLE_BYTES, TOTAL
+from cache_tools.limits import OBJECT_BYTES, SEQUENCES_BYTES, SHARD_POSITIONS, SHARD_SEQUENCES, TABLE_BYTES, TOTAL
 from cache_tools.storage import StorePath, sha256, write_object
 
 SHARDS = pa.schema(
@@ -67,6 +73,72 @@ class ShardEntry:
     def unpacked_bytes(self) -> int:
         """What the sequence file may unpack to."""
         return largest_unpacked(self.tokens)
+
+
+class ShardTable(abc.Sequence[ShardEntry]):
+    """Shards as columns: 120 bytes for each, where as many objects of Python would take half a kilobyte.
+
+    It reads like a list of ``ShardEntry``, each of which is made when it is asked for.
+
+    Args:
+        columns: An array (n,) for each field of ``ShardEntry``; ``split`` as bool, true if held out, and ``sha256`` as
+            64 bytes.
+    """
+
+    def __init__(self, columns: dict[str, NDArray[Any]]) -> None:
+        self._columns = columns
+
+    @classmethod
+    def of(cls, entries: abc.Sequence[ShardEntry]) -> "ShardTable":
+        """Return a table of some entries."""
+        return cls({name: np.array([_stored(getattr(e, name)) for e in entries], TYPES[name]) for name in TYPES})
+
+    @classmethod
+    def joined(cls, tables: abc.Sequence["ShardTable"]) -> "ShardTable":
+        """Return the shards of several tables, in order."""
+        if not tables:
+            return cls.of([])
+        return cls({name: np.concatenate([table._columns[name] for table in tables]) for name in TYPES})
+
+    def numbers(self, name: str) -> NDArray[np.int64]:
+        """Return one column of numbers: (n,) int64."""
+        column: NDArray[np.int64] = self._columns[name]
+        return column
+
+    def of_split(self, split: Split) -> NDArray[np.int64]:
+        """Return the indices of the shards of a split, ascending: (m,) int64."""
+        return np.flatnonzero(self._columns["split"] == (split == "held_out"))
+
+    def __len__(self) -> int:
+        return len(self._columns["split"])
+
+    @overload
+    def __getitem__(self, index: int) -> ShardEntry: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[ShardEntry]: ...
+
+    def __getitem__(self, index: int | slice) -> ShardEntry | list[ShardEntry]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        values = {name: column[index].item() for name, column in self._columns.items()}
+        held_out, digest = values.pop("split"), values.pop("sha256")
+        return ShardEntry(split="held_out" if held_out else "train", sha256=digest.decode(), **values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, abc.Sequence) and len(self) == len(other) and all(map(eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+SHA256_DIGITS = 64
+
+TYPES = {field.name: "<i8" for field in fields(ShardEntry)} | {"split": "?", "sha256": f"S{SHA256_DIGITS}"}
+"""How a table holds each column in memory."""
+
+
+def _stored(value: int | str) -> int | str | bool:
+    return value == "held_out" if value in SPLITS else value
 
 
 def write_shard(encoding: StorePath, shard: int, split: Split, documents: int, sequences: list[Sequence]) -> ShardEntry:
@@ -128,29 +200,27 @@ def file_table_bytes(files: dict[str, str]) -> bytes:
     return table_bytes(pa.Table.from_pydict({"name": list(files), "sha256": list(files.values())}, schema=FILES))
 
 
-def shard_table_bytes(entries: list[ShardEntry]) -> bytes:
+def shard_table_bytes(entries: abc.Sequence[ShardEntry]) -> bytes:
     """Return the table of a part's shards."""
     rows = [asdict(entry) for entry in entries]
     columns = {field.name: [row[field.name] for row in rows] for field in fields(ShardEntry)}
     return table_bytes(pa.Table.from_pydict(columns, schema=SHARDS))
 
 
-def read_shard_tables(encoding: StorePath, parts: tuple[Part, ...]) -> list[ShardEntry]:
+def read_shard_tables(encoding: StorePath, parts: tuple[Part, ...]) -> ShardTable:
     """Read the shards of all parts, in order.
 
     Raises:
         DamageError: a table is missing, is not what was written, or states impossible values.
     """
-    entries: list[ShardEntry] = []
+    tables: list[ShardTable] = []
     for number, part in enumerate(parts):
-        following = entries[-1].first_sequence + entries[-1].sequences if entries else 0
-        entries += read_shard_table(encoding, number, part, following)
-    return entries
+        following = tables[-1][-1].first_sequence + tables[-1][-1].sequences if tables and tables[-1] else 0
+        tables.append(read_shard_table(encoding, number, part, following))
+    return ShardTable.joined(tables)
 
 
-def read_shard_table(
-    encoding: StorePath, number: int, part: Part, first_sequence: int | None = None
-) -> list[ShardEntry]:
+def read_shard_table(encoding: StorePath, number: int, part: Part, first_sequence: int | None = None) -> ShardTable:
     """Read the shards of one part, in order; raises as above.
 
     Args:
@@ -161,6 +231,10 @@ def read_shard_table(
     """
     path = layout.shard_table_file(encoding, number)
     table = read_table(path, part.shards_sha256, SHARDS, TABLE_BYTES, TABLE_BYTES)
+    if _is_sound(table, first_sequence):
+        columns = {name: table.column(name).to_numpy() for name in SHARDS.names}
+        columns["split"] = columns["split"] == "held_out"
+        return ShardTable({name: columns[name].astype(kind) for name, kind in TYPES.items()})
     entries: list[ShardEntry] = []
     for row in zip(*(table.column(name).to_pylist() for name in SHARDS.names), strict=True):
         entry = ShardEntry(*row)
@@ -169,7 +243,29 @@ def read_shard_table(
         if wrong:
             raise unreadable(path, f"row {len(entries)}: {wrong}")
         entries.append(entry)
-    return entries
+    return ShardTable.of(entries)
+
+
+def _is_sound(table: pa.Table, first_sequence: int | None) -> bool:
+    """Say whether every row passes what ``_wrong`` checks, by columns; of others, that function says what is wrong."""
+    if any(column.null_count for column in table.columns) or not table.num_rows:
+        return False
+    numbers = {field.name: table.column(field.name).to_numpy() for field in SHARDS if field.type == pa.int64()}
+    sequences, tokens, positions = numbers["sequences"], numbers["tokens"], numbers["positions"]
+    firsts = numbers["first_sequence"]
+    lengths = pc.binary_length(table.column("sha256")).to_numpy()
+    checks = (
+        np.isin(table.column("split").to_numpy(), SPLITS),
+        (lengths == SHA256_DIGITS) & pc.string_is_ascii(table.column("sha256")).to_numpy(),
+        (numbers["bytes"] > 0) & (numbers["bytes"] <= OBJECT_BYTES),
+        firsts[1:] == firsts[:-1] + sequences[:-1],
+        firsts[:1] == (firsts[0] if first_sequence is None else first_sequence),
+        (sequences > 0) & (sequences <= tokens) & (sequences <= SHARD_SEQUENCES),
+        (numbers["documents"] >= 0) & (numbers["documents"] <= TOTAL),
+        (positions >= 0) & (positions <= tokens) & (positions <= SHARD_POSITIONS),
+        (tokens >= 0) & (tokens <= SEQUENCES_BYTES // 8),  # and so no more than a file may unpack to
+    )
+    return all(bool(check.all()) for check in checks)
 
 
 def _wrong(entry: ShardEntry, first_sequence: int) -> str | None:
@@ -184,6 +280,8 @@ def _wrong(entry: ShardEntry, first_sequence: int) -> str | None:
         return f"{entry.documents} documents, {entry.sequences} sequences, {entry.tokens} tokens"
     if not 0 <= entry.positions <= min(entry.tokens, SHARD_POSITIONS) or not entry.tokens <= entry.unpacked_bytes // 8:
         return f"{entry.positions} positions, {entry.tokens} tokens"
+    if len(entry.sha256) != SHA256_DIGITS or not entry.sha256.isascii():
+        return f"a hash of {len(entry.sha256)} characters"
     return None if 0 < entry.bytes <= OBJECT_BYTES else f"{entry.bytes} bytes"
 
 
@@ -206,7 +304,7 @@ def read_file_table(encoding: StorePath, number: int, part: Part) -> dict[str, s
     return dict(zip(*(table.column(name).to_pylist() for name in FILES.names), strict=True))
 
 
-def totals(entries: list[ShardEntry], split: Split) -> SplitTotals:
+def totals(entries: abc.Sequence[ShardEntry], split: Split) -> SplitTotals:
     """Return the sums over the shards of one split."""
     counted = [entry for entry in entries if entry.split == split]
     names = ("documents", "sequences", "tokens", "positions")

@@ -6,6 +6,7 @@ the first step, which costs less than a batch.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from cache_tools.errors import DamageError
 from cache_tools.format.layout import ENTROPY, GOLD_LOGPROB, LOGSUMEXP
 from cache_tools.inspection.gold_check import Claims, Evidence, Rules, broken, contradictions
-from cache_tools.inspection.sampling import Window, drawn_windows
+from cache_tools.inspection.sampling import AT_ONCE, Window, drawn_windows
+from cache_tools.requests.in_flight import in_parallel
 from cache_tools.store.teacher import CachedTeacher
 
 MADE_UP = "none"
@@ -112,8 +114,9 @@ def contradicting_share(teacher: CachedTeacher, positions: int, seed: int) -> fl
     """
     if teacher.manifest.identity.get("weights") == MADE_UP:
         return None
-    rows = [contradicting_rows(teacher, window) for window in drawn_windows([teacher], positions, seed)]
-    return float(np.concatenate(rows).mean())
+    windows = drawn_windows([teacher], positions, seed)
+    rows = in_parallel(partial(contradicting_rows, teacher), windows, teacher.path, AT_ONCE)
+    return float(np.concatenate(list(rows)).mean())
 
 
 def require_consistent(teachers: Sequence[CachedTeacher], seed: int = 0) -> None:

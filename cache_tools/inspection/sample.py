@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from cache_tools.codecs.rows import EMPTY_ID
 from cache_tools.format.layout import ENTROPY, GOLD_LOGPROB
 from cache_tools.inspection.divergence import likeliest
-from cache_tools.inspection.sampling import Window, drawn_windows
+from cache_tools.inspection.sampling import AT_ONCE, Window, drawn_windows
 from cache_tools.inspection.views import judged_tokens
 from cache_tools.progress.reporter import Advance, ignore
+from cache_tools.requests.in_flight import in_parallel
 from cache_tools.store.reader import Encoding
 from cache_tools.store.teacher import CachedTeacher
 
@@ -120,10 +121,16 @@ def read_sample(
     tokens: list[_Tokens] = []
     predictions: dict[str, list[SampledPredictions]] = {teacher.name: [] for teacher in teachers}
     windows = drawn_windows(teachers, positions, seed)
-    for count, window in enumerate(windows, 1):
-        tokens += _tokens(encoding, window, numbers)
-        for teacher in teachers:
-            predictions[teacher.name].append(_predictions(teacher, window))
+
+    def read(window: Window) -> tuple[list[tuple[Document, _Tokens]], list[SampledPredictions]]:
+        return list(_tokens(encoding, window)), [_predictions(teacher, window) for teacher in teachers]
+
+    for count, (of_window, of_teachers) in enumerate(in_parallel(read, windows, encoding.path, AT_ONCE), 1):
+        for document, part_tokens in of_window:
+            number = numbers.setdefault(document, len(numbers))
+            tokens.append(part_tokens._replace(document_numbers=np.full(len(part_tokens.rows), number)))
+        for teacher, part in zip(teachers, of_teachers, strict=True):
+            predictions[teacher.name].append(part)
         progress(1, count / len(windows))
     return Sample(
         seed=seed,
@@ -148,20 +155,23 @@ class _Tokens(NamedTuple):
     document_numbers: NDArray[np.int64]
 
 
-def _tokens(encoding: Encoding, window: Window, numbers: dict[Document, int]) -> Iterator[_Tokens]:
-    """Yield the positions of a window, sequence by sequence; new documents get the next number in ``numbers``."""
+def _tokens(encoding: Encoding, window: Window) -> Iterator[tuple[Document, _Tokens]]:
+    """Yield the positions of a window, sequence by sequence, each with its document, which has no number yet."""
     for sequence in encoding.sequences(window.shard):
         first, end = sequence.rows
         start, stop = max(window.start, first), min(window.stop, end)
         if start < stop:
             part = slice(start - first, stop - first)
             document = Document(sequence.document_id, sequence.group_id)
-            yield _Tokens(
-                rows=np.arange(start, stop),
-                sequence_ids=np.full(stop - start, sequence.sequence_id),
-                places=np.array(judged_tokens(encoding, sequence)[part]),
-                gold_ids=sequence.gold_ids(encoding.manifest.objective)[part],
-                document_numbers=np.full(stop - start, numbers.setdefault(document, len(numbers))),
+            yield (
+                document,
+                _Tokens(
+                    rows=np.arange(start, stop),
+                    sequence_ids=np.full(stop - start, sequence.sequence_id),
+                    places=np.array(judged_tokens(encoding, sequence)[part]),
+                    gold_ids=sequence.gold_ids(encoding.manifest.objective)[part],
+                    document_numbers=np.zeros(stop - start, np.int64),
+                ),
             )
 
 

@@ -15,9 +15,10 @@ def committed_shards(teachers: AbstractSequence[CachedTeacher]) -> list[int]:
     Raises:
         IncompleteError: there is none.
     """
-    shards = set(range(min(len(teacher.encoding.shards) for teacher in teachers)))
+    by_all = np.ones(min(len(teacher.encoding.shards) for teacher in teachers), bool)
     for teacher in teachers:
-        shards -= set(teacher.missing_shards())
+        by_all[[shard for shard in teacher.missing_shards() if shard < len(by_all)]] = False
+    shards: list[int] = np.flatnonzero(by_all).tolist()
     if not shards:
         raise IncompleteError(
             "no shard is finished",
@@ -25,7 +26,7 @@ def committed_shards(teachers: AbstractSequence[CachedTeacher]) -> list[int]:
             expected=f"at least one that {' and '.join(repr(t.name) for t in teachers)} captured",
             fix="Run the same 'logitcask capture' again; it continues where it stopped",
         )
-    return sorted(shards)
+    return shards
 
 
 def drawn(shards: list[int], count: int | None, seed: int) -> list[int]:
@@ -33,6 +34,13 @@ def drawn(shards: list[int], count: int | None, seed: int) -> list[int]:
     if count is None or count >= len(shards):
         return shards
     return sorted(np.random.default_rng(seed).choice(shards, count, replace=False).tolist())
+
+
+AT_ONCE = 8
+"""Windows that are read from a bucket at a time: each takes some ten requests, and the memory of a decoded chunk."""
+
+WINDOW_POSITIONS = 1024
+"""Positions that a sample reads at one place, if a shard has so many."""
 
 
 class Window(NamedTuple):
@@ -46,7 +54,9 @@ class Window(NamedTuple):
 def drawn_windows(teachers: AbstractSequence[CachedTeacher], positions: int, seed: int) -> list[Window]:
     """Return random inner chunks of the shards that all these teachers have committed, ascending.
 
-    A chunk is the smallest piece that a reader decodes. Each has the same probability, whatever its shard.
+    A chunk is the smallest piece that a reader decodes. Each has the same probability, whatever its shard. Chunks of
+    fewer than WINDOW_POSITIONS positions are drawn in runs of as many: neighbouring positions resemble each other, but
+    each run costs a round of requests, however short it is.
 
     Args:
         teachers: Teachers of one encoding; chunks are those of the first teacher.
@@ -57,6 +67,7 @@ def drawn_windows(teachers: AbstractSequence[CachedTeacher], positions: int, see
         IncompleteError: there is no such shard.
     """
     encoding, chunk = teachers[0].encoding, teachers[0].manifest.chunk_positions
+    chunk *= max(1, WINDOW_POSITIONS // chunk)
     shards = committed_shards(teachers)
     ends = np.cumsum([-(-encoding.shards[shard].positions // chunk) for shard in shards])
     count = min(-(-positions // chunk), int(ends[-1]))

@@ -16,9 +16,10 @@ from cache_tools.format.receipts import Receipt
 from cache_tools.inspection.measures import LARGEST_EXPONENT, By, Calibration, DocumentGroup, by_group, calibration
 from cache_tools.inspection.row_check import contradicting_share
 from cache_tools.inspection.sample import Sample, read_sample
+from cache_tools.inspection.sampling import committed_shards
 from cache_tools.json_output import FLAT
 from cache_tools.progress.reporter import Advance, ignore
-from cache_tools.store.predictions import mean_statistics
+from cache_tools.store.predictions import StatisticsSum
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.teacher import CachedTeacher
 
@@ -244,18 +245,17 @@ def describe_encoding(encoding: Encoding) -> EncodingFacts:
         positions_per_shard=manifest.positions_per_shard,
         chat_sequences_without_beginning=sum(part.chat_sequences_without_beginning for part in manifest.parts),
         splits=manifest.splits,
-        sequence_bytes=sum(entry.bytes for entry in encoding.shards),
+        sequence_bytes=int(encoding.shards.numbers("bytes").sum()),
     )
 
 
 def describe_teacher(teacher: CachedTeacher, progress: Advance = ignore) -> TeacherFacts:
     """Return what a teacher's manifest and receipts state; ``progress`` is called after each receipt."""
-    manifest, receipts = teacher.manifest, list[Receipt]()
-    for shard in range(len(teacher.encoding.shards)):
-        receipts += filter(None, [teacher.receipt(shard)])
+    manifest, total = teacher.manifest, _Receipts(teacher)
+    for receipt in teacher.receipts():
+        total.add(receipt)
         progress(1)
-    positions = sum(receipt.positions for receipt in receipts)
-    stored = sum(r.stored_bytes for r in receipts) + sum(record.bytes for record in manifest.files.values())
+    stored = sum(total.bytes_by_array.values()) + sum(record.bytes for record in manifest.files.values())
     return TeacherFacts(
         name=teacher.name,
         fingerprint=manifest.fingerprint,
@@ -264,19 +264,67 @@ def describe_teacher(teacher: CachedTeacher, progress: Advance = ignore) -> Teac
         target=manifest.target,
         scalars=manifest.scalars,
         hidden=dict(manifest.hidden),
-        shards_done=len(receipts),
+        shards_done=total.shards,
         shards=len(teacher.encoding.shards),
-        positions=positions,
+        positions=total.positions,
         stored_bytes=stored,
-        bytes_per_position=stored / positions if positions else None,
-        bytes_by_array=_bytes_by_array(receipts),
-        positions_by_group={g: sum(r.positions for r in receipts if g in r.groups) for g in teacher.groups},
-        positions_by_split=_positions_by_split(teacher, receipts),
-        statistics=_statistics(teacher, receipts),
-        positions_expected=sum(entry.positions for entry in teacher.encoding.shards),
-        provenance=receipts[0].provenance if receipts else {},
-        made_by=_makers(receipts),
+        bytes_per_position=stored / total.positions if total.positions else None,
+        bytes_by_array=dict(sorted(total.bytes_by_array.items())),
+        positions_by_group=total.positions_by_group,
+        positions_by_split=total.positions_by_split,
+        statistics={split: _finite(sums.means()) for split, sums in total.statistics.items() if sums.means()},
+        positions_expected=int(teacher.encoding.shards.numbers("positions").sum()),
+        provenance=total.first.provenance if total.first else {},
+        made_by=total.makers(),
     )
+
+
+class _Receipts:
+    """What the receipts of a teacher add up to; none of them is kept but the first."""
+
+    def __init__(self, teacher: CachedTeacher) -> None:
+        splits = teacher.encoding.manifest.splits
+        self._entries = teacher.encoding.shards
+        self.shards = self.positions = 0
+        self.first: Receipt | None = None
+        self.bytes_by_array: dict[str, int] = defaultdict(int)
+        self.positions_by_group = dict.fromkeys(teacher.groups, 0)
+        self.positions_by_split: dict[str, int] = dict.fromkeys(splits, 0)
+        self.statistics = {split: StatisticsSum() for split in splits}
+        self._makers: dict[str, tuple[int, Maker]] = {}
+
+    def add(self, receipt: Receipt) -> None:
+        """Count one receipt."""
+        split = self._entries[receipt.shard].split
+        self.shards, self.positions = self.shards + 1, self.positions + receipt.positions
+        if self.first is None or receipt.shard < self.first.shard:
+            self.first = receipt
+        for key, record in receipt.objects.items():
+            self.bytes_by_array[key.split("/c/")[0]] += record.bytes
+        for group in receipt.groups:
+            if group in self.positions_by_group:
+                self.positions_by_group[group] += receipt.positions
+        if split in self.statistics:
+            self.positions_by_split[split] += receipt.positions
+            self.statistics[split].add(receipt.positions, receipt.statistics)
+        for group, provenance in receipt.provenance.items():
+            made_with = {key: value for key, value in provenance.items() if key not in VARYING}
+            key = json.dumps([group, made_with], sort_keys=True)
+            first, before = self._makers.get(key, (receipt.shard, Maker(group, made_with, 0, 0, 0.0)))
+            positions, seconds = before.positions + receipt.positions, before.seconds + _seconds(provenance)
+            maker = Maker(group, made_with, before.shards + 1, positions, seconds)
+            self._makers[key] = (min(first, receipt.shard), maker)
+
+    def makers(self) -> tuple[Maker, ...]:
+        """Return the software and devices that wrote groups of arrays, in the order of their first shard."""
+        return tuple(maker for _, maker in sorted(self._makers.values(), key=lambda item: item[0]))
+
+
+def _finite(means: dict[str, float]) -> dict[str, float | None]:
+    """Return means, None where one is not finite, with the perplexity of the cross-entropy."""
+    loss = means.get("cross_entropy_nats")
+    perplexity = None if loss is None else math.exp(min(loss, LARGEST_EXPONENT))
+    return {name: value if math.isfinite(value) else None for name, value in means.items()} | {"perplexity": perplexity}
 
 
 def describe_sample(sample: Sample, of_positions: int) -> SampleSize:
@@ -288,9 +336,9 @@ def _sample(
     teacher: CachedTeacher, positions: int, seed: int, by: By | None, progress: Advance
 ) -> SampleSummary | None:
     """Measure a sample of the finished shards; None if there are none or no sample was requested."""
-    shards = set(range(len(teacher.encoding.shards))) - set(teacher.missing_shards())
-    if not positions or not shards:
+    if not positions or len(teacher.missing_shards()) == len(teacher.encoding.shards):
         return None
+    shards = committed_shards([teacher])
     sample = read_sample(teacher.encoding, [teacher], positions, seed, progress)
     predictions = sample.predictions[teacher.name]
     return SampleSummary(
@@ -301,51 +349,7 @@ def _sample(
     )
 
 
-def _makers(receipts: list[Receipt]) -> tuple[Maker, ...]:
-    """Return the software and devices that wrote groups of arrays, in the order of their first shard."""
-    makers: dict[str, Maker] = {}
-    for receipt in receipts:
-        for group, provenance in receipt.provenance.items():
-            made_with = {key: value for key, value in provenance.items() if key not in VARYING}
-            key = json.dumps([group, made_with], sort_keys=True)
-            before = makers.get(key, Maker(group, made_with, 0, 0, 0.0))
-            positions, seconds = before.positions + receipt.positions, before.seconds + _seconds(provenance)
-            makers[key] = Maker(group, made_with, before.shards + 1, positions, seconds)
-    return tuple(makers.values())
-
-
 def _seconds(provenance: Mapping[str, object]) -> float:
     """Return the seconds that a group took; 0 if the receipt states no such number."""
     seconds = provenance.get("seconds")
     return float(seconds) if isinstance(seconds, int | float) and 0 <= seconds <= LONGEST_SECONDS else 0.0
-
-
-def _bytes_by_array(receipts: list[Receipt]) -> dict[str, int]:
-    sizes: dict[str, int] = defaultdict(int)
-    for receipt in receipts:
-        for key, record in receipt.objects.items():
-            sizes[key.split("/c/")[0]] += record.bytes
-    return dict(sorted(sizes.items()))
-
-
-def _positions_by_split(teacher: CachedTeacher, receipts: list[Receipt]) -> dict[str, int]:
-    by_shard = {receipt.shard: receipt.positions for receipt in receipts}
-    encoding = teacher.encoding
-    return {
-        split: sum(by_shard.get(shard, 0) for shard in encoding.split_shards(split))
-        for split in encoding.manifest.splits
-    }
-
-
-def _statistics(teacher: CachedTeacher, receipts: list[Receipt]) -> dict[str, dict[str, float | None]]:
-    """Return means over positions per split, with the perplexity of the cross-entropy."""
-    result: dict[str, dict[str, float | None]] = {}
-    for split in teacher.encoding.manifest.splits:
-        shards = set(teacher.encoding.split_shards(split))
-        means = mean_statistics([(r.positions, r.statistics) for r in receipts if r.shard in shards])
-        if means:
-            loss = means.get("cross_entropy_nats")
-            perplexity = None if loss is None else math.exp(min(loss, LARGEST_EXPONENT))
-            finite = {name: value if math.isfinite(value) else None for name, value in means.items()}
-            result[split] = finite | {"perplexity": perplexity}
-    return result

@@ -5,6 +5,9 @@ Manifests and receipts are written last, as in a capture: a copy that was stoppe
 again, and a copy of a source that has grown copies only what is new.
 """
 
+from functools import partial
+from pathlib import Path
+
 from cache_tools.errors import DamageError, IdentityError
 from cache_tools.format import layout
 from cache_tools.format.manifest import (
@@ -20,6 +23,7 @@ from cache_tools.format.sequences import read_recorded
 from cache_tools.limits import TABLE_BYTES
 from cache_tools.maintenance.drop import drop_hidden
 from cache_tools.progress.reporter import Advance, ignore
+from cache_tools.requests.in_flight import in_parallel
 from cache_tools.separate_places import require_apart
 from cache_tools.storage import (
     StorePath,
@@ -31,10 +35,14 @@ from cache_tools.storage import (
     write_object,
     write_objects,
 )
+from cache_tools.store.gathered import gather_all
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.root import create_cache
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.store.writer import clear_remains, refuse_remains, write_array_metadata
+
+AT_ONCE = 8
+"""Shards that are copied at a time to or from a bucket; each is in memory as a whole, 16 MB at the default settings."""
 
 
 def copy_cache(source: Cache, target: StorePath, progress: Advance = ignore) -> None:
@@ -68,8 +76,7 @@ def stored_bytes(source: Cache) -> int:
     for encoding in map(source.encoding, source.encodings):
         total += sum(entry.bytes for entry in encoding.shards)
         for teacher in map(encoding.teacher, encoding.teachers):
-            receipts = (teacher.receipt(shard) for shard in range(len(encoding.shards)))
-            total += sum(receipt.stored_bytes for receipt in receipts if receipt)
+            total += sum(receipt.stored_bytes for receipt in teacher.receipts())
     return total
 
 
@@ -79,12 +86,16 @@ def copy_sequences(source: Encoding, folder: StorePath, progress: Advance) -> No
     files = source.manifest.files
     write_objects(folder, {key: read_recorded(source.path / key, r.sha256, r.bytes) for key, r in files.items()})
     stored = object_sizes(layout.sequences_file(folder, 0).parent)
-    for shard, entry in enumerate(source.shards):
-        name = layout.sequences_file(folder, shard).name
-        if shard >= copied_shards or stored.get(name) != entry.bytes:  # an earlier copy may have lost a file
-            content = read_recorded(layout.sequences_file(source.path, shard), entry.sha256, entry.bytes)
-            write_object(layout.sequences_file(folder, shard), content)
-        progress(entry.bytes)
+
+    def copy(shard: int) -> int:
+        entry, target = source.shards[shard], layout.sequences_file(folder, shard)
+        if shard >= copied_shards or stored.get(target.name) != entry.bytes:  # an earlier copy may have lost a file
+            write_object(target, read_recorded(layout.sequences_file(source.path, shard), entry.sha256, entry.bytes))
+        return entry.bytes
+
+    remote = folder if isinstance(source.path, Path) else source.path
+    for copied_bytes in in_parallel(copy, range(len(source.shards)), remote, AT_ONCE):
+        progress(copied_bytes)
     for number, part in enumerate(source.manifest.parts):
         for place, sha256 in (
             (layout.file_table_file, part.files_sha256),
@@ -134,8 +145,11 @@ def copy_teacher(source: CachedTeacher, encoding: Encoding, progress: Advance) -
         write_group(folder / "hidden")
     write_array_metadata(encoding, folder, source.manifest)
     done = set(names(layout.receipts_folder(folder)))
-    for shard in range(len(encoding.shards)):
-        _copy_shard(source, folder, shard, done, progress)
+    remote = folder if isinstance(source.path, Path) else source.path
+    copy = partial(_copy_shard, source, folder, done)
+    for copied_bytes in in_parallel(copy, range(len(encoding.shards)), remote, AT_ONCE):
+        progress(copied_bytes)
+    gather_all(folder, len(encoding.shards))
 
 
 def _changed_layers(copied: TeacherManifest, source: TeacherManifest) -> list[str]:
@@ -147,11 +161,15 @@ def _changed_layers(copied: TeacherManifest, source: TeacherManifest) -> list[st
     return [layer for layer in copied.hidden if described(copied, layer) != described(source, layer)]
 
 
-def _copy_shard(source: CachedTeacher, folder: StorePath, shard: int, done: set[str], progress: Advance) -> None:
-    """Copy the objects that an earlier copy lacks, then the receipt; a receipt of other objects is removed first."""
+def _copy_shard(source: CachedTeacher, folder: StorePath, done: set[str], shard: int) -> int:
+    """Copy the objects that an earlier copy lacks, then the receipt; a receipt of other objects is removed first.
+
+    Returns:
+        Bytes of the shard's objects, copied now or before; 0 if it has not been captured.
+    """
     receipt, path = source.receipt(shard), layout.receipt_file(folder, shard)
     if receipt is None:
-        return
+        return 0
     content = read_object(layout.receipt_file(source.path, shard))
     if path.name not in done or read_object(path) != content:
         copied = _copied_objects(folder, shard)
@@ -160,7 +178,7 @@ def _copy_shard(source: CachedTeacher, folder: StorePath, shard: int, done: set[
             remove_object(path)
         write_objects(folder, {key: read_recorded(source.path / key, r.sha256, r.bytes) for key, r in new.items()})
         write_object(path, content)
-    progress(receipt.stored_bytes)
+    return receipt.stored_bytes
 
 
 def _copied_objects(folder: StorePath, shard: int) -> dict[str, ObjectRecord]:

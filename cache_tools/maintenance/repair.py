@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-from cache_tools.errors import DamageError, FormatError
+from cache_tools.errors import DamageError, FormatError, LogitcaskError
 from cache_tools.format import layout
 from cache_tools.format.manifest import (
     FORMAT,
@@ -27,6 +27,7 @@ from cache_tools.maintenance.verify import Problem, verify
 from cache_tools.progress.reporter import BeginPart
 from cache_tools.storage import StorePath, names, read_object, remove_object, write_object
 from cache_tools.store.encoding_files import lost_files
+from cache_tools.store.gathered import gather_all, gathered_files
 from cache_tools.store.predictions import group_layouts
 from cache_tools.store.reader import Cache, Encoding
 
@@ -67,7 +68,17 @@ def repair(
     damage = [problem for problem in verify(path, deep, progress) if problem.kind == "damage"]
     forgotten = set(_forget_files(cache, damage))
     mended += [problem for problem in damage if problem.where in forgotten or _mended(cache, problem)]
+    _gather(cache)
     return mended, [problem for problem in damage if problem not in mended]
+
+
+def _gather(cache: Cache) -> None:
+    """Gather the receipts of every teacher that can be opened."""
+    for name in cache.encodings:
+        with suppress(LogitcaskError):  # damage that only a copy can repair
+            encoding = cache.encoding(name)
+            for teacher in map(encoding.teacher, encoding.teachers):
+                gather_all(teacher.path, len(encoding.shards))
 
 
 def _mended(cache: Cache, problem: Problem) -> bool:
@@ -153,3 +164,10 @@ def _rewrite_arrays(encoding: Encoding, name: str) -> None:
             write_object(layout.array_metadata_file(teacher.path, array), metadata)
     if teacher.manifest.hidden:
         write_object(teacher.path / "hidden" / layout.MANIFEST, group_bytes())
+    _remove_gathered(teacher.path)
+
+
+def _remove_gathered(teacher: StorePath) -> None:
+    """Remove the files of gathered receipts; they are only copies, and are written again at the end."""
+    for file in gathered_files(teacher):
+        remove_object(layout.gathered_folder(teacher) / file.name)

@@ -33,12 +33,13 @@ from cache_tools.mappings import Identity
 from cache_tools.progress.reporter import Advance, ignore
 from cache_tools.separate_places import require_apart
 from cache_tools.storage import StorePath, object_exists, write_objects
+from cache_tools.store.gathered import gather_all
 from cache_tools.store.predictions import MEAN_SCALARS, Group, from_steps, hidden_array
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.root import create_cache
 from cache_tools.store.stored_rows import StoredTargets
 from cache_tools.store.teacher import CachedTeacher
-from cache_tools.store.writer import commit_groups, declare_teacher
+from cache_tools.store.writer import commit_groups, declare_teacher, remove_leftovers
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,7 @@ def _write_teacher(
     source.require_shards([source_rows.shard for source_rows in kept])
     manifest = _manifest(source, encoding, k)
     teacher = declare_teacher(encoding, source.name, manifest, {key: source.file(key) for key in manifest.files})
+    remove_leftovers(teacher, range(len(kept)))
     for shard, source_rows in enumerate(kept):
         if teacher.receipt(shard) is None:
             receipt = source.receipt(source_rows.shard)
@@ -199,6 +201,7 @@ def _write_teacher(
             provenance = {"subset_of": source.manifest.fingerprint, "shard": source_rows.shard}
             commit_groups(teacher, shard, _groups(source, receipt, source_rows, k).items(), provenance)
         progress(1)
+    gather_all(teacher.path, len(encoding.shards))
 
 
 def _manifest(source: CachedTeacher, encoding: Encoding, k: int | None) -> TeacherManifest:

@@ -22,10 +22,13 @@ from cache_tools.format.sealed import read_sealed
 from cache_tools.format.shards import read_file_tables
 from cache_tools.format.zarr_arrays import ArrayLayout
 from cache_tools.inspection.row_check import shard_contradictions
+from cache_tools.maintenance.object_sizes import ObjectSizes, sizes_below
 from cache_tools.maintenance.verify_encoding import manifest_problems, root_problems, sequence_problems, table_problems
 from cache_tools.progress.reporter import BeginPart
+from cache_tools.requests.in_flight import IN_FLIGHT, in_parallel
 from cache_tools.storage import StorePath, object_sha256, object_size, read_object
 from cache_tools.store.chunk_reader import open_array
+from cache_tools.store.gathered import gathered_files, list_receipts, read_gathered_file, read_receipts
 from cache_tools.store.predictions import group_layouts, hidden_array
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.teacher import CachedTeacher
@@ -163,9 +166,11 @@ def _encoding(cache: Cache, subject: Subject, deep: bool, progress: BeginPart) -
     yield from _guarded(subject, partial(_file_tables, encoding))
     shards = range(len(encoding.shards))
     yield from _guarded(subject, lambda: (subject.damage(message) for message in manifest_problems(encoding)))
-    for shard in shards:
+    sizes = sizes_below(layout.sequences_file(encoding.path, 0).parent)
+    check = partial(_sequences, encoding, subject, sizes)
+    for shard, problems in zip(shards, _checked(subject, check, shards, encoding.path, deep), strict=True):
         progress(f"{encoding.name}: sequences {shard}")
-        yield from _guarded(subject, partial(_sequences, encoding, shard, subject))
+        yield from problems
     if not encoding.teachers:
         yield Subject(encoding.path).missing(f"no finished shard: no teacher has been captured; {CAPTURE}")
         return
@@ -182,7 +187,15 @@ def _file_tables(encoding: Encoding) -> Iterator[Problem]:
     yield from ()
 
 
-def _sequences(encoding: Encoding, shard: int, subject: Subject) -> Iterator[Problem]:
+def _checked(
+    subject: Subject, check: Callable[[int], Iterator[Problem]], shards: range, place: StorePath, deep: bool
+) -> Iterator[list[Problem]]:
+    """Yield the problems of each shard in order; in a bucket several shards are checked at a time."""
+    at_once = 1 if deep else IN_FLIGHT
+    return in_parallel(lambda shard: _guarded(subject, partial(check, shard)), shards, place, at_once)
+
+
+def _sequences(encoding: Encoding, subject: Subject, sizes: dict[str, int] | None, shard: int) -> Iterator[Problem]:
     """Hash and read one sequence file (reading checks the hash) and compare it with the shard table."""
     entry, where = encoding.shards[shard], layout.sequences_file(encoding.path, shard)
     for message in table_problems(entry, encoding.manifest.positions_per_shard, shard):
@@ -197,7 +210,8 @@ def _sequences(encoding: Encoding, shard: int, subject: Subject) -> Iterator[Pro
         row += sequence.num_positions
     if row - shard * encoding.manifest.positions_per_shard != entry.positions:
         yield subject.damage(f"the shard table states {entry.positions} positions", where)
-    for message in sequence_problems(encoding.manifest, entry, sequences, object_size(where)):
+    size = object_size(where) if sizes is None else sizes.get(where.name)
+    for message in sequence_problems(encoding.manifest, entry, sequences, size):
         yield subject.damage(message, where)
 
 
@@ -212,10 +226,35 @@ def _teacher(encoding: Encoding, subject: Subject, deep: bool, progress: BeginPa
             beside += _guarded(metadata, partial(_array, teacher, name, cut, metadata))
     yield from beside
     values = deep and not any(problem.kind == "damage" for problem in beside)  # else every shard would fail
-    for shard in range(len(encoding.shards)):
-        progress(f"{teacher.name}: shard {shard}")
+    yield from _gathered(teacher, metadata, deep)
+    shards, sizes = range(len(encoding.shards)), ObjectSizes(teacher)
+
+    def check(shard: int) -> list[Problem]:
         of_shard = Subject(teacher.path, "redo", encoding.name, teacher.name, shard)
-        yield from _guarded(of_shard, partial(_shard, teacher, shard, of_shard, deep, values))
+        return _guarded(of_shard, partial(_shard, teacher, shard, of_shard, deep, values, sizes))
+
+    for shard, problems in zip(shards, in_parallel(check, shards, teacher.path, 1 if deep else IN_FLIGHT), strict=True):
+        progress(f"{teacher.name}: shard {shard}")
+        yield from problems
+
+
+def _gathered(teacher: CachedTeacher, subject: Subject, deep: bool) -> Iterator[Problem]:
+    """Check files of gathered receipts; when deep, also that each copy which a reader would use is the receipt."""
+    listed = list_receipts(teacher.path, len(teacher.encoding.shards))
+    for file in gathered_files(teacher.path):
+        try:
+            rows = read_gathered_file(teacher.path, file.name)
+        except FileNotFoundError:
+            continue
+        except DamageError as error:
+            yield subject.damage(error.message, error.where)
+            continue
+        used = [shard for shard in rows if shard < len(listed.sizes) and listed.holds(file, shard, len(rows[shard]))]
+        for shard, content in read_receipts(teacher.path, used if deep else []):
+            if content != rows[shard]:
+                where = layout.gathered_folder(teacher.path) / file.name
+                yield subject.damage(f"the gathered receipt of shard {shard} is not the receipt", where)
+                break
 
 
 def _array(teacher: CachedTeacher, name: str, cut: ArrayLayout, subject: Subject) -> Iterator[Problem]:
@@ -230,7 +269,9 @@ def _array(teacher: CachedTeacher, name: str, cut: ArrayLayout, subject: Subject
         yield problem(f"the array ends at row {array.num_rows} of {rows}", teacher.path / name)
 
 
-def _shard(teacher: CachedTeacher, shard: int, subject: Subject, deep: bool, values: bool) -> Iterator[Problem]:
+def _shard(
+    teacher: CachedTeacher, shard: int, subject: Subject, deep: bool, values: bool, sizes: ObjectSizes
+) -> Iterator[Problem]:
     receipt, where = teacher.receipt(shard), layout.receipt_file(teacher.path, shard)
     missing_groups = teacher.groups if receipt is None else [g for g in teacher.groups if g not in receipt.groups]
     if missing_groups:
@@ -243,20 +284,29 @@ def _shard(teacher: CachedTeacher, shard: int, subject: Subject, deep: bool, val
         counts = f"{receipt.positions} positions and {receipt.tokens} tokens"
         expected = f"{entry.positions} and {entry.tokens}"
         yield subject.damage(f"the receipt states {counts}, the shard table {expected}", where)
-    damaged_objects = list(_files(teacher.path, receipt.objects, subject, deep))
+    damaged_objects = list(_files(teacher.path, receipt.objects, subject, deep, lambda key: sizes.of(key, shard)))
     yield from damaged_objects
     if values and not damaged_objects:
         yield from _values(teacher, receipt, subject)
 
 
-def _files(folder: StorePath, objects: dict[str, ObjectRecord], subject: Subject, deep: bool) -> Iterator[Problem]:
+def _files(
+    folder: StorePath,
+    objects: dict[str, ObjectRecord],
+    subject: Subject,
+    deep: bool,
+    size_of: Callable[[str], int | None] | None = None,
+) -> Iterator[Problem]:
     """Compare objects with their recorded sizes, and when deep with their hashes."""
     for key, record in objects.items():
-        yield from _guarded(subject, partial(_file, folder / key, record, subject, deep))
+        size = partial(size_of, key) if size_of else partial(object_size, folder / key)
+        yield from _guarded(subject, partial(_file, folder / key, record, subject, deep, size))
 
 
-def _file(path: StorePath, record: ObjectRecord, subject: Subject, deep: bool) -> Iterator[Problem]:
-    size = object_size(path)
+def _file(
+    path: StorePath, record: ObjectRecord, subject: Subject, deep: bool, size_of: Callable[[], int | None]
+) -> Iterator[Problem]:
+    size = size_of()
     if size is None:
         yield subject.damage("the object is missing", path)
     elif size != record.bytes:

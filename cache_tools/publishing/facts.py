@@ -11,7 +11,7 @@ from cache_tools.inspection.divergence import kl_floor_rows
 from cache_tools.inspection.sampling import drawn_windows
 from cache_tools.inspection.summary import EncodingFacts, TeacherFacts, describe_encoding, describe_teacher
 from cache_tools.progress.reporter import Advance, ignore
-from cache_tools.store.predictions import mean_statistics
+from cache_tools.store.predictions import StatisticsSum
 from cache_tools.store.reader import Cache
 from cache_tools.store.teacher import CachedTeacher
 
@@ -101,12 +101,11 @@ def receipts_to_read(cache: Cache) -> int:
 
 
 def _teacher(teacher: CachedTeacher, advance: Advance) -> TeacherCard:
-    facts, receipts = describe_teacher(teacher), []
-    for shard in range(len(teacher.encoding.shards)):
-        receipt = teacher.receipt(shard)
-        receipts += [receipt] if receipt else []
+    facts, sums = describe_teacher(teacher), StatisticsSum()
+    for receipt in teacher.receipts():
+        sums.add(receipt.positions, receipt.statistics)
         advance(1)
-    means = mean_statistics([(receipt.positions, receipt.statistics) for receipt in receipts])
+    means = sums.means()
     return TeacherCard(facts, means, sampled_kl_floor(teacher, FLOOR_POSITIONS) if facts.positions else None)
 
 

@@ -5,6 +5,7 @@ This room puts the format and the codecs together. It imports ``format``, ``code
 In reading order:
 
 - ``reader``: a cache and its encodings, by shard, window or sequence.
+- ``gathered``: many receipts in one file, so that a cache of any size opens quickly.
 - ``teacher``: the predictions of one teacher, decoded.
 - ``predictions``: targets, scalars and hidden states as arrays, and back.
 - ``stored_rows``: rows in memory as they are stored, decoded when they are used.

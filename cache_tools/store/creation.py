@@ -11,10 +11,10 @@ from pathlib import Path
 from upath import UPath
 
 from cache_tools.regular_files import place_whole
+from cache_tools.requests.in_flight import asked
 from cache_tools.storage import (
     BUCKETS,
     StorePath,
-    _asked,
     _driver,
     read_object,
     storage_errors,
@@ -68,6 +68,6 @@ def _create_remote(path: UPath, content: bytes) -> None:
     bucket, key = driver._split_path(path.path)
     store = driver._construct_store(bucket)  # fsspec's interface has no conditional put
     try:
-        _asked(lambda: obstore.put(store, key, content, mode="create"))
+        asked(lambda: obstore.put(store, key, content, mode="create"))
     except AlreadyExistsError as error:
         raise FileExistsError(str(path)) from error

@@ -6,7 +6,8 @@ what this shard's decoding needs to know beyond the manifest (the codec may choo
 shard by shard), and statistics with the error actually made.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -223,21 +224,40 @@ def from_steps(stored: NDArray[Any], step_nats: float) -> NDArray[np.float32]:
     return np.where(stored == MINUS_INFINITY, -np.inf, stored * step_nats).astype(np.float32)
 
 
-def mean_statistics(parts: list[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
-    """Combine per-shard statistics, each with its number of positions; maxima stay maxima, counts add up.
+class StatisticsSum:
+    """Adds up per-shard statistics, each with its number of positions; maxima stay maxima, counts add up.
 
-    A name that some shards lack is averaged over those that have it.
+    A name that some shards lack is averaged over those that have it. Memory is one number or two for each name.
     """
-    result = {}
-    for name in dict.fromkeys(name for _, statistics in parts for name in statistics):
-        having = [(n, statistics[name]) for n, statistics in parts if name in statistics]
-        if name.endswith("_max"):
-            result[name] = max(value for _, value in having)
-        elif name.endswith("_positions"):
-            result[name] = sum(value for _, value in having)
-        else:
-            result[name] = sum(n * value for n, value in having) / max(sum(n for n, _ in having), 1)
-    return result
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._positions: dict[str, int] = {}
+
+    def add(self, positions: int, statistics: Mapping[str, float]) -> None:
+        """Add those of one shard."""
+        for name, value in statistics.items():
+            if name.endswith("_max"):
+                self._sums[name] = max(self._sums.get(name, -math.inf), value)
+            else:
+                weight = 1 if name.endswith("_positions") else positions
+                self._sums[name] = self._sums.get(name, 0) + weight * value
+                self._positions[name] = self._positions.get(name, 0) + positions
+
+    def means(self) -> dict[str, float]:
+        """Return the means, maxima and counts of all shards so far."""
+        return {
+            name: total if name.endswith(("_max", "_positions")) else total / max(self._positions[name], 1)
+            for name, total in self._sums.items()
+        }
+
+
+def mean_statistics(parts: Iterable[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+    """Combine the statistics of several shards, see ``StatisticsSum``."""
+    total = StatisticsSum()
+    for positions, statistics in parts:
+        total.add(positions, statistics)
+    return total.means()
 
 
 def _hidden_type(spec: HiddenSpec) -> ArrayType:

@@ -12,16 +12,18 @@ A shard without a receipt does not exist: reading its rows is an error, never ze
 Opening reads manifests only, and from then on no link in the cache is followed (``regular_files.py``).
 """
 
-from bisect import bisect_right
 from functools import cached_property, lru_cache
 from pathlib import Path
+
+import numpy as np
 
 from cache_tools.errors import FormatError
 from cache_tools.format import layout
 from cache_tools.format.manifest import CacheManifest, EncodingManifest, Split, read_manifest
 from cache_tools.format.sequences import Sequence, contradiction, read_recorded, read_sequences, unreadable
-from cache_tools.format.shards import ShardEntry, read_shard_tables
+from cache_tools.format.shards import ShardTable, read_shard_tables
 from cache_tools.format.tokenizer_files import without_code
+from cache_tools.limits import TOTAL
 from cache_tools.regular_files import enclose
 from cache_tools.storage import StorePath, names, object_exists, pinned, store_path, write_object
 from cache_tools.store.teacher import CachedTeacher
@@ -62,17 +64,24 @@ class Cache:
 
 
 class Encoding:
-    """One way in which the corpus became sequences, and the teachers that read them."""
+    """One way in which the corpus became sequences, and the teachers that read them.
 
-    def __init__(self, path: StorePath, name: str) -> None:
+    Args:
+        path: Its folder.
+        name: Its name.
+        manifest: Its manifest, if it has been read.
+    """
+
+    def __init__(self, path: StorePath, name: str, manifest: EncodingManifest | None = None) -> None:
         self.path, self.name = path, name
         enclose(layout.cache_of(path))
-        self.manifest = read_manifest(path, EncodingManifest)
+        self.manifest = manifest or read_manifest(path, EncodingManifest)
         self._read_shard = lru_cache(maxsize=SEQUENCE_SHARDS_IN_MEMORY)(self._read_shard_uncached)
 
-    def __reduce__(self) -> tuple[type["Encoding"], tuple[StorePath, str]]:
-        """Reopen in another process; what is in memory stays behind."""
-        return Encoding, (self.path, self.name)
+    def __reduce__(self) -> tuple[type["Encoding"], tuple[StorePath, str, EncodingManifest], dict[str, ShardTable]]:
+        """Go on in another process, without a request: only the sequences that are in memory stay behind."""
+        tables = {"shards": self.__dict__["shards"]} if "shards" in self.__dict__ else {}
+        return Encoding, (self.path, self.name, self.manifest), tables
 
     @property
     def teachers(self) -> list[str]:
@@ -85,21 +94,22 @@ class Encoding:
         return CachedTeacher(self, layout.teacher_folder(self.path, folder_name), folder_name)
 
     @cached_property
-    def shards(self) -> list[ShardEntry]:
+    def shards(self) -> ShardTable:
         """The shard table.
 
         Raises:
             DamageError: it is missing, is not what was written, or states impossible values.
         """
         entries, size = read_shard_tables(self.path, self.manifest.parts), self.manifest.positions_per_shard
-        for shard, entry in enumerate(entries):
-            if entry.positions > size:
-                raise unreadable(self.path / "parts", f"shard {shard} has {entry.positions} positions in {size} rows")
+        for shard in np.flatnonzero(entries.numbers("positions") > size).tolist():
+            positions = entries[shard].positions
+            raise unreadable(self.path / "parts", f"shard {shard} has {positions} positions in {size} rows")
         return entries
 
     def split_shards(self, split: Split) -> list[int]:
         """Return the indices of the shards of a split."""
-        return [i for i, entry in enumerate(self.shards) if entry.split == split]
+        indices: list[int] = self.shards.of_split(split).tolist()
+        return indices
 
     def sequences(self, shard: int) -> list[Sequence]:
         """Return the sequences of a shard, in position order; the last few shards stay in memory.
@@ -126,7 +136,7 @@ class Encoding:
             IndexError: there is no such sequence.
         """
         shard = self.shard_of(sequence_id)
-        return self.sequences(shard)[sequence_id - self._first_sequences[shard]]
+        return self.sequences(shard)[sequence_id - self.shards[shard].first_sequence]
 
     def shard_of(self, sequence_id: int) -> int:
         """Return the shard that a sequence lies in.
@@ -134,8 +144,9 @@ class Encoding:
         Raises:
             IndexError: there is no such sequence.
         """
-        shard = bisect_right(self._first_sequences, sequence_id) - 1
-        if shard < 0 or sequence_id >= self._first_sequences[shard] + self.shards[shard].sequences:
+        firsts = self.shards.numbers("first_sequence")
+        shard = int(np.searchsorted(firsts, min(sequence_id, TOTAL), side="right")) - 1
+        if shard < 0 or sequence_id >= self.shards[shard].first_sequence + self.shards[shard].sequences:
             raise IndexError(f"sequence {sequence_id} does not exist")
         return shard
 
@@ -149,10 +160,6 @@ class Encoding:
             name = key.removeprefix(f"{layout.TOKENIZER}/")
             content = read_recorded(self.path / key, record.sha256, record.bytes)
             write_object(folder / name, without_code(name, content))
-
-    @cached_property
-    def _first_sequences(self) -> list[int]:
-        return [entry.first_sequence for entry in self.shards]
 
     def _read_shard_uncached(self, shard: int) -> list[Sequence]:
         entry, manifest, sequences = self.shards[shard], self.manifest, self.stored_sequences(shard)
@@ -175,7 +182,8 @@ class Encoding:
 
 
 def _groups(folder: StorePath) -> list[str]:
-    return [name for name in names(folder) if object_exists(folder / name / layout.MANIFEST)]
+    here = (name for name in names(folder) if name != layout.MANIFEST)
+    return [name for name in here if object_exists(folder / name / layout.MANIFEST)]
 
 
 def _choose(kind: str, name: str | None, names_here: list[str], where: StorePath) -> str:

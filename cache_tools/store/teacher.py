@@ -1,16 +1,18 @@
 """One teacher's predictions over an encoding's positions, decoded into the caller's arrays.
 
 Rows are read per shard, because a shard's receipt says which of its objects exist and with
-which steps they were quantised. Long runs are cut into blocks that several threads fetch,
+which steps they were quantised. That receipt is always read itself; gathered copies (``gathered.py``)
+say which shards are committed, and what ``inspect`` adds up. Of receipts, a bit for each shard and
+group stays in memory, and the last few whole. Long runs are cut into blocks that several threads fetch,
 decompress and decode side by side; numpy and blosc hold no interpreter lock meanwhile.
 Peak memory is the result plus one block of stored integers per thread.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +21,21 @@ from cache_tools.codecs.registry import Arrays, Codec, Targets
 from cache_tools.errors import DamageError, FormatError, IdentityError, IncompleteError
 from cache_tools.format import layout
 from cache_tools.format.manifest import Split, TeacherManifest, read_manifest
-from cache_tools.format.receipts import TARGETS, Receipt, read_receipt
+from cache_tools.format.receipts import (
+    TARGETS,
+    Receipt,
+    ReceiptHead,
+    parsed_receipt,
+    read_receipt,
+    receipt_head,
+)
 from cache_tools.format.sequences import read_recorded
 from cache_tools.format.zarr_arrays import THREADS
 from cache_tools.hidden_codecs.registry import HIDDEN_CODECS
 from cache_tools.hidden_codecs.transform import Transform, transform_from_bytes
-from cache_tools.storage import StorePath, names
+from cache_tools.storage import StorePath
 from cache_tools.store.chunk_reader import StoredArray, open_array, read_shard_rows
+from cache_tools.store.gathered import list_receipts, read_receipts, receipt_contents
 from cache_tools.store.predictions import codec_of, from_steps, group_layouts, hidden_array
 from cache_tools.store.stored_rows import StoredHidden, StoredTargets
 
@@ -35,8 +45,17 @@ if TYPE_CHECKING:
 BLOCK_VALUES = 2**24
 """Numbers of the widest array that ``row_blocks`` puts into a piece, if a chunk has no more."""
 
+FEW_RECEIPTS = 64
+"""So many receipts are read themselves instead of all of a teacher's gathered ones."""
+
+RECEIPTS_IN_MEMORY = 256
+"""Receipts that a teacher keeps, some ten kilobytes each: more than a window of shards."""
+
 BLOCK_CHUNKS = 8
 """Inner chunks that one thread fetches and decodes at a time."""
+
+
+AnyReceipt = TypeVar("AnyReceipt", Receipt, ReceiptHead)
 
 
 class CachedTeacher:
@@ -51,6 +70,7 @@ class CachedTeacher:
         self.encoding, self.path, self.name = encoding, path, name
         self.manifest = read_manifest(path, TeacherManifest)
         self._receipts: dict[int, Receipt] = {}
+        self._complete: dict[str, NDArray[np.bool_]] = {}
         self._arrays: dict[str, StoredArray] = {}
         if self.manifest.identity.get("encoding") != encoding.manifest.fingerprint:
             raise IdentityError(
@@ -94,8 +114,19 @@ class CachedTeacher:
             IdentityError: it was written for another teacher or other sequences.
         """
         receipt = read_receipt(self.path, shard)
-        if receipt is None:
-            return None
+        return None if receipt is None else self._own(receipt)
+
+    def receipts(self) -> Iterator[Receipt]:
+        """Yield the receipts of all committed shards, in any order; gathered ones take a request per 1,024 shards.
+
+        Errors as for ``receipt``.
+        """
+        for shard, content in receipt_contents(self.path, len(self.encoding.shards)):
+            yield self._own(parsed_receipt(self.path, shard, content))
+
+    def _own(self, receipt: AnyReceipt) -> AnyReceipt:
+        """Return a receipt of this teacher; refuse another's."""
+        shard = receipt.shard
         expected = (self.manifest.fingerprint, self.encoding.shards[shard].sha256)
         recorded = (receipt.teacher_fingerprint, receipt.sequences_sha256)
         if recorded != expected:
@@ -110,9 +141,18 @@ class CachedTeacher:
 
     def missing_shards(self, split: Split | None = None) -> list[int]:
         """Return the shards (of a split) that no capture has committed yet."""
-        shards = range(len(self.encoding.shards)) if split is None else self.encoding.split_shards(split)
-        committed = set(names(layout.receipts_folder(self.path)))
-        return [shard for shard in shards if layout.receipt_file(self.path, shard).name not in committed]
+        is_missing = list_receipts(self.path, len(self.encoding.shards)).sizes < 0
+        if split is not None:
+            of_split = np.zeros(len(is_missing), bool)
+            of_split[self.encoding.split_shards(split)] = True
+            is_missing &= of_split
+        missing: list[int] = np.flatnonzero(is_missing).tolist()
+        return missing
+
+    def incomplete_shards(self, shards: Sequence[int]) -> list[int]:
+        """Return those of some shards that lack a group of arrays; errors as for ``receipt``."""
+        lacking = [set(self._without(shards, group)) for group in self.groups]
+        return [shard for shard in shards if any(shard in of_group for of_group in lacking)]
 
     def missing_groups(self, shard: int) -> list[str]:
         """Return the groups of arrays that a shard does not have yet; all if it is not committed."""
@@ -228,9 +268,9 @@ class CachedTeacher:
         """Raise IncompleteError unless every shard of the split has the group of arrays."""
         self.require_shards(self.encoding.split_shards(split), group)
 
-    def require_shards(self, shards: list[int], group: str = TARGETS) -> None:
+    def require_shards(self, shards: Sequence[int], group: str = TARGETS) -> None:
         """Raise IncompleteError unless all of these shards have the group of arrays."""
-        missing = [shard for shard in shards if not self._has(shard, group)]
+        missing = self._without(shards, group)
         if missing:
             raise self._incomplete(missing, group)
 
@@ -240,7 +280,7 @@ class CachedTeacher:
             if name not in self._arrays:
                 self._arrays[name] = open_array(self.path, name, self._layouts[name])
         arrays = [self._arrays[name] for name in array_names]
-        rows = read_shard_rows(arrays, shard, self._receipts[shard].objects, start, stop)
+        rows = read_shard_rows(arrays, shard, self._committed(shard).objects, start, stop)
         for name, values in rows.items():
             expected = self._layouts[name].type
             if values.shape != (stop - start, *expected.row) or values.dtype != expected.dtype:
@@ -269,19 +309,67 @@ class CachedTeacher:
             cuts = [begin, *range((begin // step + 1) * step, end, step), end]
             yield from ((shard, a, b) for a, b in pairwise(cuts))
 
-    def _has(self, shard: int, group: str) -> bool:
-        receipt = self._receipts.get(shard)
-        if receipt is None or group not in receipt.groups:  # a capture may have added it since
-            receipt = self.receipt(shard)
-            if receipt is None:
-                return False
-            self._receipts[shard] = receipt
-        return group in receipt.groups
+    def _without(self, shards: Sequence[int], group: str) -> list[int]:
+        """Return those of some shards that lack a group of arrays, in order.
 
-    def _committed(self, shard: int, group: str) -> Receipt:
-        if not self._has(shard, group):
-            raise self._incomplete([shard], group)
-        return self._receipts[shard]
+        A bit for each shard remembers those that have it. Receipts of a few shards are read themselves; for many,
+        those of all shards are read once, most of them from gathered files.
+        """
+        left = self._unknown(shards, group)
+        if not left:
+            return []
+        if len(left) > FEW_RECEIPTS:
+            committed = self._read_heads()
+            left = [shard for shard in self._unknown(left, group) if committed[shard]]  # a copy may be behind
+        for shard, content in read_receipts(self.path, left):
+            self._remember(self._own(parsed_receipt(self.path, shard, content)))
+        return self._unknown(shards, group)
+
+    def _unknown(self, shards: Sequence[int], group: str) -> list[int]:
+        """Return those of some shards of which it is not known that they have a group of arrays."""
+        complete = self._complete.get(group)
+        if complete is None:
+            return list(shards)
+        numbers = np.asarray(shards, np.int64)
+        unknown: list[int] = numbers[~complete[numbers]].tolist()
+        return unknown
+
+    def _read_heads(self) -> NDArray[np.bool_]:
+        """Note the groups of all committed shards; return which shards are committed, (shards,) bool."""
+        committed = np.zeros(len(self.encoding.shards), bool)
+        for shard, content in receipt_contents(self.path, len(committed)):
+            try:
+                head = receipt_head(content)
+            except ValueError:
+                head = None
+            if head is None or head.shard != shard:
+                parsed_receipt(self.path, shard, content)  # raises
+                continue
+            committed[shard] = True
+            self._note(shard, self._own(head).groups)
+        return committed
+
+    def _note(self, shard: int, groups: Iterable[str]) -> None:
+        """Remember that a shard has groups of arrays."""
+        for group in groups:
+            if group in self.groups:
+                self._complete.setdefault(group, np.zeros(len(self.encoding.shards), bool))[shard] = True
+
+    def _remember(self, receipt: Receipt) -> None:
+        self._note(receipt.shard, receipt.groups)
+        while len(self._receipts) >= RECEIPTS_IN_MEMORY:
+            self._receipts.pop(next(iter(self._receipts)), None)
+        self._receipts[receipt.shard] = receipt
+
+    def _committed(self, shard: int, group: str | None = None) -> Receipt:
+        """Return the receipt of a shard, itself and not a copy; its arrays are about to be read."""
+        receipt = self._receipts.get(shard)
+        if receipt is None or (group is not None and group not in receipt.groups):  # a capture may have added it
+            receipt = self.receipt(shard)
+            if receipt is None or (group is not None and group not in receipt.groups):
+                raise self._incomplete([shard], group or TARGETS)
+            self._remember(receipt)
+        return receipt
 
     def _incomplete(self, missing: list[int], group: str) -> IncompleteError:
         what = "" if group == TARGETS else f" of {group}"

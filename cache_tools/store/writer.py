@@ -8,6 +8,7 @@ by one that also lists the new objects, and until then the old one holds.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 from cache_tools.errors import FormatError, IdentityError
 from cache_tools.format import layout
@@ -29,12 +30,13 @@ from cache_tools.storage import (
     object_exists,
     read_object,
     remove_object,
-    remove_partial,
+    remove_partials,
     remove_tree,
     write_object,
     write_objects,
 )
 from cache_tools.store.claims import Claim, claimed
+from cache_tools.store.gathered import gather_all
 from cache_tools.store.predictions import (
     Group,
     Predictions,
@@ -189,6 +191,33 @@ def commit_groups(
     return receipt
 
 
+def remove_leftovers(teacher: CachedTeacher, shards: Iterable[int]) -> None:
+    """Remove the temporary files that killed writers left of some shards.
+
+    A run calls this once for the shards that it is about to write: each folder is listed once, and a commit costs the
+    same however many shards there are. Another process may write other shards meanwhile.
+
+    Args:
+        teacher: The declared teacher.
+        shards: Shards that nobody else writes.
+    """
+    if not isinstance(teacher.path, Path):
+        return
+    numbers = set(map(str, shards))
+    remove_partials(
+        layout.receipts_folder(teacher.path),
+        {layout.receipt_name(int(number)) for number in numbers},
+    )
+    for group in group_layouts(teacher.manifest, teacher.encoding.manifest.positions_per_shard).values():
+        for name, cut in group.items():
+            folder = layout.objects_folder(teacher.path, name)
+            if cut.type.row:  # a shard has a folder of its own, and so do only few that are not committed
+                for number in numbers.intersection(names(folder)):
+                    remove_partials(folder / number, {"0"})
+            else:
+                remove_partials(folder, numbers)
+
+
 def _with_group(
     receipt: Receipt, name: str, group: Group, objects: Mapping[str, ObjectRecord], provenance: Provenance
 ) -> Receipt:
@@ -223,7 +252,6 @@ def _write_group(teacher: CachedTeacher, shard: int, name: str, group: Group) ->
         layout.shard_key(array, shard, rows.ndim): layouts[array].encode(rows) for array, rows in group.arrays.items()
     }
     for key, content in objects.items():
-        remove_partial(teacher.path / key)
         if not content:  # whatever a killed run left there is not this shard's
             remove_object(teacher.path / key)
     stored = {key: content for key, content in objects.items() if content}
@@ -251,9 +279,8 @@ def _check_same(name: str, folder: StorePath, stored: TeacherManifest, declared:
 def clear_hidden(teacher: CachedTeacher, layer: str) -> None:
     """Delete what there is of a layer that the teacher's manifest does not name: in receipts first, then the files."""
     group = hidden_array(layer)
-    for shard in range(len(teacher.encoding.shards)):
-        receipt = teacher.receipt(shard)
-        if receipt and group in receipt.groups:
+    for receipt in teacher.receipts():
+        if group in receipt.groups:
             kept = {
                 "groups": {name: values for name, values in receipt.groups.items() if name != group},
                 "objects": {key: o for key, o in receipt.objects.items() if not key.startswith(f"{group}/c/")},
@@ -264,6 +291,7 @@ def clear_hidden(teacher: CachedTeacher, layer: str) -> None:
     for key in own_files(layer):
         remove_object(teacher.path / key)
     remove_tree(teacher.path / group)
+    gather_all(teacher.path, len(teacher.encoding.shards))
 
 
 def own_files(layer: str) -> set[str]:

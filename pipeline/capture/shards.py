@@ -10,6 +10,7 @@ Memory on the host: the kept predictions of two shards; on the device, see ``pre
 
 import platform
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -41,6 +42,7 @@ def capture_shards(
     batch_tokens: int,
     skip_nan: bool = False,
     progress: Advance = ignore,
+    committed: Callable[[int], object] = lambda _: None,
 ) -> None:
     """Capture what these shards lack of a declared teacher.
 
@@ -52,6 +54,7 @@ def capture_shards(
         batch_tokens: Tokens per forward pass, padding included.
         skip_nan: Keep an empty row where logits are not numbers, instead of refusing it.
         progress: Called with the number of tokens that were read.
+        committed: Called with each shard when it is committed, from a thread of its own.
 
     Raises:
         ModelError: a prediction is not a number, or cannot be stored.
@@ -68,7 +71,8 @@ def capture_shards(
             predictions = predict(sequences, objective, teacher, kept, batch_tokens, progress)
             if writing:
                 writing.result()
-            writing = writer.submit(_commit, cached, shard, predictions, _provenance(teacher, started), errors)
+            provenance = _provenance(teacher, started)
+            writing = writer.submit(_commit, cached, shard, predictions, provenance, errors, committed)
         if writing:
             writing.result()
 
@@ -86,6 +90,7 @@ def _commit(
     predictions: Predictions,
     provenance: Provenance,
     errors: dict[str, ErrorOf],
+    committed: Callable[[int], object],
 ) -> None:
     try:
         commit_shard(cached, shard, predictions, provenance, errors)
@@ -96,6 +101,7 @@ def _commit(
             found=error,
             why="a student would learn something that the teacher did not predict",
         ) from error
+    committed(shard)
 
 
 @torch.inference_mode()

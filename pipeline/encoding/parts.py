@@ -5,7 +5,7 @@ tokeniser pass, nothing beside a teacher. Shards of earlier parts stay as they a
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from cache_tools.errors import CorpusError, IdentityError, LogitcaskError
@@ -222,7 +222,7 @@ def _keep_only(folder: StorePath, file_names: set[str]) -> None:
             remove_object(folder / name)
 
 
-def _document_ids(folder: StorePath, entries: list[ShardEntry]) -> set[str]:
+def _document_ids(folder: StorePath, entries: Iterable[ShardEntry]) -> set[str]:
     """Return the ids of all documents in these shards."""
     tables = (
         read_table(layout.sequences_file(folder, i), entry.sha256, DOCUMENT_IDS, entry.bytes, entry.unpacked_bytes)

@@ -3,6 +3,7 @@
 Sequence ids and rows follow the order in which shards are written, behind those of earlier parts.
 """
 
+from collections import abc
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -27,7 +28,7 @@ class ShardWriter:
 
     folder: StorePath
     shard_rows: int
-    before: list[ShardEntry]
+    before: abc.Sequence[ShardEntry]
     write: WriteShard = write_shard
     open: dict[Split, list[Sequence]] = field(default_factory=lambda: {"train": [], "held_out": []})
     rows: dict[Split, int] = field(default_factory=lambda: {"train": 0, "held_out": 0})
@@ -49,14 +50,15 @@ class ShardWriter:
         return self.entries
 
     def _write(self, split: Split) -> None:
-        earlier = [*self.before, *self.entries]
-        sequences, row = [], len(earlier) * self.shard_rows
-        first = earlier[-1].first_sequence + earlier[-1].sequences if earlier else 0
+        shard = len(self.before) + len(self.entries)
+        last = (self.entries or self.before)[-1] if shard else None
+        sequences, row = [], shard * self.shard_rows
+        first = last.first_sequence + last.sequences if last else 0
         for number, sequence in enumerate(self.open[split], first):
             sequences.append(replace(sequence, sequence_id=number, first_position=row))
             row += sequence.num_positions
         documents = self._new_documents(split, sequences)
-        self.entries.append(self.write(self.folder, len(earlier), split, documents, sequences))
+        self.entries.append(self.write(self.folder, shard, split, documents, sequences))
         self.open[split], self.rows[split] = [], 0
 
     def _new_documents(self, split: Split, sequences: list[Sequence]) -> int:

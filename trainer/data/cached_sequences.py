@@ -12,10 +12,8 @@ Batches are padded on the right; predictions of all sequences are concatenated, 
 ``labels``: a model of transformers would shift those once more, and return a loss without the teacher.
 """
 
-from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import accumulate
 from typing import TypeAlias
 
 import numpy as np
@@ -162,14 +160,14 @@ class CachedSequences(Dataset[Example]):
         self.teacher, self.encoding = teacher, teacher.encoding
         self.student_vocabulary_size = student_vocabulary_size
         self.source = source_number(teacher, student_vocabulary_size, to)
-        self.shards = self.encoding.split_shards(split)
-        self.shard_sizes = [self.encoding.shards[shard].sequences for shard in self.shards]
-        self._ends = list(accumulate(self.shard_sizes))
+        self.shards = self.encoding.shards.of_split(split)
+        self.shard_sizes = self.encoding.shards.numbers("sequences")[self.shards]
+        self._ends = np.cumsum(self.shard_sizes)
         self._shards_in_memory = shards_in_memory
         self._shard = lru_cache(shards_in_memory)(self._read_shard)
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return int(self._ends[-1]) if len(self._ends) else 0
 
     @property
     def binding(self) -> Binding:
@@ -214,8 +212,8 @@ class CachedSequences(Dataset[Example]):
 
     def _place(self, index: int) -> tuple[int, Sequence]:
         """Return the shard of an item, and its sequence."""
-        number = bisect_right(self._ends, index)
-        shard, first = self.shards[number], self._ends[number - 1] if number else 0
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        shard, first = int(self.shards[number]), int(self._ends[number - 1]) if number else 0
         return shard, self._shard(shard).sequences[index - first]
 
     def _read_shard(self, shard: int) -> _Shard:

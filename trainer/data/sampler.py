@@ -10,11 +10,14 @@ each time. A shorter last batch could not be cut into ranks and micro-batches in
 and accelerate repeats sequences then, so that the result would depend on the number of ranks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
+
+Sizes = Sequence[int] | NDArray[np.int64]
 
 
 class ShardWindowSampler(Sampler[int]):
@@ -27,7 +30,7 @@ class ShardWindowSampler(Sampler[int]):
         step_items: Items of a step, over all ranks and micro-batches; a dataset smaller than that is one short step.
     """
 
-    def __init__(self, shard_sizes: list[int], window_shards: int, seed: int, step_items: int = 1) -> None:
+    def __init__(self, shard_sizes: Sizes, window_shards: int, seed: int, step_items: int = 1) -> None:
         self.shard_sizes, self.window_shards, self.seed, self.step_items = shard_sizes, window_shards, seed, step_items
         self.epoch = 0
 
@@ -36,7 +39,7 @@ class ShardWindowSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        items = sum(self.shard_sizes)
+        items = int(np.sum(self.shard_sizes))
         return items // self.step_items * self.step_items or items
 
     def __iter__(self) -> Iterator[int]:
@@ -44,7 +47,7 @@ class ShardWindowSampler(Sampler[int]):
 
     def _order(self) -> Iterator[int]:
         generator = np.random.Generator(np.random.PCG64([self.seed, self.epoch]))
-        starts = np.cumsum([0, *self.shard_sizes])
+        starts = np.concatenate([[0], np.cumsum(self.shard_sizes)]).astype(np.int64)
         shards = generator.permutation(len(self.shard_sizes))
         for first in range(0, len(shards), self.window_shards):
             window = shards[first : first + self.window_shards]

@@ -22,7 +22,7 @@ from torch.utils.data import ConcatDataset, Sampler
 from cache_tools.codecs.registry import EMPTY_ID, Targets
 from trainer.data.binding import Binding
 from trainer.data.cached_sequences import CachedSequences, Example
-from trainer.data.sampler import ShardWindowSampler
+from trainer.data.sampler import ShardWindowSampler, Sizes
 
 
 class SeveralCaches(ConcatDataset[Example]):
@@ -62,14 +62,14 @@ class MixedOrder(Sampler[int]):
 
     def __init__(
         self,
-        shard_sizes: Sequence[list[int]],
+        shard_sizes: Sequence[Sizes],
         per_epoch: Sequence[int],
         window_shards: int,
         seed: int,
         step_items: int = 1,
     ) -> None:
         self._orders = [ShardWindowSampler(sizes, window_shards, seed + i) for i, sizes in enumerate(shard_sizes)]
-        self._starts = [0, *accumulate(map(sum, shard_sizes))]
+        self._starts = [0, *accumulate(int(np.sum(sizes)) for sizes in shard_sizes)]
         self._per_epoch = in_whole_steps(per_epoch, step_items)
         self.epoch = 0
 
