@@ -17,7 +17,7 @@ from cache_tools.storage import file_sha256
 from cache_tools.torch_models.gguf import load_tokenizer, quantisation
 from cache_tools.torch_models.loading import auto_class, load_checkpoint, load_configuration
 from pipeline.config.teacher import TeacherConfig
-from pipeline.planning.memory import dequantising_bytes
+from pipeline.planning.memory import dequantising_bytes, held_weights
 from pipeline.teachers.loading import resolve_model
 from pipeline.teachers.tensor_plan import meta_model, weight_bytes
 from trainer.config.student_file import StudentModelConfig
@@ -204,5 +204,5 @@ def test_a_plan_counts_dequantised_weights_and_the_largest_tensor_once_more(teac
     count = sum(tensor.numel() for tensor in load_file(teacher / "model.safetensors").values())
     assert weight_bytes(model) >= 2 * count
     resolved = SimpleNamespace(config=config)  # the target takes no part in this
-    assert dequantising_bytes(resolved, model) == 4 * model.get_input_embeddings().weight.numel()
-    assert dequantising_bytes(SimpleNamespace(config=TeacherConfig(name="t", model="m")), model) == 0
+    assert held_weights(resolved, model, "cpu") == (weight_bytes(model), "dequantised")
+    assert dequantising_bytes(model) == 4 * model.get_input_embeddings().weight.numel()

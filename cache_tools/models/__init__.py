@@ -6,6 +6,7 @@ This room imports the storage functions, the codec of bfloat16 and the errors.
 - ``files``: the weight files of a folder, and one hash over them.
 - ``loading_report``: which missing, unexpected or misshapen weights are refused.
 - ``tensors``: single tensors of weight files, in numpy.
+- ``quantised``: how quantised weights are stored, by configuration and headers.
 - ``final_norm``: the norm before the output matrix, and its inverse.
 - ``probe``: whether rows depend on later tokens, padding or other sequences.
 """

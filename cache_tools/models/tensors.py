@@ -6,7 +6,7 @@ tensors that are asked for are read. Rejected: the library's numpy interface, wh
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,57 @@ class StoredTensor:
         """Return some rows as float32."""
         selected_values = self.values[index]
         return from_bfloat16(selected_values) if self.type == "BF16" else selected_values.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """What the header of a file says of a tensor.
+
+    Attributes:
+        dtype: Its type, as safetensors spells it, such as ``BF16`` or ``I8``.
+        shape: Its shape.
+        bytes: Its size.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+
+
+def tensor_entries(folder: Path) -> dict[str, TensorEntry]:
+    """Return every tensor of the weight files that transformers would read, by name; no weight is read.
+
+    Raises:
+        FormatError: a file is damaged.
+    """
+    return {name: _entry(entry, name, path) for path in _weight_files(folder) for name, entry in _entries(path)}
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the one file of weights, or else those that the index lists, or else all that there are."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    try:
+        listed = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FormatError("the index of the weight files cannot be read", where=index, found=error) from error
+    return [folder / name for name in listed if (folder / name).is_file()]
+
+
+def _entries(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    header, _ = _header_of(path)
+    yield from ((name, entry) for name, entry in header.items() if name != "__metadata__")
+
+
+def _entry(entry: Mapping[str, Any], name: str, path: Path) -> TensorEntry:
+    try:
+        first, stop = (int(offset) for offset in entry["data_offsets"])
+        return TensorEntry(str(entry["dtype"]), tuple(int(size) for size in entry["shape"]), max(0, stop - first))
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"the tensor {name} cannot be read", where=path, found=error) from error
 
 
 def tensors_of(content: bytes, where: object) -> tuple[dict[str, StoredTensor], dict[str, str]]:

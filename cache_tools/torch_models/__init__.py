@@ -6,6 +6,7 @@ cache opens on a machine without torch. It may import every other room. The reas
 In reading order:
 
 - ``gguf``: read a model from a GGUF file.
+- ``quantised``: name the quantisation of a model, of either kind.
 - ``loading``: load a checkpoint so that every weight comes from its files.
 - ``tokenizers``: open the tokenizer of a cache or vocabulary as untrusted data.
 - ``scaling``: measure how a model turns the products of its output matrix into logits.

@@ -123,3 +123,14 @@ def quantisation(file: Path) -> str:
         sizes[tensor.ggml_type] += tensor.nbytes
     first, *others = [PLAIN_TYPES.get(kind) or GGML_NAME[kind] for kind, _ in sizes.most_common()]
     return f"{first} with {', '.join(others)}" if others else first
+
+
+def output_head_type(file: Path) -> str | None:
+    """Name the type of a GGUF file's output matrix, or of the embeddings where it has none; None for a plain type.
+
+    Raises:
+        ValueError: The file is no GGUF file, or holds a type that transformers cannot read.
+    """
+    types = {tensor.name: tensor.ggml_type for tensor in GgufHeader.from_file(str(file)).tensors}
+    kind = types.get("output.weight", types.get("token_embd.weight"))
+    return None if kind is None or kind in PLAIN_TYPES else GGML_NAME[kind]

@@ -7,6 +7,7 @@ from cache_tools.format.manifest import Objective, Split
 from cache_tools.json_output import FLAT
 from cache_tools.progress.reporter import Reporter
 from cache_tools.store.reader import Encoding
+from cache_tools.torch_models.quantised import quantisation_of
 from pipeline.capture.target import ResolvedTeacher, resolve_teacher
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.corpus.documents import corpus_sources
@@ -60,6 +61,8 @@ class TeacherPlan:
 
     Attributes:
         name: Its name in the capture file.
+        quantisation: How its weights are stored, such as ``gptq, 4 bits, groups of 128``; None for ordinary weights.
+        output_head: The same of its output matrix; None for an ordinary one.
         measured: Whether it was measured, or planned by rules of thumb.
         measured_on: What it read to be measured, if it was.
         rates: What it costs per position, token and shard.
@@ -73,6 +76,8 @@ class TeacherPlan:
     """
 
     name: str
+    quantisation: str | None
+    output_head: str | None
     measured: bool
     measured_on: Sample | None
     rates: Rates = field(metadata=FLAT)
@@ -176,9 +181,12 @@ def _plan_teacher(
     rates = rates_of(teacher, vocabulary_size, width, measurement, settings.tokens_per_s)
     left = corpus.total.without(held_teacher(encoding, teacher, vocabulary_size))
     remaining = Remaining(left, cost_of(left, rates, workers))
+    stored = quantisation_of(teacher.folder)
     memory = plan_memory(teacher, model, recipe.encoding, settings.device_memory_bytes)
     return TeacherPlan(
         name=config.name,
+        quantisation=stored.weights,
+        output_head=stored.output_head,
         measured=measurement is not None,
         measured_on=measurement.measured_on if measurement else None,
         rates=rates,

@@ -8,6 +8,7 @@ numbers of processes that divide the attention heads, with the output matrix who
 device some of the layers, counted here as equal parts, so that number is the least possible.
 """
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,10 +70,11 @@ def plan_fit(config: TeacherConfig, model: PreTrainedModel, memory: MemoryPlan) 
     if on_cpu:
         fits = memory.host_bytes <= usable
         return DeviceFit(memory.device, total, usable, devices, 1 if fits else None, None, None, fits)
-    weights, batch = weight_bytes(model), max(memory.body_bytes, memory.head_bytes)
+    share = memory.weights_bytes / weight_bytes(model, config.tensor_parallel)  # below 1 for quantised weights
+    weights, batch = math.ceil(share * weight_bytes(model)), max(memory.body_bytes, memory.head_bytes)
     if weights + batch <= usable:
         return DeviceFit(memory.device, total, usable, devices, 1, 1, 1, True)
-    parallel, mapped = _tensor_parallel(model, batch, usable), _device_map_gpus(model, weights, batch, usable)
+    parallel, mapped = _tensor_parallel(model, share, batch, usable), _device_map_gpus(model, weights, batch, usable)
     needed = min(filter(None, (parallel, mapped)), default=None)
     fits = memory.device_bytes <= usable
     if config.device_map is not None:
@@ -106,12 +108,12 @@ def _device_map_gpus(model: PreTrainedModel, weights: int, batch_bytes: int, usa
     return parts if parts <= layers else None
 
 
-def _tensor_parallel(model: PreTrainedModel, batch_bytes: int, usable_bytes: int) -> int | None:
+def _tensor_parallel(model: PreTrainedModel, share: float, batch_bytes: int, usable_bytes: int) -> int | None:
     """Return the smallest number of processes over which a model's weights can be split so that each part fits."""
     heads = model.config.get_text_config().num_attention_heads
     for size in range(2, heads + 1):
         try:
-            if weight_bytes(model, size) + batch_bytes <= usable_bytes:
+            if share * weight_bytes(model, size) + batch_bytes <= usable_bytes:
                 return size
         except ModelError:  # it does not divide the heads, or there is no plan to split this architecture
             continue

@@ -9,11 +9,14 @@ the driver's context on a GPU.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from cache_tools.hidden_codecs.registry import HIDDEN_CODECS
+from cache_tools.models.quantised import DEQUANTISED_ON_CPU, ORDINARY, quantised_weights
+from cache_tools.models.tensors import tensor_entries
 from pipeline.capture.predict import HEAD_CHUNK_BYTES
 from pipeline.capture.target import ResolvedTeacher
 from pipeline.config.encoding import EncodingConfig
@@ -31,6 +34,9 @@ BASIS_BYTES = 24
 """Bytes for each of width² numbers of a basis: it and its inverse (8), which is made in float64 (16)."""
 
 
+WeightsAre = Literal["ordinary", "quantised", "dequantised", "unknown"]
+
+
 @dataclass(frozen=True)
 class MemoryPlan:
     """The memory that one worker needs at its peak.
@@ -38,6 +44,9 @@ class MemoryPlan:
     Attributes:
         device: Kind of device, such as ``cuda`` or ``cpu``.
         weights_bytes: Weights on the device.
+        weights_are: How these are held: ``ordinary``; ``quantised``, counted from the headers of the weight files;
+            ``dequantised`` when they are loaded; or ``unknown`` for quantised weights whose files are not here, which
+            are then planned as if dequantised, an upper bound.
         body_bytes: One batch in the body, on the device.
         head_bytes: One batch in the head, on the device; body and head follow each other.
         kept_bytes: Predictions of shards, on the host.
@@ -50,6 +59,7 @@ class MemoryPlan:
 
     device: str
     weights_bytes: int
+    weights_are: WeightsAre
     body_bytes: int
     head_bytes: int
     kept_bytes: int
@@ -69,7 +79,7 @@ def plan_memory(
     upper bound: the larger half of a layer's activations is split too, but not counted so.
 
     On a GPU the host holds the weights once too, while they are loaded; on a CPU, host and device are the same memory.
-    A GGUF file is planned with dequantised weights.
+    A GGUF file is planned with dequantised weights, another quantised checkpoint with those that will be in memory.
 
     Args:
         teacher: The planned teacher.
@@ -81,7 +91,7 @@ def plan_memory(
     device = torch.device("cuda") if device_memory_bytes else chosen_device(config.device)
     chunk_bytes = HEAD_CHUNK_BYTES.get(device.type, HEAD_CHUNK_BYTES["cuda"])
     tokens = max(config.batch_tokens, encoding.max_length_tokens)  # a longer sequence is a batch of its own
-    weights = weight_bytes(model, config.tensor_parallel)
+    weights, weights_are = held_weights(teacher, model, device.type)
     body = body_bytes(model, tokens, encoding.max_length_tokens, config.hidden.layers)
     head = head_bytes(model, tokens, chunk_bytes)
     per_position = kept_bytes_per_position(teacher, model)
@@ -90,10 +100,11 @@ def plan_memory(
     writing = encoding.positions_per_shard * writing_bytes_per_position(teacher, model)
     writing += basis_bytes(config.hidden, model)
     on_device, host = weights + max(body, head), kept + batches + writing
-    loading = weights + dequantising_bytes(teacher, model)
+    loading = weights + (dequantising_bytes(model) if weights_are == "dequantised" else 0)
     return MemoryPlan(
         device=device.type,
         weights_bytes=weights,
+        weights_are=weights_are,
         body_bytes=body,
         head_bytes=head,
         kept_bytes=kept,
@@ -105,10 +116,40 @@ def plan_memory(
     )
 
 
-def dequantising_bytes(teacher: ResolvedTeacher, model: PreTrainedModel) -> int:
-    """Return what loading a GGUF file takes beside the weights: one tensor at a time in float32; 0 for others."""
-    largest = max(parameter.numel() for parameter in model.parameters())
-    return 0 if teacher.config.gguf_file is None else 4 * largest
+def held_weights(teacher: ResolvedTeacher, model: PreTrainedModel, device: str) -> tuple[int, WeightsAre]:
+    """Return the bytes of a teacher's weights in memory, and how they are held.
+
+    Quantised weights stay as they are stored, with their scales. What is not quantised, such as norms and embeddings,
+    takes the type that the teacher computes in. With tensor parallelism the share of a process is that of ordinary
+    weights.
+
+    Args:
+        teacher: The teacher.
+        model: The same teacher with ordinary weights, which need no storage.
+        device: Kind of device that it runs on.
+    """
+    ordinary = weight_bytes(model, teacher.config.tensor_parallel)
+    if teacher.config.gguf_file is not None:
+        return ordinary, "dequantised"
+    stored = quantised_weights(teacher.folder)
+    if stored is None:
+        return ordinary, "ordinary"
+    if stored.dequantised or (device == "cpu" and stored.method in DEQUANTISED_ON_CPU):
+        return ordinary, "dequantised"
+    entries = tensor_entries(teacher.folder)
+    if not entries:
+        return ordinary, "unknown"
+    itemsize, own = model.dtype.itemsize, dict(model.named_parameters())
+    held = sum(
+        own[name].numel() * itemsize if name in own and entry.dtype in ORDINARY else entry.bytes
+        for name, entry in entries.items()
+    )
+    return -(-held * ordinary // weight_bytes(model)), "quantised"
+
+
+def dequantising_bytes(model: PreTrainedModel) -> int:
+    """Return what dequantising takes beside the weights: one tensor at a time in float32."""
+    return 4 * max(parameter.numel() for parameter in model.parameters())
 
 
 def _gpu_bytes(device: torch.device) -> int | None:

@@ -42,11 +42,17 @@ def _cost_rows(teacher: TeacherPlan) -> list[tuple[str, str]]:
         ("targets and scalars", f"{teacher.rates.target_bytes_per_position:.1f} bytes per position"),
         ("hidden states", f"{teacher.rates.hidden_bytes_per_position:,.0f} bytes per position"),
         ("teacher", _hours(teacher)),
+        *([("its weights", _quantised(teacher))] if teacher.quantisation else []),
         ("memory, " + ("this CPU" if memory.device == "cpu" else "device"), _device_memory(memory)),
         ("devices needed", _devices(teacher.fit)),
         ("memory, host", _host_memory(memory)),
         ("a student reads", f"{_size(teacher.student_bytes_per_s)}/s"),
     ]
+
+
+def _quantised(teacher: TeacherPlan) -> str:
+    head = "an ordinary matrix" if teacher.output_head is None else teacher.output_head
+    return f"{teacher.quantisation}; output head: {head}"
 
 
 def _stored(part: Stored) -> str:
@@ -61,13 +67,22 @@ def _hours(teacher: TeacherPlan) -> str:
     return f"{duration_words(hours * 3600)} at {speed:,.0f} tokens/s a worker{rest}"
 
 
+WEIGHTS = {
+    "ordinary": "weights",
+    "quantised": "quantised weights",
+    "dequantised": "dequantised weights",
+    "unknown": "weights at most (quantised; their files are not here)",
+}
+
+
 def _host_memory(memory: MemoryPlan) -> str:
     kept, writing = _size(memory.kept_bytes), _size(memory.writing_bytes)
     return f"{_size(memory.host_bytes)}, of which {kept} kept predictions and {writing} to write them"
 
 
 def _device_memory(memory: MemoryPlan) -> str:
-    parts = f"{_size(memory.weights_bytes)} weights, {_size(memory.body_bytes)} body, {_size(memory.head_bytes)} head"
+    weights = f"{_size(memory.weights_bytes)} {WEIGHTS[memory.weights_are]}"
+    parts = f"{weights}, {_size(memory.body_bytes)} body, {_size(memory.head_bytes)} head"
     total = memory.device_total_bytes
     fits = "" if total is None or total >= memory.device_bytes else f"; DOES NOT FIT into the {_size(total)} here"
     return f"{_size(memory.device_bytes)} ({parts}){fits}"

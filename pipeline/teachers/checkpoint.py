@@ -21,6 +21,7 @@ from cache_tools.errors import ModelError
 from cache_tools.format.manifest import Objective
 from cache_tools.models.files import is_gguf
 from cache_tools.models.loading_report import check_report
+from cache_tools.models.quantised import quantised_weights
 from cache_tools.torch_models.loading import ADAPTER_SETTINGS, auto_class, load_checkpoint, quiet_loading
 from pipeline.config.teacher import TeacherConfig
 from pipeline.teachers.tensor_plan import meta_model
@@ -71,7 +72,7 @@ def load_teacher_checkpoint(
         attn_implementation=config.attention,
         **placement,
     )
-    if not is_gguf(folder):
+    if not is_gguf(folder) and quantised_weights(folder) is None:  # a dequantised model no longer says what it was
         _refuse_other_types(config, folder, model, _stored_tensors(config, folder))
     return model
 

@@ -19,9 +19,9 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from cache_tools.errors import ModelError
 from cache_tools.format.manifest import Objective
 from cache_tools.mappings import Arguments
-from cache_tools.models.files import is_gguf, weight_files, weights_sha256, why_not_found
-from cache_tools.torch_models.gguf import quantisation
+from cache_tools.models.files import weight_files, weights_sha256, why_not_found
 from cache_tools.torch_models.loading import LOADING_ERRORS, load_configuration
+from cache_tools.torch_models.quantised import quantisation_of
 from pipeline.config.teacher import TeacherConfig
 from pipeline.teachers.body_and_head import body_of
 from pipeline.teachers.checkpoint import load_teacher_checkpoint
@@ -142,16 +142,16 @@ def load_teacher(config: TeacherConfig, folder: Path, objective: Objective) -> T
     else:  # placed already, and hooks move what passes between the devices
         device = _main_device(model)
     dtype = str(model.dtype).removeprefix("torch.")
-    types = quantisation(folder) if is_gguf(folder) else None
+    stored = quantisation_of(folder, model)
     description = ModelDescription(
-        config.model, config.revision, type(model).__name__, dtype, model.num_parameters(), types
+        config.model, config.revision, type(model).__name__, dtype, model.num_parameters(), stored.words
     )
     packs = objective == "causal" and (
         model.config._attn_implementation.startswith("flash") if config.packing is None else config.packing
     )
     if config.compile:
         body_of(model).compile(dynamic=True)
-    computed = ComputedWeights(weights_sha256(folder), dtype, types)
+    computed = ComputedWeights(weights_sha256(folder), dtype, stored.weights)
     return Teacher(ModelBody(model, device, packs), Head(model), computed, description, device, packs)
 
 

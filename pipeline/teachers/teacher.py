@@ -90,7 +90,7 @@ class ComputedWeights:
     Attributes:
         weights: Hash of the weight files and the configuration.
         dtype: Type in which it computes.
-        quantisation: Types of the tensors of a GGUF file; None for safetensors.
+        quantisation: How the weights are stored, if they are quantised; None for ordinary ones.
     """
 
     weights: str
@@ -112,7 +112,7 @@ class ModelDescription:
         architecture: Class of the model.
         dtype: Type in which it computes.
         parameters: Number of its parameters.
-        quantisation: Types of the tensors of a GGUF file; None for safetensors.
+        quantisation: How weights and output matrix are stored, if they are quantised; None for ordinary ones.
     """
 
     name: str

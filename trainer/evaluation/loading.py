@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from cache_tools.errors import ConfigError, IdentityError, ModelError
 from cache_tools.models.files import is_gguf, weight_files, weights_sha256
 from cache_tools.store.teacher import CachedTeacher
-from cache_tools.torch_models.gguf import quantisation
 from cache_tools.torch_models.loading import ADAPTER_SETTINGS, LOADING_ERRORS, auto_class
+from cache_tools.torch_models.quantised import quantisation_of
 from cache_tools.vocabularies.union import UnionVocabulary
 from trainer.data.translation import student_vocabulary
 from trainer.evaluation.results import EvaluatedModel
@@ -67,8 +67,12 @@ def describe(model: PreTrainedModel, source: Path | None) -> EvaluatedModel:
     if source is None or (source / ADAPTER_SETTINGS).is_file():  # an adapter's weights lie in two folders
         return EvaluatedModel(str(source or kind), kind, model.num_parameters(), dtype, None, None, None, None)
     size = sum(file.stat().st_size for file in weight_files(source))
-    types = quantisation(source) if is_gguf(source) else None
-    return EvaluatedModel(str(source), kind, model.num_parameters(), dtype, types, None, size, weights_sha256(source))
+    stored = quantisation_of(source, model)
+    return EvaluatedModel(
+        *(str(source), kind, model.num_parameters(), dtype, stored.weights, stored.output_head),
+        weight_bytes=size,
+        sha256=weights_sha256(source),
+    )
 
 
 def check_is_teacher(source: Path, teacher: CachedTeacher, union: UnionVocabulary | None) -> None:

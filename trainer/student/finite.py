@@ -61,8 +61,12 @@ class StepWatch:
 
 
 def first_not_finite(module: nn.Module) -> str | None:
-    """Return the name of the first parameter of which this process keeps NaN or infinity; None if there is none."""
+    """Return the name of the first parameter of which this process keeps NaN or infinity; None if there is none.
+
+    Packed integers are finite, and torch cannot look at all 8-bit numbers.
+    """
     named = [(name, _local(parameter)) for name, parameter in module.named_parameters()]
+    named = [(name, values) for name, values in named if values.is_floating_point() and values.itemsize > 1]
     if not named:
         return None
     finite = torch.stack([torch.isfinite(values).all().to(named[0][1].device) for _, values in named])
