@@ -231,22 +231,49 @@ def show(result: Growth) -> Growth:
     return result
 
 
+def plot(results: list[Growth], path: Path) -> None:
+    """Draw processor seconds on the disk, and requests to the bucket, against the number of shards."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    places = (("disk", "processor_seconds", "processor seconds, disk"), ("bucket", "requests", "requests, bucket"))
+    for axis, (place, key, label) in zip(axes, places, strict=True):
+        for operation in OPERATIONS:
+            points = sorted(
+                (r.shards, getattr(r, key)) for r in results if (r.operation, r.place) == (operation, place)
+            )
+            if points and operation != "gather":
+                axis.loglog(*zip(*points, strict=True), marker="o", label=operation)
+        axis.set(xlabel="shards", ylabel=label)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
 @click.command()
-@click.option("--shards", "sizes", type=int, multiple=True, default=(100, 1000), show_default=True, help="Sizes.")
+@click.option("--shards", "sizes", type=int, multiple=True, help="Sizes; 100 and 1,000 by default.")
 @click.option("--operation", "operations", type=click.Choice(list(OPERATIONS)), multiple=True, help="Only these.")
 @click.option("--bucket-delay-ms", type=float, help="Also measure a bucket whose requests take this long.")
 @click.option(
     "--folder", type=click.Path(path_type=Path), help="Where caches lie, and stay; by default a temporary one."
 )
+@click.option("--read", "read", type=click.Path(path_type=Path), multiple=True, help="Add what --json printed before.")
+@click.option("--plot", "picture", type=click.Path(path_type=Path), help="Draw the results.")
 @click.option("--json", "as_json", is_flag=True, help="Print one list of objects.")
 def main(
     sizes: tuple[int, ...],
     operations: tuple[str, ...],
     bucket_delay_ms: float | None,
     folder: Path | None,
+    read: tuple[Path, ...],
+    picture: Path | None,
     as_json: bool,
 ) -> None:
     """Measure what caches of so many shards cost."""
+    sizes = sizes or (() if read else (100, 1000))
     own = None if folder else tempfile.mkdtemp()
     root = Path(folder or own or "")
     try:
@@ -255,10 +282,13 @@ def main(
         if bucket_delay_ms is not None:
             bucket = CountingBucket(bucket_delay_ms / 1000, FolderBucket(root))
         chosen = operations or tuple(name for name in OPERATIONS if name not in ("commit", "gather"))
-        results = measure_all(root, sizes, chosen, bucket)
+        results = [Growth(**row) for path in read for row in json.loads(path.read_text())]
+        results += measure_all(root, sizes, chosen, bucket)
     finally:
         if own:
             shutil.rmtree(own)
+    if picture:
+        plot(results, picture)
     if as_json:
         click.echo(json.dumps([asdict(result) for result in results], indent=1))
 

@@ -25,6 +25,7 @@ from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.root import new_cache
 from cache_tools.store.writer import remove_leftovers
 from pipeline.capture.declare import declare, is_declared
+from pipeline.capture.host_memory import sized
 from pipeline.capture.shards import capture_shards
 from pipeline.capture.target import ResolvedTeacher, resolve_teacher
 from pipeline.config.capture_file import CaptureConfig
@@ -106,7 +107,7 @@ def prepare(
     if worker.rank == 0:
         with new_cache(config.cache):
             reporter.stage("encode", None)
-            encode(config.cache, recipe, append, reporter.advance)
+            encode(config.cache, sized(recipe, config.cache, teachers), append, reporter.advance)
     else:
         sources = corpus_sources(config.corpus)
         folder = layout.encoding_folder(config.cache, config.encoding.name)
@@ -117,7 +118,7 @@ def prepare(
             worker,
             reporter,
         )
-        encode(config.cache, recipe)  # only compares: the encoding exists
+        encode(config.cache, sized(recipe, config.cache, teachers))  # only compares: the encoding exists
     encoding = Cache(config.cache).encoding(config.encoding.name)
     for teacher in teachers:
         check_behaviour(teacher.config, teacher.folder, tokenizer, encoding)

@@ -20,8 +20,10 @@ from cache_tools.inspection.divergence import kl_floor
 from cache_tools.inspection.summary import summarise
 from cache_tools.storage import store_path
 from json_schema import mismatches
+from pipeline.capture.host_memory import recommended_positions
 from pipeline.capture.keep import Keep, sparse_targets
 from pipeline.config.capture_file import CaptureConfig
+from pipeline.config.encoding import EncodingConfig
 from pipeline.corpus.documents import corpus_sources
 from pipeline.planning.capture_plan import CapturePlan, PlanSettings, plan_capture
 from pipeline.planning.plan import require_space
@@ -283,3 +285,38 @@ def test_the_command_refuses_a_memory_beyond_reason(tmp_path):
     found = CliRunner().invoke(plan_command, [str(tmp_path / "capture.yaml"), f"--device-memory={'9' * 400}GB"])
     assert found.exit_code == 2
     assert "is not a size" in found.stderr
+
+
+def sizes(**changes):
+    return EncodingConfig(positions_per_shard="auto", **changes)
+
+
+def test_the_size_of_shards_follows_the_corpus_and_stays_within_the_memory():
+    encoding = sizes(chunk_positions=4096)
+    assert recommended_positions(10**9, 528, encoding) == 131_072
+    assert recommended_positions(None, 528, encoding) == 131_072
+    assert recommended_positions(10**6, 528, encoding) == 16_384  # 62 shards
+    assert recommended_positions(10**10, 528, encoding) == 2**20  # 9,537 shards
+    assert recommended_positions(10**12, 528, encoding) == 2**21
+    assert recommended_positions(10**12, 2**17, encoding) == 2**15  # 4 GiB
+    assert recommended_positions(10**12, 2**40, encoding) == 4096
+    assert recommended_positions(10, 528, sizes(chunk_positions=256, max_length_tokens=1000)) == 8192
+
+
+def test_shards_of_a_size_that_was_chosen_are_kept_when_the_corpus_grows(tmp_path):
+    values = tiny.capture_values(tmp_path)
+    values["encoding"] = values["encoding"] | {"positions_per_shard": "auto", "chunk_positions": 16}
+    planned = plan(values)
+    tiny.run(values)
+    encoding = tiny.Cache(values["cache"]).encoding()
+    size = encoding.manifest.positions_per_shard
+    assert planned.positions_per_shard == planned.recommended_positions_per_shard == size
+    tiny.write_corpus(tmp_path / "more.jsonl", [text + f" and {i}" for i, text in enumerate(tiny.TEXTS * 40)])
+    lines = (tmp_path / "more.jsonl").read_text().replace('"id": "', '"id": "more-')
+    (tmp_path / "more.jsonl").write_text(lines)
+    values["corpus"] = values["corpus"] | {"paths": [*values["corpus"]["paths"], str(tmp_path / "more.jsonl")]}
+    tiny.run(values, append=True)
+    grown = tiny.Cache(values["cache"]).encoding()
+    assert len(grown.manifest.parts) == 2
+    assert grown.manifest.positions_per_shard == size
+    assert grown.manifest.fingerprint == encoding.manifest.fingerprint

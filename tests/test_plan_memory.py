@@ -8,6 +8,7 @@ from test_target_kinds import KINDS
 
 import tiny
 from cache_tools.store.writer import commit_shard
+from pipeline.capture import host_memory
 from pipeline.capture.predict import KeptOutputs, predict
 from pipeline.capture.shards import _error_measures
 from pipeline.capture.target import resolve_teacher
@@ -55,7 +56,7 @@ def test_kept_rows_are_as_large_as_the_predictions(tmp_path, kind):
     rows = predict(encoding.sequences(0), "causal", loaded, kept, 512)
     arrays = [*vars(rows.targets).values(), *rows.scalars.values(), *rows.hidden.values()]
     size = sum(array.nbytes for array in arrays)
-    assert planned.kept_bytes_per_position(teacher, loaded.head.model) == size / encoding.shards[0].positions
+    assert host_memory.kept_bytes_per_position(teacher, loaded.head.model) == size / encoding.shards[0].positions
 
 
 def test_activations_follow_the_formula(tmp_path):
@@ -69,7 +70,7 @@ def test_activations_follow_the_formula(tmp_path):
     assert memory.device_bytes == memory.weights_bytes + max(memory.body_bytes, memory.head_bytes)
     host = memory.kept_bytes + memory.writing_bytes + memory.batch_bytes
     assert memory.host_bytes == memory.device_bytes + host
-    per_position = planned.kept_bytes_per_position(teacher, meta_model(teacher.config, "causal", teacher.folder))
+    per_position = host_memory.kept_bytes_per_position(teacher, meta_model(teacher.config, "causal", teacher.folder))
     assert memory.kept_bytes == 2 * config.encoding.positions_per_shard * per_position
     assert memory.batch_bytes == 2 * tokens * per_position
 
@@ -114,7 +115,7 @@ def test_what_a_shard_takes_while_it_is_written_is_what_is_planned(tmp_path, nam
     peak = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()
     positions = encoding.shards[0].positions
-    per_position = planned.writing_bytes_per_position(teacher, loaded.head.model)
+    per_position = host_memory.writing_bytes_per_position(teacher, loaded.head.model)
     blocks = (
         2048 * 8 * 6 * max(64, teacher.target.keep.slots(300))
     )  # of intermediate results, whatever the shard's size

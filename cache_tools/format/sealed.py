@@ -63,6 +63,9 @@ def parse_json(content: bytes) -> Any:
         document = json.loads(content, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+    marks = content.count(b"{") + content.count(b"[")
+    if marks < DOCUMENT_DEPTH and content.isascii() and b"\\u" not in content:
+        return document  # too few brackets to be nested deep, and no character that could be half of one
     level = [document]
     for _ in range(DOCUMENT_DEPTH):
         level = [value for item in level for value in _inside(item)]

@@ -21,6 +21,7 @@ from cache_tools.inspection.sampling import committed_shards, drawn
 from cache_tools.inspection.views import PositionView, position_view
 from cache_tools.json_output import FLAT, finite
 from cache_tools.progress.reporter import Advance, ignore
+from cache_tools.requests.in_flight import in_parallel
 from cache_tools.store.predictions import tokens_of_whole_row
 from cache_tools.store.reader import Encoding
 from cache_tools.store.teacher import CachedTeacher
@@ -30,6 +31,10 @@ PROBABILITY_EDGES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 
 TOP = 3
 """Alternatives that are listed at each of the worst positions."""
+
+
+AT_ONCE = 2
+"""Shards that are compared at a time in a bucket; both teachers' rows of each are in memory, decoded."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +155,13 @@ def compare(
     common = committed_shards([a, b])
     selected_shards = drawn(common, shards, seed)
     totals = Totals()
-    for count, shard in enumerate(selected_shards, 1):
-        totals = totals.with_shard(shard, _shard_divergence(a, b, shard), a.encoding.sequences(shard), worst)
+
+    def read(shard: int) -> tuple[Divergence, list[Sequence]]:
+        return _shard_divergence(a, b, shard), a.encoding.sequences(shard)
+
+    parts = in_parallel(read, selected_shards, a.encoding.path, AT_ONCE)
+    for count, (shard, part) in enumerate(zip(selected_shards, parts, strict=True), 1):
+        totals = totals.with_shard(shard, *part, worst)
         advance(1, count / len(selected_shards))
     texts = token_texts(a.encoding)
     return Comparison(

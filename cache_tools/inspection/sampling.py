@@ -67,7 +67,7 @@ def drawn_windows(teachers: AbstractSequence[CachedTeacher], positions: int, see
         IncompleteError: there is no such shard.
     """
     encoding, chunk = teachers[0].encoding, teachers[0].manifest.chunk_positions
-    chunk *= max(1, WINDOW_POSITIONS // chunk)
+    chunk *= max(1, min(WINDOW_POSITIONS, positions) // chunk)
     shards = committed_shards(teachers)
     ends = np.cumsum([-(-encoding.shards[shard].positions // chunk) for shard in shards])
     count = min(-(-positions // chunk), int(ends[-1]))

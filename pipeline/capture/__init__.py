@@ -8,6 +8,7 @@ In reading order:
 - ``draws``: random draws that depend on (seed, sequence, position) alone.
 - ``keep``: from logits to targets and scalars.
 - ``target``: a teacher's block of the capture file, resolved once.
+- ``host_memory``: memory of a position, and the size of shards that follows.
 - ``declare``: the manifest of a teacher before its first shard.
 - ``hidden_budget``: the error budget of the last hidden state.
 - ``predict``: runs the teacher and brings what is kept to the host.

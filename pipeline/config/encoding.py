@@ -55,7 +55,9 @@ class EncodingConfig(Config):
         append_eos: Whether each plain-text document ends with the end-of-text token (causal only).
         masking: How slots are chosen (masked only).
         positions_per_shard: Kept positions per shard, the unit of work and retry; a multiple of
-            ``chunk_positions``. 131,072 makes objects of about 6 MB at k = 64.
+            ``chunk_positions``. 131,072 makes objects of about 6 MB at k = 64. ``auto`` chooses a size when the corpus
+            is encoded first: smaller for a small corpus, larger for more than a billion positions, and never more than
+            4 GiB of a worker's memory.
         chunk_positions: Positions per inner chunk, the smallest piece that a reader decodes.
     """
 
@@ -66,15 +68,22 @@ class EncodingConfig(Config):
     overlap_tokens: int = Field(default=1, ge=0)
     append_eos: bool = True
     masking: MaskingConfig = MaskingConfig()
-    positions_per_shard: PositiveInt = 131_072
+    positions_per_shard: PositiveInt | Literal["auto"] = 131_072
     chunk_positions: PositiveInt = 4096
 
     @model_validator(mode="after")
     def _sizes(self) -> "EncodingConfig":
-        if self.positions_per_shard % self.chunk_positions:
+        size = self.positions_per_shard
+        if size != "auto" and size % self.chunk_positions:
             raise ValueError("positions_per_shard must be a multiple of chunk_positions")
-        if self.max_length_tokens > self.positions_per_shard:
+        if size != "auto" and self.max_length_tokens > size:
             raise ValueError("max_length_tokens must not exceed positions_per_shard")
         if self.overlap_tokens >= self.max_length_tokens:
             raise ValueError("overlap_tokens must be smaller than max_length_tokens")
         return self
+
+    @property
+    def shard_positions(self) -> int:
+        """Positions per shard, as a number: ``auto`` is resolved before anything is encoded (``host_memory.sized``)."""
+        assert self.positions_per_shard != "auto", "the size of shards has not been chosen"
+        return self.positions_per_shard

@@ -167,7 +167,7 @@ def _new_manifest(folder: StorePath, recipe: Recipe) -> EncodingManifest:
         identity=recipe.identity(),
         objective=recipe.encoding.objective,
         vocabulary_size=vocabulary_size(recipe.tokenizer.get_vocab()),
-        positions_per_shard=recipe.encoding.positions_per_shard,
+        positions_per_shard=recipe.encoding.shard_positions,
         parts=(),
         files=_save_tokenizer(recipe, folder),
     )

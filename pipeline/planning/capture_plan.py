@@ -8,6 +8,7 @@ from cache_tools.json_output import FLAT
 from cache_tools.progress.reporter import Reporter
 from cache_tools.store.reader import Encoding
 from cache_tools.torch_models.quantised import quantisation_of
+from pipeline.capture.host_memory import host_bytes_per_position, recommended_positions, sized, vocabulary_of
 from pipeline.capture.target import ResolvedTeacher, resolve_teacher
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.corpus.documents import corpus_sources
@@ -18,7 +19,7 @@ from pipeline.planning.choices import KChoice
 from pipeline.planning.fit import DeviceFit, plan_fit
 from pipeline.planning.held import held_encoding, held_teacher
 from pipeline.planning.measure import MEASURED_SECONDS, Measurement, Sample, drawn_order, measure
-from pipeline.planning.memory import MemoryPlan, plan_memory, vocabulary_of
+from pipeline.planning.memory import MemoryPlan, plan_memory
 from pipeline.planning.plan import Cost, EncodingPlan, Rates, Remaining, cost_of, plan_encoding, rates_of
 from pipeline.planning.scale import Simulation, StudentLoad, Workload, simulation, student_bytes_per_s
 from pipeline.planning.simulate import Cluster
@@ -100,6 +101,8 @@ class CapturePlan:
         splits: Extent of the corpus by split.
         stored_bytes: Size of the whole cache.
         remaining_bytes: Size of what it lacks.
+        positions_per_shard: Size of shards that is planned with.
+        recommended_positions_per_shard: What ``encoding.positions_per_shard: auto`` chooses for a corpus of this size.
         encoding: What the sequences take.
         teachers: What each teacher costs.
     """
@@ -109,6 +112,8 @@ class CapturePlan:
     splits: dict[Split, Extent]
     stored_bytes: int
     remaining_bytes: int
+    positions_per_shard: int
+    recommended_positions_per_shard: int
     encoding: EncodingPlan
     teachers: tuple[TeacherPlan, ...]
 
@@ -136,7 +141,7 @@ def plan_capture(
     for teacher in teachers:
         restriction = teacher.target.keep.restriction
         check_teacher(teacher.config, teacher.folder, tokenizer, config.encoding.max_length_tokens, restriction)
-    recipe = Recipe(config.corpus, config.encoding, tokenizer)
+    recipe = sized(Recipe(config.corpus, config.encoding, tokenizer), config.cache, teachers)
     encoding = held_encoding(config.cache, recipe)
     corpus = _survey(config, recipe, encoding, settings, reporter)
     sequences = plan_encoding(corpus, encoding)
@@ -147,7 +152,12 @@ def plan_capture(
     costs = [(plan.whole.stored.stored_bytes, plan.remaining.cost.stored.stored_bytes) for plan in planned]
     costs.append((sequences.whole.stored_bytes, sequences.remaining.stored_bytes))
     whole, remaining = map(sum, zip(*costs, strict=True))
-    return CapturePlan(corpus.documents, corpus.exact, corpus.totals, whole, remaining, sequences, planned)
+    per_position = host_bytes_per_position(teachers, recipe.encoding)
+    recommended = recommended_positions(corpus.total.positions, per_position, recipe.encoding)
+    planned_size = recipe.encoding.shard_positions
+    return CapturePlan(
+        corpus.documents, corpus.exact, corpus.totals, whole, remaining, planned_size, recommended, sequences, planned
+    )
 
 
 def _survey(
@@ -160,7 +170,7 @@ def _survey(
     if encoding and is_encoded(folder, sources):
         corpus = corpus.as_encoded(encoding)
     if settings.corpus_tokens:
-        corpus = corpus.of_size(settings.corpus_tokens, config.encoding.positions_per_shard)
+        corpus = corpus.of_size(settings.corpus_tokens, recipe.encoding.shard_positions)
     return corpus
 
 
@@ -196,7 +206,7 @@ def _plan_teacher(
         memory=memory,
         fit=plan_fit(config, model, memory),
         student_bytes_per_s=student_bytes_per_s(rates, sequence_bytes_per_position, settings.student),
-        simulation=_simulate(rates, remaining, memory, recipe.encoding.positions_per_shard, settings),
+        simulation=_simulate(rates, remaining, memory, recipe.encoding.shard_positions, settings),
     )
 
 

@@ -17,15 +17,18 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from cache_tools.hidden_codecs.registry import HIDDEN_CODECS
 from cache_tools.models.quantised import DEQUANTISED_ON_CPU, ORDINARY, quantised_weights
 from cache_tools.models.tensors import tensor_entries
+from pipeline.capture.host_memory import (
+    SHARDS_IN_MEMORY,
+    kept_bytes_per_position,
+    vocabulary_of,
+    writing_bytes_per_position,
+)
 from pipeline.capture.predict import HEAD_CHUNK_BYTES
 from pipeline.capture.target import ResolvedTeacher
 from pipeline.config.encoding import EncodingConfig
 from pipeline.config.targets import HiddenConfig
 from pipeline.teachers.loading import chosen_device
 from pipeline.teachers.tensor_plan import weight_bytes
-
-SHARDS_IN_MEMORY = 2
-"""One is being read while the one before is written."""
 
 BATCHES_IN_MEMORY = 2
 """One is being computed while the one before is put into its shard."""
@@ -95,9 +98,9 @@ def plan_memory(
     body = body_bytes(model, tokens, encoding.max_length_tokens, config.hidden.layers)
     head = head_bytes(model, tokens, chunk_bytes)
     per_position = kept_bytes_per_position(teacher, model)
-    kept = SHARDS_IN_MEMORY * encoding.positions_per_shard * per_position
+    kept = SHARDS_IN_MEMORY * encoding.shard_positions * per_position
     batches = BATCHES_IN_MEMORY * tokens * per_position
-    writing = encoding.positions_per_shard * writing_bytes_per_position(teacher, model)
+    writing = encoding.shard_positions * writing_bytes_per_position(teacher, model)
     writing += basis_bytes(config.hidden, model)
     on_device, host = weights + max(body, head), kept + batches + writing
     loading = weights + (dequantising_bytes(model) if weights_are == "dequantised" else 0)
@@ -195,30 +198,10 @@ def head_bytes(model: PreTrainedModel, tokens: int, chunk_bytes: int) -> int:
     return int(logits + 2 * tokens * width * itemsize)  # all and kept
 
 
-def kept_bytes_per_position(teacher: ResolvedTeacher, model: PreTrainedModel) -> int:
-    """Return the host's bytes for one position until its shard is written: ids, logs, scalars, float32 states."""
-    keep, width = teacher.target.keep, model.config.get_text_config().hidden_size
-    states = width * len(teacher.config.hidden.layers)
-    numbers = 2 * keep.slots(vocabulary_of(model)) + 1 + len(keep.scalar_names) + states
-    return int(4 * numbers)
-
-
-def writing_bytes_per_position(teacher: ResolvedTeacher, model: PreTrainedModel) -> int:
-    """Return the host's bytes for one position while its shard is encoded and written; groups follow each other."""
-    codec, hidden = teacher.target.codec(vocabulary_of(model)), teacher.config.hidden
-    value_bytes = HIDDEN_CODECS[hidden.stored_codec].encoding_value_bytes if hidden.layers else 0
-    return int(max(codec.encoding_slot_bytes * codec.k, value_bytes * model.config.get_text_config().hidden_size))
-
-
 def basis_bytes(hidden: HiddenConfig, model: PreTrainedModel) -> int:
     """Return the bytes of the bases of quantised hidden states."""
     layers = len(hidden.layers) if HIDDEN_CODECS[hidden.stored_codec].has_transform else 0
     return int(layers * BASIS_BYTES * model.config.get_text_config().hidden_size ** 2)
-
-
-def vocabulary_of(model: PreTrainedModel) -> int:
-    """Return the width of a model's logits."""
-    return int(model.get_output_embeddings().weight.shape[0])
 
 
 def _inner_width(config: PreTrainedConfig) -> int:

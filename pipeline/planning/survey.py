@@ -114,7 +114,7 @@ def survey(
         split: Extent(sum(len(s.input_ids) for s in sequences), sum(s.num_positions for s in sequences))
         for split, sequences in samples.items()
     }
-    totals = {split: size.scaled(factor, recipe.encoding.positions_per_shard) for split, size in sizes.items()}
+    totals = {split: size.scaled(factor, recipe.encoding.shard_positions) for split, size in sizes.items()}
     numbered = list(_numbered([sequence for split in SPLITS for sequence in samples[split]]))
     if not numbered:
         raise CorpusError(

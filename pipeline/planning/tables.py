@@ -12,6 +12,9 @@ from pipeline.planning.memory import MemoryPlan
 from pipeline.planning.plan import Stored
 from pipeline.planning.scale import ShardSize, Simulation, StoreLoad
 
+SAME_SIZE = 4
+"""Factor within which the size of shards hardly matters."""
+
 
 def print_plan(plan: CapturePlan) -> None:
     """Print the corpus, and the costs, the table of k and the simulation of each teacher, where there are any."""
@@ -20,6 +23,12 @@ def print_plan(plan: CapturePlan) -> None:
     _headings(splits, "split", "tokens", "positions", "shards")
     for split, extent in plan.splits.items():
         splits.add_row(split, f"{extent.tokens:,}", f"{extent.positions:,}", f"{extent.shards:,}")
+    planned, recommended = plan.positions_per_shard, plan.recommended_positions_per_shard
+    if not planned / SAME_SIZE < recommended < planned * SAME_SIZE:
+        splits.caption = (
+            f"Shards of {_positions(recommended)} positions would suit this corpus better than {_positions(planned)} "
+            f"(encoding.positions_per_shard: {recommended}, or auto)."
+        )
     console.print(splits)
     for teacher in plan.teachers:
         how = "" if teacher.measured else " (rules of thumb; --measure measures)"
