@@ -6,6 +6,7 @@ blocks are to run, not to teach.
 """
 
 import os
+import runpy
 import subprocess
 import sys
 from itertools import groupby
@@ -94,3 +95,13 @@ def test_the_site_builds_without_warnings_and_its_index_names_every_page(tmp_pat
     generated = {"genindex", "search", "py-modindex", "index"}
     pages = {str(path.relative_to(tmp_path / "html"))[:-5] for path in (tmp_path / "html").rglob("*.html")} - generated
     assert [page for page in sorted(pages) if f"({page}.html)" not in index] == []
+
+
+def test_a_task_for_the_public_harness_asks_for_words_of_held_out_text(tmp_path):
+    """What the harness does with the file is not tested here: it is no dependency."""
+    task = runpy.run_path(str(ROOT / "docs/examples/next_words.py"))
+    text = "The capital of the country " * 30 + "is called Examplia."
+    for question in task["questions"](text):
+        assert len(question["context"]) == task["CONTEXT_CHARACTERS"]
+        assert f"{question['context']} {question['word']}" in text
+    assert len(task["questions"](text)) == 10  # every fifth of 47
