@@ -14,7 +14,6 @@ from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cache_tools.format import layout
@@ -253,10 +252,10 @@ def _is_sound(table: pa.Table, first_sequence: int | None) -> bool:
     numbers = {field.name: table.column(field.name).to_numpy() for field in SHARDS if field.type == pa.int64()}
     sequences, tokens, positions = numbers["sequences"], numbers["tokens"], numbers["positions"]
     firsts = numbers["first_sequence"]
-    lengths = pc.binary_length(table.column("sha256")).to_numpy()
+    digests = table.column("sha256").to_pylist()
     checks = (
         np.isin(table.column("split").to_numpy(), SPLITS),
-        (lengths == SHA256_DIGITS) & pc.string_is_ascii(table.column("sha256")).to_numpy(),
+        np.array([len(digest) == SHA256_DIGITS and digest.isascii() for digest in digests]),
         (numbers["bytes"] > 0) & (numbers["bytes"] <= OBJECT_BYTES),
         firsts[1:] == firsts[:-1] + sequences[:-1],
         firsts[:1] == (firsts[0] if first_sequence is None else first_sequence),
@@ -281,7 +280,7 @@ def _wrong(entry: ShardEntry, first_sequence: int) -> str | None:
     if not 0 <= entry.positions <= min(entry.tokens, SHARD_POSITIONS) or not entry.tokens <= entry.unpacked_bytes // 8:
         return f"{entry.positions} positions, {entry.tokens} tokens"
     if len(entry.sha256) != SHA256_DIGITS or not entry.sha256.isascii():
-        return f"a hash of {len(entry.sha256)} characters"
+        return f"a hash of {len(entry.sha256)} characters, or of others than digits"
     return None if 0 < entry.bytes <= OBJECT_BYTES else f"{entry.bytes} bytes"
 
 
