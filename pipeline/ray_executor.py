@@ -34,9 +34,10 @@ from pipeline.capture.declare import declare
 from pipeline.capture.shards import capture_shards
 from pipeline.capture.target import ResolvedTeacher, resolve_teacher
 from pipeline.config.capture_file import CaptureConfig
+from pipeline.config.encoding import EncodingConfig
 from pipeline.config.teacher import TeacherConfig
+from pipeline.engines.opening import open_teacher
 from pipeline.run import Worker, prepare
-from pipeline.teachers.loading import load_teacher
 from pipeline.teachers.teacher import Teacher
 
 try:
@@ -99,11 +100,11 @@ class ShardReader:
         place: The cache.
         encoding: Name of the encoding.
         config: The teacher's block of the capture file.
-        chunk_positions: Rows per inner chunk of the arrays.
+        settings: The encoding's block.
     """
 
-    def __init__(self, place: str, encoding: str, config: TeacherConfig, chunk_positions: int) -> None:
-        self.place, self.encoding, self.config, self.chunk_positions = place, encoding, config, chunk_positions
+    def __init__(self, place: str, encoding: str, config: TeacherConfig, settings: EncodingConfig) -> None:
+        self.place, self.encoding, self.config, self.settings = place, encoding, config, settings
 
     def declare(self) -> None:
         """Load the teacher and declare it, or check that the cache holds the same one."""
@@ -121,8 +122,9 @@ class ShardReader:
     @cached_property
     def _loaded(self) -> tuple[Teacher, CachedTeacher]:
         encoding = Cache(store_path(self.place)).encoding(self.encoding)
-        teacher = load_teacher(self.config, self._resolved.folder, encoding.manifest.objective)
-        return teacher, declare(encoding, teacher, self.config, self._resolved.target, self.chunk_positions)
+        longest, objective = self.settings.max_length_tokens, encoding.manifest.objective
+        teacher = open_teacher(self.config, self._resolved.folder, objective, longest)
+        return teacher, declare(encoding, teacher, self.config, self._resolved.target, self.settings.chunk_positions)
 
     @cached_property
     def _resolved(self) -> ResolvedTeacher:
@@ -135,7 +137,7 @@ def _run_teacher(
     gpus = _gpus_per_actor(config)
     reporter.stage(f"waiting for a worker to load {config.name}", None)
     reader = ray.remote(num_gpus=gpus, max_restarts=-1, max_task_retries=RETRIES)(ShardReader)
-    arguments = (_absolute(capture.cache), encoding.name, _portable(config), capture.encoding.chunk_positions)
+    arguments = (_absolute(capture.cache), encoding.name, _portable(config), capture.encoding)
     first: Any = reader.remote(*arguments)
     _result(first.declare.remote(), f"teacher {config.name!r}")
     cached = encoding.teacher(config.name)

@@ -29,13 +29,15 @@ from pipeline.capture.host_memory import sized
 from pipeline.capture.shards import capture_shards
 from pipeline.capture.target import ResolvedTeacher, resolve_teacher
 from pipeline.config.capture_file import CaptureConfig
+from pipeline.config.encoding import EncodingConfig
 from pipeline.corpus.documents import corpus_sources
 from pipeline.encoding.encode import encode, is_encoded, is_whole
 from pipeline.encoding.recipe import Recipe
 from pipeline.encoding.tokenizer import load_tokenizer
+from pipeline.engines.opening import open_teacher, where_it_runs
 from pipeline.teachers.checkpoint import check_tensors
 from pipeline.teachers.fitting import check_behaviour, check_teacher
-from pipeline.teachers.loading import chosen_device, load_teacher, resolve_tokenizer
+from pipeline.teachers.loading import chosen_device, resolve_tokenizer
 from pipeline.teachers.process_group import Place
 
 POLL_SECONDS = 1.0
@@ -82,8 +84,7 @@ def run_capture(config: CaptureConfig, worker: Worker, reporter: Reporter, appen
         chosen_device(teacher.device)
     encoding, teachers = prepare(config, worker, reporter, append)
     return {
-        teacher.config.name: _run_teacher(encoding, teacher, config.encoding.chunk_positions, worker, reporter)
-        for teacher in teachers
+        teacher.config.name: _run_teacher(encoding, teacher, config.encoding, worker, reporter) for teacher in teachers
     }
 
 
@@ -126,22 +127,23 @@ def prepare(
 
 
 def _run_teacher(
-    encoding: Encoding, resolved: ResolvedTeacher, chunk_positions: int, worker: Worker, reporter: Reporter
+    encoding: Encoding, resolved: ResolvedTeacher, settings: EncodingConfig, worker: Worker, reporter: Reporter
 ) -> int:
     """Capture a worker's share of one teacher; return how many shards that took."""
     config, keep = resolved.config, resolved.target.keep
-    reporter.stage(f"loading teacher {config.name}", None)
-    teacher = load_teacher(config, resolved.folder, encoding.manifest.objective)
+    reporter.stage(f"loading teacher {config.name}{where_it_runs(config)}", None)
+    teacher = open_teacher(config, resolved.folder, encoding.manifest.objective, settings.max_length_tokens)
     if worker.rank > 0:
         _wait_for_rank_0(
             f"declare {config.name}", lambda: is_declared(encoding, config), encoding.path, worker, reporter
         )
     reporter.stage(f"checking teacher {config.name} and hashing its weights", None)
-    cached = declare(encoding, teacher, config, resolved.target, chunk_positions)
+    cached = declare(encoding, teacher, config, resolved.target, settings.chunk_positions)
     mine = range(worker.rank, len(encoding.shards), worker.world_size)
     missing = cached.incomplete_shards(mine)
     remove_leftovers(cached, missing)
-    reporter.stage(f"teacher {config.name}", sum(encoding.shards[shard].tokens for shard in missing))
+    tokens = sum(encoding.shards[shard].tokens for shard in missing)
+    reporter.stage(f"teacher {config.name}{where_it_runs(config)}", tokens)
     skip_nan = config.nan_rows == "skip"
     gathering = Gathering(cached.path, len(encoding.shards), missing)
     capture_shards(cached, missing, teacher, keep, config.batch_tokens, skip_nan, reporter.advance, gathering.committed)

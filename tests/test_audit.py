@@ -25,6 +25,7 @@ from pipeline.capture.keep import sparse_targets
 from pipeline.capture.predict import HEAD_CHUNK_BYTES, predict
 from pipeline.config.audit import AuditConfig
 from pipeline.config.capture_file import CaptureConfig
+from pipeline.engines.opening import open_teacher
 from pipeline.teachers.loading import load_teacher
 from refusal_fixtures import command_line, write_yaml
 from tolerances import loss_rounding
@@ -219,11 +220,11 @@ def test_another_dtype_fails_by_its_identity_and_by_its_numbers(tmp_path, teache
 
 def test_a_cache_that_was_computed_in_a_coarser_dtype_than_it_says_fails(tmp_path, teacher, monkeypatch):
     def load(*arguments):
-        loaded = load_teacher(*arguments)
+        loaded = open_teacher(*arguments)
         loaded.head.model.bfloat16()
         return loaded
 
-    monkeypatch.setattr("pipeline.run.load_teacher", load)
+    monkeypatch.setattr("pipeline.run.open_teacher", load)
     report = audit(captured(tmp_path, teacher, **WIDE))
     assert not check(report, "KL")["passed"]
     assert report["identity"] == []

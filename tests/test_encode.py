@@ -255,7 +255,7 @@ def test_refuses_to_encode_again_where_a_teacher_has_predictions(tmp_path):
 
 
 def test_refuses_sequences_that_a_teacher_cannot_read_before_anything_is_loaded_or_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline.run, "load_teacher", None)
+    monkeypatch.setattr(pipeline.run, "open_teacher", None)
     values = tiny.capture_values(tmp_path, max_length_tokens=129)
     with pytest.raises(ModelError) as error:
         run_capture(CaptureConfig.model_validate(values), Worker(), tiny.SilentReporter())

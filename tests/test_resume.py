@@ -192,13 +192,13 @@ def one_load_at_a_time(monkeypatch):
     Two that overlapped would leave the replacement behind, and tests to come with models that tie no weights. Real
     workers are processes.
     """
-    lock, load = threading.Lock(), pipeline.run.load_teacher
+    lock, load = threading.Lock(), pipeline.run.open_teacher
 
     def locked(*arguments):
         with lock:
             return load(*arguments)
 
-    monkeypatch.setattr(pipeline.run, "load_teacher", locked)
+    monkeypatch.setattr(pipeline.run, "open_teacher", locked)
 
 
 @pytest.mark.usefixtures("one_load_at_a_time")

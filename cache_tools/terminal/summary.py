@@ -134,7 +134,8 @@ def model_words(model: Mapping[str, object]) -> str:
     parameters = model.get("parameters")
     count = f"{parameters:,}" if isinstance(parameters, int) else "?"
     stored = f" · from {model['quantisation']}" if "quantisation" in model else ""
-    return f"{name} · {architecture} · {count} parameters · {dtype}{stored}"
+    reader = f" · read by {model['engine']}" if "engine" in model else ""
+    return f"{name} · {architecture} · {count} parameters · {dtype}{stored}{reader}"
 
 
 def means_words(means: Mapping[str, float | None]) -> str:

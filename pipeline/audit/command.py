@@ -79,6 +79,8 @@ def _print(report: "TeacherAudit") -> None:
         lines += map(_worst_line, report.worst)
         lines += [f"identity differs: {line}" for line in report.identity]
         lines += report.diagnosis
+    if report.captured_by != report.asked_by or report.captured_by != "transformers":
+        lines.append(f"captured by {report.captured_by}, asked by {report.asked_by}")
     lines.append(f"teacher {report.teacher}: {'passed' if report.passed else 'FAILED'}")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -42,11 +42,18 @@ from pipeline.capture.shards import probe_head
 from pipeline.capture.target import ResolvedTeacher, resolve_teacher
 from pipeline.config.audit import AuditConfig
 from pipeline.config.capture_file import CaptureConfig
+from pipeline.config.teacher import TeacherConfig
+from pipeline.engines.opening import open_teacher, where_it_runs
 from pipeline.teachers.fitting import check_teacher
-from pipeline.teachers.loading import load_teacher
 from pipeline.teachers.probe import check_rows
 from pipeline.teachers.restriction import Restriction
 from pipeline.teachers.teacher import Teacher
+
+ENGINE = "engine"
+"""Key of a teacher's identity that names the engine."""
+
+TRANSFORMERS = "transformers"
+"""What reads the tokens where no engine is named."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,8 @@ class TeacherAudit:
         sequences: Number of sampled sequences.
         positions: Number of sampled positions.
         identity: In which keys the live teacher's identity differs, a line each.
+        captured_by: What read the tokens for the cache: an engine and its version, or ``transformers``.
+        asked_by: What read them for the audit.
         checks: Every measure with its limit.
         diagnosis: What the differences look like, a sentence each; empty if the audit passed.
         measures: Measures that are not judged.
@@ -72,6 +81,8 @@ class TeacherAudit:
     sequences: int
     positions: int
     identity: tuple[str, ...]
+    captured_by: str
+    asked_by: str
     checks: tuple[Check, ...]
     diagnosis: tuple[str, ...]
     measures: Measures = field(metadata=FLAT)
@@ -119,7 +130,7 @@ def run_audit(config: CaptureConfig, only: str | None, reporter: Reporter) -> Au
         restriction = teacher.target.keep.restriction
         check_teacher(teacher.config, teacher.folder, tokenizer, config.encoding.max_length_tokens, restriction)
     audits = tuple(
-        _audit_teacher(stored, teacher, config.audit, lambda token_id: str(tokenizer.decode([token_id])), reporter)
+        _audit_teacher(stored, teacher, config, lambda token_id: str(tokenizer.decode([token_id])), reporter)
         for stored, teacher in zip(cached, teachers, strict=True)
     )
     return Audit(config.cache, all(audit.passed for audit in audits), audits)
@@ -162,18 +173,22 @@ def _tokenizer(encoding: Encoding) -> PreTrainedTokenizerFast:
 def _audit_teacher(
     cached: CachedTeacher,
     resolved: ResolvedTeacher,
-    settings: AuditConfig,
+    file: CaptureConfig,
     text_of: Callable[[int], str],
     reporter: Reporter,
 ) -> TeacherAudit:
-    config, restriction = resolved.config, resolved.target.keep.restriction
-    reporter.stage(f"loading teacher {config.name}")
-    teacher = load_teacher(config, resolved.folder, cached.encoding.manifest.objective)
+    config, restriction, settings = resolved.config, resolved.target.keep.restriction, file.audit
+    _check_layers(cached, config)
+    reporter.stage(f"loading teacher {config.name}{where_it_runs(config)}")
+    objective, longest = cached.encoding.manifest.objective, file.encoding.max_length_tokens
+    teacher = open_teacher(config, resolved.folder, objective, longest)
     _check_shapes(cached, teacher)
     check_rows(cached.encoding, teacher, config)
     _check_restriction(cached, restriction)
     stored_identity = stated_identity(cached, teacher)
-    tolerance = tolerance_of(settings, str(stored_identity.get("dtype")))
+    captured_by, asked_by = engine_words(cached.manifest.identity), engine_words(teacher.computed.identity())
+    by_engine = {captured_by, asked_by} != {TRANSFORMERS}
+    tolerance = tolerance_of(settings, str(stored_identity.get("dtype")), by_engine)
     shards = sample(cached, settings)
     sequences = [sequence for part in shards.values() for sequence in part]
     tokens = sum(len(sequence.input_ids) for sequence in sequences)
@@ -191,6 +206,8 @@ def _audit_teacher(
         sequences=len(sequences),
         positions=len(rows.top_log_prob),
         identity=tuple(identity),
+        captured_by=captured_by,
+        asked_by=asked_by,
         checks=tuple(checks),
         diagnosis=() if passed else tuple(diagnose(rows, cached.manifest, identity)),
         measures=measures_of(rows, cached.manifest.target.kind),
@@ -201,11 +218,19 @@ def _audit_teacher(
 def stated_identity(cached: CachedTeacher, teacher: Teacher) -> Identity:
     """Return what the cache says of the keys of a live teacher's identity.
 
-    Imported predictions do not say which weights they came from, so only what they do say is compared.
+    Imported predictions do not say which weights they came from, so only what they do say is compared. Engines are not
+    compared: the same weights are the same teacher, whoever multiplies them, and how far two engines may differ is a
+    matter of the tolerance.
     """
     stored = cached.manifest.identity
     keys = [key for key in teacher.computed.identity() if key in stored or IMPORTED not in stored]
-    return {key: stored.get(key) for key in keys}
+    return {key: stored.get(key) for key in keys if key != ENGINE}
+
+
+def engine_words(identity: Identity) -> str:
+    """Return which engine a teacher's identity names, and its version; ``transformers`` if it names none."""
+    engine = identity.get(ENGINE)
+    return f"{engine.get('name')} {engine.get('version')}" if isinstance(engine, dict) else TRANSFORMERS
 
 
 def _compare_shards(
@@ -251,6 +276,17 @@ def _check_restriction(cached: CachedTeacher, restriction: Restriction | None) -
             expected=f"vocabulary {captured[:12]}…" if captured else "none",
             found=f"{configured[:12]}…" if configured else "none",
             fix="Audit with the capture file that the cache was made with",
+        )
+
+
+def _check_layers(cached: CachedTeacher, config: TeacherConfig) -> None:
+    """Refuse an engine that cannot give a layer that the cache holds, before it is started."""
+    middle = [layer for layer in cached.manifest.hidden if layer != "last"]
+    if config.engine is not None and middle:
+        raise ConfigError(
+            f"{config.engine.kind} cannot give layer {middle[0]}, which the cache holds of teacher {cached.name!r}",
+            where="engine",
+            fix="Audit it with transformers: --set teachers.0.engine=null",
         )
 
 

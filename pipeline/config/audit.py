@@ -9,7 +9,8 @@ class AuditConfig(Config):
     """How much of a capture is compared with the live teacher, and how far the two may differ.
 
     Tolerances are added to the error that the cache's manifest allows its codec. The default of each follows from the
-    dtype in which the cache was captured, see ``TOLERANCES`` in ``pipeline/audit/verdict.py``.
+    dtype in which the cache was captured, and from whether an engine read the tokens for the capture or the audit; see
+    ``TOLERANCES`` and ``BETWEEN_ENGINES`` in ``pipeline/audit/verdict.py``.
 
     Attributes:
         shards: Number of committed shards to sample at random.

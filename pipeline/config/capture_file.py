@@ -41,6 +41,9 @@ class CaptureConfig(Config):
         masked, masking = self.encoding.objective == "masked", self.encoding.masking
         if self.corpus.label_field and not masked:
             raise ValueError("corpus.label_field needs encoding.objective: masked")
+        engines = [teacher.name for teacher in self.teachers if teacher.engine is not None]
+        if masked and engines:
+            raise ValueError(f"teacher {engines[0]!r}: an engine predicts next tokens only; leave engine out")
         if masked and masking.probability == 0 and masking.keep == "slots" and not self.corpus.label_field:
             raise ValueError("encoding.masking.probability: 0 leaves nothing to predict; set keep: all, or use labels")
         return self

@@ -5,8 +5,49 @@ from typing import Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from cache_tools.configuration import Config
+from cache_tools.mappings import JsonObject
 from pipeline.config.names import FolderName
 from pipeline.config.targets import HiddenConfig, TargetConfig
+
+ENGINE_SETTINGS = (
+    "model",
+    "tokenizer",
+    "runner",
+    "convert",
+    "dtype",
+    "revision",
+    "trust_remote_code",
+    "max_model_len",
+    "max_num_batched_tokens",
+    "max_num_seqs",
+    "enable_prefix_caching",
+    "pooler_config",
+    "skip_tokenizer_init",
+)
+"""Arguments of an engine that a capture decides itself."""
+
+
+class EngineConfig(Config):
+    """A serving engine that reads the tokens in place of transformers; the head and all that follows stay here.
+
+    Attributes:
+        kind: The engine: ``vllm``.
+        python: The Python of the environment in which the engine is installed, such as ``/opt/vllm/bin/python``; this
+            program need not be installed there.
+        options: Arguments of the engine by its own names, such as ``tensor_parallel_size`` or ``quantization``. All
+            but those that only place memory belong to the teacher's identity.
+    """
+
+    kind: Literal["vllm"]
+    python: str
+    options: JsonObject = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _not_ours(self) -> "EngineConfig":
+        ours = sorted(set(self.options) & set(ENGINE_SETTINGS))
+        if ours:
+            raise ValueError(f"options cannot set {', '.join(ours)}, which the capture decides")
+        return self
 
 
 class TeacherConfig(Config):
@@ -19,6 +60,7 @@ class TeacherConfig(Config):
             and tokenizer come from it. Weights are dequantised to ``dtype``, by default float32, and take the memory
             of that; needs ``logitcask[gguf]``.
         revision: Branch, tag or commit of a hub id.
+        engine: A serving engine that reads the tokens, in a process of its own; default: transformers, in this one.
         dtype: Type in which the forward pass computes; ``auto`` is the type of the checkpoint.
         trust_remote_code: Run Python code that comes with the model. Only for models you trust.
         target: What is kept of each distribution.
@@ -28,8 +70,8 @@ class TeacherConfig(Config):
             accelerate, or a mapping of modules to devices, with ``cpu`` and ``disk`` for modules that fit no GPU.
         tensor_parallel: For a teacher larger than one device: number of processes, each with a GPU, that hold a part
             of every matrix and run each batch together. torchrun starts them.
-        gpus: Number of GPUs that a worker of a Ray cluster takes for this teacher; more than 1 needs ``device_map``.
-            Default: 1, or 0 if the cluster has no GPU.
+        gpus: Number of GPUs that a worker of a Ray cluster takes for this teacher; more than 1 needs ``device_map``
+            or ``engine``. Default: 1, or 0 if the cluster has no GPU.
         batch_tokens: Tokens per forward pass, padding included; 1 reads each sequence alone.
         attention: Attention implementation, by its name in transformers (``sdpa``, ``eager``, ``flash_attention_2``,
             …); default: the choice of transformers.
@@ -44,6 +86,7 @@ class TeacherConfig(Config):
     model: str
     gguf_file: str | None = Field(default=None, pattern=r"\.gguf$")
     revision: str | None = None
+    engine: EngineConfig | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     trust_remote_code: bool = False
     target: TargetConfig = TargetConfig()
@@ -73,6 +116,26 @@ class TeacherConfig(Config):
             raise ValueError(f"tensor_parallel and {next(key for key in excluded if excluded[key])} exclude each other")
         if self.gguf_file is not None and self.tensor_parallel > 1:
             raise ValueError("a GGUF file cannot be split: gguf_file and tensor_parallel exclude each other")
-        if self.device_map is None and self.gpus > 1:
+        if self.device_map is None and self.engine is None and self.gpus > 1:
             raise ValueError(f"gpus: {self.gpus} needs device_map: auto; without it all GPUs but one stay idle")
+        return self
+
+    @model_validator(mode="after")
+    def _left_to_the_engine(self) -> "TeacherConfig":
+        if self.engine is None:
+            return self
+        kind = self.engine.kind
+        middle = [layer for layer in self.hidden.layers if layer != "last"]
+        refused = {
+            "gguf_file": (self.gguf_file is not None, f"{kind} reads safetensors here"),
+            "device_map": (self.device_map is not None, f"{kind} places the model by its own options"),
+            "tensor_parallel": (self.tensor_parallel > 1, "set engine.options.tensor_parallel_size"),
+            "attention": (self.attention is not None, "set the engine's own option"),
+            "packing": (bool(self.packing), f"{kind} reads no padding anyway"),
+            "compile": (self.compile, f"{kind} compiles by its own options"),
+            "hidden.layers": (bool(middle), f"{kind} gives the last state only, so only 'last' can be kept"),
+        }
+        for key, (is_given, why) in refused.items():
+            if is_given:
+                raise ValueError(f"engine and {key} exclude each other: {why}")
         return self

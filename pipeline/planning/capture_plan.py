@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from cache_tools.format import layout
-from cache_tools.format.manifest import Objective, Split
+from cache_tools.format.manifest import Split
 from cache_tools.json_output import FLAT
 from cache_tools.progress.reporter import Reporter
 from cache_tools.store.reader import Encoding
@@ -11,10 +11,12 @@ from cache_tools.torch_models.quantised import quantisation_of
 from pipeline.capture.host_memory import host_bytes_per_position, recommended_positions, sized, vocabulary_of
 from pipeline.capture.target import ResolvedTeacher, resolve_teacher
 from pipeline.config.capture_file import CaptureConfig
+from pipeline.config.encoding import EncodingConfig
 from pipeline.corpus.documents import corpus_sources
 from pipeline.encoding.encode import is_encoded
 from pipeline.encoding.recipe import Recipe
 from pipeline.encoding.tokenizer import load_tokenizer
+from pipeline.engines.opening import open_teacher, where_it_runs
 from pipeline.planning.choices import KChoice
 from pipeline.planning.fit import DeviceFit, plan_fit
 from pipeline.planning.held import held_encoding, held_teacher
@@ -25,7 +27,7 @@ from pipeline.planning.scale import Simulation, StudentLoad, Workload, simulatio
 from pipeline.planning.simulate import Cluster
 from pipeline.planning.survey import Extent, Survey, survey
 from pipeline.teachers.fitting import check_teacher
-from pipeline.teachers.loading import load_teacher, resolve_tokenizer
+from pipeline.teachers.loading import resolve_tokenizer
 from pipeline.teachers.tensor_plan import meta_model
 
 
@@ -64,6 +66,7 @@ class TeacherPlan:
         name: Its name in the capture file.
         quantisation: How its weights are stored, such as ``gptq, 4 bits, groups of 128``; None for ordinary weights.
         output_head: The same of its output matrix; None for an ordinary one.
+        engine: The engine that reads its tokens; None for transformers.
         measured: Whether it was measured, or planned by rules of thumb.
         measured_on: What it read to be measured, if it was.
         rates: What it costs per position, token and shard.
@@ -79,6 +82,7 @@ class TeacherPlan:
     name: str
     quantisation: str | None
     output_head: str | None
+    engine: str | None
     measured: bool
     measured_on: Sample | None
     rates: Rates = field(metadata=FLAT)
@@ -184,7 +188,9 @@ def _plan_teacher(
     reporter: Reporter,
 ) -> TeacherPlan:
     config, objective, workers = teacher.config, recipe.encoding.objective, settings.cluster.workers
-    measurement = _measure(teacher, objective, corpus, settings, reporter) if settings.measured_sequences else None
+    measurement = (
+        _measure(teacher, recipe.encoding, corpus, settings, reporter) if settings.measured_sequences else None
+    )
     reporter.stage(f"planning teacher {config.name}", None)
     model = meta_model(config, objective, teacher.folder)
     vocabulary_size, width = vocabulary_of(model), model.config.get_text_config().hidden_size
@@ -197,6 +203,7 @@ def _plan_teacher(
         name=config.name,
         quantisation=stored.weights,
         output_head=stored.output_head,
+        engine=None if config.engine is None else config.engine.kind,
         measured=measurement is not None,
         measured_on=measurement.measured_on if measurement else None,
         rates=rates,
@@ -211,10 +218,11 @@ def _plan_teacher(
 
 
 def _measure(
-    teacher: ResolvedTeacher, objective: Objective, corpus: Survey, settings: PlanSettings, reporter: Reporter
+    teacher: ResolvedTeacher, encoding: EncodingConfig, corpus: Survey, settings: PlanSettings, reporter: Reporter
 ) -> Measurement:
-    reporter.stage(f"loading teacher {teacher.config.name}", None)
-    loaded = load_teacher(teacher.config, teacher.folder, objective)
+    objective = encoding.objective
+    reporter.stage(f"loading teacher {teacher.config.name}{where_it_runs(teacher.config)}", None)
+    loaded = open_teacher(teacher.config, teacher.folder, objective, encoding.max_length_tokens)
     sample = drawn_order(corpus.sequences)[: settings.measured_sequences]
     return measure(loaded, teacher, objective, sample, settings.measured_seconds, reporter)
 

@@ -49,6 +49,7 @@ def _cost_rows(teacher: TeacherPlan) -> list[tuple[str, str]]:
         ("stored", _stored(whole)),
         *([("of which remain", _stored(left))] if left.objects != whole.objects else []),
         ("targets and scalars", f"{teacher.rates.target_bytes_per_position:.1f} bytes per position"),
+        *([("engine", f"{teacher.engine}, in a process whose memory its own options set")] if teacher.engine else []),
         ("hidden states", f"{teacher.rates.hidden_bytes_per_position:,.0f} bytes per position"),
         ("teacher", _hours(teacher)),
         *([("its weights", _quantised(teacher))] if teacher.quantisation else []),

@@ -216,7 +216,13 @@ def output_scaling(model: PreTrainedModel, head: HeadOutput) -> Scaling:
     Raises:
         ModelError: no scale and softcap reproduce the logits.
     """
-    scaling = measured_scaling(model, head.last.device)
+    body = body_of(model)
+    if any(parameter.is_meta for parameter in body.parameters()) and not hasattr(body, "_hf_hook"):  # weights elsewhere
+        states_13D = head.last.new_zeros(1, 3, model.config.get_text_config().hidden_size)
+        with _replaced_body(model, _Replay(body, states_13D)):
+            scaling = measured_scaling(model, head.last.device)
+    else:
+        scaling = measured_scaling(model, head.last.device)
     products = model.get_output_embeddings()(head.last).to(head.last.device).float()
     if scaling is None or not _error(scaling.logits(products), head.logits) <= _tolerance(head.last):
         raise ModelError(

@@ -162,7 +162,7 @@ def _refuse_other_types(
 def _stored_tensors(config: TeacherConfig, folder: Path) -> dict[str, StoredTensor]:
     """Return every tensor of the files that transformers would read, by name."""
     tensors = {}
-    for path in _files(folder):
+    for path in weight_paths(folder):
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118  # not a dictionary
@@ -174,7 +174,7 @@ def _stored_tensors(config: TeacherConfig, folder: Path) -> dict[str, StoredTens
     return tensors
 
 
-def _files(folder: Path) -> list[Path]:
+def weight_paths(folder: Path) -> list[Path]:
     """Return the weight files of a folder, in the order in which transformers looks for them."""
     index = folder / INDEX
     if (folder / SINGLE).exists() or not index.exists():

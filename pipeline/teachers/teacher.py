@@ -22,6 +22,9 @@ from cache_tools.mappings import Identity, JsonObject
 from pipeline.teachers.batches import Batch
 from pipeline.teachers.body_and_head import HeadOutput, run_head
 
+OPTIONAL = ("quantisation", "engine")
+"""Keys of a manifest's ``model`` that only some teachers have."""
+
 # P: kept positions of a batch, N: positions of a chunk, D: width, V: vocabulary
 
 
@@ -91,11 +94,13 @@ class ComputedWeights:
         weights: Hash of the weight files and the configuration.
         dtype: Type in which it computes.
         quantisation: How the weights are stored, if they are quantised; None for ordinary ones.
+        engine: The engine that reads the tokens, with all that decides its rounding; None for transformers.
     """
 
     weights: str
     dtype: str
     quantisation: str | None = None
+    engine: JsonObject | None = None
 
     def identity(self) -> Identity:
         """Return its part of a teacher's identity in the cache."""
@@ -113,6 +118,7 @@ class ModelDescription:
         dtype: Type in which it computes.
         parameters: Number of its parameters.
         quantisation: How weights and output matrix are stored, if they are quantised; None for ordinary ones.
+        engine: Name and version of the engine that reads the tokens; None for transformers.
     """
 
     name: str
@@ -121,13 +127,12 @@ class ModelDescription:
     dtype: str
     parameters: int
     quantisation: str | None = None
+    engine: str | None = None
 
     def document(self) -> JsonObject:
-        """Return the ``model`` of a teacher's manifest."""
+        """Return the ``model`` of a teacher's manifest; what is written only where it is known."""
         document = asdict(self)
-        if self.quantisation is None:
-            del document["quantisation"]
-        return document
+        return {key: value for key, value in document.items() if value is not None or key not in OPTIONAL}
 
 
 @dataclass(frozen=True)

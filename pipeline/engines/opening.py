@@ -1,0 +1,112 @@
+"""Load a teacher: in this process, or as an engine's process and a head."""
+
+from pathlib import Path
+
+from cache_tools.errors import ModelError
+from cache_tools.format.manifest import Objective
+from cache_tools.mappings import JsonObject
+from cache_tools.models.files import weight_files, weights_sha256
+from cache_tools.torch_models.quantised import quantisation_of
+from pipeline.config.teacher import EngineConfig, TeacherConfig
+from pipeline.engines.engine_body import SEQUENCES, EngineBody, EngineFacts
+from pipeline.engines.output_head import load_output_head
+from pipeline.engines.process import PROTOCOL, EngineProcess
+from pipeline.teachers.loading import chosen_device, load_teacher
+from pipeline.teachers.teacher import ComputedWeights, Head, ModelDescription, Teacher
+
+CHILDREN = {"vllm": Path(__file__).parent / "vllm_child.py"}
+"""What the process of each kind of engine runs."""
+
+WITHOUT_EFFECT = ("gpu_memory_utilization", "kv_cache_memory_bytes", "cpu_offload_gb", "swap_space", "download_dir")
+"""Options of engines that change no prediction; all others stand in the teacher's identity."""
+
+
+def open_teacher(config: TeacherConfig, folder: Path, objective: Objective, max_length_tokens: int) -> Teacher:
+    """Load a teacher from its folder, by its engine if it has one.
+
+    Args:
+        config: The teacher's block of the capture file.
+        folder: Where ``resolve_model`` found it.
+        objective: Decides between a causal and a masked language model.
+        max_length_tokens: Length of the longest sequence that it will read.
+
+    Raises:
+        ConfigError: the engine's Python cannot be started.
+        ModelError: the model or the engine cannot be loaded, or its head cannot be read apart from its body.
+    """
+    if config.engine is None:
+        return load_teacher(config, folder, objective)
+    weight_files(folder)  # refused before anything is loaded
+    device = chosen_device(config.device)
+    model = load_output_head(config, folder, objective, device)
+    head = Head(model)
+    dtype = model.get_output_embeddings().weight.dtype
+    named = str(dtype).removeprefix("torch.")
+    process = EngineProcess(config.engine.python, str(CHILDREN[config.engine.kind]), f"teacher {config.name!r}")
+    facts = _facts(process, _settings(config, config.engine, folder, named, max_length_tokens))
+    if facts.width != model.config.get_text_config().hidden_size:
+        raise ModelError(
+            "the engine's states are of another width than the model's",
+            where=folder,
+            expected=model.config.get_text_config().hidden_size,
+            found=facts.width,
+        )
+    stored = quantisation_of(folder)
+    description = ModelDescription(
+        config.model,
+        config.revision,
+        type(model).__name__,
+        named,
+        model.num_parameters(),
+        stored.words,
+        engine=f"{facts.name} {facts.version}",
+    )
+    computed = ComputedWeights(weights_sha256(folder), named, stored.weights, _identity(config, config.engine, facts))
+    return Teacher(
+        EngineBody(process, facts, device, dtype, _step_tokens(config, max_length_tokens)),
+        head,
+        computed,
+        description,
+        device,
+    )
+
+
+def where_it_runs(config: TeacherConfig) -> str:
+    """Return what a message says of a teacher's engine; nothing if it has none."""
+    return "" if config.engine is None else f" in {config.engine.kind}"
+
+
+def _settings(
+    config: TeacherConfig, engine: EngineConfig, folder: Path, dtype: str, max_length_tokens: int
+) -> JsonObject:
+    """Return the first message to the process."""
+    return {
+        "protocol": PROTOCOL,
+        "model": str(folder.absolute()),
+        "dtype": dtype,
+        "trust_remote_code": config.trust_remote_code,
+        "max_length_tokens": max_length_tokens,
+        "batch_tokens": _step_tokens(config, max_length_tokens),
+        "sequences": SEQUENCES,
+        "options": engine.options,
+    }
+
+
+def _step_tokens(config: TeacherConfig, max_length_tokens: int) -> int:
+    """Return how many tokens the engine computes in one step: a batch; a longer sequence is one of its own."""
+    return max(config.batch_tokens, max_length_tokens)
+
+
+def _facts(process: EngineProcess, settings: JsonObject) -> EngineFacts:
+    answer, _ = process.ask(settings)
+    if answer.get("protocol") != PROTOCOL:
+        raise ModelError(
+            "the engine's process speaks another protocol", expected=PROTOCOL, found=answer.get("protocol")
+        )
+    facts: JsonObject = {name: answer[name] for name in EngineFacts.__dataclass_fields__}
+    return EngineFacts(**facts)
+
+
+def _identity(config: TeacherConfig, engine: EngineConfig, facts: EngineFacts) -> JsonObject:
+    options = {name: value for name, value in sorted(engine.options.items()) if name not in WITHOUT_EFFECT}
+    return facts.identity() | {"batch_tokens": config.batch_tokens} | ({"options": options} if options else {})
