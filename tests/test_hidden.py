@@ -70,9 +70,11 @@ def test_torch_and_numpy_agree(head: Head, monkeypatch: pytest.MonkeyPatch) -> N
 class HalvedLogits(torch.nn.Module):
     """What a model shows of its head, with logits of half the products of its output matrix."""
 
+    base_model_prefix = "body"
+
     def __init__(self, matrix: torch.nn.Linear) -> None:
         super().__init__()
-        self.matrix = matrix
+        self.matrix, self.body = matrix, torch.nn.Identity()
 
     def get_output_embeddings(self) -> torch.nn.Linear:
         return self.matrix

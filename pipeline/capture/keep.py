@@ -228,12 +228,11 @@ def _whole_rows(
     """Return all that takes whole rows to compute; each logit is replaced by its difference from the highest."""
     below_MV, work_MV = logits_MV.sub_(highest_M1), room_MV[: len(logits_MV)]
     torch.exp(below_MV, out=work_MV)  # weights of any sum will do: softmax takes two more passes
+    total_M = work_MV.sum(dim=1)  # of the whole row, so that it does not depend on k
     kept_Mk, kept_below_Mk = work_MV.gather(1, ids_Mk), below_MV.gather(1, ids_Mk)
     draws = _drawn(work_MV, keep.draws, keys_M) if keep.kind.is_drawn and not keep.kind.has_head else None
     work_MV.scatter_(1, ids_Mk, 0)
-    others_M = work_MV.sum(dim=1)
-    total_M = kept_Mk.sum(dim=1) + others_M
-    log_others_M = _log_others(others_M / total_M, below_MV, kept_below_Mk)
+    log_others_M = _log_others(work_MV.sum(dim=1) / total_M, below_MV, kept_below_Mk)
     if keep.kind.is_drawn and keep.kind.has_head:
         draws = _drawn(work_MV, keep.draws, keys_M)
     kept_below_M = (kept_Mk * kept_below_Mk).nansum(dim=1)  # an impossible token: 0 * -inf
