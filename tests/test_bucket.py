@@ -180,7 +180,9 @@ def test_refuses_to_create_a_cache_among_other_objects(remote):
 # When it misbehaves
 
 
-@pytest.mark.parametrize("fault", ["throttle", "drop", "cut"])
+@pytest.mark.parametrize(
+    "fault", [*(pytest.param(fault, marks=pytest.mark.slow) for fault in ("throttle", "drop")), "cut"]
+)
 def test_a_cache_is_copied_and_read_through_faults_of_every_object(bucket, local, remote, fault):
     with bucket.failing(first(1, fault)):
         copy_cache(Cache(local.path), remote)
@@ -189,6 +191,7 @@ def test_a_cache_is_copied_and_read_through_faults_of_every_object(bucket, local
     assert np.array_equal(found.log_probs, local.open().targets(0, 12).log_probs)
 
 
+@pytest.mark.slow  # it waits between its attempts
 def test_a_bucket_that_stays_broken_ends_in_one_sentence(bucket, local, remote):
     copy_cache(Cache(local.path), remote)
     teacher = Cache(remote).encoding().teacher()

@@ -68,6 +68,7 @@ def test_bf16_autocast_with_recomputed_activations_trains_float32_weights_to_nea
         assert one["loss"] != other["loss"], "nothing was computed in bfloat16"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at it
 def test_a_compiled_student_trains_to_the_same(cache, tmp_path):
     """With the backend that only traces: what is traced, and where the loss breaks the graph, is the same for all."""

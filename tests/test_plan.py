@@ -303,6 +303,7 @@ def test_the_size_of_shards_follows_the_corpus_and_stays_within_the_memory():
     assert recommended_positions(10, 528, sizes(chunk_positions=256, max_length_tokens=1000)) == 8192
 
 
+@pytest.mark.slow
 def test_shards_of_a_size_that_was_chosen_are_kept_when_the_corpus_grows(tmp_path):
     values = tiny.capture_values(tmp_path)
     values["encoding"] = values["encoding"] | {"positions_per_shard": "auto", "chunk_positions": 16}

@@ -141,7 +141,8 @@ def difference(one, two):
     return max(found)
 
 
-@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [False, True])
 def test_two_processes_with_half_of_each_matrix_say_what_one_says(tmp_path, tied):
     folder = tiny.save_teacher(tmp_path / "teacher", tiny.model(tie_word_embeddings=tied))
     assert together(2, say_what_is_held, settings(tmp_path, folder, 2, "two"), tmp_path / "held") == [0, 0]
