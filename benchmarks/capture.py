@@ -248,22 +248,27 @@ def show(rows: list[dict[str, Any]]) -> None:
     Console(width=110).print(table)
 
 
-@click.command()
-@click.option("--tokens", type=int, default=150_000, show_default=True, help="About how many tokens are read.")
-@click.option("--batch-tokens", type=int, default=16_384, show_default=True, help="Tokens per forward pass.")
-@click.option("--rounds", type=int, default=3, show_default=True, help="Rows take turns this many times.")
-@click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
-@click.option("--compile", "compiled", is_flag=True, help="Add a row with the teacher's body compiled.")
-@click.option("--random", metavar="JSON", default="{}", help="Configuration keys: a teacher of random weights.")
-@click.option("--limit-gb", type=float, default=16.0, show_default=True, help="Address space of a row on a CPU.")
-@click.option(
+DTYPE = click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
+MODEL = click.option(
     "--model", type=click.Path(exists=True, path_type=Path), help="Model folder; default: the demo's teacher."
 )
-@click.option(
+CORPUS = click.option(
     "--corpus",
     type=click.Path(exists=True, path_type=Path),
     help="JSON lines with 'text', or .gz; default: the demo's text.",
 )
+
+
+@click.command()
+@click.option("--tokens", type=int, default=150_000, show_default=True, help="About how many tokens are read.")
+@click.option("--batch-tokens", type=int, default=16_384, show_default=True, help="Tokens per forward pass.")
+@click.option("--rounds", type=int, default=3, show_default=True, help="Rows take turns this many times.")
+@DTYPE
+@click.option("--compile", "compiled", is_flag=True, help="Add a row with the teacher's body compiled.")
+@click.option("--random", metavar="JSON", default="{}", help="Configuration keys: a teacher of random weights.")
+@click.option("--limit-gb", type=float, default=16.0, show_default=True, help="Address space of a row on a CPU.")
+@MODEL
+@CORPUS
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per row.")
 def main(
     tokens: int,

@@ -18,7 +18,7 @@ import click
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.capture import Job, K, load, make_encoding
+from benchmarks.capture import CORPUS, DTYPE, MODEL, Job, K, load, make_encoding
 from cache_tools.store.reader import Cache
 from cache_tools.store.writer import commit_shard
 from pipeline.capture import keep, predict
@@ -66,15 +66,9 @@ def measure(job: Job) -> dict[str, float]:
 @click.option("--tokens", default=40_000, show_default=True, help="About how many tokens are encoded.")
 @click.option("--batch-tokens", default=4096, show_default=True, help="Tokens per forward pass.")
 @click.option("--threads", default=1, show_default=True, help="Threads of torch.")
-@click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
-@click.option(
-    "--model", type=click.Path(exists=True, path_type=Path), help="Model folder; default: the demo's teacher."
-)
-@click.option(
-    "--corpus",
-    type=click.Path(exists=True, path_type=Path),
-    help="JSON lines with 'text', or .gz; default: the demo's text.",
-)
+@DTYPE
+@MODEL
+@CORPUS
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def main(
     tokens: int, batch_tokens: int, threads: int, dtype: str, model: Path | None, corpus: Path | None, as_json: bool

@@ -100,7 +100,7 @@ class FolderBucket:
 
     def _list(self, bucket: str, prefix: str, folders: bool) -> list[tuple[str, int | None, float]]:
         """Return (key, size, time) below a prefix, sorted; a folder, if they are not entered, has no size."""
-        root, found = self.root / bucket, list[tuple[str, int | None, float]]()
+        root, entries = self.root / bucket, list[tuple[str, int | None, float]]()
         pending = [prefix.rstrip("/")]
         while pending:
             folder = pending.pop()
@@ -112,12 +112,12 @@ class FolderBucket:
                 key = f"{folder}/{entry.name}" if folder else entry.name
                 if not entry.is_dir():
                     status = entry.stat()
-                    found.append((key, status.st_size, status.st_mtime))
+                    entries.append((key, status.st_size, status.st_mtime))
                 elif folders:
-                    found.append((f"{key}/", None, 0.0))
+                    entries.append((f"{key}/", None, 0.0))
                 else:
                     pending.append(key)
-        return sorted(found)
+        return sorted(entries)
 
 
 def _entry(key: str, size: int | None, modified: float) -> str:

@@ -281,9 +281,9 @@ def main(
         bucket = None
         if bucket_delay_ms is not None:
             bucket = CountingBucket(bucket_delay_ms / 1000, FolderBucket(root))
-        chosen = operations or tuple(name for name in OPERATIONS if name not in ("commit", "gather"))
+        selected_operations = operations or tuple(name for name in OPERATIONS if name not in ("commit", "gather"))
         results = [Growth(**row) for path in read for row in json.loads(path.read_text())]
-        results += measure_all(root, sizes, chosen, bucket)
+        results += measure_all(root, sizes, selected_operations, bucket)
     finally:
         if own:
             shutil.rmtree(own)

@@ -11,21 +11,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.made_cache import IDENTITY
-from cache_tools.codecs.registry import DeltaPower, Targets
+from benchmarks.made_cache import declare_made, made_teacher
+from cache_tools.codecs.registry import Targets
 from cache_tools.format import layout
-from cache_tools.format.fingerprint import fingerprint
 from cache_tools.format.layout import SCALARS
-from cache_tools.format.manifest import EncodingManifest, Split, TeacherManifest, write_group, write_manifest
+from cache_tools.format.manifest import Split
 from cache_tools.format.receipts import Receipt
 from cache_tools.format.sealed import UNSEALED, sealed_bytes
 from cache_tools.format.sequences import Sequence
-from cache_tools.format.shards import ShardEntry, write_part, write_shard
-from cache_tools.store.predictions import SCALAR_STEP_NATS, Predictions
+from cache_tools.format.shards import ShardEntry, write_shard
+from cache_tools.store.predictions import Predictions
 from cache_tools.store.reader import Encoding
 from cache_tools.store.root import create_cache
 from cache_tools.store.teacher import CachedTeacher
-from cache_tools.store.writer import commit_shard, declare_teacher
+from cache_tools.store.writer import commit_shard
 
 ROWS, SEQUENCE_TOKENS, VOCABULARY, K = 256, 129, 50_000, 8
 SHARDS_IN_PART = 200_000
@@ -41,17 +40,7 @@ def make_growth_cache(folder: Path, shards: int, committed: int) -> CachedTeache
     create_cache(folder)
     path = layout.encoding_folder(folder, "made")
     entries = [write_shard(path, shard, split_of(shard), 2, sequences(rng, shard)) for shard in range(shards)]
-    manifest = EncodingManifest(
-        identity=IDENTITY,
-        objective="causal",
-        vocabulary_size=VOCABULARY,
-        positions_per_shard=ROWS,
-        parts=(write_part(path, 0, {"made.txt": "0" * 64}, entries),),
-        files={},
-    )
-    write_group(path / "teachers")
-    write_manifest(path, manifest)
-    teacher = declare_teacher(Encoding(path, "made"), "made", teacher_manifest(), None)
+    teacher = declare_made(path, entries, ROWS, made_teacher(VOCABULARY, K, ROWS))
     first = commit_shard(teacher, 0, predictions(rng), {"software": "benchmark", "device": "none", "seconds": 1.0})
     link_shards(teacher, first, entries, committed)
     return Encoding(path, "made").teacher()
@@ -98,21 +87,6 @@ def sequences(rng: np.random.Generator, shard: int) -> list[Sequence]:
         )
         for number in range(per_shard)
     ]
-
-
-def teacher_manifest() -> TeacherManifest:
-    """Return a teacher with the arrays of a usual capture."""
-    return TeacherManifest.describe(
-        {"encoding": fingerprint(IDENTITY), "weights": "none"},
-        {"name": "made", "architecture": "none", "parameters": 0, "dtype": "float32"},
-        ROWS,
-        vocabulary_size=VOCABULARY,
-        target={"kind": "topk", "k": K, "codec": DeltaPower(K, VOCABULARY).to_dict()},
-        scalar_step_nats=SCALAR_STEP_NATS,
-        scalars=list(SCALARS),
-        hidden={},
-        files={},
-    )
 
 
 def predictions(rng: np.random.Generator) -> Predictions:

@@ -15,7 +15,8 @@ from cache_tools.format.fingerprint import fingerprint
 from cache_tools.format.layout import SCALARS
 from cache_tools.format.manifest import EncodingManifest, TeacherManifest, write_group, write_manifest
 from cache_tools.format.sequences import Sequence
-from cache_tools.format.shards import write_part, write_shard
+from cache_tools.format.shards import ShardEntry, write_part, write_shard
+from cache_tools.storage import StorePath
 from cache_tools.store.predictions import SCALAR_STEP_NATS, Predictions
 from cache_tools.store.reader import Encoding
 from cache_tools.store.root import create_cache
@@ -46,20 +47,25 @@ def make_cache(folder: Path, shards: int, length_tokens: int, vocabulary_size: i
             for i in range(SEQUENCES_PER_SHARD)
         ]
         entries.append(write_shard(path, shard, "train", 1, sequences))
+    teacher = declare_made(path, entries, per_shard, made_teacher(vocabulary_size, k, CHUNK_POSITIONS))
+    for shard, entry in enumerate(entries):
+        commit_shard(teacher, shard, _predictions(rng, entry.positions, vocabulary_size, k), {"device": "none"})
+    return Encoding(path, "made").teacher()
+
+
+def declare_made(path: StorePath, entries: list[ShardEntry], per_shard: int, teacher: TeacherManifest) -> CachedTeacher:
+    """Write the manifests of an encoding of these shards and of its one teacher, which has captured nothing yet."""
     manifest = EncodingManifest(
         identity=IDENTITY,
         objective="causal",
-        vocabulary_size=vocabulary_size,
+        vocabulary_size=teacher.vocabulary_size,
         positions_per_shard=per_shard,
         parts=(write_part(path, 0, {"made.txt": "0" * 64}, entries),),
         files={},
     )
     write_group(path / "teachers")
     write_manifest(path, manifest)
-    teacher = declare_teacher(Encoding(path, "made"), "made", _teacher(vocabulary_size, k), None)
-    for shard, entry in enumerate(entries):
-        commit_shard(teacher, shard, _predictions(rng, entry.positions, vocabulary_size, k), {"device": "none"})
-    return Encoding(path, "made").teacher()
+    return declare_teacher(Encoding(path, "made"), "made", teacher, None)
 
 
 def _sequence(rng: np.random.Generator, number: int, first_position: int, tokens: int, vocabulary: int) -> Sequence:
@@ -76,11 +82,12 @@ def _sequence(rng: np.random.Generator, number: int, first_position: int, tokens
     )
 
 
-def _teacher(vocabulary_size: int, k: int) -> TeacherManifest:
+def made_teacher(vocabulary_size: int, k: int, chunk_positions: int) -> TeacherManifest:
+    """Return a teacher with the arrays of a usual capture."""
     return TeacherManifest.describe(
         {"encoding": fingerprint(IDENTITY), "weights": "none"},
         {"name": "made", "architecture": "none", "parameters": 0, "dtype": "float32"},
-        CHUNK_POSITIONS,
+        chunk_positions,
         vocabulary_size=vocabulary_size,
         target={"kind": "topk", "k": k, "codec": DeltaPower(k, vocabulary_size).to_dict()},
         scalar_step_nats=SCALAR_STEP_NATS,

@@ -51,8 +51,8 @@ class Scores:
         p99_9_nats: 99.9th percentile.
         max_nats: Maximum.
         top1_agreement: Share of positions with the same most likely token.
-        perplexity: Of the model on the gold tokens.
-        original_perplexity: Of the original.
+        perplexity: Perplexity of the model on the gold tokens.
+        original_perplexity: Perplexity of the original on them.
     """
 
     mean_nats: float
@@ -72,34 +72,14 @@ class Comparison:
     """One model scored in both ways.
 
     Attributes:
-        model: Its folder or file.
-        cached: From the cache.
-        naive: From whole rows in float64.
-        low_nats: Lower end of the 95 % interval of the mean, from the cache.
-        high_nats: Its upper end.
-        floor_mean_nats: The cache's floor of the mean.
-        floor_p99_nats: The cache's floor of the 99th percentile.
-        floor_max_nats: The cache's floor of the maximum.
-        floor_top1_agreement: The cache's floor of the agreement.
-        bytes_per_position: What the cache takes.
-        once_bytes: What it takes once.
-        float32_bytes_per_position: What rows of float32 logits take.
+        evaluated: What the evaluation from the cache returned.
+        naive: Figures from whole rows in float64.
         cached_cpu_seconds: Time of the evaluation from the cache.
         naive_cpu_seconds: Time of the naive script, with this model's share of the original's.
     """
 
-    model: str
-    cached: Scores
+    evaluated: EvaluateResult
     naive: Scores
-    low_nats: float | None
-    high_nats: float | None
-    floor_mean_nats: float | None
-    floor_p99_nats: float | None
-    floor_max_nats: float | None
-    floor_top1_agreement: float | None
-    bytes_per_position: float
-    once_bytes: int
-    float32_bytes_per_position: int
     cached_cpu_seconds: float
     naive_cpu_seconds: float
 
@@ -174,23 +154,7 @@ def compare(teacher: CachedTeacher, split: Split, original: Path, models: list[P
     naive = naive_scores(original, models, teacher, split)
     share = (time.process_time() - began) / len(models)
     return [
-        Comparison(
-            model=str(model),
-            cached=cached_scores(result),
-            naive=scores,
-            low_nats=result.kl.low_nats if result.kl else None,
-            high_nats=result.kl.high_nats if result.kl else None,
-            floor_mean_nats=result.floor.mean_nats,
-            floor_p99_nats=result.floor.p99_nats,
-            floor_max_nats=result.floor.max_nats,
-            floor_top1_agreement=result.floor.top1_agreement,
-            bytes_per_position=result.stored.bytes_per_position,
-            once_bytes=result.stored.once_bytes,
-            float32_bytes_per_position=result.stored.float32_logits_bytes_per_position,
-            cached_cpu_seconds=spent,
-            naive_cpu_seconds=share,
-        )
-        for model, result, scores, spent in zip(models, results, naive, seconds, strict=True)
+        Comparison(result, scores, spent, share) for result, scores, spent in zip(results, naive, seconds, strict=True)
     ]
 
 
@@ -210,11 +174,13 @@ def quantise(folder: Path, target: Path, bits: int) -> None:
 
 def print_comparison(comparison: Comparison) -> None:
     """Print one model's figures as a table, and its costs."""
-    print(f"\n{comparison.model}\n{'figure':<22}{'from the cache':>16}{'naive':>16}{'difference':>14}")
+    result, cached = comparison.evaluated, cached_scores(comparison.evaluated)
+    print(f"\n{result.model.name}\n{'figure':<22}{'from the cache':>16}{'naive':>16}{'difference':>14}")
     for name, naive in vars(comparison.naive).items():
-        cached = getattr(comparison.cached, name)
-        print(f"{name:<22}{cached:>16.6g}{naive:>16.6g}{cached - naive:>14.1e}")
-    print(json_text({name: value for name, value in vars(comparison).items() if name not in ("cached", "naive")}))
+        value = getattr(cached, name)
+        print(f"{name:<22}{value:>16.6g}{naive:>16.6g}{value - naive:>14.1e}")
+    seconds = {"cached": comparison.cached_cpu_seconds, "naive": comparison.naive_cpu_seconds}
+    print(json_text({"kl": result.kl, "floor": result.floor, "stored": result.stored, "cpu_seconds": seconds}))
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ FAST = ("docs/tutorial/notebook.md", "docs/how-to/subset-and-copy.md")
 """Pages that need a cache and no torch."""
 
 FEW_DOCUMENTS = 12
-"""Of which some are held out."""
+"""Enough documents that some of them are held out."""
 
 TRAIN_STUDENT = """
 logitcask train configs/demo/student.yaml --set training.max_steps=2 --set training.output_dir=runs/demo/student_cached

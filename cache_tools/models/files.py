@@ -7,12 +7,16 @@ third.
 """
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from textwrap import shorten
 
 from cache_tools.errors import ModelError
 from cache_tools.storage import file_sha256
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+"""The files that transformers looks for: one of weights, or the list of several."""
 
 GGUF = ".gguf"
 """Ending of a file that holds weights, configuration and tokenizer of a quantised model."""
@@ -41,6 +45,22 @@ def weight_files(folder: Path) -> list[Path]:
             why="other formats use pickle, which can run code, and are not read",
         )
     return weights
+
+
+def listed_weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files that transformers would read, whether they are there or not.
+
+    Raises:
+        ModelError: the index that lists them cannot be read.
+    """
+    index = folder / INDEX
+    if (folder / SINGLE).exists() or not index.exists():
+        return [folder / SINGLE]
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        return [folder / name for name in names]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError("the index of the weight files cannot be read", where=index, found=error) from error
 
 
 def weights_sha256(folder: Path) -> str:

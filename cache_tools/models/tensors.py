@@ -18,6 +18,7 @@ from cache_tools.errors import FormatError
 from cache_tools.hidden_codecs.bfloat16 import from_bfloat16
 from cache_tools.limits import DOCUMENT_BYTES
 from cache_tools.mappings import JsonObject
+from cache_tools.models.files import listed_weight_files
 from cache_tools.regular_files import open_regular
 
 LENGTH_BYTES = 8
@@ -65,22 +66,10 @@ def tensor_entries(folder: Path) -> dict[str, TensorEntry]:
 
     Raises:
         FormatError: a file is damaged.
+        ModelError: the index of the files cannot be read.
     """
-    return {name: _entry(entry, name, path) for path in _weight_files(folder) for name, entry in _entries(path)}
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """Return the one file of weights, or else those that the index lists, or else all that there are."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if not index.is_file():
-        return sorted(folder.glob("*.safetensors"))
-    try:
-        listed = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise FormatError("the index of the weight files cannot be read", where=index, found=error) from error
-    return [folder / name for name in listed if (folder / name).is_file()]
+    files = [path for path in listed_weight_files(folder) if path.is_file()]
+    return {name: _entry(entry, name, path) for path in files for name, entry in _entries(path)}
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -234,7 +234,7 @@ def gather(teacher: StorePath, num_shards: int, number: int) -> str | None:
     Args:
         teacher: The teacher's folder.
         num_shards: Shards of its encoding.
-        number: Of the file.
+        number: Number of the file.
 
     Returns:
         The name of the file; None if a receipt is missing or damaged, or if they are too few or too large.

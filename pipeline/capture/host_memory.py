@@ -21,6 +21,7 @@ from pipeline.capture.target import ResolvedTeacher
 from pipeline.config.encoding import EncodingConfig
 from pipeline.corpus.documents import CorpusSource, corpus_sources
 from pipeline.encoding.recipe import Recipe
+from pipeline.teachers.body_and_head import vocabulary_of
 from pipeline.teachers.tensor_plan import meta_model
 
 SHARDS_IN_MEMORY = 2
@@ -55,11 +56,6 @@ def writing_bytes_per_position(teacher: ResolvedTeacher, model: PreTrainedModel)
     codec, hidden = teacher.target.codec(vocabulary_of(model)), teacher.config.hidden
     value_bytes = HIDDEN_CODECS[hidden.stored_codec].encoding_value_bytes if hidden.layers else 0
     return int(max(codec.encoding_slot_bytes * codec.k, value_bytes * model.config.get_text_config().hidden_size))
-
-
-def vocabulary_of(model: PreTrainedModel) -> int:
-    """Return the width of a model's logits."""
-    return int(model.get_output_embeddings().weight.shape[0])
 
 
 def sized(recipe: Recipe, cache: StorePath, teachers: Iterable[ResolvedTeacher]) -> Recipe:
@@ -106,12 +102,12 @@ def recommended_positions(positions: int | None, bytes_per_position: int, encodi
         bytes_per_position: Memory of a worker for each position of a shard.
         encoding: For the size of a chunk and the longest sequence.
     """
-    wanted = USUAL_POSITIONS
+    shared = USUAL_POSITIONS
     if positions is not None:
-        wanted = max(min(USUAL_POSITIONS, positions // FEWEST_SHARDS), positions // MOST_SHARDS)
+        shared = max(min(USUAL_POSITIONS, positions // FEWEST_SHARDS), positions // MOST_SHARDS)
     chunk = encoding.chunk_positions
     sizes = (chunk << power for power in count())
-    least = max(FEWEST_SEQUENCES * encoding.max_length_tokens, min(wanted, SHARD_POSITIONS // 2))
+    least = max(FEWEST_SEQUENCES * encoding.max_length_tokens, min(shared, SHARD_POSITIONS // 2))
     size = next(size for size in sizes if size >= least)
     while size * bytes_per_position > HOST_BYTES and size // 2 >= max(chunk, encoding.max_length_tokens):
         size //= 2

@@ -31,7 +31,7 @@ UNIT_NORM = 1e-2
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """What an engine says of itself.
+    """What an engine states about itself.
 
     Attributes:
         name: Its name.
@@ -60,7 +60,7 @@ class EngineBody:
 
     Attributes:
         process: The engine.
-        facts: What it says of itself.
+        facts: Its name, version and settings, as it states them.
         device: Where the states go.
         head_dtype: The type in which the head takes them.
         most_tokens: Tokens that the engine computes in one step.

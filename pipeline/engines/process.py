@@ -113,7 +113,7 @@ class EngineProcess:
             f"the engine of {self.subject} {what}",
             where=self.python,
             found=problem or f"{ended}; its last lines: {lines or 'none'}",
-            fix="Mend what it says, if anything, and run the same command again: it continues at the same shard",
+            fix="Correct the cause, then run the same command again: it continues at the same shard",
         )
 
     def _last_lines(self) -> str:

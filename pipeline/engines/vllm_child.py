@@ -36,7 +36,7 @@ Ids = np.ndarray[Any, np.dtype[np.int32]]
 
 
 def load(settings: Message) -> tuple[Any, Message]:
-    """Return the engine, and what it says of itself."""
+    """Return the engine, and its name, version and settings."""
     import vllm  # type: ignore[import-not-found]
 
     engine = vllm.LLM(
@@ -68,8 +68,8 @@ def attention(configuration: Any) -> str:
     """Return the attention backends of the model's layers; where they are in another process, the one asked for."""
     layers = configuration.compilation_config.static_forward_context.values()
     backends = {layer.get_attn_backend().get_name() for layer in layers if hasattr(layer, "get_attn_backend")}
-    chosen = getattr(getattr(configuration, "attention_config", None), "backend", None)
-    return ", ".join(sorted(backends)) or str(getattr(chosen, "name", chosen or "auto"))
+    configured = getattr(getattr(configuration, "attention_config", None), "backend", None)
+    return ", ".join(sorted(backends)) or str(getattr(configured, "name", configured or "auto"))
 
 
 def device() -> str:

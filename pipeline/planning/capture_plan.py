@@ -8,7 +8,7 @@ from cache_tools.json_output import FLAT
 from cache_tools.progress.reporter import Reporter
 from cache_tools.store.reader import Encoding
 from cache_tools.torch_models.quantised import quantisation_of
-from pipeline.capture.host_memory import host_bytes_per_position, recommended_positions, sized, vocabulary_of
+from pipeline.capture.host_memory import host_bytes_per_position, recommended_positions, sized
 from pipeline.capture.target import ResolvedTeacher, resolve_teacher
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.config.encoding import EncodingConfig
@@ -26,6 +26,7 @@ from pipeline.planning.plan import Cost, EncodingPlan, Rates, Remaining, cost_of
 from pipeline.planning.scale import Simulation, StudentLoad, Workload, simulation, student_bytes_per_s
 from pipeline.planning.simulate import Cluster
 from pipeline.planning.survey import Extent, Survey, survey
+from pipeline.teachers.body_and_head import vocabulary_of
 from pipeline.teachers.fitting import check_teacher
 from pipeline.teachers.loading import resolve_tokenizer
 from pipeline.teachers.tensor_plan import meta_model

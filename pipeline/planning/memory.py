@@ -20,13 +20,13 @@ from cache_tools.models.tensors import tensor_entries
 from pipeline.capture.host_memory import (
     SHARDS_IN_MEMORY,
     kept_bytes_per_position,
-    vocabulary_of,
     writing_bytes_per_position,
 )
 from pipeline.capture.predict import HEAD_CHUNK_BYTES
 from pipeline.capture.target import ResolvedTeacher
 from pipeline.config.encoding import EncodingConfig
 from pipeline.config.targets import HiddenConfig
+from pipeline.teachers.body_and_head import vocabulary_of
 from pipeline.teachers.loading import chosen_device
 from pipeline.teachers.tensor_plan import weight_bytes
 

@@ -72,6 +72,11 @@ class HeadOutput:
     last: Tensor
 
 
+def vocabulary_of(model: PreTrainedModel) -> int:
+    """Return the width of a model's logits, V."""
+    return int(model.get_output_embeddings().weight.shape[0])
+
+
 def body_of(model: PreTrainedModel) -> nn.Module:
     """Return the submodule that turns tokens into hidden states.
 

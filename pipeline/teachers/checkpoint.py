@@ -7,7 +7,6 @@ report of the real loading, which is needed for what the first check cannot see,
 either refuses is decided by ``cache_tools/models/loading_report.py``.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,12 @@ from transformers import PreTrainedModel
 
 from cache_tools.errors import ModelError
 from cache_tools.format.manifest import Objective
-from cache_tools.models.files import is_gguf
+from cache_tools.models.files import INDEX, SINGLE, is_gguf, listed_weight_files
 from cache_tools.models.loading_report import check_report
 from cache_tools.models.quantised import quantised_weights
 from cache_tools.torch_models.loading import ADAPTER_SETTINGS, auto_class, load_checkpoint, quiet_loading
 from pipeline.config.teacher import TeacherConfig
 from pipeline.teachers.tensor_plan import meta_model
-
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 ELSEWHERE = ("quantization_config", "transformers_weights", "extra_files")
 """Keys of a configuration with which the files hold other tensors than the model, or other files hold them."""
@@ -175,21 +172,19 @@ def _stored_tensors(config: TeacherConfig, folder: Path) -> dict[str, StoredTens
 
 
 def weight_paths(folder: Path) -> list[Path]:
-    """Return the weight files of a folder, in the order in which transformers looks for them."""
-    index = folder / INDEX
-    if (folder / SINGLE).exists() or not index.exists():
-        return [folder / SINGLE]
-    try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError("the index of the weight files cannot be read", where=index, found=error) from error
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
+    """Return the weight files that transformers reads.
+
+    Raises:
+        ModelError: the index cannot be read, or a file that it lists is missing.
+    """
+    paths = listed_weight_files(folder)
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing and paths != [folder / SINGLE]:
         raise ModelError(
             "weight files are missing",
             where=folder,
-            expected=f"{len(names)} files, as {INDEX} lists them",
-            found=f"{len(names) - len(missing)}; missing: {', '.join(missing[:4])}",
+            expected=f"{len(paths)} files, as {INDEX} lists them",
+            found=f"{len(paths) - len(missing)}; missing: {', '.join(missing[:4])}",
             fix="Copy or download the model again",
         )
-    return [folder / name for name in names]
+    return paths

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from cache_tools.format.sequences import Sequence
 from cache_tools.mappings import Identity, JsonObject
 from pipeline.teachers.batches import Batch
-from pipeline.teachers.body_and_head import HeadOutput, run_head
+from pipeline.teachers.body_and_head import HeadOutput, run_head, vocabulary_of
 
 OPTIONAL = ("quantisation", "engine")
 """Keys of a manifest's ``model`` that only some teachers have."""
@@ -79,7 +79,7 @@ class Head:
     @property
     def vocabulary_size(self) -> int:
         """Width of the logits, V."""
-        return int(self.model.get_output_embeddings().weight.shape[0])
+        return vocabulary_of(self.model)
 
     def logits(self, states_ND: Tensor, as_given: bool = False) -> HeadOutput:
         """Return logits (N, V) in float32, or in the model's own type if ``as_given``; see ``run_head``."""

@@ -81,7 +81,9 @@ def evaluate_command(
     trust_remote_code: bool,
     as_json: bool,
 ) -> None:
-    """Compare a model, STUDENT, with the text and the teacher of CACHE; no teacher is loaded.
+    """Compare a model, STUDENT, with the text and the teacher of CACHE.
+
+    No teacher is loaded, unless --original names it.
 
     STUDENT is a model folder, quantised or not, or a GGUF file.
 

@@ -16,6 +16,8 @@ The floor does not hold the difference between two runs of one model, in other t
 is larger than all of these, about 1e-3 nats; only running the teacher again shows it (``--original``).
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,6 +26,7 @@ from torch import nn
 from cache_tools.format import layout
 from cache_tools.format.layout import GOLD_LOGPROB
 from cache_tools.format.manifest import Split
+from cache_tools.format.receipts import Receipt
 from cache_tools.hidden_codecs.registry import HIDDEN_CODECS
 from cache_tools.store.predictions import hidden_array, mean_statistics
 from cache_tools.store.teacher import CachedTeacher
@@ -51,8 +54,7 @@ def floor_of(teacher: CachedTeacher, split: Split, device: torch.device, transla
         translated: Whether the teacher is read with a student's ids; its targets are then compared.
     """
     gold_nats = teacher.manifest.scalar_step_nats / 2
-    receipts = [receipt for shard in teacher.encoding.split_shards(split) if (receipt := teacher.receipt(shard))]
-    means = mean_statistics([(receipt.positions, receipt.statistics) for receipt in receipts])
+    means = mean_statistics([(receipt.positions, receipt.statistics) for receipt in _receipts(teacher, split)])
     if measured_kl(teacher.manifest, translated).source == "hidden":
         if _keeps_every_bit(teacher):
             return _exact(gold_nats)
@@ -77,14 +79,19 @@ def stored_bytes(teacher: CachedTeacher, split: Split, positions: int, translate
     files = {teacher.codec.file, *([layout.HEAD, layout.transform_key(LAST)] if reading.layers else [])}
     objects = (
         record
-        for shard in teacher.encoding.split_shards(split)
-        if (receipt := teacher.receipt(shard))
+        for receipt in _receipts(teacher, split)
         for key, record in receipt.objects.items()
         if key.split("/c/")[0] in arrays
     )
     read, vocabulary_size = sum(record.bytes for record in objects), teacher.manifest.vocabulary_size
     once = sum(record.bytes for key, record in teacher.manifest.files.items() if key in files)
     return StoredBytes(read, read / positions, once, 4 * vocabulary_size, 2 * vocabulary_size)
+
+
+def _receipts(teacher: CachedTeacher, split: Split) -> Iterator[Receipt]:
+    """Yield the receipts of a split, with a request for many of them."""
+    shards = set(teacher.encoding.split_shards(split))
+    return (receipt for receipt in teacher.receipts() if receipt.shard in shards)
 
 
 def _keeps_every_bit(teacher: CachedTeacher) -> bool:
