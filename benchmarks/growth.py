@@ -13,9 +13,7 @@ first page shows at once; ``token``: the predictions at one position, opened for
 import json
 import multiprocessing
 import os
-import resource
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,6 +26,7 @@ import click
 from benchmarks.bucket import CountingBucket
 from benchmarks.folder_bucket import FolderBucket
 from benchmarks.growth_cache import make_growth_cache, predictions
+from benchmarks.peak import resident_bytes
 
 COMMITS = 100
 BATCH, WINDOW_SHARDS = 8, 4
@@ -166,21 +165,12 @@ OPERATIONS = {
 }
 
 
-def peak_bytes() -> int:
-    """Return the largest resident memory of this process so far; where getrusage counts its parent, from /proc."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        (peak,) = (line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(peak) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def run_alone(operation: str, place: str, shards: int, answer: Any) -> None:
     """Measure an operation in this process and send (seconds, processor seconds, peak, after imports)."""
     run = OPERATIONS[operation](place, shards)
-    imported, began, used = peak_bytes(), time.perf_counter(), time.process_time()
+    imported, began, used = resident_bytes("VmHWM"), time.perf_counter(), time.process_time()
     run()
-    answer.send((time.perf_counter() - began, time.process_time() - used, peak_bytes(), imported))
+    answer.send((time.perf_counter() - began, time.process_time() - used, resident_bytes("VmHWM"), imported))
 
 
 def measure(operation: str, kind: str, place: str, shards: int, bucket: CountingBucket | None) -> Growth:
@@ -254,8 +244,12 @@ def plot(results: list[Growth], path: Path) -> None:
 
 
 @click.command()
-@click.option("--shards", "sizes", type=int, multiple=True, help="Sizes; 100 and 1,000 by default.")
-@click.option("--operation", "operations", type=click.Choice(list(OPERATIONS)), multiple=True, help="Only these.")
+@click.option(
+    "--shards", "sizes", type=click.IntRange(COMMITS), multiple=True, help="Number of shards; default: 100 and 1,000."
+)
+@click.option(
+    "--operation", "operations", type=click.Choice(list(OPERATIONS)), multiple=True, help="Measure only these."
+)
 @click.option("--bucket-delay-ms", type=float, help="Also measure a bucket whose requests take this long.")
 @click.option(
     "--folder", type=click.Path(path_type=Path), help="Where caches lie, and stay; by default a temporary one."

@@ -50,6 +50,14 @@ def tiny(tmp_path):
     return make_cache(tmp_path)
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is asked of Linux here")
+def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it():
+    held = np.ones(300 * 2**20, np.uint8)
+    command = [sys.executable, "-c", "from benchmarks.peak import resident_bytes; print(resident_bytes('VmHWM'))"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, cwd=SUPPORT.parents[1])
+    assert int(ended.stdout) < held.nbytes
+
+
 @pytest.mark.parametrize("seconds", ["3", pytest.param(FUZZ_SECONDS, marks=pytest.mark.slow)])
 def test_no_command_fails_otherwise_than_with_one_sentence_on_random_hostile_caches(seconds):
     command = [sys.executable, str(SUPPORT / "hostile.py"), "--seconds", seconds]

@@ -31,6 +31,7 @@ from click.testing import CliRunner
 
 import cache_tools.report.html
 from benchmarks.damage import read_all
+from benchmarks.peak import resident_bytes
 from cache_tools.errors import LogitcaskError
 from cache_tools.format import layout
 from cache_tools.format.fingerprint import fingerprint
@@ -624,7 +625,7 @@ def main():
             seed += 1
             if arguments.only is not None:
                 break
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = resident_bytes("VmHWM")
     print(f"{seed - arguments.seed} cases, {len(wrong)} problems, peak {peak:,} bytes", flush=True)
     sys.exit(bool(wrong) or peak > MEMORY_BYTES)
 
