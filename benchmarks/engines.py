@@ -21,7 +21,7 @@ import click
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from cache_tools.inspection.comparison import compare
+from cache_tools.comparison.pair import compare
 from cache_tools.maintenance.verify import verify
 from cache_tools.progress.reporter import Reporter
 from cache_tools.store.reader import Cache

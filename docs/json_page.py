@@ -29,7 +29,10 @@ RESULTS = {
         "cache_tools.inspection.views:PositionView",
         "cache_tools.inspection.search:SearchResult",
     ],
-    "diff": ["cache_tools.inspection.comparison:Comparison"],
+    "diff": [
+        "cache_tools.comparison.pair:Comparison",
+        "cache_tools.comparison.reference:ReferenceComparison",
+    ],
     "audit": ["pipeline.audit.run:Audit"],
     "verify": ["cache_tools.maintenance.verify:VerifyResult"],
     "repair": ["cache_tools.maintenance.repair:RepairResult"],
@@ -43,6 +46,8 @@ WHEN = {
     "SequenceView": "for a sequence",
     "PositionView": "with `--position`",
     "SearchResult": "for a search",
+    "Comparison": "without `--reference`",
+    "ReferenceComparison": "with `--reference`",
 }
 
 HEAD = """# JSON output

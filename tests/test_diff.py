@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 import kinds
+from cache_tools.comparison import pair as comparison
 from cache_tools.errors import ConfigError, IdentityError, IncompleteError
 from cache_tools.format.manifest import TeacherManifest, read_manifest
-from cache_tools.inspection import comparison
 from cache_tools.inspection.divergence import divergence
 from cache_tools.json_output import json_ready
 from cache_tools.store.reader import Cache

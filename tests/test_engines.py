@@ -22,6 +22,7 @@ from cache_tools.errors import ConfigError, ModelError
 from cache_tools.maintenance.verify import verify
 from cache_tools.store.reader import Cache
 from engine_fixtures import by_engine, engine_python
+from pipeline.audit.asking import engine_assignments
 from pipeline.audit.run import run_audit
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.engines.opening import CHILDREN
@@ -29,7 +30,7 @@ from pipeline.engines.process import EngineProcess
 from pipeline.planning.capture_plan import plan_capture
 from pipeline.planning.tables import print_plan
 from pipeline.run import Worker, run_capture
-from refusal_fixtures import command_line
+from refusal_fixtures import command_line, write_yaml
 from store_fixtures import snapshot
 from tolerances import model_rounding
 
@@ -117,6 +118,34 @@ def test_the_identity_and_the_receipts_name_the_engine(cache, capsys, monkeypatc
 def audit(values):
     (report,) = run_audit(settings(values), None, tiny.SilentReporter()).teachers
     return report
+
+
+def test_a_command_chooses_who_is_asked(cache, folder, values, python, monkeypatch, capsys):
+    (block,) = values["teachers"]
+    served = by_engine(values, python, name="served")["teachers"][0]
+    made = {"toy": block, "served": served, "null": block | {"engine": None}}
+    paths = {}
+    for name, teacher in made.items():
+        (folder / name).mkdir()
+        paths[name] = write_yaml(folder / name, values | {"teachers": [teacher]})
+    asked = {"toy": python, "served": "transformers", "null": python}
+    for name, engine in asked.items():
+        assert command_line(monkeypatch, "audit", paths[name], "--engine", engine) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("captured by")]
+    expected = "rounding alone is expected to cost about 2e-11 nats of KL between them"
+    by_transformers = f"captured by transformers, asked by vllm 0.0.fake; {expected}"
+    assert lines == [by_transformers, f"captured by vllm 0.0.fake, asked by transformers; {expected}", by_transformers]
+
+
+def test_an_engine_that_is_asked_keeps_its_options(tmp_path):
+    engine = {"kind": "vllm", "python": "a", "options": {"seed": 1}}
+    teachers = [{"name": "x", "model": "y"} | more for more in ({"engine": engine}, {})]
+    path = write_yaml(tmp_path, {"cache": "c", "corpus": {"paths": ["d"]}, "teachers": teachers})
+    assert engine_assignments(path, "/b c") == (
+        'teachers.0.engine.python="/b c"',
+        'teachers.1.engine={"kind": "vllm", "python": "/b c"}',
+    )
+    assert engine_assignments(path, "transformers") == ("teachers.0.engine=null", "teachers.1.engine=null")
 
 
 def test_each_side_audits_the_other(cache, values, python):

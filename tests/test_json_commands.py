@@ -6,8 +6,9 @@ import shutil
 import pytest
 from test_cli import run
 
+from cache_tools.comparison.pair import Comparison
+from cache_tools.comparison.reference import ReferenceComparison
 from cache_tools.format import layout
-from cache_tools.inspection.comparison import Comparison
 from cache_tools.inspection.search import SearchResult
 from cache_tools.inspection.summary import CacheSummary
 from cache_tools.inspection.views import PositionView, SequenceView
@@ -35,6 +36,7 @@ def cache(tmp_path_factory):
         (["show", "--text", "of"], SearchResult),
         (["show", "--highest-loss", "--teacher", "toy"], SearchResult),
         (["diff"], Comparison),
+        (["diff", "--reference", "toy"], ReferenceComparison),
     ],
 )
 def test_the_output_has_the_schema_of_its_dataclass(cache, arguments, schema):

@@ -14,7 +14,6 @@ In reading order:
 - ``gold_check``: rules by which rows must agree with the scalars stored beside them.
 - ``row_check``: these rules applied to a shard, to a sample, or before a training starts.
 - ``divergence``: the smallest KL divergence that two truncated rows allow, and that no reader of one can avoid.
-- ``comparison``: two teachers over the same sequences.
 - ``summary``: what a cache holds, for the command that shows it.
 - ``dataframe``: positions as a table for notebooks.
 """

@@ -1,11 +1,17 @@
-"""What ``logitcask diff`` prints: means by A's confidence and by document group, then the worst positions."""
+"""What ``logitcask diff`` prints: means by A's confidence and by document group, the worst positions, the noise floor.
+
+With ``--reference`` it is one table, a row for each teacher.
+"""
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cache_tools.comparison.floor import NoiseFloor
+from cache_tools.comparison.pair import Comparison, WorstPosition
+from cache_tools.comparison.reference import AgainstReference, ReferenceComparison
+from cache_tools.comparison.sums import Means
 from cache_tools.escaping import printable
-from cache_tools.inspection.comparison import Comparison, Means, WorstPosition
 from cache_tools.quantities import counted
 from cache_tools.terminal.bidi import IsolatedLines, isolated
 from cache_tools.terminal.sequence import shortened, token_cell
@@ -31,6 +37,67 @@ def print_comparison(console: Console, result: Comparison) -> None:
     for position in result.worst:
         _print_worst(console, position)
     _print_remarks(console, result.all)
+    for line in floor_lines(result.floor, result.all.larger_kl_nats):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_reference(console: Console, result: ReferenceComparison) -> None:
+    """Print all teachers against one of them, R."""
+    shards = f"{len(result.shards):,} of {counted(result.shards_in_common, 'shard')}"
+    console.print(
+        Text(f"R = {result.reference} ({result.computed_by}) · {shards}, drawn at random, KL in nats (lower bounds)")
+    )
+    table = Table()
+    for heading in ("teacher", "computed by"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("KL(R‖T)", "KL(T‖R)", "same top-1", "storing", "rounding", "explained"):
+        table.add_column(heading, justify="right")
+    for row in result.teachers:
+        table.add_row(*map(Text, _reference_row(row)))
+    console.print(table)
+    console.print(
+        "storing, rounding: the mean KL that each is expected to cost between R and the teacher; explained: whether "
+        f"both together explain the KL. Rounding was measured on {result.teachers[0].floor.measured_on}; the row of "
+        "the same weights in another type measures it on this model.",
+        highlight=False,
+    )
+    if result.left_out:
+        console.print(f"Left out, because they keep draws or nothing yet: {', '.join(result.left_out)}.", markup=False)
+
+
+def _reference_row(row: AgainstReference) -> tuple[str, ...]:
+    floor, means = row.floor, row.means
+    kl = (_number(value, ".3g") for value in (means.kl_ab_nats, means.kl_ba_nats))
+    rounding = "unknown" if floor.rounding_nats is None else f"{floor.rounding_nats:.2g}"
+    verdict = {None: "unknown", True: "yes", False: "no"}[row.explained]
+    if floor.same_weights is False:
+        verdict = "other weights"
+    name = isolated(printable(row.teacher))
+    agreement = _number(means.same_top1, ".1%")
+    return name, floor.b_computed_by, *kl, agreement, f"{floor.storage_nats:.2g}", rounding, verdict
+
+
+def floor_lines(floor: NoiseFloor, kl_nats: float | None) -> list[str]:
+    """Return what storing and rounding explain of a mean KL, as sentences."""
+    sides = f"A computed by {floor.a_computed_by}, B by {floor.b_computed_by}"
+    if floor.rounding_nats is None:
+        return [f"noise floor: storing {floor.storage_nats:.2g} nats; rounding is unknown ({sides})"]
+    where = " where machines or batches differ" if floor.same_arithmetic else ""
+    lines = [
+        f"noise floor: storing {floor.storage_nats:.2g} nats, rounding about {floor.rounding_nats:.2g}{where} "
+        f"({sides}; measured on {floor.measured_on})"
+    ]
+    explained = floor.explains(kl_nats)
+    if explained and floor.same_weights is False:
+        lines.append("The weights differ, but the predictions by no more than storing and rounding could explain.")
+    elif explained:
+        lines.append("This is no difference that storing and rounding do not explain.")
+    elif explained is False and floor.same_weights:
+        lines.append(
+            f"The weights are the same, and storing and rounding explain about {floor.limit_nats:.2g} nats. To measure "
+            "this model's own rounding, capture it with dtype: float32 too and run diff --reference."
+        )
+    return lines
 
 
 def _table(heading: str, rows: list[tuple[str, Means]]) -> Table:

@@ -9,6 +9,7 @@ In reading order:
 - ``measures``: stored rows compared with live ones, in float64.
 - ``verdict``: how much may differ, and what a pattern means.
 - ``summary``: measures that are reported and not judged.
+- ``asking``: which engine is asked, where it is not the one of the capture file.
 - ``worst``: the positions that differ most.
 - ``command``: ``logitcask audit``.
 """

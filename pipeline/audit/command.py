@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 @click.command("audit")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--teacher", metavar="NAME", help="Audit this teacher only.")
+@click.option(
+    "--engine",
+    metavar="PYTHON",
+    help="Ask vLLM, in the environment of this Python, or 'transformers'; default: what CONFIG names.",
+)
 @click.option("--shards", type=click.IntRange(1), help="Shards to sample; default: audit.shards in CONFIG, or 8.")
 @click.option("--seed", type=click.IntRange(0), help="Seed of the sample; default: audit.seed in CONFIG, or 0.")
 @click.option(
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
 def audit_command(
     config: Path,
     teacher: str | None,
+    engine: str | None,
     shards: int | None,
     seed: int | None,
     overrides: tuple[str, ...],
@@ -36,24 +42,28 @@ def audit_command(
 
     Differences are shown with their size, the worst positions with their text and, where a pattern
     is clear, the likely cause: other weights, shifted rows, tempered or truncated rows.
-    The audit block of CONFIG sets the tolerances.
+    The audit block of CONFIG sets the tolerances. --engine asks something else than CONFIG captures with:
+    a capture by vLLM is best audited by transformers, and one by transformers by vLLM.
 
     \b
-    Example:
+    Examples:
         logitcask audit configs/demo/capture.yaml
+        logitcask audit served.yaml --engine transformers
     """
     from transformers.utils.logging import disable_progress_bar
 
     from cache_tools.configuration import load_config
     from cache_tools.json_output import json_text
     from cache_tools.progress.lines import open_reporter
+    from pipeline.audit.asking import engine_assignments
     from pipeline.audit.run import run_audit
     from pipeline.config.capture_file import CaptureConfig
     from pipeline.teachers.tensor_parallel import run_together
 
     given = {"audit.shards": shards, "audit.seed": seed}
     assignments = tuple(f"{key}={value}" for key, value in given.items() if value is not None)
-    settings = load_config(config, CaptureConfig, (*overrides, *assignments))
+    asked = () if engine is None else engine_assignments(config, engine)
+    settings = load_config(config, CaptureConfig, (*asked, *overrides, *assignments))
     disable_progress_bar()
     with open_reporter() as reporter:
         audit = run_together(settings.teachers, lambda _: run_audit(settings, teacher, reporter))
@@ -80,10 +90,17 @@ def _print(report: "TeacherAudit") -> None:
         lines += [f"identity differs: {line}" for line in report.identity]
         lines += report.diagnosis
     if report.captured_by != report.asked_by or report.captured_by != "transformers":
-        lines.append(f"captured by {report.captured_by}, asked by {report.asked_by}")
+        lines.append(_engines_line(report))
     lines.append(f"teacher {report.teacher}: {'passed' if report.passed else 'FAILED'}")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _engines_line(report: "TeacherAudit") -> str:
+    line = f"captured by {report.captured_by}, asked by {report.asked_by}"
+    if report.rounding_nats is None:
+        return line
+    return f"{line}; rounding alone is expected to cost about {report.rounding_nats:.1g} nats of KL between them"
 
 
 def _checks_table(report: "TeacherAudit") -> "Table":

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from cache_tools.comparison.rounding import ENGINE, TRANSFORMERS, Arithmetic, engine_words, rounding_nats
 from cache_tools.errors import ConfigError, IdentityError, IncompleteError
 from cache_tools.format.fingerprint import differences
 from cache_tools.format.manifest import IMPORTED
@@ -49,12 +50,6 @@ from pipeline.teachers.probe import check_rows
 from pipeline.teachers.restriction import Restriction
 from pipeline.teachers.teacher import Teacher
 
-ENGINE = "engine"
-"""Key of a teacher's identity that names the engine."""
-
-TRANSFORMERS = "transformers"
-"""What reads the tokens where no engine is named."""
-
 
 @dataclass(frozen=True)
 class TeacherAudit:
@@ -69,6 +64,7 @@ class TeacherAudit:
         identity: In which keys the live teacher's identity differs, a line each.
         captured_by: What read the tokens for the cache: an engine and its version, or ``transformers``.
         asked_by: What read them for the audit.
+        rounding_nats: Mean KL that is expected between these two because they round differently; None if unknown.
         checks: Every measure with its limit.
         diagnosis: What the differences look like, a sentence each; empty if the audit passed.
         measures: Measures that are not judged.
@@ -83,6 +79,7 @@ class TeacherAudit:
     identity: tuple[str, ...]
     captured_by: str
     asked_by: str
+    rounding_nats: float | None
     checks: tuple[Check, ...]
     diagnosis: tuple[str, ...]
     measures: Measures = field(metadata=FLAT)
@@ -208,6 +205,7 @@ def _audit_teacher(
         identity=tuple(identity),
         captured_by=captured_by,
         asked_by=asked_by,
+        rounding_nats=rounding_nats(Arithmetic.of(cached.manifest.identity), Arithmetic.of(live_identity)),
         checks=tuple(checks),
         diagnosis=() if passed else tuple(diagnose(rows, cached.manifest, identity)),
         measures=measures_of(rows, cached.manifest.target.kind),
@@ -225,12 +223,6 @@ def stated_identity(cached: CachedTeacher, teacher: Teacher) -> Identity:
     stored = cached.manifest.identity
     keys = [key for key in teacher.computed.identity() if key in stored or IMPORTED not in stored]
     return {key: stored.get(key) for key in keys if key != ENGINE}
-
-
-def engine_words(identity: Identity) -> str:
-    """Return which engine a teacher's identity names, and its version; ``transformers`` if it names none."""
-    engine = identity.get(ENGINE)
-    return f"{engine.get('name')} {engine.get('version')}" if isinstance(engine, dict) else TRANSFORMERS
 
 
 def _compare_shards(
@@ -286,7 +278,7 @@ def _check_layers(cached: CachedTeacher, config: TeacherConfig) -> None:
         raise ConfigError(
             f"{config.engine.kind} cannot give layer {middle[0]}, which the cache holds of teacher {cached.name!r}",
             where="engine",
-            fix="Audit it with transformers: --set teachers.0.engine=null",
+            fix="Audit it with transformers: --engine transformers",
         )
 
 
