@@ -30,7 +30,7 @@ from cache_tools.store.gathered import Gathering, gather_all
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.store.writer import remove_leftovers
-from pipeline.capture.declare import declare
+from pipeline.capture.declare import declare, first_ids
 from pipeline.capture.shards import capture_shards
 from pipeline.capture.target import ResolvedTeacher, resolve_teacher
 from pipeline.config.capture_file import CaptureConfig
@@ -123,7 +123,8 @@ class ShardReader:
     def _loaded(self) -> tuple[Teacher, CachedTeacher]:
         encoding = Cache(store_path(self.place)).encoding(self.encoding)
         longest, objective = self.settings.max_length_tokens, encoding.manifest.objective
-        teacher = open_teacher(self.config, self._resolved.folder, objective, longest)
+        first = first_ids(encoding, self.config)
+        teacher = open_teacher(self.config, self._resolved.folder, objective, longest, first)
         return teacher, declare(encoding, teacher, self.config, self._resolved.target, self.settings.chunk_positions)
 
     @cached_property

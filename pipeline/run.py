@@ -24,7 +24,7 @@ from cache_tools.store.gathered import Gathering, gather_all
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.root import new_cache
 from cache_tools.store.writer import remove_leftovers
-from pipeline.capture.declare import declare, is_declared
+from pipeline.capture.declare import declare, first_ids, is_declared
 from pipeline.capture.host_memory import sized
 from pipeline.capture.shards import capture_shards
 from pipeline.capture.target import ResolvedTeacher, resolve_teacher
@@ -132,7 +132,8 @@ def _run_teacher(
     """Capture a worker's share of one teacher; return how many shards that took."""
     config, keep = resolved.config, resolved.target.keep
     reporter.stage(f"loading teacher {config.name}{where_it_runs(config)}", None)
-    teacher = open_teacher(config, resolved.folder, encoding.manifest.objective, settings.max_length_tokens)
+    first = first_ids(encoding, config) if worker.rank == 0 else None
+    teacher = open_teacher(config, resolved.folder, encoding.manifest.objective, settings.max_length_tokens, first)
     if worker.rank > 0:
         _wait_for_rank_0(
             f"declare {config.name}", lambda: is_declared(encoding, config), encoding.path, worker, reporter

@@ -26,6 +26,7 @@ from pipeline.audit.asking import engine_assignments
 from pipeline.audit.run import run_audit
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.engines.opening import CHILDREN
+from pipeline.engines.own_rows import OwnRows
 from pipeline.engines.process import EngineProcess
 from pipeline.planning.capture_plan import plan_capture
 from pipeline.planning.tables import print_plan
@@ -167,11 +168,12 @@ def test_a_killed_engine_is_one_error_and_its_shard_is_redone_to_the_same_bytes(
         place.mkdir()
         made.append(by_engine(capture_values(place, folder / "teacher"), python))
     tiny.run(made[0])
-    errors = [run_and_die(monkeypatch, made[1], call) for call in (1, 9, 12)]
+    errors = [run_and_die(monkeypatch, made[1], call) for call in (1, 9, 16)]
     for error in errors:
         assert "the engine of teacher 'toy' has stopped (found signal 9; its last lines: " in error
         assert "the last words of the engine" in error
         assert "run the same command again" in error
+    assert len(Cache(made[1]["cache"]).encoding().teacher("toy").missing_shards()) > 0
     tiny.run(made[1])
     ours, theirs = (snapshot(place / "cache") for place in (whole, part))
     assert {key: content for key, content in ours.items() if "receipts" not in str(key)} == {
@@ -225,6 +227,7 @@ FAULTS = {
     "other layer": "more than twice that of guessing",
     "rows": "vLLM returned",
     "ids": "vLLM read other token ids than it was given",
+    "scaled head": "do not give the engine's own log-probabilities",
     "width": "the engine's states are of another width than the model's (expected 32, found 33)",
 }
 
@@ -235,6 +238,34 @@ def test_an_engine_that_answers_something_else_is_refused(tmp_path, folder, pyth
     with pytest.raises(ModelError) as refusal:
         tiny.run(by_engine(capture_values(tmp_path, folder / "teacher"), python))
     assert FAULTS[fault] in str(refusal.value)
+
+
+def test_a_declared_teacher_is_not_asked_for_its_log_probabilities_again(tmp_path, folder, python, monkeypatch):
+    values = by_engine(capture_values(tmp_path, folder / "teacher"), python)
+    tiny.run(values)
+    monkeypatch.setenv("FAKE_VLLM_FAULT", "scaled head")
+    tiny.run(values)
+    engine = values["teachers"][0]["engine"] | {"compare_log_probs": False}
+    tiny.run(by_engine(values, python, name="unasked", engine=engine))
+    assert verify(tmp_path / "cache", deep=True) == []
+
+
+def test_the_distance_from_an_engines_own_rows_is_their_kl():
+    generator = np.random.default_rng(0)
+    own, here = (generator.normal(0, 2, (9, 50)) for _ in range(2))
+    ids = np.argsort(-own, axis=1)[:, :20]
+    ids[3, 12:] = -1
+    p, q = (np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True) for logits in (own, here))
+    expected = []
+    for row, a, b in zip(ids, p, q, strict=True):
+        kept = row[row >= 0]
+        sides = [[*side[kept], 1 - side[kept].sum()] for side in (a, b)]
+        expected.append(sum(x * np.log(x / y) for x, y in zip(*sides, strict=True)))
+    log_probs = np.where(ids >= 0, np.take_along_axis(np.log(p), ids, 1), -np.inf).astype(np.float32)
+    rows = OwnRows(np.arange(10), ids, log_probs)
+    assert rows.kl_nats(torch.from_numpy(here)) == pytest.approx(np.mean(expected), rel=1e-5)
+    with pytest.raises(ModelError, match="at most 3e-05 nats over the first 9 rows"):
+        rows.check(torch.from_numpy(here), "float32", "engine 1")
 
 
 def test_a_python_without_the_engine_is_refused(tmp_path, folder):

@@ -57,9 +57,8 @@ def diff_command(
     engines that they were computed with. The exit code is 0 whatever the difference.
 
     \b
-    Examples:
+    Example:
         logitcask diff runs/demo/cache --teacher-a toy --teacher-b large
-        logitcask diff runs/served/cache --reference float32
     """
     from cache_tools.comparison.pair import compare
     from cache_tools.comparison.reference import compare_with_reference

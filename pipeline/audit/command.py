@@ -46,9 +46,8 @@ def audit_command(
     a capture by vLLM is best audited by transformers, and one by transformers by vLLM.
 
     \b
-    Examples:
+    Example:
         logitcask audit configs/demo/capture.yaml
-        logitcask audit served.yaml --engine transformers
     """
     from transformers.utils.logging import disable_progress_bar
 

@@ -83,6 +83,13 @@ def declare(
     return declare_teacher(encoding, config.name, manifest.model_copy(update={"files": records}), files)
 
 
+def first_ids(encoding: Encoding, config: TeacherConfig) -> NDArray[np.int64] | None:
+    """Return the longest sequence of the first shard until the cache has this teacher; then None."""
+    if is_declared(encoding, config):
+        return None
+    return max((sequence.input_ids for sequence in encoding.sequences(0)), key=len).astype(np.int64)
+
+
 def is_declared(encoding: Encoding, config: TeacherConfig) -> bool:
     """Return whether the cache has a teacher of this name with these layers; nothing more is compared."""
     stored = _stored_manifest(encoding, config.name)

@@ -36,11 +36,14 @@ class EngineConfig(Config):
             program need not be installed there.
         options: Arguments of the engine by its own names, such as ``tensor_parallel_size`` or ``quantization``. All
             but those that only place memory belong to the teacher's identity.
+        compare_log_probs: Whether the first rows of a capture are compared with the engine's own log-probabilities, for
+            which it is loaded once more, before the first shard.
     """
 
     kind: Literal["vllm"]
     python: str
     options: JsonObject = Field(default_factory=dict)
+    compare_log_probs: bool = True
 
     @model_validator(mode="after")
     def _not_ours(self) -> "EngineConfig":

@@ -8,6 +8,7 @@ This room imports ``teachers``, the configuration and the errors. In reading ord
 
 - ``process``: a child process, and the messages to and from it.
 - ``vllm_child``: what the child runs, with numpy and vLLM only; nothing of this program imports it.
+- ``own_rows``: an engine's own log-probabilities of a few tokens, with which its states are compared.
 - ``engine_body``: such a process as a teacher's body.
 - ``output_head``: the head of a model folder without its body.
 - ``opening``: loads any teacher, in this process or by an engine.

@@ -16,8 +16,9 @@ from torch import Tensor
 from cache_tools.errors import ModelError
 from cache_tools.format.sequences import Sequence
 from cache_tools.mappings import Identity
+from pipeline.engines.own_rows import OwnRows
 from pipeline.engines.process import EngineProcess
-from pipeline.teachers.batches import Batch
+from pipeline.teachers.batches import Batch, whole
 from pipeline.teachers.teacher import Head
 
 SEQUENCES = 256
@@ -64,6 +65,7 @@ class EngineBody:
         device: Where the states go.
         head_dtype: The type in which the head takes them.
         most_tokens: Tokens that the engine computes in one step.
+        own_rows: What the engine itself predicts of a few tokens, if it was asked.
     """
 
     process: EngineProcess
@@ -71,6 +73,7 @@ class EngineBody:
     device: torch.device
     head_dtype: torch.dtype
     most_tokens: int
+    own_rows: OwnRows | None = None
 
     @property
     def software(self) -> str:
@@ -96,7 +99,10 @@ class EngineBody:
         return torch.cat(parts).to(self.device, self.head_dtype), {}
 
     def check(self, head: Head, probe: Batch, first: list[Sequence]) -> None:
-        """Refuse states that are not what the output matrix takes: normalised, of another layer, of another model."""
+        """Refuse states that are not what the output matrix takes: normalised, of another layer, of another model.
+
+        Where the engine gave its own log-probabilities of a few tokens, states and head must lead to these.
+        """
         states_PD, _ = self.states(probe)
         log_probs_PV = head.logits(states_PD).logits.log_softmax(dim=1)
         norms_P = states_PD.float().norm(dim=1)
@@ -117,6 +123,10 @@ class EngineBody:
                 why="the cache would hold predictions that the teacher never made",
                 fix="Report the model and the engine's version, and capture without 'engine'",
             )
+        if self.own_rows is not None:
+            ids_1L = self.own_rows.input_ids[None]
+            states_LD, _ = self.states(whole(ids_1L, np.ones_like(ids_1L)))
+            self.own_rows.check(head.logits(states_LD[:-1]).logits, self.dtype, self.software)
 
     def _read(self, ids: NDArray[np.int32], lengths: list[int], places: NDArray[np.int32], kept: list[int]) -> Tensor:
         """Return the states at the kept places of some sequences: (P, D), in the engine's type."""

@@ -1,6 +1,10 @@
 """Load a teacher: in this process, or as an engine's process and a head."""
 
+from functools import partial
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cache_tools.errors import ModelError
 from cache_tools.format.manifest import Objective
@@ -10,6 +14,7 @@ from cache_tools.torch_models.quantised import quantisation_of
 from pipeline.config.teacher import EngineConfig, TeacherConfig
 from pipeline.engines.engine_body import SEQUENCES, EngineBody, EngineFacts
 from pipeline.engines.output_head import load_output_head
+from pipeline.engines.own_rows import ask_own_rows
 from pipeline.engines.process import PROTOCOL, EngineProcess
 from pipeline.teachers.loading import chosen_device, load_teacher
 from pipeline.teachers.teacher import ComputedWeights, Head, ModelDescription, Teacher
@@ -21,7 +26,13 @@ WITHOUT_EFFECT = ("gpu_memory_utilization", "kv_cache_memory_bytes", "cpu_offloa
 """Options of engines that change no prediction; all others stand in the teacher's identity."""
 
 
-def open_teacher(config: TeacherConfig, folder: Path, objective: Objective, max_length_tokens: int) -> Teacher:
+def open_teacher(
+    config: TeacherConfig,
+    folder: Path,
+    objective: Objective,
+    max_length_tokens: int,
+    first_ids: NDArray[np.int64] | None = None,
+) -> Teacher:
     """Load a teacher from its folder, by its engine if it has one.
 
     Args:
@@ -29,6 +40,8 @@ def open_teacher(config: TeacherConfig, folder: Path, objective: Objective, max_
         folder: Where ``resolve_model`` found it.
         objective: Decides between a causal and a masked language model.
         max_length_tokens: Length of the longest sequence that it will read.
+        first_ids: Tokens of which an engine is asked for its own log-probabilities, for ``check`` to compare; None if
+            it need not be.
 
     Raises:
         ConfigError: the engine's Python cannot be started.
@@ -42,8 +55,13 @@ def open_teacher(config: TeacherConfig, folder: Path, objective: Objective, max_
     head = Head(model)
     dtype = model.get_output_embeddings().weight.dtype
     named = str(dtype).removeprefix("torch.")
-    process = EngineProcess(config.engine.python, str(CHILDREN[config.engine.kind]), f"teacher {config.name!r}")
-    facts = _facts(process, _settings(config, config.engine, folder, named, max_length_tokens))
+    settings = _settings(config, config.engine, folder, named, max_length_tokens)
+    start = partial(EngineProcess, config.engine.python, str(CHILDREN[config.engine.kind]), f"teacher {config.name!r}")
+    own_rows = None
+    if config.engine.compare_log_probs and first_ids is not None:
+        own_rows = ask_own_rows(start, settings, first_ids)
+    process = start()
+    facts = _facts(process, settings)
     if facts.width != model.config.get_text_config().hidden_size:
         raise ModelError(
             "the engine's states are of another width than the model's",
@@ -63,7 +81,7 @@ def open_teacher(config: TeacherConfig, folder: Path, objective: Objective, max_
     )
     computed = ComputedWeights(weights_sha256(folder), named, stored.weights, _identity(config, config.engine, facts))
     return Teacher(
-        EngineBody(process, facts, device, dtype, _step_tokens(config, max_length_tokens)),
+        EngineBody(process, facts, device, dtype, _step_tokens(config, max_length_tokens), own_rows),
         head,
         computed,
         description,

@@ -2,7 +2,9 @@
 
 It runs in the Python of an environment with vLLM and imports nothing but the standard library, numpy and vLLM. A
 message is a line of JSON and the bytes that it announces; ``pipeline/engines/process.py`` is the other side. The first
-message holds the settings; each later one the ids of a batch, and which positions are kept.
+message holds the settings; each later one the ids of a batch, and which positions are kept. If the settings name a
+number of ``log_probs``, the engine is one that has its head, and each later message is a text whose own
+log-probabilities it gives.
 
 A batch gives the same bytes again because there is no prefix caching, so no row is reused or missing, and because all
 sequences of a message fit into one step, so the engine does not choose what is computed together.
@@ -41,14 +43,13 @@ def load(settings: Message) -> tuple[Any, Message]:
 
     engine = vllm.LLM(
         model=settings["model"],
-        runner="pooling",
         dtype=settings["dtype"],
         trust_remote_code=settings["trust_remote_code"],
         max_model_len=settings["max_length_tokens"],
         max_num_batched_tokens=settings["batch_tokens"],
         max_num_seqs=settings["sequences"],
         enable_prefix_caching=False,
-        pooler_config={"task": "token_embed", "use_activation": False},
+        **runner(settings),
         **settings["options"],
     )
     configuration = engine.llm_engine.vllm_config
@@ -62,6 +63,13 @@ def load(settings: Message) -> tuple[Any, Message]:
         "width": configuration.model_config.get_hidden_size(),
     }
     return engine, facts
+
+
+def runner(settings: Message) -> Message:
+    """Return the arguments of an engine that gives states, or of one that gives log-probabilities."""
+    if "log_probs" in settings:
+        return {"runner": "generate", "max_logprobs": settings["log_probs"]}
+    return {"runner": "pooling", "pooler_config": {"task": "token_embed", "use_activation": False}}
 
 
 def attention(configuration: Any) -> str:
@@ -103,10 +111,32 @@ def states_of(engine: Any, ids: Ids, lengths: list[int]) -> Iterator[Floats]:
         yield states.float().cpu().numpy()
 
 
+def own_rows(engine: Any, ids: list[int], most: int) -> tuple[Message, bytes]:
+    """Return what the engine itself predicts behind each token but the last: ids and log-probabilities, (L - 1, k)."""
+    from vllm import SamplingParams
+    from vllm.inputs import TokensPrompt
+
+    (output,) = engine.generate(
+        [TokensPrompt(prompt_token_ids=ids)],
+        SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=most, detokenize=False),
+        use_tqdm=False,
+    )
+    if list(output.prompt_token_ids) != ids:
+        raise RuntimeError("vLLM read other token ids than it was given")
+    rows = [{token: entry.logprob for token, entry in row.items()} for row in output.prompt_logprobs if row]
+    kept = max(map(len, rows))  # the token that follows is there beside the likeliest
+    tokens = np.array([[*row, *[-1] * (kept - len(row))] for row in rows], "<i4")
+    log_probs = np.array([[*row.values(), *[-np.inf] * (kept - len(row))] for row in rows], "<f4")
+    return {
+        "shape": [len(rows), kept],
+        "bytes": tokens.nbytes + log_probs.nbytes,
+    }, tokens.tobytes() + log_probs.tobytes()
+
+
 def answer(engine: Any, dtype: str, header: Message, stream: BinaryIO) -> tuple[Message, bytes]:
     """Return the header and the bytes of the answer to one batch."""
     lengths, kept = header["lengths"], header["kept"]
-    ids = np.frombuffer(exactly(stream, 4 * sum(lengths)), "<i4")
+    ids = read_ids(stream, lengths)
     places = np.frombuffer(exactly(stream, 4 * sum(kept)), "<i4")
     parts, start = [], 0
     for states, number in zip(states_of(engine, ids, lengths), kept, strict=True):
@@ -115,6 +145,11 @@ def answer(engine: Any, dtype: str, header: Message, stream: BinaryIO) -> tuple[
     rows = np.concatenate(parts)
     name, content = shortest(rows, dtype)
     return {"dtype": name, "shape": list(rows.shape), "bytes": len(content)}, content
+
+
+def read_ids(stream: BinaryIO, lengths: list[int]) -> Ids:
+    """Read the token ids of sequences, one after another."""
+    return np.frombuffer(exactly(stream, 4 * sum(lengths)), "<i4")
 
 
 def shortest(rows: Floats, dtype: str) -> tuple[str, bytes]:
@@ -150,10 +185,15 @@ def serve(stdin: BinaryIO, stdout: BinaryIO) -> None:
         settings = stdin.readline()
         if not settings:
             return
-        engine, facts = load(json.loads(settings))
+        asked = json.loads(settings)
+        engine, facts = load(asked)
         send(facts)
         for line in iter(stdin.readline, b""):
-            send(*answer(engine, facts["dtype"], json.loads(line), stdin))
+            header = json.loads(line)
+            if "log_probs" in asked:
+                send(*own_rows(engine, read_ids(stdin, header["lengths"]).tolist(), asked["log_probs"]))
+            else:
+                send(*answer(engine, facts["dtype"], header, stdin))
     except BrokenPipeError:  # nobody reads any more
         os._exit(1)
     except Exception as error:

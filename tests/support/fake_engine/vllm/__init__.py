@@ -22,6 +22,10 @@ class PoolingParams(SimpleNamespace):
     pass
 
 
+class SamplingParams(SimpleNamespace):
+    pass
+
+
 class Layer:
     def get_attn_backend(self):
         return SimpleNamespace(get_name=lambda: "FAKE_ATTN")
@@ -58,8 +62,12 @@ class LLM:
         **more,
     ):
         print("this line must not mix with the answers")
-        assert (runner, enable_prefix_caching, dtype) == ("pooling", False, "float32")
-        assert more["pooler_config"] == {"task": "token_embed", "use_activation": False}
+        assert (enable_prefix_caching, dtype) == (False, "float32")
+        if runner == "generate":
+            self.max_logprobs = more["max_logprobs"]
+        else:
+            assert runner == "pooling"
+            assert more["pooler_config"] == {"task": "token_embed", "use_activation": False}
         self.limits = (max_model_len, max_num_batched_tokens, max_num_seqs)
         self.config = SimpleNamespace(**json.loads((Path(model) / "config.json").read_text()))
         self.weights = {k: v.astype(float) for k, v in load_file(Path(model) / "model.safetensors").items()}
@@ -84,6 +92,22 @@ class LLM:
         assert sum(map(len, ids)) <= most_tokens
         assert len(ids) <= most_sequences
         return [self.output(own) for own in ids]
+
+    def generate(self, prompts, params, use_tqdm):
+        """Return the log-probabilities of one text, the token that follows first; FAKE_VLLM_FAULT may scale logits."""
+        (prompt,) = prompts
+        ids, most = prompt["prompt_token_ids"], params.prompt_logprobs
+        assert (params.max_tokens, most <= self.max_logprobs) == (1, True)
+        assert len(ids) < self.limits[0]  # one token is generated
+        logits = self.states(np.array(ids)) @ self.weights["lm_head.weight"].T
+        if self.fault == "scaled head":
+            logits = logits / 2
+        log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        rows = []
+        for row, following in zip(log_probs[:-1], ids[1:], strict=True):
+            tokens = [following, *np.argsort(-row)[:most].tolist()]
+            rows.append({token: SimpleNamespace(logprob=float(row[token])) for token in tokens})
+        return [SimpleNamespace(prompt_token_ids=ids, prompt_logprobs=[None, *rows])]
 
     def output(self, ids):
         rows = self.states(np.array(ids)).astype(np.float32)
