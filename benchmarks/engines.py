@@ -37,7 +37,7 @@ from pipeline.encoding.recipe import Recipe
 from pipeline.encoding.tokenizer import load_tokenizer
 from pipeline.engines.engine_body import EngineBody
 from pipeline.engines.opening import open_teacher
-from pipeline.teachers.teacher import Teacher
+from pipeline.teachers.teacher import AnyTeacher, Teacher
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class Speed:
     tokens_per_cpu_second: float
 
 
-def cpu_seconds(teacher: Teacher | None) -> float:
+def cpu_seconds(teacher: AnyTeacher | None) -> float:
     """Return the CPU seconds of this process, and of an engine's if there is one."""
     seconds = time.process_time()
-    if teacher is not None and isinstance(teacher.body, EngineBody):
+    if isinstance(teacher, Teacher) and isinstance(teacher.body, EngineBody):
         fields = Path(f"/proc/{teacher.body.process.pid}/stat").read_text().rpartition(")")[2].split()
         seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return seconds
@@ -77,7 +77,7 @@ def capture(config: CaptureConfig, block: TeacherConfig) -> Speed:
     capture_shards(cached, shards, teacher, keep, block.batch_tokens)
     seconds = cpu_seconds(teacher) - loaded
     tokens = sum(entry.tokens for entry in encoding.shards)
-    return Speed(teacher.body.software, loaded - began, seconds, tokens / seconds)
+    return Speed(teacher.software, loaded - began, seconds, tokens / seconds)
 
 
 def audit(config: CaptureConfig, name: str) -> TeacherAudit:

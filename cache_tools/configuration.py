@@ -273,7 +273,7 @@ def _types_inside(kinds: list[Any], key: str | int) -> list[Any]:
 def _problem(model: type[BaseModel], error: Any) -> str:
     """Return one line: dotted key, what is wrong, and for an unknown key the known keys."""
     location = error["loc"]
-    key = ".".join(str(part) for part in location) or "(whole file)"
+    key = ".".join(map(str, _as_written(model, location))) or "(whole file)"
     if error["type"] != "extra_forbidden":
         return f"{key}: {error['msg'].removeprefix('Value error, ')}"
     known_keys = _known_keys(model, location[:-1])
@@ -291,17 +291,35 @@ def _is_echo(error: Any, errors: list[Any]) -> bool:
 
 def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     """Return the keys of the block at ``location``, walking down the model's annotations."""
+    return list(_blocks(model, location)[-1][0].model_fields)
+
+
+def _as_written(model: type[BaseModel], location: tuple[Any, ...]) -> list[Any]:
+    """Return a location without the tags by which pydantic says which of several blocks it took."""
+    before = _blocks(model, location)
+    return [
+        part for part, blocks in zip(location, before, strict=False) if len(blocks) == 1 or part not in _tags(blocks)
+    ]
+
+
+def _blocks(model: type[BaseModel], location: tuple[Any, ...]) -> list[list[type[BaseModel]]]:
+    """Return the blocks that are possible before each part of a location, and behind the last."""
+    steps = [[model]]
     for part in location:
-        if isinstance(part, int) or part not in model.model_fields:
-            continue
-        nested = _nested_model(model.model_fields[part].annotation)
-        if nested:
-            model = nested
-    return list(model.model_fields)
+        blocks = steps[-1]
+        fields = [block.model_fields[part] for block in blocks if part in block.model_fields]
+        inner = [nested for field in fields for nested in _nested_models(field.annotation)]
+        steps.append(inner or _tags(blocks).get(part) or blocks)
+    return steps
 
 
-def _nested_model(annotation: Any) -> type[BaseModel] | None:
+def _tags(blocks: list[type[BaseModel]]) -> dict[Any, list[type[BaseModel]]]:
+    """Return each of several blocks by the value of its key ``kind``."""
+    kinds = {block: get_args(block.model_fields["kind"].annotation) for block in blocks if "kind" in block.model_fields}
+    return {kind: [block] for block, names in kinds.items() for kind in names}
+
+
+def _nested_models(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    models = (_nested_model(argument) for argument in get_args(annotation))
-    return next((nested for nested in models if nested), None)
+        return [annotation]
+    return [nested for argument in get_args(annotation) for nested in _nested_models(argument)]

@@ -54,7 +54,8 @@ def meanings(model: type[Config]) -> tuple[str, dict[str, str]]:
 def _section(path: str, model: type[Config]) -> str:
     about, meaning_of = meanings(model)
     rows = [_row(name, field, meaning_of[name]) for name, field in model.model_fields.items()]
-    title = f"\n### `{path}`\n" if path else ""
+    kind = model.model_fields["kind"].annotation if path.endswith(".engine") else None
+    title = f"\n### `{path}`{f', kind: {get_args(kind)[0]}' if kind else ''}\n" if path else ""
     table = "\n".join(["| key | values | default | meaning |", "|---|---|---|---|", *rows])
     return f"{title}\n{about.replace('``', '`')}\n\n{table}\n"
 

@@ -35,10 +35,11 @@ from pipeline.capture.shards import capture_shards
 from pipeline.capture.target import ResolvedTeacher, resolve_teacher
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.config.encoding import EncodingConfig
+from pipeline.config.engines import ServerConfig
 from pipeline.config.teacher import TeacherConfig
 from pipeline.engines.opening import open_teacher
 from pipeline.run import Worker, prepare
-from pipeline.teachers.teacher import Teacher
+from pipeline.teachers.teacher import AnyTeacher
 
 try:
     import ray
@@ -120,7 +121,7 @@ class ShardReader:
                 capture_shards(cached, [shard], teacher, keep, self.config.batch_tokens, skip_nan, reporter.advance)
 
     @cached_property
-    def _loaded(self) -> tuple[Teacher, CachedTeacher]:
+    def _loaded(self) -> tuple[AnyTeacher, CachedTeacher]:
         encoding = Cache(store_path(self.place)).encoding(self.encoding)
         longest, objective = self.settings.max_length_tokens, encoding.manifest.objective
         first = first_ids(encoding, self.config)
@@ -237,9 +238,11 @@ def _connected(address: str) -> Iterator[None]:
 def _gpus_per_actor(config: TeacherConfig) -> int:
     """Return how many GPUs an actor takes.
 
-    It is 0 if the capture file names another device, or if the cluster has no GPU and the capture file asks for none
-    (a cluster that grows on demand may have none yet).
+    It is 0 if a server computes, if the capture file names another device, or if the cluster has no GPU and the capture
+    file asks for none (a cluster that grows on demand may have none yet).
     """
+    if isinstance(config.engine, ServerConfig):
+        return 0
     on_cuda = config.device.startswith("cuda")
     needs_gpu = on_cuda or "gpus" in config.model_fields_set
     allows_gpu = on_cuda or config.device == "auto"

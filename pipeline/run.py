@@ -30,6 +30,7 @@ from pipeline.capture.shards import capture_shards
 from pipeline.capture.target import ResolvedTeacher, resolve_teacher
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.config.encoding import EncodingConfig
+from pipeline.config.engines import ServerConfig
 from pipeline.corpus.documents import corpus_sources
 from pipeline.encoding.encode import encode, is_encoded, is_whole
 from pipeline.encoding.recipe import Recipe
@@ -101,10 +102,13 @@ def prepare(
     tokenizer = load_tokenizer(resolve_tokenizer(named) if named else teachers[0].folder)
     recipe = Recipe(config.corpus, config.encoding, tokenizer)
     for teacher in teachers:
-        weight_files(teacher.folder)
+        has_weights = not isinstance(teacher.config.engine, ServerConfig)
+        if has_weights:
+            weight_files(teacher.folder)
         restriction = teacher.target.keep.restriction
         check_teacher(teacher.config, teacher.folder, tokenizer, config.encoding.max_length_tokens, restriction)
-        check_tensors(teacher.config, teacher.folder, config.encoding.objective)
+        if has_weights:
+            check_tensors(teacher.config, teacher.folder, config.encoding.objective)
     if worker.rank == 0:
         with new_cache(config.cache):
             reporter.stage("encode", None)

@@ -56,7 +56,10 @@ def test_kept_rows_are_as_large_as_the_predictions(tmp_path, kind):
     rows = predict(encoding.sequences(0), "causal", loaded, kept, 512)
     arrays = [*vars(rows.targets).values(), *rows.scalars.values(), *rows.hidden.values()]
     size = sum(array.nbytes for array in arrays)
-    assert host_memory.kept_bytes_per_position(teacher, loaded.head.model) == size / encoding.shards[0].positions
+    assert (
+        host_memory.kept_bytes_per_position(teacher, host_memory.ModelShape.of(loaded.head.model))
+        == size / encoding.shards[0].positions
+    )
 
 
 def test_activations_follow_the_formula(tmp_path):
@@ -70,7 +73,7 @@ def test_activations_follow_the_formula(tmp_path):
     assert memory.device_bytes == memory.weights_bytes + max(memory.body_bytes, memory.head_bytes)
     host = memory.kept_bytes + memory.writing_bytes + memory.batch_bytes
     assert memory.host_bytes == memory.device_bytes + host
-    per_position = host_memory.kept_bytes_per_position(teacher, meta_model(teacher.config, "causal", teacher.folder))
+    per_position = host_memory.kept_bytes_per_position(teacher, host_memory.shape_of(teacher, "causal"))
     assert memory.kept_bytes == 2 * config.encoding.positions_per_shard * per_position
     assert memory.batch_bytes == 2 * tokens * per_position
 
@@ -115,7 +118,7 @@ def test_what_a_shard_takes_while_it_is_written_is_what_is_planned(tmp_path, nam
     peak = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()
     positions = encoding.shards[0].positions
-    per_position = host_memory.writing_bytes_per_position(teacher, loaded.head.model)
+    per_position = host_memory.writing_bytes_per_position(teacher, host_memory.ModelShape.of(loaded.head.model))
     blocks = (
         2048 * 8 * 6 * max(64, teacher.target.keep.slots(300))
     )  # of intermediate results, whatever the shard's size

@@ -5,7 +5,9 @@ This room imports ``capture`` and below.
 In reading order:
 
 - ``run``: draws the sample and reads it shard by shard.
+- ``comparable``: refuses what cannot be compared.
 - ``live``: one pass of the teacher over some sequences.
+- ``reread``: the same by a teacher that gives rows and no logits.
 - ``measures``: stored rows compared with live ones, in float64.
 - ``verdict``: how much may differ, and what a pattern means.
 - ``summary``: measures that are reported and not judged.

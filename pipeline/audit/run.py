@@ -19,22 +19,23 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from cache_tools.comparison.rounding import ENGINE, TRANSFORMERS, Arithmetic, engine_words, rounding_nats
-from cache_tools.errors import ConfigError, IdentityError, IncompleteError
+from cache_tools.errors import ConfigError, IncompleteError
 from cache_tools.format.fingerprint import differences
-from cache_tools.format.manifest import IMPORTED
 from cache_tools.format.sequences import Sequence
 from cache_tools.hidden_codecs.transform import relative_error
 from cache_tools.json_output import FLAT
 from cache_tools.mappings import Identity
 from cache_tools.models.files import weight_files
-from cache_tools.progress.reporter import Reporter
+from cache_tools.progress.reporter import Advance, Reporter
 from cache_tools.storage import StorePath
 from cache_tools.store.predictions import hidden_array
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.torch_models.tokenizers import open_tokenizer
+from pipeline.audit.comparable import check_layers, check_restriction, check_shapes
 from pipeline.audit.live import Compared, compare
 from pipeline.audit.measures import Rows, joined
+from pipeline.audit.reread import compare_rows
 from pipeline.audit.summary import Measures, measures_of
 from pipeline.audit.verdict import Check, Tolerance, checks_of_sample, checks_of_shard, diagnose, tolerance_of
 from pipeline.audit.worst import WorstPosition, worst_positions
@@ -43,12 +44,17 @@ from pipeline.capture.shards import probe_head
 from pipeline.capture.target import ResolvedTeacher, resolve_teacher
 from pipeline.config.audit import AuditConfig
 from pipeline.config.capture_file import CaptureConfig
-from pipeline.config.teacher import TeacherConfig
+from pipeline.config.engines import ServerConfig
 from pipeline.engines.opening import open_teacher, where_it_runs
 from pipeline.teachers.fitting import check_teacher
 from pipeline.teachers.probe import check_rows
-from pipeline.teachers.restriction import Restriction
-from pipeline.teachers.teacher import Teacher
+from pipeline.teachers.teacher import AnyTeacher, RowTeacher
+
+WEIGHTS = "weights"
+"""Key of a teacher's identity that names its weights, where somebody could read them."""
+
+Ask = Callable[[CachedTeacher, list[Sequence], list[str]], Compared]
+"""Lets the teacher read some sequences, and compares what the cache holds of them."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,8 @@ def run_audit(config: CaptureConfig, only: str | None, reporter: Reporter) -> Au
     teachers = [resolve_teacher(teacher) for teacher in configs]
     tokenizer = _tokenizer(encoding)
     for teacher in teachers:
-        weight_files(teacher.folder)
+        if not isinstance(teacher.config.engine, ServerConfig):  # whose weights are elsewhere
+            weight_files(teacher.folder)
         restriction = teacher.target.keep.restriction
         check_teacher(teacher.config, teacher.folder, tokenizer, config.encoding.max_length_tokens, restriction)
     audits = tuple(
@@ -175,13 +182,16 @@ def _audit_teacher(
     reporter: Reporter,
 ) -> TeacherAudit:
     config, restriction, settings = resolved.config, resolved.target.keep.restriction, file.audit
-    _check_layers(cached, config)
+    check_layers(cached, config)
     reporter.stage(f"loading teacher {config.name}{where_it_runs(config)}")
     objective, longest = cached.encoding.manifest.objective, file.encoding.max_length_tokens
     teacher = open_teacher(config, resolved.folder, objective, longest)
-    _check_shapes(cached, teacher)
-    check_rows(cached.encoding, teacher, config)
-    _check_restriction(cached, restriction)
+    check_shapes(cached, teacher)
+    if isinstance(teacher, RowTeacher):
+        teacher.rows.check(cached.encoding.sequences(0), cached.manifest.target.k)
+    else:
+        check_rows(cached.encoding, teacher, config)
+    check_restriction(cached, restriction)
     stored_identity = stated_identity(cached, teacher)
     captured_by, asked_by = engine_words(cached.manifest.identity), engine_words(teacher.computed.identity())
     by_engine = {captured_by, asked_by} != {TRANSFORMERS}
@@ -190,8 +200,18 @@ def _audit_teacher(
     sequences = [sequence for part in shards.values() for sequence in part]
     tokens = sum(len(sequence.input_ids) for sequence in sequences)
     reporter.stage(f"running teacher {config.name} on the sample", tokens)
-    ask = partial(compare, batch_tokens=config.batch_tokens, progress=reporter.advance, restriction=restriction)
-    rows, checks = _compare_shards(cached, shards, teacher, ask, tolerance)
+    ask: Ask
+    if isinstance(teacher, RowTeacher):
+        ask = partial(_reread, teacher=teacher, progress=reporter.advance)
+    else:
+        ask = partial(
+            compare,
+            teacher=teacher,
+            batch_tokens=config.batch_tokens,
+            progress=reporter.advance,
+            restriction=restriction,
+        )
+    rows, checks = _compare_shards(cached, shards, _head_of(cached, teacher), ask, tolerance)
     checks += checks_of_sample(rows, cached.manifest, tolerance)
     live_identity = teacher.computed.identity()
     identity = differences(stored_identity, {key: live_identity[key] for key in stored_identity})
@@ -213,37 +233,45 @@ def _audit_teacher(
     )
 
 
-def stated_identity(cached: CachedTeacher, teacher: Teacher) -> Identity:
+def stated_identity(cached: CachedTeacher, teacher: AnyTeacher) -> Identity:
     """Return what the cache says of the keys of a live teacher's identity.
 
-    Imported predictions do not say which weights they came from, so only what they do say is compared. Engines are not
-    compared: the same weights are the same teacher, whoever multiplies them, and how far two engines may differ is a
-    matter of the tolerance.
+    Imported predictions and those of servers do not say which weights they came from, so only what they do say is
+    compared. Engines are not compared: the same weights are the same teacher, whoever multiplies them, and how far two
+    engines may differ is a matter of the tolerance.
     """
     stored = cached.manifest.identity
-    keys = [key for key in teacher.computed.identity() if key in stored or IMPORTED not in stored]
+    keys = [key for key in teacher.computed.identity() if key in stored or WEIGHTS in stored]
     return {key: stored.get(key) for key in keys if key != ENGINE}
 
 
 def _compare_shards(
-    cached: CachedTeacher,
-    sample: dict[int, list[Sequence]],
-    teacher: Teacher,
-    ask: Callable[..., Compared],
-    tolerance: Tolerance,
+    cached: CachedTeacher, sample: dict[int, list[Sequence]], head: OutputHead | None, ask: Ask, tolerance: Tolerance
 ) -> tuple[Rows, list[Check]]:
-    """Return the rows of the whole sample, and of each check that a shard has the largest; ``ask`` is ``compare``."""
-    with torch.inference_mode():
-        last = "last" in cached.manifest.hidden
-        head = OutputHead.of(teacher.head.model, probe_head(cached.encoding, teacher)) if last else None
+    """Return the rows of the whole sample, and of each check that a shard has the largest."""
     rows, checks = [], []
     for shard, sequences in sample.items():
         missing = cached.missing_groups(shard)
         layers = [layer for layer in cached.manifest.hidden if hidden_array(layer) not in missing]
-        compared = ask(cached, sequences, layers, teacher)
+        compared = ask(cached, sequences, layers)
         checks += checks_of_shard(shard, compared.rows, hidden_errors(compared, head), cached.manifest, tolerance)
         rows.append(compared.rows)
     return joined(rows), _largest(checks)
+
+
+def _reread(
+    cached: CachedTeacher, sequences: list[Sequence], layers: list[str], teacher: RowTeacher, progress: Advance
+) -> Compared:
+    assert not layers  # refused by ``check_layers``
+    return compare_rows(cached, sequences, teacher, progress)
+
+
+@torch.inference_mode()
+def _head_of(cached: CachedTeacher, teacher: AnyTeacher) -> OutputHead | None:
+    """Return the head that turns last states into logits, if the cache holds such states."""
+    if isinstance(teacher, RowTeacher) or "last" not in cached.manifest.hidden:
+        return None
+    return OutputHead.of(teacher.head.model, probe_head(cached.encoding, teacher))
 
 
 def hidden_errors(compared: Compared, head: OutputHead | None) -> dict[str, float]:
@@ -258,51 +286,9 @@ def hidden_errors(compared: Compared, head: OutputHead | None) -> dict[str, floa
     return errors
 
 
-def _check_restriction(cached: CachedTeacher, restriction: Restriction | None) -> None:
-    """Refuse a capture file whose target is over other tokens than the captured one."""
-    captured, configured = cached.manifest.target.settings.get("vocabulary"), restriction and restriction.vocabulary
-    if captured != configured:
-        raise IdentityError(
-            f"teacher {cached.name!r} was captured over other tokens",
-            where="target.vocabulary",
-            expected=f"vocabulary {captured[:12]}…" if captured else "none",
-            found=f"{configured[:12]}…" if configured else "none",
-            fix="Audit with the capture file that the cache was made with",
-        )
-
-
-def _check_layers(cached: CachedTeacher, config: TeacherConfig) -> None:
-    """Refuse an engine that cannot give a layer that the cache holds, before it is started."""
-    middle = [layer for layer in cached.manifest.hidden if layer != "last"]
-    if config.engine is not None and middle:
-        raise ConfigError(
-            f"{config.engine.kind} cannot give layer {middle[0]}, which the cache holds of teacher {cached.name!r}",
-            where="engine",
-            fix="Audit it with transformers: --engine transformers",
-        )
-
-
 def _largest(checks: list[Check]) -> list[Check]:
     """Return, of each measure, the check of the shard where it is largest; NaN is larger than any number."""
     by_name: dict[str, list[Check]] = {}
     for check in checks:
         by_name.setdefault(check.name, []).append(check)
     return [max(same, key=lambda check: (np.isnan(check.value), check.value)) for same in by_name.values()]
-
-
-def _check_shapes(cached: CachedTeacher, teacher: Teacher) -> None:
-    """Refuse a teacher with other numbers of logits or layers: there is nothing to compare."""
-    config, manifest = teacher.head.model.config.get_text_config(), cached.manifest
-    expected = {"vocabulary": manifest.vocabulary_size}
-    live = {"vocabulary": teacher.head.vocabulary_size}
-    for layer, spec in manifest.hidden.items():
-        there = layer == "last" or int(layer) <= config.num_hidden_layers
-        expected[f"hidden {layer}"], live[f"hidden {layer}"] = spec.width, config.hidden_size if there else 0
-    if live != expected:
-        raise IdentityError(
-            f"the live teacher {cached.name!r} is another model than the cached one",
-            where=cached.path,
-            found="; ".join(differences(expected, live)),
-            why="its predictions have other shapes, so nothing can be compared",
-            fix="Point 'model' in the capture file to the model that was captured",
-        )

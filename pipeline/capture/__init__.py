@@ -11,6 +11,7 @@ In reading order:
 - ``host_memory``: memory of a position, and the size of shards that follows.
 - ``declare``: the manifest of a teacher before its first shard.
 - ``hidden_budget``: the error budget of the last hidden state.
+- ``row_predictions``: predictions of a teacher that gives rows and no logits.
 - ``predict``: runs the teacher and brings what is kept to the host.
 - ``shards``: captures and commits one shard after another.
 """

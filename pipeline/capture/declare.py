@@ -28,7 +28,7 @@ from pipeline.config.teacher import TeacherConfig
 from pipeline.teachers.batches import Batch
 from pipeline.teachers.body_and_head import HeadOutput, body_of, output_parameters, output_scaling
 from pipeline.teachers.probe import check_rows
-from pipeline.teachers.teacher import Teacher
+from pipeline.teachers.teacher import AnyTeacher, RowTeacher, Teacher
 
 CALIBRATION_POSITIONS = 4096
 """Positions, spread over the corpus, whose hidden states the bases are made from."""
@@ -48,7 +48,7 @@ PACKED_PROBE = 4
 
 
 def declare(
-    encoding: Encoding, teacher: Teacher, config: TeacherConfig, target: SparseTarget, chunk_positions: int
+    encoding: Encoding, teacher: AnyTeacher, config: TeacherConfig, target: SparseTarget, chunk_positions: int
 ) -> CachedTeacher:
     """Declare a loaded teacher, or check that the cache holds the same one; add layers that it lacks.
 
@@ -65,16 +65,21 @@ def declare(
             other sequences.
     """
     _check_vocabulary(encoding, teacher, config)
-    probe = probe_batch(encoding)
+    stored, files = _stored_manifest(encoding, config.name), dict[str, bytes]()
+    if stored is not None:
+        target = target.as_stored(stored.target, stored.vocabulary_size)
     with torch.inference_mode():
-        teacher.body.check(teacher.head, probe, encoding.sequences(0)[:PACKED_PROBE])
-        check_rows(encoding, teacher, config)
-        stored = _stored_manifest(encoding, config.name)
-        if stored is not None:
-            target = target.as_stored(stored.target, stored.vocabulary_size)
-        manifest, head = _describe(encoding, teacher, config, target, chunk_positions, probe)
-        new = {layer: spec for layer, spec in manifest.hidden.items() if stored is None or layer not in stored.hidden}
-        files = _layer_files(encoding, teacher, new, head, config.batch_tokens)
+        if isinstance(teacher, RowTeacher):
+            teacher.rows.check(encoding.sequences(0), target.keep.slots(teacher.vocabulary_size))
+            manifest = _manifest(encoding, teacher, target, chunk_positions, {})
+        else:
+            probe = probe_batch(encoding)
+            teacher.body.check(teacher.head, probe, encoding.sequences(0)[:PACKED_PROBE])
+            check_rows(encoding, teacher, config)
+            head, hidden = _describe(teacher, config, probe)
+            manifest = _manifest(encoding, teacher, target, chunk_positions, hidden)
+            new = {layer: spec for layer, spec in hidden.items() if stored is None or layer not in stored.hidden}
+            files |= _layer_files(encoding, teacher, new, head, config.batch_tokens)
         if stored is None:
             files |= _codec_file(encoding, teacher, target, manifest, config.batch_tokens)
     records = {} if stored is None else dict(stored.files)
@@ -101,10 +106,11 @@ def _stored_manifest(encoding: Encoding, name: str) -> TeacherManifest | None:
     return read_manifest(folder, TeacherManifest) if object_exists(folder / layout.MANIFEST) else None
 
 
-def _check_vocabulary(encoding: Encoding, teacher: Teacher, config: TeacherConfig) -> None:
+def _check_vocabulary(encoding: Encoding, teacher: AnyTeacher, config: TeacherConfig) -> None:
     """Refuse a teacher for which some ids of the encoding do not exist, before it reads one."""
-    body_of(teacher.head.model)  # refuses a model without output matrix
-    vocabulary = teacher.head.vocabulary_size
+    if isinstance(teacher, Teacher):
+        body_of(teacher.head.model)  # refuses a model without output matrix
+    vocabulary = teacher.vocabulary_size
     if vocabulary < encoding.manifest.vocabulary_size:
         raise IdentityError(
             f"teacher {config.name!r} has fewer logits than the tokenizer has ids",
@@ -115,19 +121,24 @@ def _check_vocabulary(encoding: Encoding, teacher: Teacher, config: TeacherConfi
         )
 
 
-def _describe(
-    encoding: Encoding,
-    teacher: Teacher,
-    config: TeacherConfig,
-    target: SparseTarget,
-    chunk_positions: int,
-    probe: Batch,
-) -> tuple[TeacherManifest, HeadOutput]:
-    """Return the teacher's manifest, its files aside, and what its head gives on the probe."""
+def _describe(teacher: Teacher, config: TeacherConfig, probe: Batch) -> tuple[HeadOutput, dict[str, HiddenSpec]]:
+    """Return what the teacher's head gives on the probe, and how each layer of hidden states is kept."""
     last_PD, states = teacher.body.states(probe, [layer for layer in config.hidden.layers if layer != "last"])
     head = teacher.head.logits(last_PD)
-    vocabulary_size = head.logits.shape[1]
-    manifest = TeacherManifest.describe(
+    widths = {layer: (head.last if layer == "last" else states[layer]).shape[-1] for layer in config.hidden.layers}
+    return head, {str(layer): _hidden_spec(config.hidden, layer, width) for layer, width in widths.items()}
+
+
+def _manifest(
+    encoding: Encoding,
+    teacher: AnyTeacher,
+    target: SparseTarget,
+    chunk_positions: int,
+    hidden: dict[str, HiddenSpec],
+) -> TeacherManifest:
+    """Return the teacher's manifest, its files aside."""
+    vocabulary_size = teacher.vocabulary_size
+    return TeacherManifest.describe(
         teacher.computed.identity() | {"encoding": encoding.manifest.fingerprint},
         teacher.description.document(),
         chunk_positions,
@@ -135,12 +146,8 @@ def _describe(
         target=target.spec(vocabulary_size),
         scalar_step_nats=target.scalar_step_nats(vocabulary_size),
         scalars=target.keep.scalar_names,
-        hidden={
-            str(layer): _hidden_spec(config.hidden, layer, (head.last if layer == "last" else states[layer]).shape[-1])
-            for layer in config.hidden.layers
-        },
+        hidden=hidden,
     )
-    return manifest, head
 
 
 def _hidden_spec(config: HiddenConfig, layer: int | str, width: int) -> HiddenSpec:
@@ -172,7 +179,7 @@ def _layer_files(
 
 
 def _codec_file(
-    encoding: Encoding, teacher: Teacher, target: SparseTarget, manifest: TeacherManifest, batch_tokens: int
+    encoding: Encoding, teacher: AnyTeacher, target: SparseTarget, manifest: TeacherManifest, batch_tokens: int
 ) -> dict[str, bytes]:
     """Return the file that the target's codec learns from a sample of the teacher's predictions, by key, if any."""
     codec = codec_of(manifest)

@@ -7,21 +7,23 @@ more than HOST_BYTES of a worker's memory.
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 
 from transformers import PreTrainedModel
 
 from cache_tools.format import layout
-from cache_tools.format.manifest import EncodingManifest, read_manifest
+from cache_tools.format.manifest import EncodingManifest, Objective, read_manifest
 from cache_tools.hidden_codecs.registry import HIDDEN_CODECS
 from cache_tools.limits import SHARD_POSITIONS
 from cache_tools.storage import StorePath, object_exists
 from pipeline.capture.target import ResolvedTeacher
 from pipeline.config.encoding import EncodingConfig
+from pipeline.config.engines import ServerConfig
 from pipeline.corpus.documents import CorpusSource, corpus_sources
 from pipeline.encoding.recipe import Recipe
 from pipeline.teachers.body_and_head import vocabulary_of
+from pipeline.teachers.loading import stated_vocabulary
 from pipeline.teachers.tensor_plan import meta_model
 
 SHARDS_IN_MEMORY = 2
@@ -43,19 +45,43 @@ SAMPLE_DOCUMENTS = 1000
 """Documents from which the size of the corpus is estimated."""
 
 
-def kept_bytes_per_position(teacher: ResolvedTeacher, model: PreTrainedModel) -> int:
+@dataclass(frozen=True)
+class ModelShape:
+    """How large a teacher's outputs are.
+
+    Attributes:
+        vocabulary_size: Width of its logits.
+        width: Width of its hidden states; 0 if it gives none.
+    """
+
+    vocabulary_size: int
+    width: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "ModelShape":
+        """Return that of a model, with or without weights."""
+        return cls(vocabulary_of(model), model.config.get_text_config().hidden_size)
+
+
+def shape_of(teacher: ResolvedTeacher, objective: Objective) -> ModelShape:
+    """Return how large a teacher's outputs are, from its configuration."""
+    if isinstance(teacher.config.engine, ServerConfig):
+        return ModelShape(stated_vocabulary(teacher.folder, teacher.config.trust_remote_code), 0)
+    return ModelShape.of(meta_model(teacher.config, objective, teacher.folder))
+
+
+def kept_bytes_per_position(teacher: ResolvedTeacher, shape: ModelShape) -> int:
     """Return the host's bytes for one position until its shard is written: ids, logs, scalars, float32 states."""
-    keep, width = teacher.target.keep, model.config.get_text_config().hidden_size
-    states = width * len(teacher.config.hidden.layers)
-    numbers = 2 * keep.slots(vocabulary_of(model)) + 1 + len(keep.scalar_names) + states
+    keep, states = teacher.target.keep, shape.width * len(teacher.config.hidden.layers)
+    numbers = 2 * keep.slots(shape.vocabulary_size) + 1 + len(keep.scalar_names) + states
     return int(4 * numbers)
 
 
-def writing_bytes_per_position(teacher: ResolvedTeacher, model: PreTrainedModel) -> int:
+def writing_bytes_per_position(teacher: ResolvedTeacher, shape: ModelShape) -> int:
     """Return the host's bytes for one position while its shard is encoded and written; groups follow each other."""
-    codec, hidden = teacher.target.codec(vocabulary_of(model)), teacher.config.hidden
+    codec, hidden = teacher.target.codec(shape.vocabulary_size), teacher.config.hidden
     value_bytes = HIDDEN_CODECS[hidden.stored_codec].encoding_value_bytes if hidden.layers else 0
-    return int(max(codec.encoding_slot_bytes * codec.k, value_bytes * model.config.get_text_config().hidden_size))
+    return int(max(codec.encoding_slot_bytes * codec.k, value_bytes * shape.width))
 
 
 def sized(recipe: Recipe, cache: StorePath, teachers: Iterable[ResolvedTeacher]) -> Recipe:
@@ -88,9 +114,9 @@ def host_bytes_per_position(teachers: Iterable[ResolvedTeacher], encoding: Encod
     """Return what a position takes in the teacher that takes most."""
     sizes = []
     for teacher in teachers:
-        model = meta_model(teacher.config, encoding.objective, teacher.folder)
-        kept = SHARDS_IN_MEMORY * kept_bytes_per_position(teacher, model)
-        sizes.append(kept + writing_bytes_per_position(teacher, model))
+        shape = shape_of(teacher, encoding.objective)
+        kept = SHARDS_IN_MEMORY * kept_bytes_per_position(teacher, shape)
+        sizes.append(kept + writing_bytes_per_position(teacher, shape))
     return max(sizes)
 
 

@@ -8,7 +8,7 @@ arXiv 2503.16870), ``hybrid`` the k most likely exactly and N draws from the res
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class Keep:
         temperatures: For each, the log-normaliser of the logits divided by it is kept.
         scalars: Which of ``gold_rank`` and TAIL_SCALARS are kept.
         restriction: The tokens that the distribution is over, if not all.
+        common: Which of SCALARS the teacher can give.
     """
 
     kind: Kind = Kind.TOPK
@@ -45,11 +46,12 @@ class Keep:
     temperatures: tuple[float, ...] = ()
     scalars: tuple[str, ...] = ()
     restriction: Restriction | None = None
+    common: tuple[str, ...] = field(default_factory=lambda: SCALARS)
 
     @property
     def scalar_names(self) -> list[str]:
         """Names of all scalars that are kept per position, in the order of the manifest."""
-        return [*SCALARS, *map(tempered_name, self.temperatures), *self.scalars]
+        return [*self.common, *map(tempered_name, self.temperatures), *self.scalars]
 
     def tokens(self, vocabulary_size: int) -> int:
         """Return how many tokens the distribution is over."""

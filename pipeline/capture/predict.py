@@ -28,8 +28,9 @@ from cache_tools.store.predictions import Predictions, hidden_array
 from cache_tools.store.reader import Encoding
 from pipeline.capture.draws import position_keys
 from pipeline.capture.keep import Keep, sparse_targets
+from pipeline.capture.row_predictions import row_predictions
 from pipeline.teachers.batches import Batch, pack, pad, token_budget_batches, whole
-from pipeline.teachers.teacher import Teacher
+from pipeline.teachers.teacher import AnyTeacher, RowTeacher, Teacher
 
 # L: length, D: width, P: kept positions of a batch, V: vocabulary
 
@@ -67,7 +68,7 @@ def probe_batch(encoding: Encoding) -> Batch:
 def predict(
     sequences: list[Sequence],
     objective: Objective,
-    teacher: Teacher,
+    teacher: AnyTeacher,
     kept: KeptOutputs,
     batch_tokens: int,
     progress: Advance = ignore,
@@ -85,6 +86,8 @@ def predict(
     Raises:
         ModelError: a prediction is not a number, and such rows are not skipped.
     """
+    if isinstance(teacher, RowTeacher):
+        return row_predictions(sequences, teacher, kept.keep, progress)
     gold = [sequence.gold_ids(objective).astype(np.int64) for sequence in sequences]
     ends = list(accumulate(len(ids) for ids in gold))
     rows, starts = _Rows(kept, sequences, ends), [0, *ends[:-1]]

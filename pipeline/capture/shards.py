@@ -31,13 +31,13 @@ from pipeline.capture.hidden_budget import OutputHead, kl_error
 from pipeline.capture.keep import Keep
 from pipeline.capture.predict import KeptOutputs, predict, probe_batch
 from pipeline.teachers.body_and_head import HeadOutput
-from pipeline.teachers.teacher import Teacher
+from pipeline.teachers.teacher import AnyTeacher, RowTeacher, Teacher
 
 
 def capture_shards(
     cached: CachedTeacher,
     shards: list[int],
-    teacher: Teacher,
+    teacher: AnyTeacher,
     keep: Keep,
     batch_tokens: int,
     skip_nan: bool = False,
@@ -105,10 +105,10 @@ def _commit(
 
 
 @torch.inference_mode()
-def _error_measures(cached: CachedTeacher, teacher: Teacher) -> dict[str, ErrorOf]:
+def _error_measures(cached: CachedTeacher, teacher: AnyTeacher) -> dict[str, ErrorOf]:
     """Return how to measure the error of the last hidden state, if it has a budget: in KL of the logits."""
     last = cached.manifest.hidden.get("last")
-    if last is None or not HIDDEN_CODECS[last.codec].has_transform:
+    if isinstance(teacher, RowTeacher) or last is None or not HIDDEN_CODECS[last.codec].has_transform:
         return {}
     head = OutputHead.of(teacher.head.model, probe_head(cached.encoding, teacher))
     return {"last": kl_error(head, temperatures_of(cached.manifest.scalars))}
@@ -119,10 +119,13 @@ def probe_head(encoding: Encoding, teacher: Teacher) -> HeadOutput:
     return teacher.head.logits(teacher.body.states(probe_batch(encoding))[0])
 
 
-def _provenance(teacher: Teacher, started: float) -> Provenance:
+def _provenance(teacher: AnyTeacher, started: float) -> Provenance:
+    seconds = round(time.monotonic() - started, 3)
+    if isinstance(teacher, RowTeacher):
+        return {"software": f"{SOFTWARE}, {teacher.software}", "device": "server", "seconds": seconds}
     device = torch.cuda.get_device_name(teacher.device) if teacher.device.type == "cuda" else platform.machine()
     return {
-        "software": f"{SOFTWARE}, torch {torch.__version__}, {teacher.body.software}",
+        "software": f"{SOFTWARE}, torch {torch.__version__}, {teacher.software}",
         "device": f"{teacher.device.type} ({device})",
-        "seconds": round(time.monotonic() - started, 3),
+        "seconds": seconds,
     }

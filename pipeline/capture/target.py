@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cache_tools.codecs.registry import Codec, codec_for
-from cache_tools.format.layout import TAIL_SCALARS
+from cache_tools.format.layout import GOLD_LOGPROB, TAIL_SCALARS
 from cache_tools.format.manifest import TargetSpec
 from cache_tools.mappings import JsonObject
 from cache_tools.store.predictions import SCALAR_STEP_NATS
 from pipeline.capture.keep import Keep
+from pipeline.config.engines import ServerConfig
 from pipeline.config.targets import TargetConfig
 from pipeline.config.teacher import TeacherConfig
 from pipeline.teachers.loading import computes_in_half_precision, resolve_model
@@ -137,8 +138,11 @@ def resolve_teacher(config: TeacherConfig, weights: bool = True) -> ResolvedTeac
         ModelError: the model is neither a folder nor a hub id that can be reached.
         LogitcaskError: the target cannot be read, see :func:`read_target`.
     """
-    folder = resolve_model(config, weights)
-    return ResolvedTeacher(config, folder, read_target(config.target, computes_in_half_precision(config, folder)))
+    folder = resolve_model(config, weights and not isinstance(config.engine, ServerConfig))
+    target = read_target(config.target, computes_in_half_precision(config, folder))
+    if isinstance(config.engine, ServerConfig):
+        target = replace(target, keep=replace(target.keep, common=(GOLD_LOGPROB,)))
+    return ResolvedTeacher(config, folder, target)
 
 
 def _settings(keep: Keep) -> JsonObject:

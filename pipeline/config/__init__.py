@@ -8,6 +8,7 @@ In reading order:
 - ``capture_file``: the whole file.
 - ``encoding``: how documents become sequences, and which slots masked language modelling chooses.
 - ``teacher``: one teacher: its model, its devices, its batches.
+- ``engines``: who reads the tokens in place of transformers.
 - ``targets``: what is kept of a teacher's predictions and hidden states.
 - ``audit``: how much of a capture is compared with the live teacher.
 - ``names``: names that become folders of the cache.

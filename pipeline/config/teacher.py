@@ -5,52 +5,9 @@ from typing import Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from cache_tools.configuration import Config
-from cache_tools.mappings import JsonObject
+from pipeline.config.engines import ServerConfig, VllmConfig
 from pipeline.config.names import FolderName
 from pipeline.config.targets import HiddenConfig, TargetConfig
-
-ENGINE_SETTINGS = (
-    "model",
-    "tokenizer",
-    "runner",
-    "convert",
-    "dtype",
-    "revision",
-    "trust_remote_code",
-    "max_model_len",
-    "max_num_batched_tokens",
-    "max_num_seqs",
-    "enable_prefix_caching",
-    "pooler_config",
-    "skip_tokenizer_init",
-)
-"""Arguments of an engine that a capture decides itself."""
-
-
-class EngineConfig(Config):
-    """A serving engine that reads the tokens in place of transformers; the head and all that follows stay here.
-
-    Attributes:
-        kind: The engine: ``vllm``.
-        python: The Python of the environment in which the engine is installed, such as ``/opt/vllm/bin/python``; this
-            program need not be installed there.
-        options: Arguments of the engine by its own names, such as ``tensor_parallel_size`` or ``quantization``. All
-            but those that only place memory belong to the teacher's identity.
-        compare_log_probs: Whether the first rows of a capture are compared with the engine's own log-probabilities, for
-            which it is loaded once more, before the first shard.
-    """
-
-    kind: Literal["vllm"]
-    python: str
-    options: JsonObject = Field(default_factory=dict)
-    compare_log_probs: bool = True
-
-    @model_validator(mode="after")
-    def _not_ours(self) -> "EngineConfig":
-        ours = sorted(set(self.options) & set(ENGINE_SETTINGS))
-        if ours:
-            raise ValueError(f"options cannot set {', '.join(ours)}, which the capture decides")
-        return self
 
 
 class TeacherConfig(Config):
@@ -58,13 +15,16 @@ class TeacherConfig(Config):
 
     Attributes:
         name: Name of the teacher, and of the folder of its predictions in the cache.
-        model: Local folder or hub id of the model.
+        model: Local folder or hub id of the model. Of a teacher that a server reads, only the configuration and the
+            tokenizer are needed.
         gguf_file: Name of a GGUF file in that folder or under that id, instead of safetensors: weights, configuration
             and tokenizer come from it. Weights are dequantised to ``dtype``, by default float32, and take the memory
             of that; needs ``logitcask[gguf]``.
         revision: Branch, tag or commit of a hub id.
-        engine: A serving engine that reads the tokens, in a process of its own; default: transformers, in this one.
-        dtype: Type in which the forward pass computes; ``auto`` is the type of the checkpoint.
+        engine: What reads the tokens: a serving engine in a process of its own, or a server that already runs;
+            default: transformers, in this process.
+        dtype: Type in which the forward pass computes; ``auto`` is the type of the checkpoint. Of a server it is what
+            you know of it: given as ``bfloat16`` or ``float16``, rows are kept bit for bit as of any such teacher.
         trust_remote_code: Run Python code that comes with the model. Only for models you trust.
         target: What is kept of each distribution.
         hidden: Which hidden states are kept.
@@ -89,7 +49,7 @@ class TeacherConfig(Config):
     model: str
     gguf_file: str | None = Field(default=None, pattern=r"\.gguf$")
     revision: str | None = None
-    engine: EngineConfig | None = None
+    engine: VllmConfig | ServerConfig | None = Field(default=None, discriminator="kind")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     trust_remote_code: bool = False
     target: TargetConfig = TargetConfig()
@@ -127,18 +87,16 @@ class TeacherConfig(Config):
     def _left_to_the_engine(self) -> "TeacherConfig":
         if self.engine is None:
             return self
-        kind = self.engine.kind
-        middle = [layer for layer in self.hidden.layers if layer != "last"]
-        refused = {
-            "gguf_file": (self.gguf_file is not None, f"{kind} reads safetensors here"),
-            "device_map": (self.device_map is not None, f"{kind} places the model by its own options"),
-            "tensor_parallel": (self.tensor_parallel > 1, "set engine.options.tensor_parallel_size"),
-            "attention": (self.attention is not None, "set the engine's own option"),
-            "packing": (bool(self.packing), f"{kind} reads no padding anyway"),
-            "compile": (self.compile, f"{kind} compiles by its own options"),
-            "hidden.layers": (bool(middle), f"{kind} gives the last state only, so only 'last' can be kept"),
-        }
-        for key, (is_given, why) in refused.items():
-            if is_given:
-                raise ValueError(f"engine and {key} exclude each other: {why}")
+        settings = self._given("", self) | self._given("hidden.", self.hidden) | self._given("target.", self.target)
+        for key, reason in self.engine.refused(settings).items():
+            raise ValueError(f"engine and {key} exclude each other: {reason}")
+        if isinstance(self.engine, ServerConfig) and not self.target.kind.is_ranked:
+            raise ValueError(f"target.kind: {self.target.kind} needs whole distributions; a server gives only topk")
         return self
+
+    @staticmethod
+    def _given(prefix: str, block: Config) -> dict[str, object]:
+        """Return the keys of a block that the file gives a value other than the default, with that value."""
+        fields = type(block).model_fields
+        values = {name: getattr(block, name) for name in block.model_fields_set}
+        return {prefix + name: value for name, value in values.items() if value != fields[name].default}

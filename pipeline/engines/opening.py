@@ -1,4 +1,4 @@
-"""Load a teacher: in this process, or as an engine's process and a head."""
+"""Open a teacher: in this process, as an engine's process and a head, or as a server."""
 
 from functools import partial
 from pathlib import Path
@@ -11,13 +11,15 @@ from cache_tools.format.manifest import Objective
 from cache_tools.mappings import JsonObject
 from cache_tools.models.files import weight_files, weights_sha256
 from cache_tools.torch_models.quantised import quantisation_of
-from pipeline.config.teacher import EngineConfig, TeacherConfig
+from pipeline.config.engines import ServerConfig, VllmConfig
+from pipeline.config.teacher import TeacherConfig
 from pipeline.engines.engine_body import SEQUENCES, EngineBody, EngineFacts
 from pipeline.engines.output_head import load_output_head
 from pipeline.engines.own_rows import ask_own_rows
 from pipeline.engines.process import PROTOCOL, EngineProcess
+from pipeline.engines.server_opening import open_server
 from pipeline.teachers.loading import chosen_device, load_teacher
-from pipeline.teachers.teacher import ComputedWeights, Head, ModelDescription, Teacher
+from pipeline.teachers.teacher import AnyTeacher, ComputedWeights, Head, ModelDescription, Teacher
 
 CHILDREN = {"vllm": Path(__file__).parent / "vllm_child.py"}
 """What the process of each kind of engine runs."""
@@ -32,8 +34,8 @@ def open_teacher(
     objective: Objective,
     max_length_tokens: int,
     first_ids: NDArray[np.int64] | None = None,
-) -> Teacher:
-    """Load a teacher from its folder, by its engine if it has one.
+) -> AnyTeacher:
+    """Load a teacher from its folder, by its engine if it has one, or open the server that runs it.
 
     Args:
         config: The teacher's block of the capture file.
@@ -44,21 +46,36 @@ def open_teacher(
             it need not be.
 
     Raises:
-        ConfigError: the engine's Python cannot be started.
-        ModelError: the model or the engine cannot be loaded, or its head cannot be read apart from its body.
+        ConfigError: the engine's Python cannot be started, or a server's key is not there.
+        IdentityError: a server does not serve this model.
+        ModelError: the model or the engine cannot be loaded, its head cannot be read apart from its body, or a server
+            does not answer.
     """
     if config.engine is None:
         return load_teacher(config, folder, objective)
+    if isinstance(config.engine, ServerConfig):
+        return open_server(config, config.engine, folder, max_length_tokens)
+    return _open_vllm(config, config.engine, folder, objective, max_length_tokens, first_ids)
+
+
+def _open_vllm(
+    config: TeacherConfig,
+    engine: VllmConfig,
+    folder: Path,
+    objective: Objective,
+    max_length_tokens: int,
+    first_ids: NDArray[np.int64] | None,
+) -> Teacher:
     weight_files(folder)  # refused before anything is loaded
     device = chosen_device(config.device)
     model = load_output_head(config, folder, objective, device)
     head = Head(model)
     dtype = model.get_output_embeddings().weight.dtype
     named = str(dtype).removeprefix("torch.")
-    settings = _settings(config, config.engine, folder, named, max_length_tokens)
-    start = partial(EngineProcess, config.engine.python, str(CHILDREN[config.engine.kind]), f"teacher {config.name!r}")
+    settings = _settings(config, engine, folder, named, max_length_tokens)
+    start = partial(EngineProcess, engine.python, str(CHILDREN[engine.kind]), f"teacher {config.name!r}")
     own_rows = None
-    if config.engine.compare_log_probs and first_ids is not None:
+    if engine.compare_log_probs and first_ids is not None:
         own_rows = ask_own_rows(start, settings, first_ids)
     process = start()
     facts = _facts(process, settings)
@@ -79,7 +96,7 @@ def open_teacher(
         stored.words,
         engine=f"{facts.name} {facts.version}",
     )
-    computed = ComputedWeights(weights_sha256(folder), named, stored.weights, _identity(config, config.engine, facts))
+    computed = ComputedWeights(weights_sha256(folder), named, stored.weights, _identity(config, engine, facts))
     return Teacher(
         EngineBody(process, facts, device, dtype, _step_tokens(config, max_length_tokens), own_rows),
         head,
@@ -91,11 +108,13 @@ def open_teacher(
 
 def where_it_runs(config: TeacherConfig) -> str:
     """Return what a message says of a teacher's engine; nothing if it has none."""
+    if isinstance(config.engine, ServerConfig):
+        return f" at {config.engine.url}"
     return "" if config.engine is None else f" in {config.engine.kind}"
 
 
 def _settings(
-    config: TeacherConfig, engine: EngineConfig, folder: Path, dtype: str, max_length_tokens: int
+    config: TeacherConfig, engine: VllmConfig, folder: Path, dtype: str, max_length_tokens: int
 ) -> JsonObject:
     """Return the first message to the process."""
     return {
@@ -125,6 +144,6 @@ def _facts(process: EngineProcess, settings: JsonObject) -> EngineFacts:
     return EngineFacts(**facts)
 
 
-def _identity(config: TeacherConfig, engine: EngineConfig, facts: EngineFacts) -> JsonObject:
+def _identity(config: TeacherConfig, engine: VllmConfig, facts: EngineFacts) -> JsonObject:
     options = {name: value for name, value in sorted(engine.options.items()) if name not in WITHOUT_EFFECT}
     return facts.identity() | {"batch_tokens": config.batch_tokens} | ({"options": options} if options else {})

@@ -7,11 +7,12 @@ from cache_tools.format.manifest import Split
 from cache_tools.json_output import FLAT
 from cache_tools.progress.reporter import Reporter
 from cache_tools.store.reader import Encoding
-from cache_tools.torch_models.quantised import quantisation_of
-from pipeline.capture.host_memory import host_bytes_per_position, recommended_positions, sized
+from cache_tools.torch_models.quantised import Quantisation, quantisation_of
+from pipeline.capture.host_memory import host_bytes_per_position, recommended_positions, shape_of, sized
 from pipeline.capture.target import ResolvedTeacher, resolve_teacher
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.config.encoding import EncodingConfig
+from pipeline.config.engines import ServerConfig
 from pipeline.corpus.documents import corpus_sources
 from pipeline.encoding.encode import is_encoded
 from pipeline.encoding.recipe import Recipe
@@ -21,12 +22,11 @@ from pipeline.planning.choices import KChoice
 from pipeline.planning.fit import DeviceFit, plan_fit
 from pipeline.planning.held import held_encoding, held_teacher
 from pipeline.planning.measure import MEASURED_SECONDS, Measurement, Sample, drawn_order, measure
-from pipeline.planning.memory import MemoryPlan, plan_memory
+from pipeline.planning.memory import SERVER, MemoryPlan, plan_memory, plan_server_memory
 from pipeline.planning.plan import Cost, EncodingPlan, Rates, Remaining, cost_of, plan_encoding, rates_of
 from pipeline.planning.scale import Simulation, StudentLoad, Workload, simulation, student_bytes_per_s
 from pipeline.planning.simulate import Cluster
 from pipeline.planning.survey import Extent, Survey, survey
-from pipeline.teachers.body_and_head import vocabulary_of
 from pipeline.teachers.fitting import check_teacher
 from pipeline.teachers.loading import resolve_tokenizer
 from pipeline.teachers.tensor_plan import meta_model
@@ -193,13 +193,17 @@ def _plan_teacher(
         _measure(teacher, recipe.encoding, corpus, settings, reporter) if settings.measured_sequences else None
     )
     reporter.stage(f"planning teacher {config.name}", None)
-    model = meta_model(config, objective, teacher.folder)
-    vocabulary_size, width = vocabulary_of(model), model.config.get_text_config().hidden_size
-    rates = rates_of(teacher, vocabulary_size, width, measurement, settings.tokens_per_s)
-    left = corpus.total.without(held_teacher(encoding, teacher, vocabulary_size))
+    shape = shape_of(teacher, objective)
+    rates = rates_of(teacher, shape.vocabulary_size, shape.width, measurement, settings.tokens_per_s)
+    left = corpus.total.without(held_teacher(encoding, teacher, shape.vocabulary_size))
     remaining = Remaining(left, cost_of(left, rates, workers))
-    stored = quantisation_of(teacher.folder)
-    memory = plan_memory(teacher, model, recipe.encoding, settings.device_memory_bytes)
+    if isinstance(config.engine, ServerConfig):
+        stored, memory = Quantisation(), plan_server_memory(teacher, shape, recipe.encoding)
+        fit = DeviceFit(SERVER, None, None, 0, None, None, None, None)
+    else:
+        stored, model = quantisation_of(teacher.folder), meta_model(config, objective, teacher.folder)
+        memory = plan_memory(teacher, model, recipe.encoding, settings.device_memory_bytes)
+        fit = plan_fit(config, model, memory)
     return TeacherPlan(
         name=config.name,
         quantisation=stored.weights,
@@ -212,7 +216,7 @@ def _plan_teacher(
         remaining=remaining,
         choices=measurement.choices if measurement else (),
         memory=memory,
-        fit=plan_fit(config, model, memory),
+        fit=fit,
         student_bytes_per_s=student_bytes_per_s(rates, sequence_bytes_per_position, settings.student),
         simulation=_simulate(rates, remaining, memory, recipe.encoding.shard_positions, settings),
     )

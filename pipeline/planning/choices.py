@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.codecs.registry import Codec, Targets
+from cache_tools.format.layout import ENTROPY
 from cache_tools.format.zarr_arrays import ArrayLayout, ArrayType
 from cache_tools.inspection.divergence import kl_floor_rows
 from cache_tools.store.predictions import Predictions, to_steps
@@ -58,8 +59,11 @@ class KChoice:
 
 
 def choices_of(keep: Keep, vocabulary_size: int) -> list[int]:
-    """Return the values of k to compare; none for kinds that are not defined by k."""
-    if not keep.kind.is_ranked:
+    """Return the values of k to compare.
+
+    There are none for kinds that are not defined by k, nor of a teacher without entropies, for which no floor follows.
+    """
+    if not keep.kind.is_ranked or ENTROPY not in keep.common:
         return []
     most = keep.tokens(vocabulary_size)
     return sorted({min(k, most) for k in (*CHOICES, keep.k) if k <= most or k == keep.k})

@@ -33,7 +33,7 @@ class DeviceFit:
     """Whether a teacher fits. Where the memory of the device is unknown, all fields that follow from it are None.
 
     Attributes:
-        device: Kind of device, such as ``cuda`` or ``cpu``.
+        device: Kind of device, such as ``cuda`` or ``cpu``; ``server`` where another machine computes.
         device_memory_bytes: Memory of one device; for a CPU, that of the machine.
         usable_bytes: The part of it that can be used.
         devices: Devices that the capture file gives one worker.

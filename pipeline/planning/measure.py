@@ -22,7 +22,7 @@ from cache_tools.store.predictions import Predictions
 from pipeline.capture.predict import KeptOutputs, predict
 from pipeline.capture.target import ResolvedTeacher
 from pipeline.planning.choices import CHUNK_ROWS, KChoice, Tally, choices_of
-from pipeline.teachers.teacher import Teacher
+from pipeline.teachers.teacher import AnyTeacher
 
 BLOCK_ROWS = 16 * CHUNK_ROWS
 """Rows that are compressed together."""
@@ -83,7 +83,7 @@ def drawn_order(sequences: list[Sequence]) -> list[Sequence]:
 
 
 def measure(
-    teacher: Teacher,
+    teacher: AnyTeacher,
     resolved: ResolvedTeacher,
     objective: Objective,
     sequences: list[Sequence],
@@ -103,7 +103,7 @@ def measure(
         clock: Returns seconds; only differences count.
     """
     reporter, name, batch_tokens = reporter or Reporter(), resolved.config.name, resolved.config.batch_tokens
-    vocabulary_size = teacher.head.vocabulary_size
+    vocabulary_size = teacher.vocabulary_size
     ks = choices_of(resolved.target.keep, vocabulary_size)
     widest = replace(resolved.target.keep, kind=Kind.TOPK, k=ks[-1]) if ks else resolved.target.keep
 

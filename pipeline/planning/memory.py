@@ -19,6 +19,7 @@ from cache_tools.models.quantised import DEQUANTISED_ON_CPU, ORDINARY, quantised
 from cache_tools.models.tensors import tensor_entries
 from pipeline.capture.host_memory import (
     SHARDS_IN_MEMORY,
+    ModelShape,
     kept_bytes_per_position,
     writing_bytes_per_position,
 )
@@ -33,6 +34,9 @@ from pipeline.teachers.tensor_plan import weight_bytes
 BATCHES_IN_MEMORY = 2
 """One is being computed while the one before is put into its shard."""
 
+SERVER = "server"
+"""Kind of device of a teacher that computes on another machine."""
+
 BASIS_BYTES = 24
 """Bytes for each of width² numbers of a basis: it and its inverse (8), which is made in float64 (16)."""
 
@@ -45,7 +49,7 @@ class MemoryPlan:
     """The memory that one worker needs at its peak.
 
     Attributes:
-        device: Kind of device, such as ``cuda`` or ``cpu``.
+        device: Kind of device, such as ``cuda`` or ``cpu``; ``server`` where another machine computes.
         weights_bytes: Weights on the device.
         weights_are: How these are held: ``ordinary``; ``quantised``, counted from the headers of the weight files;
             ``dequantised`` when they are loaded; or ``unknown`` for quantised weights whose files are not here, which
@@ -97,10 +101,11 @@ def plan_memory(
     weights, weights_are = held_weights(teacher, model, device.type)
     body = body_bytes(model, tokens, encoding.max_length_tokens, config.hidden.layers)
     head = head_bytes(model, tokens, chunk_bytes)
-    per_position = kept_bytes_per_position(teacher, model)
+    shape = ModelShape.of(model)
+    per_position = kept_bytes_per_position(teacher, shape)
     kept = SHARDS_IN_MEMORY * encoding.shard_positions * per_position
     batches = BATCHES_IN_MEMORY * tokens * per_position
-    writing = encoding.shard_positions * writing_bytes_per_position(teacher, model)
+    writing = encoding.shard_positions * writing_bytes_per_position(teacher, shape)
     writing += basis_bytes(config.hidden, model)
     on_device, host = weights + max(body, head), kept + batches + writing
     loading = weights + (dequantising_bytes(model) if weights_are == "dequantised" else 0)
@@ -117,6 +122,13 @@ def plan_memory(
         host_bytes=max(loading, on_device + host if device.type == "cpu" else host),
         device_total_bytes=device_memory_bytes or _gpu_bytes(device),
     )
+
+
+def plan_server_memory(teacher: ResolvedTeacher, shape: ModelShape, encoding: EncodingConfig) -> MemoryPlan:
+    """Return the bytes that a worker needs whose teacher is a server: rows of shards, and nothing of a model."""
+    kept = SHARDS_IN_MEMORY * encoding.shard_positions * kept_bytes_per_position(teacher, shape)
+    writing = encoding.shard_positions * writing_bytes_per_position(teacher, shape)
+    return MemoryPlan(SERVER, 0, "ordinary", 0, 0, kept, writing, 0, 0, kept + writing, None)
 
 
 def held_weights(teacher: ResolvedTeacher, model: PreTrainedModel, device: str) -> tuple[int, WeightsAre]:

@@ -8,7 +8,7 @@ from pipeline.planning.capture_plan import CapturePlan, TeacherPlan
 from pipeline.planning.choices import FEWEST_SEQUENCES, KChoice
 from pipeline.planning.fit import DeviceFit
 from pipeline.planning.measure import Sample
-from pipeline.planning.memory import MemoryPlan
+from pipeline.planning.memory import SERVER, MemoryPlan
 from pipeline.planning.plan import Stored
 from pipeline.planning.scale import ShardSize, Simulation, StoreLoad
 
@@ -49,15 +49,25 @@ def _cost_rows(teacher: TeacherPlan) -> list[tuple[str, str]]:
         ("stored", _stored(whole)),
         *([("of which remain", _stored(left))] if left.objects != whole.objects else []),
         ("targets and scalars", f"{teacher.rates.target_bytes_per_position:.1f} bytes per position"),
-        *([("engine", f"{teacher.engine}, in a process whose memory its own options set")] if teacher.engine else []),
+        *([("engine", _engine(teacher.engine))] if teacher.engine else []),
         ("hidden states", f"{teacher.rates.hidden_bytes_per_position:,.0f} bytes per position"),
         ("teacher", _hours(teacher)),
         *([("its weights", _quantised(teacher))] if teacher.quantisation else []),
-        ("memory, " + ("this CPU" if memory.device == "cpu" else "device"), _device_memory(memory)),
-        ("devices needed", _devices(teacher.fit)),
+        *(_of_device(teacher) if memory.device != SERVER else []),
         ("memory, host", _host_memory(memory)),
         ("a student reads", f"{_size(teacher.student_bytes_per_s)}/s"),
     ]
+
+
+def _engine(name: str) -> str:
+    if name == SERVER:
+        return "a server, which gives the likeliest tokens and the gold token only"
+    return f"{name}, in a process whose memory its own options set"
+
+
+def _of_device(teacher: TeacherPlan) -> list[tuple[str, str]]:
+    place = "this CPU" if teacher.memory.device == "cpu" else "device"
+    return [(f"memory, {place}", _device_memory(teacher.memory)), ("devices needed", _devices(teacher.fit))]
 
 
 def _quantised(teacher: TeacherPlan) -> str:

@@ -4,7 +4,7 @@ This room knows nothing of the store's arrays. It imports ``encoding``, the conf
 
 In reading order:
 
-- ``teacher``: what a capture needs of a teacher, whoever runs it: a body and a head.
+- ``teacher``: what a capture needs of a teacher, whoever runs it: a body and a head, or rows.
 - ``loading``: loads a teacher and states its identity.
 - ``checkpoint``: loads weights so that every one comes from the files.
 - ``fitting``: checks that a teacher fits a capture file before it is loaded.

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from cache_tools.errors import IdentityError, ModelError
 from cache_tools.store.reader import Encoding
 from cache_tools.vocabularies.same_tokenizer import probes, require_same, sampled_texts
+from pipeline.config.engines import ServerConfig
 from pipeline.config.teacher import TeacherConfig
 from pipeline.encoding.tokenizer import load_tokenizer, tokenizer_identity
 from pipeline.teachers.loading import max_positions
@@ -33,7 +34,8 @@ def check_teacher(
         ModelError: sequences are longer than the teacher can read.
         IdentityError: the teacher, or its vocabulary, has another tokenizer than the encoding.
     """
-    _check_length(config, folder, max_length_tokens)
+    if not isinstance(config.engine, ServerConfig):  # a server states its own limit when it is opened
+        _check_length(config, folder, max_length_tokens)
     own = load_tokenizer(folder, trust_remote_code=config.trust_remote_code)
     vocabulary = _vocabulary(tokenizer)
     if _vocabulary(own) != vocabulary:

@@ -18,11 +18,13 @@ from transformers.distributed.configuration_utils import DistributedConfig
 
 from cache_tools.errors import ModelError
 from cache_tools.format.manifest import Objective
-from cache_tools.mappings import Arguments
+from cache_tools.mappings import Arguments, JsonObject
 from cache_tools.models.files import weight_files, weights_sha256, why_not_found
 from cache_tools.torch_models.loading import LOADING_ERRORS, load_configuration
 from cache_tools.torch_models.quantised import quantisation_of
+from pipeline.config.engines import ServerConfig
 from pipeline.config.teacher import TeacherConfig
+from pipeline.encoding.tokenizer import load_tokenizer
 from pipeline.teachers.body_and_head import body_of
 from pipeline.teachers.checkpoint import load_teacher_checkpoint
 from pipeline.teachers.model_body import ModelBody
@@ -57,9 +59,12 @@ def resolve_model(config: TeacherConfig, weights: bool = True) -> Path:
 
 
 def computes_in_half_precision(config: TeacherConfig, folder: Path) -> bool:
-    """Return whether a teacher will compute in bfloat16 or float16, by the capture file or its own configuration."""
+    """Return whether a teacher will compute in bfloat16 or float16, by the capture file or its own configuration.
+
+    A checkpoint does not say in which type a server computes, so of a server only the capture file counts.
+    """
     dtype: str = config.dtype
-    if dtype == "auto":
+    if dtype == "auto" and not isinstance(config.engine, ServerConfig):
         model = load_configuration(folder, config.trust_remote_code).get_text_config()
         dtype = str(model.dtype).removeprefix("torch.")
     return dtype in ("bfloat16", "float16")
@@ -206,3 +211,30 @@ def max_positions(folder: Path, trust_remote_code: bool) -> int | None:
         if isinstance(getattr(config, name, None), int):
             return int(getattr(config, name))
     return None
+
+
+def stated_vocabulary(folder: Path, trust_remote_code: bool) -> int:
+    """Return how many tokens a model predicts, by its configuration; by its tokenizer if there is none.
+
+    The configuration is read as it is written, so transformers need not know the architecture.
+    """
+    configuration = _configuration(folder)
+    for part in (configuration, configuration.get("text_config")):
+        size = part.get("vocab_size") if isinstance(part, dict) else None
+        if isinstance(size, int) and size > 0:
+            return size
+    return 1 + max(load_tokenizer(folder, trust_remote_code=trust_remote_code).get_vocab().values())
+
+
+def stated_architecture(folder: Path) -> str | None:
+    """Return the class of a model, by its configuration; None if that does not say."""
+    classes = _configuration(folder).get("architectures")
+    return str(classes[0]) if isinstance(classes, list) and classes else None
+
+
+def _configuration(folder: Path) -> JsonObject:
+    try:
+        content = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
