@@ -8,9 +8,10 @@ from click.testing import CliRunner
 from transformers import AutoConfig
 
 import pipeline.planning.fit
+import pipeline.planning.memory
 import pipeline.teachers.loading
 import tiny
-from cache_tools.errors import ModelError
+from cache_tools.errors import ConfigError, ModelError
 from pipeline.capture.target import resolve_teacher
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.planning.capture_plan import PlanSettings, plan_capture
@@ -192,4 +193,77 @@ def test_the_table_says_what_to_set(tmp_path, size, words):
     model = described(tmp_path / "model", intermediate_size=1024)
     config = write_yaml(tmp_path, values_of(tmp_path, model, dtype="float32", batch_tokens=8))
     result = CliRunner().invoke(plan_command, [str(config), "--device-memory", size], env={"COLUMNS": "200"})
+    assert words in " ".join(result.stdout.split())
+
+
+def engine_of(**options):
+    return {"engine": {"kind": "vllm", "python": "python", "options": options}}
+
+
+def test_an_engine_reserves_its_share_and_the_head_lies_beside_it(tmp_path, monkeypatch):
+    plain, _ = fit_of(tmp_path, GPU)
+    for options, share in (({}, 0.92), ({"gpu_memory_utilization": 0.5}, 0.5)):
+        memory, fit = fit_of(tmp_path, GPU, **engine_of(**options))
+        engine = memory.engine
+        assert engine.reserved_bytes == share * GPU
+        assert engine.needed_bytes == plain.weights_bytes + plain.body_bytes
+        matrix = engine.output_matrix_bytes
+        assert memory.device_bytes == engine.reserved_bytes + matrix + memory.head_bytes
+        assert (fit.fits, fit.devices, fit.devices_needed) == (True, 1, 1)
+    monkeypatch.setattr(pipeline.planning.memory, "machine_bytes", lambda: 10**12)
+    monkeypatch.setattr(pipeline.planning.fit, "machine_bytes", lambda: 10**12)
+    monkeypatch.setattr(pipeline.planning.fit, "host_memory_bytes", lambda: 10**12)
+    memory, fit = fit_of(tmp_path, None, device="cpu", **engine_of(gpu_memory_utilization=0.25))
+    assert (memory.engine.reserved_bytes, fit.fits) == (0.25 * 10**12, True)
+    host = memory.kept_bytes + memory.writing_bytes + memory.batch_bytes
+    assert memory.host_bytes == memory.device_bytes + host
+
+
+def test_a_cache_of_fixed_size_replaces_the_share(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "4")
+    memory, _ = fit_of(tmp_path, GPU, **engine_of(kv_cache_memory_bytes=10**9))
+    plain = memory.weights_bytes + memory.body_bytes
+    assert memory.engine.reserved_bytes == plain + 10**9  # the variable is about CPUs
+    memory, _ = fit_of(tmp_path, None, device="cpu", **engine_of(gpu_memory_utilization=0.5))
+    assert memory.engine.reserved_bytes == plain + 4 * 2**30
+    assert memory.engine.set_by == "VLLM_CPU_KVCACHE_SPACE=4 (GiB)"
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "much")
+    with pytest.raises(ConfigError, match=r"is no number of GiB .expected an integer, found much"):
+        fit_of(tmp_path, None, device="cpu", **engine_of())
+    with pytest.raises(
+        ConfigError, match=r"engine\.options\.gpu_memory_utilization: this option of the engine is no number"
+    ):
+        fit_of(tmp_path, GPU, **engine_of(gpu_memory_utilization="half"))
+
+
+def test_an_engine_whose_share_is_too_small_needs_more_devices_and_one_that_takes_all_leaves_no_room(tmp_path):
+    memory, _ = fit_of(tmp_path, GPU, **engine_of())
+    half = (memory.weights_bytes // 2 + memory.body_bytes + 100) / GPU
+    _, fit = fit_of(tmp_path, GPU, **engine_of(gpu_memory_utilization=half))
+    assert (fit.fits, fit.devices, fit.devices_needed) == (False, 1, 2)
+    _, fit = fit_of(tmp_path, GPU, **engine_of(gpu_memory_utilization=half, tensor_parallel_size=2))
+    assert (fit.fits, fit.devices) == (True, 2)
+    _, fit = fit_of(tmp_path, GPU, **engine_of(gpu_memory_utilization=1.0))
+    assert (fit.fits, fit.devices_needed) == (False, 1)
+    _, fit = fit_of(tmp_path, GPU, **engine_of(gpu_memory_utilization=1e-9))
+    assert (fit.fits, fit.devices_needed) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "words"),
+    [
+        ({}, "80GB", "reserves 73.6 GB (gpu_memory_utilization: 0.92, its default); the model needs"),
+        ({}, "80GB", "fits a device of 80.0 GB"),
+        ({"gpu_memory_utilization": 1}, "80GB", "beside the engine: lower gpu_memory_utilization in engine.options"),
+        ({"gpu_memory_utilization": 0.0000001}, "80GB", "reserves too little for the model"),
+        ({"gpu_memory_utilization": 0.000014}, "80GB", "set engine.options.tensor_parallel_size: "),
+        ({"tensor_parallel_size": 2}, "80GB", "on each of 2 devices (gpu_memory_utilization"),
+    ],
+)
+def test_the_table_says_what_an_engine_reserves(tmp_path, options, size, words):
+    model = described(tmp_path / "model", intermediate_size=1024)
+    values = values_of(tmp_path, model, dtype="float32", batch_tokens=8, **engine_of(**options))
+    result = CliRunner().invoke(
+        plan_command, [str(write_yaml(tmp_path, values)), "--device-memory", size], env={"COLUMNS": "250"}
+    )
     assert words in " ".join(result.stdout.split())

@@ -19,5 +19,6 @@ This room imports ``teachers``, the configuration and the errors. In reading ord
 - ``row_checks``: refuses an answer that is not what was asked for, with what the server did.
 - ``server_rows``: a server as a teacher's rows, several requests at a time.
 - ``server_opening``: asks a server who it is.
+- ``reservation``: the memory that an engine reserves, from its options.
 - ``opening``: opens any teacher, whoever reads its tokens.
 """

@@ -5,7 +5,8 @@ seconds and none is allocated. A device holds its part of the weights, one batch
 (``memory.py``); USABLE_SHARE of its memory is counted as usable, because the driver, kernels and gaps between
 tensors take the rest. Two ways of using several devices are counted: ``tensor_parallel`` splits every matrix, in
 numbers of processes that divide the attention heads, with the output matrix whole in each; ``device_map`` gives each
-device some of the layers, counted here as equal parts, so that number is the least possible.
+device some of the layers, counted here as equal parts, so that number is the least possible. An engine must fit into
+what it reserves, and what this program holds beside it into the rest.
 """
 
 import math
@@ -17,8 +18,10 @@ import torch
 from transformers import PreTrainedModel
 
 from cache_tools.errors import ModelError
+from pipeline.config.engines import VllmConfig
 from pipeline.config.teacher import TeacherConfig
-from pipeline.planning.memory import MemoryPlan
+from pipeline.engines.reservation import machine_bytes, reservation
+from pipeline.planning.memory import EngineMemory, MemoryPlan, engine_bytes
 from pipeline.teachers.tensor_plan import weight_bytes
 
 USABLE_SHARE = 0.9
@@ -67,6 +70,8 @@ def plan_fit(config: TeacherConfig, model: PreTrainedModel, memory: MemoryPlan) 
     if total is None:
         return DeviceFit(memory.device, None, None, devices, None, None, None, None)
     usable = round(USABLE_SHARE * total)
+    if memory.engine is not None:
+        return _engine_fit(config, model, memory, memory.engine, total)
     if on_cpu:
         fits = memory.host_bytes <= usable
         return DeviceFit(memory.device, total, usable, devices, 1 if fits else None, None, None, fits)
@@ -80,6 +85,30 @@ def plan_fit(config: TeacherConfig, model: PreTrainedModel, memory: MemoryPlan) 
     if config.device_map is not None:
         fits = mapped is not None and mapped <= devices
     return DeviceFit(memory.device, total, usable, devices, needed, parallel, mapped, fits)
+
+
+def _engine_fit(
+    config: TeacherConfig, model: PreTrainedModel, memory: MemoryPlan, engine: EngineMemory, total: int
+) -> DeviceFit:
+    """Return whether an engine's share holds the model, and the rest of the device what this program needs."""
+    on_cpu = memory.device == "cpu"
+    taken = engine_bytes(engine, on_cpu)
+    beside = (memory.host_bytes if on_cpu else memory.device_bytes) - taken
+    rest = round(USABLE_SHARE * (total - taken))
+    needed = _engine_devices(config, model, memory, total)
+    fits = beside <= rest and needed is not None and needed <= engine.devices
+    usable = round(USABLE_SHARE * total)
+    return DeviceFit(memory.device, total, usable, engine.devices, needed, None, None, fits)
+
+
+def _engine_devices(config: TeacherConfig, model: PreTrainedModel, memory: MemoryPlan, total_bytes: int) -> int | None:
+    """Return over how many devices an engine's weights fit into what it reserves on each; None if over no number."""
+    assert isinstance(config.engine, VllmConfig)
+    on_cpu = memory.device == "cpu"
+    device_bytes = machine_bytes() if on_cpu else total_bytes
+    whole = reservation(config.engine, on_cpu, device_bytes, memory.weights_bytes, memory.body_bytes)
+    heads = model.config.get_text_config().num_attention_heads
+    return next((size for size in range(1, heads + 1) if whole.over(size).holds_the_model), None)
 
 
 def given_devices(config: TeacherConfig) -> int:

@@ -3,8 +3,9 @@
 The model is built on torch's ``meta`` device, where parameters have shapes and no storage, so the
 weights are counted and not estimated. What a batch needs is a formula for decoder and encoder layers as
 transformers writes them (below); ``python -m benchmarks.memory`` compares it with measured peaks.
-Not counted: Python, torch and the tokenizer (about half a gigabyte), what an allocator holds back, and
-the driver's context on a GPU.
+An engine reserves memory by options of its own (``engines/reservation.py``); beside it this program holds the output
+matrix and its logits. Not counted: Python, torch and the tokenizer (about half a gigabyte), what an allocator holds
+back, and the driver's context on a GPU.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,10 @@ from pipeline.capture.host_memory import (
 from pipeline.capture.predict import HEAD_CHUNK_BYTES
 from pipeline.capture.target import ResolvedTeacher
 from pipeline.config.encoding import EncodingConfig
+from pipeline.config.engines import VllmConfig
 from pipeline.config.targets import HiddenConfig
+from pipeline.config.teacher import TeacherConfig
+from pipeline.engines.reservation import machine_bytes, reservation
 from pipeline.teachers.body_and_head import vocabulary_of
 from pipeline.teachers.loading import chosen_device
 from pipeline.teachers.tensor_plan import weight_bytes
@@ -41,6 +45,25 @@ BASIS_BYTES = 24
 """Bytes for each of width² numbers of a basis: it and its inverse (8), which is made in float64 (16)."""
 
 
+@dataclass(frozen=True)
+class EngineMemory:
+    """What an engine's process takes, and what stands beside it.
+
+    Attributes:
+        set_by: The option or variable that decides how much it reserves, with its value.
+        devices: Devices that it uses.
+        needed_bytes: What each must hold at least: weights, one batch, and a cache of fixed size.
+        reserved_bytes: What it reserves on each; None if that is a share of a memory of unknown size.
+        output_matrix_bytes: The output matrix, which this program holds beside it.
+    """
+
+    set_by: str
+    devices: int
+    needed_bytes: int
+    reserved_bytes: int | None
+    output_matrix_bytes: int
+
+
 WeightsAre = Literal["ordinary", "quantised", "dequantised", "unknown"]
 
 
@@ -50,6 +73,7 @@ class MemoryPlan:
 
     Attributes:
         device: Kind of device, such as ``cuda`` or ``cpu``; ``server`` where another machine computes.
+        engine: What an engine takes, whose process then holds weights and body; None for transformers.
         weights_bytes: Weights on the device.
         weights_are: How these are held: ``ordinary``; ``quantised``, counted from the headers of the weight files;
             ``dequantised`` when they are loaded; or ``unknown`` for quantised weights whose files are not here, which
@@ -65,6 +89,7 @@ class MemoryPlan:
     """
 
     device: str
+    engine: EngineMemory | None
     weights_bytes: int
     weights_are: WeightsAre
     body_bytes: int
@@ -107,10 +132,15 @@ def plan_memory(
     batches = BATCHES_IN_MEMORY * tokens * per_position
     writing = encoding.shard_positions * writing_bytes_per_position(teacher, shape)
     writing += basis_bytes(config.hidden, model)
+    total = device_memory_bytes or _gpu_bytes(device)
+    engine = engine_memory(config, model, device.type == "cpu", total, weights, body)
     on_device, host = weights + max(body, head), kept + batches + writing
+    if engine is not None:
+        on_device = engine_bytes(engine, device.type == "cpu") + engine.output_matrix_bytes + head
     loading = weights + (dequantising_bytes(model) if weights_are == "dequantised" else 0)
     return MemoryPlan(
         device=device.type,
+        engine=engine,
         weights_bytes=weights,
         weights_are=weights_are,
         body_bytes=body,
@@ -120,7 +150,7 @@ def plan_memory(
         batch_bytes=batches,
         device_bytes=on_device,
         host_bytes=max(loading, on_device + host if device.type == "cpu" else host),
-        device_total_bytes=device_memory_bytes or _gpu_bytes(device),
+        device_total_bytes=total,
     )
 
 
@@ -128,7 +158,32 @@ def plan_server_memory(teacher: ResolvedTeacher, shape: ModelShape, encoding: En
     """Return the bytes that a worker needs whose teacher is a server: rows of shards, and nothing of a model."""
     kept = SHARDS_IN_MEMORY * encoding.shard_positions * kept_bytes_per_position(teacher, shape)
     writing = encoding.shard_positions * writing_bytes_per_position(teacher, shape)
-    return MemoryPlan(SERVER, 0, "ordinary", 0, 0, kept, writing, 0, 0, kept + writing, None)
+    return MemoryPlan(SERVER, None, 0, "ordinary", 0, 0, kept, writing, 0, 0, kept + writing, None)
+
+
+def engine_memory(
+    config: TeacherConfig,
+    model: PreTrainedModel,
+    on_cpu: bool,
+    device_total_bytes: int | None,
+    weights_bytes: int,
+    step_bytes: int,
+) -> EngineMemory | None:
+    """Return what a teacher's engine takes; None without an engine."""
+    if not isinstance(config.engine, VllmConfig):
+        return None
+    total = machine_bytes() if on_cpu else device_total_bytes
+    reserved = reservation(config.engine, on_cpu, total, weights_bytes, step_bytes)
+    matrix = model.get_output_embeddings().weight
+    return EngineMemory(
+        reserved.set_by, reserved.devices, reserved.needed_bytes, reserved.reserved_bytes, int(matrix.nbytes)
+    )
+
+
+def engine_bytes(engine: EngineMemory, on_cpu: bool) -> int:
+    """Return what an engine takes of one device's memory; all of its processes share that of a CPU."""
+    taken = engine.needed_bytes if engine.reserved_bytes is None else engine.reserved_bytes
+    return taken * (engine.devices if on_cpu else 1)
 
 
 def held_weights(teacher: ResolvedTeacher, model: PreTrainedModel, device: str) -> tuple[int, WeightsAre]:

@@ -49,7 +49,7 @@ def _cost_rows(teacher: TeacherPlan) -> list[tuple[str, str]]:
         ("stored", _stored(whole)),
         *([("of which remain", _stored(left))] if left.objects != whole.objects else []),
         ("targets and scalars", f"{teacher.rates.target_bytes_per_position:.1f} bytes per position"),
-        *([("engine", _engine(teacher.engine))] if teacher.engine else []),
+        *([("engine", _engine(teacher.engine, memory))] if teacher.engine else []),
         ("hidden states", f"{teacher.rates.hidden_bytes_per_position:,.0f} bytes per position"),
         ("teacher", _hours(teacher)),
         *([("its weights", _quantised(teacher))] if teacher.quantisation else []),
@@ -59,15 +59,24 @@ def _cost_rows(teacher: TeacherPlan) -> list[tuple[str, str]]:
     ]
 
 
-def _engine(name: str) -> str:
+def _engine(name: str, memory: MemoryPlan) -> str:
     if name == SERVER:
         return "a server, which gives the likeliest tokens and the gold token only"
-    return f"{name}, in a process whose memory its own options set"
+    line = f"{name}, in a process of its own"
+    if memory.engine is None:
+        return line
+    engine, each = memory.engine, f" on each of {memory.engine.devices} devices" if memory.engine.devices > 1 else ""
+    needs = f"the model needs {_size(engine.needed_bytes)}{each}"
+    if engine.reserved_bytes is None:
+        return f"{line}; reserves a share of a GPU ({engine.set_by}); {needs}"
+    return f"{line}; reserves {_size(engine.reserved_bytes)}{each} ({engine.set_by}); {needs}"
 
 
 def _of_device(teacher: TeacherPlan) -> list[tuple[str, str]]:
-    place = "this CPU" if teacher.memory.device == "cpu" else "device"
-    return [(f"memory, {place}", _device_memory(teacher.memory)), ("devices needed", _devices(teacher.fit))]
+    memory = teacher.memory
+    place = "this CPU" if memory.device == "cpu" else "device"
+    devices = _devices(teacher.fit) if memory.engine is None else _engine_devices(teacher.fit, memory)
+    return [(f"memory, {place}", _device_memory(memory)), ("devices needed", devices)]
 
 
 def _quantised(teacher: TeacherPlan) -> str:
@@ -102,6 +111,9 @@ def _host_memory(memory: MemoryPlan) -> str:
 
 def _device_memory(memory: MemoryPlan) -> str:
     weights = f"{_size(memory.weights_bytes)} {WEIGHTS[memory.weights_are]}"
+    if memory.engine is not None:
+        matrix = f"{_size(memory.engine.output_matrix_bytes)} output matrix, {_size(memory.head_bytes)} head"
+        return f"{_size(memory.device_bytes)} (the engine, and here {matrix})"
     parts = f"{weights}, {_size(memory.body_bytes)} body, {_size(memory.head_bytes)} head"
     total = memory.device_total_bytes
     fits = "" if total is None or total >= memory.device_bytes else f"; DOES NOT FIT into the {_size(total)} here"
@@ -123,6 +135,22 @@ def _devices(fit: DeviceFit) -> str:
     ways = [f"tensor_parallel: {fit.tensor_parallel}"] * (fit.tensor_parallel is not None)
     ways += [f"device_map: auto with gpus: {fit.device_map_gpus}"] * (fit.device_map_gpus is not None)
     return f"at least {needed} of {size}: set {', or '.join(ways)}"
+
+
+def _engine_devices(fit: DeviceFit, memory: MemoryPlan) -> str:
+    """Return whether an engine and what stands beside it fit, and what to set if they do not."""
+    engine = memory.engine
+    if fit.fits is None or fit.device_memory_bytes is None or engine is None:
+        return "unknown: give --device-memory"
+    size, needed = _size(fit.device_memory_bytes), fit.devices_needed
+    where = f"this machine's {size}" if fit.device == "cpu" else f"a device of {size}"
+    if fit.fits:
+        return f"fits {where}" if engine.devices == 1 else f"fits {engine.devices} of {size}"
+    if needed is None:
+        return f"DOES NOT FIT {where}: the engine reserves too little for the model; raise gpu_memory_utilization"
+    if needed > engine.devices:
+        return f"at least {needed} of {size}: set engine.options.tensor_parallel_size: {needed}"
+    return f"DOES NOT FIT {where} beside the engine: lower gpu_memory_utilization in engine.options"
 
 
 def _choices(choices: tuple[KChoice, ...], sample: Sample) -> Table:
