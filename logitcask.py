@@ -38,6 +38,7 @@ __all__ = ["Cache", "capture", "distillation", "evaluate", "plan", "train"]
 
 COMMANDS = {
     "demo": "pipeline.demo.cli:demo_command",
+    "generate": "pipeline.generation.command:generate_command",
     "plan": "pipeline.planning.command:plan_command",
     "capture": "pipeline.cli:capture_command",
     "import": "cache_tools.exchange.command:import_command",

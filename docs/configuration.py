@@ -15,14 +15,20 @@ from pydantic.fields import FieldInfo
 
 from cache_tools.configuration import Config
 from pipeline.config.capture_file import CaptureConfig
+from pipeline.config.generation import GenerateConfig
 from trainer.config.student_file import StudentConfig
 
 HEAD = """# Configuration
 
-Every key of the capture and the student file, made from the models that check them (`python docs/configuration.py`).
-An unknown key is refused. On the command line, `--set teachers.0.target.k=32` changes a key of either file.
+Every key of the capture file, the student file and the generation file, made from the models that check them
+(`python docs/configuration.py`). An unknown key is refused. On the command line, `--set teachers.0.target.k=32` changes
+a key of any of them.
 """
-FILES = {"The capture file": CaptureConfig, "The student file": StudentConfig}
+FILES = {
+    "The capture file": CaptureConfig,
+    "The student file": StudentConfig,
+    "The generation file": GenerateConfig,
+}
 
 
 def reference() -> str:

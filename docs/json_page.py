@@ -19,6 +19,7 @@ from cache_tools.json_output import Json
 
 RESULTS = {
     "demo": ["pipeline.demo.run:DemoResult", "pipeline.demo.real:RealDemoResult"],
+    "generate": ["pipeline.generation.run:GenerateResult"],
     "plan": ["pipeline.planning.capture_plan:CapturePlan"],
     "import": ["cache_tools.exchange.summary:ImportReport"],
     "vocabulary": ["cache_tools.vocabularies.manifest:VocabularyManifest"],

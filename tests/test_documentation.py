@@ -12,6 +12,7 @@ from cache_tools.errors import ConfigError
 from doc_blocks import GUIDES, ROOT, all_blocks, logitcask_arguments
 from logitcask import COMMANDS, cli
 from pipeline.config.capture_file import CaptureConfig
+from pipeline.config.generation import GenerateConfig
 from trainer.config.student_file import StudentConfig
 
 OTHER = {"other", "ray"}
@@ -21,6 +22,7 @@ CAPTURE = {
     "teachers": [{"name": "t", "model": "m"}],
 }
 STUDENT = {"cache": "c", "student": {"pretrained": "m"}, "training": {"output_dir": "o"}}
+GENERATE = {"output": "o", "policy": {"model": "m"}, "prompts": {"paths": ["p"]}}
 
 
 @pytest.fixture
@@ -41,9 +43,9 @@ def completed(values, minimal):
 
 
 def problems(values, tmp_path):
-    """Return what is wrong with a fragment as a capture file and as a student file; None where it is right."""
+    """Return what is wrong with a fragment as a file of each kind; None where it is right."""
     found = []
-    for model, minimal in ((CaptureConfig, CAPTURE), (StudentConfig, STUDENT)):
+    for model, minimal in ((CaptureConfig, CAPTURE), (StudentConfig, STUDENT), (GenerateConfig, GENERATE)):
         path = tmp_path / "file.yaml"
         path.write_text(yaml.safe_dump(completed(values, minimal)))
         try:
@@ -55,7 +57,7 @@ def problems(values, tmp_path):
 
 
 @pytest.mark.parametrize("block", [b for b in all_blocks("yaml") if not OTHER & set(b.marks)], ids=str)
-def test_yaml_is_a_capture_or_a_student_file_or_a_part_of_one(block, tmp_path):
+def test_yaml_is_a_file_of_a_command_or_a_part_of_one(block, tmp_path):
     found = problems(yaml.safe_load(block.text), tmp_path)
     assert None in found, found
 

@@ -45,7 +45,12 @@ def pages_that_run():
 
 
 def test_every_page_with_blocks_to_run_is_run_here():
-    assert pages_that_run() == {*FAST, "docs/tutorial/your-own-corpus.md", "docs/how-to/judge.md"}
+    assert pages_that_run() == {
+        *FAST,
+        "docs/tutorial/your-own-corpus.md",
+        "docs/how-to/judge.md",
+        "docs/how-to/generate.md",
+    }
 
 
 def test_the_notebook_page_runs(tmp_path):
@@ -105,3 +110,9 @@ def test_a_task_for_the_public_harness_asks_for_words_of_held_out_text(tmp_path)
         assert len(question["context"]) == task["CONTEXT_CHARACTERS"]
         assert f"{question['context']} {question['word']}" in text
     assert len(task["questions"](text)) == 10  # every fifth of 47
+
+
+@pytest.mark.slow
+def test_the_page_about_generation_runs(tmp_path):
+    run_page(reader_folder(tmp_path), "docs/how-to/generate.md")
+    assert (tmp_path / "runs/demo/completions/policy.json").exists()

@@ -17,6 +17,7 @@ QUICK = {"view": "serves until it is stopped", "drop": "deletes a few folders"}
 NEEDS_A_HUB = {"publish": "run against a server by tests/test_hub.py, its progress included"}
 
 LONG = {
+    "generate": ("generate", "{generation}", "--json"),
     "plan": ("plan", "{capture}", "--measure", "--json"),
     "capture": ("capture", "{capture}"),
     "audit": ("audit", "{capture}", "--json"),
@@ -40,7 +41,14 @@ LONG = {
 }
 """How each long command is run, in an order in which each finds what it needs."""
 
-WORK = {"capture": "tokens", "audit": "tokens", "train": "steps", "evaluate": "tokens", "copy": "bytes"}
+WORK = {
+    "generate": "completions",
+    "capture": "tokens",
+    "audit": "tokens",
+    "train": "steps",
+    "evaluate": "tokens",
+    "copy": "bytes",
+}
 """What the stage that takes longest counts."""
 
 
@@ -70,7 +78,18 @@ def places(tmp_path_factory):
     capture = write_yaml(folder, values | {"cache": str(folder / "captured")})
     student = folder / "student.yaml"
     student.write_text(json.dumps(student_values(folder / "cache", folder / "run")))
-    names = {"capture": capture, "student": student, "cache": folder / "cache", "other": folder / "other"}
+    generation = folder / "generation.yaml"
+    prompts = {"paths": [str(tiny.write_corpus(folder / "prompts.jsonl", ["the value", "the mass of a token"]))]}
+    policy = {"model": values["teachers"][0]["model"], "dtype": "float32"}
+    written = {"output": str(folder / "completions"), "policy": policy, "sampling": {"max_new_tokens": 2}}
+    generation.write_text(json.dumps(written | {"prompts": prompts}))
+    names = {
+        "capture": capture,
+        "generation": generation,
+        "student": student,
+        "cache": folder / "cache",
+        "other": folder / "other",
+    }
     return {"folder": folder, "teacher": folder / "teacher"} | names
 
 

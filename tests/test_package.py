@@ -9,6 +9,7 @@ import pytest
 
 from cache_tools.configuration import load_config
 from pipeline.config.capture_file import CaptureConfig
+from pipeline.config.generation import GenerateConfig
 from trainer.config.student_file import StudentConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,8 +100,9 @@ def test_torch_is_pinned_and_brings_no_cuda_libraries():
 
 @pytest.mark.parametrize("path", files("configs/**/*.yaml", "configs/*.yaml"))
 def test_committed_configurations_are_valid(path):
-    captures = re.search("^corpus:", (ROOT / path).read_text(), re.MULTILINE)
-    load_config(ROOT / path, CaptureConfig if captures else StudentConfig)
+    kinds = {"corpus": CaptureConfig, "prompts": GenerateConfig, "training": StudentConfig}
+    (kind,) = re.findall(f"^({'|'.join(kinds)}):", (ROOT / path).read_text(), re.MULTILINE)
+    load_config(ROOT / path, kinds[kind])
 
 
 FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

@@ -25,8 +25,12 @@ from cache_tools.format.specs import Key as Key
 from cache_tools.format.specs import Kind as Kind
 from cache_tools.format.specs import Name as Name
 from cache_tools.format.specs import ObjectRecord as ObjectRecord
+from cache_tools.format.specs import Policy as Policy
+from cache_tools.format.specs import Sampling as Sampling
 from cache_tools.format.specs import Sha256 as Sha256
+from cache_tools.format.specs import StudentOrigin as StudentOrigin
 from cache_tools.format.specs import TargetSpec as TargetSpec
+from cache_tools.format.specs import WrittenBy as WrittenBy
 from cache_tools.format.specs import summary
 from cache_tools.format.tokenizer_files import check_keys
 from cache_tools.format.vocabulary import Vocabulary
@@ -88,12 +92,14 @@ class Part(Document):
         shards_sha256: Hash of the part's ``shards.arrow``, which holds the hashes of the sequence files.
         chat_sequences_without_beginning: Sequences that begin in the middle of a chat longer than a sequence, so that
             the teacher read an answer without (all of) its prompt; not stored if there are none.
+        written_by: Models that wrote completions in the part's files; not stored if there are none.
     """
 
     splits: dict[Split, SplitTotals]
     files_sha256: Sha256
     shards_sha256: Sha256
     chat_sequences_without_beginning: int = Field(default=0, ge=0, exclude_if=lambda count: count == 0)
+    written_by: tuple[WrittenBy, ...] = Field(default=(), exclude_if=lambda policies: not policies)
 
 
 class EncodingManifest(Document):

@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cache_tools.format import layout
-from cache_tools.format.manifest import SPLITS, Part, Split, SplitTotals
+from cache_tools.format.manifest import SPLITS, Part, Split, SplitTotals, WrittenBy
 from cache_tools.format.sequences import (
     Sequence,
     largest_unpacked,
@@ -172,7 +172,12 @@ def shard_entry(split: Split, documents: int, sequences: list[Sequence], size: i
 
 
 def write_part(
-    encoding: StorePath, number: int, files: dict[str, str], entries: list[ShardEntry], without_beginning: int = 0
+    encoding: StorePath,
+    number: int,
+    files: dict[str, str],
+    entries: list[ShardEntry],
+    without_beginning: int = 0,
+    written_by: tuple[WrittenBy, ...] = (),
 ) -> Part:
     """Write the tables of a part and return its entry in the encoding's manifest.
 
@@ -182,6 +187,7 @@ def write_part(
         files: Hash of each corpus file by its name.
         entries: The part's shards.
         without_beginning: Sequences of chats that begin in the middle of their conversation.
+        written_by: Models that wrote completions in these files.
     """
     listed, shards = file_table_bytes(files), shard_table_bytes(entries)
     write_object(layout.file_table_file(encoding, number), listed)
@@ -191,6 +197,7 @@ def write_part(
         files_sha256=sha256(listed),
         shards_sha256=sha256(shards),
         chat_sequences_without_beginning=without_beginning,
+        written_by=written_by,
     )
 
 

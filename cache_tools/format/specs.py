@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cache_tools.format import layout
+from cache_tools.format.fingerprint import fingerprint
 from cache_tools.limits import OBJECT_BYTES, TOTAL
 from cache_tools.mappings import JsonObject
 from cache_tools.storage import sha256
@@ -137,6 +138,95 @@ class HiddenSpec(Document):
     width: int = Field(gt=0, lt=2**32)
     codec: Literal["bfloat16", "float32", "transform"]
     budget: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+
+
+class Sampling(Document):
+    """How a model drew the tokens of its completions.
+
+    Attributes:
+        temperature: The logits were divided by it; 0 means that the likeliest token was taken each time.
+        top_p: Mass of the likeliest tokens that were drawn from; 1 means all.
+        top_k: Number of the likeliest tokens that were drawn from; 0 means all.
+        max_new_tokens: Length at which a completion was cut.
+        samples_per_prompt: Completions of each prompt.
+        seed: Seed of the draws.
+        stop_ids: Token ids that end a completion.
+    """
+
+    temperature: float = Field(ge=0, allow_inf_nan=False)
+    top_p: float = Field(gt=0, le=1)
+    top_k: int = Field(ge=0)
+    max_new_tokens: int = Field(gt=0)
+    samples_per_prompt: int = Field(gt=0)
+    seed: int
+    stop_ids: tuple[int, ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether tokens are draws from the model's own distribution: temperature 1, nothing truncated."""
+        return self.temperature == 1 and self.top_p == 1 and self.top_k == 0
+
+
+class StudentOrigin(Document):
+    """Which training run a model is the student of.
+
+    Attributes:
+        run: Fingerprint of the run's identity.
+        step: Optimizer steps that it had made; None if the run does not say.
+        text_by: Weights of the models that wrote the text it learned from; empty for text that no recorded model wrote.
+        scored_by: Weights of the teachers that it learned from.
+    """
+
+    run: Sha256
+    step: Count | None = None
+    text_by: tuple[str, ...] = ()
+    scored_by: tuple[str, ...] = ()
+
+
+class Policy(Document):
+    """A model that wrote completions, and how.
+
+    Attributes:
+        weights: Hash of its weight files and configuration, as in a teacher's identity.
+        dtype: Type in which it computed.
+        quantisation: How its weights are stored, if they are quantised.
+        tokenizer: Fingerprints of its tokenizer, ``behaviour`` and ``vocabulary``, as in an encoding's identity.
+        sampling: How tokens were drawn.
+        student: The training run that it comes from; None for a model that is no student of this program.
+        model: For people: name, architecture, number of parameters.
+        software: For people: what ran it.
+    """
+
+    weights: Sha256
+    dtype: str
+    quantisation: str | None = None
+    tokenizer: dict[str, str]
+    sampling: Sampling
+    student: StudentOrigin | None = None
+    model: JsonObject
+    software: str
+
+    @property
+    def identity(self) -> JsonObject:
+        """What determines the completions, rounding aside: everything but what is written for people."""
+        return self.model_dump(mode="json", exclude={"model", "software"})
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the identity."""
+        return fingerprint(self.identity)
+
+
+class WrittenBy(Document):
+    """Files of a corpus that one model completed; the kept positions of their documents are tokens that it drew.
+
+    Attributes:
+        policy: The model.
+        files: Names of the files, as in the part's ``files.arrow``.
+    """
+
+    policy: Policy
+    files: tuple[str, ...]
 
 
 SHOWN_ERRORS = 5

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cache_tools.format.manifest import HiddenSpec, Objective, Split, SplitTotals, TargetSpec
+from cache_tools.format.manifest import HiddenSpec, Objective, Policy, Split, SplitTotals, TargetSpec
 from cache_tools.format.receipts import Receipt
 from cache_tools.inspection.measures import LARGEST_EXPONENT, By, Calibration, DocumentGroup, by_group, calibration
 from cache_tools.inspection.row_check import contradicting_share
@@ -19,6 +19,7 @@ from cache_tools.inspection.sample import Sample, read_sample
 from cache_tools.inspection.sampling import committed_shards
 from cache_tools.json_output import FLAT
 from cache_tools.progress.reporter import Advance, ignore
+from cache_tools.store.encoding_files import text_origin
 from cache_tools.store.predictions import StatisticsSum
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.store.teacher import CachedTeacher
@@ -156,6 +157,8 @@ class EncodingFacts:
         vocabulary_size: Ids of the tokenizer.
         positions_per_shard: Rows of every array that one shard owns.
         chat_sequences_without_beginning: Sequences that begin in the middle of a chat longer than a sequence.
+        written_by: Models that wrote completions of the text, and how.
+        wholly_written: Whether these models wrote all tokens at which predictions are kept.
         splits: Totals of each split.
         sequence_bytes: Size of the sequence files.
     """
@@ -167,6 +170,8 @@ class EncodingFacts:
     vocabulary_size: int
     positions_per_shard: int
     chat_sequences_without_beginning: int
+    written_by: tuple[Policy, ...]
+    wholly_written: bool
     splits: dict[Split, SplitTotals]
     sequence_bytes: int
 
@@ -235,7 +240,7 @@ def _encoding(
 
 def describe_encoding(encoding: Encoding) -> EncodingFacts:
     """Return what the manifest and the shard table of an encoding state."""
-    manifest = encoding.manifest
+    manifest, origin = encoding.manifest, text_origin(encoding.path, encoding.manifest)
     return EncodingFacts(
         name=encoding.name,
         fingerprint=manifest.fingerprint,
@@ -244,6 +249,8 @@ def describe_encoding(encoding: Encoding) -> EncodingFacts:
         vocabulary_size=manifest.vocabulary_size,
         positions_per_shard=manifest.positions_per_shard,
         chat_sequences_without_beginning=sum(part.chat_sequences_without_beginning for part in manifest.parts),
+        written_by=origin.policies,
+        wholly_written=origin.complete,
         splits=manifest.splits,
         sequence_bytes=int(encoding.shards.numbers("bytes").sum()),
     )

@@ -170,7 +170,9 @@ def _entry(folder: StorePath, shard: int, sequences: list[Sequence], source: Sha
 def _commit(source: Encoding, folder: StorePath, identity: Identity, entries: list[ShardEntry]) -> None:
     files = source.manifest.files
     write_objects(folder, {key: read_recorded(source.path / key, r.sha256, r.bytes) for key, r in files.items()})
-    part = write_part(folder, 0, read_file_tables(source.path, source.manifest.parts), entries)
+    written_by = tuple(entry for part in source.manifest.parts for entry in part.written_by)
+    tables = read_file_tables(source.path, source.manifest.parts)
+    part = write_part(folder, 0, tables, entries, written_by=written_by)
     write_group(folder / "teachers")
     write_manifest(folder, source.manifest.model_copy(update={"identity": identity, "parts": (part,)}))
 

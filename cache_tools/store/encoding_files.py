@@ -14,9 +14,9 @@ from itertools import accumulate
 
 from cache_tools.errors import DamageError
 from cache_tools.format import layout
-from cache_tools.format.manifest import EncodingManifest
+from cache_tools.format.manifest import EncodingManifest, Policy
 from cache_tools.format.sequences import read_recorded
-from cache_tools.format.shards import ShardEntry, read_shard_table
+from cache_tools.format.shards import ShardEntry, read_file_table, read_shard_table
 from cache_tools.limits import TABLE_BYTES
 from cache_tools.storage import StorePath, object_exists, object_size, object_sizes
 
@@ -41,6 +41,34 @@ class MissingFiles:
 
     def __bool__(self) -> bool:
         return bool(self.tokenizer or self.file_tables or self.shard_tables or self.shards)
+
+
+@dataclass(frozen=True)
+class TextOrigin:
+    """Who wrote the text of an encoding, as far as it is recorded.
+
+    Attributes:
+        policies: Models that wrote completions, in the order of parts, each once.
+        complete: Whether they wrote all of it: the tokens at all kept positions.
+    """
+
+    policies: tuple[Policy, ...]
+    complete: bool
+
+
+def text_origin(folder: StorePath, manifest: EncodingManifest) -> TextOrigin:
+    """Return who wrote the text of an encoding; the tables of corpus files are read only if a model did.
+
+    Raises:
+        DamageError: a table is missing or is not what was written.
+    """
+    written = [entry for part in manifest.parts for entry in part.written_by]
+    complete = bool(written) and all(
+        {name for entry in part.written_by for name in entry.files} >= set(read_file_table(folder, number, part))
+        for number, part in enumerate(manifest.parts)
+    )
+    policies = {entry.policy.fingerprint: entry.policy for entry in written}
+    return TextOrigin(tuple(policies.values()), complete)
 
 
 def missing_files(folder: StorePath, manifest: EncodingManifest) -> MissingFiles:

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cache_tools.escaping import printable
-from cache_tools.format.manifest import HiddenSpec, Split, SplitTotals
+from cache_tools.format.manifest import HiddenSpec, Policy, Split, SplitTotals
 from cache_tools.inspection.summary import (
     CacheSummary,
     EncodingFacts,
@@ -33,6 +33,8 @@ def print_summary(console: Console, summary: CacheSummary) -> None:
     """Print what a cache holds."""
     for encoding in summary.encodings:
         console.print(_splits_table(encoding.facts))
+        for sentence in writer_words(encoding.facts):
+            console.print(printable(sentence), highlight=False, markup=False, soft_wrap=True)
         for teacher in encoding.teachers:
             console.print(_teacher_table(teacher, encoding.facts.splits))
             if teacher.sample and teacher.sample.groups:
@@ -62,6 +64,25 @@ def _without_beginning(encoding: EncodingFacts) -> str:
         return ""
     begin = f"{counted(count, 'sequence')} {'begins' if count == 1 else 'begin'}"
     return f"\n{begin} in the middle of a long chat, so the prompt was not read"
+
+
+def writer_words(encoding: EncodingFacts) -> list[str]:
+    """Return a sentence on each model that wrote text of an encoding; none for text of which no writer is recorded."""
+    sentences = [f"written by {model_words(policy.model)} · {policy_words(policy)}" for policy in encoding.written_by]
+    return sentences if encoding.wholly_written or not sentences else [*sentences, "and text without a recorded writer"]
+
+
+def policy_words(policy: Policy) -> str:
+    """Return how a model drew the tokens of its text, and whose student it is, as one phrase."""
+    sampling = policy.sampling
+    words = [f"temperature {sampling.temperature:g}"]
+    words += [f"top_p {sampling.top_p:g}"] if sampling.top_p < 1 else []
+    words += [f"top_k {sampling.top_k}"] if sampling.top_k else []
+    words += [f"at most {counted(sampling.max_new_tokens, 'token')}", f"seed {sampling.seed}"]
+    if policy.student is not None:
+        step = "" if policy.student.step is None else f" at step {policy.student.step:,}"
+        words.append(f"student of run {policy.student.run[:FINGERPRINT_DIGITS]}{step}")
+    return ", ".join(words) + f" · weights {policy.weights[:FINGERPRINT_DIGITS]}"
 
 
 def _teacher_table(teacher: TeacherSummary, splits: Mapping[Split, SplitTotals]) -> Table:

@@ -8,5 +8,6 @@ In reading order:
 - ``files``: text, JSON lines, Parquet, datasets saved to disk.
 - ``datasets``: Hugging Face datasets.
 - ``chat``: chat templates, and which characters an assistant wrote.
+- ``policies``: completions that a model wrote, and which model it was.
 - ``documents``: the records of all sources.
 """

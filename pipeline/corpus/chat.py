@@ -97,6 +97,17 @@ def render_chat(
         raise CorpusError("the chat template refuses this chat", where=place, found=shorten(str(error), 300)) from error
 
 
+def render_prompt(messages: Messages, tokenizer: PreTrainedTokenizerFast, place: str, tools: Tools = None) -> str:
+    """Render a chat up to where an assistant's reply begins; arguments and errors as for :func:`render_chat`."""
+    try:
+        _check_tools(messages, tools, tokenizer.get_chat_template(tools=tools), place)
+        return _render(messages, tokenizer=tokenizer, tools=tools, add_generation_prompt=True)
+    except LogitcaskError:
+        raise
+    except Exception as error:  # as above
+        raise CorpusError("the chat template refuses this chat", where=place, found=shorten(str(error), 300)) from error
+
+
 def _check_tools(messages: Messages, tools: Tools, template: str, place: str) -> None:
     needed = {"tools": bool(tools), "tool_calls": any(message.get("tool_calls") for message in messages)}
     for word, is_needed in needed.items():

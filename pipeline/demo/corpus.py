@@ -53,7 +53,7 @@ def topic_documents(is_read: IsRead = every_group) -> Iterator[Document]:
 
 def docstring_documents(root: Path, is_read: IsRead = every_group) -> Iterator[Document]:
     """Yield one document per module under ``root``: its docstrings, each under its object's name."""
-    for name, _source, tree in _modules(root, is_read):
+    for name, _source, tree in modules(root, is_read):
         text = "\n\n".join(_docstrings(name, tree))
         if text:
             yield {"id": f"docstrings/{name}", "group": f"module/{name}", "text": text}
@@ -61,7 +61,7 @@ def docstring_documents(root: Path, is_read: IsRead = every_group) -> Iterator[D
 
 def source_documents(root: Path) -> Iterator[Document]:
     """Yield one document per module under ``root``: its source code."""
-    for name, source, _tree in _modules(root):
+    for name, source, _tree in modules(root):
         yield {"id": f"source/{name}", "group": f"module/{name}", "text": source.strip()}
 
 
@@ -86,7 +86,7 @@ def write_corpus(path: Path, is_read: IsRead = every_group) -> int:
     return len(documents)
 
 
-def _modules(root: Path, is_read: IsRead = every_group) -> Iterator[tuple[str, str, ast.Module]]:
+def modules(root: Path, is_read: IsRead = every_group) -> Iterator[tuple[str, str, ast.Module]]:
     """Yield (dotted name, source, syntax tree) of every readable, parsable, non-empty module, by path."""
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts

@@ -35,6 +35,7 @@ from cache_tools.storage import (
 from cache_tools.store.claims import CLAIM, Claim
 from cache_tools.store.creation import create_object
 from pipeline.corpus.documents import CorpusSource
+from pipeline.corpus.policies import written_by
 from pipeline.encoding.held_out import NOTHING_HELD_OUT
 from pipeline.encoding.recipe import Recipe
 from pipeline.encoding.sequences import SkippedDocuments
@@ -110,8 +111,11 @@ def add_part(
 
     Raises:
         CorpusError: a document cannot be read or encoded, or no document has a token to predict.
+        IdentityError: completions are not those of the model beside them, or tokens of another tokenizer.
         OvertakenError: another capture has committed a part.
     """
+    vocabulary = recipe.identity()["tokenizer"]["vocabulary"]
+    policies = written_by(corpus.sources, corpus.hashes, recipe.corpus, vocabulary)
     manifest = stored or _new_manifest(folder, recipe)
     part, before = len(manifest.parts), read_shard_tables(folder, manifest.parts)
     writer = ShardWriter(folder, manifest.positions_per_shard, before, write=_while_held(claim, stored))
@@ -127,7 +131,7 @@ def add_part(
     entries = writer.finish()
     if claim.hold():
         check_unchanged(folder, stored)
-    written = write_part(folder, part, dict(corpus.hashes), entries, without_beginning)
+    written = write_part(folder, part, dict(corpus.hashes), entries, without_beginning, policies)
     write_group(folder / "teachers")
     _clear(folder, manifest, len(before) + len(entries), part)
     _commit(folder, stored, manifest.model_copy(update={"parts": (*manifest.parts, written)}))

@@ -177,6 +177,8 @@ class DistillationConfig(Config):
             of the caches' own. Not with ``teachers``.
         control: ``other_positions``: a negative control. Each position gets the teacher's prediction of a position half
             a shard away. If a student gains as much from that, it has not learned from predictions about its own text.
+        require_policy: ``teacher``: refuse text unless the model that scored it wrote all of it, with
+            ``logitcask generate``.
         loss: The loss.
         packing: Pack the sequences of each batch into rows; by default they are padded.
         window_shards: Shards whose sequences are shuffled together. Each loader worker keeps that many in memory: 260
@@ -191,6 +193,7 @@ class DistillationConfig(Config):
     caches: tuple[MixedCache, ...] = ()
     vocabulary: CachePath | None = None
     control: Literal["other_positions"] | None = None
+    require_policy: Literal["teacher"] | None = None
     loss: LossConfig = LossConfig()
     packing: PackingConfig | None = None
     window_shards: PositiveInt = 4

@@ -13,6 +13,7 @@ from cache_tools.vocabularies.same_tokenizer import require_same_encodings
 from trainer.config.student_file import DistillationConfig
 from trainer.verdicts.compatibility import Verdict, check_loss
 from trainer.verdicts.mixture import check_mixture, worst
+from trainer.verdicts.policy import check_writer
 
 ONE_VOCABULARY = "Make one with 'logitcask vocabulary' of these caches, and name it as vocabulary"
 
@@ -49,8 +50,11 @@ def check_teachers(config: DistillationConfig, teachers: Sequence[CachedTeacher]
 
     Raises:
         ConfigError: see ``compatibility.check_loss`` and ``mixture_verdict.check_mixture``.
-        IdentityError: hidden states are those of other teachers.
+        IdentityError: hidden states are those of other teachers, or ``require_policy`` demands another writer.
     """
+    for number, teacher in enumerate(teachers):
+        if config.require_policy == "teacher":
+            check_writer(teacher, f"require_policy, caches.{number}" if config.caches else "require_policy")
     if config.teachers:
         return check_mixture(teachers, config.loss, config.mixture)
     places = [f"loss, on caches.{number}" for number in range(len(config.caches))] or ["loss"]

@@ -11,8 +11,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from cache_tools.mappings import Arguments
-from trainer.config.student_file import DistillationConfig, Divergence, TailPolicy
+from cache_tools.store.teacher import CachedTeacher
+from trainer.config.student_file import Divergence, StudentConfig, TailPolicy
 from trainer.data.opening import open_teachers
+from trainer.student.initial_weights import initial_weights
 from trainer.verdicts.compatibility import (
     FAMILIES,
     TEMPERED,
@@ -24,6 +26,7 @@ from trainer.verdicts.compatibility import (
     verdict_at_1,
 )
 from trainer.verdicts.mixture import explain_mixture, worst
+from trainer.verdicts.policy import PARTLY, judge_writer, origin_of
 
 COLOURS = {"exact": "green", "unbiased": "green", "lower bound": "cyan", "biased": "yellow", "refused": "red"}
 STYLE: Arguments = {
@@ -35,7 +38,7 @@ STYLE: Arguments = {
 }
 
 
-def print_explanation(config: DistillationConfig) -> None:
+def print_explanation(config: StudentConfig) -> None:
     """Print the table and the verdict on a student file; nothing is trained.
 
     Raises:
@@ -50,6 +53,8 @@ def print_explanation(config: DistillationConfig) -> None:
         where = f"caches.{number}, {teacher.name}" if config.caches else teacher.name
         where += f", {teacher.manifest.target.kind}" if config.loss.source == "targets" else ""
         console.print(f"This file: {described(source, config.loss)} ({where})", highlight=False)
+        for sentence in writers(teacher, config):
+            console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     if config.loss.kd_weight == 0:
         console.print("kd_weight is 0: it trains on the text alone and uses no predictions.")
         return
@@ -59,6 +64,21 @@ def print_explanation(config: DistillationConfig) -> None:
     else:
         verdict = worst([explain(source, config.loss) for source in sources])
     console.print(_verdict(verdict), soft_wrap=True)
+
+
+def writers(teacher: CachedTeacher, config: StudentConfig) -> list[str]:
+    """Return a sentence on each model that wrote the text of a cached teacher; none if no model is recorded.
+
+    Raises:
+        ModelError: the weights that the student starts from cannot be found.
+    """
+    origin = origin_of(teacher)
+    if not origin.policies:
+        return []
+    start = initial_weights(config.student).get("sha256") if config.student.pretrained is not None else None
+    verdicts = [judge_writer(policy, teacher, config.loss, start) for policy in origin.policies]
+    sentences = [f"Text: {verdict.level}: {verdict.reason}." for verdict in verdicts]
+    return sentences if origin.complete else [*sentences, f"Text: {PARTLY}."]
 
 
 def table() -> RenderableType:

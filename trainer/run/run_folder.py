@@ -35,6 +35,7 @@ from trainer.config.student_file import StudentConfig
 from trainer.run.checkpoints import numbered
 from trainer.student.checkpoint import FINAL
 from trainer.student.initial_weights import initial_weights
+from trainer.verdicts.policy import learned_from
 
 RECORD, METRICS = "run.json", "metrics.jsonl"
 """Files of a run folder."""
@@ -90,12 +91,16 @@ class RunRecord:
         config: The whole student file, defaults included.
         caches: Where each teacher's cache was read; on the Hub at which commit.
         versions: Versions of logitcask, torch and transformers.
+        text_by: Weights of the models that wrote the text, as far as it is recorded.
+        scored_by: Weights of the teachers.
     """
 
     identity: RunIdentity
     config: dict[str, Json]
     caches: list[str]
     versions: dict[str, str]
+    text_by: list[str]
+    scored_by: list[str]
 
 
 @dataclass(frozen=True)
@@ -180,7 +185,17 @@ def run_record(
     )
     versions = {"software": SOFTWARE, "torch": torch.__version__, "transformers": transformers.__version__}
     caches = [str(layout.cache_of(teacher.encoding.path)) for teacher in teachers]
-    return RunRecord(identity, config.model_dump(mode="json"), caches, versions)
+    return RunRecord(identity, config.model_dump(mode="json"), caches, versions, *learned_from(teachers))
+
+
+def final_record(output: Path, steps: int) -> bytes:
+    """Return the content of ``final/logitcask.json``: that of run.json, and the optimizer steps that were made.
+
+    Args:
+        output: The run folder.
+        steps: Optimizer steps of the whole run.
+    """
+    return (json.dumps(json.loads((output / RECORD).read_bytes()) | {"steps": steps}, indent=2) + "\n").encode()
 
 
 def check_run(output: Path, record: RunRecord) -> None:

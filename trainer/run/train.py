@@ -8,7 +8,6 @@ the middle of an epoch, with the same batches and the same result.
 """
 
 import os
-import shutil
 from pathlib import Path
 from time import monotonic
 
@@ -33,12 +32,12 @@ from trainer.run.curves import draw_curves
 from trainer.run.distillation_trainer import DistillationTrainer, step_sequences
 from trainer.run.progress import StepProgress
 from trainer.run.run_folder import (
-    RECORD,
     MetricsFile,
     RunFile,
     RunRecord,
     TrainResult,
     check_run,
+    final_record,
     is_finished,
     run_record,
     train_result,
@@ -164,7 +163,7 @@ def _save_final(trainer: DistillationTrainer, config: StudentConfig, inputs: Inp
             _save_merged(config.student, inputs, tokenizer, partial_folder)
         if config.vocabulary is not None:
             save_token_map(config.vocabulary, partial_folder)
-        shutil.copy(output / RECORD, partial_folder / "logitcask.json")
+        (partial_folder / "logitcask.json").write_bytes(final_record(output, trainer.state.global_step))
         os.replace(partial_folder, output / FINAL)
         if can_plot():
             draw_curves(output)

@@ -1,7 +1,8 @@
-"""Verdicts: which loss is exact, unbiased, a bound or biased on which targets.
+"""Verdicts: which loss is exact, unbiased, a bound or biased on which targets, and what follows from a text's writer.
 
 This room imports ``config`` only, and no torch: a verdict needs a manifest and a student file, no tensor.
 
 - ``compatibility``: the table, and the function that reads it.
 - ``mixture``: the same for several teachers.
+- ``policy``: who wrote the text, and what follows.
 """

@@ -1,0 +1,81 @@
+"""Who writes: the model as a teacher's identity names it, its tokenizer, how it draws, and whose student it is.
+
+A student's ``final`` folder holds ``logitcask.json``, which training left there: the run, its last step, and who wrote
+and scored the text that it learned from. Rollouts of a student carry that, so that training on them can say how stale
+they are, and whether its teacher is the one that the student learned from before.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from pydantic import ValidationError
+from transformers import PreTrainedTokenizerFast
+
+from cache_tools.errors import ModelError
+from cache_tools.format.fingerprint import fingerprint
+from cache_tools.format.manifest import SOFTWARE, Policy, Sampling, StudentOrigin
+from cache_tools.format.specs import summary
+from pipeline.config.generation import SamplingConfig
+from pipeline.encoding.tokenizer import tokenizer_identity
+from pipeline.teachers.teacher import Teacher
+
+STUDENT_RECORD = "logitcask.json"
+
+
+def sampling_of(config: SamplingConfig, stop_ids: tuple[int, ...]) -> Sampling:
+    """Return how tokens are drawn, as it is recorded."""
+    return Sampling(**config.model_dump(), stop_ids=stop_ids)
+
+
+def policy_of(teacher: Teacher, folder: Path, tokenizer: PreTrainedTokenizerFast, sampling: Sampling) -> Policy:
+    """Return the identity of a model that writes.
+
+    Args:
+        teacher: The loaded model.
+        folder: Its folder.
+        tokenizer: Its tokenizer.
+        sampling: How tokens are drawn.
+
+    Raises:
+        ModelError: the folder is a student's, and what training recorded there cannot be read.
+    """
+    return Policy(
+        weights=teacher.computed.weights,
+        dtype=teacher.computed.dtype,
+        quantisation=teacher.computed.quantisation,
+        tokenizer=tokenizer_identity(tokenizer),
+        sampling=sampling,
+        student=student_origin(folder),
+        model=teacher.description.document(),
+        software=f"{SOFTWARE}, torch {torch.__version__}, transformers {transformers.__version__}",
+    )
+
+
+def student_origin(folder: Path) -> StudentOrigin | None:
+    """Return the training run that a model folder comes from; None if it is no student of this program.
+
+    Raises:
+        ModelError: the record of the run cannot be read.
+    """
+    path = folder / STUDENT_RECORD
+    if not path.is_file():
+        return None
+    try:
+        record: Any = json.loads(path.read_bytes())
+        return StudentOrigin(
+            run=fingerprint(record["identity"]),
+            step=record.get("steps"),
+            text_by=record.get("text_by", ()),
+            scored_by=record.get("scored_by", ()),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ValidationError) as error:
+        raise ModelError(
+            "this file does not say which run the student comes from",
+            where=path,
+            expected="what 'logitcask train' wrote",
+            found=summary(error),
+            fix="Restore it from the run's folder, or delete it to use the model as any other",
+        ) from error
