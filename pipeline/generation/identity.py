@@ -42,10 +42,13 @@ def policy_of(teacher: Teacher, folder: Path, tokenizer: PreTrainedTokenizerFast
     Raises:
         ModelError: the folder is a student's, and what training recorded there cannot be read.
     """
+    computed = teacher.computed
+    assert computed.weights is not None, "a model in this process has weights that were read"
+    assert computed.dtype is not None
     return Policy(
-        weights=teacher.computed.weights,
-        dtype=teacher.computed.dtype,
-        quantisation=teacher.computed.quantisation,
+        weights=computed.weights,
+        dtype=computed.dtype,
+        quantisation=computed.quantisation,
         tokenizer=tokenizer_identity(tokenizer),
         sampling=sampling,
         student=student_origin(folder),
