@@ -112,9 +112,19 @@ def require_writable(path: StorePath) -> None:
 
 
 def _driver(path: UPath) -> Any:
-    """Return the fsspec file system of a path; registers obstore first, also for a path from another process."""
+    """Return the fsspec file system of a path; registers obstore first, also for a path from another process.
+
+    Raises:
+        StorageError: this process was forked from one that had opened the bucket, whose threads it lacks.
+    """
     if path.protocol in BUCKETS:
         _register(path.protocol)
+        if getattr(path.fs, "_pid", os.getpid()) != os.getpid():
+            raise StorageError(
+                "this process was forked from one that had opened the bucket, and its connections do not survive that",
+                where=path,
+                fix='Start loader workers with DataLoader(..., multiprocessing_context="forkserver"), or "spawn"',
+            )
     return HubReader(path.fs) if path.protocol == HUB else path.fs
 
 

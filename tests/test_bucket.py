@@ -4,6 +4,7 @@ The bucket is moto's S3 server behind a proxy that misbehaves on demand (see ``b
 stands for every other protocol of fsspec.
 """
 
+import multiprocessing
 import os
 import re
 import signal
@@ -197,6 +198,26 @@ def test_a_bucket_that_stays_broken_ends_in_one_sentence(bucket, local, remote):
     teacher = Cache(remote).encoding().teacher()
     with bucket.failing(lambda method, path, count: "cut"), pytest.raises(StorageError, match=r"cannot read \(found"):
         teacher.targets(0, 5)
+
+
+def test_a_forked_process_that_reads_the_bucket_says_how_to_start_one_that_can(local, remote):
+    copy_cache(Cache(local.path), remote)
+    encoding = Cache(str(remote)).encoding()
+    answer, sender = multiprocessing.Pipe(duplex=False)
+
+    def read():
+        try:
+            encoding.sequences(0)
+        except StorageError as error:
+            sender.send(str(error))
+
+    process = multiprocessing.get_context("fork").Process(target=read)
+    process.start()
+    assert answer.poll(TIMEOUT_SECONDS)
+    message = answer.recv()
+    process.join()
+    assert "was forked" in message
+    assert 'multiprocessing_context="forkserver"' in message
 
 
 def test_an_object_that_vanished_is_damage_and_never_zeros(bucket, local, remote):

@@ -27,7 +27,7 @@ from pipeline.config.encoding import EncodingConfig
 from pipeline.corpus.documents import corpus_sources
 from pipeline.planning.capture_plan import CapturePlan, PlanSettings, plan_capture
 from pipeline.planning.plan import require_space
-from pipeline.planning.scale import StudentLoad, Workload, shard_sizes, student_bytes_per_s
+from pipeline.planning.scale import StudentLoad, Workload, opening_requests, shard_sizes, student_bytes_per_s
 from pipeline.planning.simulate import Cluster
 from pipeline.planning.survey import Extent, survey
 from refusal_fixtures import write_yaml
@@ -193,6 +193,17 @@ def test_of_shard_sizes_the_best_is_the_largest_that_costs_no_time(tmp_path):
     assert rows[0].redone_share == pytest.approx(rows[0].shard_seconds / 5000 / 2, rel=0.01)
 
 
+@pytest.mark.parametrize(("shards", "counted_requests"), [(100, 11), (1_000, 11), (10_000, 29)])
+def test_requests_of_opening_are_those_that_the_benchmark_counts(shards, counted_requests):
+    assert opening_requests(shards) == counted_requests
+
+
+def test_opening_takes_longer_the_more_shards_there_are(tmp_path):
+    planned = plan(tiny.capture_values(tmp_path), tokens_per_s=1000.0, tokens=1e10).teachers[0]
+    rows = shard_sizes(Workload(planned.remaining, 1000.0, 512, planned.memory.kept_bytes), Cluster(10))
+    assert all(a.opening_seconds > b.opening_seconds for a, b in pairwise(rows))
+
+
 def test_refuses_a_cache_that_would_not_fit(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 90, 10))
@@ -301,6 +312,15 @@ def test_the_size_of_shards_follows_the_corpus_and_stays_within_the_memory():
     assert recommended_positions(10**12, 2**17, encoding) == 2**15  # 4 GiB
     assert recommended_positions(10**12, 2**40, encoding) == 4096
     assert recommended_positions(10, 528, sizes(chunk_positions=256, max_length_tokens=1000)) == 8192
+
+
+def test_a_plan_for_a_larger_corpus_chooses_the_size_of_shards_for_that_corpus(tmp_path):
+    values = tiny.capture_values(tmp_path)
+    values["encoding"] = values["encoding"] | {"positions_per_shard": "auto"}
+    planned, small = plan(values, tokens=1e12), plan(values)
+    assert planned.positions_per_shard == planned.recommended_positions_per_shard > small.positions_per_shard
+    for split, extent in planned.splits.items():
+        assert extent.shards == -(-extent.positions // planned.positions_per_shard), split
 
 
 @pytest.mark.slow

@@ -1,14 +1,15 @@
 """Search for sequences: by document, by text, by the highest loss, or by the largest disagreement of two teachers.
 
-Each search reads shard by shard and keeps only the best few sequences, so memory is one shard. A search by loss reads
-the stored log-probability of the gold token, 4 bytes per position; one by disagreement reads the targets of both
-teachers.
+Each search reads shard by shard and keeps only the best few sequences, so memory is one shard; in a bucket several are
+read at a time. A search by loss reads the stored log-probability of the gold token, 4 bytes per position; one by
+disagreement reads the targets of both teachers.
 """
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,15 @@ from cache_tools.escaping import printable
 from cache_tools.format.layout import GOLD_LOGPROB
 from cache_tools.format.sequences import Sequence
 from cache_tools.inspection.divergence import divergence
+from cache_tools.inspection.sampling import AT_ONCE
+from cache_tools.requests.in_flight import in_parallel
 from cache_tools.store.predictions import tokens_of_whole_row
 from cache_tools.store.reader import Encoding
 from cache_tools.store.teacher import CachedTeacher
 
 EXCERPT_CHARACTERS = 60
+
+M = TypeVar("M")
 
 Measure = Callable[[int], NDArray[np.float64]]
 """Maps a shard to a number for each of its used rows, (n,); NaN where there is none."""
@@ -72,17 +77,73 @@ def with_text(
         text: Text that the sequence contains, case-sensitive; None for any text.
         limit: Largest number of matches.
     """
-    return list(islice(_matching(encoding, shards, document_id, text), limit))
+    matches = text_by_shard(encoding, shards, document_id, text, _text_match)
+    return list(islice(chain.from_iterable(matches), limit))
+
+
+def text_by_shard(
+    encoding: Encoding,
+    shards: Iterable[int],
+    document_id: str | None,
+    text: str | None,
+    describe: Callable[[Sequence, int, int], M],
+) -> Iterator[list[M]]:
+    """Yield the matches of each shard, in the order of the shards.
+
+    Args:
+        encoding: The encoding.
+        shards: Shards to read; further ones are taken before the first is yielded.
+        document_id: As of ``with_text``.
+        text: As of ``with_text``.
+        describe: Called with a matching sequence, its shard, and where its text matches; makes what is listed.
+    """
+
+    def matches(shard: int) -> list[M]:
+        return [
+            describe(sequence, shard, sequence.text.find(text) if text else 0)
+            for sequence in encoding.sequences(shard)
+            if document_id in (None, sequence.document_id) and (text is None or text in sequence.text)
+        ]
+
+    return in_parallel(matches, shards, encoding.path, AT_ONCE)
 
 
 def highest(encoding: Encoding, shards: Iterable[int], measure: Measure, limit: int) -> list[Match]:
     """Return the sequences of some shards with the highest mean of a measure, highest first."""
-    best: list[tuple[float, int, int]] = []
-    for shard in shards:
-        means = _means(encoding.sequences(shard), measure(shard))
-        candidates = ((mean, -i, shard) for i, mean in enumerate(means.tolist()) if not np.isnan(mean))
-        best = heapq.nlargest(limit, [*best, *candidates])
-    return [_match(encoding.sequences(shard)[-i], shard, mean) for mean, i, shard in best]
+    best: list[tuple[float, Match]] = []
+    for candidates in highest_by_shard(encoding, shards, measure, limit, _match):
+        best = heapq.nlargest(limit, [*best, *candidates], key=_mean)
+    return [match for _, match in best]
+
+
+def highest_by_shard(
+    encoding: Encoding,
+    shards: Iterable[int],
+    measure: Measure,
+    limit: int,
+    describe: Callable[[Sequence, int, float], M],
+) -> Iterator[list[tuple[float, M]]]:
+    """Yield the (mean, sequence) of each shard with the highest means, highest first, in the order of the shards.
+
+    Args:
+        encoding: The encoding.
+        shards: Shards to read; further ones are taken before the first is yielded.
+        measure: What the mean is taken of.
+        limit: Largest number of sequences of a shard.
+        describe: Called with a sequence, its shard and its mean; makes what is listed.
+    """
+
+    def candidates(shard: int) -> list[tuple[float, M]]:
+        sequences = encoding.sequences(shard)
+        means = _means(sequences, measure(shard)).tolist()
+        ranked = ((mean, sequence) for mean, sequence in zip(means, sequences, strict=True) if not np.isnan(mean))
+        return [(mean, describe(sequence, shard, mean)) for mean, sequence in heapq.nlargest(limit, ranked, key=_mean)]
+
+    return in_parallel(candidates, shards, encoding.path, AT_ONCE)
+
+
+def _mean(entry: tuple[float, object]) -> float:
+    return entry[0]
 
 
 def loss_of(teacher: CachedTeacher) -> Measure:
@@ -112,13 +173,6 @@ def disagreement_of(a: CachedTeacher, b: CachedTeacher, by: str) -> Measure:
     return measure
 
 
-def _matching(encoding: Encoding, shards: Iterable[int], document_id: str | None, text: str | None) -> Iterator[Match]:
-    for shard in shards:
-        for sequence in encoding.sequences(shard):
-            if document_id in (None, sequence.document_id) and (text is None or text in sequence.text):
-                yield _match(sequence, shard, None, sequence.text.find(text) if text else 0)
-
-
 def _means(sequences: list[Sequence], values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return each sequence's mean over its rows, NaN for one without any: (s,) float64."""
     counted = ~np.isnan(values)
@@ -127,6 +181,10 @@ def _means(sequences: list[Sequence], values: NDArray[np.float64]) -> NDArray[np
     with np.errstate(invalid="ignore", divide="ignore"):
         means: NDArray[np.float64] = sums / np.bincount(owners[counted], minlength=len(sequences))
     return means
+
+
+def _text_match(sequence: Sequence, shard: int, around: int) -> Match:
+    return _match(sequence, shard, None, around)
 
 
 def _match(sequence: Sequence, shard: int, value: float | None, around: int = 0) -> Match:

@@ -1,9 +1,9 @@
 """Searches of the viewer, a few shards per request, so that a search over a thousand shards answers at once.
 
-A request searches shards until its time is over or its page is full, and returns where the next request continues. So
-no search runs on after its reader has left, and memory is one shard. Text is searched in the order of the sequences.
-Measures are searched in a random order of shards that is always the same, so that the shards searched so far are a
-random sample of all.
+A request searches shards until its time is over or its page is full, and returns where the next request continues.
+So no search runs on after its reader has left, and memory is one shard, or the few that are read at a time in a
+bucket. Text is searched in the order of the sequences. Measures are searched in a random order of shards that is
+always the same, so that the shards searched so far are a random sample of all.
 """
 
 import math
@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from cache_tools.errors import ConfigError
+from cache_tools.format.sequences import Sequence
 from cache_tools.inspection.sampling import committed_shards
-from cache_tools.inspection.search import Match, Measure, disagreement_of, highest, loss_of, with_text
+from cache_tools.inspection.search import Measure, disagreement_of, highest_by_shard, loss_of, text_by_shard
 from cache_tools.json_output import finite
 from cache_tools.quantities import counted
 from cache_tools.store.reader import Encoding
@@ -83,9 +84,9 @@ def look_for_text(
     except IndexError as error:
         raise ConfigError(f"there is no sequence {after}", where=encoding.path) from error
     listed: list[ListedSequence] = []
-    for shard in _within(seconds, range(first, num_shards)):
-        matches = with_text(encoding, [shard], document_id, text, encoding.shards[shard].sequences)
-        listed += [_listed(encoding, match, text or "") for match in matches if match.sequence_id >= after]
+    shards = _within(seconds, range(first, num_shards))
+    for shard, matches in enumerate(text_by_shard(encoding, shards, document_id, text, _text_entry), first):
+        listed += [entry for entry in matches if entry.sequence_id >= after]
         if len(listed) > RESULTS:
             return SearchPage(tuple(listed[:RESULTS]), listed[RESULTS].sequence_id, shard + 1, num_shards)
     following = encoding.shards[shard + 1].first_sequence if shard + 1 < num_shards else None
@@ -119,9 +120,8 @@ def look_for_highest(
     order = np.random.default_rng(0).permutation(committed)[after:].tolist()
     best: list[ListedSequence] = []
     looked = after
-    for shard in _within(seconds, order):
-        listed = [_listed(encoding, match) for match in highest(encoding, [shard], measure, RESULTS)]
-        best = sorted([*best, *listed], key=_rank, reverse=True)[:RESULTS]
+    for ranked in highest_by_shard(encoding, _within(seconds, order), measure, RESULTS, _measured_entry):
+        best = sorted([*best, *(entry for _, entry in ranked)], key=_rank, reverse=True)[:RESULTS]
         looked += 1
     return SearchPage(tuple(best), looked if looked < len(committed) else None, looked, len(committed))
 
@@ -135,16 +135,18 @@ def _within(seconds: float, shards: Iterable[int]) -> Iterator[int]:
             return
 
 
-def _listed(encoding: Encoding, match: Match, sought: str = "") -> ListedSequence:
-    """Return an entry of the list, while the sequence's shard is in memory."""
-    text = encoding.sequence(match.sequence_id).text
-    start = max(0, text.find(sought) - EXCERPT_CHARACTERS // 4)
-    return ListedSequence(
-        sequence_id=match.sequence_id,
-        document_id=pictured(match.document_id),
-        value=None if match.value is None else finite(match.value),
-        excerpt=pictured(text[start : start + EXCERPT_CHARACTERS]),
-    )
+def _measured_entry(sequence: Sequence, _: int, mean: float) -> ListedSequence:
+    return _entry(sequence, 0, finite(mean))
+
+
+def _text_entry(sequence: Sequence, _: int, around: int) -> ListedSequence:
+    return _entry(sequence, around, None)
+
+
+def _entry(sequence: Sequence, around: int, value: float | None) -> ListedSequence:
+    start = max(0, around - EXCERPT_CHARACTERS // 4)
+    excerpt = pictured(sequence.text[start : start + EXCERPT_CHARACTERS])
+    return ListedSequence(sequence.sequence_id, pictured(sequence.document_id), value, excerpt)
 
 
 def _rank(entry: ListedSequence) -> float:

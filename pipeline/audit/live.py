@@ -5,7 +5,10 @@ also read at the tokens that the cache holds there and at its neighbours. Memory
 one head chunk, and for each position its k answers.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +20,9 @@ from cache_tools.errors import ModelError
 from cache_tools.format.layout import ENTROPY, LOGSUMEXP, SCALARS, temperature_of
 from cache_tools.format.manifest import TeacherManifest
 from cache_tools.format.sequences import Sequence
+from cache_tools.inspection.sampling import AT_ONCE
 from cache_tools.progress.reporter import Advance, ignore
+from cache_tools.requests.in_flight import in_parallel
 from cache_tools.store.teacher import CachedTeacher
 from pipeline.audit.measures import LOWEST_NATS, Rows, joined_targets
 from pipeline.capture.draws import position_keys
@@ -27,6 +32,8 @@ from pipeline.teachers.batches import Batch, pad, token_budget_batches
 from pipeline.teachers.body_and_head import HeadOutput
 from pipeline.teachers.restriction import Restriction
 from pipeline.teachers.teacher import Teacher
+
+T = TypeVar("T")
 
 Floats32 = NDArray[np.float32]
 
@@ -69,8 +76,7 @@ def compare(
     Raises:
         ModelError: the live teacher's logits are not numbers.
     """
-    windows = [cached.targets(*sequence.rows) for sequence in sequences]
-    stored = joined_targets(windows)
+    stored = joined_targets(_stored(cached, sequences, cached.targets))
     starts = np.cumsum([0, *(sequence.num_positions for sequence in sequences)])
     keep = replace(keep_of_manifest(cached.manifest), restriction=restriction)
     objective = cached.encoding.manifest.objective
@@ -236,15 +242,20 @@ def _at_stored(question: _Question, logits_NV: Tensor, logsumexp_N: Tensor, star
     return log_probs_Nk, -(weights_Nk * log_probs_Nk.clamp(min=LOWEST_NATS)).sum(dim=1)
 
 
+def _stored(cached: CachedTeacher, sequences: list[Sequence], read: Callable[[int, int], T]) -> list[T]:
+    """Return what ``read`` reads of each sequence's rows; in a bucket, of several sequences at a time."""
+    return list(in_parallel(lambda sequence: read(*sequence.rows), sequences, cached.path, AT_ONCE))
+
+
 def _both_sides(
     cached: CachedTeacher, sequences: list[Sequence], stored: Targets, live: _Answers, layers: list[str]
 ) -> Compared:
     scalars = {}
     for name in cached.manifest.scalars:
-        held = np.concatenate([cached.scalar(name, *sequence.rows) for sequence in sequences])
+        held = np.concatenate(_stored(cached, sequences, partial(cached.scalar, name)))
         scalars[name] = (held.astype(np.float64), live.scalars[name].astype(np.float64))
     hidden = {
-        layer: (np.concatenate([cached.hidden(layer, *s.rows) for s in sequences]), live.hidden[layer])
+        layer: (np.concatenate(_stored(cached, sequences, partial(cached.hidden, layer))), live.hidden[layer])
         for layer in layers
     }
     ends = np.cumsum([sequence.num_positions for sequence in sequences])

@@ -1,6 +1,6 @@
 """Plan a whole capture file: the corpus, its encoding and every teacher, without writing anything."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cache_tools.format import layout
 from cache_tools.format.manifest import Split
@@ -149,6 +149,12 @@ def plan_capture(
     recipe = sized(Recipe(config.corpus, config.encoding, tokenizer), config.cache, teachers)
     encoding = held_encoding(config.cache, recipe)
     corpus = _survey(config, recipe, encoding, settings, reporter)
+    recommended = recommended_positions(
+        corpus.total.positions, host_bytes_per_position(teachers, recipe.encoding), recipe.encoding
+    )
+    if settings.corpus_tokens and not encoding and config.encoding.positions_per_shard == "auto":
+        larger = recipe.encoding.model_copy(update={"positions_per_shard": recommended})
+        recipe, corpus = replace(recipe, encoding=larger), corpus.of_size(settings.corpus_tokens, recommended)
     sequences = plan_encoding(corpus, encoding)
     planned = tuple(
         _plan_teacher(teacher, recipe, corpus, encoding, sequences.sequence_bytes_per_position, settings, reporter)
@@ -157,8 +163,6 @@ def plan_capture(
     costs = [(plan.whole.stored.stored_bytes, plan.remaining.cost.stored.stored_bytes) for plan in planned]
     costs.append((sequences.whole.stored_bytes, sequences.remaining.stored_bytes))
     whole, remaining = map(sum, zip(*costs, strict=True))
-    per_position = host_bytes_per_position(teachers, recipe.encoding)
-    recommended = recommended_positions(corpus.total.positions, per_position, recipe.encoding)
     planned_size = recipe.encoding.shard_positions
     return CapturePlan(
         corpus.documents, corpus.exact, corpus.totals, whole, remaining, planned_size, recommended, sequences, planned

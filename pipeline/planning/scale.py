@@ -1,7 +1,10 @@
-"""A plan on a cluster: simulated failures, sizes of shards, and what a student reads."""
+"""A plan on a cluster: simulated failures, sizes of shards, how long opening takes, and what a student reads."""
 
 from dataclasses import dataclass
 
+from cache_tools.format.layout import GATHERED_SHARDS
+from cache_tools.requests.in_flight import IN_FLIGHT
+from cache_tools.requests.listing import PAGE_OBJECTS
 from pipeline.planning.plan import Rates, Remaining
 from pipeline.planning.simulate import WINDOW_SECONDS, Cluster, Outcome, expected_shard_seconds, simulate
 
@@ -10,6 +13,16 @@ SHARD_POSITIONS = tuple(2**power for power in range(14, 23))
 
 SLOWEST_CHOICE = 1.01
 """The best size is the largest that takes at most one percent longer than the fastest: fewer objects at no price."""
+
+OPENING_REQUESTS = 9
+"""Requests of opening a teacher in a bucket, besides a page of a listing for each PAGE_OBJECTS receipts and a gathered
+file for each GATHERED_SHARDS: ``benchmarks.growth`` counts 11, 11 and 29 at 100, 1,000 and 10,000 shards."""
+
+REQUEST_SECONDS = 0.03
+"""Time that a bucket takes to answer."""
+
+OPENING_SECONDS, OPENING_SECONDS_PER_SHARD = 0.2, 37e-6
+"""Processor time of opening, as ``benchmarks.growth`` measures it (docs/results/growth.md)."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +118,8 @@ class ShardSize:
         redone_share: Work that is read again, relative to all work: (e^x - 1) / x - 1, with x the time of a shard
             over the mean up-time.
         hours: Expected hours of a worker's fixed share, rounded up to whole shards; the last worker takes longer.
+        opening_requests: Requests to a bucket until a training has opened the teacher, once in each rank.
+        opening_seconds: How long they and the reading of their answers take, at REQUEST_SECONDS a request.
         planned: Whether this is the planned size.
         best: Whether this is the largest size that takes at most SLOWEST_CHOICE times as long as the fastest.
     """
@@ -117,6 +132,8 @@ class ShardSize:
     shard_seconds: float
     redone_share: float
     hours: float
+    opening_requests: int
+    opening_seconds: float
     planned: bool
     best: bool
 
@@ -188,6 +205,18 @@ def shard_sizes(workload: Workload, cluster: Cluster) -> tuple[ShardSize, ...]:
     return tuple(_shard_size(size, workload, cluster, hours[size], size == best) for size in hours)
 
 
+def opening_requests(shards: int) -> int:
+    """Return how many requests open a complete teacher of so many shards in a bucket."""
+    return OPENING_REQUESTS + -(-shards // PAGE_OBJECTS) + -(-shards // GATHERED_SHARDS)
+
+
+def opening_seconds(shards: int) -> float:
+    """Return how long that takes; pages of a listing follow each other, gathered files come IN_FLIGHT at a time."""
+    files_in_a_row = -(-shards // (GATHERED_SHARDS * IN_FLIGHT))
+    waits = OPENING_REQUESTS + -(-shards // PAGE_OBJECTS) + files_in_a_row
+    return REQUEST_SECONDS * waits + OPENING_SECONDS + OPENING_SECONDS_PER_SHARD * shards
+
+
 def _shard_size(positions: int, workload: Workload, cluster: Cluster, hours: float, best: bool) -> ShardSize:
     shards, seconds = _shards_and_seconds(positions, workload)
     reading = expected_shard_seconds(seconds, Cluster(1, cluster.seconds_between_failures))
@@ -200,6 +229,8 @@ def _shard_size(positions: int, workload: Workload, cluster: Cluster, hours: flo
         shard_seconds=seconds,
         redone_share=reading / seconds - 1,
         hours=hours,
+        opening_requests=opening_requests(shards),
+        opening_seconds=opening_seconds(shards),
         planned=positions == workload.positions_per_shard,
         best=best,
     )
