@@ -26,6 +26,7 @@ from pipeline.generation.drawing import POSITION_STEP, TOKEN_STEP, draw_key, gum
 from pipeline.generation.run import GenerateResult, run_generation
 from refusal_fixtures import other_tokenizer, write_yaml
 from student_fixtures import LLAMA, StoppedError, student_values, train
+from trainer.verdicts.policy import learned_from
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -344,7 +345,7 @@ def test_a_subset_keeps_who_wrote_its_text(cache, tmp_path):
 def test_text_of_completions_is_an_ordinary_corpus(written, tmp_path, teacher, caplog):
     values = tiny.capture_values(tmp_path, teacher, paths=[str(written / "completions")])
     tiny.run(values)
-    assert "their text is read instead of their tokens" in caplog.text
+    assert "they are not read as the tokens that it drew" in caplog.text
     assert summarise(Cache(values["cache"])).encodings[0].facts.written_by == ()
 
 
@@ -357,6 +358,9 @@ def test_a_part_without_a_writer_is_said_to_have_none(written, tmp_path, teacher
     facts = summarise(Cache(values["cache"])).encodings[0].facts
     assert len(facts.written_by) == 1
     assert not facts.wholly_written
+    text_by, scored_by = learned_from([Cache(values["cache"]).encoding().teacher()])
+    assert text_by == []
+    assert scored_by == [facts.written_by[0].weights]
 
 
 # Refusals

@@ -33,9 +33,9 @@ RECORD = "policy.json"
 IDS, MASK = "ids", "mask"
 """Fields of a completion that hold the tokens that were read and drawn, and which of them were drawn."""
 
-READ_AS_TEXT = (
-    "%s holds completions that a model wrote, and their text is read instead of their tokens: the cache will not "
-    "record who wrote it. To read the tokens, set corpus.ids_field: ids and corpus.mask_field: mask"
+READ_OTHERWISE = (
+    "%s holds completions that a model wrote, and they are not read as the tokens that it drew: the cache will not "
+    "record who wrote them. To read these tokens, set corpus.ids_field: ids and corpus.mask_field: mask"
 )
 
 
@@ -138,7 +138,7 @@ def written_by(
         if record is None:
             continue
         if (config.ids_field, config.mask_field) != (IDS, MASK):
-            logger.warning(READ_AS_TEXT, folder)
+            logger.warning(READ_OTHERWISE, folder)
             continue
         _check_whole(folder, record)
         _check_tokenizer(folder, record, vocabulary)

@@ -91,7 +91,7 @@ class RunRecord:
         config: The whole student file, defaults included.
         caches: Where each teacher's cache was read; on the Hub at which commit.
         versions: Versions of logitcask, torch and transformers.
-        text_by: Weights of the models that wrote the text, as far as it is recorded.
+        text_by: Weights of the models that wrote the text; empty unless all writers are recorded.
         scored_by: Weights of the teachers.
     """
 

@@ -113,10 +113,14 @@ def check_writer(teacher: CachedTeacher, where: str) -> None:
 
 
 def learned_from(teachers: Sequence[CachedTeacher]) -> tuple[list[str], list[str]]:
-    """Return the weights of the models that wrote the text of some cached teachers, and those of the teachers."""
-    text_by = {policy.weights for teacher in teachers for policy in origin_of(teacher).policies}
+    """Return the weights of the models that wrote the text of some cached teachers, and those of the teachers.
+
+    No writer is returned unless the writers of all the text are recorded.
+    """
+    origins = [origin_of(teacher) for teacher in teachers]
+    text_by = {policy.weights for origin in origins for policy in origin.policies}
     scored_by = {str(teacher.manifest.identity.get("weights")) for teacher in teachers}
-    return sorted(text_by), sorted(scored_by)
+    return sorted(text_by) if all(origin.complete for origin in origins) else [], sorted(scored_by)
 
 
 def _who(policy: Policy) -> str:
