@@ -8,11 +8,16 @@ again. They are forked from one that has imported torch, and the clock of a kill
 worker reads shards (its victim may be another), so half of the kills and more strike at work and not
 at start-up. ``ray``: actors, which Ray starts again if there is work left for them.
 
+``--engine`` lets each worker read with an engine in a process of its own, the tests' stand-in for vLLM, and every
+second kill strikes that process instead of its worker. A worker whose engine dies ends with an error and is started
+again; an engine whose worker dies must end by itself.
+
 ``--gathered-shards`` lets so few receipts lie in one file of gathered receipts (instead of 1,024) that workers
 gather all the time and are killed while they do; ``verify --deep`` then also compares every copy with its receipt.
 
 Printed: kills, how many of them hit a worker that was reading a shard (the shard is redone), restarts,
-captures, shards committed, and whether all results are equal. Exits 1 if one differs.
+captures, shards committed, whether all results are equal, and engines that outlived their workers. Exits 1 if a result
+differs or an engine is left.
 """
 
 import json
@@ -20,6 +25,7 @@ import logging
 import multiprocessing
 import os
 import random
+import sys
 import tempfile
 import threading
 import time
@@ -34,6 +40,7 @@ import psutil  # type: ignore[import-untyped]
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from cache_tools.errors import ModelError
 from cache_tools.maintenance.verify import verify
 from cache_tools.progress.reporter import Reporter
 from cache_tools.store import gathered
@@ -45,6 +52,12 @@ DOCUMENTS = {"local": 400, "ray": 3000}
 """On Ray a worker takes so long to start that a small capture is over before many can be killed."""
 PAUSE_SECONDS = {"local": 0.5, "ray": 4.0}
 """Mean time from a worker that reads shards to a kill; on Ray each kill is followed by an import of torch."""
+
+ENGINE_SHARE = 0.5
+"""Share of the kills that strike an engine, where workers have one."""
+
+END_SECONDS = 20
+"""How long an engine may take to end after its worker."""
 
 PROCESSES = multiprocessing.get_context("forkserver")
 
@@ -60,6 +73,8 @@ class Tally:
     shards: int = 0
     gathered_files: int = 0
     equal: bool = True
+    engine_kills: int = 0
+    engines_left: int = 0
 
 
 class Marker(Reporter):
@@ -74,7 +89,15 @@ class Marker(Reporter):
             self._path.touch()
 
 
-def make_config(folder: Path, cache: str, documents: int) -> CaptureConfig:
+def engine_python(folder: Path) -> Path:
+    """Return a Python whose environment has the tests' stand-in for vLLM."""
+    path, packages = folder / "engine-python", Path(__file__).resolve().parents[1] / "tests/support/fake_engine"
+    path.write_text(f'#!/bin/sh\nPYTHONPATH="{packages}" exec "{sys.executable}" "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def make_config(folder: Path, cache: str, documents: int, engine: bool = False) -> CaptureConfig:
     """Make a tiny random teacher and a corpus in a folder, unless they are there, and describe their capture."""
     words = [f"{stem}{ending}" for stem in ("shard", "token", "mass", "row") for ending in ("s", "ing", "ed", "")]
     texts = [" ".join(random.Random(i).choices(words, k=60)) for i in range(documents)]
@@ -100,7 +123,9 @@ def make_config(folder: Path, cache: str, documents: int) -> CaptureConfig:
             "num_attention_heads": 4,
         }
         LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(folder / "teacher")
-    teacher = {"name": "toy", "model": str(folder / "teacher"), "dtype": "float32", "device": "cpu"}
+    teacher: dict[str, Any] = {"name": "toy", "model": str(folder / "teacher"), "dtype": "float32", "device": "cpu"}
+    if engine:
+        teacher["engine"] = {"kind": "vllm", "python": str(engine_python(folder))}
     sizes = {"max_length_tokens": 64, "positions_per_shard": SHARD_POSITIONS, "chunk_positions": SHARD_POSITIONS}
     return CaptureConfig.model_validate(
         {
@@ -131,7 +156,10 @@ def work(config: CaptureConfig, rank: int, marker: Path, gathered_shards: int) -
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    run_capture(config, Worker(rank, WORKERS), Marker(marker))
+    try:
+        run_capture(config, Worker(rank, WORKERS), Marker(marker))
+    except ModelError as error:  # its engine was killed
+        raise SystemExit(1) from error
 
 
 def capture_with_processes(config: CaptureConfig, tally: Tally, num_kills: int, pauses: Iterator[float]) -> None:
@@ -144,6 +172,7 @@ def capture_with_processes(config: CaptureConfig, tally: Tally, num_kills: int, 
         process.start()
         return process
 
+    engines: set[Any] = set()
     workers, next_kill = [start(rank) for rank in range(WORKERS)], None
     while any(worker.exitcode != 0 for worker in workers):
         time.sleep(0.01)
@@ -151,15 +180,27 @@ def capture_with_processes(config: CaptureConfig, tally: Tally, num_kills: int, 
         if next_kill is None and any(markers[rank].exists() for rank in running):
             next_kill = time.monotonic() + next(pauses)
         if tally.kills < num_kills and running and next_kill and time.monotonic() > next_kill:
-            rank = random.choice(running)
-            workers[rank].kill()
+            rank, next_kill = random.choice(running), None
+            engines.update(own := engines_of(workers[rank].pid))
+            if own and random.random() < ENGINE_SHARE:
+                own[-1].kill()
+                tally.engine_kills += 1
+            else:
+                workers[rank].kill()
             workers[rank].join()
-            next_kill = None
             if workers[rank].exitcode:  # or it had just finished
                 tally.kills, tally.in_a_shard = tally.kills + 1, tally.in_a_shard + markers[rank].exists()
         for rank, worker in enumerate(workers):
             if worker.exitcode not in (None, 0):
                 workers[rank], tally.restarts = start(rank), tally.restarts + 1
+    tally.engines_left += len(psutil.wait_procs(engines, END_SECONDS)[1])
+
+
+def engines_of(worker: int) -> list[Any]:
+    """Return the processes that a worker has started: its engine, or none."""
+    with suppress(psutil.NoSuchProcess):
+        return list(psutil.Process(worker).children())
+    return []
 
 
 def capture_with_actors(config: CaptureConfig, tally: Tally, num_kills: int, pauses: Iterator[float]) -> None:
@@ -218,13 +259,16 @@ def connect() -> None:
     "--kills", type=click.IntRange(1), default=100, show_default=True, help="Number of kills, over all captures."
 )
 @click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option("--engine", is_flag=True, help="Let an engine read in a process of its own, and kill that too.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random times and victims.")
 @click.option(
     "--gathered-shards", type=click.IntRange(2), default=1024, show_default=True, help="Receipts that lie in one file."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def main(kills: int, executor: str, seed: int, gathered_shards: int, as_json: bool) -> None:
+def main(kills: int, executor: str, engine: bool, seed: int, gathered_shards: int, as_json: bool) -> None:
     """Kill the workers of a capture at random, until it finishes."""
+    if engine and executor == "ray":
+        raise click.UsageError("--engine needs --executor local.")
     random.seed(seed)
     if executor == "local":  # actors have the real number
         gather_often(gathered_shards)
@@ -234,12 +278,12 @@ def main(kills: int, executor: str, seed: int, gathered_shards: int, as_json: bo
     pauses = iter(lambda: moments.uniform(0, 2 * PAUSE_SECONDS[executor]), None)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        straight = make_config(folder, "straight", DOCUMENTS[executor])
+        straight = make_config(folder, "straight", DOCUMENTS[executor], engine)
         run_capture(straight, Worker(), Marker(folder / "marker"))
         if executor == "ray":
             connect()
         while tally.kills < kills:
-            config = make_config(folder, f"cache{tally.captures}", DOCUMENTS[executor])
+            config = make_config(folder, f"cache{tally.captures}", DOCUMENTS[executor], engine)
             captures[executor](config, tally, kills, pauses)
             tally.captures += 1
             tally.shards += sum("receipts" in key for key in contents(config.cache))
@@ -251,7 +295,7 @@ def main(kills: int, executor: str, seed: int, gathered_shards: int, as_json: bo
     else:
         for title, value in asdict(tally).items():
             click.echo(f"{title.replace('_', ' '):12} {value}")
-    raise SystemExit(not tally.equal)
+    raise SystemExit(not tally.equal or tally.engines_left > 0)
 
 
 if __name__ == "__main__":
