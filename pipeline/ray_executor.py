@@ -35,7 +35,7 @@ from pipeline.capture.shards import capture_shards
 from pipeline.capture.target import ResolvedTeacher, resolve_teacher
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.config.encoding import EncodingConfig
-from pipeline.config.engines import ServerConfig
+from pipeline.config.engines import ServerConfig, VllmConfig
 from pipeline.config.teacher import TeacherConfig
 from pipeline.engines.opening import open_teacher
 from pipeline.run import Worker, prepare
@@ -258,9 +258,14 @@ def _cluster_gpus() -> int:
 
 
 def _portable(config: TeacherConfig) -> TeacherConfig:
-    """Return a teacher's block whose model is also found from another working folder."""
-    local = Path(config.model)
-    return config.model_copy(update={"model": str(local.absolute())}) if local.is_dir() else config
+    """Return a teacher's block whose model and whose engine's Python are also found from another working folder."""
+    changes: dict[str, Any] = {}
+    if Path(config.model).is_dir():
+        changes["model"] = str(Path(config.model).absolute())
+    if isinstance(config.engine, VllmConfig) and Path(config.engine.python).is_file():
+        python = str(Path(config.engine.python).absolute())  # a link of a virtual environment is not followed
+        changes["engine"] = config.engine.model_copy(update={"python": python})
+    return config.model_copy(update=changes)
 
 
 def _absolute(place: Any) -> str:

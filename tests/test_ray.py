@@ -19,6 +19,7 @@ import pytest
 import tiny
 from cache_tools.errors import ConfigError, ModelError
 from cache_tools.maintenance.verify import verify
+from engine_fixtures import by_engine, engine_python
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.config.teacher import TeacherConfig
 from pipeline.run import Worker, run_capture
@@ -65,10 +66,13 @@ def straight(tmp_path_factory, teacher):
 
 def settings(folder, teacher):
     """Return a capture of a dozen shards, each of several batches."""
+    return CaptureConfig.model_validate(settings_values(folder, teacher))
+
+
+def settings_values(folder, teacher):
     if not (folder / "corpus.jsonl").exists():
         tiny.write_corpus(folder / "corpus.jsonl", tiny.TEXTS[:12])
-    values = tiny.capture_values(folder, teacher, positions_per_shard=128, chunk_positions=128, batch_tokens=48)
-    return CaptureConfig.model_validate(values)
+    return tiny.capture_values(folder, teacher, positions_per_shard=128, chunk_positions=128, batch_tokens=48)
 
 
 def tree(cache):
@@ -94,10 +98,11 @@ class Killer(tiny.SilentReporter):
 
     Attributes:
         committed: Receipts that there were at the kill.
+        engines: Processes that the actor had started.
     """
 
     def __init__(self, cache):
-        self.cache, self.committed, self.name, self.thread = cache, {}, "", None
+        self.cache, self.committed, self.engines, self.name, self.thread = cache, {}, [], "", None
 
     def stage(self, name, *_, **__):
         self.name = name
@@ -112,7 +117,7 @@ class Killer(tiny.SilentReporter):
         while not self.committed and time.monotonic() < deadline:
             for process in capturing()[:1]:
                 process.suspend()
-                self.committed = receipts(self.cache)
+                self.committed, self.engines = receipts(self.cache), process.children()
                 process.kill()
 
 
@@ -128,6 +133,27 @@ def test_actors_continue_a_capture_to_the_same_bytes_and_a_killed_one_costs_its_
     assert verify(config.cache, deep=True) == []
     assert 3 <= len(killer.committed) < len(receipts(straight))
     assert receipts(config.cache).items() >= killer.committed.items()  # with the time of writing: none was redone
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_actors_with_engines_write_the_bytes_of_one_engine_and_none_outlives_its_actor(tmp_path, teacher, monkeypatch):
+    """The engine's Python is named relative to the driver's folder, which actors do not share."""
+    monkeypatch.chdir(tmp_path)
+    python = engine_python(tmp_path).relative_to(tmp_path)
+    caches = {}
+    for name in ("straight", "ray"):
+        (tmp_path / name).mkdir()
+        values = by_engine(settings_values(tmp_path / name, teacher), f"./{python}")
+        caches[name] = CaptureConfig.model_validate(values)
+    run_capture(caches["straight"], Worker(), tiny.SilentReporter())
+    killer = Killer(tmp_path / "ray" / "cache")
+    run_capture_on_ray(caches["ray"], "local", 2, killer)
+    assert tree(caches["ray"].cache) == tree(caches["straight"].cache)
+    assert verify(caches["ray"].cache, deep=True) == []
+    assert killer.committed
+    assert len(killer.engines) == 1
+    assert psutil.wait_procs(killer.engines, TIMEOUT_SECONDS)[1] == []
 
 
 @pytest.mark.slow
