@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_tools.errors import ConfigError, LogitcaskError, ModelError
-from cache_tools.mappings import Arguments
+from cache_tools.mappings import Arguments, JsonObject
 from cache_tools.progress.lines import open_reporter
 from cache_tools.progress.reporter import Reporter
 from cache_tools.storage import store_path
@@ -259,7 +259,7 @@ def _cluster_gpus() -> int:
 
 def _portable(config: TeacherConfig) -> TeacherConfig:
     """Return a teacher's block whose model and whose engine's Python are also found from another working folder."""
-    changes: dict[str, Any] = {}
+    changes: JsonObject = {}
     if Path(config.model).is_dir():
         changes["model"] = str(Path(config.model).absolute())
     if isinstance(config.engine, VllmConfig) and Path(config.engine.python).is_file():
