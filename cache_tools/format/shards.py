@@ -104,6 +104,15 @@ class ShardTable(abc.Sequence[ShardEntry]):
         column: NDArray[np.int64] = self._columns[name]
         return column
 
+    def split(self, shard: int) -> Split:
+        """Return the split of a shard."""
+        return "held_out" if self._columns["split"][shard] else "train"
+
+    def sha256(self, shard: int) -> str:
+        """Return the hash of a shard's sequence file."""
+        digest: bytes = self._columns["sha256"][shard].item()
+        return digest.decode()
+
     def of_split(self, split: Split) -> NDArray[np.int64]:
         """Return the indices of the shards of a split, ascending: (m,) int64."""
         return np.flatnonzero(self._columns["split"] == (split == "held_out"))

@@ -302,7 +302,7 @@ class _Receipts:
 
     def add(self, receipt: Receipt) -> None:
         """Count one receipt."""
-        split = self._entries[receipt.shard].split
+        split = self._entries.split(receipt.shard)
         self.shards, self.positions = self.shards + 1, self.positions + receipt.positions
         if self.first is None or receipt.shard < self.first.shard:
             self.first = receipt

@@ -124,10 +124,14 @@ class CachedTeacher:
         for shard, content in receipt_contents(self.path, len(self.encoding.shards)):
             yield self._own(parsed_receipt(self.path, shard, content))
 
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.manifest.fingerprint  # computed anew at each access, which a hundred thousand receipts would feel
+
     def _own(self, receipt: AnyReceipt) -> AnyReceipt:
         """Return a receipt of this teacher; refuse another's."""
         shard = receipt.shard
-        expected = (self.manifest.fingerprint, self.encoding.shards[shard].sha256)
+        expected = (self._fingerprint, self.encoding.shards.sha256(shard))
         recorded = (receipt.teacher_fingerprint, receipt.sequences_sha256)
         if recorded != expected:
             raise IdentityError(
