@@ -142,7 +142,8 @@ def _run_teacher(
         _wait_for_rank_0(
             f"declare {config.name}", lambda: is_declared(encoding, config), encoding.path, worker, reporter
         )
-    reporter.stage(f"checking teacher {config.name} and hashing its weights", None)
+    hashing = "" if isinstance(config.engine, ServerConfig) else " and hashing its weights"
+    reporter.stage(f"checking teacher {config.name}{hashing}", None)
     cached = declare(encoding, teacher, config, resolved.target, settings.chunk_positions)
     mine = range(worker.rank, len(encoding.shards), worker.world_size)
     missing = cached.incomplete_shards(mine)

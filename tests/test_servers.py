@@ -146,6 +146,7 @@ def test_no_two_faults_share_a_sentence_unless_they_are_one():
         ("echo", "texts", "the server names tokens by their texts"),
         ("echo", "beginning", "added 1 of its own tokens before those it was sent"),
         ("echo", "generated only", "the server returned no rows for the prompt"),
+        ("echo", "llama.cpp", "the server returned no rows for the prompt"),
         ("echo", "cut", "the server cut the prompt"),
         ("echo", "zeros", "sum to more than 1"),
         ("sglang", "left out", "the server left rows out"),
@@ -201,6 +202,7 @@ def capture_and_die(values):
     kill_at_rename("toy/receipts/00001.json", lambda: tiny.run(values))
 
 
+@pytest.mark.slow  # test_a_server_that_goes_wrong_later_costs_one_shard is the fast one
 def test_a_killed_capture_continues_to_the_same_rows(tmp_path, teacher):
     whole, part = tmp_path / "whole", tmp_path / "part"
     with StubServer() as server:

@@ -107,7 +107,7 @@ def _vllm_answer(content: JsonObject, question: Question) -> Answer:
     choice = _first(content.get("choices"))
     rows = [_vllm_row(row) for row in _listed(choice.get("prompt_logprobs"))]
     ids = choice.get("prompt_token_ids")
-    return Answer(content.get("model"), ids if isinstance(ids, list) else None, _read(content.get("usage")), rows)
+    return Answer(content.get("model"), _listed(ids) or None, _read(content.get("usage")), rows)
 
 
 def _vllm_row(row: object) -> list[Entry] | None:
@@ -129,7 +129,7 @@ def _echo_answer(content: JsonObject, question: Question) -> Answer:
     tokens = tokens[:length]
     texts = not all(_is_id(token) for token in tokens)
     rows = [_echo_row(*row) for row in zip(tokens, own, top, strict=False)]
-    return Answer(content.get("model"), [_token(token) for token in tokens], read, rows, texts)
+    return Answer(content.get("model"), [_token(token) for token in tokens] or None, read, rows, texts)
 
 
 def _echo_row(token: object, log_prob: object, top: object) -> list[Entry] | None:

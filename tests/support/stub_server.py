@@ -191,6 +191,8 @@ class StubServer:
             "token_logprobs": [*own, -1.0],
             "top_logprobs": [*top, {name(5): -1.0}],
         }
+        if self.fault == "llama.cpp":  # which scores what it generates, in the form of chats, whatever it is asked
+            logprobs = {"content": [{"id": 5, "token": "x", "logprob": -1.0, "top_logprobs": []}]}
         return self._completion({"text": "x", "logprobs": logprobs}, ids)
 
     def _sglang(self, ids, rows):
