@@ -43,6 +43,7 @@ COMMANDS = {
     "capture": "pipeline.cli:capture_command",
     "import": "cache_tools.exchange.command:import_command",
     "vocabulary": "cache_tools.vocabularies.command:vocabulary_command",
+    "align": "cache_tools.alignments.command:align_command",
     "train": "trainer.run.command:train_command",
     "evaluate": "trainer.evaluation.command:evaluate_command",
     "inspect": "cache_tools.terminal.inspect_command:inspect_command",

@@ -23,6 +23,7 @@ RESULTS = {
     "plan": ["pipeline.planning.capture_plan:CapturePlan"],
     "import": ["cache_tools.exchange.summary:ImportReport"],
     "vocabulary": ["cache_tools.vocabularies.manifest:VocabularyManifest"],
+    "align": ["cache_tools.alignments.coverage:AlignmentReport"],
     "evaluate": ["trainer.evaluation.results:EvaluateResult"],
     "inspect": ["cache_tools.inspection.summary:CacheSummary"],
     "show": [

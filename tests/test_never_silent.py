@@ -37,6 +37,7 @@ LONG = {
     "import": ("import", "{folder}/rows", "{folder}/imported", "--tokenizer", "{teacher}", "--json"),
     "vocabulary": ("vocabulary", "{cache}", "-o", "{folder}/vocabulary", "--json"),
     "vocabulary --keep": ("vocabulary", "{cache}", "--keep", "0.9", "-o", "{folder}/half", "--embeddings", "{teacher}"),
+    "align": ("align", "{cache}", "--tokenizer", "{teacher}", "--json"),
     "report": ("report", "{cache}", "-o", "{folder}/report.html"),
 }
 """How each long command is run, in an order in which each finds what it needs."""
@@ -48,6 +49,7 @@ WORK = {
     "train": "steps",
     "evaluate": "tokens",
     "copy": "bytes",
+    "align": "tokens",
 }
 """What the stage that takes longest counts."""
 

@@ -5,7 +5,7 @@ This room imports ``row_files``, ``models``, ``maintenance`` and everything belo
 In reading order:
 
 - ``plan``: what an import is asked, and what a sample of its rows shows.
-- ``tokenizer_folder``: the tokenizer that rows were made with, and whether it is.
+- ``tokenizer_folder``: whether rows were made with a tokenizer.
 - ``encoding``: rows of files as the sequences of an encoding.
 - ``importing``: their predictions as a teacher.
 - ``summary``: what an import met and wrote.

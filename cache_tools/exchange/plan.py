@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cache_tools.codecs.registry import DEFAULT_MAX_KL_NATS
 from cache_tools.errors import ConfigError, FormatError
-from cache_tools.exchange.tokenizer_folder import TokenizerFolder, open_tokenizer, require_fitting
+from cache_tools.exchange.tokenizer_folder import require_fitting
 from cache_tools.format.fingerprint import fingerprint
 from cache_tools.format.manifest import Objective
 from cache_tools.format.shards import is_held_out
@@ -25,6 +25,7 @@ from cache_tools.row_files.alignment import Reading, decide, gold_log_probs, tok
 from cache_tools.row_files.formats import Columns, Note, SourceFormat, detect
 from cache_tools.row_files.source import SourceFile, source_files
 from cache_tools.row_files.source_rows import POSITIONS, SourceRows, columns_to_read, read_rows
+from cache_tools.vocabularies.tokenizer_folder import TokenizerFolder, open_tokenizer
 
 SAMPLE_FILES, SAMPLE_ROWS = 8, 16
 """Files that a sample is taken from, spread over the source, and rows of each."""

@@ -8,6 +8,7 @@
     <cache>/encodings/<encoding>/sequences/00000.arrow  the sequences of shard 0
     <cache>/encodings/<encoding>/tokenizer/             tokenizer files, no code
     <cache>/encodings/<encoding>/teachers/<teacher>/    zarr.json, arrays, receipts/00000.json, gathered/, files
+    <cache>/encodings/<encoding>/alignments/<name>/     zarr.json, tokenizer/, tables/00000.arrow, receipts/00000.json
 
 Names come from strangers' files, so they are checked here: letters, digits, dot, dash and
 underscore, never a path.
@@ -76,6 +77,21 @@ TOKENIZER = "tokenizer"
 def teacher_folder(encoding: StorePath, teacher: str) -> StorePath:
     """Return the folder of one teacher's predictions."""
     return encoding / "teachers" / checked_name(teacher)
+
+
+def alignments_folder(encoding: StorePath) -> StorePath:
+    """Return the folder of an encoding's alignments with other tokenizers."""
+    return encoding / "alignments"
+
+
+def alignment_folder(encoding: StorePath, alignment: str) -> StorePath:
+    """Return the folder of one alignment; its receipts lie where a teacher's do."""
+    return alignments_folder(encoding) / checked_name(alignment)
+
+
+def alignment_table_file(alignment: StorePath, shard: int) -> StorePath:
+    """Return the Arrow file that holds the aligned sequences of a shard."""
+    return alignment / "tables" / f"{shard:05d}.arrow"
 
 
 def receipts_folder(teacher: StorePath) -> StorePath:

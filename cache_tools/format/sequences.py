@@ -113,6 +113,15 @@ class Sequence:
         return self.original_ids[self.positions()]
 
 
+def bytes_before(text: str) -> NDArray[np.int64]:
+    """Return, for each character index 0..len(text), the UTF-8 bytes before it."""
+    if text.isascii():
+        return np.arange(len(text) + 1)
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    lengths = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
 def write_sequences(path: StorePath, sequences: list[Sequence]) -> tuple[int, str]:
     """Write one shard's sequences and return (bytes, sha256) of the file.
 

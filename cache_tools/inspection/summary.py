@@ -161,6 +161,7 @@ class EncodingFacts:
         wholly_written: Whether these models wrote all tokens at which predictions are kept.
         splits: Totals of each split.
         sequence_bytes: Size of the sequence files.
+        alignments: Names of the alignments with students' tokenizers, finished or not.
     """
 
     name: str
@@ -174,6 +175,7 @@ class EncodingFacts:
     wholly_written: bool
     splits: dict[Split, SplitTotals]
     sequence_bytes: int
+    alignments: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -253,6 +255,7 @@ def describe_encoding(encoding: Encoding) -> EncodingFacts:
         wholly_written=origin.complete,
         splits=manifest.splits,
         sequence_bytes=int(encoding.shards.numbers("bytes").sum()),
+        alignments=tuple(encoding.alignments),
     )
 
 

@@ -62,6 +62,8 @@ def subset_command(
 ) -> None:
     """Write a smaller cache TARGET from SOURCE, without running a teacher.
 
+    Alignments with students' tokenizers are not copied: 'logitcask align' makes them anew.
+
     \b
     Example:
         logitcask subset runs/demo/cache runs/small --k 16 --split train
@@ -92,22 +94,31 @@ def _lines(path: Path) -> list[str]:
 @click.argument("teacher")
 @click.option("--encoding", help="Name of the teacher's encoding, if there are several.")
 @click.option("--hidden", metavar="LAYER", help="Delete only this layer of hidden states.")
+@click.option("--alignment", is_flag=True, help="Delete the alignment of this name instead of a teacher.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-def drop_command(cache: "StorePath", teacher: str, encoding: str | None, hidden: str | None, yes: bool) -> None:
-    """Delete a TEACHER, or one of its layers of hidden states, from CACHE.
+def drop_command(
+    cache: "StorePath", teacher: str, encoding: str | None, hidden: str | None, alignment: bool, yes: bool
+) -> None:
+    """Delete a TEACHER, one of its layers of hidden states, or an alignment, from CACHE.
 
     \b
     Example:
         logitcask drop runs/demo/cache toy --hidden last
     """
+    from cache_tools.maintenance.alignments import drop_alignment
     from cache_tools.maintenance.drop import drop_hidden, drop_teacher
     from cache_tools.store.reader import Cache
 
+    if hidden and alignment:
+        raise click.UsageError("--hidden and --alignment cannot be used together.")
     opened = Cache(cache).encoding(encoding)
     what = f"layer {hidden} of teacher {teacher}" if hidden else f"teacher {teacher}"
+    what = f"alignment {teacher}" if alignment else what
     if not yes:
         click.confirm(f"Delete {what} from {cache}?", abort=True)
-    if hidden:
+    if alignment:
+        drop_alignment(opened, teacher)
+    elif hidden:
         drop_hidden(opened.teacher(teacher), hidden)
     else:
         drop_teacher(opened, teacher)

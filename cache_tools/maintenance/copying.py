@@ -21,6 +21,7 @@ from cache_tools.format.manifest import (
 from cache_tools.format.receipts import read_receipt
 from cache_tools.format.sequences import read_recorded
 from cache_tools.limits import TABLE_BYTES
+from cache_tools.maintenance.alignments import aligned_bytes, copy_alignments
 from cache_tools.maintenance.drop import drop_hidden
 from cache_tools.progress.reporter import Advance, ignore
 from cache_tools.requests.in_flight import in_parallel
@@ -68,13 +69,14 @@ def copy_cache(source: Cache, target: StorePath, progress: Advance = ignore) -> 
         copied = Encoding(folder, name)
         for teacher in encoding.teachers:
             copy_teacher(encoding.teacher(teacher), copied, progress)
+        copy_alignments(encoding, folder, progress)
 
 
 def stored_bytes(source: Cache) -> int:
-    """Return the size of all sequences and predictions of a cache, as tables and receipts state it."""
+    """Return the size of all sequences, predictions and alignments of a cache, as tables and receipts state it."""
     total = 0
     for encoding in map(source.encoding, source.encodings):
-        total += sum(entry.bytes for entry in encoding.shards)
+        total += sum(entry.bytes for entry in encoding.shards) + aligned_bytes(encoding)
         for teacher in map(encoding.teacher, encoding.teachers):
             total += sum(receipt.stored_bytes for receipt in teacher.receipts())
     return total

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_tools.alignments.stored import Alignment
 from cache_tools.codecs.registry import EMPTY_ID, MASS_TOLERANCE
 from cache_tools.errors import DamageError, LogitcaskError
 from cache_tools.format import layout
@@ -22,6 +23,7 @@ from cache_tools.format.sealed import read_sealed
 from cache_tools.format.shards import read_file_tables
 from cache_tools.format.zarr_arrays import ArrayLayout
 from cache_tools.inspection.row_check import shard_contradictions
+from cache_tools.maintenance.alignments import alignments, shard_problems
 from cache_tools.maintenance.object_sizes import ObjectSizes, sizes_below
 from cache_tools.maintenance.verify_encoding import manifest_problems, root_problems, sequence_problems, table_problems
 from cache_tools.progress.reporter import BeginPart
@@ -136,7 +138,7 @@ def shards_to_check(cache: Cache) -> int | None:
     """Return how many parts ``verify`` will begin; None if damage, which it will report, keeps it from being known."""
     try:
         encodings = [cache.encoding(name) for name in cache.encodings]
-        return sum(len(encoding.shards) * (1 + len(encoding.teachers)) for encoding in encodings)
+        return sum(len(e.shards) * (1 + len(e.teachers) + len(e.alignments)) for e in encodings)
     except LogitcaskError:
         return None
 
@@ -171,6 +173,7 @@ def _encoding(cache: Cache, subject: Subject, deep: bool, progress: BeginPart) -
     for shard, problems in zip(shards, _checked(subject, check, shards, encoding.path, deep), strict=True):
         progress(f"{encoding.name}: sequences {shard}")
         yield from problems
+    yield from _guarded(subject, partial(_alignments, encoding, subject, deep, progress))
     if not encoding.teachers:
         yield Subject(encoding.path).missing(f"no finished shard: no teacher has been captured; {CAPTURE}")
         return
@@ -179,6 +182,19 @@ def _encoding(cache: Cache, subject: Subject, deep: bool, progress: BeginPart) -
     for name in encoding.teachers:
         of_teacher = Subject(layout.teacher_folder(encoding.path, name), "restore", encoding.name, name)
         yield from _guarded(of_teacher, partial(_teacher, encoding, of_teacher, deep, progress))
+
+
+def _alignments(encoding: Encoding, subject: Subject, deep: bool, progress: BeginPart) -> Iterator[Problem]:
+    """Check the alignments with students' tokenizers; a shard that has not been aligned is no problem of a cache."""
+    for alignment in alignments(encoding):
+        yield from _files(alignment.path, alignment.manifest.files, subject, deep=True)
+        for shard in range(len(encoding.shards)):
+            progress(f"{alignment.name}: aligned shard {shard}")
+            yield from _guarded(subject, partial(_aligned_shard, alignment, subject, deep, shard))
+
+
+def _aligned_shard(alignment: Alignment, subject: Subject, deep: bool, shard: int) -> Iterator[Problem]:
+    yield from (subject.damage(message, where) for message, where in shard_problems(alignment, shard, deep))
 
 
 def _file_tables(encoding: Encoding) -> Iterator[Problem]:

@@ -9,23 +9,16 @@ import json
 from collections.abc import Iterator
 
 from cache_tools.format import layout
-from cache_tools.format.fingerprint import fingerprint
 from cache_tools.format.manifest import KEY, SPLITS, EncodingManifest
 from cache_tools.format.sequences import Sequence, read_recorded
 from cache_tools.format.shards import ShardEntry, read_shard_tables, totals
-from cache_tools.format.vocabulary import vocabulary_fingerprint
+from cache_tools.format.vocabulary import file_behaviour, vocabulary_fingerprint
 from cache_tools.mappings import JsonObject
 from cache_tools.storage import StorePath, read_object
 from cache_tools.store.reader import Encoding
 
 LARGEST_VOCABULARY = 2**32 - 1
 """Ids are stored as uint32, whose largest number marks empty slots."""
-
-ROLES = ("bos", "eos", "cls", "sep", "mask")
-"""Roles of special tokens; their ids belong to a tokenizer's behaviour."""
-
-TRANSIENT = ("version", "truncation", "padding")
-"""Parts of a tokenizer's file that do not change the ids of a text."""
 
 
 def root_problems(root: StorePath) -> Iterator[str]:
@@ -127,16 +120,6 @@ def _settings(folder: StorePath, manifest: EncodingManifest) -> JsonObject:
     except (ValueError, RecursionError):
         return {}
     return settings if isinstance(settings, dict) else {}
-
-
-def file_behaviour(content: bytes, settings: JsonObject, vocabulary: dict[str, int]) -> str:
-    """Return the hash of all that determines the ids of a text, as an encoding's identity records it."""
-    tokenizer = {key: value for key, value in json.loads(content).items() if key not in TRANSIENT}
-    special = {role: settings.get(f"{role}_token") for role in ROLES}
-    names = {role: token.get("content") if isinstance(token, dict) else token for role, token in special.items()}
-    # A role without a token has no id; "None" is a token of many vocabularies.
-    ids = {role: vocabulary.get(name) if isinstance(name, str) else None for role, name in names.items()}
-    return fingerprint({"tokenizer": tokenizer, "special": ids})
 
 
 def file_vocabulary(content: bytes) -> dict[str, int] | None:

@@ -88,6 +88,11 @@ class Encoding:
         """Names of the teachers that have been declared, finished or not."""
         return _groups(self.path / "teachers")
 
+    @property
+    def alignments(self) -> list[str]:
+        """Names of the alignments with students' tokenizers, finished or not."""
+        return _groups(layout.alignments_folder(self.path))
+
     def teacher(self, name: str | None = None) -> CachedTeacher:
         """Open a teacher; without a name, the only one."""
         folder_name = _choose("teacher", name, self.teachers, self.path)

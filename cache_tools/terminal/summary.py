@@ -39,6 +39,9 @@ def print_summary(console: Console, summary: CacheSummary) -> None:
             console.print(_teacher_table(teacher, encoding.facts.splits))
             if teacher.sample and teacher.sample.groups:
                 console.print(_groups_table(teacher.facts.name, teacher.sample))
+        if encoding.facts.alignments:
+            names = ", ".join(map(printable, encoding.facts.alignments))
+            console.print(f"aligned with other tokenizers: {names}", highlight=False, markup=False, soft_wrap=True)
         if not encoding.teachers:
             console.print("No teacher's predictions yet: 'logitcask capture' with the capture file adds them.")
     if not summary.encodings:

@@ -4,6 +4,7 @@ This room unites the vocabularies of several caches, or selects a part of one. I
 
 In reading order:
 
+- ``tokenizer_folder``: a tokenizer from a local folder or a hub id.
 - ``same_tokenizer``: whether two tokenizers turn the same text into the same ids.
 - ``tokens``: the tokens of any tokenizer in one notation.
 - ``union``: the union of several vocabularies, and the map of each one's ids.

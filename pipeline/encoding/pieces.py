@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from cache_tools.errors import CorpusError
+from cache_tools.format.sequences import bytes_before
 from pipeline.config.encoding import EncodingConfig
 from pipeline.corpus.chat import Spans, render_chat
 from pipeline.corpus.documents import Document
@@ -214,7 +215,7 @@ def _check_room(frame: Frame, config: EncodingConfig) -> None:
 
 def _windows(text: str, tokens: Tokens, frame: Frame, config: EncodingConfig) -> Iterator[Piece]:
     room = config.max_length_tokens - len(frame.prefix) - len(frame.suffix)
-    ids, starts, bytes_before = tokens.ids, tokens.starts, _bytes_before(text)
+    ids, starts, places = tokens.ids, tokens.starts, bytes_before(text)
     bounds = np.append(np.maximum.accumulate(starts) if len(starts) else starts, len(text))
     first = 0
     while first < len(ids):
@@ -228,7 +229,7 @@ def _windows(text: str, tokens: Tokens, frame: Frame, config: EncodingConfig) ->
             yield Piece(
                 input_ids=np.concatenate([frame.prefix, ids[first:last], frame.suffix]).astype(np.uint32),
                 trainable=_framed(kept, frame),
-                byte_lengths=_framed(np.diff(bytes_before[chars]).astype(np.uint32), frame),
+                byte_lengths=_framed(np.diff(places[chars]).astype(np.uint32), frame),
                 text=text[chars[0] : chars[-1]],
                 begins=first == 0,
             )
@@ -253,12 +254,3 @@ def _inside(starts: NDArray[np.int64], spans: list[tuple[int, int]]) -> NDArray[
     for begin, end in spans:
         inside |= (starts >= begin) & (starts < end)
     return inside
-
-
-def _bytes_before(text: str) -> NDArray[np.int64]:
-    """Return, for each character index 0..len(text), the UTF-8 bytes before it."""
-    if text.isascii():
-        return np.arange(len(text) + 1)
-    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-    lengths = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
