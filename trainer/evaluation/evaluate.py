@@ -34,7 +34,7 @@ from trainer.data.translation import check_vocabulary, student_ids
 from trainer.evaluation.loading import check_is_teacher, describe, load_evaluated
 from trainer.evaluation.measures import UNBIASED, UPPER_BOUND, Measures, measured_reading
 from trainer.evaluation.passes import measured, shared_batches
-from trainer.evaluation.results import EvaluateResult, OriginalFigures, Spread
+from trainer.evaluation.results import EvaluateResult, Floor, OriginalFigures, Spread
 from trainer.evaluation.spread import spread_of
 from trainer.evaluation.stored import floor_of, stored_bytes
 from trainer.student import fused_loss
@@ -107,7 +107,12 @@ def evaluate_student(
         *(student, cached, split, batch_size, place, reporter.advance, union, positions),
         trust_remote_code=trust_remote_code,
         dtype=dtype,
+        with_floor=False,
     )
+    reporter.stage("measuring what storing costs", None)
+    began, translated = monotonic(), student_ids(union, cached.encoding) is not None
+    floor = floor_of(cached, split, torch.device(place), translated)
+    result = replace(result, floor=floor, seconds=result.seconds + monotonic() - began)
     if original is None:
         return result
     reporter.stage("evaluating the original", tokens)
@@ -115,6 +120,7 @@ def evaluate_student(
         *(original, cached, split, batch_size, place, reporter.advance, None, positions),
         trust_remote_code=trust_remote_code,
         dtype=dtype,
+        with_floor=False,
     )
     figures = OriginalFigures(exact.model, exact.kl, exact.top1_agreement, exact.cross_entropy_nats, exact.perplexity)
     return replace(result, original=figures, seconds=result.seconds + exact.seconds)
@@ -131,6 +137,7 @@ def evaluate_folder(
     positions: Positions = "all",
     trust_remote_code: bool = False,
     dtype: Dtype = "float32",
+    with_floor: bool = True,
 ) -> EvaluateResult:
     """Evaluate the student in a model folder on a split of a cache.
 
@@ -145,6 +152,7 @@ def evaluate_folder(
         positions: In an encoding with labels: the ``labels``, the other ``tokens``, or ``all``.
         trust_remote_code: Run Python code that comes with the student; without it such a student is refused.
         dtype: Type in which the model computes; ``auto`` is the type of its checkpoint.
+        with_floor: Estimate what storing costs; otherwise the floor is unknown.
 
     Raises:
         ModelError: The folder holds no model that can be loaded, or one whose weights or predictions are not finite.
@@ -153,7 +161,7 @@ def evaluate_folder(
     """
     check_vocabulary(union, teacher)
     model = load_evaluated(folder, teacher, device, union, dtype, trust_remote_code)
-    return evaluate(model, teacher, split, batch_size, progress, union, positions, folder)
+    return evaluate(model, teacher, split, batch_size, progress, union, positions, folder, with_floor)
 
 
 def evaluate(
@@ -165,6 +173,7 @@ def evaluate(
     union: UnionVocabulary | None = None,
     positions: Positions = "all",
     source: Path | None = None,
+    with_floor: bool = True,
 ) -> EvaluateResult:
     """Evaluate a loaded student; arguments and result as for :func:`evaluate_folder`.
 
@@ -180,6 +189,7 @@ def evaluate(
     check_measures(vars(means), type(model).__name__)
     loss = _teacher_cross_entropy(teacher, split, ROWS[positions])
     translated = dataset.to is not None
+    floor = floor_of(teacher, split, model.device, translated) if with_floor else Floor("unknown", 0.0)
     return EvaluateResult(
         **vars(means),
         split=split,
@@ -187,7 +197,7 @@ def evaluate(
         perplexity=_perplexity(means.cross_entropy_nats),
         teacher_perplexity=None if loss is None else _perplexity(loss),
         kl=_spread(measures, teacher, split, ROWS[positions]),
-        floor=floor_of(teacher, split, model.device, translated),
+        floor=floor,
         original=None,
         model=describe(model, source),
         teacher=teacher.name,
