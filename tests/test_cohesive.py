@@ -9,10 +9,11 @@ from click.testing import CliRunner
 from test_wordnet import LINES
 
 from bilingual import write_texts
-from cache_tools.configuration import load_config
+from cache_tools.configuration import configured, load_config
 from cache_tools.store.reader import Cache
 from configs.papers.cohesive import convergence, tables, texts, weights
-from configs.papers.cohesive.run import HERE, arms, run
+from configs.papers.cohesive.run import CONTROL, HERE, arms, run
+from configs.papers.intervals import over_seeds
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.encoding.held_out import is_held_out
 from student_fixtures import without_pictures
@@ -87,8 +88,8 @@ def test_rules_that_see_the_gold_token_trust_the_expert_of_the_domain_and_beat_t
 def test_the_mixture_is_the_weighted_mean_of_what_the_experts_gave_the_gold_token():
     scalars = {"gold_logprob": torch.tensor([[0.5, 0.1], [0.2, 0.4]]).log(), "entropy": torch.zeros(2, 2)}
     said = weights.HeldOut(np.array([0, 1]), np.array([0, 1]), scalars)
-    np.testing.assert_allclose(weights.nats(said, weights.weights(said, "fixed")), -np.log([0.3, 0.3]), rtol=1e-6)
-    gold = weights.weights(said, "gold_likelihood")
+    plain, gold = (weights.weights(said, weights.RULES[name]) for name in ("uniform", weights.GOLD))
+    np.testing.assert_allclose(weights.nats(said, plain), -np.log([0.3, 0.3]), rtol=1e-6)
     np.testing.assert_allclose(gold, [[5 / 6, 1 / 6], [1 / 3, 2 / 3]], rtol=1e-6)
     np.testing.assert_allclose(weights.matching_weight(said, gold), [5 / 6, 2 / 3], rtol=1e-6)
 
@@ -98,6 +99,41 @@ def test_items_of_the_bootstrap_are_sequences_and_their_mean_is_that_of_position
     assert weights.by_sequence(said, np.array([1.0, 2.0, 5.0])).tolist() == pytest.approx([2.0, 10 / 3])
     said = said._replace(scalars={"entropy": torch.tensor([[1.0, 4.0], [3.0, 4.0], [5.0, 0.0]])})
     assert weights.over_sequences(said).scalars["entropy"].tolist() == [[2.0, 4.0], [2.0, 4.0], [5.0, 0.0]]
+    odds = np.exp([2.0, 2.0, -5.0])  # of the first expert, by the means
+    found = weights.weights(said, weights.RULES["sequence entropy"])
+    np.testing.assert_allclose(found[:, 0], odds / (1 + odds), rtol=1e-6)
+
+
+def test_the_rule_of_the_domain_s_own_listens_to_one_expert_on_each_document():
+    config = configured(HERE / "student.yaml", StudentConfig, arms(DOMAINS)[tables.OWN])
+    listened = {domain: [t.weight_on(f"{domain}:7") for t in config.teachers] for domain in DOMAINS}
+    assert listened == {"de": [1, 0], "en": [0, 1]}
+
+
+def test_every_arm_is_a_student_file():
+    for name, changes in arms(DOMAINS).items():
+        config = configured(HERE / "student.yaml", StudentConfig, changes)
+        assert (config.control is not None) == (name == CONTROL)
+        assert (config.mixture.per == "sequence") == (name == "sequence entropy")
+
+
+def curves_of(nats_by_seed):
+    return {seed: convergence.Curve([10, 20], list(nats)) for seed, nats in nats_by_seed.items()}
+
+
+def test_steps_are_compared_with_the_better_expert_by_the_numbers_of_the_seeds(capsys):
+    """The mark is 3; text alone passes it at the last step, and of the mixture seed 0 is missing."""
+    curves = {
+        tables.TEXT_ALONE: curves_of({0: (4, 3), 1: (4, 3), 2: (4, 3)}),
+        "en alone": curves_of({0: (3.5, 2.5), 1: (3.25, 2.75), 2: (4.0, 2.0)}),
+        "de alone": curves_of({0: (4, 2.9), 1: (4, 2.9), 2: (4, 2.9)}),
+        "entropy": curves_of({1: (3.0, 2.5), 2: (3.0, 2.5)}),
+    }
+    tables.print_students(curves, ["de alone", "en alone"])
+    printed = capsys.readouterr().out
+    shares = [10 / curves["en alone"][seed].steps_to(3) for seed in (1, 2)]
+    assert tables.percent(over_seeds(shares)) in printed
+    assert "of en alone's" in " ".join(printed.split())
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from cache_tools.configuration import load_config
 from cache_tools.store.reader import Cache
-from configs.papers.gloss import baselines, corpora, instances, probe, scores
+from configs.papers.gloss import baselines, corpora, instances, scores
 from configs.papers.gloss.run import HELD_OUT_FRACTION, HERE, run, save_with_labels
 from configs.papers.wordnet import FILES, LEXNAMES, synsets
 from configs.papers.wordpiece import untrained
@@ -74,7 +74,7 @@ def printed(wordnet, tmp_path_factory):
 
 
 def records(work, name):
-    return [json.loads(line) for line in (work / "corpora" / f"{name}.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (work / "balanced" / "corpora" / f"{name}.jsonl").read_text().splitlines()]
 
 
 def held_out(group):
@@ -129,6 +129,40 @@ def test_swapped_pairs_differ_in_the_sentence_alone(printed):
         assert sentence != other_sentence
 
 
+@pytest.mark.slow
+def test_each_gloss_is_right_in_as_many_training_pairs_as_it_is_wrong_in(printed):
+    trained = [each for each in records(printed[1], "pairs") if not held_out(each["group"])]
+    counts = Counter((baselines.candidate_of(each["id"]), each["label"]) for each in trained)
+    glosses = {gloss for gloss, _ in counts}
+    assert len(glosses) > 10
+    assert all(counts[gloss, "[yes]"] == counts[gloss, "[no]"] > 0 for gloss in glosses)
+
+
+@pytest.mark.slow
+def test_the_student_of_masked_words_alone_learns_no_label(printed):
+    recorded = json.loads((printed[1] / "balanced" / "students" / "masked-words-0" / "run.json").read_text())
+    loss = recorded["config"]["loss"]
+    assert (loss["kd_weight"], loss["label_weight"], loss["token_weight"]) == (0, 0, 1)
+
+
+def test_balanced_pairs_are_as_many_as_the_rarer_kind_allows():
+    """Of synset a, two right pairs and one wrong; of b, one right and two wrong; of c, wrong ones only."""
+    three = [
+        instances.Instance("a/0", "x", "s0", "a", ("a", "b")),
+        instances.Instance("a/1", "x", "s1", "a", ("a", "b", "c")),
+        instances.Instance("b/0", "x", "s2", "b", ("a", "b")),
+    ]
+    found = corpora.balanced(three)
+    kept = Counter((candidate, candidate == each.sense) for each in found for candidate in each.candidates)
+    assert kept == {("a", True): 1, ("a", False): 1, ("b", True): 1, ("b", False): 1}
+    assert corpora.balanced(three) == found
+
+
+def test_instances_all_of_whose_candidates_have_an_example_are_named_in_their_order():
+    pairs = [corpora.Pair(name, "g", "text", "[no]") for name in ("i/0|a", "i/0|b", "j/0|a", "j/0|c", "k/1|b")]
+    assert corpora.all_with_examples(pairs, {"a", "b"}) == [True, False, True]
+
+
 def test_shuffled_glosses_are_the_same_glosses_elsewhere():
     glosses = {f"n{i}": f"gloss {i}" for i in range(200)}
     found = corpora.shuffled(glosses)
@@ -138,7 +172,7 @@ def test_shuffled_glosses_are_the_same_glosses_elsewhere():
 
 @pytest.mark.slow
 def test_labels_stand_at_the_first_token_and_the_separator_is_read_as_one(printed):
-    encoding = Cache(printed[1] / "caches" / "labels").encoding()
+    encoding = Cache(printed[1] / "balanced" / "caches" / "labels").encoding()
     sequences = [each for shard in encoding.split_shards("train") for each in encoding.sequences(shard)]
     assert all(each.positions().tolist() == [0] for each in sequences)
     first = sequences[0]
@@ -148,7 +182,7 @@ def test_labels_stand_at_the_first_token_and_the_separator_is_read_as_one(printe
 
 @pytest.mark.slow
 def test_masked_pairs_keep_the_label_and_some_tokens(printed):
-    encoding = Cache(printed[1] / "caches" / "masked").encoding()
+    encoding = Cache(printed[1] / "balanced" / "caches" / "masked").encoding()
     sequences = [each for shard in encoding.split_shards("train") for each in encoding.sequences(shard)]
     assert all(each.positions()[0] == 0 and each.num_positions > 1 for each in sequences)
 
@@ -156,8 +190,9 @@ def test_masked_pairs_keep_the_label_and_some_tokens(printed):
 @pytest.mark.slow
 def test_every_student_is_in_the_tables_and_has_two_tokens_more(printed):
     output = printed[0]
-    for name in ("chance", "first sense", "TF-IDF", "LSA", "LMGC", "LMGC-M", "shuffled"):
+    for name in ("chance", "first sense", "TF-IDF", "LSA", "LMGC", "LMGC-M", "shuffled", "masked words"):
         assert name in output
+    assert "LMGC-M minus masked words: text" in output
     width, tokens = 8, len(corpora.LABELS)
     before, after = (int(x.replace(",", "")) for x in output.split("parameters: ")[1].split() if x[0].isdigit())
     assert after - before == tokens * (width + 1)
@@ -220,14 +255,6 @@ def test_word_vectors_find_texts_that_share_rare_words():
     assert found_ND[0] @ found_ND[1] > found_ND[0] @ found_ND[2] + 0.3  # though the first two share no word
     norms = torch.linalg.vector_norm(vectors.tfidf(texts).to_dense(), dim=1)
     torch.testing.assert_close(norms, torch.ones(15))
-
-
-def test_the_probe_finds_classes_that_states_tell():
-    torch.manual_seed(0)
-    gold_N = torch.arange(90) % 3
-    features_ND = torch.nn.functional.one_hot(gold_N, 5).float() + 0.1 * torch.randn(90, 5)
-    weights_DC, bias_C = probe.fitted(features_ND, gold_N, 3)
-    assert ((features_ND @ weights_DC + bias_C).argmax(dim=1) == gold_N).all()
 
 
 def test_labels_are_single_tokens_of_the_starting_model(tmp_path):

@@ -222,7 +222,7 @@ def test_the_same_command_again_trains_nothing_and_prints_the_same_tables(work):
 def test_the_classified_texts_were_read_by_no_student(work):
     """Their groups are held out in every language; what the classifier learns from is not."""
     caches = {name: work / name / "cache" for name in (*TRAINED, "nl")}
-    task = zero_shot.read_task(work.parent / "texts", caches)
+    task = zero_shot.read_task(work.parent / "texts", [*caches], 0.15)
     train = {each.group_id for name in TRAINED for each in sequences(caches[name], "train")}
     groups = {name: Counter() for name in caches}
     for name, found in groups.items():
@@ -234,21 +234,34 @@ def test_the_classified_texts_were_read_by_no_student(work):
         assert all(groups[name][text, False] for text in texts)
 
 
-def test_a_linear_classifier_finds_what_is_linear():
+def test_centring_removes_what_a_language_adds_to_every_text():
+    """A language's offset along the classes' directions breaks a classifier of plain features, not of centred ones."""
     rng = np.random.default_rng(0)
-    sections_N = rng.integers(3, size=300)
-    features_ND = (10 * np.eye(3)[sections_N] @ rng.normal(size=(3, 5)) + 50 + rng.normal(size=(300, 5))).astype(
-        np.float32
-    )
-    weight_CD, bias_C = zero_shot.linear_classifier(features_ND[:200], sections_N[:200], 3)
-    assert ((features_ND[200:] @ weight_CD.T + bias_C).argmax(1) == sections_N[200:]).mean() > 0.95
+    directions, offset = 4 * np.eye(3, 6), np.array([0, 9, 0, 3, 0, 0])
+
+    def features(texts):
+        rows = [directions[int(text[-1])] + rng.normal(size=6) + offset * text.startswith("da") for text in texts]
+        return torch.tensor(np.array(rows), dtype=torch.float32)
+
+    sections = np.arange(90) % 3
+    texts = {name: [f"{name} {section}" for section in sections] for name in ("en", "da")}
+    test = {name: zero_shot.Labelled(of_language, sections) for name, of_language in texts.items()}
+    task = zero_shot.Task(["a", "b", "c"], test["en"], test, texts, "en")
+    right = zero_shot.right_answers(task, features)
+    assert right["plain"]["en"] == right["centred"]["en"]
+    assert np.mean(right["plain"]["da"]) < 0.5
+    assert np.mean(right["centred"]["da"]) > 0.9
 
 
-def test_tfidf_is_what_its_formula_says():
-    features = zero_shot.tfidf_features(["a b", "a c", "a b b"])
-    found = features(["b b a x"])[0]
-    a, b = np.log(3 / 3) * 1, np.log(3 / 2) * (1 + np.log(2))  # c and x stand in fewer than two texts
-    assert found == pytest.approx(np.array([a, b]) / np.hypot(a, b), rel=1e-5)
+@pytest.mark.slow
+def test_words_and_models_read_the_same_part_of_a_text(work):
+    tokenizer = AutoTokenizer.from_pretrained(work / "vocabulary" / "tokenizer")
+    whole = zero_shot.read_task(work.parent / "texts", TRAINED, 0.15)
+    short = zero_shot.cut(whole, work / "vocabulary" / "tokenizer", 6)
+    assert short.train.texts != whole.train.texts
+    for text, cut in zip(whole.train.texts, short.train.texts, strict=True):
+        assert text.startswith(cut)
+        assert tokenizer(cut)["input_ids"][1:-1] == tokenizer(text)["input_ids"][1:5]
 
 
 INDEX = {

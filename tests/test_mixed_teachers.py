@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from torch.nn import functional as F
 
 import tiny
-from cache_tools.codecs.registry import EMPTY_ID
+from cache_tools.codecs.registry import EMPTY_ID, Targets
 from cache_tools.errors import ConfigError, FormatError, IdentityError
 from logitcask import cli
 from loss_fixtures import naive_divergence
@@ -29,6 +29,7 @@ from student_fixtures import (
 from trainer.config import mixture as config_mixture
 from trainer.config.mixture import MixtureConfig
 from trainer.config.student_file import StudentConfig
+from trainer.data import several_teachers
 from trainer.data.binding import IGNORED
 from trainer.data.cached_sequences import collate
 from trainer.data.opening import open_teachers
@@ -66,9 +67,15 @@ class Stored:
         rest = (1 - log_p.exp().sum(dim=1)).clamp(min=1e-12)
         return SparseTargets(self.ids.clamp(max=299), log_p, rest.log())
 
-    def weight(self, rule):
-        loss = -self.scalar("gold_logprob")
-        factors = {"discounted": 1 / (1 + loss), "inverse_loss": 1 / loss, "entropy": (-self.scalar("entropy")).exp()}
+    def mean_of_each_sequence(self, name):
+        """Return a scalar's mean over the rows of each sequence, at each of its rows."""
+        means = [torch.from_numpy(self.teacher.scalar(name, *row)).double().mean() for row in self.rows]
+        return torch.cat([mean.expand(row[1] - row[0]) for mean, row in zip(means, self.rows, strict=True)])
+
+    def weight(self, rule, per="position"):
+        scalar = self.scalar if per == "position" else self.mean_of_each_sequence
+        loss = -scalar("gold_logprob")
+        factors = {"discounted": 1 / (1 + loss), "inverse_loss": 1 / loss, "entropy": (-scalar("entropy")).exp()}
         return factors[rule]
 
 
@@ -88,11 +95,18 @@ def naive_kd(logits, gold, targets, w, config):
 
 @pytest.mark.parametrize("temperature", [1, T])
 @pytest.mark.parametrize(
-    ("rule", "of"), [("entropy", "losses"), ("discounted", "losses"), ("inverse_loss", "distributions")]
+    ("rule", "of", "per"),
+    [
+        ("entropy", "losses", "position"),
+        ("entropy", "distributions", "sequence"),
+        ("discounted", "losses", "position"),
+        ("discounted", "losses", "sequence"),
+        ("inverse_loss", "distributions", "position"),
+    ],
 )
-def test_the_loss_of_a_batch_is_the_stated_mixture_of_what_the_cache_holds(cache, rule, of, temperature):
+def test_the_loss_of_a_batch_is_the_stated_mixture_of_what_the_cache_holds(cache, rule, of, per, temperature):
     loss = {"kd_weight": 0.7, "temperature": temperature, "allow_biased": True}
-    changes = {"teachers": BOTH, "mixture": {"weights": rule, "of": of}, "loss": loss}
+    changes = {"teachers": BOTH, "mixture": {"weights": rule, "of": of, "per": per}, "loss": loss}
     config, dataset = config_of(cache, **changes), sequences_of(cache, **changes)
     teachers = open_teachers(config)
     objective = MixedDistillationLoss.of(config.loss, config.mixture, teachers)
@@ -104,7 +118,7 @@ def test_the_loss_of_a_batch_is_the_stated_mixture_of_what_the_cache_holds(cache
         z = module.student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[kept].double()
     gold, rows = batch["gold_ids"][kept], [dataset.parts[0].sequence(i).rows for i in (0, 5)]
     stored = [Stored(teacher, rows) for teacher in teachers]
-    w = torch.stack([given * each.weight(rule) for given, each in zip((3, 1), stored, strict=True)], dim=1)
+    w = torch.stack([given * each.weight(rule, per) for given, each in zip((3, 1), stored, strict=True)], dim=1)
     if rule != "discounted":
         w = w / w.sum(dim=1, keepdim=True)
     assert [float(found[f"weight_{name}"]) for name in ("toy", "other")] == pytest.approx(w.sum(0).tolist(), rel=1e-4)
@@ -137,6 +151,42 @@ def test_weights_of_a_group_are_those_of_its_documents(cache):
         given = dataset[i].scalars["weights"]
         assert given.shape == (len(dataset[i].positions), 2)
         assert (given == ([0, 2] if group[0] == "a" else [1, 5])).all()
+
+
+def test_rows_without_targets_do_not_count_in_the_mean_of_a_sequence():
+    log_p = np.array([[-0.5, -1.0], [-np.inf, -np.inf], [-0.1, -np.inf]], np.float32)
+    targets = Targets(np.zeros((3, 2), np.uint32), log_p, np.zeros(3, np.float32))
+    found = several_teachers.mean_over_rows(np.array([1.0, np.nan, 4.0], np.float32), targets)
+    assert found.tolist() == [2.5] * 3
+    nothing = Targets(targets.ids, np.full_like(log_p, -np.inf), targets.log_left_out)
+    assert several_teachers.mean_over_rows(np.full(3, np.nan, np.float32), nothing).tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize("mixture", [{"weights": "gold_likelihood"}, {"weights": "entropy", "per": "sequence"}])
+def test_the_control_gives_every_position_the_whole_mixture_of_one_half_a_shard_away(cache, mixture):
+    """Targets and scalars of all teachers move together; tokens, gold tokens and the file's weights stay."""
+    changes = {"teachers": BOTH, "mixture": mixture}
+    own, moved = (sequences_of(cache, **changes, control=control) for control in (None, "other_positions"))
+    straight, rolled = ([data[i] for i in range(data.shard_sizes[0])] for data in (own, moved))
+    columns = [name for name in straight[0].scalars if name != "weights" and "mean_" not in name]
+    assert len(columns) == 2
+    for read in (
+        lambda example: example.targets.ids,
+        lambda example: example.targets.log_left_out,
+        *(lambda example, name=name: example.scalars[name] for name in columns),
+    ):
+        before, after = (np.concatenate([read(example) for example in examples]) for examples in (straight, rolled))
+        np.testing.assert_array_equal(np.roll(before, len(before) // 2, axis=0), after)
+        assert not np.array_equal(before, after)
+    for a, b in zip(straight, rolled, strict=True):
+        assert np.array_equal(a.input_ids, b.input_ids)
+        assert np.array_equal(a.gold_ids, b.gold_ids)
+        assert np.array_equal(a.scalars["weights"], b.scalars["weights"])
+
+
+def test_the_control_of_a_mixture_trains_another_student(cache, tmp_path):
+    real, control = (train(cache, tmp_path / str(c), **MIXED, control=c) for c in (None, "other_positions"))
+    assert largest_difference(weights(real), weights(control)) > 0
 
 
 def test_documents_that_no_teacher_is_left_for_are_refused(cache):
@@ -195,6 +245,7 @@ def test_evaluation_on_the_way_measures_the_first_teacher(cache, tmp_path):
         ({"teachers": BOTH, "teacher": "toy"}, "either teacher or teachers"),
         ({"mixture": {"weights": "entropy"}}, "mixture needs teachers"),
         ({"teachers": BOTH, "mixture": {"weights": "discounted", "of": "distributions"}}, "cannot mix distributions"),
+        ({"teachers": BOTH, "mixture": {"per": "sequence"}}, "fixed weights are the same at every position"),
     ],
 )
 def test_files_that_contradict_themselves_are_refused(tmp_path, changes, message):
@@ -238,5 +289,5 @@ def test_explain_says_what_a_mixture_is_worth(cache, tmp_path):
         return " ".join(result.output.split())
 
     text = explained(mixture={"of": "distributions", "weights": "entropy"})
-    assert "Mixture of distributions, weights entropy biased: what a teacher gives to a token" in text
+    assert "Mixture of distributions, weights entropy per position biased: what a teacher gives to a token" in text
     assert "lower bound: each teacher's term" in explained()

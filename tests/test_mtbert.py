@@ -11,8 +11,21 @@ from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from cache_tools.configuration import configured, load_config
-from configs.papers.mtbert import data, run, scores
-from configs.papers.mtbert.arms import ALONE, ARMS, JOINT, MEAN, MT_BERT, NO_TEACHER, NOISY, NOISY_MEAN, student_changes
+from configs.papers.mtbert import data, run, scores, tables
+from configs.papers.mtbert.arms import (
+    ALONE,
+    ARMS,
+    JOINT,
+    MEAN,
+    MT_BERT,
+    NO_HIDDEN,
+    NO_TEACHER,
+    NOISY,
+    ONE_NOISY,
+    SAME_TOTAL,
+    SEPARATE,
+    student_changes,
+)
 from configs.papers.mtbert.cofinetune import (
     Examples,
     Tuning,
@@ -44,14 +57,14 @@ CHANGES = {
     ],
     "--set-student": ["training.max_steps=90", "training.learning_rate=0.01"],
 }
-STUDENTS = (NO_TEACHER, MEAN, MT_BERT, NOISY_MEAN)
+STUDENTS = (NO_TEACHER, MEAN, MT_BERT, f"{SAME_TOTAL}{ONE_NOISY}")
 STUDENT = run.HERE / "student.yaml"
 
 
-def run_recipe(work):
+def run_recipe(work, students=STUDENTS):
     options = [word for option, changes in CHANGES.items() for change in changes for word in (option, change)]
     arguments = [str(work.parent / "texts"), str(work), "--seeds", "1", "--tokens", "120", "--noisy-times", "1"]
-    tuning = ["--tuning-steps", "40", "--tuning-rate", "0.01", *(word for arm in STUDENTS for word in ("--arms", arm))]
+    tuning = ["--tuning-steps", "40", "--tuning-rate", "0.01", *(word for arm in students for word in ("--arms", arm))]
     result = CliRunner().invoke(run.run, [*arguments, *tuning, *options], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
@@ -73,9 +86,16 @@ def teachers(work):
 
 @pytest.fixture(scope="module")
 def found(work, teachers):
-    """What students and teachers said."""
-    read = scores.read_scores([work / "wordnet" / "students" / "0"]) | scores.read_scores([teachers])
-    return {name: values[0] for name, values in read.items()}
+    """What was measured of students and teachers, each of number 0."""
+    return run.measured(settings(work))
+
+
+def settings(work):
+    return run.Settings(work.parent / "texts", work, "wordnet", 1, Tuning(), 1, {}, {})
+
+
+def right(found, name):
+    return (found.students | found.teachers)[name][0].right
 
 
 @pytest.mark.slow
@@ -83,18 +103,21 @@ def test_all_students_and_teachers_answer_the_same_held_out_texts(found, teacher
     held_out = labelled_sequences(teachers / "cache")
     assert len(held_out) > 60
     for name in (*STUDENTS, *JOINT, *NOISY):
-        assert found[f"{name}/right"].shape == (len(held_out),)
+        assert right(found, name).shape == (len(held_out),)
+    for of_all in (found.ensembles["together"][0], found.bag_of_words[0]):
+        assert of_all.right.shape == of_all.nats.shape == (len(held_out),)
 
 
 @pytest.mark.slow
 def test_teachers_learn_the_task_and_the_student_learns_it_from_them(found, teachers):
-    assert min(found[f"{name}/right"].mean() for name in (*JOINT, *ALONE)) > 0.5  # by chance a third
-    assert found[f"{MT_BERT}/right"].mean() > 0.5
+    assert min(right(found, name).mean() for name in (*JOINT, *ALONE)) > 0.5  # by chance a third
+    assert right(found, MT_BERT).mean() > 0.5
+    assert found.bag_of_words[0].right.mean() > 0.5
 
 
 @pytest.mark.slow
 def test_the_noisy_teacher_counts_least(found, teachers):
-    assert found[f"weight/{NOISY[-1]}"] < min(found[f"weight/{name}"] for name in ALONE)
+    assert found.weights[NOISY[-1]][0] < min(found.weights[name][0] for name in ALONE)
 
 
 @pytest.mark.slow
@@ -106,7 +129,37 @@ def test_the_weights_in_the_table_are_those_of_the_teachers_asked_anew(found, te
             logits_V = model(input_ids=torch.from_numpy(each.input_ids.astype(np.int64))[None]).logits[0, 0]
         losses.append(float(F.cross_entropy(logits_V, torch.tensor(int(each.gold_ids("masked")[0])))))
     expected = np.mean([1 / (1 + loss) for loss in losses])
-    assert found[f"weight/{NOISY[-1]}"] == pytest.approx(expected, rel=1e-3)
+    assert found.weights[NOISY[-1]][0] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_an_ensemble_is_the_mean_of_its_teachers_probabilities_of_the_labels(found, teachers):
+    labels, texts = sorted({each["label"] for each in labelled()}), labelled_sequences(teachers / "cache")
+    columns = AutoTokenizer.from_pretrained(teachers / JOINT[0]).convert_tokens_to_ids(labels)
+    models = [AutoModelForMaskedLM.from_pretrained(teachers / name).eval().double() for name in JOINT]
+    for row, text in list(enumerate(texts))[:20]:
+        with torch.no_grad():
+            ids = torch.from_numpy(text.input_ids.astype(np.int64))[None]
+            p_C = sum(model(input_ids=ids).logits[0, 0, columns].softmax(0) for model in models) / len(models)
+        gold = columns.index(int(text.gold_ids("masked")[0]))
+        assert found.ensembles["together"][0].nats[row] == pytest.approx(-float(p_C[gold].log()), rel=1e-4, abs=1e-6)
+        assert found.ensembles["together"][0].right[row] == (int(p_C.argmax()) == gold)
+
+
+@pytest.mark.slow
+def test_equal_weights_of_the_same_total_add_up_to_the_discounted_ones(work, found):
+    folder = run.run_folder(work / "wordnet" / "students" / "0", f"{SAME_TOTAL}{ONE_NOISY}")
+    recorded = json.loads((folder / "run.json").read_text())["config"]["loss"]
+    total = sum(found.weights[name][0] for name in NOISY)
+    assert recorded["kd_weight"] / (1 - recorded["kd_weight"]) == pytest.approx(total, rel=1e-3)
+    assert [pair["weight"] for pair in recorded["hidden"]] == pytest.approx([1 - recorded["kd_weight"]] * 6)
+
+
+@pytest.mark.slow
+def test_arms_of_an_earlier_command_stay_in_the_tables(work):
+    printed = run_recipe(work, students=(NO_TEACHER,))
+    for name in (*STUDENTS, tables.BAG_OF_WORDS, "ensemble of the teachers tuned together"):
+        assert f"| {name} " in printed
 
 
 @pytest.mark.slow
@@ -121,8 +174,9 @@ def test_teachers_tuned_together_have_one_head_and_encoders_of_their_own(found, 
 
     assert apart(together, head) == 0 < apart(alone, head)
     assert apart(together, encoder) > 0 < apart(alone, encoder)
-    assert found["agreement/joint/own_head"] - found["agreement/joint/other_head"] == 0
-    assert found["agreement/alone/own_head"] - found["agreement/alone/other_head"] > 0.1
+    joint, each = (found.agreements[how][0] for how in ("together", "each alone"))
+    assert joint.own_head - joint.other_head == 0
+    assert each.own_head - each.other_head > 0.1
 
 
 @pytest.mark.slow
@@ -198,11 +252,13 @@ def test_the_cached_loss_is_the_paper_s_of_teachers_asked_live(work, teachers):
 def test_every_arm_weighs_the_task_and_each_hidden_pair_alike(tmp_path):
     """As in a plain sum of losses. The student file as committed is the arm of that name."""
     for name, arm in ARMS.items():
-        config = configured(STUDENT, StudentConfig, student_changes(arm))
+        config = configured(STUDENT, StudentConfig, student_changes(arm, total=2.0))
         assert {pair.weight for pair in config.loss.hidden} <= {1 - config.loss.kd_weight}
+        assert (not config.loss.hidden) == (NO_HIDDEN in name or name == NO_TEACHER)
         assert [teacher.name for teacher in config.teachers] == list(arm.teachers)
         given = config.loss.kd_weight / (1 - config.loss.kd_weight)
-        assert given == (0 if name == NO_TEACHER else 3 if name == "MT-BERT, equal weights" else 1)
+        expected = {NO_TEACHER: 0, "MT-BERT, equal weights": 3}.get(name, 2 if arm.same_total else 1)
+        assert given == pytest.approx(expected, rel=1e-3)
         if name == MT_BERT:
             assert config == load_config(STUDENT, StudentConfig)
 
@@ -290,3 +346,31 @@ def test_descriptions_have_the_section_of_their_package_if_it_says_what_it_is_ab
     (tmp_path / "en.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = [(each["text"], each["label"]) for each in data.descriptions(tmp_path / "en.jsonl")]
     assert found == [("board game", "[games]"), ("board game", None)]
+
+
+def answers(right):
+    return scores.Answers(np.array(right, np.float64), 1 - np.array(right, np.float64))
+
+
+def test_students_are_paired_by_the_number_of_their_seed_and_not_by_their_place():
+    """Seed 0 of one student is missing; its seed 1 is compared with the other's seed 1, and with nothing else."""
+    rng = np.random.default_rng(0)
+    both = {seed: answers(rng.random(40) < 0.5) for seed in (0, 1, 2)}
+    later = {seed: answers(1 - both[seed].right) for seed in (1, 2)}
+    terms = [(1, both), (-1, later)]
+    table = tables.markdown("students", "seeds", "points", "nats")
+    tables.add_gains(table, "shown", terms)
+    (shown,) = ([*column.cells] for column in table.columns[1:2])
+    assert shown == ["2"]
+    expected = 100 * np.mean([both[seed].right - later[seed].right for seed in (1, 2)])
+    assert tables.gain(terms, [1, 2], "right").mean == pytest.approx(expected)
+
+
+def test_what_weights_by_sample_save_is_a_difference_of_differences_at_equal_totals():
+    right = {name: np.zeros(50) for name in (SEPARATE, SAME_TOTAL)}
+    right |= {f"{SEPARATE}{ONE_NOISY}": -0.1 * np.ones(50), f"{SAME_TOTAL}{ONE_NOISY}": -0.3 * np.ones(50)}
+    students = {name: {0: scores.Answers(values, values)} for name, values in right.items()}
+    table = tables.corruption(students)
+    cells = [[*column.cells] for column in table.columns]
+    row = cells[0].index("MT-BERT's weights less equal ones of the same total")
+    assert cells[2][row].startswith("+20.000")

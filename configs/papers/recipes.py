@@ -1,18 +1,17 @@
-"""What the recipes share: commands called from a script, overrides of configuration files, and intervals.
+"""What the recipes share: commands called from a script, overrides of configuration files, and models' labels.
 
 A recipe is a chain of calls of the public interface (``from logitcask import capture, train, evaluate``), and of the
 commands that have no function there. Each of them continues where it was stopped, and so does the recipe. Run one from
 the repository's root, as ``python -m configs.papers.<method>.run``.
 
-Intervals are of 95 %. Over seeds alone they are Student's t; over seeds and test items both are drawn again, with
-the arms kept together: every arm of a seed saw the same data from the same weights, and answers the same items.
+Every arm of a seed sees the same data from the same weights, and is measured on the same items.
 """
 
 import contextlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import numpy as np
@@ -20,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from benchmarks.intervals import t_interval
 from cache_tools.configuration import assignments
 from cache_tools.errors import LogitcaskError
 from cache_tools.format.manifest import Split
@@ -32,17 +30,6 @@ from trainer.data.translation import student_ids, translated_ids
 
 Overrides = Mapping[str, Any]
 """New values for keys of a configuration file, by dotted key: ``{"loss.kd_weight": 0}``."""
-
-
-class Interval(NamedTuple):
-    """A mean and the ends of its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
 def command(*words: Any) -> str:
@@ -93,28 +80,6 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
         make(partial)
         partial.rename(folder)
     return folder
-
-
-def over_seeds(values: Sequence[float]) -> Interval:
-    """Return mean and t-interval of one number per seed; two seeds at least."""
-    mean, half_width = t_interval(values)
-    return Interval(mean, mean - half_width, mean + half_width)
-
-
-def over_seeds_and_items(values_SN: NDArray[Any], draws: int = 2000) -> Interval:
-    """Return mean and bootstrap interval of a difference that was measured by S seeds on the same N items.
-
-    Args:
-        values_SN: (S, N), the paired difference of each seed on each item.
-        draws: Resamplings; seeds and items are both drawn with replacement.
-    """
-    values, rng = np.asarray(values_SN, np.float64), np.random.default_rng(0)
-    seeds, items = values.shape
-    means = [
-        float(values[rng.integers(seeds, size=seeds)][:, rng.integers(items, size=items)].mean()) for _ in range(draws)
-    ]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(values.mean()), float(low), float(high))
 
 
 def truncated(model: Path, layers: int, output: Path) -> Path:

@@ -77,11 +77,15 @@ class MixtureConfig(Config):
             ``gold_likelihood``, its probability of that token; ``entropy``, exp(-entropy); the products are then scaled
             to sum to 1. ``discounted``, 1 / (1 + cross-entropy), is not scaled: a teacher with a high cross-entropy
             has less weight, and the others do not make up for it.
+        per: ``position``: each position has weights by its own scalars. ``sequence``: all positions of a sequence have
+            the same weights, by the mean of each teacher's scalar over the sequence's kept positions. The entropy at
+            one position depends on how hard the position is; its mean over a sequence depends more on the text.
         of: ``losses``: the weighted sum of each teacher's own divergence. ``distributions``: one divergence from the
             weighted mean of the teachers' distributions, on all tokens that any of them kept.
     """
 
     weights: Weighting = "fixed"
+    per: Literal["position", "sequence"] = "position"
     of: Literal["losses", "distributions"] = "losses"
 
     @model_validator(mode="after")
@@ -89,6 +93,18 @@ class MixtureConfig(Config):
         if self.weights == "discounted" and self.of == "distributions":
             raise ValueError("discounted weights do not sum to 1 and cannot mix distributions; set of: losses")
         return self
+
+    @model_validator(mode="after")
+    def _per_sequence(self) -> "MixtureConfig":
+        if self.per == "sequence" and self.weights == "fixed":
+            raise ValueError("fixed weights are the same at every position of a sequence; per: sequence needs a rule")
+        return self
+
+    @property
+    def column(self) -> str | None:
+        """Name of the number that the rule reads of each teacher at each position; None if it reads none."""
+        scalar = SCALAR[self.weights]
+        return scalar if scalar is None or self.per == "position" else f"mean_{scalar}"
 
 
 class MixedCache(Config):

@@ -176,7 +176,8 @@ class DistillationConfig(Config):
         vocabulary: Folder that ``logitcask vocabulary`` wrote for all these caches: the student's vocabulary, instead
             of the caches' own. Not with ``teachers``.
         control: ``other_positions``: a negative control. Each position gets the teacher's prediction of a position half
-            a shard away. If a student gains as much from that, it has not learned from predictions about its own text.
+            a shard away, of several teachers each one's, with its scalars. If a student gains as much from that, it has
+            not learned from predictions about its own text.
         require_policy: ``teacher``: refuse text unless the model that scored it wrote all of it, with
             ``logitcask generate``.
         loss: The loss.
@@ -206,8 +207,8 @@ class DistillationConfig(Config):
             raise ValueError(
                 "with caches, set encoding and teacher in each of them; teachers cannot be used together with caches"
             )
-        if self.teachers and (self.vocabulary is not None or self.control):
-            raise ValueError("vocabulary and control cannot be used together with teachers")
+        if self.teachers and self.vocabulary is not None:
+            raise ValueError("vocabulary cannot be used together with teachers")
         if self.teacher and self.teachers:
             raise ValueError("give either teacher or teachers")
         if "mixture" in self.model_fields_set and not self.teachers:

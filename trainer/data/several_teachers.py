@@ -3,7 +3,11 @@
 An item is like that of one teacher with more slots: the teachers' slots of a position are concatenated in
 ``targets``, ``log_left_out`` has a column for each teacher, scalars are named ``<number of the teacher>/<name>``,
 hidden states ``<teacher>/<layer>``, and one more scalar, ``weights``, holds the file's weights for the document's
-group. So padding, packing and moving between devices work as for one teacher.
+group. For weights by sequence, ``<number of the teacher>/mean_<name>`` holds the scalar's mean over the sequence. So
+padding, packing and moving between devices work as for one teacher.
+
+In the control (``other_positions``) every teacher's predictions are rolled by the same half shard, with their scalars:
+a position gets the whole mixture of another one. The file's weights stay those of the document's own group.
 
 Cost: each teacher's stored integers of a window of shards in memory; sequences are held once. Work per position is that
 of one teacher, times their number.
@@ -41,6 +45,8 @@ class MixedSequences(Dataset[Example]):
         shards_in_memory: The same.
         weights: The same.
         split: The same.
+        mean_of: Name of a scalar whose mean over each sequence is given too; by default none.
+        other_positions: As of ``CachedSequences``.
 
     Raises:
         IncompleteError: a teacher's capture is not finished.
@@ -55,10 +61,20 @@ class MixedSequences(Dataset[Example]):
         shards_in_memory: int,
         weights: PositionWeights | None = None,
         split: Split = "train",
+        mean_of: str | None = None,
+        other_positions: bool = False,
     ) -> None:
-        self.mixed = tuple(mixed)
+        self.mixed, self.mean_of = tuple(mixed), mean_of
         self.parts = [
-            CachedSequences(teacher, split, student_vocabulary_size, shards_in_memory, reading, weights=weights)
+            CachedSequences(
+                teacher,
+                split,
+                student_vocabulary_size,
+                shards_in_memory,
+                reading,
+                other_positions=other_positions,
+                weights=weights,
+            )
             for teacher, reading in zip(teachers, readings, strict=True)
         ]
         self.shard_sizes = self.parts[0].shard_sizes
@@ -70,6 +86,7 @@ class MixedSequences(Dataset[Example]):
         columns = {"scalars/weights"}
         for number, (teacher, part) in enumerate(zip(self.mixed, self.parts, strict=True)):
             columns |= {f"scalars/{number}/{name}" for name in part.reading.scalars}
+            columns |= set() if self.mean_of is None else {f"scalars/{number}/mean_{self.mean_of}"}
             columns |= {f"hidden/{state_name(teacher.name, layer)}" for layer in part.reading.layers}
         own = {name for name in self.parts[0].binding.columns if "/" not in name}
         return Binding(frozenset({self.source}), frozenset(own | columns))
@@ -86,6 +103,9 @@ class MixedSequences(Dataset[Example]):
             np.stack([sparse.log_left_out for sparse in targets], axis=1),
         )
         scalars = {f"{t}/{name}": x for t, example in enumerate(examples) for name, x in example.scalars.items()}
+        if self.mean_of is not None:
+            for t, example in enumerate(examples):
+                scalars[f"{t}/mean_{self.mean_of}"] = mean_over_rows(example.scalars[self.mean_of], example.targets)
         hidden = {
             state_name(teacher.name, layer): states
             for teacher, example in zip(self.mixed, examples, strict=True)
@@ -106,6 +126,12 @@ class MixedSequences(Dataset[Example]):
                 fix="Give at least one teacher a weight above 0 on this group",
             )
         return weights
+
+
+def mean_over_rows(scalar_N: NDArray[np.float32], targets: Targets) -> NDArray[np.float32]:
+    """Return the mean of a scalar at each row: (N,), all alike; rows without targets do not count."""
+    counted_N = scalar_N[np.isfinite(targets.log_probs).any(axis=1)]
+    return np.full_like(scalar_N, counted_N.mean(dtype=np.float64) if len(counted_N) else 0)
 
 
 def mixed_reading(loss: LossConfig, mixture: MixtureConfig, teacher: CachedTeacher) -> Reading:

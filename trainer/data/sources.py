@@ -12,6 +12,7 @@ from cache_tools.format.layout import ENTROPY
 from cache_tools.format.manifest import Split
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.vocabularies.union import UnionVocabulary
+from trainer.config.mixture import SCALAR
 from trainer.config.student_file import DistillationConfig
 from trainer.data.cached_sequences import CachedSequences, Reading
 from trainer.data.position_weights import PositionWeights
@@ -40,12 +41,12 @@ def training_sequences(
     size, window = student_vocabulary_size, config.window_shards
     weights = [PositionWeights.of(teacher.encoding, split, config.loss) for teacher in teachers]
     if config.teachers:
-        readings = [mixed_reading(config.loss, config.mixture, teacher) for teacher in teachers]
-        return MixedSequences(teachers, config.teachers, readings, size, window, weights[0], split)
+        return mixed_sequences(config, teachers, size, weights[0], split)
     reading = common_reading([Reading.of(teacher.manifest, config.loss) for teacher in teachers])
-    is_control = config.control == "other_positions"
     parts = [
-        CachedSequences(teacher, split, size, window, reading, student_ids(union, teacher.encoding), is_control, given)
+        CachedSequences(
+            teacher, split, size, window, reading, student_ids(union, teacher.encoding), is_control(config), given
+        )
         for teacher, given in zip(teachers, weights, strict=True)
     ]
     if not config.caches:
@@ -55,6 +56,34 @@ def training_sequences(
             raise IncompleteError(f"this cache has no sequence in its {split} split", where=part.encoding.path)
     shares = [entry.share for entry in config.caches if entry.share is not None]
     return SeveralCaches(parts, shares or None)
+
+
+def mixed_sequences(
+    config: DistillationConfig,
+    teachers: Sequence[CachedTeacher],
+    student_vocabulary_size: int,
+    weights: PositionWeights | None,
+    split: Split,
+) -> MixedSequences:
+    """Return the sequences of a split with several teachers' predictions."""
+    readings = [mixed_reading(config.loss, config.mixture, teacher) for teacher in teachers]
+    by_sequence = config.mixture.per == "sequence" and config.loss.kd_weight > 0
+    return MixedSequences(
+        teachers,
+        config.teachers,
+        readings,
+        student_vocabulary_size,
+        config.window_shards,
+        weights,
+        split,
+        mean_of=SCALAR[config.mixture.weights] if by_sequence else None,
+        other_positions=is_control(config),
+    )
+
+
+def is_control(config: DistillationConfig) -> bool:
+    """Return whether positions are given the predictions of others."""
+    return config.control == "other_positions"
 
 
 def common_reading(readings: Sequence[Reading]) -> Reading:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cache_tools.store.teacher import CachedTeacher
-from trainer.config.mixture import SCALAR, MixtureConfig
+from trainer.config.mixture import MixtureConfig
 from trainer.config.student_file import LossConfig
 from trainer.losses.distillation_loss import DistillationLoss, TeacherRows
 from trainer.losses.mixture import mixed_loss_terms, mixed_targets
@@ -81,7 +81,7 @@ class MixedDistillationLoss(DistillationLoss):
     def weights(self, teacher_rows: TeacherRows) -> Tensor:
         """Return the weight of each teacher at each row: (N, T) float32."""
         has_targets_NT = torch.stack([sparse.used.any(dim=1) for sparse in self.targets(teacher_rows)], dim=1)
-        given_NT, name, scalar_NT = teacher_rows.scalars["weights"], SCALAR[self.mixture.weights], None
+        given_NT, name, scalar_NT = teacher_rows.scalars["weights"], self.mixture.column, None
         if name is not None:
             scalar_NT = torch.stack([teacher_rows.scalars[f"{t}/{name}"] for t in range(len(self.teachers))], dim=1)
         return teacher_weights(self.mixture.weights, given_NT, has_targets_NT, scalar_NT)

@@ -15,6 +15,9 @@ rule                weight              summing to what it trusts
                                                    sample is a text with one label; here, a position
 =================== =================== ========== ==========================================================
 
+With ``mixture.per: sequence``, l or H is its mean over the kept positions of the sequence, so p(gold) is a geometric
+mean; these means are taken where sequences are read (``data/several_teachers.py``).
+
 ``inverse_loss`` and ``gold_likelihood`` use the gold token, which the student has to predict.
 
 A teacher without targets at a position (an empty row, where its capture skipped logits that were not numbers) has

@@ -59,7 +59,8 @@ def print_explanation(config: StudentConfig) -> None:
         console.print("kd_weight is 0: it trains on the text alone and uses no predictions.")
         return
     if config.teachers:
-        console.print(f"Mixture of {config.mixture.of}, weights {config.mixture.weights}", highlight=False)
+        weights = f"weights {config.mixture.weights} per {config.mixture.per}"
+        console.print(f"Mixture of {config.mixture.of}, {weights}", highlight=False)
         verdict = explain_mixture(sources, config.loss, config.mixture)
     else:
         verdict = worst([explain(source, config.loss) for source in sources])

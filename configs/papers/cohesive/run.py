@@ -3,24 +3,27 @@
     python -m configs.papers.cohesive.run runs/cohesive/texts runs/cohesive
 
 TEXTS holds ``mixed.jsonl`` and one ``<domain>.jsonl`` for each expert; ``texts.py`` writes them. Every step continues
-where it was stopped. The tables cover the seeds that have finished.
+where it was stopped. The tables cover all students that have finished, those of an earlier command among them.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from cache_tools.store.reader import Cache
 from configs.papers.cohesive.convergence import Curve
-from configs.papers.cohesive.tables import TEXT_ALONE, print_students, print_weights
+from configs.papers.cohesive.tables import OWN, TEXT_ALONE, print_students, print_weights
 from configs.papers.cohesive.texts import MIXED, read_texts
-from configs.papers.cohesive.weights import RULES, held_out
+from configs.papers.cohesive.weights import GOLD, RULES, held_out
+from configs.papers.measures import finished_seeds
 from configs.papers.recipes import Overrides, capture_file, overrides_option, train_file
 from configs.papers.wordpiece import untrained
 
 HERE = Path(__file__).parent
-STUDENTS = ("uniform", "entropy", "gold likelihood")
-"""Rules that students are trained with; the table of weights has all."""
+CONTROL = f"{GOLD}, other positions"
+"""The best mixture by construction, of the predictions for other positions: a negative control."""
 TEXT_MASKS = {"encoding.masking.seed": 0}
 """Masks that experts are trained with; other masks than those of the capture."""
 
@@ -30,6 +33,7 @@ TEXT_MASKS = {"encoding.masking.seed": 0}
 @click.argument("work", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--tokens", default=4096, show_default=True, help="Size of the vocabulary that all models share.")
 @click.option("--seeds", type=click.IntRange(2), default=3, show_default=True, help="Number of seeds of the students.")
+@click.option("--arm", "chosen_arms", multiple=True, metavar="NAME", help="Only these students; default: all.")
 @overrides_option("--set-capture", "capture.yaml")
 @overrides_option("--set-teacher", "teacher.yaml")
 @overrides_option("--set-student", "student.yaml")
@@ -38,12 +42,16 @@ def run(
     work: Path,
     tokens: int,
     seeds: int,
+    chosen_arms: tuple[str, ...],
     set_capture: Overrides,
     set_teacher: Overrides,
     set_student: Overrides,
 ) -> None:
     """Train an expert for each <domain>.jsonl in TEXTS, and students of both, in WORK; print the tables."""
     domains = sorted(path.stem for path in texts.glob("*.jsonl") if path.stem != MIXED)
+    unknown_arms = set(chosen_arms) - arms(domains).keys()
+    if unknown_arms:
+        raise click.UsageError(f"no such arm: {', '.join(sorted(unknown_arms))}; there are {', '.join(arms(domains))}")
     corpora = [texts / f"{domain}.jsonl" for domain in domains]
     plain = untrained(read_texts(*corpora), tokens, work / "untrained")
     for domain, corpus in zip(domains, corpora, strict=True):
@@ -51,23 +59,56 @@ def run(
     places = {"corpus.paths": [texts / f"{MIXED}.jsonl"], "cache": work / "cache"}
     cache = capture_file(HERE / "capture.yaml", {**set_capture, **experts(work, domains), **places})
     print_weights(held_out(Cache(cache).encoding(), domains), domains)
-    curves: dict[str, list[Curve]] = {arm: [] for arm in arms(domains)}
+    students, all_arms = work / "students", arms(domains)
     for seed in range(seeds):
-        for arm, changes in arms(domains).items():
-            output = work / "students" / f"{arm.replace(' ', '-')}-{seed}"
-            run = {"cache": cache, "training.seed": seed, "training.output_dir": output}
-            train_file(HERE / "student.yaml", {**set_student, **changes, **run})
-            curves[arm].append(Curve.read(output))
+        for arm in chosen_arms or all_arms:
+            run = {
+                "cache": cache,
+                "training.seed": seed,
+                "training.output_dir": students / f"{folder_name(arm)}-{seed}",
+            }
+            train_file(HERE / "student.yaml", {**set_student, **all_arms[arm], **run})
         if seed:
-            print_students(curves, [f"{domain} alone" for domain in domains])
+            print_students(read_curves(students, all_arms), [f"{domain} alone" for domain in domains])
+
+
+def read_curves(students: Path, names: Iterable[str]) -> dict[str, dict[int, Curve]]:
+    """Return the curves of all students that have finished, by arm and seed."""
+    folders = {
+        arm: {seed: students / f"{folder_name(arm)}-{seed}" for seed in finished_seeds(students, folder_name(arm))}
+        for arm in names
+    }
+    return {
+        arm: {seed: Curve.read(run) for seed, run in by_seed.items()} for arm, by_seed in folders.items() if by_seed
+    }
+
+
+def folder_name(arm: str) -> str:
+    """Return the name of an arm in the paths of run folders."""
+    return arm.replace(" ", "-")
 
 
 def arms(domains: list[str]) -> dict[str, Overrides]:
     """Return the overrides of each student that is compared, by its name."""
     all_experts = {"teachers": [{"name": domain} for domain in domains]}
     single = {f"{domain} alone": {"teachers": [{"name": domain}]} for domain in domains}
-    mixed = {name: {**all_experts, "mixture.weights": RULES[name]} for name in STUDENTS}
-    return {TEXT_ALONE: {**all_experts, "loss.kd_weight": 0}, **single, **mixed}
+    mixed: dict[str, Overrides] = {
+        name: {**all_experts, "mixture.weights": rule.weights, "mixture.per": rule.per} for name, rule in RULES.items()
+    }
+    own = {"teachers": [own_expert(domain, domains) for domain in domains], "mixture.weights": "fixed"}
+    control = {**mixed[GOLD], "control": "other_positions"}
+    return {
+        TEXT_ALONE: {**all_experts, "loss.kd_weight": 0},
+        **single,
+        **mixed,
+        OWN: own,
+        CONTROL: control,
+    }
+
+
+def own_expert(domain: str, domains: list[str]) -> dict[str, Any]:
+    """Return an expert that is listened to on documents of its own domain alone."""
+    return {"name": domain, "groups": {f"{other}:*": 0 for other in domains if other != domain}}
 
 
 def experts(work: Path, domains: list[str]) -> Overrides:

@@ -1,25 +1,30 @@
 """The recipe's two tables: the experts' weights, and the students. Intervals are of 95 %."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from configs.papers.cohesive.convergence import Curve, common_mark
 from configs.papers.cohesive.weights import (
+    GOLD,
     RULES,
     Floats,
     HeldOut,
     by_sequence,
     matching_weight,
     nats,
-    over_sequences,
     weights,
 )
-from configs.papers.recipes import Interval, over_seeds, over_seeds_and_items
+from configs.papers.intervals import Interval, differences, over_seeds, over_seeds_and_items, paired
 
-TEXT_ALONE = "text alone"
+TEXT_ALONE, OWN = "text alone", "the domain's own"
+WITHOUT_GOLD = ("entropy", "sequence entropy", OWN)
+"""Mixtures that use no gold token, which are compared with the uniform one and the one of gold likelihood."""
+
+Curves = Mapping[str, Mapping[int, Curve]]
 
 
 def print_weights(sample: HeldOut, experts: Sequence[str]) -> None:
@@ -28,9 +33,8 @@ def print_weights(sample: HeldOut, experts: Sequence[str]) -> None:
     rows: dict[str, Floats] = {
         f"{name} alone": one_hot[np.full_like(sample.matching_N, i)] for i, name in enumerate(experts)
     }
-    rows["the domain's own"] = one_hot[sample.matching_N]
+    rows[OWN] = one_hot[sample.matching_N]
     rows |= {name: weights(sample, rule) for name, rule in RULES.items()}
-    rows["entropy, mean of the sequence"] = weights(over_sequences(sample), "entropy")
     columns = ("weights", "own expert's weight is larger", "its mean weight", *experts, "all", "all, minus uniform")
     table = Table(*columns, title=f"held-out cross-entropy of mixtures, nats; {len(sample.matching_N):,} positions")
     uniform_N = nats(sample, rows["uniform"])
@@ -44,29 +48,50 @@ def print_weights(sample: HeldOut, experts: Sequence[str]) -> None:
     Console(width=140).print(table)
 
 
-def print_students(curves: dict[str, list[Curve]], single: Sequence[str]) -> None:
+def print_students(curves: Curves, single: Sequence[str]) -> None:
     """Print where each student ended, and when it passed the mark that all students reached.
 
     Args:
-        curves: By arm, one of each seed.
+        curves: The curves by arm and seed. Students are compared over the seeds that both have.
         single: Arms of one expert; the mixtures are compared with the better of these arms.
     """
-    mark = common_mark([curve for arm in curves.values() for curve in arm])
-    final = {arm: np.array([curve.nats[-1] for curve in arm_curves]) for arm, arm_curves in curves.items()}
-    steps = {arm: np.array([curve.steps_to(mark) for curve in arm_curves]) for arm, arm_curves in curves.items()}
-    best = min(single, key=lambda arm: final[arm].mean())
-    columns = ("student", "nats", f"minus {TEXT_ALONE}", f"minus {best}", f"steps to {mark:.3f}", f"of {TEXT_ALONE}'s")
-    seeds = len(final[TEXT_ALONE])
+    every = [curve for by_seed in curves.values() for curve in by_seed.values()]
+    mark = common_mark(every)
+    final = {arm: {seed: curve.nats[-1] for seed, curve in by_seed.items()} for arm, by_seed in curves.items()}
+    steps = {arm: {seed: curve.steps_to(mark) for seed, curve in by_seed.items()} for arm, by_seed in curves.items()}
+    best = sorted((arm for arm in single if arm in curves), key=lambda arm: np.mean([*final[arm].values()]))[:1]
+    others = [*(arm for arm in curves if arm == TEXT_ALONE), *best]
     table = Table(
-        *columns, title=f"held-out cross-entropy after {curves[TEXT_ALONE][0].steps[-1]} steps; {seeds} seeds"
+        *("student", "seeds", "nats", *(f"minus {other}" for other in others)),
+        *(f"steps to {mark:.3f}", *(f"of {other}'s" for other in others)),
+        title=f"held-out cross-entropy after {every[0].steps[-1]} steps",
     )
     for arm in curves:
-        gains = [over_seeds(final[arm] - final[other]) for other in (TEXT_ALONE, best)]
-        share = over_seeds(steps[arm] / steps[TEXT_ALONE])
-        table.add_row(arm, f"{final[arm].mean():.3f}", *map(str, gains), f"{steps[arm].mean():.0f}", percent(share))
-    Console(width=140).print(table)
-    gap = over_seeds(final["entropy"] - final["gold likelihood"])
-    Console(width=140).print(f"entropy, which sees no gold token, minus gold likelihood: {gap} nats")
+        gains = [compared(differences(final[arm], final[other])) for other in others]
+        shares = [share(steps[arm], steps[other]) if arm != other else "" for other in others]
+        means = (np.mean([*final[arm].values()]), np.mean([*steps[arm].values()]))
+        table.add_row(arm, str(len(curves[arm])), f"{means[0]:.3f}", *gains, f"{means[1]:.0f}", *shares)
+    Console(width=160).print(table)
+    for name in (name for name in WITHOUT_GOLD if name in final):
+        gaps = [
+            f"minus {other}: {compared(differences(final[name], final[other]))}"
+            for other in ("uniform", GOLD)
+            if other in final
+        ]
+        Console(width=160).print(f"{name}, which sees no gold token, in nats {'; '.join(gaps)}")
+
+
+def compared(values_S: NDArray[np.float64]) -> str:
+    """Return mean and interval of the differences of two arms by seed; one seed alone has no interval."""
+    if len(values_S) < 2:
+        return f"{values_S[0]:+.3f}" if len(values_S) else ""
+    return str(over_seeds(values_S)) if values_S.any() else ""
+
+
+def share(mine: Mapping[int, float], others: Mapping[int, float]) -> str:
+    """Return the ratio of two arms' steps, paired by seed."""
+    ratios = [a / b for a, b in paired(mine, others)]
+    return percent(over_seeds(ratios)) if len(ratios) > 1 else "".join(f"{ratio:.0%}" for ratio in ratios)
 
 
 def percent(share: Interval) -> str:

@@ -15,15 +15,17 @@ from torch import Tensor
 from cache_tools.store.reader import Encoding
 from cache_tools.store.teacher import CachedTeacher
 from configs.papers.cohesive.texts import domain_of
-from trainer.config.mixture import SCALAR, Weighting
+from trainer.config.mixture import SCALAR, MixtureConfig
 from trainer.losses.mixture_weights import teacher_weights
 
 Floats = NDArray[np.float64]
-RULES: dict[str, Weighting] = {
-    "uniform": "fixed",
-    "entropy": "entropy",
-    "inverse loss": "inverse_loss",
-    "gold likelihood": "gold_likelihood",
+GOLD = "gold likelihood"
+RULES = {
+    "uniform": MixtureConfig(weights="fixed"),
+    "entropy": MixtureConfig(weights="entropy"),
+    "sequence entropy": MixtureConfig(weights="entropy", per="sequence"),
+    "inverse loss": MixtureConfig(weights="inverse_loss"),
+    GOLD: MixtureConfig(weights="gold_likelihood"),
 }
 """Ways to weight the experts, by the names that the tables use; the last two use the gold token."""
 
@@ -55,12 +57,12 @@ def held_out(encoding: Encoding, experts: Sequence[str]) -> HeldOut:
     return HeldOut(np.repeat(matching, lengths), np.repeat(np.arange(len(sequences)), lengths), scalars)
 
 
-def weights(sample: HeldOut, rule: Weighting) -> Floats:
+def weights(sample: HeldOut, rule: MixtureConfig) -> Floats:
     """Return what a rule gives each expert at each position: (N, T), summing to 1."""
-    name = SCALAR[rule]
+    name, sample = SCALAR[rule.weights], over_sequences(sample) if rule.per == "sequence" else sample
     given_NT = torch.ones_like(sample.scalars["entropy"])
     scalar_NT = None if name is None else sample.scalars[name]
-    return teacher_weights(rule, given_NT, given_NT.bool(), scalar_NT).double().numpy()
+    return teacher_weights(rule.weights, given_NT, given_NT.bool(), scalar_NT).double().numpy()
 
 
 def over_sequences(sample: HeldOut) -> HeldOut:

@@ -8,6 +8,7 @@ from configs.papers.glmd.arms import NO_CHANGES, VOCABULARIES, Arm
 from configs.papers.glmd.measure import Measured, measured
 from configs.papers.glmd.models import beginning
 from configs.papers.glmd.texts import CLASSES
+from configs.papers.measures import finished_seeds
 from configs.papers.recipes import Overrides, capture_file, command, train_file
 
 HERE = Path(__file__).parent
@@ -71,9 +72,10 @@ class Bench:
         place = self.work / "students" / arm.vocabulary
         return [place / f"{'+'.join(names[:end])}-{seed}" for end in range(1, len(names) + 1)]
 
-    def finished(self, arm: Arm, seed: int) -> bool:
-        """Say whether a student has been trained."""
-        return all((folder / "final").exists() for folder in self.folders(arm, seed))
+    def finished_seeds(self, arm: Arm) -> list[int]:
+        """Return the seeds of an arm whose students have been trained."""
+        last = self.folders(arm, 0)[-1]
+        return finished_seeds(last.parent, last.name.removesuffix("-0"))
 
     def student(self, arm: Arm, seed: int) -> Path:
         """Return the folder of a finished student."""

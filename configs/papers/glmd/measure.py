@@ -5,9 +5,8 @@ every held-out position of the pre-training text, at two temperatures, from the 
 loss that the published system minimises, whatever form of it a student was trained with.
 """
 
-import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +17,9 @@ from transformers import AutoModelForMaskedLM
 from cache_tools.format import layout
 from cache_tools.store.reader import Cache
 from cache_tools.vocabularies.folder import read_vocabulary
+from configs.papers.bag_of_words import answers_on
 from configs.papers.glmd.texts import CLASSES
+from configs.papers.measures import once, predictions_of, sequences
 from configs.papers.recipes import label_log_probs, labelled_sequences, token_ids
 from trainer.config.student_file import LossConfig
 from trainer.data.binding import IGNORED
@@ -55,16 +56,21 @@ def measured(student: Path, caches: Path, vocabulary: Path | None, distance: boo
         vocabulary: The student's; None for a teacher.
         distance: Whether to measure the KL.
     """
-    path = student / f"measured-{distance:d}.json"
-    if not path.exists():
-        measures: dict[str, Any] = {"right": right(student, caches / "labels", vocabulary).astype(int).tolist()}
-        if distance:
-            assert vocabulary is not None
-            measures["kl"] = kl_nats(student, caches / "pretraining", vocabulary)
-        path.write_text(json.dumps(measures))
-    measures = json.loads(path.read_text())
-    kl = {float(t): value for t, value in measures["kl"].items()} if distance else None
-    return Measured(np.array(measures["right"], np.float64), kl)
+    labels, kl = caches / "labels", None
+    answers = once(student, "classes", sequences(labels), lambda: right(student, labels, vocabulary).tolist())
+    if distance:
+        assert vocabulary is not None
+        text, on = caches / "pretraining", predictions_of(caches / "pretraining")
+        kl = {float(t): x for t, x in once(student, "kl", on, lambda: kl_nats(student, text, vocabulary)).items()}
+    return Measured(np.array(answers, np.float64), kl)
+
+
+def bag_of_words(corpus: Path, cache: Path, folder: Path) -> Measured:
+    """Return the answers of TF-IDF and logistic regression to a cache's held-out texts; kept below a folder."""
+    answers = once(
+        folder, "bag-of-words", sequences(cache), lambda: answers_on(corpus, cache).right_N.astype(int).tolist()
+    )
+    return Measured(np.array(answers, np.float64), None)
 
 
 def right(student: Path, cache: Path, vocabulary: Path | None) -> NDArray[np.bool_]:

@@ -3,19 +3,19 @@
     python -m configs.papers.glmd.run runs/glmd/texts runs/glmd
 
 TEXTS holds ``teacher.jsonl``, ``student.jsonl`` and ``task.jsonl``; ``texts.py`` writes them. Every step continues
-where it was stopped, and each table covers the seeds that have finished.
+where it was stopped. Each table shows all students that have finished, those of an earlier command among them.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import click
 
-from configs.papers.glmd.arms import FORMS, LABELS, PUBLISHED, RATIOS, STAGES
+from configs.papers.glmd.arms import FORMS, LABELS, PUBLISHED, RATIOS, STAGES, Arm
 from configs.papers.glmd.bench import HERE, Bench
-from configs.papers.glmd.measure import Measured, measured
-from configs.papers.glmd.tables import print_forms, print_labels, print_stages, print_vocabularies
+from configs.papers.glmd.measure import Measured, bag_of_words, measured
+from configs.papers.glmd.tables import print_forms, print_labels, print_lines, print_stages, print_vocabularies
 from configs.papers.glmd.texts import CLASSES
 from configs.papers.recipes import Overrides, capture_file, overrides_option, train_file
 from configs.papers.wordpiece import untrained
@@ -64,15 +64,24 @@ def run(
     bench = Bench(texts, work, dict(zip(("P", "F1", "F2"), steps, strict=True)), layers, set_capture, set_student)
     bench.cache("labels", PUBLISHED)
     teacher = measured(work / "tuned" / "final", work / "caches" / PUBLISHED, None, distance=False)
-    click.echo(f"\nThe fine-tuned teacher: {teacher.accuracy:.1%} of {len(teacher.right):,} held-out texts")
+    of_words = bag_of_words(texts / "task.jsonl", work / "caches" / PUBLISHED / "labels", work)
+    print_lines(of_words, teacher)
     for part in parts or PARTS:
         arms, print_table, distance = PARTS[part]
-        measured_arms: dict[str, list[Measured]] = {name: [] for name in arms}
-        for seed in range(seeds):
-            for name, arm in arms.items():
-                if not show or bench.finished(arm, seed):
-                    measured_arms[name].append(bench.measured(arm, seed, distance))
-        print_table(bench, measured_arms)
+        for seed in range(0 if show else seeds):
+            for arm in arms.values():
+                bench.student(arm, seed)
+        print_table(bench, results(bench, arms, distance))
+
+
+def results(bench: Bench, arms: Mapping[str, Arm], distance: bool) -> dict[str, dict[int, Measured]]:
+    """Measure all finished students of some arms; an arm without training has the same measure at each seed."""
+    seeds = {name: bench.finished_seeds(arm) for name, arm in arms.items() if arm.stages}
+    everywhere = sorted({seed for of_arm in seeds.values() for seed in of_arm})
+    return {
+        name: {seed: bench.measured(arm, seed, distance) for seed in seeds.get(name, everywhere)}
+        for name, arm in arms.items()
+    }
 
 
 def train_teachers(

@@ -1,17 +1,28 @@
-"""The recipe's tables; each covers the seeds that have finished."""
+"""The recipe's tables; each covers the students that have finished, paired by the numbers of their seeds."""
 
 from collections.abc import Mapping, Sequence
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 
 from cache_tools.vocabularies.manifest import read_manifest
 from configs.papers.glmd.arms import LOSSES, PUBLISHED, TEMPERATURES
 from configs.papers.glmd.bench import Bench
 from configs.papers.glmd.measure import Measured, kept_mass
-from configs.papers.recipes import Interval, over_seeds, over_seeds_and_items
+from configs.papers.intervals import Interval, differences, over_seeds, over_seeds_and_items, paired
 
-Results = Mapping[str, Sequence[Measured]]
+BySeed = Mapping[int, Measured]
+Results = Mapping[str, BySeed]
+
+
+def print_lines(of_words: Measured, teacher: Measured) -> None:
+    """Print the accuracy of a bag of words and of the fine-tuned teacher, beside which students are to be read."""
+    for name, line in (("TF-IDF and logistic regression", of_words), ("the fine-tuned teacher", teacher)):
+        accuracy = over_seeds_and_items(100 * line.right[None])
+        click.echo(f"\n{name}: {shown(accuracy, 1)} % of {len(line.right):,} held-out texts")
+    less = over_seeds_and_items(100 * (teacher.right - of_words.right)[None])
+    click.echo(f"\nThe teacher less TF-IDF: {shown(less, 1)} points")
 
 
 def print_forms(bench: Bench, results: Results) -> None:
@@ -23,12 +34,15 @@ def print_forms(bench: Bench, results: Results) -> None:
         click.echo(f"\nKL(teacher || student) over the kept tokens at T = {t:g}, nats, held-out text\n")
         row("trained on", *(f"T = {temperature}" for temperature in TEMPERATURES))
         row(*["---"] * (1 + len(TEMPERATURES)))
-        row("nothing", *[spread([m.kl[t] for m in results["no training"][:1] if m.kl], t)] * len(TEMPERATURES))
+        row(
+            "nothing",
+            *[spread([m.kl[t] for m in [*results["no training"].values()][:1] if m.kl], t)] * len(TEMPERATURES),
+        )
         for name in LOSSES:
             row(
                 name,
                 *(
-                    spread([m.kl[t] for m in results[f"{name}, T = {temperature}"] if m.kl], t)
+                    spread([m.kl[t] for m in results[f"{name}, T = {temperature}"].values() if m.kl], t)
                     for temperature in TEMPERATURES
                 ),
             )
@@ -37,12 +51,10 @@ def print_forms(bench: Bench, results: Results) -> None:
     row(*["---"] * (1 + len(TEMPERATURES)))
     for name in list(LOSSES)[1:]:
         pairs = [(results[f"{name}, T = {t}"], results[f"whole, T = {t}"]) for t in TEMPERATURES]
-        row(name, *(spread(differences(*pair, 15.0), 15.0) for pair in pairs))
-
-
-def differences(seeds: Sequence[Measured], others: Sequence[Measured], t: float) -> list[float]:
-    """Return how much larger the KL at a temperature is, by seed; of the seeds that both have."""
-    return [a.kl[t] - b.kl[t] for a, b in zip(seeds, others, strict=False) if a.kl and b.kl]
+        row(
+            name,
+            *(spread([a.kl[15.0] - b.kl[15.0] for a, b in paired(*pair) if a.kl and b.kl], 15.0) for pair in pairs),
+        )
 
 
 def print_stages(bench: Bench, results: Results) -> None:
@@ -82,17 +94,24 @@ def accuracies(results: Results, reference: str) -> None:
         row(name, percent(seeds), "" if name == reference else points(seeds, results[reference]))
 
 
-def percent(seeds: Sequence[Measured]) -> str:
+def percent(seeds: BySeed) -> str:
     """Return the mean accuracy over seeds."""
-    return f"{np.mean([student.accuracy for student in seeds]):.1%}" if seeds else "-"
+    return f"{np.mean([student.accuracy for student in seeds.values()]):.1%}" if seeds else "-"
 
 
-def points(seeds: Sequence[Measured], others: Sequence[Measured]) -> str:
-    """Return the difference of two students' accuracies, in points, with its interval over seeds and texts."""
-    if not seeds or not others:
+def points(seeds: BySeed, others: BySeed) -> str:
+    """Return the difference of two students' accuracies, in points, with its interval over seeds and texts.
+
+    A note is added where the interval covers one seed, and so the texts alone.
+    """
+    values_SN = 100 * differences(_right(seeds), _right(others))
+    if not len(values_SN):
         return "-"
-    values = np.stack([100 * (a.right - b.right) for a, b in zip(seeds, others)])  # noqa: B905, some may be missing
-    return shown(over_seeds_and_items(values), 1)
+    return shown(over_seeds_and_items(values_SN), 1) + (" (1 seed)" if len(values_SN) == 1 else "")
+
+
+def _right(seeds: BySeed) -> dict[int, NDArray[np.float64]]:
+    return {seed: student.right for seed, student in seeds.items()}
 
 
 def spread(values: Sequence[float], temperature: float) -> str:

@@ -15,9 +15,14 @@ sentences. The gloss of a held-out synset is nowhere in training, neither as the
 candidates are left out of training pairs. One leak remains: the *word* of a held-out synset may
 have been trained on in its other senses, and the glosses of those senses are then among the candidates. ``swapped``
 shows whether that alone reveals the right gloss.
+
+All pairs of an instance have a shortcut: right senses have an example by construction, a quarter of the wrong ones have
+none, and glosses of these two kinds differ. ``balanced`` pairs have none: each gloss is in as many right pairs as wrong
+ones, so that a gloss alone says nothing about the label. They are fewer, and training only: at test, candidates are all
+senses, and ``all_with_examples`` names the instances on which the shortcut is of no use either.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -69,7 +74,7 @@ class Split(NamedTuple):
     seen: list[Instance]
 
 
-def write_corpora(wordnet: Path, folder: Path, tokens_of: TokensOf, sizes: Sizes) -> None:
+def write_corpora(wordnet: Path, folder: Path, tokens_of: TokensOf, sizes: Sizes, is_balanced: bool) -> None:
     """Write all corpora into a folder.
 
     Args:
@@ -77,14 +82,20 @@ def write_corpora(wordnet: Path, folder: Path, tokens_of: TokensOf, sizes: Sizes
         folder: Folder to write to.
         tokens_of: Returns the numbers of tokens of texts.
         sizes: How many instances to take.
+        is_balanced: Whether to train on balanced pairs only.
     """
     everything, held_out = list(synsets(wordnet)), sizes.held_out_fraction
     glosses = {synset.id: synset.definition for synset in everything}
     split = split_of(everything, glosses, tokens_of, sizes)
     folder.mkdir(parents=True, exist_ok=True)
-    whole = [*known_candidates(split.train, held_out), *split.unseen]
+    trained, seen = known_candidates(split.train, held_out), known_candidates(split.seen, held_out)
+    if is_balanced:
+        trained = balanced(trained)
+        right = {instance.sense for instance in trained if instance.sense in instance.candidates}
+        seen = [instance for instance in seen if instance.sense in right]
+    whole = [*trained, *split.unseen]
     write(folder / "pairs.jsonl", pairs(whole, glosses))
-    write(folder / "seen.jsonl", pairs(known_candidates(split.seen, held_out), glosses))
+    write(folder / "seen.jsonl", pairs(seen, glosses))
     write(folder / "swapped.jsonl", pairs(swapped(split.unseen), glosses))
     used = {candidate: glosses[candidate] for instance in whole for candidate in instance.candidates}
     write(folder / "shuffled.jsonl", pairs(whole, shuffled(used)))
@@ -136,6 +147,41 @@ def known_candidates(instances_of_part: Sequence[Instance], held_out: float) -> 
         for instance in instances_of_part
     )
     return [instance for instance in fewer if len(instance.candidates) > 1]
+
+
+def balanced(instances_of_part: Sequence[Instance]) -> list[Instance]:
+    """Return instances with fewer candidates, so that each gloss is right in as many pairs as it is wrong in.
+
+    Of each synset's right pairs and wrong pairs, as many are drawn as there are of the rarer kind. An instance may be
+    left with its right sense alone, or without it; one without candidates is left out.
+    """
+    by_gloss: dict[str, tuple[list[int], list[int]]] = {}
+    for row, instance in enumerate(instances_of_part):
+        for candidate in instance.candidates:
+            by_gloss.setdefault(candidate, ([], []))[candidate != instance.sense].append(row)
+    draw, kept = Random(0), set[tuple[int, str]]()
+    for gloss, both in by_gloss.items():
+        number = min(map(len, both))
+        kept.update((row, gloss) for rows in both for row in draw.sample(rows, number))
+    fewer = (
+        instance._replace(candidates=tuple(c for c in instance.candidates if (row, c) in kept))
+        for row, instance in enumerate(instances_of_part)
+    )
+    return [instance for instance in fewer if instance.candidates]
+
+
+def all_with_examples(pairs_of_part: Sequence[Pair], with_examples: Collection[str]) -> list[bool]:
+    """Return for each instance, in the order of its pairs, whether all of its candidates have an example.
+
+    Args:
+        pairs_of_part: Pairs, those of an instance side by side.
+        with_examples: Synsets that have an example.
+    """
+    is_whole: dict[str, bool] = {}
+    for pair in pairs_of_part:
+        instance, _, candidate = pair.id.partition("|")
+        is_whole[instance] = is_whole.get(instance, True) and candidate in with_examples
+    return list(is_whole.values())
 
 
 def swapped(instances_of_part: Sequence[Instance]) -> list[Instance]:

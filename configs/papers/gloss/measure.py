@@ -1,7 +1,5 @@
-"""Measures of a model, computed once and kept in a JSON file."""
+"""Measures of a model: on pairs, on masked tokens, and by a probe."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +15,6 @@ from trainer.evaluation.evaluate import Positions
 
 SPLITS: dict[str, Split] = {"labels": "held_out", "seen": "train", "swapped": "held_out"}
 """Caches whose pairs are scored, and which part of them."""
-
-
-def once(output: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the content of a JSON file; if there is none, call ``measure`` and write its result first."""
-    if not output.exists():
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial = output.with_name(f"{output.name}.partial")
-        partial.write_text(json.dumps(measure()) + "\n")
-        partial.rename(output)
-    result: dict[str, Any] = json.loads(output.read_text())
-    return result
 
 
 def everything(model: Path, caches: Path, texts: probe.Definitions) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from configs.papers.linear import fitted
 from configs.papers.wordnet import Synset
 from pipeline.encoding.held_out import is_held_out
 
@@ -42,10 +42,10 @@ def accuracy(model: Path, texts: Definitions) -> list[float]:
     """Return for each held-out definition whether its class was found: 0 or 1."""
     classes = sorted({synset.lexname for synset in texts.train})
     train_ND, test_ND = (states(model, [synset.definition for synset in side]) for side in texts)
-    gold_N = torch.tensor([classes.index(synset.lexname) for synset in texts.train])
+    gold = [classes.index(synset.lexname) for synset in texts.train]
     mean_D, deviation_D = train_ND.mean(dim=0), train_ND.std(dim=0)
-    weights_DC, bias_C = fitted((train_ND - mean_D) / deviation_D, gold_N, len(classes))
-    predicted_N = ((test_ND - mean_D) / deviation_D @ weights_DC + bias_C).argmax(dim=1).tolist()
+    classifier = fitted((train_ND - mean_D) / deviation_D, gold, len(classes), 2 * PENALTY)
+    predicted_N = classifier.logits((test_ND - mean_D) / deviation_D).argmax(dim=1).tolist()
     return [float(classes[c] == synset.lexname) for c, synset in zip(predicted_N, texts.test, strict=True)]
 
 
@@ -64,19 +64,3 @@ def states(model: Path, texts: Sequence[str]) -> Tensor:
         ordinary_BL1 = (~special_BL).float().unsqueeze(-1)
         rows.append((hidden_BLD * ordinary_BL1).sum(dim=1) / ordinary_BL1.sum(dim=1).clamp(min=1))
     return torch.cat(rows)
-
-
-def fitted(features_ND: Tensor, gold_N: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Return weights (D, C) and bias (C,) of a logistic regression."""
-    weights_DC = torch.zeros(features_ND.shape[1], classes, requires_grad=True)
-    bias_C = torch.zeros(classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights_DC, bias_C], max_iter=200, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = F.cross_entropy(features_ND @ weights_DC + bias_C, gold_N) + PENALTY * weights_DC.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return weights_DC.detach(), bias_C.detach()

@@ -3,9 +3,14 @@
     python -m configs.papers.wordnet runs/wordnet
     python -m configs.papers.gloss.run runs/wordnet runs/cohesive/wordnet/teacher/final runs/gloss
 
+Two controls are trained beside them. ``masked words`` learns the masked words of the same pairs and no label: what
+LMGC-M loses or gains more than it is due to the labels, and not to the pairs' form of text or the learning rate.
+``shuffled`` learns labels of pairs in which nothing can be learned.
+
 START is a masked language model that has read nothing of the held-out synsets, such as the expert that
-``configs/papers/cohesive`` trains. Every step continues where it was stopped. The tables cover the seeds that have
-finished.
+``configs/papers/cohesive`` trains. Every step continues where it was stopped. The tables cover all students that have
+finished. Balanced pairs (``corpora.py``) are trained on unless ``--all-pairs`` asks for all, which have a shortcut; the
+two have folders of their own in WORK.
 """
 
 import json
@@ -22,11 +27,13 @@ from transformers.utils.logging import disable_progress_bar
 from configs.papers.cohesive.texts import shuffled_synsets, wordnet_documents
 from configs.papers.gloss import probe
 from configs.papers.gloss.baselines import baseline_scores
-from configs.papers.gloss.corpora import LABELS, Pair, Sizes, write_corpora
+from configs.papers.gloss.corpora import LABELS, Pair, Sizes, all_with_examples, write_corpora
 from configs.papers.gloss.instances import sense_numbers
-from configs.papers.gloss.measure import everything, once, shuffled_alone
-from configs.papers.gloss.tables import print_baselines, print_models, print_scores
+from configs.papers.gloss.measure import everything, shuffled_alone
+from configs.papers.gloss.tables import MASKED_WORDS, Results, print_baselines, print_models, print_scores
+from configs.papers.measures import finished_seeds, once, sequences
 from configs.papers.recipes import Overrides, capture_file, make_once, overrides_option, train_file
+from configs.papers.wordnet import synsets
 from configs.papers.wordpiece import SMALLEST
 from pipeline.encoding.held_out import is_held_out
 
@@ -43,11 +50,17 @@ CACHES: dict[str, tuple[str, Overrides]] = {
     "text": ("text", {**MASKED, "corpus.label_field": None}),
 }
 """By cache: its corpus, and the overrides of the capture file."""
-STUDENTS = {"LMGC": "labels", "LMGC-M": "masked"}
-"""By student: the cache that it is trained on."""
+PARTS = {"labels": "pairs", "swapped": "swapped"}
+"""Corpora that baselines are scored on, by the names of their caches."""
 CONTROL = "shuffled"
-"""Trained like LMGC, on a cache of this name."""
-ARMS = STUDENTS | {CONTROL: CONTROL}
+"""Trained like LMGC, on a cache of this name, and measured on its own kind of pairs alone."""
+ARMS: dict[str, tuple[str, Overrides]] = {
+    "LMGC": ("labels", {}),
+    "LMGC-M": ("masked", {}),
+    MASKED_WORDS: ("masked", {"loss.label_weight": 0}),
+    CONTROL: (CONTROL, {}),
+}
+"""By student: the cache that it is trained on, and the overrides of the student file."""
 
 
 @click.command()
@@ -58,6 +71,9 @@ ARMS = STUDENTS | {CONTROL: CONTROL}
 @click.option("--most-senses", default=5, show_default=True, help="Words of more senses are passed over.")
 @click.option("--probe-texts", default=4000, show_default=True, help="Definitions that the probe is fitted to.")
 @click.option("--seeds", type=click.IntRange(2), default=3, show_default=True, help="Number of seeds of the students.")
+@click.option(
+    "--balanced/--all-pairs", default=True, show_default=True, help="Pairs to train on: as corpora.py balances them."
+)
 @overrides_option("--set-student", "student.yaml")
 def run(
     wordnet: Path,
@@ -67,37 +83,62 @@ def run(
     most_senses: int,
     probe_texts: int,
     seeds: int,
+    balanced: bool,
     set_student: Overrides,
 ) -> None:
     """Train LMGC and LMGC-M students from START on pairs of WordNet, in WORK; print the tables."""
     disable_progress_bar()
     plain = make_once(work / "start", lambda folder: save_with_labels(start, folder))
+    place = work / "balanced" if balanced else work / "all"
     sizes = Sizes(instances, instances // 12, instances // 6, most_senses, 48, HELD_OUT_FRACTION)
-    make_once(work / "corpora", lambda folder: write_corpora(wordnet, folder, token_counter(plain), sizes))
-    make_caches(plain, work)
-    caches, results_folder = work / "caches", work / "results"
-    baselines = once(results_folder / "baselines.json", lambda: baselines_of(wordnet, work / "corpora"))
+    count = token_counter(plain)
+    make_once(place / "corpora", lambda folder: write_corpora(wordnet, folder, count, sizes, balanced))
+    make_caches(plain, place)
+    baselines = once(place, "baselines", sequences(place / "caches" / "labels"), lambda: baselines_of(wordnet, place))
     print_baselines(baselines)
     texts = probe.definitions(shuffled_synsets(wordnet), HELD_OUT_FRACTION, probe_texts, probe_texts // 3)
-    results = {"start": [once(results_folder / "start.json", lambda: everything(plain, caches, texts))]}
     for seed in range(seeds):
         for arm in ARMS:
-            model = train(work, arm, seed, set_student)
-            measure = partial(shuffled_alone, model, caches)
-            if arm != CONTROL:
-                measure = partial(everything, model, caches, texts)
-            results.setdefault(arm, []).append(once(results_folder / f"{arm}-{seed}.json", measure))
+            train(work / "start", place, arm, seed, set_student)
         if seed:
+            results = measured(work / "start", place, texts)
             print_scores(results, baselines)
             print_models(results)
+    model = place / "students" / "LMGC-0" / "final"
     click.echo(f"parameters: {parameters(start):,} before, {parameters(model):,} after")
 
 
-def train(work: Path, arm: str, seed: int, set_student: Overrides) -> Path:
-    """Train a student, and return its folder."""
-    places = {"student.pretrained": work / "start", "cache": work / "caches" / ARMS[arm]}
-    run = {"training.seed": seed, "training.output_dir": work / "students" / f"{arm}-{seed}"}
-    return train_file(HERE / "student.yaml", {**set_student, **places, **run})
+def train(start: Path, place: Path, arm: str, seed: int, set_student: Overrides) -> None:
+    """Train a student."""
+    cache, changes = ARMS[arm]
+    places = {"student.pretrained": start, "cache": place / "caches" / cache}
+    run = {"training.seed": seed, "training.output_dir": place / "students" / f"{folder_name(arm)}-{seed}"}
+    train_file(HERE / "student.yaml", {**changes, **set_student, **places, **run})
+
+
+def measured(start: Path, place: Path, texts: probe.Definitions) -> Results:
+    """Measure the start and all students that have finished; by arm and seed. The start has one measure, of seed 0."""
+    caches, students = place / "caches", place / "students"
+    runs = {
+        arm: {seed: students / f"{folder_name(arm)}-{seed}" for seed in finished_seeds(students, folder_name(arm))}
+        for arm in ARMS
+    }
+    on = [*(sequences(caches / name) for name in CACHES), [len(side) for side in texts]]
+    results: dict[str, dict[int, Any]] = {
+        "start": {0: once(place / "start", "everything", on, lambda: everything(start, caches, texts))}
+    }
+    for arm, by_seed in runs.items():
+        for seed, run in by_seed.items():
+            measure = partial(everything, run / "final", caches, texts)
+            if arm == CONTROL:
+                measure = partial(shuffled_alone, run / "final", caches)
+            results.setdefault(arm, {})[seed] = once(run, "everything", on, measure)
+    return results
+
+
+def folder_name(arm: str) -> str:
+    """Return the name of an arm in the paths of run folders."""
+    return arm.replace(" ", "-")
 
 
 def save_with_labels(model: Path, folder: Path) -> None:
@@ -111,13 +152,20 @@ def save_with_labels(model: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def baselines_of(wordnet: Path, corpora: Path) -> dict[str, Any]:
-    """Return the baselines' scores on the held-out pairs, with their own sentences and with others'."""
+def baselines_of(wordnet: Path, place: Path) -> dict[str, Any]:
+    """Return the baselines' scores on the held-out pairs, with their own sentences and with others'.
+
+    ``all_with_examples`` says of each instance whether all of its candidates have an example.
+    """
     texts = [
         document.text for document in wordnet_documents(wordnet) if not is_held_out(document.group, HELD_OUT_FRACTION)
     ]
-    parts = {"labels": read_held_out(corpora / "pairs.jsonl"), "swapped": read_held_out(corpora / "swapped.jsonl")}
-    return baseline_scores(texts, parts, sense_numbers(wordnet))
+    parts = {name: read_held_out(place / "corpora" / f"{part}.jsonl") for name, part in PARTS.items()}
+    with_examples = {synset.id for synset in synsets(wordnet) if synset.examples}
+    return {
+        "scores": baseline_scores(texts, parts, sense_numbers(wordnet)),
+        "all_with_examples": all_with_examples(parts["labels"], with_examples),
+    }
 
 
 def read_held_out(corpus: Path) -> list[Pair]:

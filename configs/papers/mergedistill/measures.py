@@ -1,22 +1,11 @@
-"""Measures of a model, kept in a file beside it, so that a recipe that is run again measures nothing twice."""
+"""Measures of a model at masked tokens, and of a tokenizer."""
 
-import json
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
-from cache_tools.storage import write_object
 from logitcask import evaluate
-
-
-def once(path: Path, measure: Callable[[], Any]) -> Any:
-    """Return the content of a JSON file; if there is none, call ``measure`` and write its result first."""
-    if not path.exists():
-        write_object(path, (json.dumps(measure()) + "\n").encode())
-    return json.loads(path.read_text())
 
 
 def evaluated(model: Path, cache: Path, vocabulary: Path | None = None) -> dict[str, float]:

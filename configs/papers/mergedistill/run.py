@@ -6,7 +6,7 @@ From the repository's root::
 
 TEXTS holds one ``<language>.jsonl`` for each language. Every step is a command of ``logitcask`` that continues where it
 was stopped, or writes its result under a temporary name first, so the recipe can be stopped at any time and run again.
-The tables cover the requested seeds; another seed, k or arm adds students and trains no finished one again.
+The tables cover all students that have finished; another seed, k or arm adds students and trains no finished one again.
 """
 
 import json
@@ -16,10 +16,14 @@ from typing import Any, NamedTuple
 
 import click
 
+from cache_tools.configuration import configured
+from cache_tools.storage import write_object
+from configs.papers.measures import finished_seeds, once, predictions_of
 from configs.papers.mergedistill import stage_one, zero_shot
-from configs.papers.mergedistill.measures import evaluated, once, split_otherwise
+from configs.papers.mergedistill.measures import evaluated, split_otherwise
 from configs.papers.mergedistill.tables import print_tables
 from configs.papers.recipes import Overrides, command, overrides_option, train_file
+from pipeline.config.capture_file import CaptureConfig
 
 HERE = Path(__file__).parent
 ARMS: dict[str, Overrides] = {
@@ -69,14 +73,16 @@ def run(
     languages = sorted(path.stem for path in texts.glob("*.jsonl") if path.stem != left_out)
     make_caches(texts, work, languages, tokens, set_capture, set_teacher)
     make_multilingual_caches(texts, work, languages, left_out, set_capture, set_teacher)
-    ask = Questions(work, tuple(languages), left_out, zero_shot_task(texts, work, languages, left_out))
-    results = of_teachers(texts, ask)
+    whole = zero_shot_task(texts, languages, left_out, set_capture)
+    task = None if whole is None else zero_shot.cut(whole, work / "vocabulary" / "tokenizer", longest(work))
+    ask = Questions(work, tuple(languages), left_out, task, whole)
     changes = {arm: student_changes(work, languages, arm, k) for arm in arms}
     changes |= {f"k={other}": student_changes(work, languages, "distilled", other) for other in other_ks}
     for arm, seed in in_order(arms, other_ks, seeds):
-        measured = train_student(arm, seed, {**set_student, **changes[arm]}, ask)
-        results["students"].setdefault(arm, {})[str(seed)] = measured
-        (work / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        run = {"training.seed": seed, "training.output_dir": work / "students" / f"{folder_name(arm)}-{seed}"}
+        train_file(HERE / "student.yaml", {**set_student, **changes[arm], **run})
+    results = of_teachers(texts, ask) | {"students": of_students(ask)}
+    write_object(work / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     print_tables(results, languages, left_out)
 
 
@@ -87,13 +93,15 @@ class Questions(NamedTuple):
         work: Folder of the caches.
         languages: Languages that have a teacher.
         left_out: A language without a teacher.
-        task: Zero-shot classification, if the texts have sections.
+        task: Zero-shot classification, if the texts have sections; as much of each text as a model reads.
+        whole: The same with whole texts.
     """
 
     work: Path
     languages: tuple[str, ...]
     left_out: str | None
     task: zero_shot.Task | None
+    whole: zero_shot.Task | None
 
 
 def in_order(arms: Sequence[str], other_ks: Sequence[int], seeds: Sequence[int]) -> list[tuple[str, int]]:
@@ -102,11 +110,22 @@ def in_order(arms: Sequence[str], other_ks: Sequence[int], seeds: Sequence[int])
     return first + [(f"k={k}", seed) for k in other_ks for seed in seeds]
 
 
-def train_student(arm: str, seed: int, changes: Overrides, ask: Questions) -> dict[str, Any]:
-    """Train a student and return its measures."""
-    folder = ask.work / "students" / f"{arm.replace(' ', '-')}-{seed}"
-    train_file(HERE / "student.yaml", {**changes, "training.seed": seed, "training.output_dir": folder})
-    return of_student(folder, ask)
+def folder_name(arm: str) -> str:
+    """Return the name of an arm in the paths of run folders."""
+    return arm.replace(" ", "-")
+
+
+def of_students(ask: Questions) -> dict[str, dict[str, Any]]:
+    """Return the measures of all students that have finished, by arm and seed; those of another k come last."""
+    folder = ask.work / "students"
+    ks = {name.partition("-")[0] for name in (run.name for run in folder.glob("k=*-*")) if name[2:3].isdigit()}
+    arms = [*ARMS, *sorted(ks, key=lambda name: int(name.removeprefix("k=")))]
+    seeds = {arm: finished_seeds(folder, folder_name(arm)) for arm in arms}
+    return {
+        arm: {str(seed): of_student(folder / f"{folder_name(arm)}-{seed}", ask) for seed in of_arm}
+        for arm, of_arm in seeds.items()
+        if of_arm
+    }
 
 
 def make_caches(
@@ -150,16 +169,24 @@ def student_changes(work: Path, languages: Sequence[str], arm: str, k: int) -> O
     return {"caches": caches, "vocabulary": work / "vocabulary", **ARMS[arm]}
 
 
-def zero_shot_task(texts: Path, work: Path, languages: Sequence[str], left_out: str | None) -> zero_shot.Task | None:
+def zero_shot_task(
+    texts: Path, languages: Sequence[str], left_out: str | None, set_capture: Overrides
+) -> zero_shot.Task | None:
     """Return the classification task, if there are English texts with sections."""
     if "en" not in languages or any("section" not in record for record in stage_one.records(texts / "en.jsonl")):
         return None
-    tested = [*languages, *([left_out] if left_out else [])]
-    return zero_shot.read_task(texts, {language: work / language / "cache" for language in tested})
+    fraction = configured(HERE / "capture.yaml", CaptureConfig, set_capture).corpus.held_out_fraction
+    return zero_shot.read_task(texts, [*languages, *([left_out] if left_out else [])], fraction)
+
+
+def longest(work: Path) -> int:
+    """Return how many tokens the models read at most: the positions of the multilingual teacher."""
+    config = json.loads((work / "multilingual" / "teacher" / "final" / "config.json").read_text())
+    return int(config["max_position_embeddings"])
 
 
 def of_teachers(texts: Path, ask: Questions) -> dict[str, Any]:
-    """Return the results of the teachers, and an empty table of students."""
+    """Return the results of the teachers, and of classifiers of words."""
     union, own, different = ask.work / "vocabulary" / "tokenizer", {}, {}
     for name in ask.languages:
         teacher, cache = ask.work / name / "teacher", ask.work / name / "cache"
@@ -168,10 +195,10 @@ def of_teachers(texts: Path, ask: Questions) -> dict[str, Any]:
         different[name] = split_otherwise(ask.work / name / "untrained", union, corpus)
     results: dict[str, Any] = {"teachers": own, "words_split_otherwise": different}
     results["multilingual_teacher"] = of_student(ask.work / "multilingual" / "teacher", ask)
-    if ask.task is not None:
-        results["tfidf"] = zero_shot.right_answers(ask.task, zero_shot.tfidf_features(ask.task.train.texts))
+    if ask.task is not None and ask.whole is not None:
+        results |= {"tfidf": zero_shot.of_words(ask.task), "tfidf_of_whole_texts": zero_shot.of_words(ask.whole)}
         results["commonest_section"] = zero_shot.commonest_section(ask.task)
-    return results | {"students": {}}
+    return results
 
 
 def of_student(folder: Path, ask: Questions) -> dict[str, Any]:
@@ -185,15 +212,19 @@ def of_student(folder: Path, ask: Questions) -> dict[str, Any]:
         masked[ask.left_out] = measured_once(folder, work / ask.left_out / "cache")
     if ask.task is None:
         return {"masked": masked, "right": {}}
-    task, path = ask.task, folder / "measured" / f"sections-{'-'.join(ask.task.test)}.json"
-    right = once(path, lambda: zero_shot.right_answers(task, zero_shot.model_features(folder / "final")))
+    task, on = ask.task, [ask.task.train.texts, {name: test.texts for name, test in ask.task.test.items()}]
+    right = once(
+        folder, "sections", on, lambda: zero_shot.right_answers(task, zero_shot.model_features(folder / "final"))
+    )
     return {"masked": masked, "right": right}
 
 
 def measured_once(folder: Path, cache: Path, vocabulary: Path | None = None) -> dict[str, float]:
     """Return the measures of a run folder's model at a language's held-out masked positions."""
-    path = folder / "measured" / f"{cache.parent.name}.json"
-    measures: dict[str, float] = once(path, lambda: evaluated(folder / "final", cache, vocabulary))
+    on = predictions_of(cache)
+    measures: dict[str, float] = once(
+        folder, cache.parent.name, on, lambda: evaluated(folder / "final", cache, vocabulary)
+    )
     return measures
 
 

@@ -1,20 +1,19 @@
 """The recipe's tables, in Markdown: means over seeds, and 95 % intervals where there are two seeds or more.
 
 Measures at masked tokens always use the same ten thousand positions of a language, so their intervals cover the seeds
-alone. Classification is measured on a few hundred texts, so its intervals resample texts as well as seeds.
+alone. Classification is measured on a few hundred texts, so its intervals cover texts as well as seeds. Arms are
+compared over the seeds that both have, by the seeds' numbers.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import click
 import numpy as np
 from numpy.typing import NDArray
-from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from configs.papers.recipes import over_seeds, over_seeds_and_items
+from configs.papers.intervals import differences, over_seeds, over_seeds_and_items, paired
+from configs.papers.markdown import markdown, show
 
 MEASURES = {"top1": "top-1", "cross_entropy_nats": "nats"}
 ALONE = "text only"
@@ -38,25 +37,16 @@ def print_tables(results: dict[str, Any], languages: Sequence[str], left_out: st
     if left_out:
         show(mean_table(results, [left_out], f"{left_out}, which no teacher covers"))
     if "tfidf" in results:
-        show(zero_shot_table(main))
+        for how in ("plain", "centred"):
+            show(zero_shot_table(main, how))
 
 
-def show(table: Table) -> None:
-    """Print a table, its title before it."""
-    title, table.title, console = table.title, None, Console(width=240)
-    with console.capture() as printed:
-        console.print(table)
-    click.echo(f"\n{title}\n\n{printed.get().strip()}")
-
-
-def markdown(title: str, *columns: str) -> Table:
-    """Return an empty table."""
-    return Table(*columns, title=title, box=box.MARKDOWN)
-
-
-def grid(students: Students, languages: Sequence[str], measure: str) -> NDArray[np.float64]:
-    """Return a measure at masked positions: (S, L)."""
-    return np.array([[student["masked"][language][measure] for language in languages] for student in students.values()])
+def grid(students: Students, languages: Sequence[str], measure: str) -> dict[int, NDArray[np.float64]]:
+    """Return a measure at masked positions by seed: (L,)."""
+    return {
+        int(seed): np.array([student["masked"][language][measure] for language in languages])
+        for seed, student in students.items()
+    }
 
 
 def gap_closed(
@@ -70,11 +60,11 @@ def masked_table(results: dict[str, Any], languages: Sequence[str]) -> Table:
     """Return top-1 and nats of teachers and students by language."""
     students, teachers = results["students"], [results["teachers"][language] for language in languages]
     table = markdown(
-        "Held-out top-1 / cross-entropy in nats at the same masked positions; of students the mean over seeds",
         *("language", "positions", "own teacher", "multilingual teacher", *students, "words split otherwise"),
+        title="Held-out top-1 / cross-entropy in nats at the same masked positions; of students the mean over seeds",
     )
     models = [{"0": {"masked": results["teachers"]}}, {"0": results["multilingual_teacher"]}, *students.values()]
-    means = [[grid(model, languages, measure).mean(axis=0) for measure in MEASURES] for model in models]
+    means = [[np.mean([*grid(model, languages, m).values()], axis=0) for m in MEASURES] for model in models]
     for i, language in enumerate(languages):
         cells = [f"{top1[i]:.3f} / {nats[i]:.3f}" for top1, nats in means]
         table.add_row(
@@ -87,10 +77,15 @@ def gap_table(results: dict[str, Any], languages: Sequence[str], measure: str) -
     """Return the gap closed by language and arm, and how large the students' measure is beside the teachers'."""
     grids = {arm: grid(seeds, languages, measure) for arm, seeds in results["students"].items()}
     teacher_L = np.array([results["teachers"][language][measure] for language in languages])
-    alone_SL = grids.pop(ALONE)
-    columns = {arm: gap_closed(grid_SL, alone_SL, teacher_L) for arm, grid_SL in grids.items()}
-    columns |= {f"{arm} / own teacher": grid_SL / teacher_L for arm, grid_SL in grids.items() if arm == "distilled"}
-    table = markdown(f"Gap closed, {MEASURES[measure]}", "language", *columns)
+    alone = grids.pop(ALONE)
+    columns: dict[str, NDArray[np.float64]] = {}
+    for arm, by_seed in grids.items():
+        pairs: NDArray[np.float64] = np.array(paired(by_seed, alone))  # (S, 2, L)
+        if len(pairs):
+            columns[arm] = gap_closed(pairs[:, 0], pairs[:, 1], teacher_L)
+    if "distilled" in grids:
+        columns["distilled / own teacher"] = np.array([*grids["distilled"].values()]) / teacher_L
+    table = markdown("language", *columns, title=f"Gap closed, {MEASURES[measure]}")
     for i, language in enumerate(languages):
         table.add_row(language, *(with_interval(grid_SL[:, i]) for grid_SL in columns.values()))
     table.add_row("mean", *(with_interval(grid_SL.mean(axis=1)) for grid_SL in columns.values()))
@@ -100,49 +95,58 @@ def gap_table(results: dict[str, Any], languages: Sequence[str], measure: str) -
 def mean_table(results: dict[str, Any], languages: Sequence[str], title: str) -> Table:
     """Return the mean over some languages by arm, and its differences from text alone and from the distilled arm."""
     against = [arm for arm in (ALONE, "distilled") if arm in results["students"]]
-    table = markdown(title, "arm", "top-1", "nats", *(f"nats less those of {arm}" for arm in against))
-    of = {
-        arm: {measure: grid(seeds, languages, measure).mean(axis=1) for measure in MEASURES}
-        for arm, seeds in results["students"].items()
-    }
-    for arm, means in of.items():
-        nats = means["cross_entropy_nats"]
-        differences = [
-            "" if arm == other else with_interval(nats - of[other]["cross_entropy_nats"]) for other in against
-        ]
-        table.add_row(arm, f"{means['top1'].mean():.3f}", f"{nats.mean():.3f}", *differences)
+    table = markdown("arm", "top-1", "nats", *(f"nats less those of {arm}" for arm in against), title=title)
+    for arm, seeds in results["students"].items():
+        top1, nats = (np.mean([*grid(seeds, languages, measure).values()]) for measure in MEASURES)
+        gaps = ["" if arm == other else nats_less(results, languages, arm, other) for other in against]
+        table.add_row(arm, f"{top1:.3f}", f"{nats:.3f}", *gaps)
     return table
 
 
-def zero_shot_table(results: dict[str, Any]) -> Table:
-    """Return the accuracy of classifiers trained on English by language asked, and differences over all but English."""
-    students, tfidf = results["students"], results["tfidf"]
+def nats_less(results: dict[str, Any], languages: Sequence[str], arm: str, other: str) -> str:
+    """Return the mean over languages of one arm's nats less another's, paired by seed."""
+    grids = [grid(results["students"][name], languages, "cross_entropy_nats") for name in (arm, other)]
+    return with_interval(differences(*grids).mean(axis=1)) if grids[0].keys() & grids[1].keys() else ""
+
+
+def zero_shot_table(results: dict[str, Any], how: str) -> Table:
+    """Return the accuracy of classifiers trained on English by language asked, and differences over all but English.
+
+    Args:
+        results: What was measured.
+        how: ``plain``, or ``centred``: each language's features moved by its own mean.
+    """
+    students, tfidf = results["students"], results["tfidf"][how]
+    whole = results["tfidf_of_whole_texts"][how]
     table = markdown(
-        "Sections, learned from English: accuracy by language asked, and differences over all languages but English",
-        *("asked", "texts", "commonest", "TF-IDF", "multilingual teacher", *students),
+        *("asked", "texts", "commonest", "TF-IDF", "TF-IDF of whole texts", "multilingual teacher", *students),
+        title="Sections, learned from English: accuracy by language asked, and differences over all languages but "
+        f"English; features {'of each language centred' if how == 'centred' else 'as they are'}",
     )
+    teacher = results["multilingual_teacher"]["right"][how]
     for language, answers in tfidf.items():
-        answers_by_model = [answers, results["multilingual_teacher"]["right"][language]]
-        answers_by_model += [[student["right"][language] for student in seeds.values()] for seeds in students.values()]
-        cells = [results["commonest_section"][language], *map(np.mean, answers_by_model)]
-        table.add_row(language, str(len(answers)), *(f"{student:.3f}" for student in cells))
-    right = {arm: answers_abroad([student["right"] for student in seeds.values()]) for arm, seeds in students.items()}
-    for name, other in ((f"less {ALONE}", right[ALONE]), ("less TF-IDF", answers_abroad([tfidf]))):
-        cells = [
-            str(over_seeds_and_items(answers_by_model - other)) if answers_by_model is not other else ""
-            for answers_by_model in right.values()
-        ]
-        table.add_row(name, "", "", "", "", *cells)
+        by_model = [answers, whole[language], teacher[language]]
+        by_model += [[student["right"][how][language] for student in seeds.values()] for seeds in students.values()]
+        cells = [results["commonest_section"][language], *map(np.mean, by_model)]
+        table.add_row(language, str(len(answers)), *(f"{cell:.3f}" for cell in cells))
+    right = {
+        arm: {int(seed): answers_abroad(student["right"][how]) for seed, student in seeds.items()}
+        for arm, seeds in students.items()
+    }
+    of_words = answers_abroad(tfidf)
+    against = {f"less {ALONE}": right.get(ALONE, {}), "less TF-IDF": {s: of_words for a in right.values() for s in a}}
+    for name, other in against.items():
+        gaps = {arm: differences(by_seed, other) for arm, by_seed in right.items()}
+        cells = [str(over_seeds_and_items(gap_SN)) if gap_SN.any() else "" for gap_SN in gaps.values()]
+        table.add_row(name, *[""] * 5, *cells)
     return table
 
 
-def answers_abroad(right: Iterable[dict[str, list[int]]]) -> NDArray[np.int64]:
-    """Return the answers of some models to the texts of all languages but English: (S, N)."""
-    return np.array(
-        [[answer for name, answers in model.items() if name != "en" for answer in answers] for model in right]
-    )
+def answers_abroad(right: dict[str, list[int]]) -> NDArray[np.int64]:
+    """Return a model's answers to the texts of all languages but English: (N,)."""
+    return np.array([answer for name, answers in right.items() if name != "en" for answer in answers])
 
 
 def with_interval(values: NDArray[np.float64]) -> str:
     """Write the mean of one number per seed, with its interval if there is one."""
-    return str(over_seeds(values.tolist())) if len(values) > 1 else f"{values[0]:+.3f}"
+    return str(over_seeds(values)) if len(values) > 1 else f"{values[0]:+.3f}"

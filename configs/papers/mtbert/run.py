@@ -2,7 +2,8 @@
 
     python -m configs.papers.mtbert.run runs/mtbert/texts runs/mtbert --task wordnet --seeds 5
 
-Every step continues where it was stopped. After each seed the tables of all finished seeds are printed.
+Every step continues where it was stopped. After each seed the tables are printed, of all students that have finished:
+those of arms and seeds that an earlier command trained are among them.
 Teachers are pre-trained once. Stage zero and stage one are done for each of some sets of teachers, which the seeds take
 in turn: new heads, other orders of the texts, other wrong labels. A seed is the order in which its students see the
 texts, and what their projections begin with.
@@ -16,9 +17,10 @@ import click
 from transformers import AutoTokenizer
 
 from cache_tools.configuration import configured
+from cache_tools.store.reader import Cache
+from configs.papers.mtbert import scores
 from configs.papers.mtbert.arms import ALL_TEACHERS, ALONE, ARMS, JOINT, NAMES, NOISY, student_changes
 from configs.papers.mtbert.cofinetune import Tuning, cofinetune, corrupted, training_examples
-from configs.papers.mtbert.scores import agreement_scores, label_scores, save_scores, weight_scores
 from configs.papers.mtbert.start import classes, pretrain
 from configs.papers.mtbert.tables import print_tables
 from configs.papers.recipes import Overrides, capture_file, overrides_option, train_file
@@ -26,6 +28,8 @@ from pipeline.config.capture_file import CaptureConfig
 
 HERE = Path(__file__).parent
 WRONG_LABELS = 0.4
+TUNED = {"together": JOINT, "each alone": ALONE}
+"""Sets of three teachers, by how they were tuned."""
 
 
 class Settings(NamedTuple):
@@ -94,14 +98,11 @@ def run(
         if seed < teacher_sets:
             make_teachers(settings, seed, needed)
         make_students(settings, seed, arms or tuple(ARMS))
-        sets = range(min(seed + 1, teacher_sets))
-        print_tables(
-            [settings.students(number) for number in range(seed + 1)], [settings.teachers(number) for number in sets]
-        )
+        print_tables(measured(settings), teacher_sets)
 
 
 def make_teachers(settings: Settings, number: int, needed: set[str]) -> None:
-    """Tune the teachers of a set that are needed, store their predictions, and measure them."""
+    """Tune the teachers of a set that are needed, and store their predictions."""
     folder = settings.teachers(number)
     changes = capture_changes(settings, number, [name for name in ALL_TEACHERS if name in needed])
     fraction = configured(HERE / "capture.yaml", CaptureConfig, changes).corpus.held_out_fraction
@@ -110,12 +111,6 @@ def make_teachers(settings: Settings, number: int, needed: set[str]) -> None:
             click.echo(f"tune {', '.join(names)}", err=True)
             tune(settings, fraction, [folder / name for name in names], starts, how)
     capture_file(HERE / "capture.yaml", changes)
-    labels, models = classes([settings.corpus]), {name: folder / name for name in ALL_TEACHERS if name in needed}
-    scores = label_scores(models, folder / "cache", labels) | weight_scores(models, folder / "cache")
-    for together, several in (("joint", JOINT), ("alone", ALONE)):
-        if needed.issuperset(several):
-            scores |= agreement_scores(together, [folder / name for name in several], folder / "cache", labels)
-    save_scores(folder, scores)
 
 
 def tunings(settings: Settings, number: int) -> list[tuple[Sequence[str], Sequence[str], Tuning]]:
@@ -146,16 +141,47 @@ def capture_changes(settings: Settings, number: int, names: Sequence[str]) -> Ov
 
 
 def make_students(settings: Settings, seed: int, arms: tuple[str, ...]) -> None:
-    """Train the students of a seed, unless they are there, and measure them."""
-    folder, cache = settings.students(seed), settings.teachers(seed) / "cache"
+    """Train the students of a seed, unless they are there."""
+    cache = settings.teachers(seed) / "cache"
     places = {"cache": cache, "student.pretrained": settings.work / "start", "training.seed": seed}
-    outputs = {arm: folder / "".join(c if c.isalnum() else "-" for c in arm) for arm in arms}
-    for arm, output in outputs.items():
+    for name in arms:
+        arm, output = ARMS[name], run_folder(settings.students(seed), name)
         if not (output / "final").exists():
-            changes = {**student_changes(ARMS[arm]), **settings.student, **places}
+            total = sum(scores.mean_weight(teacher, cache) for teacher in arm.teachers) if arm.same_total else None
+            changes = {**student_changes(arm, total), **settings.student, **places}
             train_file(HERE / "student.yaml", {**changes, "training.output_dir": output})
-    models = {arm: output / "final" for arm, output in outputs.items()}
-    save_scores(folder, label_scores(models, cache, classes([settings.corpus])))
+
+
+def run_folder(seed_folder: Path, arm: str) -> Path:
+    """Return the run folder of an arm."""
+    return seed_folder / "".join(c if c.isalnum() else "-" for c in arm)
+
+
+def measured(settings: Settings) -> scores.Results:
+    """Measure all finished students and their teachers, and return every measure."""
+    labels, sets = classes([settings.corpus]), range(settings.teacher_sets)
+    caches = {number: settings.teachers(number) / "cache" for number in sets if settings.teachers(number).exists()}
+    models = scores.finished(settings.students(0).parent, ARMS, run_folder)
+    students = {
+        arm: {seed: scores.answers([model], caches[seed % len(sets)], labels) for seed, model in by_seed.items()}
+        for arm, by_seed in models.items()
+    }
+    seeds = {seed for by_seed in students.values() for seed in by_seed}
+    of_words = scores.bag_of_words(settings.corpus, caches[0], settings.work / settings.task)
+    teachers: dict[str, dict[int, scores.Answers]] = {name: {} for name in ALL_TEACHERS}
+    weights: dict[str, dict[int, float]] = {name: {} for name in ALL_TEACHERS}
+    results = scores.Results(students, teachers, {}, weights, {}, dict.fromkeys(sorted(seeds), of_words))
+    for number, cache in caches.items():
+        of_set = {name: cache.parent / name for name in Cache(cache).encoding().teachers}
+        for name, teacher in of_set.items():
+            teachers[name][number] = scores.answers([teacher], cache, labels)
+            weights[name][number] = scores.mean_weight(name, cache)
+        for how, names in TUNED.items():
+            if of_set.keys() >= set(names):
+                several = [of_set[name] for name in names]
+                results.ensembles.setdefault(how, {})[number] = scores.answers(several, cache, labels)
+                results.agreements.setdefault(how, {})[number] = scores.agreement_of(several, cache, labels)
+    return results
 
 
 if __name__ == "__main__":
