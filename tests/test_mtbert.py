@@ -157,7 +157,7 @@ def test_equal_weights_of_the_same_total_add_up_to_the_discounted_ones(work, fou
 
 @pytest.mark.slow
 def test_arms_of_an_earlier_command_stay_in_the_tables(work):
-    printed = run_recipe(work, students=(NO_TEACHER,))
+    printed = run_recipe(work, students=(NO_TEACHER, MT_BERT))
     for name in (*STUDENTS, tables.BAG_OF_WORDS, "ensemble of the teachers tuned together"):
         assert f"| {name} " in printed
 

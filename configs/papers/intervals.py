@@ -11,7 +11,8 @@ the part of both that is neither seed nor item, is counted once. In a simulation
 up to six times as much as the items' standard error, 95 to 98 % of these intervals hold the mean
 (``tests/test_papers_shared.py``). Rejected: the bootstrap over seeds and items, which the recipes used before.
 Resamples of three seeds differ too little: of its 95 % intervals 90 % held the mean at three times, 80 % at six times,
-and of five seeds 89 % at six times. One seed alone has no ``V_seeds``; its interval covers the items, and no other seed.
+and of five seeds 89 % at six times. One seed alone has no ``V_seeds``; its interval covers the items, and no other
+seed.
 
 Students are paired by the number of their seed, never by their place in a list: a student that is missing would
 otherwise shift all that follow.
