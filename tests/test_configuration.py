@@ -1,6 +1,7 @@
 """Configuration files: what is accepted, what is refused, and whether the message helps."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from pydantic import Field, PositiveInt, field_validator
@@ -14,13 +15,24 @@ class TeacherBlock(Config):
     revision: str | None = None
 
 
+class Boat(Config):
+    kind: Literal["boat"]
+    sails: int
+
+
+class Car(Config):
+    kind: Literal["car"]
+    wheels: int
+
+
 class Example(Config):
-    """A configuration of every shape that the real ones have: scalar, block, optional block, list of blocks."""
+    """A configuration of every shape that the real ones have: scalar, blocks, lists, one of two blocks."""
 
     steps: PositiveInt = 10
     rate: float = 0.5
     main: TeacherBlock = TeacherBlock(name="default")
     spare: TeacherBlock | None = None
+    vehicle: Boat | Car | None = Field(default=None, discriminator="kind")
     teachers: list[TeacherBlock] = Field(default_factory=list)
     training: dict[str, object] = Field(default_factory=dict)
 
@@ -99,12 +111,28 @@ def test_an_override_is_checked_like_the_file(load):
 
 def test_an_unknown_key_is_reported_with_the_known_ones(load):
     message = refusal(load, "stepz: 3")
-    assert "stepz: unknown key; did you mean steps? known here: steps, rate, main, spare, teachers, training" in message
+    assert (
+        "stepz: unknown key; did you mean steps? known here: steps, rate, main, spare, vehicle, teachers, training"
+        in message
+    )
 
 
 def test_a_key_that_resembles_nothing_gets_no_suggestion(load):
     message = refusal(load, "qqq: 3")
     assert "qqq: unknown key; known here: steps" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{kind: car, whels: 4}", "vehicle.whels: unknown key; did you mean wheels? known here: kind, wheels"),
+        ("{kind: boat, sials: 4}", "vehicle.sials: unknown key; did you mean sails? known here: kind, sails"),
+        ("{kind: car, wheels: x}", "vehicle.wheels: Input should be a valid integer"),
+        ("{kind: bike}", "vehicle: Input tag 'bike' found using 'kind' does not match any of the expected tags"),
+    ],
+)
+def test_a_problem_of_one_of_several_blocks_is_reported_by_its_key_as_it_is_written(load, text, problem):
+    assert problem in refusal(load, f"vehicle: {text}")
 
 
 @pytest.mark.parametrize(
