@@ -43,7 +43,7 @@ from cache_tools.regular_files import (
     regular_size,
     write_whole,
 )
-from cache_tools.requests.in_flight import IN_FLIGHT, asked
+from cache_tools.requests.in_flight import IN_FLIGHT, asked, refuse_forked
 from cache_tools.requests.listing import ListedObject, listed_by_driver, listed_in_bucket, listed_on_disk
 
 BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs")
@@ -119,12 +119,7 @@ def _driver(path: UPath) -> Any:
     """
     if path.protocol in BUCKETS:
         _register(path.protocol)
-        if getattr(path.fs, "_pid", os.getpid()) != os.getpid():
-            raise StorageError(
-                "this process was forked from one that had opened the bucket, and its connections do not survive that",
-                where=path,
-                fix='Start loader workers with DataLoader(..., multiprocessing_context="forkserver"), or "spawn"',
-            )
+        refuse_forked(path.fs, path)
     return HubReader(path.fs) if path.protocol == HUB else path.fs
 
 

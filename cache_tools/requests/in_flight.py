@@ -96,6 +96,20 @@ def asked(request: Callable[[], T], requests: int = 1) -> T:
         return request()
 
 
+def refuse_forked(driver: object, place: object) -> None:
+    """Refuse a driver that was made before this process was forked: its threads and connections stayed behind.
+
+    Raises:
+        StorageError: it was.
+    """
+    if getattr(driver, "_pid", os.getpid()) != os.getpid():
+        raise StorageError(
+            "this process was forked from one that had opened the bucket, and its connections do not survive that",
+            where=place,
+            fix='Start loader workers with DataLoader(..., multiprocessing_context="forkserver"), or "spawn"',
+        )
+
+
 def in_parallel(function: Callable[[T], R], items: Iterable[T], place: object, at_once: int = IN_FLIGHT) -> Iterator[R]:
     """Yield ``function(item)`` for each item, in order; in a bucket many of them are computed at a time.
 
