@@ -26,11 +26,11 @@ MEASURED_ON = "SmolLM2-135M"
 FROM_EXACT_NATS = {
     "float32": {TRANSFORMERS: 1e-11, "vllm": 1e-11},
     "float16": {TRANSFORMERS: 2e-5, "vllm": 2e-5},
-    "bfloat16": {TRANSFORMERS: 1.2e-3, "vllm": 1.1e-3},
+    "bfloat16": {TRANSFORMERS: 1.1e-3, "vllm": 1.0e-3},
 }
-"""Mean KL between a run and exact arithmetic, in nats, by dtype and by what reads the tokens. In float16 it was not
-measured: a rounding is an eighth of bfloat16's, and the KL grows with its square. For another engine the larger figure
-of the dtype is used."""
+"""Mean KL between a run and exact arithmetic, in nats, by dtype and by what reads the tokens. For bfloat16, exact means
+float32, and the rows hold the 64 likeliest tokens. In float16 it was not measured: a rounding is an eighth of
+bfloat16's, and the KL grows with its square. For another engine the larger figure of the dtype is used."""
 
 MOST_NATS = {"float32": 3e-5, "float16": 1e-4, "bfloat16": 5e-3}
 """By dtype, the mean KL that an audit accepts between two engines, in nats. In bfloat16 it is twice what is expected

@@ -48,17 +48,16 @@ def print_reference(console: Console, result: ReferenceComparison) -> None:
         Text(f"R = {result.reference} ({result.computed_by}) · {shards}, drawn at random, KL in nats (lower bounds)")
     )
     table = Table()
-    for heading in ("teacher", "computed by"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("KL(R‖T)", "KL(T‖R)", "same top-1", "storing", "rounding", "explained"):
-        table.add_column(heading, justify="right")
+    table.add_column("teacher T", overflow="fold")
+    for heading in ("KL(R‖T)", "KL(T‖R)", "top-1", "floor", "explained"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in result.teachers:
         table.add_row(*map(Text, _reference_row(row)))
     console.print(table)
     console.print(
-        "storing, rounding: the mean KL that each is expected to cost between R and the teacher; explained: whether "
-        f"both together explain the KL. Rounding was measured on {result.teachers[0].floor.measured_on}; the row of "
-        "the same weights in another type measures it on this model.",
+        "top-1: same likeliest token. floor: mean KL that storing both and rounding are expected to cost; rounding was "
+        f"measured on {result.teachers[0].floor.measured_on}. explained: whether these explain the KL, given the same "
+        "weights.",
         highlight=False,
     )
     if result.left_out:
@@ -67,14 +66,13 @@ def print_reference(console: Console, result: ReferenceComparison) -> None:
 
 def _reference_row(row: AgainstReference) -> tuple[str, ...]:
     floor, means = row.floor, row.means
+    name = f"{isolated(printable(row.teacher))}\n{floor.b_computed_by}"
     kl = (_number(value, ".3g") for value in (means.kl_ab_nats, means.kl_ba_nats))
-    rounding = "unknown" if floor.rounding_nats is None else f"{floor.rounding_nats:.2g}"
+    expected = "unknown" if floor.rounding_nats is None else f"{floor.storage_nats + floor.rounding_nats:.2g}"
     verdict = {None: "unknown", True: "yes", False: "no"}[row.explained]
     if floor.same_weights is False:
-        verdict = "other weights"
-    name = isolated(printable(row.teacher))
-    agreement = _number(means.same_top1, ".1%")
-    return name, floor.b_computed_by, *kl, agreement, f"{floor.storage_nats:.2g}", rounding, verdict
+        verdict = "other\nweights"
+    return name, *kl, _number(means.same_top1, ".1%"), expected, verdict
 
 
 def floor_lines(floor: NoiseFloor, kl_nats: float | None) -> list[str]:

@@ -114,14 +114,14 @@ def evaluate_command(
             dtype=dtype,
             original=original,
         )
+    if as_json:  # before the files, so that a disk that is full loses no figure
+        click.echo(json_text(result))
+    else:
+        _print_table(result, f"{student} on {result.positions:,} {split} {WHAT[positions]}")
     if plot is not None:
         draw_reliability(result, plot)
     if card is not None:
         _write_card(result, card, cache, encoding)
-    if as_json:
-        click.echo(json_text(result))
-    else:
-        _print_table(result, f"{student} on {result.positions:,} {split} {WHAT[positions]}")
 
 
 def _write_card(result: "EvaluateResult", card: Path, cache: "StorePath", encoding: str | None) -> None:
