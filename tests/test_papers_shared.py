@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from transformers import AutoConfig, AutoModelForMaskedLM
 
 from benchmarks.intervals import t_quantile
-from configs.papers import bag_of_words
+from configs.papers import bag_of_words, frozen
+from configs.papers.gloss.probe import states
+from configs.papers.heads import borrowed, head_of, outputs_at
 from configs.papers.intervals import differences, over_seeds, over_seeds_and_items, paired
 from configs.papers.linear import fitted, mean_deviation
 from configs.papers.measures import finished_seeds, once
+from configs.papers.wordpiece import untrained
 from pipeline.encoding.held_out import is_held_out
+from tolerances import model_rounding
 
 
 def test_over_seeds_is_students_t():
@@ -97,6 +102,72 @@ def test_tfidf_is_what_its_formula_says():
     a, b = np.log(3 / 3) * 1, np.log(3 / 2) * (1 + np.log(2))  # c and x are in fewer than two texts
     assert found == pytest.approx(np.array([a, b]) / np.hypot(a, b), rel=1e-5)
     assert features(["x", ""]).to_dense().numpy().tolist() == [[0, 0], [0, 0]]
+
+
+ARCHITECTURES = {
+    "bert": {},
+    "roberta": {"pad_token_id": 0},
+    "electra": {"embedding_size": 8},
+    "distilbert": {},
+    "modernbert": {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3},
+}
+SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def small(kind, seed=0):
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(kind, vocab_size=40, **SMALL, **ARCHITECTURES[kind])
+    return AutoModelForMaskedLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_logits_at_some_positions_are_those_of_the_whole_model(kind):
+    model, ids_BL = small(kind), torch.arange(12).reshape(3, 4) + 4
+    kept_BL = torch.tensor([[True, False, True, False]] * 3)
+    inputs = {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL)}
+    with torch.no_grad():
+        whole_NV = model(**inputs).logits[kept_BL]
+        found = outputs_at(model, inputs, lambda states: states[kept_BL])
+    tolerance = model_rounding(model.config, ids_BL.shape[1], whole_NV)
+    torch.testing.assert_close(found.logits_NV, whole_NV, rtol=0, atol=tolerance)
+    assert found.pooled_ND.shape[0] == 6
+    assert model(**inputs).logits.shape == (3, 4, 40)  # nothing stays changed
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_a_borrowed_head_is_another_model_s_and_is_given_back(kind):
+    model, other, ids = small(kind), small(kind, seed=1), torch.arange(5, 9)[None]
+    own = model(ids).logits
+    with borrowed(model, head_of(other)):
+        assert model.get_output_embeddings() is other.get_output_embeddings()
+        assert not torch.equal(model(ids).logits, own)
+    assert torch.equal(model(ids).logits, own)
+
+
+def test_frozen_encoders_and_their_mean_stand_beside_the_words(tmp_path):
+    """The mean is that of the encoders' probabilities; the words tell the class by construction."""
+    texts = [f"{word} number {i}" for i in range(60) for word in [("fish", "bread", "oak")[i % 3]]]
+    lines = [{"id": f"t{i}", "text": text, "label": f"[{text.split()[0]}]"} for i, text in enumerate(texts)]
+    corpus = tmp_path / "task.jsonl"
+    corpus.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    folders = [untrained(texts, tokens, tmp_path / str(tokens)) for tokens in (60, 70)]
+    words = [
+        str(corpus),
+        "--held-out-fraction",
+        "0.3",
+        *(word for folder in folders for word in ("--model", str(folder))),
+    ]
+    result = CliRunner().invoke(frozen.lines, words, catch_exceptions=False)
+    train, test = bag_of_words.split_of(corpus, 0.3)
+    log_p = [
+        bag_of_words.log_probs(train, states(folder, train.texts), states(folder, test.texts)) for folder in folders
+    ]
+    expected = bag_of_words.judged(np.log((np.exp(log_p[0]) + np.exp(log_p[1])) / 2), train, test)
+    (row,) = (line for line in result.stdout.splitlines() if "mean of their probabilities" in line)
+    assert f"{expected.right_N.mean():.3f} [" in row
+    assert f"{expected.nats_N.mean():.3f} |" in row
+    assert "| TF-IDF and logistic regression | 1.000" in result.stdout
+    assert "The mean less the best of them" in result.stdout
 
 
 def test_the_line_is_of_the_split_that_stage_one_makes(tmp_path):

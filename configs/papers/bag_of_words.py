@@ -56,11 +56,7 @@ class Answers(NamedTuple):
 @click.option("--held-out-fraction", type=float, required=True, help="The fraction in the capture file.")
 def line(corpus: Path, held_out_fraction: float) -> None:
     """Print the accuracy of a bag of words on the held-out texts of CORPUS, JSON lines with text and label."""
-    groups = {record["id"]: record.get("group") or record["id"] for record in records(corpus)}
-    sides: dict[bool, list[str]] = {False: [], True: []}
-    for name, group in groups.items():
-        sides[is_held_out(group, held_out_fraction)].append(name)
-    train, test = (texts_of(corpus, sides[held_out]) for held_out in (False, True))
+    train, test = split_of(corpus, held_out_fraction)
     answers = classified(train, test)
     commonest = Counter(train.labels).most_common(1)[0][0]
     interval = over_seeds_and_items(answers.right_N[None].astype(np.float64))
@@ -84,6 +80,14 @@ def answers_on(corpus: Path, cache: Path) -> Answers:
     return classified(train, test)
 
 
+def split_of(corpus: Path, held_out_fraction: float) -> tuple[Texts, Texts]:
+    """Return the labelled texts that are learned from, and those that stage one holds out with this fraction."""
+    sides: dict[bool, list[str]] = {False: [], True: []}
+    for record in records(corpus):
+        sides[is_held_out(record.get("group") or record["id"], held_out_fraction)].append(record["id"])
+    return texts_of(corpus, sides[False]), texts_of(corpus, sides[True])
+
+
 def texts_of(corpus: Path, ids: Sequence[str]) -> Texts:
     """Return some texts of a labelled corpus, in the order of their ids."""
     by_id = {record["id"]: record for record in records(corpus)}
@@ -97,10 +101,28 @@ def records(corpus: Path) -> Iterator[dict[str, str]]:
 
 
 def classified(train: Texts, test: Texts) -> Answers:
-    """Return the answers to some texts of a classifier that has learned from others; unseen labels count as wrong."""
-    classes, features = sorted(set(train.labels)), tfidf(train.texts)
-    classifier = fitted(features(train.texts), [classes.index(label) for label in train.labels], len(classes))
-    log_p_NC = classifier.logits(features(test.texts)).log_softmax(dim=1).numpy()
+    """Return the answers to some texts of a bag of words that has learned from others."""
+    features = tfidf(train.texts)
+    return judged(log_probs(train, features(train.texts), features(test.texts)), train, test)
+
+
+def log_probs(train: Texts, train_ND: Tensor, test_ND: Tensor) -> NDArray[np.float32]:
+    """Return the log-probability of each class, in alphabetical order, for some texts: (N, C).
+
+    Args:
+        train: Texts to learn from.
+        train_ND: Their features.
+        test_ND: Features of the other texts.
+    """
+    classes = sorted(set(train.labels))
+    classifier = fitted(train_ND, [classes.index(label) for label in train.labels], len(classes))
+    log_p_NC: NDArray[np.float32] = classifier.logits(test_ND).log_softmax(dim=1).numpy()
+    return log_p_NC
+
+
+def judged(log_p_NC: NDArray[np.float32], train: Texts, test: Texts) -> Answers:
+    """Return which predictions are right; ``train`` names the classes, and a label that it lacks counts as wrong."""
+    classes = sorted(set(train.labels))
     gold_N = np.array([classes.index(label) if label in classes else -1 for label in test.labels])
     nats_N = np.where(gold_N < 0, np.inf, -log_p_NC[np.arange(len(gold_N)), gold_N])
     return Answers(log_p_NC.argmax(axis=1) == gold_N, nats_N)

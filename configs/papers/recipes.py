@@ -1,6 +1,7 @@
 """What the recipes share: commands called from a script, overrides of configuration files, and models' labels.
 
-A recipe is a chain of calls of the public interface (``from logitcask import capture, train, evaluate``), and of the
+A recipe is a chain of calls of the public interface (``from configs.papers.heads import outputs_at
+from logitcask import capture, train, evaluate``), and of the
 commands that have no function there. Each of them continues where it was stopped, and so does the recipe. Run one from
 the repository's root, as ``python -m configs.papers.<method>.run``.
 
@@ -10,6 +11,7 @@ Every arm of a seed sees the same data from the same weights, and is measured on
 import contextlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from cache_tools.configuration import assignments
@@ -25,6 +28,7 @@ from cache_tools.format.manifest import Split
 from cache_tools.format.sequences import Sequence as CachedSequence
 from cache_tools.store.reader import Cache
 from cache_tools.vocabularies.union import UnionVocabulary
+from configs.papers.heads import outputs_at
 from logitcask import capture, cli, train
 from trainer.data.translation import student_ids, translated_ids
 
@@ -125,10 +129,15 @@ def label_log_probs(
             attention_BL[row, : len(sequence.input_ids)] = 1
         first_B = torch.tensor([int(sequence.positions()[0]) for sequence in batch])
         with torch.no_grad():
-            hidden = network.base_model(input_ids=ids_BL, attention_mask=attention_BL).last_hidden_state
-            logits = network.cls(hidden[torch.arange(len(batch)), first_B])
-        rows.append(torch.log_softmax(logits[:, columns].float(), dim=1).numpy())
+            inputs = {"input_ids": ids_BL, "attention_mask": attention_BL}
+            logits_BV = outputs_at(network, inputs, partial(rows_at, first_B)).logits_NV
+        rows.append(torch.log_softmax(logits_BV[:, columns].float(), dim=1).numpy())
     return np.concatenate(rows)
+
+
+def rows_at(positions_B: Tensor, states_BLD: Tensor) -> Tensor:
+    """Return the states of one position of each sequence: (B, D)."""
+    return states_BLD[torch.arange(len(positions_B)), positions_B]
 
 
 def token_ids(model: Path, tokens: Sequence[str]) -> list[int]:

@@ -5,6 +5,7 @@ every held-out position of the pre-training text, at two temperatures, from the 
 loss that the published system minimises, whatever form of it a student was trained with.
 """
 
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from cache_tools.store.reader import Cache
 from cache_tools.vocabularies.folder import read_vocabulary
 from configs.papers.bag_of_words import answers_on
 from configs.papers.glmd.texts import CLASSES
+from configs.papers.heads import outputs_at
 from configs.papers.measures import once, predictions_of, sequences
 from configs.papers.recipes import label_log_probs, labelled_sequences, token_ids
 from trainer.config.student_file import LossConfig
@@ -112,8 +114,9 @@ def kl_nats(student: Path, cache: Path, vocabulary: Path) -> dict[float, float]:
     totals, positions = dict.fromkeys(TEMPERATURES, 0.0), 0
     for batch in DataLoader(data, batch_size=32, collate_fn=collate):
         kept = batch["gold_ids"] != IGNORED
-        hidden = model.base_model(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-        logits, teacher_logits = model.cls(hidden[kept]), head(batch["hidden"]["last"])
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        logits = outputs_at(model, inputs, itemgetter(kept)).logits_NV
+        teacher_logits = head(batch["hidden"]["last"])
         for t, loss in losses.items():
             totals[t] += float(full_divergence(logits, teacher_logits, loss).sum()) / t**2
         positions += int(kept.sum())

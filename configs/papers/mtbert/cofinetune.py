@@ -1,7 +1,8 @@
 """Stage zero of MT-BERT: teachers tuned together on a task, with one pooling and one prediction layer for all.
 
-Each teacher keeps its own encoder. The masked-LM head ``cls``, a transform (the pooling layer) and an output matrix
-(the prediction layer), is one module that all of them use at [CLS]; the class is a token. What is minimised is the sum
+Each teacher keeps its own encoder. The masked-LM head, a transform (the pooling layer) and an output matrix (the
+prediction layer), is one that all of them use at [CLS]; the class is a token. Teachers have one architecture and one
+width, whatever these are. What is minimised is the sum
 of the teachers' cross-entropies on the same batch. So the states at [CLS] of all teachers must
 lie in one space, or one matrix could not read them. Tuning a teacher alone is the same with a list of one.
 
@@ -32,6 +33,7 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
+from configs.papers.heads import give_head, head_of, outputs_at
 from pipeline.encoding.held_out import is_held_out
 
 POOL_BATCHES = 16
@@ -113,9 +115,9 @@ def with_one_head(starts: Sequence[Path]) -> nn.ModuleList:
     teachers = [AutoModelForMaskedLM.from_pretrained(start) for start in starts]
     for teacher in teachers:
         teacher.config.tie_word_embeddings = False
-    head = AutoModelForMaskedLM.from_config(teachers[0].config).cls
+    head = head_of(AutoModelForMaskedLM.from_config(teachers[0].config))
     for teacher in teachers:
-        teacher.cls = head
+        give_head(teacher, head)
     return nn.ModuleList(teachers).train()
 
 
@@ -125,9 +127,13 @@ def joint_loss(teachers: Sequence[PreTrainedModel] | nn.ModuleList, inputs: Any,
 
 
 def class_logits(teacher: Any, inputs: Any) -> Tensor:
-    """Return a teacher's logits at [CLS]: (B, V). The head runs there alone."""
-    logits: Tensor = teacher.cls(teacher.base_model(**inputs).last_hidden_state[:, 0])
-    return logits
+    """Return a teacher's logits at [CLS]: (B, V)."""
+    return outputs_at(teacher, inputs, first_of_each).logits_NV
+
+
+def first_of_each(states_BLD: Tensor) -> Tensor:
+    """Return the states of the first token of each sequence: (B, D)."""
+    return states_BLD[:, 0]
 
 
 def batches(examples: Examples, tokenizer: PreTrainedTokenizerBase, tuning: Tuning) -> Iterator[tuple[Any, Tensor]]:

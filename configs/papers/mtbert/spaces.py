@@ -1,6 +1,6 @@
 """Do several teachers' pooled spaces agree? Linear CKA, and whether one teacher's head can read another's encoder.
 
-A pooled state is the output of the head's transform at [CLS]. Linear CKA (Kornblith et al., ICML 2019, arXiv
+A pooled state is what the head's output matrix multiplies at [CLS]. Linear CKA (Kornblith et al., ICML 2019, arXiv
 1905.00414) is invariant to rotations: spaces that differ by a rotation have a CKA of 1. A head that reads another
 encoder is not invariant: its accuracy shows whether the spaces are equal, as co-finetuning intends.
 """
@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForMaskedLM
 
+from configs.papers.heads import Outputs, borrowed, head_of, outputs_at
+from configs.papers.mtbert.cofinetune import first_of_each
 from configs.papers.recipes import labelled_sequences, token_ids
 
 # N: texts, D: width, C: classes
@@ -37,11 +39,12 @@ def agreement(teachers: Sequence[Path], cache: Path, labels: Sequence[str]) -> A
     models = [AutoModelForMaskedLM.from_pretrained(teacher).eval() for teacher in teachers]
     texts = labelled_sequences(cache)
     gold_N = np.array([columns.index(int(sequence.gold_ids("masked")[0])) for sequence in texts])
-    first = [first_states(model, texts) for model in models]
-    pooled = [
-        model.cls.predictions.transform(states).detach().numpy() for model, states in zip(models, first, strict=True)
-    ]
-    right = [[accuracy(head.cls, states, columns, gold_N) for head in models] for states in first]
+    own = [first_outputs(model, texts, columns) for model in models]
+    pooled = [outputs.pooled_ND.numpy() for outputs in own]
+    right = [[accuracy(outputs.logits_NV, gold_N)] * len(models) for outputs in own]
+    for i, j in permutations(range(len(models)), 2):
+        with borrowed(models[i], head_of(models[j])):
+            right[i][j] = accuracy(first_outputs(models[i], texts, columns).logits_NV, gold_N)
     pairs = range(len(models))
     return Agreement(
         float(np.mean([linear_cka(pooled[i], pooled[j]) for i, j in combinations(pairs, 2)])),
@@ -57,21 +60,20 @@ def linear_cka(x_ND: NDArray[Any], y_NE: NDArray[Any]) -> float:
     return float(cross / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)))
 
 
-def first_states(model: Any, texts: Sequence[Any], batch: int = 128) -> torch.Tensor:
-    """Return the last hidden states at [CLS]: (N, D)."""
-    states = []
+@torch.no_grad()
+def first_outputs(model: Any, texts: Sequence[Any], columns: Sequence[int], batch: int = 128) -> Outputs:
+    """Return what a model computes at [CLS], with the logits of the labels alone: (N, D) and (N, C)."""
+    parts = []
     for start in range(0, len(texts), batch):
         ids = [torch.from_numpy(text.input_ids.astype(np.int64)) for text in texts[start : start + batch]]
         ids_BL = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
         lengths_B1 = torch.tensor([[len(text_ids)] for text_ids in ids])
         attention_BL = (torch.arange(ids_BL.shape[1]) < lengths_B1).long()
-        with torch.no_grad():
-            states.append(model.base_model(input_ids=ids_BL, attention_mask=attention_BL).last_hidden_state[:, 0])
-    return torch.cat(states)
+        outputs = outputs_at(model, {"input_ids": ids_BL, "attention_mask": attention_BL}, first_of_each)
+        parts.append((outputs.pooled_ND, outputs.logits_NV[:, list(columns)]))
+    return Outputs(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def accuracy(head: Any, states_ND: torch.Tensor, columns: Sequence[int], gold_N: NDArray[Any]) -> float:
+def accuracy(logits_NC: torch.Tensor, gold_N: NDArray[Any]) -> float:
     """Return the share of texts whose most likely class is right."""
-    with torch.no_grad():
-        logits_NC = head(states_ND)[:, list(columns)]
     return float((logits_NC.argmax(dim=1).numpy() == gold_N).mean())
