@@ -18,6 +18,7 @@ from cache_tools.alignments.stored import Alignment
 from cache_tools.errors import DamageError, FormatError, IdentityError, IncompleteError
 from cache_tools.maintenance.copying import copy_cache
 from cache_tools.maintenance.verify import verify
+from cache_tools.publishing.files import cache_files
 from cache_tools.store.reader import Cache
 from cache_tools.vocabularies.tokenizer_folder import open_tokenizer
 from json_schema import mismatches
@@ -168,6 +169,17 @@ def test_a_copy_has_the_alignments_and_continues(place, tmp_path):
     lost.unlink()
     copy_cache(Cache(place[0]), target)
     assert contents(target / "encodings") == contents(place[0] / "encodings")
+
+
+def test_a_published_cache_has_the_alignments(place):
+    alignment = aligned(place)
+    published = {file.key: file for file in cache_files(Cache(place[0]))}
+    own = {str(path) for path in contents(place[0]) if "alignments" in path.parts}
+    assert len(own) > 4
+    assert own <= published.keys()
+    assert all(file.content() for key, file in published.items() if key in own)
+    assert max(map(list(published).index, own)) < list(published).index("zarr.json")
+    assert alignment.name in next(iter(own))
 
 
 def test_an_alignment_is_dropped_and_listed(place):

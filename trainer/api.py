@@ -141,7 +141,7 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: DistillationCon
     """Refuse a tokenizer that gives ids another meaning, or splits text in another way, than the cache's."""
     source = tokenizer.name_or_path or type(tokenizer).__name__
     require_vocabulary(tokenizer, inputs.vocabulary, source)
-    reference = student_tokenizer(config.vocabulary, inputs.encoding)
+    reference = student_tokenizer(config.vocabulary, inputs.encoding, inputs.alignment)
     require_behaviour(tokenizer, reference, inputs.encoding, source)
 
 

@@ -9,6 +9,7 @@ In reading order:
 - ``student_tokenizer``: a student's tokenizer: its identity, its frame, the sequences that it makes of a text.
 - ``stored``: an alignment's files: manifest, receipts, tables.
 - ``making``: aligning a whole encoding, shard by shard.
+- ``token_ids``: the student's id of each of a teacher's tokens.
 - ``coverage``: how much of a student's text is aligned, and the worst sequences.
 - ``command``: ``logitcask align``.
 """

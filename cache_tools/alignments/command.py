@@ -36,7 +36,7 @@ def align_command(
 
     The text is tokenised again, and it is recorded which of the teacher's predictions belong to which of the student's
     positions. No teacher is run and no prediction is changed. If the command is stopped, run it again to continue; run
-    it again after documents were appended.
+    it again after documents were appended. A student file refers to the result as alignment.
 
     \b
     Example:
@@ -80,6 +80,7 @@ def _print(covered: "AlignmentReport") -> None:
         f"{covered.text_bytes:,} bytes of text: {covered.teacher_tokens:,} tokens of the teacher, "
         f"{covered.student_tokens:,} of the student ({ratio:.2f} times as many).",
         f"The student's longest sequence has {covered.longest_tokens:,} tokens.",
+        f"In a student file: alignment: {covered.name}",
     ]
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

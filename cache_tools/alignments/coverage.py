@@ -142,13 +142,11 @@ def report(alignment: Alignment, examples: int = 3, progress: Advance = ignore) 
     groups: dict[str, Counts] = {}
     worst: list[tuple[float, int]] = []
     sizes = np.zeros(3, np.int64)
-    longest = 0
     for shard in range(len(alignment.encoding.shards)):
         for sequence, aligned in _pairs(alignment, shard):
             counts = _counts(aligned)
             groups[sequence.group_id] = groups.get(sequence.group_id, np.zeros(4, np.int64)) + counts
             sizes += (len(sequence.text.encode()), len(sequence.input_ids), len(aligned.input_ids))
-            longest = max(longest, len(aligned.input_ids))
             if counts.sum() >= FEWEST_POSITIONS and examples:
                 covered = float(counts[EXACT] + counts[IN_CHAIN]) / float(counts.sum())
                 heapq.heappush(worst, (-covered, -sequence.sequence_id))
@@ -164,7 +162,7 @@ def report(alignment: Alignment, examples: int = 3, progress: Advance = ignore) 
         text_bytes=int(sizes[0]),
         teacher_tokens=int(sizes[1]),
         student_tokens=int(sizes[2]),
-        longest_tokens=longest,
+        longest_tokens=alignment.longest_tokens,
         coverage=_coverage(sum(groups.values(), np.zeros(4, np.int64))),
         num_groups=len(groups),
         groups=[GroupCoverage(group, _coverage(counts)) for group, counts in ranked[:SHOWN_GROUPS]],

@@ -33,7 +33,7 @@ from cache_tools.alignments.stored import (
     AlignmentManifest,
     write_shard,
 )
-from cache_tools.alignments.student_tokenizer import StudentText, StudentTokenizer, settings_of, student_texts
+from cache_tools.alignments.student_tokenizer import StudentText, StudentTokenizer, student_texts
 from cache_tools.errors import ConfigError, DamageError, IdentityError
 from cache_tools.format import layout
 from cache_tools.format.manifest import ObjectRecord, read_manifest, write_group, write_manifest
@@ -45,7 +45,7 @@ from cache_tools.storage import StorePath, object_exists, object_sha256, object_
 from cache_tools.store.reader import Encoding
 from cache_tools.vocabularies.folder import OpenTokenizer, open_tokenizer
 from cache_tools.vocabularies.same_tokenizer import canonical_rules
-from cache_tools.vocabularies.tokenizer_folder import TokenizerFolder
+from cache_tools.vocabularies.tokenizer_folder import TokenizerFolder, settings_of
 from cache_tools.vocabularies.tokens import Token, tokens_of
 
 BATCH_SEQUENCES = 1024

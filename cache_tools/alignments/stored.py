@@ -15,7 +15,7 @@ processes that align the same shard do no harm.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -34,6 +34,7 @@ from cache_tools.format.tokenizer_files import check_keys, without_code
 from cache_tools.format.vocabulary import Vocabulary
 from cache_tools.limits import SEQUENCES_BYTES
 from cache_tools.mappings import Identity
+from cache_tools.requests.in_flight import in_parallel
 from cache_tools.storage import StorePath, read_object, write_object
 from cache_tools.store.reader import Encoding
 
@@ -130,6 +131,7 @@ class AlignmentReceipt(Document):
         tokens: The student's tokens.
         kinds: Number of positions of each kind.
         with_row: Number of positions that have a teacher row.
+        longest_tokens: Tokens of the longest sequence.
     """
 
     shard: Count
@@ -139,6 +141,7 @@ class AlignmentReceipt(Document):
     tokens: Count
     kinds: dict[str, Count]
     with_row: Count
+    longest_tokens: Count
 
 
 class Alignment:
@@ -196,13 +199,33 @@ class Alignment:
             raise _damaged(path, "it belongs to another shard, to other sequences, or to another alignment")
         return receipt
 
+    @cached_property
+    def receipts(self) -> dict[int, AlignmentReceipt]:
+        """The receipts of all aligned shards, by shard, as they were when they were first asked for."""
+        shards = range(len(self.encoding.shards))
+        receipts = zip(shards, in_parallel(self.receipt, shards, self.path), strict=True)
+        return {shard: receipt for shard, receipt in receipts if receipt is not None}
+
+    @cached_property
+    def is_same(self) -> bool:
+        """Whether both have one vocabulary, and every token of this text is one token of the other tokenizer."""
+        counts = [receipt.kinds for receipt in self.receipts.values()]
+        others = sum(kinds.get(name, 0) for kinds in counts for name in KINDS if name not in ("outside", "one"))
+        same = self.manifest.vocabulary.fingerprint == self.encoding.manifest.vocabulary.fingerprint
+        return same and not others
+
+    @property
+    def longest_tokens(self) -> int:
+        """Tokens of the student's longest sequence."""
+        return max((receipt.longest_tokens for receipt in self.receipts.values()), default=0)
+
     def require_complete(self, shards: list[int]) -> None:
         """Refuse an alignment that lacks one of some shards.
 
         Raises:
             IncompleteError: it does.
         """
-        missing = [shard for shard in shards if self.receipt(shard) is None]
+        missing = [shard for shard in shards if shard not in self.receipts]
         if missing:
             raise IncompleteError(
                 f"{len(missing)} of {len(shards)} shards have not been aligned",
@@ -293,6 +316,7 @@ def write_shard(alignment: Alignment, shard: int, aligned: list[AlignedSequence]
         tokens=sum(len(sequence.input_ids) for sequence in aligned),
         kinds=dict(zip(KINDS, kinds.tolist(), strict=True)),
         with_row=sum(int((sequence.first_rows != NO_ROW).sum()) for sequence in aligned),
+        longest_tokens=max(len(sequence.input_ids) for sequence in aligned),
     )
     document = receipt.model_dump(mode="json") | {"seal": UNSEALED}
     write_object(layout.receipt_file(alignment.path, shard), sealed_bytes(document))

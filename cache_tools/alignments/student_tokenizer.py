@@ -8,7 +8,6 @@ The text of a chat was rendered by the teacher's template, and the cache holds n
 of that template as text. Only the answers, whose positions were kept, have teacher rows and are trained on.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +20,7 @@ from cache_tools.alignments.spans import Bools, Ints, Spans, TokenBytes, token_s
 from cache_tools.format.sequences import bytes_before
 from cache_tools.format.tokenizer_files import SETTINGS
 from cache_tools.mappings import JsonObject
-from cache_tools.vocabularies.tokenizer_folder import TokenizerFolder
+from cache_tools.vocabularies.tokenizer_folder import TokenizerFolder, settings_of
 from cache_tools.vocabularies.tokens import special_roles
 
 
@@ -104,12 +103,3 @@ def _end_of(tokenizer: Tokenizer, settings: JsonObject) -> int | None:
         return end
     encoded = tokenizer.encode("a", add_special_tokens=True)
     return int(encoded.ids[-1]) if encoded.special_tokens_mask[-1:] == [1] else None
-
-
-def settings_of(content: bytes) -> JsonObject:
-    """Return a ``tokenizer_config.json``; nothing if it is no JSON object."""
-    try:
-        settings = json.loads(content)
-    except (ValueError, RecursionError):
-        return {}
-    return settings if isinstance(settings, dict) else {}

@@ -9,10 +9,12 @@ one that names what is not there. Listing reads all receipts and manifests, and 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from cache_tools.alignments.stored import Alignment
 from cache_tools.errors import DamageError
 from cache_tools.format import layout
 from cache_tools.format.sequences import read_recorded
 from cache_tools.limits import TABLE_BYTES
+from cache_tools.maintenance.alignments import alignments
 from cache_tools.storage import StorePath, read_object, sha256
 from cache_tools.store.predictions import group_layouts
 from cache_tools.store.reader import Cache, Encoding
@@ -58,6 +60,13 @@ def cache_files(cache: Cache) -> list[CacheFile]:
             data += recorded
             receipts += committed
             manifests += [_document(cache, place) for place in _teacher_documents(teacher)]
+        for alignment in alignments(encoding):
+            committed, recorded = _aligned_files(cache, alignment)
+            data += recorded
+            receipts += committed
+            manifests.append(_document(cache, alignment.path / layout.MANIFEST))
+        if encoding.alignments:
+            manifests.append(_document(cache, layout.alignments_folder(encoding.path) / layout.MANIFEST))
         manifests.append(_document(cache, encoding.path / "teachers" / layout.MANIFEST))
         manifests.append(_document(cache, encoding.path / layout.MANIFEST))
     manifests.append(_document(cache, layout.encodings_folder(cache.path) / layout.MANIFEST))
@@ -92,6 +101,18 @@ def _recorded_files(cache: Cache, teacher: CachedTeacher) -> tuple[list[CacheFil
         if receipt is not None:
             committed.append(_document(cache, layout.receipt_file(teacher.path, shard)))
             recorded += [_recorded(cache, teacher.path / key, r.bytes, r.sha256) for key, r in receipt.objects.items()]
+    return committed, recorded
+
+
+def _aligned_files(cache: Cache, alignment: Alignment) -> tuple[list[CacheFile], list[CacheFile]]:
+    """Return the receipts of an alignment, and its tokenizer and tables."""
+    files = alignment.manifest.files.items()
+    recorded = [_recorded(cache, alignment.path / key, record.bytes, record.sha256) for key, record in files]
+    committed = []
+    for shard, receipt in alignment.receipts.items():
+        committed.append(_document(cache, layout.receipt_file(alignment.path, shard)))
+        table = layout.alignment_table_file(alignment.path, shard)
+        recorded.append(_recorded(cache, table, receipt.table.bytes, receipt.table.sha256))
     return committed, recorded
 
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from cache_tools.errors import ModelError
 from cache_tools.format.tokenizer_files import SETTINGS, without_code
 from cache_tools.format.vocabulary import file_behaviour, vocabulary_fingerprint, vocabulary_size
-from cache_tools.mappings import Identity
+from cache_tools.mappings import Identity, JsonObject
 
 STATE = "tokenizer.json"
 FILES = (
@@ -62,17 +62,38 @@ def open_tokenizer(place: str, revision: str | None = None) -> TokenizerFolder:
         )
     files = {name: without_code(name, (folder / name).read_bytes()) for name in FILES if (folder / name).is_file()}
     files.setdefault(SETTINGS, b"{}\n")
-    try:
-        tokenizer = Tokenizer.from_buffer(files[STATE])
-        settings = json.loads(files[SETTINGS])
-    except Exception as error:  # the library in Rust raises nothing narrower
-        raise ModelError("this tokenizer cannot be read", where=folder, found=shorten(str(error), 300)) from error
+    tokenizer, settings = tokenizer_of(files[STATE], folder), settings_of(files[SETTINGS])
     vocabulary = tokenizer.get_vocab()
     identity = {
-        "behaviour": file_behaviour(files[STATE], settings if isinstance(settings, dict) else {}, vocabulary),
+        "behaviour": file_behaviour(files[STATE], settings, vocabulary),
         "vocabulary": vocabulary_fingerprint(vocabulary),
     }
     return TokenizerFolder(files, tokenizer, identity, vocabulary_size(vocabulary))
+
+
+def tokenizer_of(content: bytes, where: object) -> Tokenizer:
+    """Return the tokenizer of a ``tokenizer.json``.
+
+    Args:
+        content: The file.
+        where: The place that an error names.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    try:
+        return Tokenizer.from_buffer(content)
+    except Exception as error:  # the library in Rust raises nothing narrower
+        raise ModelError("this tokenizer cannot be read", where=where, found=shorten(str(error), 300)) from error
+
+
+def settings_of(content: bytes) -> JsonObject:
+    """Return a ``tokenizer_config.json``; nothing if it is no JSON object."""
+    try:
+        settings = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def _downloaded(place: str, revision: str | None) -> Path:

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from cache_tools.configuration import Config
-from cache_tools.format.layout import MAX_TEMPERATURE, MIN_TEMPERATURE
+from cache_tools.format.layout import MAX_TEMPERATURE, MIN_TEMPERATURE, NAME_PATTERN
 from cache_tools.mappings import JsonObject
 from cache_tools.storage import CachePath
 from trainer.config.lora import LoraKeys
@@ -175,6 +175,9 @@ class DistillationConfig(Config):
         caches: Several caches, instead of ``cache``.
         vocabulary: Folder that ``logitcask vocabulary`` wrote for all these caches: the student's vocabulary, instead
             of the caches' own. Not with ``teachers``.
+        alignment: Name of an alignment that ``logitcask align`` made with the student's tokenizer: the student reads
+            the text with its own tokens, and learns from predictions where both have read the same bytes. With
+            ``cache`` and one teacher.
         control: ``other_positions``: a negative control. Each position gets the teacher's prediction of a position half
             a shard away, of several teachers each one's, with its scalars. If a student gains as much from that, it has
             not learned from predictions about its own text.
@@ -193,6 +196,7 @@ class DistillationConfig(Config):
     mixture: MixtureConfig = MixtureConfig()
     caches: tuple[MixedCache, ...] = ()
     vocabulary: CachePath | None = None
+    alignment: str | None = Field(default=None, pattern=NAME_PATTERN)
     control: Literal["other_positions"] | None = None
     require_policy: Literal["teacher"] | None = None
     loss: LossConfig = LossConfig()
@@ -209,6 +213,8 @@ class DistillationConfig(Config):
             )
         if self.teachers and self.vocabulary is not None:
             raise ValueError("vocabulary cannot be used together with teachers")
+        if self.alignment is not None and (self.caches or self.teachers or self.vocabulary is not None):
+            raise ValueError("alignment cannot be used together with caches, teachers or vocabulary")
         if self.teacher and self.teachers:
             raise ValueError("give either teacher or teachers")
         if "mixture" in self.model_fields_set and not self.teachers:

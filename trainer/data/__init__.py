@@ -11,6 +11,7 @@ In reading order:
 - ``packing``: sequences one after another in rows.
 - ``position_weights``: the weight of a label's position.
 - ``several_teachers``, ``several_caches``: the same from more than one.
+- ``aligned_sequences``, ``composed_tokens``: a cache as a student with its own tokenizer reads it.
 - ``sources``: a dataset, an order and a loss of whatever a student file names.
 - ``translation``: a cache whose tokenizer is not the student's.
 """

@@ -130,6 +130,12 @@ def source_number(teacher: CachedTeacher, student_vocabulary_size: int, to: IdMa
     return int.from_bytes(digest.digest()[:8], "little", signed=True)
 
 
+def aligned_number(number: int, alignment: str) -> int:
+    """Return a number for a cached teacher as read through an alignment, given by its fingerprint."""
+    digest = hashlib.sha256(f"{number} {alignment}".encode())
+    return int.from_bytes(digest.digest()[:8], "little", signed=True)
+
+
 def joined_number(numbers: Iterable[int]) -> int:
     """Return a number for several teachers whose predictions stand side by side."""
     digest = hashlib.sha256(" ".join(map(str, numbers)).encode())

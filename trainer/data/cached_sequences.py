@@ -98,7 +98,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class _Shard:
+class Shard:
     """The content of a shard that stays in memory; rows are counted from its first."""
 
     sequences: list[Sequence]
@@ -106,7 +106,7 @@ class _Shard:
     scalars: dict[str, NDArray[np.float32]]
     hidden: dict[str, StoredHidden]
 
-    def rolled(self, rows: int) -> "_Shard":
+    def rolled(self, rows: int) -> "Shard":
         """Return the same sequences, each with the predictions of ``rows`` rows before; the first rows get the last."""
         arrays = {name: np.roll(values, rows, axis=0) for name, values in self.targets.arrays.items()}
         return replace(
@@ -216,9 +216,9 @@ class CachedSequences(Dataset[Example]):
         shard, first = int(self.shards[number]), int(self._ends[number - 1]) if number else 0
         return shard, self._shard(shard).sequences[index - first]
 
-    def _read_shard(self, shard: int) -> _Shard:
+    def _read_shard(self, shard: int) -> Shard:
         positions = self.encoding.shards[shard].positions
-        read = _Shard(
+        read = Shard(
             self.encoding.sequences(shard),
             self.teacher.stored_targets(shard, 0, positions),
             {name: self.teacher.scalar(name, *self.teacher.shard_rows(shard)) for name in self.reading.scalars},

@@ -6,11 +6,13 @@ That they fit together is checked here, from manifests alone, without torch. ``s
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cache_tools.errors import IdentityError
+from cache_tools.alignments.stored import Alignment
+from cache_tools.errors import ConfigError, IdentityError
 from cache_tools.store.reader import Cache
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.vocabularies.same_tokenizer import require_same_encodings
-from trainer.config.student_file import DistillationConfig
+from trainer.config.student_file import DistillationConfig, LossConfig
+from trainer.verdicts.alignment import check_aligned
 from trainer.verdicts.compatibility import Verdict, check_loss
 from trainer.verdicts.mixture import check_mixture, worst
 from trainer.verdicts.policy import check_writer
@@ -40,6 +42,26 @@ def open_teachers(config: DistillationConfig) -> list[CachedTeacher]:
             )
         _require_same("objective", teachers[0], teacher, number, lambda cached: cached.encoding.manifest.objective)
     return teachers
+
+
+def open_alignment(name: str, teacher: CachedTeacher, loss: LossConfig) -> Alignment:
+    """Open an alignment of a teacher's encoding, and check that a loss can be used with it.
+
+    Raises:
+        FormatError: there is no such alignment.
+        IdentityError: it belongs to another encoding.
+        ConfigError: see ``verdicts/alignment.py``; or the teacher predicts the tokens of a smaller vocabulary.
+    """
+    alignment = Alignment(teacher.encoding, name)
+    if teacher.manifest.target.settings.get("vocabulary") is not None:
+        raise ConfigError(
+            "a teacher that was captured over a smaller vocabulary cannot be aligned",
+            where=teacher.path,
+            why="its rows are distributions over chosen tokens, and not over all that a text may go on with",
+            fix="Capture it without target.vocabulary",
+        )
+    check_aligned(loss, alignment)
+    return alignment
 
 
 def check_teachers(config: DistillationConfig, teachers: Sequence[CachedTeacher]) -> Verdict | None:

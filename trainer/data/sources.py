@@ -7,6 +7,7 @@ order and a loss, whatever they are made from.
 from collections.abc import Sequence
 from dataclasses import replace
 
+from cache_tools.alignments.stored import Alignment
 from cache_tools.errors import ConfigError, IncompleteError
 from cache_tools.format.layout import ENTROPY
 from cache_tools.format.manifest import Split
@@ -14,12 +15,15 @@ from cache_tools.store.teacher import CachedTeacher
 from cache_tools.vocabularies.union import UnionVocabulary
 from trainer.config.mixture import SCALAR
 from trainer.config.student_file import DistillationConfig
+from trainer.data.aligned_sequences import AlignedSequences
 from trainer.data.cached_sequences import CachedSequences, Reading
 from trainer.data.position_weights import PositionWeights
 from trainer.data.sampler import ShardWindowSampler
 from trainer.data.several_caches import MixedOrder, SeveralCaches
 from trainer.data.several_teachers import MixedSequences, mixed_reading
 from trainer.data.translation import student_ids
+from trainer.losses.aligned_loss import AlignedDistillationLoss
+from trainer.losses.distillation_loss import DistillationLoss
 from trainer.losses.mixed_loss import MixedDistillationLoss
 
 TrainingSequences = CachedSequences | MixedSequences | SeveralCaches
@@ -31,6 +35,7 @@ def training_sequences(
     student_vocabulary_size: int,
     union: UnionVocabulary | None = None,
     split: Split = "train",
+    alignment: Alignment | None = None,
 ) -> TrainingSequences:
     """Return the sequences of a split that a student file trains on, with the student's ids.
 
@@ -42,6 +47,8 @@ def training_sequences(
     weights = [PositionWeights.of(teacher.encoding, split, config.loss) for teacher in teachers]
     if config.teachers:
         return mixed_sequences(config, teachers, size, weights[0], split)
+    if alignment is not None:
+        return _aligned(config, teachers[0], alignment, size, split)
     reading = common_reading([Reading.of(teacher.manifest, config.loss) for teacher in teachers])
     parts = [
         CachedSequences(
@@ -86,6 +93,18 @@ def is_control(config: DistillationConfig) -> bool:
     return config.control == "other_positions"
 
 
+def _aligned(
+    config: DistillationConfig, teacher: CachedTeacher, alignment: Alignment, size: int, split: Split
+) -> AlignedSequences:
+    reading = Reading.of(teacher.manifest, config.loss)
+    if not alignment.is_same:  # the entropy is that of the teacher's tokens, and not of the rows that were mapped
+        reading = replace(reading, scalars=tuple(scalar for scalar in reading.scalars if scalar != ENTROPY))
+    composed = config.loss.temperature == 1 and not teacher.manifest.target.kind.is_drawn
+    return AlignedSequences(
+        teacher, alignment, split, size, config.window_shards, reading, is_control(config), composed
+    )
+
+
 def common_reading(readings: Sequence[Reading]) -> Reading:
     """Return what is read of each of several caches: the entropy, which only the log uses, of all or none.
 
@@ -115,6 +134,8 @@ def order_of(
     return ShardWindowSampler(dataset.shard_sizes, window_shards, seed, step_items)
 
 
-def loss_of(config: DistillationConfig, teachers: Sequence[CachedTeacher]) -> MixedDistillationLoss | None:
-    """Return the loss on several teachers; None for one teacher, whose loss needs nothing else."""
+def loss_of(config: DistillationConfig, teachers: Sequence[CachedTeacher]) -> DistillationLoss | None:
+    """Return the loss on several teachers, or through an alignment; None for others, which need nothing else."""
+    if config.alignment is not None:
+        return AlignedDistillationLoss(config.loss)
     return MixedDistillationLoss.of(config.loss, config.mixture, teachers) if config.teachers else None

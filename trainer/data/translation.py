@@ -130,6 +130,11 @@ def translated_targets(targets: Targets, to: IdMaps) -> Targets:
     return Targets(ids, targets.log_probs, targets.log_left_out)
 
 
+def predicted_ids(ids: NDArray[np.uint32], to: IdMaps) -> NDArray[np.uint32]:
+    """Return the student's ids of tokens that a teacher predicts: (n,) uint32, NO_ID where there is none."""
+    return _looked_up(ids, to.predicted)
+
+
 def _looked_up(ids: NDArray[np.uint32], to: NDArray[np.uint32]) -> NDArray[np.uint32]:
     inside = ids < len(to)
     result: NDArray[np.uint32] = np.where(inside, to[np.where(inside, ids, 0)], np.uint32(NO_ID))

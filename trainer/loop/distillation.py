@@ -69,7 +69,7 @@ def distillation_of(
         DamageError: The teacher's output matrix is missing or not what was written.
     """
     shape = student if isinstance(student, StudentShape) else StudentShape.of(student, config.loss)
-    dataset = training_sequences(config, inputs.teachers, shape.vocabulary_size, inputs.union, split)
+    dataset = training_sequences(config, inputs.teachers, shape.vocabulary_size, inputs.union, split, inputs.alignment)
     objective, ids = loss_of(config, inputs.teachers), student_ids(inputs.union, inputs.encoding)
     loss = cached_loss(shape, config.loss, inputs.teachers, objective, ids, dataset.binding)
     head = None if isinstance(student, StudentShape) else StudentHead.of(student)

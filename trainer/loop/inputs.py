@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
+from cache_tools.alignments.stored import Alignment
 from cache_tools.format.vocabulary import Vocabulary
 from cache_tools.inspection.row_check import require_consistent
 from cache_tools.store.reader import Encoding
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.vocabularies.union import UnionVocabulary
 from trainer.config.student_file import DistillationConfig
-from trainer.data.opening import check_teachers, open_teachers
+from trainer.data.opening import check_teachers, open_alignment, open_teachers
 from trainer.data.translation import open_union, student_vocabulary
 
 
@@ -20,11 +21,13 @@ class Inputs:
         teachers: The cached teachers, in the order of the file.
         union: The student's vocabulary, if it is not the caches' own.
         vocabulary: The vocabulary that the student must have.
+        alignment: The alignment with the student's own tokenizer, if it has one.
     """
 
     teachers: tuple[CachedTeacher, ...]
     union: UnionVocabulary | None
     vocabulary: Vocabulary
+    alignment: Alignment | None = None
 
     @property
     def encoding(self) -> Encoding:
@@ -42,5 +45,8 @@ def open_inputs(config: DistillationConfig) -> Inputs:
     check_teachers(config, teachers)
     if config.loss.kd_weight > 0:
         require_consistent(teachers)
+    if config.alignment is not None:
+        alignment = open_alignment(config.alignment, teachers[0], config.loss)
+        return Inputs(tuple(teachers), None, alignment.manifest.vocabulary, alignment)
     union = open_union(config.vocabulary, teachers, config.loss)
     return Inputs(tuple(teachers), union, student_vocabulary(union, teachers[0].encoding))

@@ -10,11 +10,13 @@ from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
+from cache_tools.alignments.stored import Alignment
 from cache_tools.mappings import Arguments
 from cache_tools.store.teacher import CachedTeacher
 from trainer.config.student_file import Divergence, StudentConfig, TailPolicy
 from trainer.data.opening import open_teachers
 from trainer.student.initial_weights import initial_weights
+from trainer.verdicts.alignment import ALIGNED_VERDICTS, explain_aligned
 from trainer.verdicts.compatibility import (
     FAMILIES,
     TEMPERED,
@@ -64,6 +66,10 @@ def print_explanation(config: StudentConfig) -> None:
         verdict = explain_mixture(sources, config.loss, config.mixture)
     else:
         verdict = worst([explain(source, config.loss) for source in sources])
+    if config.alignment is not None:
+        alignment = Alignment(teachers[0].encoding, config.alignment)
+        console.print(coverage_words(alignment), highlight=False, markup=False, soft_wrap=True)
+        verdict = explain_aligned(verdict, alignment)
     console.print(_verdict(verdict), soft_wrap=True)
 
 
@@ -82,8 +88,19 @@ def writers(teacher: CachedTeacher, config: StudentConfig) -> list[str]:
     return sentences if origin.complete else [*sentences, f"Text: {PARTLY}."]
 
 
+def coverage_words(alignment: Alignment) -> str:
+    """Return which share of the student's positions has a row of the teacher."""
+    receipts = alignment.receipts.values()
+    positions = sum(count for receipt in receipts for name, count in receipt.kinds.items() if name != "outside")
+    with_row = sum(receipt.with_row for receipt in receipts)
+    return (
+        f"Alignment {alignment.name}: {with_row:,} of {positions:,} positions of the student have a row of the teacher "
+        f"({with_row / max(positions, 1):.1%}); the others learn from the text alone."
+    )
+
+
 def table() -> RenderableType:
-    """Return a table for each family of targets, one for other temperatures, and the reasons as numbered notes."""
+    """Return a table for each family of targets, two for special cases, and the reasons as numbered notes."""
     reasons: dict[str, int] = {}
 
     def cell(verdict: Verdict) -> str:
@@ -101,10 +118,13 @@ def table() -> RenderableType:
     for (family, captured), verdict in TEMPERED.items():
         state = "captured" if captured else "not captured" if family == "likeliest" else "not needed"
         tempered.add_row(FAMILIES[family], state, cell(verdict))
+    aligned = Table("positions", "", title="with an alignment; the worse verdict applies", **STYLE)
+    for positions, own in ALIGNED_VERDICTS.items():
+        aligned.add_row(positions, "as without" if own is None else cell(own))
     notes = Table.grid(padding=(0, 2, 0, 0))
     for reason, number in reasons.items():
         notes.add_row(str(number), reason)
-    return Group(*(part for shown in (*tables, tempered) for part in (shown, "")), notes)
+    return Group(*(part for shown in (*tables, tempered, aligned) for part in (shown, "")), notes)
 
 
 def _family_table(family: Family, cell: Callable[[Verdict], str]) -> Table:

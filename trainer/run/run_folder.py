@@ -22,6 +22,7 @@ import torch
 import transformers
 from transformers import TrainerCallback
 
+from cache_tools.alignments.stored import Alignment
 from cache_tools.errors import DamageError, IdentityError
 from cache_tools.format import layout
 from cache_tools.format.fingerprint import differences
@@ -71,7 +72,7 @@ class RunIdentity:
         config: The student file, without keys that only state a place, or how a step is divided into micro-batches.
         encoding: Fingerprint of the encoding's contents; a list for several caches or teachers.
         teacher: Fingerprint of the teacher; a list for several.
-        vocabulary: Fingerprint of the student's vocabulary, if it is not the caches' own.
+        vocabulary: Fingerprint of the student's vocabulary, or of its alignment, if it is not the caches' own.
         initial_weights: Weights that a pretrained student starts from, see ``student/initial_weights.py``.
     """
 
@@ -165,6 +166,7 @@ def run_record(
     teachers: Sequence[CachedTeacher],
     batch_sequences: int,
     union: UnionVocabulary | None = None,
+    alignment: Alignment | None = None,
 ) -> RunRecord:
     """Return what run.json says of a run.
 
@@ -173,14 +175,16 @@ def run_record(
         teachers: The cached teachers that it names.
         batch_sequences: Sequences per optimizer step, over all ranks and micro-batches.
         union: The student's vocabulary, if it is not the caches' own.
+        alignment: The alignment with the student's own tokenizer, if it has one.
     """
     resolved = config.model_dump(mode="json", exclude=_places(config))
+    other = union if alignment is None else alignment.manifest
     training = {key: value for key, value in resolved["training"].items() if key not in NOT_COMPARED}
     identity = RunIdentity(
         config=resolved | {"training": training | {"batch_sequences": batch_sequences}},
         encoding=_one_or_all([teacher.encoding.manifest.contents_fingerprint for teacher in teachers]),
         teacher=_one_or_all([teacher.manifest.fingerprint for teacher in teachers]),
-        vocabulary=None if union is None else union.fingerprint,
+        vocabulary=None if other is None else other.fingerprint,
         initial_weights=None if config.student.pretrained is None else initial_weights(config.student),
     )
     versions = {"software": SOFTWARE, "torch": torch.__version__, "transformers": transformers.__version__}

@@ -15,6 +15,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
+from cache_tools.errors import ConfigError
 from cache_tools.progress.lines import open_reporter
 from cache_tools.progress.reporter import Reporter
 from cache_tools.separate_places import require_outside
@@ -46,7 +47,7 @@ from trainer.student.cached_loss import vocabulary_size
 from trainer.student.checkpoint import FINAL
 from trainer.student.finite import check_student
 from trainer.student.lora import ADAPTER, merge_adapter
-from trainer.student.student import DistilledStudent, build_student, first_runs
+from trainer.student.student import DistilledStudent, build_student, check_length, first_runs
 from trainer.tokenizers.cached import student_tokenizer
 from trainer.tokenizers.check import check_behaviour
 from trainer.tokenizers.student_tokens import KeptTokens, save_student, share_special_tokens, tokenizer_of
@@ -63,17 +64,30 @@ def run_training(config: StudentConfig) -> TrainResult:
     began = monotonic()
     arguments = training_arguments(config)
     check_config_keys(config.student.config or {})
+    _check_measures(config, arguments)
     output, first = Path(str(arguments.output_dir)), arguments.process_index == 0
     with open_reporter(arguments.process_index, arguments.world_size) if first else Reporter() as reporter:
         reporter.stage("checking the student file and its caches", None)
         inputs = open_inputs(config)
         for teacher in inputs.teachers:
             require_outside(output, teacher.encoding.path.parent.parent, "training.output_dir")
-        record = run_record(config, inputs.teachers, step_sequences(arguments), inputs.union)
+        record = run_record(config, inputs.teachers, step_sequences(arguments), inputs.union, inputs.alignment)
         check_run(output, record)
         if not is_finished(output):
             _train(config, arguments, inputs, record, reporter)
     return train_result(output, monotonic() - began)
+
+
+def _check_measures(config: StudentConfig, arguments: TrainingArguments) -> None:
+    """Refuse to measure a student with its own tokenizer: the measures compare it with rows of the cache's tokens."""
+    if config.alignment is not None and (arguments.do_eval or arguments.eval_on_start):
+        raise ConfigError(
+            "a student with its own tokenizer cannot be measured on the held-out split during training",
+            where="training.eval_strategy",
+            expected="no evaluation, with alignment",
+            why="the measures compare it with predictions over the cache's own tokens",
+            fix="Leave eval_strategy and eval_on_start out",
+        )
 
 
 def _train(
@@ -109,10 +123,12 @@ def _make_student(config: StudentConfig, inputs: Inputs) -> tuple[PreTrainedMode
     own, encoding = config.student, inputs.encoding
     student = build_student(own, encoding, inputs.vocabulary)
     check_student(student, _source(config), "Start from other weights")
+    if inputs.alignment is not None:
+        check_length(student, inputs.alignment.longest_tokens, _source(config))
     if own.source is not None:
-        expected = student_tokenizer(config.vocabulary, encoding)
+        expected = student_tokenizer(config.vocabulary, encoding, inputs.alignment)
         check_behaviour(own.source, expected, encoding, own.revision, own.trust_remote_code)
-    tokenizer = tokenizer_of(own, config.vocabulary, encoding)
+    tokenizer = tokenizer_of(own, config.vocabulary, encoding, inputs.alignment)
     share_special_tokens(student, tokenizer, keep_own=own.pretrained is not None)
     return student, tokenizer
 

@@ -163,6 +163,29 @@ def first_runs(student: PreTrainedModel, where: str) -> Iterator[None]:
         ) from error
 
 
+def check_length(student: PreTrainedModel, longest_tokens: int, where: str) -> None:
+    """Refuse a student whose own tokens make sequences longer than it can read.
+
+    Args:
+        student: The student.
+        longest_tokens: Tokens of the longest sequence.
+        where: Which student, for errors.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    limit = getattr(student.config, "max_position_embeddings", None)
+    if isinstance(limit, int) and longest_tokens > limit:
+        raise ModelError(
+            "the student's sequences are longer than it can read",
+            where=where,
+            expected=f"at most {limit} tokens (max_position_embeddings)",
+            found=f"a sequence of {longest_tokens} tokens",
+            why="its tokenizer makes more tokens of the same text than the teacher's",
+            fix="Capture an encoding with a smaller max_length_tokens, or choose a student that reads longer texts",
+        )
+
+
 def check_vocabulary_size(student_vocabulary_size: int, vocabulary: Vocabulary, where: str) -> None:
     """Refuse a student with fewer logits than the tokenizer has ids.
 

@@ -5,9 +5,10 @@ from tempfile import TemporaryDirectory
 
 from transformers import PreTrainedTokenizerBase
 
+from cache_tools.alignments.stored import Alignment
 from cache_tools.errors import IdentityError
 from cache_tools.format.vocabulary import Vocabulary, vocabulary_fingerprint
-from cache_tools.storage import StorePath
+from cache_tools.storage import StorePath, write_objects
 from cache_tools.store.reader import Encoding
 from cache_tools.torch_models.gguf import load_tokenizer
 from cache_tools.torch_models.tokenizers import open_tokenizer
@@ -50,14 +51,19 @@ def require_vocabulary(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabular
         )
 
 
-def student_tokenizer(vocabulary: StorePath | None, encoding: Encoding) -> PreTrainedTokenizerBase:
-    """Load the student's tokenizer: that of the folder of a vocabulary, or else the encoding's.
+def student_tokenizer(
+    vocabulary: StorePath | None, encoding: Encoding, alignment: Alignment | None = None
+) -> PreTrainedTokenizerBase:
+    """Load the student's tokenizer: that of an alignment, of the folder of a vocabulary, or else the encoding's.
 
     Raises:
         FormatError: its files are no tokenizer.
         IdentityError: they are not those of the recorded tokenizer.
     """
     with TemporaryDirectory() as folder:  # either may lie in a bucket
+        if alignment is not None:
+            write_objects(Path(folder), alignment.tokenizer_files())
+            return open_tokenizer(Path(folder), alignment.manifest.vocabulary, alignment.path)
         if vocabulary is None:
             encoding.save_tokenizer(Path(folder))
             return open_tokenizer(Path(folder), encoding.manifest.vocabulary, encoding.path)

@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+from cache_tools.alignments.stored import Alignment
 from cache_tools.storage import StorePath
 from cache_tools.store.reader import Encoding
 from cache_tools.torch_models.gguf import load_tokenizer
@@ -29,7 +30,7 @@ NAMES = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def tokenizer_of(
-    config: StudentModelConfig, vocabulary: StorePath | None, encoding: Encoding
+    config: StudentModelConfig, vocabulary: StorePath | None, encoding: Encoding, alignment: Alignment | None = None
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer that a student is saved with.
 
@@ -37,9 +38,10 @@ def tokenizer_of(
         config: The student.
         vocabulary: Folder of the student's vocabulary, if it is not the cache's own.
         encoding: Of the cache.
+        alignment: The alignment with the student's own tokenizer, if it has one.
     """
     if config.source is None or vocabulary is not None:
-        return student_tokenizer(vocabulary, encoding)
+        return student_tokenizer(vocabulary, encoding, alignment)
     return load_tokenizer(config.source, revision=config.revision, trust_remote_code=config.trust_remote_code)
 
 

@@ -4,5 +4,6 @@ This room imports ``config`` only, and no torch: a verdict needs a manifest and 
 
 - ``compatibility``: the table, and the function that reads it.
 - ``mixture``: the same for several teachers.
+- ``alignment``: the same for a student with its own tokenizer.
 - ``policy``: who wrote the text, and what follows.
 """
