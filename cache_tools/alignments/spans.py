@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
-WHITE_SPACE = b" \t\n\r\v\f"
+WHITE_SPACE = tuple(b" \t\n\r\v\f")
 
 
 class TokenBytes(NamedTuple):
@@ -109,12 +109,12 @@ def token_spans(
 def _spans_by_place(own: list[bytes], framing: Bools, byte_lengths: Ints, text: bytes, drops_space: bool) -> Spans:
     lengths, divided = _divided_characters(own, framing, byte_lengths)
     ends = np.cumsum(lengths)
-    starts = ends - lengths
+    places = starts = ends - lengths
     if drops_space:
         starts, ends = _with_space_before(starts, ends, framing, text)
     spells = [
-        _spells(content, text[start:end], drops_space or start == 0)
-        for content, start, end in zip(own, starts.tolist(), ends.tolist(), strict=True)
+        content == text[place:end] or _spells(content, text[start:end], drops_space or start == 0)
+        for content, place, start, end in zip(own, places.tolist(), starts.tolist(), ends.tolist(), strict=True)
     ]
     return Spans(starts, ends, divided & ~framing, np.array(spells, dtype=bool) & divided & ~framing)
 
@@ -125,6 +125,8 @@ def _divided_characters(own: list[bytes], framing: Bools, lengths: Ints) -> tupl
     A tokenizer gives a character to the last of its tokens, and no bytes to those before.
     """
     lengths, certain = lengths.copy(), np.ones(len(own), dtype=bool)
+    if lengths[~framing].all():
+        return lengths, certain
     shared: list[int] = []
     for i in np.flatnonzero(~framing).tolist():
         shared.append(i)
@@ -142,15 +144,15 @@ def _divided_characters(own: list[bytes], framing: Bools, lengths: Ints) -> tupl
 
 def _with_space_before(starts: Ints, ends: Ints, framing: Bools, text: bytes) -> tuple[Ints, Ints]:
     """Move dropped white space from the token before it to the token behind it; the last keeps what ends the text."""
-    starts, ends, before = starts.copy(), ends.copy(), None
-    for i in np.flatnonzero(~framing & (ends > starts)).tolist():
-        start, lowest = int(starts[i]), 0 if before is None else int(starts[before])
-        while start > lowest and text[start - 1] in WHITE_SPACE:
-            start -= 1
-        starts[i] = start
-        if before is not None:
-            ends[before] = start
-        before = i
+    covering = np.flatnonzero(~framing & (ends > starts))
+    if not len(covering):
+        return starts, ends
+    content = np.frombuffer(text, np.uint8)
+    behind_ink = np.where(np.isin(content, WHITE_SPACE), 0, np.arange(1, len(content) + 1))
+    last_ink = np.concatenate([np.zeros(1, np.int64), np.maximum.accumulate(behind_ink)])  # the end of it, by place
+    starts, ends, places = starts.copy(), ends.copy(), starts[covering]
+    starts[covering] = np.maximum(last_ink[places], np.concatenate([np.zeros(1, np.int64), places[:-1]]))
+    ends[covering[:-1]] = starts[covering[1:]]
     return starts, ends
 
 
