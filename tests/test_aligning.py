@@ -1,5 +1,6 @@
 """One text read by two tokenizers: every byte is covered once, and teacher rows go to the positions of their prefix."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -185,3 +186,18 @@ def test_the_same_tokenizer_reads_the_cached_tokens_and_every_row():
         np.testing.assert_array_equal(aligned.input_ids, sequence.input_ids)
         np.testing.assert_array_equal(aligned.positions(), sequence.positions())
         np.testing.assert_array_equal(aligned.first_rows[aligned.positions()], np.arange(sequence.num_positions))
+
+
+def test_of_a_chat_only_the_answer_has_rows_and_is_trained_on():
+    (whole,) = sequences("byte_level", ("user: the lazy dog? assistant: the quick brown fox",), append_eos=False)
+    answer = whole.text.index(" the quick")
+    spans = cached_spans(whole, token_bytes("byte_level"))
+    mask = whole.position_mask & np.append(spans.starts[1:] >= answer, False)
+    (aligned,) = aligned_sequences([replace(whole, position_mask=mask)], pairing("byte_level", "unigram"))
+    ends = np.cumsum(aligned.byte_lengths)
+    trained = aligned.positions()
+    assert ends[trained[0]] == answer
+    assert (np.diff(trained) == 1).all()
+    assert trained[-1] == len(aligned.input_ids) - 2
+    assert (aligned.first_rows[: trained[0]] == NO_ROW).all()
+    assert aligned.first_rows[trained[0]] == 0
