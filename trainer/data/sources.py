@@ -22,8 +22,7 @@ from trainer.data.sampler import ShardWindowSampler
 from trainer.data.several_caches import MixedOrder, SeveralCaches
 from trainer.data.several_teachers import MixedSequences, mixed_reading
 from trainer.data.translation import student_ids
-from trainer.losses.aligned_loss import AlignedDistillationLoss
-from trainer.losses.distillation_loss import DistillationLoss
+from trainer.losses.distillation_loss import AlignedDistillationLoss, DistillationLoss
 from trainer.losses.mixed_loss import MixedDistillationLoss
 
 TrainingSequences = CachedSequences | MixedSequences | SeveralCaches

@@ -12,6 +12,5 @@ In reading order:
 - ``full``: the loss on the whole distribution, rebuilt from the last hidden state.
 - ``hidden``: losses between hidden states.
 - ``distillation_loss``: everything a student minimises on some rows.
-- ``aligned_loss``: the same for a student with its own tokenizer.
 - ``mixture``, ``mixture_weights``, ``mixed_loss``: the same with several teachers.
 """

@@ -135,3 +135,17 @@ def own_entropy(targets: SparseTargets) -> Tensor:
     """Return the entropy of each row's own weights, left-out mass as one more outcome: (N,) float32, nats."""
     log_p_Nk = torch.cat([targets.log_probs, targets.log_left_out[:, None]], dim=1)
     return -torch.where(log_p_Nk > -torch.inf, log_p_Nk.exp() * log_p_Nk, 0.0).sum(dim=1)
+
+
+class AlignedDistillationLoss(DistillationLoss):
+    """``DistillationLoss`` of a student with its own tokenizer, which also counts the positions with a target.
+
+    A position without a row of the teacher has all its mass left out and no divergence, so the mean divergence in the
+    log is over more positions than have one. ``aligned_share`` says how many have: the mean divergence there is the
+    logged one divided by it.
+    """
+
+    def forward(self, logits_NV: Tensor, gold_N: Tensor, teacher_rows: TeacherRows) -> dict[str, Tensor]:
+        """Return what ``DistillationLoss`` does, and ``aligned_share``, the number of rows that hold a token."""
+        has_target_N = teacher_rows.targets.used.any(dim=1).float()
+        return super().forward(logits_NV, gold_N, teacher_rows) | {"aligned_share": has_target_N.sum()}
