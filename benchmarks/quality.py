@@ -27,7 +27,17 @@ import click
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.intervals import t_interval
-from benchmarks.quality_arms import LIVE, TEXT, Arm, Scale, arms_of, bytes_per_position, capture, real_scale
+from benchmarks.quality_arms import (
+    LIVE,
+    TEXT,
+    Arm,
+    Scale,
+    arms_of,
+    bytes_per_position,
+    capture,
+    real_scale,
+    storing_errors_nats,
+)
 from benchmarks.quality_gradients import compare
 from benchmarks.quality_runs import run
 from benchmarks.quality_table import Results, gains_nats, rows, show
@@ -83,7 +93,8 @@ def measure(arms: Sequence[Arm], scale: Scale, work: Path, seeds: int) -> tuple[
     cache = capture(scale, work)
     results = train_all(arms, scale, work, seeds)
     is_compared = scale.student is None and LIVE in arms
-    table = rows(results, compare(scale, work, arms) if is_compared else {}, bytes_per_position(cache, arms))
+    gradients = compare(scale, work, arms) if is_compared else {}
+    table = rows(results, gradients, bytes_per_position(cache, arms), storing_errors_nats(cache, arms))
     return (
         table,
         f"{seeds} seeds; held-out loss of the teacher itself {table[0]['teacher_cross_entropy_nats']:.4f} nats",
@@ -106,6 +117,7 @@ def selected_arms(scale: Scale, names: Sequence[str]) -> tuple[Arm, ...]:
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/quality"), show_default=True)
 @click.option("--seeds", type=click.IntRange(2, 10), default=3, show_default=True, help="Number of students per arm.")
 @click.option("--steps", type=click.IntRange(1), help="Steps per student; default: 240, or 120 with --real.")
+@click.option("--learning-rate", type=float, help="Highest learning rate; default: 4e-3, or 1e-3 with --real.")
 @click.option("--tokens", type=click.IntRange(1), help="Tokens that are captured, held-out ones too; default: 270,000.")
 @click.option("--teacher", type=click.Path(exists=True, path_type=Path), help="Model folder; default: the toy demo's.")
 @click.option(
@@ -124,6 +136,7 @@ def main(
     work: Path,
     seeds: int,
     steps: int | None,
+    learning_rate: float | None,
     tokens: int | None,
     teacher: Path | None,
     corpus: Path | None,
@@ -134,7 +147,12 @@ def main(
     """Measure how much of the gain of a live teacher each kind of cache keeps."""
     disable_progress_bar()
     base = real_scale(real) if real else Scale()
-    sizes = replace(base, tokens=tokens or base.tokens, steps=steps or base.steps)
+    sizes = replace(
+        base,
+        tokens=tokens or base.tokens,
+        steps=steps or base.steps,
+        learning_rate=learning_rate or base.learning_rate,
+    )
     scale = replace(sizes, teacher=teacher or base.teacher, corpus=corpus or base.corpus)
     try:
         table, title = measure(selected_arms(scale, names), scale, work, seeds)

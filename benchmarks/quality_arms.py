@@ -208,6 +208,22 @@ def bytes_per_position(cache: Cache, arms: Sequence[Arm]) -> dict[str, float]:
     return {arm.name: stored(arm) for arm in arms}
 
 
+def storing_errors_nats(cache: Cache, arms: Sequence[Arm]) -> dict[str, float | None]:
+    """Return the mean KL that storing alone adds to what an arm reads of the training split, by arm.
+
+    It is None for arms that read no prediction. What a target leaves out or draws is no error of storing.
+    """
+    teachers = {teacher.facts.name: teacher.facts for teacher in summarise(cache).encodings[0].teachers}
+
+    def error(arm: Arm) -> float | None:
+        names = {"hidden": "hidden_last_kl_nats", "target": "codec_kl_nats"}
+        if arm.stored not in names:
+            return None
+        return teachers[arm.cached].statistics["train"].get(names[arm.stored], 0.0)  # bits that are kept have no error
+
+    return {arm.name: error(arm) for arm in arms}
+
+
 def _lines(scale: Scale) -> Iterator[str]:
     """Yield shuffled documents, as JSON lines, until there are enough tokens."""
     if scale.corpus:

@@ -3,7 +3,8 @@
 Seeds are paired: the same seed gives every arm the same first weights and the same batches. So the share of the gain
 is taken within each seed, ``(text - arm) / (text - live)`` of held-out cross-entropies, and its interval
 is Student's t over the seeds' shares. It covers weights and order; not the choice of held-out text, which
-all share, nor the draws of the capture, which are made once.
+all share, nor the draws of the capture, which are made once. ``floor`` is the KL that storing alone adds to what an arm
+reads, so the smallest difference in KL that its cache could hide; 0 where every bit is kept.
 """
 
 import statistics
@@ -28,16 +29,25 @@ def gains_percent(results: Results, name: str) -> list[float]:
     return [100 * gain / live for gain, live in seeds]
 
 
-def rows(results: Results, gradients: dict[str, Any], stored_bytes: dict[str, float]) -> list[dict[str, Any]]:
+def rows(
+    results: Results,
+    gradients: dict[str, Any],
+    stored_bytes: dict[str, float],
+    storing_errors_nats: dict[str, float | None],
+) -> list[dict[str, Any]]:
     """Return one row per arm; without the live teacher among them, there are no shares of its gain.
 
     Args:
         results: Of ``quality_runs.run``.
         gradients: Of ``quality_gradients.compare``, or empty.
         stored_bytes: Of ``quality_arms.bytes_per_position``.
+        storing_errors_nats: Of ``quality_arms.storing_errors_nats``.
     """
     return [
-        _row(name, results) | {"bytes_per_position": stored_bytes[name]} | gradients.get(name, {}) for name in results
+        _row(name, results)
+        | {"bytes_per_position": stored_bytes[name], "storing_error_nats": storing_errors_nats[name]}
+        | gradients.get(name, {})
+        for name in results
     ]
 
 
@@ -67,7 +77,17 @@ def show(table: list[dict[str, Any]], title: str) -> None:
     from rich.table import Table
 
     students, gradients = Table(title=title), Table(title="gradients against the live teacher's")
-    for heading in ("", "held-out nats", "gain, nats", "% of live", "KL nats", "calib. %", "accept. %", "bytes/pos."):
+    for heading in (
+        "",
+        "held-out nats",
+        "gain, nats",
+        "% of live",
+        "KL nats",
+        "floor",
+        "calib. %",
+        "accept. %",
+        "bytes/pos.",
+    ):
         students.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for heading in ("", *(f"{state}: {what}" for state in ("first", "half-way") for what in ("angle", "all", "norm"))):
         gradients.add_column(heading, justify="right" if heading else "left", no_wrap=True)
@@ -75,7 +95,7 @@ def show(table: list[dict[str, Any]], title: str) -> None:
         students.add_row(row["name"], *_student_cells(row))
         if "initial" in row:
             gradients.add_row(row["name"], *_gradient_cells(row["initial"]), *_gradient_cells(row["half_trained"]))
-    console = Console(width=120)
+    console = Console(width=132)
     console.print(students)
     if gradients.row_count:
         console.print(gradients)
@@ -88,6 +108,7 @@ def _student_cells(row: dict[str, Any]) -> tuple[str, ...]:
         "" if row["name"] == TEXT.name else f"{row['gain_nats']:.3f} ± {row['gain_interval_nats']:.3f}",
         "" if share is None or row["name"] in (TEXT.name, LIVE.name) else f"{share:.1f} ± {half_width:.1f}",
         f"{row['kl_to_teacher_nats']:.4f}",
+        "" if row["storing_error_nats"] is None else f"{row['storing_error_nats']:.1e}",
         f"{100 * row['calibration_error']:.1f}",
         f"{100 * row['acceptance']:.2f}",
         f"{row['bytes_per_position']:.1f}" if row["bytes_per_position"] else "",

@@ -181,6 +181,10 @@ def test_the_table_has_every_arm_and_a_second_call_makes_nothing_again(command, 
     rows = [json.loads(line) for line in first.stdout.splitlines()]
     assert [row["name"] for row in rows] == [arm.name for arm in ARMS]
     by_name = {row["name"]: row for row in rows}
+    assert {name for name, row in by_name.items() if row["storing_error_nats"] is None} == {
+        arm.name for arm in ARMS if arm.stored == "nothing"
+    }
+    assert all(0 <= row["storing_error_nats"] <= 1e-4 for row in rows if row["storing_error_nats"] is not None)
     hidden = by_name["hidden state"]
     assert hidden["gain_percent"] == pytest.approx(100, abs=0.1)
     assert hidden["half_trained"]["norm_ratio"] == pytest.approx(1, abs=0.02)
