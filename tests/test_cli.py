@@ -96,8 +96,8 @@ def test_the_short_help_of_a_command_is_one_sentence_and_not_cut_off(name):
 def test_commands_are_listed_in_the_order_of_work():
     listed = run("--help").stdout.split("Commands:\n")[1].splitlines()
     assert [line.split()[0] for line in listed] == [
-        "demo", "generate", "plan", "capture", "import", "vocabulary", "train", "evaluate", "inspect", "show", "view",
-        "report", "diff", "audit", "verify", "repair", "copy", "subset", "export", "card", "publish", "drop",
+        "demo", "generate", "plan", "capture", "import", "vocabulary", "align", "train", "evaluate", "inspect", "show",
+        "view", "report", "diff", "audit", "verify", "repair", "copy", "subset", "export", "card", "publish", "drop",
     ]  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def test_inspect_json_has_these_keys(cache):
     assert set(encoding) == {
         "name", "fingerprint", "parts", "objective", "vocabulary_size", "positions_per_shard", "splits",
         "sequence_bytes", "teachers", "chat_sequences_without_beginning",
-        "written_by", "wholly_written",
+        "written_by", "wholly_written", "alignments",
     }  # fmt: skip
     assert set(teacher) == {
         "name", "fingerprint", "model", "vocabulary_size", "target", "scalars", "hidden", "shards_done", "shards",

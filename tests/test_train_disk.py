@@ -61,7 +61,7 @@ PLACES = {
     "run.json": ("os.replace", full_at("run.json")),
     "metrics": ("os.replace", full_at("metrics.jsonl")),
     "final": ("os.replace", full_at("final")),
-    "origin": ("trainer.run.train.shutil.copy", full),
+    "origin": ("trainer.run.train.final_record", full),
 }
 
 
