@@ -100,8 +100,8 @@ def test_items_of_the_bootstrap_are_sequences_and_their_mean_is_that_of_position
     said = said._replace(scalars={"entropy": torch.tensor([[1.0, 4.0], [3.0, 4.0], [5.0, 0.0]])})
     assert weights.over_sequences(said).scalars["entropy"].tolist() == [[2.0, 4.0], [2.0, 4.0], [5.0, 0.0]]
     odds = np.exp([2.0, 2.0, -5.0])  # of the first expert, by the means
-    found = weights.weights(said, weights.RULES["sequence entropy"])
-    np.testing.assert_allclose(found[:, 0], odds / (1 + odds), rtol=1e-6)
+    weights_NT = weights.weights(said, weights.RULES["sequence entropy"])
+    np.testing.assert_allclose(weights_NT[:, 0], odds / (1 + odds), rtol=1e-6)
 
 
 def test_the_rule_of_the_domain_s_own_listens_to_one_expert_on_each_document():

@@ -146,7 +146,7 @@ def test_the_student_of_masked_words_alone_learns_no_label(printed):
 
 
 def test_balanced_pairs_are_as_many_as_the_rarer_kind_allows():
-    """Of synset a, two right pairs and one wrong; of b, one right and two wrong; of c, wrong ones only."""
+    """Synset a has two right pairs and one wrong; b has one right and two wrong; c has wrong ones only."""
     three = [
         instances.Instance("a/0", "x", "s0", "a", ("a", "b")),
         instances.Instance("a/1", "x", "s1", "a", ("a", "b", "c")),

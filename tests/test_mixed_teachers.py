@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import tiny
 from cache_tools.codecs.registry import EMPTY_ID, Targets
 from cache_tools.errors import ConfigError, FormatError, IdentityError
+from cache_tools.format.fingerprint import differences
 from logitcask import cli
 from loss_fixtures import naive_divergence
 from mixture_fixtures import BOTH, T, capture_two_teachers, config_of, sequences_of
@@ -153,11 +154,17 @@ def test_weights_of_a_group_are_those_of_its_documents(cache):
         assert (given == ([0, 2] if group[0] == "a" else [1, 5])).all()
 
 
+def test_a_run_that_began_before_weights_could_be_of_sequences_is_the_same_run():
+    before = {"weights": "entropy", "of": "losses"}
+    assert differences(before, MixtureConfig(weights="entropy").model_dump(mode="json")) == []
+    assert differences(before, MixtureConfig(weights="entropy", per="sequence").model_dump(mode="json"))
+
+
 def test_rows_without_targets_do_not_count_in_the_mean_of_a_sequence():
     log_p = np.array([[-0.5, -1.0], [-np.inf, -np.inf], [-0.1, -np.inf]], np.float32)
     targets = Targets(np.zeros((3, 2), np.uint32), log_p, np.zeros(3, np.float32))
-    found = several_teachers.mean_over_rows(np.array([1.0, np.nan, 4.0], np.float32), targets)
-    assert found.tolist() == [2.5] * 3
+    means = several_teachers.mean_over_rows(np.array([1.0, np.nan, 4.0], np.float32), targets)
+    assert means.tolist() == [2.5] * 3
     nothing = Targets(targets.ids, np.full_like(log_p, -np.inf), targets.log_left_out)
     assert several_teachers.mean_over_rows(np.full(3, np.nan, np.float32), nothing).tolist() == [0.0] * 3
 

@@ -21,23 +21,23 @@ from tolerances import model_rounding
 
 
 def test_over_seeds_is_students_t():
-    found = over_seeds([1.0, 2.0, 4.0])
+    interval = over_seeds([1.0, 2.0, 4.0])
     half_width = t_quantile(2) * np.std([1, 2, 4], ddof=1) / np.sqrt(3)
-    assert found == pytest.approx((7 / 3, 7 / 3 - half_width, 7 / 3 + half_width))
+    assert interval == pytest.approx((7 / 3, 7 / 3 - half_width, 7 / 3 + half_width))
 
 
 def test_items_that_are_all_alike_leave_the_interval_of_the_seeds():
     values_S = np.array([1.0, 2.0, 4.0])
-    found = over_seeds_and_items(np.tile(values_S[:, None], 50))
-    assert found == pytest.approx(over_seeds(values_S))
+    interval = over_seeds_and_items(np.tile(values_S[:, None], 50))
+    assert interval == pytest.approx(over_seeds(values_S))
 
 
 def test_seeds_that_are_all_alike_leave_the_interval_of_the_items():
     items_N = np.random.default_rng(0).normal(size=60)
     expected = t_quantile(59) * items_N.std(ddof=1) / np.sqrt(60)
     for values_SN in (items_N[None], np.tile(items_N, (4, 1))):
-        found = over_seeds_and_items(values_SN)
-        assert found == pytest.approx((items_N.mean(), items_N.mean() - expected, items_N.mean() + expected))
+        interval = over_seeds_and_items(values_SN)
+        assert interval == pytest.approx((items_N.mean(), items_N.mean() - expected, items_N.mean() + expected))
 
 
 @pytest.mark.parametrize("spread_of_seeds", [0, 1, 6])
@@ -48,8 +48,8 @@ def test_an_interval_of_three_seeds_holds_the_mean_as_often_as_it_says(spread_of
     for _ in range(trials):
         seeds_S1 = rng.normal(0, spread_of_seeds / np.sqrt(items), (3, 1))
         values_SN = seeds_S1 + rng.normal(size=items) + rng.normal(size=(3, items))
-        found = over_seeds_and_items(values_SN)
-        held += found.low <= 0 <= found.high
+        interval = over_seeds_and_items(values_SN)
+        held += interval.low <= 0 <= interval.high
     assert held / trials > 0.93
 
 
@@ -66,8 +66,8 @@ def test_a_measure_is_made_once_for_each_thing_that_it_is_measured_on(tmp_path):
         made.append(len(made))
         return {"value": made[-1]}
 
-    found = [once(tmp_path, "classes", on, measure)["value"] for on in ("one corpus", "another", "one corpus")]
-    assert found == [0, 1, 0]
+    values = [once(tmp_path, "classes", on, measure)["value"] for on in ("one corpus", "another", "one corpus")]
+    assert values == [0, 1, 0]
     assert len(list((tmp_path / "measured").iterdir())) == 2
 
 
@@ -98,9 +98,9 @@ def test_sparse_features_give_the_classifier_of_dense_ones():
 
 def test_tfidf_is_what_its_formula_says():
     features = bag_of_words.tfidf(["a b", "a c", "a b b"])
-    found = features(["b b a x"]).to_dense()[0].numpy()
+    row = features(["b b a x"]).to_dense()[0].numpy()
     a, b = np.log(3 / 3) * 1, np.log(3 / 2) * (1 + np.log(2))  # c and x are in fewer than two texts
-    assert found == pytest.approx(np.array([a, b]) / np.hypot(a, b), rel=1e-5)
+    assert row == pytest.approx(np.array([a, b]) / np.hypot(a, b), rel=1e-5)
     assert features(["x", ""]).to_dense().numpy().tolist() == [[0, 0], [0, 0]]
 
 
@@ -127,10 +127,10 @@ def test_logits_at_some_positions_are_those_of_the_whole_model(kind):
     inputs = {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL)}
     with torch.no_grad():
         whole_NV = model(**inputs).logits[kept_BL]
-        found = outputs_at(model, inputs, lambda states: states[kept_BL])
+        outputs = outputs_at(model, inputs, lambda states: states[kept_BL])
     tolerance = model_rounding(model.config, ids_BL.shape[1], whole_NV)
-    torch.testing.assert_close(found.logits_NV, whole_NV, rtol=0, atol=tolerance)
-    assert found.pooled_ND.shape[0] == 6
+    torch.testing.assert_close(outputs.logits_NV, whole_NV, rtol=0, atol=tolerance)
+    assert outputs.pooled_ND.shape[0] == 6
     assert model(**inputs).logits.shape == (3, 4, 40)  # nothing stays changed
 
 

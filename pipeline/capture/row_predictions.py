@@ -39,6 +39,6 @@ def row_predictions(
 def targets_of(rows: TopRows, vocabulary_size: int) -> Targets:
     """Return rows of likeliest tokens with the mass that they leave out."""
     rest = 1 - np.exp(rows.log_probs.astype(np.float64)).sum(axis=1)
-    told = rest > np.exp(LOG_SMALLEST_MASS)
-    log_rest = np.where(told, np.log(np.where(told, rest, 1)), -np.inf).astype(np.float32)
+    is_stored = rest > np.exp(LOG_SMALLEST_MASS)
+    log_rest = np.where(is_stored, np.log(np.where(is_stored, rest, 1)), -np.inf).astype(np.float32)
     return with_possible_rest(Targets(rows.ids, rows.log_probs, log_rest), vocabulary_size)

@@ -58,13 +58,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server says, before it is checked.
+    """A server's answer, before it is checked.
 
     Attributes:
-        model: The model's name; None if it does not say.
-        ids: The ids that it read; None if it does not say.
-        tokens_read: How many tokens it read; None if it does not say.
-        rows: For each token that it read, what it says before that token; None where it says nothing.
+        model: The model's name; None if the answer does not state it.
+        ids: The ids that the server read; None if the answer does not state them.
+        tokens_read: How many tokens the server read; None if the answer does not state it.
+        rows: For each token that the server read, its prediction of that token; None where it gave none.
         texts: Whether tokens are named by texts.
     """
 
@@ -80,7 +80,7 @@ class Interface:
     """A kind of request.
 
     Attributes:
-        name: Of the servers that have it.
+        name: Name of the servers that understand it.
         path: Where it goes.
         version_path: Where such a server states its version.
         body: Makes the request.

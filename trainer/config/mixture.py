@@ -85,7 +85,8 @@ class MixtureConfig(Config):
     """
 
     weights: Weighting = "fixed"
-    per: Literal["position", "sequence"] = "position"
+    # left out of run.json at its default, so that runs which began before this key existed continue
+    per: Literal["position", "sequence"] = Field(default="position", exclude_if=lambda per: per == "position")
     of: Literal["losses", "distributions"] = "losses"
 
     @model_validator(mode="after")
