@@ -7,20 +7,21 @@ from collections.abc import Callable
 from typing import get_args
 
 from trainer.config.student_file import Divergence, TailPolicy
+from trainer.verdicts.alignment import ALIGNED_VERDICTS
 from trainer.verdicts.compatibility import FAMILIES, TEMPERED, Verdict, verdict_at_1
 
 ANY_TAIL = "any"
 
 
 def tables() -> str:
-    """Return a table for each family of targets, one for other temperatures, and the numbered reasons."""
+    """Return a table for each family of targets, those for temperatures and alignments, and the numbered reasons."""
     reasons: dict[str, int] = {}
 
     def cell(verdict: Verdict) -> str:
         return f"{verdict.level} ({reasons.setdefault(verdict.reason, len(reasons) + 1)})"
 
     parts = [_family(title, family, cell) for family, title in FAMILIES.items()]
-    parts.append(_temperatures(cell))
+    parts += [_temperatures(cell), _aligned(cell)]
     notes = "\n".join(f"{number}. {reason[0].upper()}{reason[1:]}." for reason, number in reasons.items())
     return "\n\n".join([*parts, "## Reasons", notes]) + "\n"
 
@@ -42,6 +43,12 @@ def _temperatures(cell: Callable[[Verdict], str]) -> str:
     ]
     about = "The verdict on a loss is the worse of its verdict at temperature 1, above, and of this one."
     return f"## Other temperatures\n\n{about}\n\n" + _table(["targets", "log-normaliser", "verdict"], rows)
+
+
+def _aligned(cell: Callable[[Verdict], str]) -> str:
+    rows = [[places, "as above" if own is None else cell(own)] for places, own in ALIGNED_VERDICTS.items()]
+    about = "The worse of the verdict above and of this one applies to a student with its own tokenizer."
+    return f"## With an alignment\n\n{about}\n\n" + _table(["positions", "verdict"], rows)
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

@@ -24,7 +24,7 @@ from tolerances import gradient_rounding, loss_rounding, rounding, softmax_round
 from trainer.config.student_file import LossConfig
 from trainer.data.binding import IGNORED
 from trainer.losses.distillation_loss import DistillationLoss
-from trainer.losses.log_probs import log_probs_at
+from trainer.losses.masses import log_probs_at
 from trainer.student import fused_loss
 from trainer.student.cached_loss import CachedLoss
 from trainer.student.fused_loss import chunked_loss

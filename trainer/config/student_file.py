@@ -99,6 +99,28 @@ def state_name(teacher: str | None, layer: str) -> str:
     return layer if teacher is None else f"{teacher}/{layer}"
 
 
+class RankConfig(Config):
+    """A loss between sorted probabilities, for a student with its own tokenizer.
+
+    Attributes:
+        of: ``all``: the teacher's probabilities against the student's, both sorted, whatever the tokens are, in place
+            of the divergence (Universal Logit Distillation). ``unmapped``: the same for the tokens that only one of the
+            two vocabularies has, beside the divergence on the tokens that both have (the hybrid of GOLD).
+        weight: Factor of the sum of absolute differences, rank by rank.
+        mapped_weight: Factor of the divergence; needed with ``unmapped``, and only used there.
+    """
+
+    of: Literal["all", "unmapped"]
+    weight: float = Field(default=1.0, gt=0)
+    mapped_weight: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _weights(self) -> "RankConfig":
+        if (self.mapped_weight is None) != (self.of == "all"):
+            raise ValueError("mapped_weight is needed with of: unmapped, and used by nothing else")
+        return self
+
+
 class LossConfig(Config):
     """What the student minimises: ``kd_weight * divergence + (1 - kd_weight) * cross-entropy + hidden terms``.
 
@@ -118,6 +140,7 @@ class LossConfig(Config):
         temperature: Both sides' logits are divided by it. The loss is multiplied by its square (by
             itself for ``total_variation``), so that ``kd_weight`` keeps its meaning.
         hidden: Layers that are trained to match layers of the teacher.
+        ranks: Compare sorted probabilities where no map connects the tokens; needs ``alignment`` and temperature 1.
         label_weight: Weight of the mean over labels, in an encoding with labels; see
             ``trainer/data/position_weights.py``. If neither this nor ``token_weight`` is given, all positions have the
             same weight.
@@ -132,6 +155,8 @@ class LossConfig(Config):
     tail: TailPolicy = "ghost"
     temperature: float = Field(default=1.0, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)
     hidden: tuple[HiddenPair, ...] = ()
+    # left out of run.json at its default, so that runs which began before this key existed continue
+    ranks: RankConfig | None = Field(default=None, exclude_if=lambda ranks: ranks is None)
     label_weight: float | None = Field(default=None, ge=0)
     token_weight: float | None = Field(default=None, ge=0)
     allow_biased: bool = False
@@ -142,6 +167,10 @@ class LossConfig(Config):
             raise ValueError(f"beta is used by jensen_shannon only; divergence is {self.divergence}")
         if "tail" in self.model_fields_set and self.source == "hidden":
             raise ValueError("tail is not used with source: hidden, which leaves no mass out")
+        if self.ranks is not None and self.temperature != 1:
+            raise ValueError("ranks compares probabilities at temperature 1")
+        if self.ranks is not None and self.ranks.of == "all" and {"divergence", "tail"} & self.model_fields_set:
+            raise ValueError("with ranks of all tokens there is no divergence: leave divergence and tail out")
         if self.label_weight == self.token_weight == 0:
             raise ValueError("label_weight and token_weight are both 0, so nothing would be learned")
         return self
@@ -215,6 +244,8 @@ class DistillationConfig(Config):
             raise ValueError("vocabulary cannot be used together with teachers")
         if self.alignment is not None and (self.caches or self.teachers or self.vocabulary is not None):
             raise ValueError("alignment cannot be used together with caches, teachers or vocabulary")
+        if self.loss.ranks is not None and self.alignment is None:
+            raise ValueError("loss.ranks is for a student with its own tokenizer: set alignment")
         if self.teacher and self.teachers:
             raise ValueError("give either teacher or teachers")
         if "mixture" in self.model_fields_set and not self.teachers:

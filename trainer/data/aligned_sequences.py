@@ -6,6 +6,7 @@ have are left-out mass. ``composed_tokens.py`` gives composed tokens their proba
 row without tokens, with all the mass left out, which is what a cache holds where a teacher gave no numbers: its
 divergence is 0 with the tails that ``verdicts/alignment.py`` accepts (with ``gold`` it is cross-entropy, as for any
 mass that is left out), and its cross-entropy counts as everywhere. A sequence without any position is the next one.
+For ``loss.ranks`` the kept tokens that the student does not have stay beside the row, without ids.
 
 With the same tokenizer an item holds what ``CachedSequences`` holds, to the bit.
 
@@ -25,8 +26,8 @@ from cache_tools.errors import ConfigError
 from cache_tools.format.layout import GOLD_LOGPROB
 from cache_tools.format.manifest import Split
 from cache_tools.store.teacher import CachedTeacher
-from cache_tools.vocabularies.union import IdMaps
-from trainer.data.binding import aligned_number
+from cache_tools.vocabularies.union import NO_ID, IdMaps
+from trainer.data.binding import Binding, aligned_number
 from trainer.data.cached_sequences import CachedSequences, Example, Reading, Shard, fit_vocabulary
 from trainer.data.composed_tokens import with_composed
 from trainer.data.translation import predicted_ids, translated_targets
@@ -41,6 +42,7 @@ class AlignedSequences(CachedSequences):
         teacher: The teacher to learn from.
         alignment: The alignment of its encoding with the student's tokenizer.
         composed: Whether composed tokens get their probability by the product rule; it is one of temperature 1.
+        keep_unmapped: Whether to give the probabilities of kept tokens that the student does not have, too.
         others: Arguments of ``CachedSequences``, but for ``to``, ``weights`` and ``rows``.
 
     Raises:
@@ -58,12 +60,15 @@ class AlignedSequences(CachedSequences):
         reading: Reading = TARGETS_ALONE,
         other_positions: bool = False,
         composed: bool = True,
+        keep_unmapped: bool = False,
     ) -> None:
         super().__init__(
             teacher, split, student_vocabulary_size, shards_in_memory, reading, other_positions=other_positions
         )
         alignment.require_complete(self.shards.tolist())
-        self.alignment, ids = alignment, student_ids(alignment)
+        self.alignment, ids, self.keep_unmapped = alignment, student_ids(alignment), keep_unmapped
+        if ids is not None and keep_unmapped:
+            ids = with_ids_behind(ids, student_vocabulary_size)
         self.ids = None if ids is None else IdMaps(ids, ids)
         self.composed = composed and not alignment.is_same and GOLD_LOGPROB in teacher.manifest.scalars
         if not any(self._trained_positions(shard) for shard in self.shards.tolist()) and len(self):
@@ -74,6 +79,12 @@ class AlignedSequences(CachedSequences):
                 fix="Check with 'logitcask align' that this is the student's tokenizer",
             )
         self.source = aligned_number(self.source, alignment.manifest.fingerprint)
+
+    @property
+    def binding(self) -> Binding:
+        """Which batches a loss on these sequences takes."""
+        own = super().binding
+        return replace(own, columns=own.columns | {"unmapped_log_probs"}) if self.keep_unmapped else own
 
     def __getitem__(self, index: int) -> Example:
         number, sequence = self._place(index)
@@ -89,6 +100,10 @@ class AlignedSequences(CachedSequences):
             first_ids = (theirs if self.ids is None else predicted_ids(theirs, self.ids))[rows]
             gold_log_probs = shard.scalars[GOLD_LOGPROB][start:stop]
             targets = with_composed(targets, _chains(aligned, positions), rows, gold_log_probs, first_ids, gold_ids)
+        unmapped = None
+        if self.keep_unmapped:
+            unmapped = unmapped_log_probs(targets, self.student_vocabulary_size)
+            targets = fit_vocabulary(targets, self.student_vocabulary_size)
         return Example(
             aligned.input_ids,
             positions,
@@ -96,6 +111,7 @@ class AlignedSequences(CachedSequences):
             targets,
             {name: _gathered_scalar(shard.scalars[name][start:stop], rows) for name in self.reading.scalars},
             source=self.source,
+            unmapped=unmapped,
         )
 
     def _trained_positions(self, shard: int) -> int:
@@ -103,7 +119,7 @@ class AlignedSequences(CachedSequences):
 
     def _translated(self, targets: Targets) -> Targets:
         translated = targets if self.ids is None else translated_targets(targets, self.ids)
-        return fit_vocabulary(translated, self.student_vocabulary_size)
+        return translated if self.keep_unmapped else fit_vocabulary(translated, self.student_vocabulary_size)
 
     def _read_shard(self, shard: int) -> Shard:
         read = super()._read_shard(shard)
@@ -111,6 +127,19 @@ class AlignedSequences(CachedSequences):
             return read
         log_probs = self.teacher.scalar(GOLD_LOGPROB, *self.teacher.shard_rows(shard))
         return replace(read, scalars=read.scalars | {GOLD_LOGPROB: log_probs})
+
+
+def with_ids_behind(ids: NDArray[np.uint32], student_vocabulary_size: int) -> NDArray[np.uint32]:
+    """Return a map of ids in which each token that the student does not have has an id behind the student's."""
+    behind = student_vocabulary_size + np.arange(len(ids), dtype=np.uint32)
+    result: NDArray[np.uint32] = np.where(ids == NO_ID, behind, ids)
+    return result
+
+
+def unmapped_log_probs(targets: Targets, student_vocabulary_size: int) -> NDArray[np.float32]:
+    """Return the log-probabilities of tokens behind the student's vocabulary, (p, k); -inf in other slots."""
+    behind = (targets.ids >= student_vocabulary_size) & (targets.ids != EMPTY_ID)
+    return np.where(behind, targets.log_probs, np.float32(-np.inf))
 
 
 def gathered(targets: Targets, rows: NDArray[np.int32]) -> Targets:

@@ -85,6 +85,8 @@ class Example:
         hidden: (p, width) float32 by layer.
         weights: (p,) float32, weight of each position in the loss; None where all are 1.
         source: Number of the teacher, see ``binding.py``.
+        unmapped: (p, k) float32, log-probabilities of the kept tokens that the student does not have, -inf in other
+            slots; None where they are not read.
     """
 
     input_ids: NDArray[np.uint32]
@@ -95,6 +97,7 @@ class Example:
     hidden: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     weights: NDArray[np.float32] | None = None
     source: int = 0
+    unmapped: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -254,7 +257,8 @@ def collate(examples: list[Example]) -> Batch:
         target_ids (P, k) int64, 0 in empty slots; target_log_probs (P, k) and
         target_log_left_out (P,) float32, -inf where there is nothing; P positions in all.
         Where they were read: scalars, (P,) float32 by name, and hidden, (P, width) float32 by layer. Where
-        positions have weights: position_weights, (P,) float32. And target_fingerprints (P,) and target_sources (B,)
+        positions have weights: position_weights, (P,) float32. Where they were read: unmapped_log_probs,
+        (P, k). And target_fingerprints (P,) and target_sources (B,)
         int64, see ``binding.py``.
     """
     length = max(len(example.input_ids) for example in examples)
@@ -274,9 +278,12 @@ def collate(examples: list[Example]) -> Batch:
         "target_log_left_out": np.concatenate([example.targets.log_left_out for example in examples]),
         "target_sources": np.array([example.source for example in examples]),
     }
-    weights = [example.weights for example in examples if example.weights is not None]
-    if weights:
-        batch["position_weights"] = np.concatenate(weights)
+    for name, columns in (
+        ("position_weights", [example.weights for example in examples if example.weights is not None]),
+        ("unmapped_log_probs", [example.unmapped for example in examples if example.unmapped is not None]),
+    ):
+        if columns:
+            batch[name] = np.concatenate(columns)
     tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
     return tensors | {"target_fingerprints": target_fingerprints(tensors)} | _extras(examples)
 

@@ -60,7 +60,7 @@ def open_alignment(name: str, teacher: CachedTeacher, loss: LossConfig) -> Align
             why="its rows are distributions over chosen tokens, and not over all that a text may go on with",
             fix="Capture it without target.vocabulary",
         )
-    check_aligned(loss, alignment)
+    check_aligned(loss, alignment, teacher.manifest.target.kind.is_drawn)
     return alignment
 
 

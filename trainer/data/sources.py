@@ -7,12 +7,16 @@ order and a loss, whatever they are made from.
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+from torch import Tensor
+
 from cache_tools.alignments.stored import Alignment
+from cache_tools.alignments.token_ids import student_ids as aligned_ids
 from cache_tools.errors import ConfigError, IncompleteError
 from cache_tools.format.layout import ENTROPY
 from cache_tools.format.manifest import Split
 from cache_tools.store.teacher import CachedTeacher
-from cache_tools.vocabularies.union import UnionVocabulary
+from cache_tools.vocabularies.union import NO_ID, UnionVocabulary
 from trainer.config.mixture import SCALAR
 from trainer.config.student_file import DistillationConfig
 from trainer.data.aligned_sequences import AlignedSequences
@@ -22,7 +26,7 @@ from trainer.data.sampler import ShardWindowSampler
 from trainer.data.several_caches import MixedOrder, SeveralCaches
 from trainer.data.several_teachers import MixedSequences, mixed_reading
 from trainer.data.translation import student_ids
-from trainer.losses.distillation_loss import AlignedDistillationLoss, DistillationLoss
+from trainer.losses.distillation_loss import AlignedDistillationLoss, DistillationLoss, RankedDistillationLoss
 from trainer.losses.mixed_loss import MixedDistillationLoss
 
 TrainingSequences = CachedSequences | MixedSequences | SeveralCaches
@@ -98,9 +102,12 @@ def _aligned(
     reading = Reading.of(teacher.manifest, config.loss)
     if not alignment.is_same:  # the entropy is that of the teacher's tokens, and not of the rows that were mapped
         reading = replace(reading, scalars=tuple(scalar for scalar in reading.scalars if scalar != ENTROPY))
+    ranks = config.loss.ranks if config.loss.kd_weight > 0 else None
     composed = config.loss.temperature == 1 and not teacher.manifest.target.kind.is_drawn
+    composed = composed and (ranks is None or ranks.of == "unmapped")  # a rank is one of the teacher's own tokens
     return AlignedSequences(
-        teacher, alignment, split, size, config.window_shards, reading, is_control(config), composed
+        *(teacher, alignment, split, size, config.window_shards, reading, is_control(config), composed),
+        keep_unmapped=ranks is not None,
     )
 
 
@@ -133,8 +140,25 @@ def order_of(
     return ShardWindowSampler(dataset.shard_sizes, window_shards, seed, step_items)
 
 
-def loss_of(config: DistillationConfig, teachers: Sequence[CachedTeacher]) -> DistillationLoss | None:
+def loss_of(
+    config: DistillationConfig,
+    teachers: Sequence[CachedTeacher],
+    alignment: Alignment | None = None,
+    student_vocabulary_size: int = 0,
+) -> DistillationLoss | None:
     """Return the loss on several teachers, or through an alignment; None for others, which need nothing else."""
-    if config.alignment is not None:
+    if alignment is not None and config.loss.ranks is not None and config.loss.kd_weight > 0:
+        return RankedDistillationLoss(config.loss, _mapped(alignment, student_vocabulary_size))
+    if alignment is not None:
         return AlignedDistillationLoss(config.loss)
     return MixedDistillationLoss.of(config.loss, config.mixture, teachers) if config.teachers else None
+
+
+def _mapped(alignment: Alignment, student_vocabulary_size: int) -> Tensor:
+    """Return which of the student's ids have a token of the teacher's: (V,) bool."""
+    ids = aligned_ids(alignment)
+    if ids is None:
+        return torch.ones(student_vocabulary_size, dtype=torch.bool)
+    mapped = torch.zeros(student_vocabulary_size, dtype=torch.bool)
+    mapped[torch.from_numpy(ids[ids != NO_ID].astype("int64"))] = True
+    return mapped

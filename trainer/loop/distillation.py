@@ -70,7 +70,8 @@ def distillation_of(
     """
     shape = student if isinstance(student, StudentShape) else StudentShape.of(student, config.loss)
     dataset = training_sequences(config, inputs.teachers, shape.vocabulary_size, inputs.union, split, inputs.alignment)
-    objective, ids = loss_of(config, inputs.teachers), student_ids(inputs.union, inputs.encoding)
+    objective = loss_of(config, inputs.teachers, inputs.alignment, shape.vocabulary_size)
+    ids = student_ids(inputs.union, inputs.encoding)
     loss = cached_loss(shape, config.loss, inputs.teachers, objective, ids, dataset.binding)
     head = None if isinstance(student, StudentShape) else StudentHead.of(student)
     return Distillation(dataset, Collator(dataset, config.packing), loss, head, config.window_shards)

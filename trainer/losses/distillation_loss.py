@@ -22,6 +22,7 @@ from cache_tools.format.layout import ENTROPY
 from trainer.config.student_file import Divergence, LossConfig
 from trainer.losses.divergences import gradient_scale
 from trainer.losses.full import TeacherHead, full_divergence
+from trainer.losses.ranks import rank_distance
 from trainer.losses.sparse import cross_entropy, loss_terms
 from trainer.losses.tails import SparseTargets
 from trainer.losses.tempering import at_temperature
@@ -46,18 +47,22 @@ class TeacherRows:
         scalars: (N,) float32 by name, nats; those that the loss uses.
         hidden: (N, width) float32 by layer; those that the loss uses.
         weights: (N,) float32, weight of each position in the loss; None where all are 1.
+        unmapped: (N, k) float32, log-probabilities of the teacher's kept tokens that the student does not have, -inf in
+            other slots; their mass is a part of the targets' left-out mass. None where the loss does not use them.
     """
 
     targets: SparseTargets
     scalars: Mapping[str, Tensor] = field(default_factory=dict)
     hidden: Mapping[str, Tensor] = field(default_factory=dict)
     weights: Tensor | None = None
+    unmapped: Tensor | None = None
 
     @classmethod
     def of(cls, batch: Mapping[str, Any]) -> "TeacherRows":
         """Return all rows of a batch of ``data.collate``."""
         targets = SparseTargets(batch["target_ids"], batch["target_log_probs"], batch["target_log_left_out"])
-        return cls(targets, batch.get("scalars") or {}, batch.get("hidden") or {}, batch.get("position_weights"))
+        extras = batch.get("scalars") or {}, batch.get("hidden") or {}
+        return cls(targets, *extras, batch.get("position_weights"), batch.get("unmapped_log_probs"))
 
     def __getitem__(self, rows: slice | Tensor) -> "TeacherRows":
         """Return some rows: a stretch, or those where a mask (N,) is true."""
@@ -67,6 +72,7 @@ class TeacherRows:
             {name: values[rows] for name, values in self.scalars.items()},
             {layer: states[rows] for layer, states in self.hidden.items()},
             None if self.weights is None else self.weights[rows],
+            None if self.unmapped is None else self.unmapped[rows],
         )
 
     def weighted(self, values_N: Tensor) -> Tensor:
@@ -149,3 +155,55 @@ class AlignedDistillationLoss(DistillationLoss):
         """Return what ``DistillationLoss`` does, and ``aligned_share``, the number of rows that hold a token."""
         has_target_N = teacher_rows.targets.used.any(dim=1).float()
         return super().forward(logits_NV, gold_N, teacher_rows) | {"aligned_share": has_target_N.sum()}
+
+
+class RankedDistillationLoss(DistillationLoss):
+    """The loss of a student with its own tokenizer that compares sorted probabilities, see ``ranks.py``.
+
+    ``kd_weight * (weight * rank distance + mapped_weight * divergence) + (1 - kd_weight) * cross-entropy``. With
+    ``of: all`` there is no divergence, and the rank distance is between all tokens. With ``of: unmapped`` a token has a
+    rank if it has no counterpart in the other vocabulary; a composed token has a counterpart, at its position.
+
+    Args:
+        loss: The loss block, with ``ranks`` and a ``kd_weight`` above 0.
+        mapped_V: (V,) bool, the student's ids that have a token of the teacher's.
+    """
+
+    def __init__(self, loss: LossConfig, mapped_V: Tensor) -> None:
+        super().__init__(loss)
+        self.mapped_V: Tensor
+        self.register_buffer("mapped_V", mapped_V, persistent=False)
+
+    def forward(self, logits_NV: Tensor, gold_N: Tensor, teacher_rows: TeacherRows) -> dict[str, Tensor]:
+        """Return sums as ``AlignedDistillationLoss`` does, ``rank_distance`` and ``unmapped_mass``.
+
+        ``aligned_share`` counts the positions with a row of the teacher. ``unmapped_mass`` is the probability of the
+        teacher's kept tokens that the student does not have.
+        """
+        ranks, weight = self.loss.ranks, self.loss.kd_weight
+        assert ranks is not None
+        assert teacher_rows.unmapped is not None
+        has_row_N = teacher_rows.targets.used.any(dim=1) | (teacher_rows.unmapped > -torch.inf).any(dim=1)
+        shares = {"aligned_share": has_row_N.sum(), "unmapped_mass": teacher_rows.unmapped.exp().sum()}
+        distance_N = torch.where(has_row_N, self._distance(logits_NV, teacher_rows), 0.0)
+        learned_N, logged = ranks.weight * distance_N, {"rank_distance": distance_N.detach().sum()}
+        if ranks.mapped_weight is None:
+            gold_loss_N = cross_entropy(logits_NV, gold_N)
+        else:
+            divergence_N, gold_loss_N = self.terms(logits_NV, gold_N, teacher_rows)
+            learned_N = learned_N + ranks.mapped_weight * divergence_N
+            logged[LOGGED[self.loss.divergence]] = divergence_N.detach().sum()
+        loss = (weight * learned_N + (1 - weight) * gold_loss_N).sum()
+        return {"loss": loss, "cross_entropy_nats": gold_loss_N.detach().sum()} | logged | shares
+
+    def _distance(self, logits_NV: Tensor, teacher_rows: TeacherRows) -> Tensor:
+        assert self.loss.ranks is not None
+        assert teacher_rows.unmapped is not None
+        targets, unmapped_Nk = teacher_rows.targets, teacher_rows.unmapped
+        left_out_N = (targets.log_left_out.exp() - unmapped_Nk.exp().sum(dim=1)).clamp(min=0)
+        if self.loss.ranks.of == "all":
+            return rank_distance(logits_NV, torch.cat([targets.log_probs, unmapped_Nk], dim=1), left_out_N)
+        kept_NV = torch.zeros_like(logits_NV, dtype=torch.uint8).scatter_reduce_(
+            1, targets.ids, targets.used.to(torch.uint8), "amax"
+        )
+        return rank_distance(logits_NV, unmapped_Nk, left_out_N, self.mapped_V | kept_NV.bool())

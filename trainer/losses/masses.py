@@ -1,5 +1,10 @@
 """The mass that a student gives to the kept tokens and to all others, at the cost of a cross-entropy.
 
+Two functions, each one pass over the vocabulary: ``log_masses`` for kept tokens and the rest, ``log_probs_at`` for a
+few tokens alone. Of the latter, autograd would fill three [N, V] tensors in the backward pass, one for ``gather``, one
+for ``logsumexp``, and their sum. Written by hand it fills one: with g the gradient that arrives at the k
+log-probabilities, d logits = scatter(g) - softmax(logits) * sum(g).
+
 The mass of the rest, 1 - sum q_i, is exact to 1e-7 only if it is subtracted in float32. Where the
 student's tail is smaller than that its gradient vanishes, and a ghost loss can no longer pull
 it up. So nothing is subtracted here: the exponentials are summed over the *other* tokens, and the
@@ -30,7 +35,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# N: positions of a chunk, V: vocabulary, k: kept tokens
+# N: positions of a chunk, V: vocabulary, k: kept tokens, or tokens asked for
 
 
 def log_masses(logits_NV: Tensor, ids_Nk: Tensor, used_Nk: Tensor, gold_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,3 +95,32 @@ class _LogMasses(torch.autograd.Function):
         grad_NV.scatter_add_(1, ids_Nk, grad_Nk - all_N[:, None] * log_q_Nk.exp())
         grad_NV.scatter_add_(1, gold_N[:, None], grad_gold_N[:, None])
         return grad_NV.to(ctx.dtype), None, None, None
+
+
+def log_probs_at(logits_NV: Tensor, ids_Nk: Tensor) -> Tensor:
+    """Return ``logits_NV.log_softmax(1).gather(1, ids_Nk)``, differentiable once in the logits.
+
+    Args:
+        logits_NV: (N, V) float32, nats.
+        ids_Nk: (N, k) int64; a token may occur more than once in a row.
+
+    Returns:
+        (N, k) float32.
+    """
+    result: Tensor = _LogProbsAt.apply(logits_NV, ids_Nk)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _LogProbsAt(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, ids_Nk: Tensor) -> Tensor:
+        normaliser_N1 = logits_NV.logsumexp(dim=1, keepdim=True)
+        ctx.save_for_backward(logits_NV, ids_Nk, normaliser_N1)
+        return logits_NV.gather(1, ids_Nk) - normaliser_N1
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient_Nk: Tensor) -> tuple[Tensor, None]:
+        logits_NV, ids_Nk, normaliser_N1 = ctx.saved_tensors
+        gradient_NV = (logits_NV - normaliser_N1).exp_().mul_(-gradient_Nk.sum(dim=1, keepdim=True))
+        return gradient_NV.scatter_add_(1, ids_Nk, gradient_Nk), None

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from trainer.config.student_file import LossConfig
 from trainer.losses.divergences import gradient_scale, summands
-from trainer.losses.log_probs import log_probs_at
-from trainer.losses.masses import log_masses
+from trainer.losses.masses import log_masses, log_probs_at
 from trainer.losses.tails import SparseTargets, completed
 
 # N: positions of a chunk, V: vocabulary, k: kept tokens

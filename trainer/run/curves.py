@@ -42,6 +42,7 @@ PANELS: dict[str, tuple[Series, ...]] = {
         ("eval_acceptance", "accepted in speculative decoding, held out", BLUE),
         ("eval_calibration_error", "calibration error, held out", ORANGE),
     ),
+    "sum of differences": (("rank_distance", "between sorted probabilities", PURPLE),),
     "learning rate": (("learning_rate", "learning rate", INK),),
 }
 """Panels from top to bottom, by the label of their y axis; those without data are left out."""

@@ -69,7 +69,12 @@ def print_explanation(config: StudentConfig) -> None:
     if config.alignment is not None:
         alignment = Alignment(teachers[0].encoding, config.alignment)
         console.print(coverage_words(alignment), highlight=False, markup=False, soft_wrap=True)
-        verdict = explain_aligned(verdict, alignment)
+        is_drawn = teachers[0].manifest.target.kind.is_drawn
+        verdict = explain_aligned(verdict, alignment, config.loss.ranks, is_drawn)
+        if config.loss.ranks is not None:
+            console.print(
+                f"Ranks of {config.loss.ranks.of} tokens, weight {config.loss.ranks.weight:g}", highlight=False
+            )
     console.print(_verdict(verdict), soft_wrap=True)
 
 

@@ -22,6 +22,9 @@ POSITIONS = 8
 SMALLEST = 1e-6
 """Norm of a gradient, per unit of ``kd_weight``, up to which it is considered rounding; 0.01 to 100 are usual."""
 
+NEGLIGIBLE_NATS = 30.0
+"""A probability that is lower by this factor is 0 for any loss."""
+
 
 def check_teacher_reaches_student(module: DistilledStudent, examples: Iterable[Example]) -> None:
     """Refuse a student whose gradient does not depend on the teacher's predictions.
@@ -71,10 +74,18 @@ def _beginning(example: Example) -> Example:
         {layer: states[:POSITIONS] for layer, states in example.hidden.items()},
         None if example.weights is None else example.weights[:POSITIONS],
         example.source,
+        None if example.unmapped is None else example.unmapped[:POSITIONS],
     )
 
 
 def _with_other_predictions(batch: Batch, module: DistilledStudent) -> Batch:
-    """Return a batch in which every probability belongs to the next token id, and every hidden state is negated."""
+    """Return a batch in which every probability belongs to the next token id, and every hidden state is negated.
+
+    Where ranks are compared, whose tokens do not matter, the kept tokens lose their probability instead: the gradient
+    of an absolute difference depends on its sign alone.
+    """
     hidden = {layer: -states for layer, states in batch.get("hidden", {}).items()}
+    if "unmapped_log_probs" in batch:
+        lost = {name: batch[name] - NEGLIGIBLE_NATS for name in ("target_log_probs", "unmapped_log_probs")}
+        return batch | lost | {"hidden": hidden}
     return batch | {"target_ids": (batch["target_ids"] + 1) % vocabulary_size(module.student), "hidden": hidden}
