@@ -24,7 +24,7 @@ RESULTS = {
     "import": ["cache_tools.exchange.summary:ImportReport"],
     "vocabulary": ["cache_tools.vocabularies.manifest:VocabularyManifest"],
     "align": ["cache_tools.alignments.coverage:AlignmentReport"],
-    "evaluate": ["trainer.evaluation.results:EvaluateResult"],
+    "evaluate": ["trainer.evaluation.results:EvaluateResult", "trainer.evaluation.results:AlignedEvaluateResult"],
     "inspect": ["cache_tools.inspection.summary:CacheSummary"],
     "show": [
         "cache_tools.inspection.views:SequenceView",
@@ -45,6 +45,8 @@ RESULTS = {
 WHEN = {
     "DemoResult": "without `--real`",
     "RealDemoResult": "with `--real`",
+    "EvaluateResult": "without `--alignment`",
+    "AlignedEvaluateResult": "with `--alignment`",
     "SequenceView": "for a sequence",
     "PositionView": "with `--position`",
     "SearchResult": "for a search",

@@ -170,6 +170,17 @@ def report(alignment: Alignment, examples: int = 3, progress: Advance = ignore) 
     )
 
 
+def coverage_of(alignment: Alignment, shards: list[int]) -> Coverage:
+    """Return what an alignment covers of some shards.
+
+    Raises:
+        IncompleteError: one of them has not been aligned.
+        DamageError: a table is missing or not what was written.
+    """
+    counts = [_counts(aligned) for shard in shards for aligned in alignment.sequences(shard)]
+    return _coverage(sum(counts, np.zeros(4, np.int64)))
+
+
 def _pairs(alignment: Alignment, shard: int) -> Iterator[tuple[Sequence, AlignedSequence]]:
     yield from zip(alignment.encoding.sequences(shard), alignment.sequences(shard), strict=True)
 

@@ -19,6 +19,9 @@ GREATER_IS_BETTER = {
 }
 """The measures by which students can be ranked; every cache allows them, unlike the acceptance."""
 
+ALIGNED_GREATER_IS_BETTER = {"bits_per_byte": False}
+"""The same of students with their own tokenizer; the others need a kind of targets, or are counted by tokens."""
+
 PREFIX = "eval_"
 """Start of the names of measures in the log."""
 
@@ -26,11 +29,16 @@ PREFIX = "eval_"
 def direction(training: Arguments) -> dict[str, bool]:
     """Return the ``greater_is_better`` that follows from a ``training:`` block's measure; nothing if it has none."""
     measure = str(training.get("metric_for_best_model", "")).removeprefix(PREFIX)
-    return {"greater_is_better": GREATER_IS_BETTER[measure]} if measure in GREATER_IS_BETTER else {}
+    known = GREATER_IS_BETTER | ALIGNED_GREATER_IS_BETTER
+    return {"greater_is_better": known[measure]} if measure in known else {}
 
 
-def check_best(arguments: TrainingArguments) -> None:
+def check_best(arguments: TrainingArguments, aligned: bool = False) -> None:
     """Refuse arguments by which no best checkpoint would ever be found.
+
+    Args:
+        arguments: The arguments.
+        aligned: Whether the student has its own tokenizer.
 
     Raises:
         ConfigError: the measure is missing or unknown, or nothing is ever evaluated.
@@ -38,11 +46,12 @@ def check_best(arguments: TrainingArguments) -> None:
     measure, saves_best = arguments.metric_for_best_model, arguments.save_strategy == "best"
     if measure is None and not saves_best:
         return
-    if measure is None or measure.removeprefix(PREFIX) not in GREATER_IS_BETTER:
+    known = ALIGNED_GREATER_IS_BETTER if aligned else GREATER_IS_BETTER
+    if measure is None or measure.removeprefix(PREFIX) not in known:
         raise ConfigError(
             "the measure that ranks students is missing or unknown",
             where="training.metric_for_best_model",
-            expected=f"one of {', '.join(GREATER_IS_BETTER)}",
+            expected=f"one of {', '.join(known)}",
             found=measure or "nothing",
         )
     if arguments.eval_strategy == "no":

@@ -51,7 +51,7 @@ def training_arguments(config: StudentConfig) -> TrainingArguments:
     }
     with argument_errors():
         arguments = TrainingArguments(**{**defaults, **values, **FIXED})
-    check_best(arguments)
+    check_best(arguments, aligned=config.alignment is not None)
     _check_combinations(arguments, values)
     _check_trackers([*(arguments.report_to or ())])
     if arguments.fsdp and arguments.parallel_mode != ParallelMode.DISTRIBUTED:

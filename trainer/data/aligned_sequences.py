@@ -34,6 +34,9 @@ from trainer.data.translation import predicted_ids, translated_targets
 
 TARGETS_ALONE = Reading()
 
+TEXT_BYTES = "text_bytes"
+"""Scalar of a position: bytes of text that its gold token covers."""
+
 
 class AlignedSequences(CachedSequences):
     """The sequences of one split as a student reads them, with one teacher's predictions.
@@ -43,6 +46,7 @@ class AlignedSequences(CachedSequences):
         alignment: The alignment of its encoding with the student's tokenizer.
         composed: Whether composed tokens get their probability by the product rule; it is one of temperature 1.
         keep_unmapped: Whether to give the probabilities of kept tokens that the student does not have, too.
+        count_bytes: Whether to give the bytes of text that each gold token covers, as scalar ``TEXT_BYTES``.
         others: Arguments of ``CachedSequences``, but for ``to``, ``weights`` and ``rows``.
 
     Raises:
@@ -61,12 +65,14 @@ class AlignedSequences(CachedSequences):
         other_positions: bool = False,
         composed: bool = True,
         keep_unmapped: bool = False,
+        count_bytes: bool = False,
     ) -> None:
         super().__init__(
             teacher, split, student_vocabulary_size, shards_in_memory, reading, other_positions=other_positions
         )
         alignment.require_complete(self.shards.tolist())
-        self.alignment, ids, self.keep_unmapped = alignment, student_ids(alignment), keep_unmapped
+        self.alignment, ids = alignment, student_ids(alignment)
+        self.keep_unmapped, self.count_bytes = keep_unmapped, count_bytes
         if ids is not None and keep_unmapped:
             ids = with_ids_behind(ids, student_vocabulary_size)
         self.ids = None if ids is None else IdMaps(ids, ids)
@@ -104,15 +110,26 @@ class AlignedSequences(CachedSequences):
         if self.keep_unmapped:
             unmapped = unmapped_log_probs(targets, self.student_vocabulary_size)
             targets = fit_vocabulary(targets, self.student_vocabulary_size)
+        scalars = {name: _gathered_scalar(shard.scalars[name][start:stop], rows) for name in self.reading.scalars}
+        if self.count_bytes:
+            scalars[TEXT_BYTES] = aligned.byte_lengths[positions + 1].astype(np.float32)
         return Example(
             aligned.input_ids,
             positions,
             gold_ids,
             targets,
-            {name: _gathered_scalar(shard.scalars[name][start:stop], rows) for name in self.reading.scalars},
+            scalars,
             source=self.source,
             unmapped=unmapped,
         )
+
+    def positions_per_sequence(self) -> list[tuple[str, int]]:
+        """Return the group of documents and the number of positions of each sequence, in the order of the items."""
+        return [
+            (sequence.group_id, len(aligned.positions()))
+            for shard in self.shards.tolist()
+            for sequence, aligned in zip(self.encoding.sequences(shard), self.alignment.sequences(shard), strict=True)
+        ]
 
     def _trained_positions(self, shard: int) -> int:
         return sum(count for kind, count in self.alignment.receipts[shard].kinds.items() if kind != KINDS[OUTSIDE])

@@ -7,6 +7,7 @@
 - ``stored``: what the cache's storing costs: the floor of the figures, and the bytes.
 - ``loading``: load the model that is evaluated, and say which it is.
 - ``evaluate``: a model over a split.
+- ``aligned``: the same for a student with its own tokenizer, per byte of text.
 - ``figures``: the figures as words.
 - ``card``: the card of an evaluation, to publish.
 - ``diagram``: the reliability diagram.

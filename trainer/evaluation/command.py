@@ -36,6 +36,7 @@ WHAT = {"all": "positions", "labels": "labels", "tokens": "positions of tokens"}
     help="If documents have labels: measure only labels, only the other tokens, or all.",
 )
 @click.option("--vocabulary", type=CacheType(), help="Folder of the student's vocabulary, if it is not the cache's.")
+@click.option("--alignment", help="Name of the alignment with the student's tokenizer, if it is not the cache's.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Sequences per forward pass.")
 @click.option(
     "--dtype",
@@ -72,6 +73,7 @@ def evaluate_command(
     split: "Split",
     positions: "Positions",
     vocabulary: "StorePath | None",
+    alignment: str | None,
     batch_size: int,
     dtype: "Dtype",
     original: Path | None,
@@ -86,6 +88,8 @@ def evaluate_command(
     No teacher is loaded, unless --original names it.
 
     STUDENT is a model folder, quantised or not, or a GGUF file.
+
+    With --alignment, a student with its own tokenizer is measured per byte of text.
 
     \b
     Example:
@@ -107,6 +111,11 @@ def evaluate_command(
     from trainer.evaluation.evaluate import evaluate_student
 
     disable_progress_bar()
+    if alignment is not None:
+        _check_aligned(positions, {"--vocabulary": vocabulary, "--original": original, "--plot": plot, "--card": card})
+        own = (alignment, encoding, teacher, split, batch_size, device, trust_remote_code, dtype)
+        _print_aligned(student, cache, as_json, *own)
+        return
     with open_reporter() as reporter:
         result = evaluate_student(
             *(student, cache, reporter, encoding, teacher, split, positions, vocabulary, batch_size, device),
@@ -122,6 +131,44 @@ def evaluate_command(
         draw_reliability(result, plot)
     if card is not None:
         _write_card(result, card, cache, encoding)
+
+
+def _check_aligned(positions: "Positions", options: dict[str, object]) -> None:
+    """Refuse what has no meaning for a student whose tokens are not the teacher's."""
+    given = [name for name, value in options.items() if value is not None]
+    given += [] if positions == "all" else ["--positions"]
+    if given:
+        raise click.UsageError(f"--alignment cannot be used together with {', '.join(given)}.")
+
+
+def _print_aligned(
+    student: Path,
+    cache: "StorePath",
+    as_json: bool,
+    alignment: str,
+    encoding: str | None,
+    teacher: str | None,
+    split: "Split",
+    *how: *tuple[int, str, bool, "Dtype"],
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from cache_tools.json_output import json_text
+    from cache_tools.progress.lines import open_reporter
+    from trainer.evaluation.aligned import evaluate_aligned_student
+    from trainer.evaluation.figures import aligned_figures
+
+    with open_reporter() as reporter:
+        result = evaluate_aligned_student(student, cache, alignment, reporter, encoding, teacher, split, *how)
+    if as_json:
+        click.echo(json_text(result))
+        return
+    title = f"{student} on {result.positions:,} {split} positions, {result.text_bytes:,} bytes"
+    table = Table("measure", "value", title=title)
+    for row in aligned_figures(result):
+        table.add_row(row.measure, row.value)
+    Console().print(table)
 
 
 def _write_card(result: "EvaluateResult", card: Path, cache: "StorePath", encoding: str | None) -> None:

@@ -20,7 +20,6 @@ import torch
 from transformers import PreTrainedModel
 
 from cache_tools.errors import ConfigError, IncompleteError
-from cache_tools.format import layout
 from cache_tools.format.layout import GOLD_LOGPROB
 from cache_tools.format.manifest import Split
 from cache_tools.progress.reporter import Advance, Reporter, ignore
@@ -31,7 +30,7 @@ from cache_tools.vocabularies.folder import read_vocabulary
 from cache_tools.vocabularies.union import UnionVocabulary
 from trainer.data.cached_sequences import CachedSequences
 from trainer.data.translation import check_vocabulary, student_ids
-from trainer.evaluation.loading import check_is_teacher, describe, load_evaluated
+from trainer.evaluation.loading import check_is_model, check_is_teacher, describe, device_of, load_evaluated
 from trainer.evaluation.measures import UNBIASED, UPPER_BOUND, Measures, measured_reading
 from trainer.evaluation.passes import measured, shared_batches
 from trainer.evaluation.results import EvaluateResult, Floor, OriginalFigures, Spread
@@ -89,16 +88,10 @@ def evaluate_student(
         IdentityError: ``original`` is not the model that was captured.
         LogitcaskError: As for :func:`evaluate_folder`, and whatever is wrong with the cache.
     """
-    if (student / layout.MANIFEST).exists():
-        raise ConfigError(
-            "the student's folder is a cache",
-            where=student,
-            expected="a model folder",
-            fix="Give the student's folder first and the cache second",
-        )
+    check_is_model(student)
     cached = Cache(cache).encoding(encoding).teacher(teacher)
     union = None if vocabulary is None else read_vocabulary(vocabulary)
-    place = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    place = device_of(device)
     tokens = cached.encoding.manifest.splits[split].tokens or None
     if original is not None:
         check_is_teacher(original, cached, union)
@@ -271,7 +264,15 @@ def measure(
     model.eval()  # before its head is looked at: dropout must not move a run's own draws
     over_positions = partial(fused_loss.over_positions, model, StudentHead.of(model))
     batches = shared_batches(len(dataset), batch_size)
-    return measured(over_positions, dataset, batches, model.device, progress, per_position=True)
+    measures = measures_of(dataset, model.device, per_position=True)
+    measured(over_positions, measures, dataset, batches, model.device, progress)
+    return measures
+
+
+def measures_of(dataset: CachedSequences, device: torch.device, per_position: bool = False) -> Measures:
+    """Begin to measure students on the sequences of :func:`evaluated_sequences`."""
+    translated = dataset.to is not None
+    return Measures.of(dataset.teacher, dataset.student_vocabulary_size, device, translated, per_position)
 
 
 def _teacher_cross_entropy(teacher: CachedTeacher, split: Split, rows: slice) -> float | None:

@@ -6,7 +6,7 @@ itself scored where it was run again. Small divergences are written with an expo
 
 from dataclasses import dataclass
 
-from trainer.evaluation.results import EvaluateResult, Floor, OriginalFigures, Spread
+from trainer.evaluation.results import AlignedEvaluateResult, EvaluateResult, Floor, OriginalFigures, Spread
 
 BOUND = {"upper bound": "at most ", "lower bound": "at least "}
 
@@ -68,6 +68,30 @@ def figures_of(result: EvaluateResult) -> list[Figure]:
     rows.append(Figure("the teacher's own cross-entropy", f"{result.teacher_cross_entropy_nats:.4f} nats", rounded))
     rows.append(Figure("the teacher's own perplexity", _number(result.teacher_perplexity)))
     return rows
+
+
+def aligned_figures(result: AlignedEvaluateResult) -> list[Figure]:
+    """Return the rows of an evaluation of a student with its own tokenizer, in reading order."""
+    rows = [Figure("code length of the text", f"{result.bits_per_byte:.4f} bits per byte")]
+    if result.low_bits_per_byte is not None:
+        ends = f"{result.low_bits_per_byte:.4f} to {result.high_bits_per_byte:.4f}"
+        rows.append(Figure(f"  95 % interval over {result.groups} documents", ends))
+    if result.teacher_bits_per_byte is not None:
+        rows.append(Figure("the teacher's own code length", f"{result.teacher_bits_per_byte:.4f} bits per byte"))
+    rows.append(Figure("cross-entropy per token of its own", f"{result.cross_entropy_nats:.4f} nats"))
+    if result.kl_to_teacher_nats_per_byte is not None:
+        value = f"{_nats(result.kl_to_teacher_nats_per_byte)} per byte"
+        rows.append(Figure(f"KL to the teacher, {result.kl_to_teacher_is}", value))
+    rows.append(Figure("same most likely token as the teacher", _share(result.top1_agreement)))
+    covered = result.coverage
+    counts = {
+        "exact": covered.exact,
+        "composed": covered.composed,
+        "same prefix": covered.prefix,
+        "no row": covered.none,
+    }
+    shares = (f"{name} {count / max(covered.positions, 1):.1%}" for name, count in counts.items())
+    return [*rows, Figure("positions", ", ".join(shares))]
 
 
 def floor_words(floor: Floor) -> str:

@@ -10,7 +10,9 @@ from textwrap import shorten
 import torch
 from transformers import PreTrainedModel
 
+from cache_tools.alignments.stored import Alignment
 from cache_tools.errors import ConfigError, IdentityError, ModelError
+from cache_tools.format import layout
 from cache_tools.models.files import is_gguf, weight_files, weights_sha256
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.torch_models.loading import ADAPTER_SETTINGS, LOADING_ERRORS, auto_class
@@ -21,7 +23,7 @@ from trainer.evaluation.results import EvaluatedModel
 from trainer.student.cached_loss import vocabulary_size
 from trainer.student.checkpoint import FINAL, load_student
 from trainer.student.finite import check_student
-from trainer.student.student import check_vocabulary_size
+from trainer.student.student import check_length, check_vocabulary_size
 from trainer.tokenizers.cached import check_tokenizer, student_tokenizer
 from trainer.tokenizers.check import check_behaviour
 
@@ -33,8 +35,9 @@ def load_evaluated(
     union: UnionVocabulary | None = None,
     dtype: str = "float32",
     trust_remote_code: bool = False,
+    alignment: Alignment | None = None,
 ) -> PreTrainedModel:
-    """Load a model on a device, if it splits text as the cache does and its weights are numbers.
+    """Load a model on a device, if it splits text as the cache or its alignment does and its weights are numbers.
 
     Args:
         source: A model folder or a GGUF file.
@@ -43,13 +46,16 @@ def load_evaluated(
         union: The student's vocabulary, if it is not the cache's own.
         dtype: Type in which it computes; ``auto`` is the type of the checkpoint.
         trust_remote_code: Run Python code that comes with the model.
+        alignment: The alignment with the student's own tokenizer, if it has one.
 
     Raises:
-        ModelError: There is no model that can be loaded, or its weights are not finite.
-        IdentityError: Its tokenizer is not the cache's, or the union's.
+        ModelError: There is no model that can be loaded, its weights are not finite, or it reads only shorter texts.
+        IdentityError: Its tokenizer is not the cache's, the union's or the alignment's.
     """
-    vocabulary = student_vocabulary(union, teacher.encoding)
-    model = _loaded(source, teacher, union, dtype, trust_remote_code)
+    vocabulary = student_vocabulary(union, teacher.encoding) if alignment is None else alignment.manifest.vocabulary
+    model = _loaded(source, teacher, union, dtype, trust_remote_code, alignment)
+    if alignment is not None:
+        check_length(model, alignment.longest_tokens, str(source))
     check_vocabulary_size(vocabulary_size(model), vocabulary, type(model).__name__)
     check_student(model, source, "Evaluate an earlier checkpoint, or train again with a lower learning rate")
     torch.nn.Module.to(model, device)
@@ -73,6 +79,28 @@ def describe(model: PreTrainedModel, source: Path | None) -> EvaluatedModel:
         weight_bytes=size,
         sha256=weights_sha256(source),
     )
+
+
+def check_is_model(student: Path) -> None:
+    """Refuse a cache in the place of the student.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if (student / layout.MANIFEST).exists():
+        raise ConfigError(
+            "the student's folder is a cache",
+            where=student,
+            expected="a model folder",
+            fix="Give the student's folder first and the cache second",
+        )
+
+
+def device_of(device: str) -> str:
+    """Return a torch device by name; ``auto`` is a GPU if there is one."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def check_is_teacher(source: Path, teacher: CachedTeacher, union: UnionVocabulary | None) -> None:
@@ -102,16 +130,22 @@ def check_is_teacher(source: Path, teacher: CachedTeacher, union: UnionVocabular
 
 
 def _loaded(
-    folder: Path, teacher: CachedTeacher, union: UnionVocabulary | None, dtype: str, trust_remote_code: bool
+    folder: Path,
+    teacher: CachedTeacher,
+    union: UnionVocabulary | None,
+    dtype: str,
+    trust_remote_code: bool,
+    alignment: Alignment | None,
 ) -> PreTrainedModel:
-    """Load a student, if it splits text as the cache does."""
+    """Load a student, if it splits text as the cache or its alignment does."""
     encoding = teacher.encoding
+    vocabulary = student_vocabulary(union, encoding) if alignment is None else alignment.manifest.vocabulary
     try:
         if not (folder.is_file() if is_gguf(folder) else folder.is_dir()):  # transformers would ask the hub for it
             raise FileNotFoundError("no such folder or GGUF file")
-        check_tokenizer(str(folder), student_vocabulary(union, encoding), remote=trust_remote_code)
+        check_tokenizer(str(folder), vocabulary, remote=trust_remote_code)
         if union is None or union.read:  # of a union of vocabularies, only longest matches are compared
-            tokenizer = student_tokenizer(None, encoding)
+            tokenizer = student_tokenizer(None, encoding, alignment)
             check_behaviour(str(folder), tokenizer, encoding, trust_remote_code=trust_remote_code)
         auto = auto_class(encoding.manifest.objective)
         return load_student(auto, folder, dtype=dtype, trust_remote_code=trust_remote_code)

@@ -2,18 +2,29 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from cache_tools.mappings import ModelInputs
 from cache_tools.progress.reporter import Advance, ignore
 from trainer.data.binding import IGNORED
-from trainer.data.cached_sequences import CachedSequences, collate, to_device
-from trainer.evaluation.measures import Measures, Sums
+from trainer.data.cached_sequences import Example, collate, to_device
+from trainer.evaluation.measures import Sums
 from trainer.losses.distillation_loss import TeacherRows
 from trainer.student import fused_loss
+
+
+class Measurement(Protocol):
+    """Sums over positions: of ``measures.Measures`` or ``aligned.AlignedMeasures``."""
+
+    def sums(self, logits_NV: Tensor, gold_N: Tensor, teacher_rows: TeacherRows) -> Sums:
+        """Return the sums of some rows, ``loss`` among them."""
+
+    def add(self, sums: Sums) -> None:
+        """Count the sums of a batch."""
 
 
 @dataclass(frozen=True)
@@ -43,24 +54,22 @@ def shared_batches(num_sequences: int, batch_size: int, rank: int = 0, world_siz
 @torch.no_grad()
 def measured(
     over_positions: Callable[[ModelInputs, Tensor, fused_loss.LossOf], Sums],
-    dataset: CachedSequences,
+    measures: Measurement,
+    dataset: Dataset[Example],
     shared: SharedBatches,
     device: torch.device,
     progress: Advance = ignore,
-    per_position: bool = False,
-) -> Measures:
-    """Return the sums of one rank's share; arguments as for :func:`measure`.
+) -> None:
+    """Add the sums of one rank's share to measures.
 
     Args:
         over_positions: Runs the student, as ``fused.over_positions`` of a model and its head.
-        dataset: From :func:`evaluated_sequences`.
+        measures: What is measured; values of single positions are those of repeated batches, too.
+        dataset: The sequences, with what the measures need.
         shared: Which of its sequences to read.
         device: Where the student is.
         progress: Called with the number of tokens of each batch.
-        per_position: Keep the KL of each position too, repeated batches included.
     """
-    translated = dataset.to is not None
-    measures = Measures.of(dataset.teacher, dataset.student_vocabulary_size, device, translated, per_position)
     own_draws = torch.Generator()  # a loader would take a seed from the run's
     loader = DataLoader(dataset, batch_sampler=shared.batches, collate_fn=collate, generator=own_draws)
     for number, batch in enumerate(loader):
@@ -77,4 +86,3 @@ def measured(
         sums = over_positions(inputs, kept, sums_of)
         measures.add(sums if number < shared.num_counted else {name: 0 * value for name, value in sums.items()})
         progress(int(batch["attention_mask"].sum()))
-    return measures

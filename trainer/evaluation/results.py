@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cache_tools.alignments.coverage import Coverage
 from cache_tools.format.manifest import Split
 
 
@@ -33,6 +34,34 @@ class MeanMeasures:
     calibration_error: float
     acceptance: float | None
     acceptance_is: str | None
+
+
+@dataclass(frozen=True)
+class AlignedMeans:
+    """What was measured of a student with its own tokenizer; ``aligned.py`` defines each figure.
+
+    Attributes:
+        positions: Number of the student's positions that it is measured on.
+        text_bytes: Bytes of text that its tokens behind these positions cover.
+        bits_per_byte: Code length of that text under the student.
+        cross_entropy_nats: Mean of -ln q(gold token) over the student's own tokens; not comparable between tokenizers.
+        kl_to_teacher_nats_per_byte: KL(teacher || student) at positions with a row, per byte of the tokens there; None
+            if the cached targets are random draws, or no position has a row.
+        kl_to_teacher_is: How exact that is: ``biased`` through the map of equal bytes, with the same tokenizer as
+            without an alignment; None if the cached targets are random draws.
+        top1_agreement: Share of the positions with a row at which both have the same most likely token, by its bytes,
+            in [0, 1]; None if no position has a row.
+        aligned_share: Share of the positions that have a row of the teacher, in [0, 1].
+    """
+
+    positions: int
+    text_bytes: int
+    bits_per_byte: float
+    cross_entropy_nats: float
+    kl_to_teacher_nats_per_byte: float | None
+    kl_to_teacher_is: str | None
+    top1_agreement: float | None
+    aligned_share: float
 
 
 @dataclass(frozen=True)
@@ -207,4 +236,35 @@ class EvaluateResult(MeanMeasures):
     teacher: str
     stored: StoredBytes
     reliability: tuple[ReliabilityBin, ...]
+    seconds: float = field(compare=False)
+
+
+@dataclass(frozen=True)
+class AlignedEvaluateResult(AlignedMeans):
+    """A student with its own tokenizer, the text and the teacher: the fields of ``AlignedMeans`` and these.
+
+    Attributes:
+        split: ``held_out`` or ``train``.
+        alignment: Name of the alignment with the student's tokenizer.
+        low_bits_per_byte: Lower end of the 95 % interval of the code length, by drawing groups of documents with
+            replacement; None if there is only one group.
+        high_bits_per_byte: Upper end of the interval.
+        groups: Number of groups of documents.
+        teacher_bits_per_byte: Code length of the text under the teacher, with its own tokens; None if the cache does
+            not hold its log-probabilities of the text.
+        coverage: How the measured positions correspond to the teacher's.
+        model: The evaluated model.
+        teacher: Name of the cached teacher.
+        seconds: Wall-clock time of the evaluation; two results are equal whatever time they took.
+    """
+
+    split: Split
+    alignment: str
+    low_bits_per_byte: float | None
+    high_bits_per_byte: float | None
+    groups: int
+    teacher_bits_per_byte: float | None
+    coverage: Coverage
+    model: EvaluatedModel
+    teacher: str
     seconds: float = field(compare=False)

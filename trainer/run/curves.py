@@ -36,6 +36,7 @@ PANELS: dict[str, tuple[Series, ...]] = {
         ("jensen_shannon_nats", "Jensen–Shannon divergence", ORANGE),
         ("eval_kl_to_teacher_nats", "KL to the teacher, held out", ORANGE),
     ),
+    "bits per byte": (("eval_bits_per_byte", "code length, held out", BLUE),),
     "share of positions, %": (
         ("total_variation", "total variation", PURPLE),
         ("eval_top1_agreement", "same best token as the teacher, held out", GREEN),

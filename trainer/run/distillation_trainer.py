@@ -21,6 +21,8 @@ from trainer.data.cached_sequences import Batch, CachedSequences
 from trainer.data.sampler import ShardWindowSampler
 from trainer.data.several_caches import MixedOrder
 from trainer.data.sources import TrainingSequences, order_of
+from trainer.evaluation.aligned import AlignedMeasures, AlignedSplit
+from trainer.evaluation.evaluate import measures_of
 from trainer.evaluation.passes import measured, shared_batches
 from trainer.run.checkpointing_trainer import CheckpointingTrainer
 from trainer.run.checkpoints import broadcast_choice
@@ -158,12 +160,14 @@ class DistillationTrainer(CheckpointingTrainer):
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """Measure the student on the held-out split as ``logitcask evaluate`` does; ranks share the split."""
-        assert isinstance(self.eval_dataset, CachedSequences)
         module, dataset, arguments = self._distilled(), self.eval_dataset, self.args
+        assert isinstance(dataset, CachedSequences | AlignedSplit)
+        device = module.student.device
+        measures = AlignedMeasures.of(dataset) if isinstance(dataset, AlignedSplit) else measures_of(dataset, device)
         shared = shared_batches(len(dataset), arguments.eval_batch_size, arguments.process_index, arguments.world_size)
         module.eval()
         with self.compute_loss_context_manager():
-            measures = measured(module.over_positions, dataset, shared, module.student.device)
+            measured(module.over_positions, measures, dataset, shared, device)
         measures.totals = self._over_ranks(measures.totals)
         means = {name: value for name, value in vars(measures.means()).items() if value is not None}
         metrics: dict[str, float] = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}

@@ -15,7 +15,6 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from cache_tools.errors import ConfigError
 from cache_tools.progress.lines import open_reporter
 from cache_tools.progress.reporter import Reporter
 from cache_tools.separate_places import require_outside
@@ -24,6 +23,8 @@ from cache_tools.vocabularies.folder import save_token_map
 from trainer.config.model_keys import check_config_keys
 from trainer.config.student_file import StudentConfig, StudentModelConfig
 from trainer.config.training_arguments import training_arguments
+from trainer.data.cached_sequences import CachedSequences
+from trainer.evaluation.aligned import AlignedSplit
 from trainer.evaluation.evaluate import evaluated_sequences
 from trainer.loop.distillation import distillation_of
 from trainer.loop.inputs import Inputs, open_inputs
@@ -64,7 +65,6 @@ def run_training(config: StudentConfig) -> TrainResult:
     began = monotonic()
     arguments = training_arguments(config)
     check_config_keys(config.student.config or {})
-    _check_measures(config, arguments)
     output, first = Path(str(arguments.output_dir)), arguments.process_index == 0
     with open_reporter(arguments.process_index, arguments.world_size) if first else Reporter() as reporter:
         reporter.stage("checking the student file and its caches", None)
@@ -76,18 +76,6 @@ def run_training(config: StudentConfig) -> TrainResult:
         if not is_finished(output):
             _train(config, arguments, inputs, record, reporter)
     return train_result(output, monotonic() - began)
-
-
-def _check_measures(config: StudentConfig, arguments: TrainingArguments) -> None:
-    """Refuse to measure a student with its own tokenizer: the measures compare it with rows of the cache's tokens."""
-    if config.alignment is not None and (arguments.do_eval or arguments.eval_on_start):
-        raise ConfigError(
-            "a student with its own tokenizer cannot be measured on the held-out split during training",
-            where="training.eval_strategy",
-            expected="no evaluation, with alignment",
-            why="the measures compare it with predictions over the cache's own tokens",
-            fix="Leave eval_strategy and eval_on_start out",
-        )
 
 
 def _train(
@@ -155,7 +143,7 @@ def _make_trainer(
         model=model,
         args=arguments,
         train_dataset=parts.dataset,
-        eval_dataset=evaluated_sequences(teachers[0], "held_out", width, inputs.union) if is_measured else None,
+        eval_dataset=_measured_sequences(inputs, width) if is_measured else None,
         data_collator=parts.collate,
         processing_class=tokenizer,
         callbacks=[RunFile(output, record), MetricsFile(output), KeptTokens(student)],
@@ -164,6 +152,13 @@ def _make_trainer(
     trainer.remove_callback(transformers.ProgressCallback)
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
+
+
+def _measured_sequences(inputs: Inputs, student_vocabulary_size: int) -> CachedSequences | AlignedSplit:
+    """Return the held-out split with all that the measures of this student need."""
+    if inputs.alignment is not None:
+        return AlignedSplit(inputs.teachers[0], inputs.alignment, "held_out", student_vocabulary_size)
+    return evaluated_sequences(inputs.teachers[0], "held_out", student_vocabulary_size, inputs.union)
 
 
 def _save_final(trainer: DistillationTrainer, config: StudentConfig, inputs: Inputs, output: Path) -> None:

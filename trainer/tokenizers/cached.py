@@ -47,7 +47,8 @@ def require_vocabulary(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabular
             expected=f"vocabulary {vocabulary.fingerprint[:12]}… ({vocabulary.size} ids)",
             found=f"{actual[:12]}… ({len(tokenizer)} ids)",
             why="it would be compared on ids that mean other tokens",
-            fix="If it was trained with a vocabulary, name that one; otherwise capture an encoding with its tokenizer",
+            fix="If it was trained with a vocabulary or an alignment, name that; otherwise align the cache with its "
+            "tokenizer, or capture an encoding with it",
         )
 
 
