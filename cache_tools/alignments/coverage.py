@@ -144,7 +144,7 @@ def report(alignment: Alignment, examples: int = 3, progress: Advance = ignore) 
     sizes = np.zeros(3, np.int64)
     for shard in range(len(alignment.encoding.shards)):
         for sequence, aligned in _pairs(alignment, shard):
-            counts = _counts(aligned)
+            counts = counts_of(aligned)
             groups[sequence.group_id] = groups.get(sequence.group_id, np.zeros(4, np.int64)) + counts
             sizes += (len(sequence.text.encode()), len(sequence.input_ids), len(aligned.input_ids))
             if counts.sum() >= FEWEST_POSITIONS and examples:
@@ -163,9 +163,9 @@ def report(alignment: Alignment, examples: int = 3, progress: Advance = ignore) 
         teacher_tokens=int(sizes[1]),
         student_tokens=int(sizes[2]),
         longest_tokens=alignment.longest_tokens,
-        coverage=_coverage(sum(groups.values(), np.zeros(4, np.int64))),
+        coverage=coverage_from(sum(groups.values(), np.zeros(4, np.int64))),
         num_groups=len(groups),
-        groups=[GroupCoverage(group, _coverage(counts)) for group, counts in ranked[:SHOWN_GROUPS]],
+        groups=[GroupCoverage(group, coverage_from(counts)) for group, counts in ranked[:SHOWN_GROUPS]],
         examples=[_example(alignment, -number, tokens) for _, number in sorted(worst, reverse=True)],
     )
 
@@ -177,15 +177,15 @@ def coverage_of(alignment: Alignment, shards: list[int]) -> Coverage:
         IncompleteError: one of them has not been aligned.
         DamageError: a table is missing or not what was written.
     """
-    counts = [_counts(aligned) for shard in shards for aligned in alignment.sequences(shard)]
-    return _coverage(sum(counts, np.zeros(4, np.int64)))
+    counts = [counts_of(aligned) for shard in shards for aligned in alignment.sequences(shard)]
+    return coverage_from(sum(counts, np.zeros(4, np.int64)))
 
 
 def _pairs(alignment: Alignment, shard: int) -> Iterator[tuple[Sequence, AlignedSequence]]:
     yield from zip(alignment.encoding.sequences(shard), alignment.sequences(shard), strict=True)
 
 
-def _classes(aligned: AlignedSequence) -> Counts:
+def classes_of(aligned: AlignedSequence) -> Counts:
     """Return the class of each position that a student is trained on: (p,) EXACT, IN_CHAIN, PREFIX or WITHOUT."""
     at = aligned.positions()
     kinds, rows = aligned.kinds[at], aligned.first_rows[at]
@@ -194,11 +194,13 @@ def _classes(aligned: AlignedSequence) -> Counts:
     return result
 
 
-def _counts(aligned: AlignedSequence) -> Counts:
-    return np.bincount(_classes(aligned), minlength=4)
+def counts_of(aligned: AlignedSequence) -> Counts:
+    """Return the number of positions of each class: (4,)."""
+    return np.bincount(classes_of(aligned), minlength=4)
 
 
-def _coverage(counts: Counts) -> Coverage:
+def coverage_from(counts: Counts) -> Coverage:
+    """Return numbers of positions by class, (4,), by their names."""
     return Coverage(int(counts.sum()), *map(int, counts))
 
 
@@ -210,22 +212,27 @@ def _example(alignment: Alignment, sequence_id: int, tokens: TokenBytes) -> Alig
     text = sequence.text.encode()
     student_ends = np.cumsum(aligned.byte_lengths.astype(np.int64))
     student_starts = student_ends - aligned.byte_lengths
-    first = _least_covered(aligned, student_starts)
+    first = least_covered(aligned, student_starts)
     spans = cached_spans(sequence, tokens)
     return AlignedExample(
         sequence_id,
         sequence.document_id,
-        _coverage(_counts(aligned)),
+        coverage_from(counts_of(aligned)),
         first,
         _shown(text, spans.starts, spans.ends, first),
         _shown(text, student_starts, student_ends, first),
     )
 
 
-def _least_covered(aligned: AlignedSequence, starts: Ints) -> int:
-    """Return the byte at which the stretch with the most positions that are neither exact nor composed begins."""
+def least_covered(aligned: AlignedSequence, starts: Ints) -> int:
+    """Return the byte at which the stretch with the most positions that are neither exact nor composed begins.
+
+    Args:
+        aligned: A sequence with a position at least.
+        starts: (n,) the byte at which each of the student's tokens begins.
+    """
     begins = starts[aligned.positions() + 1]
-    uncovered = begins[_classes(aligned) >= PREFIX]
+    uncovered = begins[classes_of(aligned) >= PREFIX]
     if not len(uncovered):
         return int(begins[0])
     in_stretch = np.searchsorted(uncovered, uncovered + SHOWN_BYTES) - np.arange(len(uncovered))

@@ -10,6 +10,7 @@ In reading order:
 - ``guard``: who may ask, and what a browser may do with the answers.
 - ``pages``: what the pages show, as data.
 - ``overview``: the statistics of the first page, from a sample that is read in the background.
+- ``alignments``: a text as two tokenizers cut it.
 - ``search``: searches that stop and continue when asked.
 - ``web/``: the page itself.
 """

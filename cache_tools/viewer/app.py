@@ -7,6 +7,8 @@
     /api/summary                                         inspection.summary.CacheSummary
     /api/{encoding}/sample                               overview.OverviewSample
     /api/{encoding}/find?by=…&query=…&teacher=…&after=…   search.SearchPage
+    /api/{encoding}/alignments/{name}/worst?after=…       alignments.WorstPage
+    /api/{encoding}/alignments/{name}/{number}           alignments.AlignedView
     /api/{encoding}/sequences/{number}                   pages.HeatView
     /api/{encoding}/sequences/{number}/{position}?top=…   inspection.views.PositionView
 
@@ -30,6 +32,7 @@ from cache_tools.errors import ConfigError, FormatError, IncompleteError, Logitc
 from cache_tools.json_output import json_ready
 from cache_tools.storage import StorePath
 from cache_tools.store.reader import Encoding
+from cache_tools.viewer.alignments import aligned_view, open_alignment, worst_aligned
 from cache_tools.viewer.guard import Guard
 from cache_tools.viewer.overview import Samples
 from cache_tools.viewer.pages import OpenCache, alternatives, heat, pictured
@@ -68,6 +71,8 @@ def make_app(path: StorePath, host: str = "127.0.0.1", token: str | None = None)
         Route("/api/summary", pages.summary),
         Route("/api/{encoding}/sample", pages.sample),
         Route("/api/{encoding}/find", pages.find),
+        Route("/api/{encoding}/alignments/{name}/worst", pages.worst_aligned),
+        Route("/api/{encoding}/alignments/{name}/{number}", pages.aligned),
         Route("/api/{encoding}/sequences/{number}", pages.sequence),
         Route("/api/{encoding}/sequences/{number}/{position}", pages.position),
         Mount("/static", StaticFiles(directory=WEB)),
@@ -101,6 +106,15 @@ class _Pages:
     def position(self, request: Request) -> Response:
         number, position, top = (_number(request, name) for name in ("number", "position", "top"))
         return JSONResponse(json_ready(alternatives(self._opened, self._encoding(request), number, position, top)))
+
+    def worst_aligned(self, request: Request) -> Response:
+        alignment = open_alignment(self._encoding(request), request.path_params["name"])
+        with self._scan:
+            return JSONResponse(json_ready(worst_aligned(alignment, _number(request, "after"))))
+
+    def aligned(self, request: Request) -> Response:
+        alignment = open_alignment(self._encoding(request), request.path_params["name"])
+        return JSONResponse(json_ready(aligned_view(alignment, _number(request, "number"))))
 
     def find(self, request: Request) -> Response:
         encoding, parameters = self._encoding(request), request.query_params

@@ -84,7 +84,7 @@ def look_for_text(
     except IndexError as error:
         raise ConfigError(f"there is no sequence {after}", where=encoding.path) from error
     listed: list[ListedSequence] = []
-    shards = _within(seconds, range(first, num_shards))
+    shards = within(seconds, range(first, num_shards))
     for shard, matches in enumerate(text_by_shard(encoding, shards, document_id, text, _text_entry), first):
         listed += [entry for entry in matches if entry.sequence_id >= after]
         if len(listed) > RESULTS:
@@ -120,13 +120,13 @@ def look_for_highest(
     order = np.random.default_rng(0).permutation(committed)[after:].tolist()
     best: list[ListedSequence] = []
     looked = after
-    for ranked in highest_by_shard(encoding, _within(seconds, order), measure, RESULTS, _measured_entry):
+    for ranked in highest_by_shard(encoding, within(seconds, order), measure, RESULTS, _measured_entry):
         best = sorted([*best, *(entry for _, entry in ranked)], key=_rank, reverse=True)[:RESULTS]
         looked += 1
     return SearchPage(tuple(best), looked if looked < len(committed) else None, looked, len(committed))
 
 
-def _within(seconds: float, shards: Iterable[int]) -> Iterator[int]:
+def within(seconds: float, shards: Iterable[int]) -> Iterator[int]:
     """Yield shards until the time is over, but at least one."""
     end = time.monotonic() + seconds
     for shard in shards:

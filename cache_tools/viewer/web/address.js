@@ -5,10 +5,13 @@
 //     #/{encoding}                          the same, with the list of another encoding
 //     #/{encoding}/{number}                 a sequence as a heat map
 //     #/{encoding}/{number}/{i}             and the predictions of its token i
+//     #/{encoding}/alignments/{name}        how a student's tokenizer covers the text, and its worst sequences
+//     #/{encoding}/alignments/{name}/{number}/{byte}   a sequence as both tokenizers cut it, marked at a byte
 //
 //     colour, of            what tokens are coloured by, and the teacher or pair
 //     top=all               all kept tokens of a position are listed
 //     search, query, teacher, after, until     the list at the left
+//     looked                how many shards the worst sequences of an alignment were sought in, if not as many as at first
 //     place                 how far the page is scrolled: a section, or a token of the sequence
 
 /** The path's parts; those of a broken address are those of the first page. */

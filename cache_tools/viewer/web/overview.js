@@ -1,5 +1,6 @@
 // The first page: what the cache holds, teacher by teacher, and what a sample of it shows.
 
+import { alignmentLinks } from "./alignment.js";
 import { count, decimal, element, percent } from "./page.js";
 import { fillSample } from "./sample.js";
 import { saveButtons } from "./save.js";
@@ -28,6 +29,7 @@ function encodingSection({ encoding, statistics }) {
       ...["documents", "sequences", "tokens", "positions"].map((name) =>
         element("div", {}, element("dt", { text: name }), element("dd", { text: count(total(name)) })))),
     ...encoding.teachers.map((teacher) => card(teacher, encoding)),
+    ...[alignmentLinks(encoding)].filter((node) => node !== null),
     statistics);
 }
 

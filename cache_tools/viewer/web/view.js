@@ -1,6 +1,7 @@
 // The viewer: shows the page that the address describes (see address.js), and answers the keyboard.
 
 import { arrive, followPlace, go, keepOptionsOnLinks, options, parts, replace, seekPlace, setOptions } from "./address.js";
+import { ALIGNMENTS, alignmentLinks, alignmentPage, cutPage } from "./alignment.js";
 import { ALL, LISTED, distribution } from "./distribution.js";
 import { MEASURES, colour, heatMap, heatRows, legend, subjects } from "./heat.js";
 import { leaveSearch, listOf, mark, neighbour, restoreList, setUp } from "./list.js";
@@ -15,6 +16,7 @@ let summary = null;
 let encoding = null; // of the summary
 let view = null; // of the sequence that is open
 let map = null; // its heat map
+let cut = null; // the alignment that is open, {name, number or null}
 let step = 0; // counts what is shown; an answer that is late is discarded
 
 const api = (...path) => [encoding.name, "sequences", ...path].map(encodeURIComponent).join("/");
@@ -51,6 +53,9 @@ async function route() {
   const [name, number, index] = parts();
   useEncoding(name);
   seekPlace();
+  if (number === ALIGNMENTS && index !== undefined && encoding) return openAlignment(index, parts().slice(3), mine);
+  cut = null;
+  setOptions({ looked: null });
   if (number === undefined || !encoding) return openOverview();
   if (view === null || String(view.sequence_id) !== number || view.encoding !== encoding.name) await openSequence(number, mine);
   else repaint(byId("main").querySelector(".controls"));
@@ -69,6 +74,28 @@ async function openOverview() {
   byId("main").scrollTop = 0;
   arrive(byId("main"), false);
   await fill();
+  arrive(byId("main"));
+}
+
+/** Show an alignment, or with a number a sequence as both tokenizers cut it. */
+async function openAlignment(name, [number, byte], mine) {
+  view = null;
+  cut = { name, number: number === undefined ? null : Number(number) };
+  mark(cut.number);
+  closePanel();
+  if (number !== undefined) setOptions({ looked: null });
+  byId("main").setAttribute("aria-busy", "true");
+  let content;
+  try {
+    content = await (number === undefined ? alignmentPage(encoding.name, name) : cutPage(encoding.name, name, number, byte === undefined ? undefined : Number(byte)));
+  } catch (error) {
+    content = [problem(error)];
+  }
+  if (mine !== step) return;
+  byId("main").removeAttribute("aria-busy");
+  byId("main").replaceChildren(...content);
+  byId("main").scrollTop = 0;
+  if (options().get("place") === null) byId("main").querySelector(".worst")?.scrollIntoView({ block: "center" });
   arrive(byId("main"));
 }
 
@@ -114,9 +141,10 @@ function sequencePage() {
     element("p", { class: "quiet" }, "Document ", element("bdi", { class: "strong", text: view.document_id }),
       ` · ${view.split} · ${count(view.tokens.length)} tokens, ${count(predicted)} predicted`,
       view.absent.length ? ` · not captured yet by ${view.absent.join(", ")}` : ""),
+    alignmentLinks(encoding, view.sequence_id),
     controls,
     map,
-  ];
+  ].filter((node) => node !== null);
 }
 
 /** Colour the tokens, and show the choices and their legend. */
@@ -214,6 +242,10 @@ function leaveToken() {
 }
 
 function move(by) {
+  if (cut && cut.number !== null) {
+    if (cut.number + by >= 0) go(encoding.name, ALIGNMENTS, cut.name, cut.number + by);
+    return;
+  }
   if (!view) {
     document.querySelector("#list a")?.click();
     return;
@@ -238,7 +270,8 @@ function keyed(event) {
 function leave(typing) {
   if (typing) document.activeElement.blur();
   else if (!byId("panel").hidden) leaveToken();
-  else if (view) go(encoding.name);
+  else if (cut && cut.number !== null) go(encoding.name, ALIGNMENTS, cut.name);
+  else if (view || cut) go(encoding.name);
   else leaveSearch();
 }
 
