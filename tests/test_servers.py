@@ -111,10 +111,10 @@ FAULTS = {
     "no gold": (ModelError, "a row lacks the token that the text has there", "token 1"),
     "beyond": (IdentityError, "a row holds an id beyond the vocabulary (expected ids below 300", "config.json"),
     "busy": (ModelError, "the server does not answer", "state 503: the engine is restarting"),
-    "slow": (ModelError, "the server does not answer (found nothing within 0.05 seconds)", "same shard"),
-    "hangs up": (ModelError, "the server does not answer (found no connection", "continues at the same shard"),
+    "slow": (ModelError, "the server does not answer (found nothing within 0.05 seconds)", "continues where it"),
+    "hangs up": (ModelError, "the server does not answer (found no connection", "continues where it stopped"),
     "no json": (ModelError, "the server's answer is no JSON object", "<html>welcome"),
-    "endless": (ModelError, "the server's answer is longer than its rows can be", "at most 1,"),
+    "endless": (ModelError, "the server's answer is longer than what it was asked for can be", "at most 1,"),
 }
 """What a server does, by its name in the stub, and what the refusal says of it."""
 

@@ -187,9 +187,12 @@ class Policy(Document):
     """A model that wrote completions, and how.
 
     Attributes:
-        weights: Hash of its weight files and configuration, as in a teacher's identity.
-        dtype: Type in which it computed.
+        weights: Hash of its weight files and configuration, as in a teacher's identity; None where nobody could read
+            them. With an ``engine``, they are those of the folder that the user named as the one that is served.
+        dtype: Type in which it computed; None if unknown.
         quantisation: How its weights are stored, if they are quantised.
+        engine: The server that ran it: ``name``, ``version``, ``model`` as the server names it, and ``request``; None
+            for transformers.
         tokenizer: Fingerprints of its tokenizer, ``behaviour`` and ``vocabulary``, as in an encoding's identity.
         sampling: How tokens were drawn.
         student: The training run that it comes from; None for a model that is no student of this program.
@@ -197,9 +200,10 @@ class Policy(Document):
         software: For people: what ran it.
     """
 
-    weights: Sha256
-    dtype: str
+    weights: Sha256 | None
+    dtype: str | None
     quantisation: str | None = None
+    engine: JsonObject | None = Field(default=None, exclude_if=lambda engine: engine is None)
     tokenizer: dict[str, str]
     sampling: Sampling
     student: StudentOrigin | None = None

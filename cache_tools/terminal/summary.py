@@ -85,7 +85,9 @@ def policy_words(policy: Policy) -> str:
     if policy.student is not None:
         step = "" if policy.student.step is None else f" at step {policy.student.step:,}"
         words.append(f"student of run {policy.student.run[:FINGERPRINT_DIGITS]}{step}")
-    return ", ".join(words) + f" · weights {policy.weights[:FINGERPRINT_DIGITS]}"
+    weights = "unknown" if policy.weights is None else policy.weights[:FINGERPRINT_DIGITS]
+    stated = "" if policy.engine is None or policy.weights is None else " (of the folder that was named as served)"
+    return ", ".join(words) + f" · weights {weights}{stated}"
 
 
 def _teacher_table(teacher: TeacherSummary, splits: Mapping[Split, SplitTotals]) -> Table:

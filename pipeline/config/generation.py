@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from cache_tools.configuration import Config
+from pipeline.config.engines import ELSEWHERE, WritingServerConfig
 from pipeline.config.teacher import TeacherConfig
 from pipeline.corpus.config import CorpusConfig
 
@@ -14,13 +15,16 @@ class PolicyConfig(Config):
     """The model that writes: a teacher, or a student's ``final`` folder.
 
     Attributes:
-        model: Local folder or hub id of the model.
+        model: Local folder or hub id of the model. Of a model that a server runs, the tokenizer and the configuration
+            suffice.
         revision: Branch, tag or commit of a hub id.
-        dtype: Type in which the forward pass computes; ``auto`` is the type of the checkpoint.
+        dtype: Type in which the forward pass computes; ``auto`` is the type of the checkpoint. Of a server it is what
+            you know of it, and ``auto`` is recorded as unknown.
         trust_remote_code: Run Python code that comes with the model. Only for models you trust.
         device: Device of the model; ``auto`` takes a GPU when there is one.
         device_map: For a model larger than one device, instead of ``device``; as of a teacher.
         attention: Attention implementation, by its name in transformers; default: the choice of transformers.
+        engine: A server that runs the model; default: transformers, in this process.
     """
 
     model: str
@@ -30,15 +34,23 @@ class PolicyConfig(Config):
     device: str = "auto"
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, int | str] | None = None
     attention: str | None = None
+    engine: WritingServerConfig | None = None
 
     @model_validator(mode="after")
     def _one_placement(self) -> "PolicyConfig":
         self.as_teacher()
         return self
 
+    @model_validator(mode="after")
+    def _left_to_the_server(self) -> "PolicyConfig":
+        given = [key for key in ("device", "device_map", "attention") if key in self.model_fields_set]
+        if self.engine is not None and given:
+            raise ValueError(f"engine and {given[0]} exclude each other: {ELSEWHERE}")
+        return self
+
     def as_teacher(self) -> TeacherConfig:
         """Return the block of a teacher that is loaded in the same way."""
-        return TeacherConfig(name="policy", **self.model_dump())
+        return TeacherConfig(name="policy", **self.model_dump(exclude={"engine"}))
 
 
 class SamplingConfig(Config):
@@ -50,7 +62,8 @@ class SamplingConfig(Config):
         top_k: Draw only from so many of the likeliest tokens; 0 draws from all.
         max_new_tokens: Length at which a completion is cut.
         samples_per_prompt: Completions of each prompt; more than one need a temperature above 0.
-        seed: Seed of the draws; each draw depends on (seed, id of the prompt, number of the sample, position) alone.
+        seed: Seed of the draws; each draw depends on (seed, id of the prompt, number of the sample, position) alone. A
+            server gets a seed for each completion, made from the first three.
     """
 
     temperature: float = Field(default=1.0, ge=0, le=100)
@@ -80,7 +93,7 @@ class GenerateConfig(Config):
         prompts: What it completes, read as a corpus is: texts are continued, and chats are answered. Assistant turns
             at the end of a chat are left out: the model writes another one.
         sampling: How tokens are drawn.
-        batch_prompts: Completions that are written together; 1 pads nothing.
+        batch_prompts: Completions that transformers writes together; 1 pads nothing.
         part_completions: Completions in each file of the output, the unit of work that a stop can lose.
     """
 
@@ -90,6 +103,12 @@ class GenerateConfig(Config):
     sampling: SamplingConfig = SamplingConfig()
     batch_prompts: PositiveInt = 16
     part_completions: PositiveInt = 256
+
+    @model_validator(mode="after")
+    def _batches_are_formed_here(self) -> "GenerateConfig":
+        if self.policy.engine is not None and "batch_prompts" in self.model_fields_set:
+            raise ValueError("policy.engine and batch_prompts exclude each other: set engine.requests_in_flight")
+        return self
 
     @model_validator(mode="after")
     def _prompts_are_read_whole(self) -> "GenerateConfig":

@@ -27,7 +27,7 @@ NEVER_NATS = -9999.0
 HIGHEST_ID = 2**32
 """No vocabulary reaches it."""
 
-OTHER_TEXT = "the rows would belong to another text than the cache holds"
+OTHER_TEXT = "what the model predicts there belongs to another text"
 NO_TARGET = "a student would learn something that the teacher did not predict"
 
 
@@ -53,8 +53,7 @@ def checked_rows(answer: Answer, question: Question, place: Place) -> TopRows:
         IdentityError: another model answers, or it read other ids.
         ModelError: rows are missing, or are not the k likeliest tokens of a distribution.
     """
-    _require_model(answer, question, place)
-    _require_ids(answer, question, place)
+    require_prompt(answer, question, place)
     entries = _required_rows(answer, question, place)
     _require_gold(entries, question, place)
     _require_k(entries, question, place)
@@ -63,22 +62,34 @@ def checked_rows(answer: Answer, question: Question, place: Place) -> TopRows:
     return rows
 
 
-def _refusal(
+def refusal(
     kind: type[LogitcaskError], problem: str, place: Place, row: int | None = None, **parts: object
 ) -> LogitcaskError:
+    """Return an error that names the server, what it was asked about, and the token of the prompt if one is meant."""
     where = f"{place.server}, {place.subject}" + ("" if row is None else f", token {row}")
     return kind(problem, where=where, **parts)  # type: ignore[arg-type]
 
 
+def require_prompt(answer: Answer, question: Question, place: Place) -> None:
+    """Refuse an answer by another model than was asked, or to another prompt than was sent.
+
+    Raises:
+        IdentityError: another model answers, or it read other ids, more or fewer.
+        ModelError: the server names tokens by their texts.
+    """
+    _require_model(answer, question, place)
+    _require_ids(answer, question, place)
+
+
 def _require_model(answer: Answer, question: Question, place: Place) -> None:
     if answer.model not in (None, question.model):
-        raise _refusal(
+        raise refusal(
             IdentityError,
             "another model answered than was asked",
             place,
             expected=question.model,
             found=answer.model,
-            why="one cache would hold the predictions of two models",
+            why="what is recorded of one model would be the work of two",
             fix="Name the model in engine.served_model as the server lists it, and let nothing in between choose one",
         )
 
@@ -87,7 +98,7 @@ def _require_ids(answer: Answer, question: Question, place: Place) -> None:
     """Compare the ids that the server read with those that it was given."""
     sent, read = question.ids, answer.ids
     if answer.texts:
-        raise _refusal(
+        raise refusal(
             ModelError,
             "the server names tokens by their texts",
             place,
@@ -101,7 +112,7 @@ def _require_ids(answer: Answer, question: Question, place: Place) -> None:
         _refuse_length(length, answer, question, place)
     if read is not None and read != sent:
         token = next(i for i, pair in enumerate(zip(read, sent, strict=True)) if pair[0] != pair[1])
-        raise _refusal(
+        raise refusal(
             IdentityError,
             "the server read other token ids than it was sent",
             place,
@@ -119,7 +130,7 @@ def _refuse_length(length: int, answer: Answer, question: Question, place: Place
     if length > len(sent):
         begins = read is None or read[-len(sent) :] == sent
         what = "before those it was sent" if begins else "to those it was sent"
-        raise _refusal(
+        raise refusal(
             IdentityError,
             f"the server added {length - len(sent)} of its own tokens {what}",
             place,
@@ -128,14 +139,14 @@ def _refuse_length(length: int, answer: Answer, question: Question, place: Place
             why=OTHER_TEXT,
             fix="Switch off what it adds, such as a token for the beginning of a text, or a template",
         )
-    raise _refusal(
+    raise refusal(
         IdentityError,
         "the server cut the prompt",
         place,
         expected=expected,
         found=found,
         why=OTHER_TEXT,
-        fix="Raise the server's longest prompt, or set encoding.max_length_tokens below it",
+        fix="Raise the server's longest prompt, or shorten what it reads (of a capture: encoding.max_length_tokens)",
     )
 
 
@@ -143,7 +154,7 @@ def _required_rows(answer: Answer, question: Question, place: Place) -> list[lis
     """Return the rows of all tokens but the first, before which nothing is predicted."""
     rows, length = answer.rows[1:], len(question.ids) - 1
     if not any(rows):
-        raise _refusal(
+        raise refusal(
             ModelError,
             "the server returned no rows for the prompt",
             place,
@@ -154,7 +165,7 @@ def _required_rows(answer: Answer, question: Question, place: Place) -> list[lis
     missing = next((i for i, row in enumerate(rows) if not row), len(rows))
     if len(rows) != length or missing < len(rows):
         empty = length - sum(bool(row) for row in rows)
-        raise _refusal(
+        raise refusal(
             ModelError,
             "the server left rows out",
             place,
@@ -170,7 +181,7 @@ def _required_rows(answer: Answer, question: Question, place: Place) -> list[lis
 def _require_gold(entries: list[list[Entry]], question: Question, place: Place) -> None:
     for number, (row, gold) in enumerate(zip(entries, question.ids[1:], strict=True), 1):
         if not any(token == gold for token, _ in row):
-            raise _refusal(
+            raise refusal(
                 ModelError,
                 "a row lacks the token that the text has there",
                 place,
@@ -186,7 +197,7 @@ def _require_k(entries: list[list[Entry]], question: Question, place: Place) -> 
     for number, row in enumerate(entries, 1):
         if not question.k <= len(row) <= question.k + 1:
             fewer = len(row) < question.k
-            raise _refusal(
+            raise refusal(
                 ModelError,
                 "the server returned fewer tokens of a row than it was asked for"
                 if fewer
@@ -218,7 +229,7 @@ def _entry(entry: Entry, number: int, place: Place) -> tuple[int, float]:
     """Return an entry, whose id and log-probability must be numbers."""
     token, value = entry
     if type(value) not in (int, float) or math.isnan(value) or value == math.inf:
-        raise _refusal(
+        raise refusal(
             ModelError,
             "a log-probability is not a number",
             place,
@@ -228,7 +239,7 @@ def _entry(entry: Entry, number: int, place: Place) -> tuple[int, float]:
             fix="Try another dtype at the server, such as bfloat16 or float32 instead of float16",
         )
     if type(token) is not int or abs(token) > HIGHEST_ID:
-        raise _refusal(ModelError, "a row names something else than a token id", place, number, found=repr(token))
+        raise refusal(ModelError, "a row names something else than a token id", place, number, found=repr(token))
     return token, float(value)
 
 
@@ -236,7 +247,7 @@ def _require_ids_of_vocabulary(ids: NDArray[np.int64], place: Place) -> None:
     beyond = (ids < 0) | (ids >= place.vocabulary_size)
     if beyond.any():
         row, slot = np.argwhere(beyond)[0].tolist()
-        raise _refusal(
+        raise refusal(
             IdentityError,
             "a row holds an id beyond the vocabulary",
             place,
@@ -249,7 +260,7 @@ def _require_ids_of_vocabulary(ids: NDArray[np.int64], place: Place) -> None:
     ordered = np.sort(ids, axis=1)
     twice = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
     if twice.any():
-        raise _refusal(ModelError, "a row holds a token twice", place, int(np.flatnonzero(twice)[0]) + 1, why=NO_TARGET)
+        raise refusal(ModelError, "a row holds a token twice", place, int(np.flatnonzero(twice)[0]) + 1, why=NO_TARGET)
 
 
 def _require_distributions(rows: TopRows, question: Question, place: Place) -> None:
@@ -258,7 +269,7 @@ def _require_distributions(rows: TopRows, question: Question, place: Place) -> N
     highest = np.maximum(rows.log_probs.max(axis=1), rows.gold_log_probs)
     if (highest > ABOVE_ZERO_NATS).any():
         row = int(np.flatnonzero(highest > ABOVE_ZERO_NATS)[0])
-        raise _refusal(
+        raise refusal(
             ModelError,
             "a log-probability is above 0",
             place,
@@ -270,7 +281,7 @@ def _require_distributions(rows: TopRows, question: Question, place: Place) -> N
     mass = np.exp(rows.log_probs.astype(np.float64)).sum(axis=1)
     if (mass > 1 + MASS_TOLERANCE).any():
         row = int(mass.argmax())
-        raise _refusal(
+        raise refusal(
             ModelError,
             "the probabilities of a row sum to more than 1",
             place,
@@ -282,7 +293,7 @@ def _require_distributions(rows: TopRows, question: Question, place: Place) -> N
         )
     if question.k == place.vocabulary_size and (mass < 1 - MASS_TOLERANCE).any():
         row = int(mass.argmin())
-        raise _refusal(
+        raise refusal(
             ModelError,
             "the probabilities of all tokens do not sum to 1",
             place,

@@ -37,7 +37,7 @@ NO_SUCH_PAGE = (404, 405)
 FACT_BYTES = 2**24
 """Longest answer of a server that states what it is."""
 
-CONTINUES = "See what the server reports, then run the same command again: it continues at the same shard"
+CONTINUES = "See what the server reports, then run the same command again: it continues where it stopped"
 
 
 class ServerClient:
@@ -117,7 +117,7 @@ class ServerClient:
             self.received_bytes += len(content)
         if len(content) > most_bytes:
             raise ModelError(
-                "the server's answer is longer than its rows can be",
+                "the server's answer is longer than what it was asked for can be",
                 where=f"{self.url}, {path}",
                 expected=f"at most {most_bytes:,} bytes",
                 found="more",
@@ -131,7 +131,7 @@ class ServerClient:
                 "the server refuses the request",
                 where=f"{self.url}, {path}",
                 found=f"state {status}: {_words(content)}",
-                fix="Change the capture file or the server's options accordingly",
+                fix="Change the file or the server's options accordingly",
             )
         try:
             answer = json.loads(content)

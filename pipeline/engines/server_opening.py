@@ -6,14 +6,15 @@ the word of whoever runs it. ``logitcask audit`` compares the rows with those of
 """
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from cache_tools.errors import ConfigError, IdentityError, ModelError
 from cache_tools.mappings import JsonObject
-from pipeline.config.engines import ServerConfig
+from pipeline.config.engines import ServerAddress, ServerConfig
 from pipeline.config.teacher import TeacherConfig
 from pipeline.engines.server_client import ServerClient
-from pipeline.engines.server_requests import INTERFACES
+from pipeline.engines.server_requests import INTERFACES, ServerKind
 from pipeline.engines.server_rows import ServerFacts, ServerRows
 from pipeline.teachers.loading import stated_architecture, stated_vocabulary
 from pipeline.teachers.teacher import ComputedWeights, ModelDescription, RowTeacher
@@ -23,6 +24,41 @@ UNKNOWN = "unknown"
 
 GENERATED_TOKENS = 1
 """Tokens that are generated behind each prompt, for which the server needs room."""
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A server that answers and serves the model.
+
+    Attributes:
+        client: The server.
+        facts: What is known of it.
+        longest_tokens: Most tokens that it reads and writes in one request; None if it does not say.
+    """
+
+    client: ServerClient
+    facts: ServerFacts
+    longest_tokens: int | None
+
+
+def connect(address: ServerAddress, model: str, request: str, kind: ServerKind) -> Connection:
+    """Ask a server who it is.
+
+    Args:
+        address: The server.
+        model: The model, as the file names it.
+        request: How it will be asked, by its name in the file.
+        kind: The servers that understand such requests.
+
+    Raises:
+        ConfigError: the variable of the key is not set.
+        IdentityError: the server does not serve this model.
+        ModelError: it does not answer.
+    """
+    client = ServerClient(address.url, _key(address), address.timeout_seconds)
+    served = model if address.served_model is None else address.served_model
+    longest = _longest(client, served)
+    return Connection(client, ServerFacts(kind.name, _version(client, kind), served, request), longest)
 
 
 def open_server(config: TeacherConfig, engine: ServerConfig, folder: Path, max_length_tokens: int) -> RowTeacher:
@@ -39,13 +75,11 @@ def open_server(config: TeacherConfig, engine: ServerConfig, folder: Path, max_l
         IdentityError: the server does not serve this model.
         ModelError: it does not answer, or its prompts are shorter than the sequences.
     """
-    client = ServerClient(engine.url, _key(engine), engine.timeout_seconds)
-    model = config.model if engine.served_model is None else engine.served_model
-    _check_model(client, model, max_length_tokens)
-    facts = ServerFacts(INTERFACES[engine.request].name, _version(client, engine), model, engine.request)
+    server = connect(engine, config.model, engine.request, INTERFACES[engine.request].kind)
+    _require_room(server.longest_tokens, max_length_tokens)
     dtype = None if config.dtype == "auto" else config.dtype
     vocabulary_size = stated_vocabulary(folder, config.trust_remote_code)
-    rows = ServerRows(client, facts, vocabulary_size, engine.requests_in_flight)
+    rows = ServerRows(server.client, server.facts, vocabulary_size, engine.requests_in_flight)
     description = ModelDescription(
         config.model,
         config.revision,
@@ -54,30 +88,30 @@ def open_server(config: TeacherConfig, engine: ServerConfig, folder: Path, max_l
         None,
         engine=rows.software,
     )
-    return RowTeacher(rows, vocabulary_size, ComputedWeights(None, dtype, engine=facts.identity()), description)
+    return RowTeacher(rows, vocabulary_size, ComputedWeights(None, dtype, engine=server.facts.identity()), description)
 
 
-def _key(engine: ServerConfig) -> str | None:
-    if engine.key_variable is None:
+def _key(address: ServerAddress) -> str | None:
+    if address.key_variable is None:
         return None
-    key = os.environ.get(engine.key_variable)
+    key = os.environ.get(address.key_variable)
     if not key:
         raise ConfigError(
             "the server's key is not there",
             where="engine.key_variable",
-            expected=f"the key in the environment variable {engine.key_variable}",
+            expected=f"the key in the environment variable {address.key_variable}",
             found="nothing",
         )
     return key
 
 
-def _check_model(client: ServerClient, model: str, max_length_tokens: int) -> None:
-    """Compare the model's name and the longest prompt with what the server lists; some servers list nothing."""
+def _longest(client: ServerClient, model: str) -> int | None:
+    """Compare the model's name with what the server lists, and return its limit; some servers list nothing."""
     listing = client.get("/v1/models")
     entries = listing.get("data") if listing else None
     models = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
     if not models:
-        return
+        return None
     served = {str(entry.get("id")): entry for entry in models}
     if model not in served:
         raise IdentityError(
@@ -88,7 +122,11 @@ def _check_model(client: ServerClient, model: str, max_length_tokens: int) -> No
             fix="Name the model in engine.served_model as the server lists it",
         )
     longest = served[model].get("max_model_len")
-    if isinstance(longest, int) and max_length_tokens + GENERATED_TOKENS > longest:
+    return longest if isinstance(longest, int) else None
+
+
+def _require_room(longest: int | None, max_length_tokens: int) -> None:
+    if longest is not None and max_length_tokens + GENERATED_TOKENS > longest:
         raise ModelError(
             "sequences are longer than the server reads",
             where="encoding.max_length_tokens",
@@ -98,7 +136,7 @@ def _check_model(client: ServerClient, model: str, max_length_tokens: int) -> No
         )
 
 
-def _version(client: ServerClient, engine: ServerConfig) -> str:
-    stated: JsonObject = client.get(INTERFACES[engine.request].version_path) or {}
+def _version(client: ServerClient, kind: ServerKind) -> str:
+    stated: JsonObject = client.get(kind.version_path) or {}
     version = stated.get("version")
     return version if isinstance(version, str) and version else UNKNOWN

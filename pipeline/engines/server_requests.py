@@ -76,20 +76,35 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class ServerKind:
+    """Servers that understand a kind of request.
+
+    Attributes:
+        name: Their name.
+        version_path: Where such a server states its version.
+    """
+
+    name: str
+    version_path: str
+
+
+VLLM, COMPLETIONS = ServerKind("vllm server", "/version"), ServerKind("completions server", "/version")
+SGLANG = ServerKind("sglang server", "/server_info")
+
+
+@dataclass(frozen=True)
 class Interface:
     """A kind of request.
 
     Attributes:
-        name: Name of the servers that understand it.
+        kind: The servers that understand it.
         path: Where it goes.
-        version_path: Where such a server states its version.
         body: Makes the request.
         answer: Reads the answer.
     """
 
-    name: str
+    kind: ServerKind
     path: str
-    version_path: str
     body: Callable[[Question], JsonObject]
     answer: Callable[[JsonObject, Question], Answer]
 
@@ -104,16 +119,16 @@ def _vllm_body(question: Question) -> JsonObject:
 
 
 def _vllm_answer(content: JsonObject, question: Question) -> Answer:
-    choice = _first(content.get("choices"))
-    rows = [_vllm_row(row) for row in _listed(choice.get("prompt_logprobs"))]
+    choice = first_of(content.get("choices"))
+    rows = [_vllm_row(row) for row in listed(choice.get("prompt_logprobs"))]
     ids = choice.get("prompt_token_ids")
-    return Answer(content.get("model"), _listed(ids) or None, _read(content.get("usage")), rows)
+    return Answer(content.get("model"), listed(ids) or None, tokens_read(content.get("usage")), rows)
 
 
 def _vllm_row(row: object) -> list[Entry] | None:
     if not isinstance(row, dict):
         return None
-    return [(_number(token), _mapping(entry).get("logprob")) for token, entry in row.items()]
+    return [(_number(token), mapping(entry).get("logprob")) for token, entry in row.items()]
 
 
 def _echo_body(question: Question) -> JsonObject:
@@ -122,9 +137,9 @@ def _echo_body(question: Question) -> JsonObject:
 
 def _echo_answer(content: JsonObject, question: Question) -> Answer:
     """Read an echoed prompt, and leave out the token that was generated behind it."""
-    logprobs = _mapping(_first(content.get("choices")).get("logprobs"))
-    tokens, own, top = (_listed(logprobs.get(key)) for key in ("tokens", "token_logprobs", "top_logprobs"))
-    read = _read(content.get("usage"))
+    logprobs = mapping(first_of(content.get("choices")).get("logprobs"))
+    tokens, own, top = (listed(logprobs.get(key)) for key in ("tokens", "token_logprobs", "top_logprobs"))
+    read = tokens_read(content.get("usage"))
     length = read if isinstance(read, int) and 0 <= read <= len(tokens) else len(question.ids)
     tokens = tokens[:length]
     texts = not all(_is_id(token) for token in tokens)
@@ -150,7 +165,7 @@ def _sglang_body(question: Question) -> JsonObject:
 
 
 def _sglang_answer(content: JsonObject, question: Question) -> Answer:
-    facts = _mapping(content.get("meta_info"))
+    facts = mapping(content.get("meta_info"))
     own, top = (_triples(facts.get(key)) for key in ("input_token_logprobs", "input_top_logprobs"))
     read = facts.get("prompt_tokens")
     ids = [row[0][0] if row else None for row in own] if len(own) == read else None
@@ -168,7 +183,7 @@ def _with_own(own: list[Entry] | None, top: list[Entry] | None) -> list[Entry] |
 def _triples(rows: object) -> list[list[Entry] | None]:
     """Return rows of triples (log-probability, id, text), or single triples, as entries."""
     result: list[list[Entry] | None] = []
-    for row in _listed(rows):
+    for row in listed(rows):
         several = row if isinstance(row, list) and row and isinstance(row[0], list) else [row]
         triples = [triple for triple in several if isinstance(triple, list) and len(triple) > 1]
         result.append([(triple[1], triple[0]) for triple in triples] or None)
@@ -176,9 +191,9 @@ def _triples(rows: object) -> list[list[Entry] | None]:
 
 
 INTERFACES = {
-    "prompt_logprobs": Interface("vllm server", "/v1/completions", "/version", _vllm_body, _vllm_answer),
-    "echo": Interface("completions server", "/v1/completions", "/version", _echo_body, _echo_answer),
-    "sglang": Interface("sglang server", "/generate", "/server_info", _sglang_body, _sglang_answer),
+    "prompt_logprobs": Interface(VLLM, "/v1/completions", _vllm_body, _vllm_answer),
+    "echo": Interface(COMPLETIONS, "/v1/completions", _echo_body, _echo_answer),
+    "sglang": Interface(SGLANG, "/generate", _sglang_body, _sglang_answer),
 }
 """Every kind of request by its name in a capture file."""
 
@@ -196,17 +211,21 @@ def _number(text: str) -> object:
     return int(text) if text.isdecimal() and len(text) < 12 else text
 
 
-def _first(values: object) -> JsonObject:
-    return _mapping(next(iter(_listed(values)), None))
+def first_of(values: object) -> JsonObject:
+    """Return the first object of a list; an empty one if there is none."""
+    return mapping(next(iter(listed(values)), None))
 
 
-def _listed(values: object) -> list[Any]:
+def listed(values: object) -> list[Any]:
+    """Return a list, and nothing of anything else."""
     return values if isinstance(values, list) else []
 
 
-def _mapping(value: object) -> JsonObject:
+def mapping(value: object) -> JsonObject:
+    """Return an object, and an empty one of anything else."""
     return value if isinstance(value, dict) else {}
 
 
-def _read(usage: object) -> object:
-    return _mapping(usage).get("prompt_tokens")
+def tokens_read(usage: object) -> object:
+    """Return how many tokens of the prompt a server says it read."""
+    return mapping(usage).get("prompt_tokens")

@@ -4,6 +4,8 @@ Of a model's own generation settings (``generation_config.json``) only the token
 Temperatures and penalties that its author recommends would make the text a sample of another distribution than the one
 that a capture stores; whoever wants a temperature states it.
 
+Whoever completes prompts is a ``CompletesPrompts``. This module holds the writer that runs in this process.
+
 Prompts of a batch are padded on the left. That a model reads past the padding is checked on the first batch: one prompt
 is read alone and beside the longest, and the two predictions are compared with the bounds of
 ``cache_tools/models/probe.py``.
@@ -12,8 +14,7 @@ is read alone and beside the longest, and the two predictions are compared with 
 from collections.abc import Callable
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -51,38 +52,67 @@ class Request:
     sample: int
 
 
+class CompletesPrompts(Protocol):
+    """Whoever completes prompts: a model in this process, or a server (``server_writer.py``)."""
+
+    @property
+    def batch_completions(self) -> int | None:
+        """Completions that are written together, of prompts of similar lengths; None for a whole part."""
+
+    def check(self, requests: Several[Request]) -> None:
+        """Refuse a writer whose completions would depend on anything but their prompts and the sampling.
+
+        Args:
+            requests: The first ones.
+
+        Raises:
+            ModelError: they would.
+        """
+
+    def complete(self, requests: Several[Request], progress: Callable[[int, int], object]) -> list[list[int]]:
+        """Return the tokens that continue each prompt, a stop token at the end included.
+
+        Args:
+            requests: A batch.
+            progress: Called with the number of completions that ended, and of tokens that were drawn, since the last
+                call.
+        """
+
+
 @dataclass(frozen=True)
 class Writer:
-    """A model that completes prompts.
+    """A model in this process that completes prompts; see ``CompletesPrompts`` for its methods.
 
     Attributes:
         model: The loaded model.
         device: Where its inputs go.
         sampling: How tokens are drawn.
         has_token: (n,) bool for each id up to the highest that has a token.
+        batch_completions: Completions that are written together.
     """
 
     model: PreTrainedModel
     device: torch.device
     sampling: Sampling
     has_token: NDArray[np.bool_]
+    batch_completions: int
 
     @classmethod
     def of(
-        cls, model: PreTrainedModel, device: torch.device, sampling: Sampling, tokenizer: PreTrainedTokenizerFast
+        cls,
+        model: PreTrainedModel,
+        device: torch.device,
+        sampling: Sampling,
+        tokenizer: PreTrainedTokenizerFast,
+        batch_completions: int,
     ) -> "Writer":
         """Take the model's own generation settings away from it, and return a writer."""
         model.generation_config = GenerationConfig()
-        return cls(model, device, sampling, known_ids(tokenizer))
+        return cls(model, device, sampling, known_ids(tokenizer), batch_completions)
 
     @torch.inference_mode()
-    def complete(self, requests: Several[Request], progress: Callable[[int], object]) -> list[list[int]]:
-        """Return the tokens that continue each prompt, a stop token at the end included.
-
-        Args:
-            requests: A batch.
-            progress: Called after each step with the number of tokens that were drawn.
-        """
+    def complete(self, requests: Several[Request], progress: Callable[[int, int], object]) -> list[list[int]]:
+        """Return the tokens that continue each prompt, a stop token at the end included."""
         ids_BL, mask_BL = _padded([request.prompt.ids for request in requests])
         sampling, width = self.sampling, ids_BL.shape[1]
         keys_B = torch.tensor([draw_key(sampling.seed, request.prompt.id, request.sample) for request in requests])
@@ -91,20 +121,16 @@ class Writer:
             mask_BL,
             max_new_tokens=sampling.max_new_tokens,
             logits_processor=processors(sampling, self.has_token, keys_B, width),
-            stopping_criteria=StoppingCriteriaList([CountedTokens(sampling.stop_ids, progress)]),
+            stopping_criteria=StoppingCriteriaList(
+                [CountedTokens(sampling.stop_ids, lambda tokens: progress(0, tokens))]
+            ),
         )
+        progress(len(requests), 0)
         return [_until_stop(row[width:], sampling.stop_ids) for row in output_BN.tolist()]
 
-    def check_padding(self, requests: Several[Request]) -> None:
-        """Refuse a model whose prediction changes with the padding before a prompt.
-
-        Args:
-            requests: The first batch.
-
-        Raises:
-            ModelError: it does.
-        """
-        rows = [request.prompt.ids for request in requests]
+    def check(self, requests: Several[Request]) -> None:
+        """Refuse a model whose prediction changes with the padding before a prompt."""
+        rows = [request.prompt.ids for request in requests[: self.batch_completions]]
         shortest, longest = min(rows, key=len), max(rows, key=len)
         if len(shortest) == len(longest):
             return
@@ -175,21 +201,6 @@ class CountedTokens(StoppingCriteria):
         self._progress(int(open_B.sum()))
         self._open_B = open_B & ~torch.isin(last_B, self._stop_ids)
         return torch.zeros(len(last_B), dtype=torch.bool, device=input_ids.device)
-
-
-def stop_tokens(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
-    """Return the ids at which a model stops: by its generation settings, its configuration, or its tokenizer.
-
-    Raises:
-        ModelError: its generation settings cannot be read.
-    """
-    stated = model.generation_config.eos_token_id if model.generation_config else None
-    stated = stated if stated is not None else getattr(model.config.get_text_config(), "eos_token_id", None)
-    stated = stated if stated is not None else tokenizer.eos_token_id
-    ids = stated if isinstance(stated, list | tuple) else [] if stated is None else [stated]
-    if not all(type(token) is int and token >= 0 for token in ids):
-        raise ModelError("the model's stop tokens are no token ids", where=folder, found=f"eos_token_id {stated!r}")
-    return tuple(dict.fromkeys(ids))
 
 
 def _padded(rows: Several[NDArray[np.uint32]]) -> tuple[Tensor, Tensor]:

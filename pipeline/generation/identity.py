@@ -18,9 +18,14 @@ from cache_tools.errors import ModelError
 from cache_tools.format.fingerprint import fingerprint
 from cache_tools.format.manifest import SOFTWARE, Policy, Sampling, StudentOrigin
 from cache_tools.format.specs import summary
-from pipeline.config.generation import SamplingConfig
+from cache_tools.models.files import weights_sha256
+from cache_tools.torch_models.quantised import Quantisation, quantisation_of
+from pipeline.config.generation import PolicyConfig, SamplingConfig
 from pipeline.encoding.tokenizer import tokenizer_identity
-from pipeline.teachers.teacher import Teacher
+from pipeline.engines.server_opening import UNKNOWN
+from pipeline.engines.server_rows import ServerFacts
+from pipeline.teachers.loading import stated_architecture
+from pipeline.teachers.teacher import ModelDescription, Teacher
 
 STUDENT_RECORD = "logitcask.json"
 
@@ -44,7 +49,6 @@ def policy_of(teacher: Teacher, folder: Path, tokenizer: PreTrainedTokenizerFast
     """
     computed = teacher.computed
     assert computed.weights is not None, "a model in this process has weights that were read"
-    assert computed.dtype is not None
     return Policy(
         weights=computed.weights,
         dtype=computed.dtype,
@@ -54,6 +58,51 @@ def policy_of(teacher: Teacher, folder: Path, tokenizer: PreTrainedTokenizerFast
         student=student_origin(folder),
         model=teacher.description.document(),
         software=f"{SOFTWARE}, torch {torch.__version__}, transformers {transformers.__version__}",
+    )
+
+
+def served_policy(
+    config: PolicyConfig, facts: ServerFacts, folder: Path, tokenizer: PreTrainedTokenizerFast, sampling: Sampling
+) -> Policy:
+    """Return the identity of a model that a server runs, as far as it is known.
+
+    Its weights are unknown, unless the generation file names the folder that is served: then they are those of the
+    folder, and a student's folder makes the server's model that student.
+
+    Args:
+        config: The policy's block of the generation file.
+        facts: What the server states.
+        folder: The folder of its tokenizer, and of its weights if the file says so.
+        tokenizer: Its tokenizer.
+        sampling: How tokens are drawn.
+
+    Raises:
+        ModelError: the folder has no weights, or is a student's, and what training recorded there cannot be read.
+    """
+    assert config.engine is not None
+    known = config.engine.same_weights
+    dtype = None if config.dtype == "auto" else config.dtype
+    stored = quantisation_of(folder) if known else Quantisation()
+    software = f"{facts.name} {facts.version}"
+    description = ModelDescription(
+        config.model,
+        config.revision,
+        stated_architecture(folder) or UNKNOWN,
+        dtype or UNKNOWN,
+        None,
+        stored.words,
+        engine=software,
+    )
+    return Policy(
+        weights=weights_sha256(folder) if known else None,
+        dtype=dtype,
+        quantisation=stored.weights,
+        engine=facts.identity(),
+        tokenizer=tokenizer_identity(tokenizer),
+        sampling=sampling,
+        student=student_origin(folder) if known else None,
+        model=description.document(),
+        software=f"{SOFTWARE}, {software}",
     )
 
 

@@ -19,19 +19,14 @@ from transformers import PreTrainedTokenizerFast
 
 from cache_tools.errors import ConfigError
 from cache_tools.mappings import JsonObject
-from cache_tools.models.files import weight_files
 from cache_tools.progress.reporter import Reporter
 from cache_tools.separate_places import is_inside
 from pipeline.config.generation import GenerateConfig
 from pipeline.corpus.policies import CompletionFile, GenerationRecord
-from pipeline.encoding.tokenizer import load_tokenizer
-from pipeline.generation.completing import Request, Writer, stop_tokens
+from pipeline.generation.completing import CompletesPrompts, Request
 from pipeline.generation.folder import open_folder, part_name, write_part
-from pipeline.generation.identity import policy_of, sampling_of
+from pipeline.generation.opening import open_writer, prepare_model
 from pipeline.generation.prompts import Prompt, describe_prompts, read_prompts
-from pipeline.teachers.checkpoint import check_tensors
-from pipeline.teachers.loading import chosen_device, load_teacher, max_positions, resolve_model
-from pipeline.teachers.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -74,31 +69,24 @@ def run_generation(config: GenerateConfig, reporter: Reporter) -> GenerateResult
     began = time.monotonic()
     _refuse_output_among_prompts(config)
     reporter.stage("checking the generation file and its model", None)
-    model = config.policy.as_teacher()
-    chosen_device(model.device)
-    folder = resolve_model(model)
-    weight_files(folder)
-    tokenizer = load_tokenizer(folder, trust_remote_code=model.trust_remote_code)
-    check_tensors(model, folder, "causal")
+    prepared = prepare_model(config)
     reporter.stage("reading prompts", None)
-    limit = max_positions(folder, model.trust_remote_code)
+    limit = prepared.longest_tokens
     longest = None if limit is None else max(0, limit - config.sampling.max_new_tokens)
-    prompts = read_prompts(config.prompts, tokenizer, longest, reporter.advance)
+    prompts = read_prompts(config.prompts, prepared.tokenizer, longest, reporter.advance)
     reporter.stage("loading the model and hashing its weights", None)
-    teacher = load_teacher(model, folder, "causal")
-    sampling = sampling_of(config.sampling, stop_tokens(folder, teacher.head.model, tokenizer))
-    policy = policy_of(teacher, folder, tokenizer, sampling)
+    writer, policy = open_writer(config, prepared)
     record = open_folder(config.output, policy, describe_prompts(prompts), config.part_completions)
     before = _completions(record)
-    record = _write_missing(config, record, prompts, teacher, tokenizer, reporter)
+    record = _write_missing(config.output, record, prompts, writer, prepared.tokenizer, reporter)
     return _result(config.output, record, before, time.monotonic() - began)
 
 
 def _write_missing(
-    config: GenerateConfig,
+    output: Path,
     record: GenerationRecord,
     prompts: list[Prompt],
-    teacher: Teacher,
+    writer: CompletesPrompts,
     tokenizer: PreTrainedTokenizerFast,
     reporter: Reporter,
 ) -> GenerationRecord:
@@ -107,18 +95,16 @@ def _write_missing(
     requests = [Request(prompt, sample) for prompt in prompts for sample in range(sampling.samples_per_prompt)]
     reporter.stage("generate", len(requests), "completions", speed_unit="tokens", done=_completions(record))
     missing = [part for part in range(record.parts) if part_name(part) not in record.files]
-    writer = Writer.of(teacher.head.model, teacher.device, sampling, tokenizer)
-    if missing and config.batch_prompts > 1:
-        writer.check_padding(requests[: config.batch_prompts])
+    if missing:
+        writer.check(requests)
     for part in missing:
         mine = requests[part * record.part_completions : (part + 1) * record.part_completions]
         tokens: dict[int, list[int]] = {}
-        for batch in _batches(mine, config.batch_prompts):
-            completed = writer.complete([mine[i] for i in batch], lambda count: reporter.advance(0, work=count))
+        for batch in _batches(mine, writer.batch_completions or len(mine)):
+            completed = writer.complete([mine[i] for i in batch], lambda done, work: reporter.advance(done, work=work))
             tokens |= dict(zip(batch, completed, strict=True))
-            reporter.advance(len(batch), work=0)
         lines = [_line(request, tokens[i], record, tokenizer) for i, request in enumerate(mine)]
-        record = write_part(config.output, record, part, lines)
+        record = write_part(output, record, part, lines)
     return record
 
 

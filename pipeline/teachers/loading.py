@@ -218,7 +218,7 @@ def stated_vocabulary(folder: Path, trust_remote_code: bool) -> int:
 
     The configuration is read as it is written, so transformers need not know the architecture.
     """
-    configuration = _configuration(folder)
+    configuration = stated_configuration(folder)
     for part in (configuration, configuration.get("text_config")):
         size = part.get("vocab_size") if isinstance(part, dict) else None
         if isinstance(size, int) and size > 0:
@@ -228,13 +228,14 @@ def stated_vocabulary(folder: Path, trust_remote_code: bool) -> int:
 
 def stated_architecture(folder: Path) -> str | None:
     """Return the class of a model, by its configuration; None if that does not say."""
-    classes = _configuration(folder).get("architectures")
+    classes = stated_configuration(folder).get("architectures")
     return str(classes[0]) if isinstance(classes, list) and classes else None
 
 
-def _configuration(folder: Path) -> JsonObject:
+def stated_configuration(folder: Path, name: str = "config.json") -> JsonObject:
+    """Return a JSON file of a model, by default its configuration, as it is written; {} if there is none."""
     try:
-        content = json.loads((folder / "config.json").read_bytes())
+        content = json.loads((folder / name).read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

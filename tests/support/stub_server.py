@@ -2,8 +2,9 @@
 
 The next token depends on the two before it, by matrices that a seed draws. That suffices: what is tested is whether the
 rows of the right tokens arrive in the right places, and rows of such a model differ from token to token. It answers in
-the forms of vLLM, of other completions servers and of SGLang. ``fault`` makes it do one thing wrong that real servers
-have been seen to do; the tests say what each is called.
+the forms of vLLM, of other completions servers and of SGLang; how it continues a prompt stands in
+``stub_generation.py``. ``fault`` makes it do one thing wrong that real servers have been seen to do; the tests say what
+each is called.
 """
 
 import json
@@ -12,6 +13,8 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
+
+from stub_generation import asked, completion, continued, native, spoilt
 
 VOCABULARY = 300
 MODEL = "stub-1b"
@@ -52,12 +55,14 @@ class StubServer:
     Attributes:
         most: The most requests that were in flight at a time.
         requests: Number of prompts so far.
+        questions: What it was asked, and the tokens that it returned, of prompts that it continued.
     """
 
     def __init__(self, fault="", log_probs=None, seconds=0.0, key=None, after=0):
         self._fault, self.after, self.seconds, self.key = fault, after, seconds, key
         self.log_probs = log_probs or two_matrices()
         self.most, self.requests, self._running, self._lock = 0, 0, 0, threading.Lock()
+        self.questions = []
         self.generator, self.earlier = np.random.default_rng(0), None
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"stub": self}))
         self._server.daemon_threads = True
@@ -101,12 +106,25 @@ class StubServer:
             return 200, "<html>welcome</html>"
         if self.fault == "endless":
             return 200, {"text": "x" * 4_000_000}
+        sampling = question.get("sampling_params", question)
         kind = "sglang" if path.endswith("/generate") else "echo" if question.get("echo") else "vllm"
         ids = self._ids(question["input_ids"] if kind == "sglang" else question["prompt"])
+        if ("return_token_ids" in question and "prompt_logprobs" not in question) or "sampling_seed" in sampling:
+            return 200, self._continued(ids, question, kind)
         k = question.get({"sglang": "top_logprobs_num", "echo": "logprobs", "vllm": "prompt_logprobs"}[kind])
-        sampling = question.get("sampling_params", question)
         rows = self._rows(ids, k, sampling["temperature"], sampling["top_p"])
         return 200, getattr(self, f"_{kind}")(ids, rows)
+
+    def _continued(self, prompt, question, kind):
+        """Return a completion."""
+        with self._lock:
+            tokens, reason = continued(self.log_probs, prompt, asked(question), self.fault, self.generator)
+            self.questions.append((question, tokens))
+        ids, reason, stated = spoilt(tokens, reason, self.fault, VOCABULARY)
+        if kind == "sglang":
+            return native(prompt, ids, reason, stated, self.fault)
+        model = "another" if self.fault == "other model" else MODEL
+        return completion(model, prompt, ids, reason, stated, self.fault)
 
     def _ids(self, ids):
         """Return the ids that are read in place of those that were sent."""

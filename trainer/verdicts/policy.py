@@ -9,6 +9,7 @@ level              who wrote the completions
 ``teacher``        the model that scored them
 ``at the start``   the very weights that the student starts from: on-policy until its first update
 ``stale``          another step of a student, or another student: on-policy for a model that is not this one
+``unknown``        a server whose weights nobody could read: perhaps the teacher, perhaps not
 ``other model``    some other model
 ================== =====================================================================================
 
@@ -30,7 +31,7 @@ from cache_tools.store.encoding_files import TextOrigin, text_origin
 from cache_tools.store.teacher import CachedTeacher
 from trainer.config.student_file import LossConfig
 
-WriterLevel = Literal["teacher", "at the start", "stale", "other model"]
+WriterLevel = Literal["teacher", "at the start", "stale", "unknown", "other model"]
 
 UNRECORDED = "no model is recorded as its writer"
 PARTLY = "the other part has no recorded writer"
@@ -55,8 +56,13 @@ def origin_of(teacher: CachedTeacher) -> TextOrigin:
 
 
 def is_same_model(policy: Policy, teacher: CachedTeacher) -> bool:
-    """Say whether the weights that wrote a text are those that scored it; dtypes and engines may round differently."""
+    """Say whether the weights that wrote a text are those that scored it; dtypes and engines may round differently.
+
+    Weights that are unknown are the same as none.
+    """
     identity = teacher.manifest.identity
+    if policy.weights is None:
+        return False
     return (policy.weights, policy.quantisation) == (identity.get("weights"), identity.get("quantisation"))
 
 
@@ -73,9 +79,12 @@ def judge_writer(
     """
     if is_same_model(policy, teacher):
         return WriterVerdict(
-            "teacher", f"the same model wrote and scored the text{_rounding(policy, teacher)}, {_draws(policy)}"
+            "teacher",
+            f"the same model wrote and scored the text{_served(policy)}{_rounding(policy, teacher)}, {_draws(policy)}",
         )
     written = f"{_who(policy)} wrote it, {_draws(policy)}"
+    if policy.weights is None:
+        return WriterVerdict("unknown", f"{written}; {_unknown(policy, teacher)}")
     if policy.weights == start_weights:
         now = "these are the weights that the student starts from, so the scores are on-policy until its first update"
         return WriterVerdict("at the start", "; ".join([written, now, _staleness(loss), _consistency(policy, teacher)]))
@@ -103,7 +112,7 @@ def check_writer(teacher: CachedTeacher, where: str) -> None:
             f"the model that scored this text as {teacher.name!r} did not write it",
             where=f"{where}, {teacher.encoding.path}",
             expected=f"completions by weights {weights[:12]}…",
-            found=f"completions by {_who(others[0])}, weights {others[0].weights[:12]}…"
+            found=f"completions by {_who(others[0])}, {_weights(others[0])}"
             if others
             else f"text of which {PARTLY if origin.policies else UNRECORDED}",
             why="the file requires that one model wrote and scored the text",
@@ -115,19 +124,50 @@ def check_writer(teacher: CachedTeacher, where: str) -> None:
 def learned_from(teachers: Sequence[CachedTeacher]) -> tuple[list[str], list[str]]:
     """Return the weights of the models that wrote the text of some cached teachers, and those of the teachers.
 
-    No writer is returned unless the writers of all the text are recorded.
+    No writer is returned unless the weights of all writers of the text are recorded.
     """
     origins = [origin_of(teacher) for teacher in teachers]
-    text_by = {policy.weights for origin in origins for policy in origin.policies}
+    policies = [policy for origin in origins for policy in origin.policies]
+    text_by = {policy.weights for policy in policies if policy.weights is not None}
+    complete = all(origin.complete for origin in origins) and all(policy.weights is not None for policy in policies)
     scored_by = {str(teacher.manifest.identity.get("weights")) for teacher in teachers}
-    return sorted(text_by) if all(origin.complete for origin in origins) else [], sorted(scored_by)
+    return sorted(text_by) if complete else [], sorted(scored_by)
 
 
 def _who(policy: Policy) -> str:
+    if policy.engine is not None and policy.weights is None:
+        return f"{_server(policy)}, under the name {policy.engine.get('model')},"
     if policy.student is None:
         return str(policy.model.get("name", "a model"))
     step = "an unknown step" if policy.student.step is None else f"step {policy.student.step:,}"
     return f"a student at {step} of run {policy.student.run[:12]}…"
+
+
+def _server(policy: Policy) -> str:
+    engine = policy.engine or {}
+    return f"{engine.get('name')} {engine.get('version')}"
+
+
+def _weights(policy: Policy) -> str:
+    return "weights unknown" if policy.weights is None else f"weights {policy.weights[:12]}…"
+
+
+def _served(policy: Policy) -> str:
+    """Return on whose word the writer's weights are known, if a server ran them."""
+    if policy.engine is None:
+        return ""
+    return f", by the hash of the folder that the generation file names as served by {_server(policy)}"
+
+
+def _unknown(policy: Policy, teacher: CachedTeacher) -> str:
+    """Return what can be said of a writer whose weights nobody could read."""
+    scorer, writer = teacher.manifest.identity.get("engine"), policy.engine
+    if isinstance(scorer, dict) and writer and all(scorer.get(key) == writer.get(key) for key in ("name", "model")):
+        return (
+            "a server of the same kind scored it under the same name, but neither side's weights are known, so nothing "
+            "shows that one model did both"
+        )
+    return "its weights are unknown, so nothing shows whether its prefixes are the teacher's, the student's or others"
 
 
 def _draws(policy: Policy) -> str:
@@ -144,7 +184,7 @@ def _draws(policy: Policy) -> str:
 
 def _rounding(policy: Policy, teacher: CachedTeacher) -> str:
     identity = teacher.manifest.identity
-    wrote = policy.dtype
+    wrote = f"{policy.dtype or 'an unknown type'}{' in an engine' if policy.engine else ''}"
     scored = f"{identity.get('dtype')}{' in an engine' if identity.get('engine') else ''}"
     return "" if wrote == scored else f" (written in {wrote}, scored in {scored}, which round differently)"
 
