@@ -182,7 +182,7 @@ def coverage_of(alignment: Alignment, shards: list[int]) -> Coverage:
 
 
 def _pairs(alignment: Alignment, shard: int) -> Iterator[tuple[Sequence, AlignedSequence]]:
-    yield from zip(alignment.encoding.sequences(shard), alignment.sequences(shard), strict=True)
+    yield from zip(alignment.encoding.student_sequences(shard), alignment.sequences(shard), strict=True)
 
 
 def classes_of(aligned: AlignedSequence) -> Counts:
@@ -208,7 +208,7 @@ def _example(alignment: Alignment, sequence_id: int, tokens: TokenBytes) -> Alig
     encoding = alignment.encoding
     shard = encoding.shard_of(sequence_id)
     place = sequence_id - encoding.shards[shard].first_sequence
-    sequence, aligned = encoding.sequences(shard)[place], alignment.sequences(shard)[place]
+    sequence, aligned = encoding.student_sequences(shard)[place], alignment.sequences(shard)[place]
     text = sequence.text.encode()
     student_ends = np.cumsum(aligned.byte_lengths.astype(np.int64))
     student_starts = student_ends - aligned.byte_lengths

@@ -106,7 +106,7 @@ def align_encoding(encoding: Encoding, name: str, folder: TokenizerFolder, progr
     alignment = _declared(encoding, name, folder)
     for shard, entry in enumerate(encoding.shards):
         if not _is_done(alignment, shard):
-            write_shard(alignment, shard, list(aligned_sequences(encoding.sequences(shard), pairing)))
+            write_shard(alignment, shard, list(aligned_sequences(encoding.student_sequences(shard), pairing)))
         progress(entry.tokens)
     return alignment
 

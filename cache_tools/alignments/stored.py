@@ -265,7 +265,7 @@ class Alignment:
         table = read_table(path, receipt.table.sha256, SCHEMA, receipt.table.bytes, SEQUENCES_BYTES)
         columns = [table.column("sequence_id").to_pylist(), *(_lists(table.column(name)) for name in SCHEMA.names[1:])]
         aligned = [AlignedSequence(*row) for row in zip(*columns, strict=True)]
-        wrong = contradiction(aligned, self.encoding.sequences(shard), self.manifest.vocabulary_size)
+        wrong = contradiction(aligned, self.encoding.student_sequences(shard), self.manifest.vocabulary_size)
         if wrong:
             raise unreadable(path, wrong)
         return aligned

@@ -172,7 +172,7 @@ def parquet_bytes(teacher: CachedTeacher, shard: int, target: SourceFormat) -> b
 
 def shard_rows(teacher: CachedTeacher, shard: int) -> CacheRows:
     """Return the sequences of a shard with a teacher's predictions."""
-    sequences = teacher.encoding.sequences(shard)
+    sequences = teacher.encoding.student_sequences(shard)
     targets = teacher.targets(*teacher.shard_rows(shard))
     masked = teacher.encoding.manifest.objective == "masked"
     originals = [s.original_ids for s in sequences if s.original_ids is not None] if masked else None

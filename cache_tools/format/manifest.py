@@ -159,6 +159,13 @@ class EncodingManifest(Document):
         return isinstance(corpus, dict) and bool(corpus.get("label_field"))
 
     @property
+    def context(self) -> dict[str, str]:
+        """Templates of what only teachers read, by key of ``corpus.context``; empty if students read the same."""
+        corpus = self.identity.get("corpus")
+        stated = corpus.get("context") if isinstance(corpus, dict) else None
+        return {str(key): str(value) for key, value in stated.items()} if isinstance(stated, dict) else {}
+
+    @property
     def contents_fingerprint(self) -> str:
         """sha256 of the identity and of every sequence."""
         return fingerprint({"identity": self.identity, "parts": [part.shards_sha256 for part in self.parts]})

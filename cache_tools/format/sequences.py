@@ -10,11 +10,15 @@ The gold token of position t is ``input_ids[t + 1]`` for a causal teacher, and
 ``byte_lengths`` cuts ``text`` into the tokens' surface forms: their sum is the length of
 the text in UTF-8, so a token's place in the text is a running sum.
 
+Where a teacher reads a context that its students do not, the file holds both readings: the columns above are the
+teacher's, and ``student_*`` are what a student reads (:class:`StudentReading`). Both keep the same tokens in the same
+order, so that the rows belong to both, and whoever trains takes :meth:`Sequence.as_student`.
+
 What a file holds is checked twice: its columns when it is read (``read_sequences``), and what it says of rows and
 tokens against the shard table (``contradiction``) before anything uses it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,12 +58,36 @@ SCHEMA = pa.schema(
 DOCUMENT_IDS = pa.schema([SCHEMA.field("document_id")])
 TURN = pa.field("turn", pa.int32(), nullable=True)
 """Optional column: there if a sequence of the file ends with one turn of a chat."""
+STUDENT = (
+    pa.field("student_ids", pa.list_(pa.uint32()), nullable=True),
+    pa.field("student_mask", pa.list_(pa.bool_()), nullable=True),
+    pa.field("student_text", pa.string(), nullable=True),
+    pa.field("student_byte_lengths", pa.list_(pa.uint32()), nullable=True),
+)
+"""Optional columns: there if teachers read a context that students do not."""
 
 MENDING = (
     "run 'logitcask repair' on the cache and then the same capture again, which writes the files of an encoding anew "
     "from their corpus; or restore the file from a copy with 'logitcask copy'"
 )
 """What helps when a file with a recorded hash is missing or damaged."""
+
+
+@dataclass(frozen=True)
+class StudentReading:
+    """A sequence without the context that only teachers read.
+
+    Attributes:
+        input_ids: (n,) uint32, what a student reads.
+        position_mask: (n,) bool, true where the student predicts a token of which a row is kept.
+        text: The text that the tokens cover.
+        byte_lengths: (n,) uint32, UTF-8 bytes of ``text`` that belong to each token.
+    """
+
+    input_ids: NDArray[np.uint32]
+    position_mask: NDArray[np.bool_]
+    text: str
+    byte_lengths: NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
@@ -78,6 +106,7 @@ class Sequence:
         byte_lengths: (n,) uint32, UTF-8 bytes of ``text`` that belong to each token.
         turn: Number of the chat's message, from 0, that is kept, where a chat became a sequence for each turn; None
             where a document is read as a whole.
+        student: What a student reads instead, without the teachers' context; None where it reads the same.
     """
 
     sequence_id: int
@@ -90,6 +119,7 @@ class Sequence:
     text: str
     byte_lengths: NDArray[np.uint32]
     turn: int | None = None
+    student: StudentReading | None = None
 
     @property
     def num_positions(self) -> int:
@@ -111,6 +141,17 @@ class Sequence:
             return self.input_ids[self.positions() + 1]
         assert self.original_ids is not None
         return self.original_ids[self.positions()]
+
+    def as_student(self) -> "Sequence":
+        """Return the sequence as a student reads it: other tokens, the same rows and the same gold tokens."""
+        if self.student is None:
+            return self
+        ids, mask, text, lengths = (getattr(self.student, name) for name in READING)
+        return replace(self, input_ids=ids, position_mask=mask, text=text, byte_lengths=lengths, student=None)
+
+
+READING = ("input_ids", "position_mask", "text", "byte_lengths")
+"""What a student's reading consists of; the columns ``STUDENT`` have this order."""
 
 
 def bytes_before(text: str) -> NDArray[np.int64]:
@@ -140,6 +181,9 @@ def sequences_bytes(sequences: list[Sequence]) -> bytes:
     """
     schema = SCHEMA if all(sequence.turn is None for sequence in sequences) else SCHEMA.append(TURN)
     columns = [[getattr(s, field.name) for s in sequences] for field in schema]
+    if any(sequence.student is not None for sequence in sequences):
+        schema = pa.schema([*schema, *STUDENT])
+        columns += [[None if s.student is None else getattr(s.student, name) for s in sequences] for name in READING]
     arrays = [pa.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)]
     table = pa.Table.from_arrays(arrays, schema=schema)
     largest = largest_unpacked(sum(len(sequence.input_ids) for sequence in sequences)) - PADDING_BYTES
@@ -173,18 +217,26 @@ def read_sequences(
     Raises:
         DamageError: the file is missing or not what was written, or its columns cannot be.
     """
-    table = read_table(path, expected_sha256, SCHEMA.append(TURN), file_bytes, unpacked_bytes)
+    table = read_table(path, expected_sha256, pa.schema([*SCHEMA, TURN, *STUDENT]), file_bytes, unpacked_bytes)
     if table.num_rows > SHARD_SEQUENCES:
         raise unreadable(path, f"{table.num_rows:,} sequences, more than {SHARD_SEQUENCES:,}")
     columns = [_values(column.combine_chunks()) for column in table.columns]
-    sequences = [Sequence(*row) for row in zip(*columns, strict=True)]
-    for number, sequence in enumerate(sequences):
-        aligned = {len(sequence.input_ids), len(sequence.position_mask), len(sequence.byte_lengths)}
-        if sequence.original_ids is not None:
-            aligned.add(len(sequence.original_ids))
-        if len(aligned) > 1:
+    sequences = []
+    for number, row in enumerate(zip(*columns, strict=True)):
+        own, student = row[: -len(STUDENT)], row[-len(STUDENT) :]
+        if any(value is None for value in student) != all(value is None for value in student):
+            raise unreadable(path, f"sequence number {number} has a part of what a student reads")
+        reading = None if student[0] is None else StudentReading(*student)
+        sequence = replace(Sequence(*own), student=reading) if reading else Sequence(*own)
+        if not _is_aligned(sequence) or (reading and not _is_aligned(sequence.as_student())):
             raise unreadable(path, f"sequence number {number} has lists of different lengths")
+        sequences.append(sequence)
     return sequences
+
+
+def _is_aligned(sequence: Sequence) -> bool:
+    lists = (sequence.input_ids, sequence.position_mask, sequence.byte_lengths, sequence.original_ids)
+    return len({len(values) for values in lists if values is not None}) == 1
 
 
 def contradiction(
@@ -221,6 +273,21 @@ def contradiction(
         return f"a sequence is not {objective}"
     if max(int(np.max(ids)) for ids in [*(s.input_ids for s in sequences), *originals]) >= vocabulary_size:
         return f"a token id is not below {vocabulary_size}"
+    wrong = ((s.sequence_id, student_contradiction(s, vocabulary_size)) for s in sequences if s.student is not None)
+    return next((f"sequence {number} {rule}" for number, rule in wrong if rule), None)
+
+
+def student_contradiction(sequence: Sequence, vocabulary_size: int) -> str | None:
+    """Return how what a student reads contradicts what a teacher reads; None if it does not."""
+    own = sequence.as_student()
+    if sequence.original_ids is not None:
+        return "has a student's reading, which only causal sequences have"
+    if not len(own.input_ids) or int(own.input_ids.max()) >= vocabulary_size:
+        return f"gives a student no token, or one that is not below {vocabulary_size}"
+    if own.position_mask[-1] or not np.array_equal(own.gold_ids("causal"), sequence.gold_ids("causal")):
+        return "keeps other tokens in what a student reads than in what a teacher reads"
+    if int(own.byte_lengths.sum()) != len(own.text.encode()):
+        return "has a student's byte lengths that do not add up to its text"
     return None
 
 

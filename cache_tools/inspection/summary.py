@@ -162,6 +162,7 @@ class EncodingFacts:
         splits: Totals of each split.
         sequence_bytes: Size of the sequence files.
         alignments: Names of the alignments with students' tokenizers, finished or not.
+        context: Templates of what teachers read and students do not, by key of ``corpus.context``; empty for nothing.
     """
 
     name: str
@@ -176,6 +177,7 @@ class EncodingFacts:
     splits: dict[Split, SplitTotals]
     sequence_bytes: int
     alignments: tuple[str, ...]
+    context: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,7 @@ def describe_encoding(encoding: Encoding) -> EncodingFacts:
         splits=manifest.splits,
         sequence_bytes=int(encoding.shards.numbers("bytes").sum()),
         alignments=tuple(encoding.alignments),
+        context=manifest.context,
     )
 
 

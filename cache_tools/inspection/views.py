@@ -90,9 +90,11 @@ class SequenceView(ShownSequence):
 
     Attributes:
         teachers: The teachers, in the order in which they were given.
+        student_tokens: How many tokens a student reads, where teachers read a context in addition; None elsewhere.
     """
 
     teachers: tuple[TeacherSurprise, ...]
+    student_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,7 @@ def sequence_view(
         objective=encoding.manifest.objective,
         tokens=_viewed_tokens(encoding, sequence, judged, texts),
         teachers=tuple(_surprise(teacher, sequence, judged) for teacher in teachers),
+        student_tokens=None if sequence.student is None else len(sequence.student.input_ids),
     )
 
 

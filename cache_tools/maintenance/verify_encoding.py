@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from cache_tools.format import layout
 from cache_tools.format.manifest import KEY, SPLITS, EncodingManifest
-from cache_tools.format.sequences import Sequence, read_recorded
+from cache_tools.format.sequences import Sequence, read_recorded, student_contradiction
 from cache_tools.format.shards import ShardEntry, read_shard_tables, totals
 from cache_tools.format.vocabulary import file_behaviour, vocabulary_fingerprint
 from cache_tools.mappings import JsonObject
@@ -74,6 +74,9 @@ def sequence_problems(
                     f"sequence {sequence.sequence_id}: {name} holds {int(ids.max())}, "
                     f"which is not below the vocabulary size {manifest.vocabulary_size}"
                 )
+        wrong = None if sequence.student is None else student_contradiction(sequence, manifest.vocabulary_size)
+        if wrong:
+            yield f"sequence {sequence.sequence_id} {wrong}"
     documents = len({sequence.document_id for sequence in sequences})
     counted = {
         "sequences": (len(sequences), len(sequences)),

@@ -124,6 +124,13 @@ class Encoding:
         """
         return self._read_shard(shard)
 
+    def student_sequences(self, shard: int) -> list[Sequence]:
+        """Return the sequences of a shard as a student reads them: without a context that only teachers read.
+
+        Rows and gold tokens are those of :meth:`sequences`, and so are its errors.
+        """
+        return [sequence.as_student() for sequence in self._read_shard(shard)]
+
     def stored_sequences(self, shard: int) -> list[Sequence]:
         """Return the sequences of a shard as they are stored, even if they contradict the shard table.
 

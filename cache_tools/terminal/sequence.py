@@ -39,7 +39,8 @@ def print_sequence(console: Console, view: SequenceView) -> None:
     """Print a sequence with each teacher's surprise, side by side, then where each teacher was most surprised."""
     document = isolated(printable(view.document_id))
     turn = "" if view.turn is None else f", turn {view.turn}"
-    title = f"sequence {view.sequence_id} · document {document}{turn} · {len(view.tokens)} tokens"
+    own = "" if view.student_tokens is None else f" · a student reads {view.student_tokens}"
+    title = f"sequence {view.sequence_id} · document {document}{turn} · {len(view.tokens)} tokens{own}"
     console.print(Text(title, style="bold"))
     table = Table(expand=True, show_lines=False)
     for teacher in view.teachers:

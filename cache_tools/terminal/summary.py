@@ -1,6 +1,7 @@
 """What ``logitcask inspect`` prints: a table of splits, one for each teacher, one for each teacher's groups."""
 
 from collections.abc import Mapping
+from textwrap import shorten
 
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +26,8 @@ FINGERPRINT_DIGITS = 12
 AT_TEMPERATURE = "codec_kl_nats_t"
 """What the names of statistics begin with that hold the codec's error at a declared temperature."""
 
+TEMPLATE_CHARACTERS = 80
+
 GROUPS = 20
 """How many groups of documents are listed."""
 
@@ -33,7 +36,7 @@ def print_summary(console: Console, summary: CacheSummary) -> None:
     """Print what a cache holds."""
     for encoding in summary.encodings:
         console.print(_splits_table(encoding.facts))
-        for sentence in writer_words(encoding.facts):
+        for sentence in (*writer_words(encoding.facts), *context_words(encoding.facts.context)):
             console.print(printable(sentence), highlight=False, markup=False, soft_wrap=True)
         for teacher in encoding.teachers:
             console.print(_teacher_table(teacher, encoding.facts.splits))
@@ -67,6 +70,20 @@ def _without_beginning(encoding: EncodingFacts) -> str:
         return ""
     begin = f"{counted(count, 'sequence')} {'begins' if count == 1 else 'begin'}"
     return f"\n{begin} in the middle of a long chat, so the prompt was not read"
+
+
+def context_words(context: Mapping[str, str]) -> list[str]:
+    """Return a sentence on what only teachers read; none if students read the same.
+
+    Args:
+        context: Templates by key of ``corpus.context``.
+    """
+    if not context:
+        return []
+    named = ", ".join(
+        f"{key} {shorten(value, TEMPLATE_CHARACTERS, placeholder=' …')!r}" for key, value in context.items()
+    )
+    return [f"Teachers read a context that students do not: {named}"]
 
 
 def writer_words(encoding: EncodingFacts) -> list[str]:

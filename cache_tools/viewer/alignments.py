@@ -158,7 +158,7 @@ def aligned_view(alignment: Alignment, number: int) -> AlignedView:
         DamageError: a file is missing or not what was written.
     """
     encoding = alignment.encoding
-    sequence, shard = sequence_of(encoding, number), encoding.shard_of(number)
+    sequence, shard = sequence_of(encoding, number).as_student(), encoding.shard_of(number)
     aligned = alignment.sequences(shard)[number - encoding.shards[shard].first_sequence]
     num_tokens = len(sequence.input_ids) + len(aligned.input_ids)
     if num_tokens > LONGEST_TOKENS:
@@ -190,7 +190,7 @@ def worst_aligned(alignment: Alignment, after: int, seconds: float = SECONDS) ->
     worst: list[tuple[float, WorstSequence]] = []
     counts, looked = np.zeros(4, np.int64), after
     for shard in within(seconds, np.random.default_rng(0).permutation(shards)[after:].tolist()):
-        sequences = alignment.encoding.sequences(shard)
+        sequences = alignment.encoding.student_sequences(shard)
         for sequence, aligned in zip(sequences, alignment.sequences(shard), strict=True):
             own = counts_of(aligned)
             counts += own

@@ -50,7 +50,7 @@ def token_counts(encodings: Iterable[Encoding], split: Split, size: int, progres
     counts = np.zeros(size, np.int64)
     for encoding in encodings:
         for shard in encoding.split_shards(split):
-            sequences = encoding.sequences(shard)
+            sequences = encoding.student_sequences(shard)
             texts = [s.input_ids if s.original_ids is None else s.original_ids for s in sequences]
             counts += np.bincount(np.concatenate(texts), minlength=size)
             progress(1)

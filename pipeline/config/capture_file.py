@@ -41,6 +41,8 @@ class CaptureConfig(Config):
         masked, masking = self.encoding.objective == "masked", self.encoding.masking
         if self.corpus.label_field and not masked:
             raise ValueError("corpus.label_field needs encoding.objective: masked")
+        if self.corpus.context is not None and masked:
+            raise ValueError("corpus.context is for encoding.objective: causal")
         engines = [teacher.name for teacher in self.teachers if teacher.engine is not None]
         if masked and engines:
             raise ValueError(f"teacher {engines[0]!r}: an engine predicts next tokens only; leave engine out")

@@ -91,7 +91,8 @@ class GenerateConfig(Config):
         output: Local folder of the completions; created if absent, continued if present.
         policy: The model that writes.
         prompts: What it completes, read as a corpus is: texts are continued, and chats are answered. Assistant turns
-            at the end of a chat are left out: the model writes another one.
+            at the end of a chat are left out: the model writes another one. It also reads a ``context``; the
+            completions keep the fields of it, so that a capture file with the same block reads it again.
         sampling: How tokens are drawn.
         batch_prompts: Completions that transformers writes together; 1 pads nothing.
         part_completions: Completions in each file of the output, the unit of work that a stop can lose.
@@ -118,3 +119,19 @@ class GenerateConfig(Config):
         if given:
             raise ValueError(f"prompts do not use {', '.join(given)}; set it where the completions are captured")
         return self
+
+    @model_validator(mode="after")
+    def _context_fields_are_kept(self) -> "GenerateConfig":
+        context = self.prompts.context
+        names = () if context is None else (*context.text_fields, *filter(None, [context.messages_field]))
+        taken = [name for name in names if name in WRITTEN_FIELDS]
+        if taken:
+            raise ValueError(f"prompts.context uses the field {taken[0]!r}, which a completion has itself; rename it")
+        return self
+
+
+WRITTEN_FIELDS = (
+    *("id", "group", "ids", "mask", "completion", "text", "messages", "tools"),
+    *("stop", "prompt_tokens", "completion_tokens"),
+)
+"""Fields of a completion. The fields that a context is made from are written beside them."""

@@ -61,7 +61,11 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def render_chat(
-    messages: Messages, tokenizer: PreTrainedTokenizerFast, place: str, tools: Tools = None
+    messages: Messages,
+    tokenizer: PreTrainedTokenizerFast,
+    place: str,
+    tools: Tools = None,
+    by_turns: bool = False,
 ) -> list[RenderedChat]:
     """Render a chat: once, or once for each assistant turn if the template rewrites earlier turns.
 
@@ -70,6 +74,7 @@ def render_chat(
         tokenizer: Brings the chat template.
         place: Where the chat came from, for error messages.
         tools: JSON schemas, passed to the template.
+        by_turns: Render once for each assistant turn in any case, unless the template marks them.
 
     Raises:
         CorpusError: there is no template, it refuses the chat or has no place for tools, or the spans cannot be found.
@@ -89,7 +94,7 @@ def render_chat(
             texts, spans = rendered
             return [RenderedChat(texts[0], [(int(a), int(b)) for a, b in spans[0]])]
         render = partial(_render, tokenizer=tokenizer, tools=tools)
-        whole = _by_prefixes(messages, render)
+        whole = None if by_turns else _by_prefixes(messages, render)
         return [whole] if whole is not None else list(_by_turns(messages, render, place))
     except LogitcaskError:
         raise

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from cache_tools.configuration import Config
 from cache_tools.mappings import Identity
+from pipeline.corpus.templates import template_fields
 
 
 class DatasetConfig(Config):
@@ -33,6 +34,50 @@ class DatasetConfig(Config):
     max_documents: PositiveInt | None = None
 
 
+class ContextConfig(Config):
+    """A context that only teachers read: students learn to predict, without it, what teachers predict with it.
+
+    Predictions are kept where they are kept without a context. A template is a text in which ``{name}`` stands for a
+    text field of the record; ``{{`` and ``}}`` are braces. A record without such a field is an error.
+
+    Attributes:
+        before: Template of a text that stands before a plain text, and before each piece of a long one.
+        system: Template of a system message at the beginning of a chat; a system message of the chat itself follows in
+            the same message, after an empty line.
+        messages_field: Field with messages that stand before a chat, behind its system message: a list, or that list
+            as JSON text. Answers among them are not kept.
+        last_user: Template of a text that is appended to the last user message of a chat.
+    """
+
+    before: str | None = None
+    system: str | None = None
+    messages_field: str | None = None
+    last_user: str | None = None
+
+    @field_validator("before", "system", "last_user")
+    @classmethod
+    def _readable(cls, template: str | None) -> str | None:
+        template_fields(template or "")
+        return template
+
+    @model_validator(mode="after")
+    def _something_to_read(self) -> "ContextConfig":
+        if all(value is None for value in (self.before, self.system, self.messages_field, self.last_user)):
+            raise ValueError("needs before, system, messages_field or last_user")
+        return self
+
+    def identity(self) -> dict[str, str]:
+        """Return what determines the context of a record: the keys that are set."""
+        stated: dict[str, str] = self.model_dump(mode="json", exclude_none=True)
+        return stated
+
+    @property
+    def text_fields(self) -> tuple[str, ...]:
+        """Names of the record's fields that the templates name."""
+        templates = (self.before, self.system, self.last_user)
+        return tuple(dict.fromkeys(name for text in templates for name in template_fields(text or "")))
+
+
 class CorpusConfig(Config):
     """Which documents to read, from files, datasets or both, and in which fields of a record they are.
 
@@ -51,6 +96,7 @@ class CorpusConfig(Config):
         mask_field: Field with a 0 or 1 for each token id: 1 where predictions are kept; default: everywhere.
         label_field: Field with the class of a document, which is a token as the tokenizer's vocabulary spells it; for
             plain text and the masked objective. ``pipeline/encoding/labels.py`` says where it is predicted.
+        context: What teachers read in addition to a document, and students do not.
         id_field: Field with a unique document id; a record without an id is named after its file and line.
         group_field: Field that keeps documents together when some are held out; default: the document's id.
         held_out_fraction: Expected share of groups that are encoded as the held-out split, in [0, 1).
@@ -64,6 +110,7 @@ class CorpusConfig(Config):
     ids_field: str | None = None
     mask_field: str | None = None
     label_field: str | None = None
+    context: ContextConfig | None = None
     id_field: str = "id"
     group_field: str = "group"
     held_out_fraction: float = Field(default=0.01, ge=0, lt=1)
@@ -81,8 +128,24 @@ class CorpusConfig(Config):
             raise ValueError("label_field is for documents of plain text")
         return self
 
+    @model_validator(mode="after")
+    def _context_of_its_kind(self) -> "CorpusConfig":
+        context = self.context
+        if context is None:
+            return self
+        if self.ids_field:
+            raise ValueError("context needs plain text or chats; with ids_field there is neither")
+        if self.messages_field and context.before is not None:
+            raise ValueError("context.before is for plain text; for chats set context.system or context.last_user")
+        of_chats = (context.system, context.messages_field, context.last_user)
+        if not self.messages_field and any(value is not None for value in of_chats):
+            raise ValueError("context.system, messages_field and last_user need corpus.messages_field")
+        return self
+
     def identity(self) -> Identity:
         """Return what determines how a record is read, as plain JSON; keys of later versions only where used."""
         later = {"tools_field", "ids_field", "mask_field", "label_field"}
         unused = {name for name in later if getattr(self, name) is None}
-        return self.model_dump(mode="json", exclude={"paths", "datasets", *unused})
+        identity = self.model_dump(mode="json", exclude={"paths", "datasets", "context", *unused})
+        context = {} if self.context is None else {"context": self.context.identity()}
+        return identity | context

@@ -15,7 +15,8 @@ from typing import Any
 
 from cache_tools.errors import CorpusError
 from cache_tools.mappings import JsonObject
-from pipeline.corpus.config import CorpusConfig
+from pipeline.corpus.config import ContextConfig, CorpusConfig
+from pipeline.corpus.context import Context, context_of
 from pipeline.corpus.datasets import DatasetSource, Record, open_dataset
 from pipeline.corpus.files import FileSource, file_sources
 
@@ -37,6 +38,7 @@ class Document:
         ids: Token ids.
         mask: For each id 1 if it is trained on, else 0; None for all.
         label: Class of the document, a token; None if documents have no class.
+        context: What a teacher reads in addition, and a student does not; None for nothing.
         share_before: Share of the corpus' bytes before it, approximately, in [0, 1]; None if unknown.
     """
 
@@ -49,6 +51,7 @@ class Document:
     ids: list[int] | None = None
     mask: list[int] | None = None
     label: str | None = None
+    context: Context | None = None
     share_before: float | None = field(default=None, compare=False)
 
 
@@ -139,16 +142,27 @@ def _document(place: str, name: str, record: JsonObject, config: CorpusConfig, a
     identity = str(record[config.id_field]) if record.get(config.id_field) is not None else name
     group = str(record[config.group_field]) if record.get(config.group_field) is not None else identity
     _check_unicode(place, identity, group)
+    context = None if config.context is None else _context(place, record, config.context, arrow)
     if config.messages_field:
         messages, tools = _chat(place, record, config, arrow)
-        return Document(identity, group, None, messages, place, tools)
+        return Document(identity, group, None, messages, place, tools, context=context)
     if config.ids_field:
         ids, mask = _ids(place, record, config)
         return Document(identity, group, None, None, place, None, ids, mask)
     text = _field(place, record, "text_field", config.text_field, str)
     label = _field(place, record, "label_field", config.label_field, str) if config.label_field else None
     _check_unicode(place, text, label or "")
-    return Document(identity, group, text, None, place, label=label)
+    return Document(identity, group, text, None, place, label=label, context=context)
+
+
+def _context(place: str, record: JsonObject, config: ContextConfig, arrow: bool) -> Context:
+    """Return what only a teacher reads; a record without a field of it is refused."""
+    texts = {name: _field(place, record, "context", name, str) for name in config.text_fields}
+    _check_unicode(place, *texts.values())
+    messages = []
+    if config.messages_field:
+        messages = _messages(place, record, "context.messages_field", config.messages_field, arrow)
+    return context_of(config, texts, messages)
 
 
 def _chat(
@@ -161,14 +175,19 @@ def _chat(
     Arrow columns are keys that were not written, and are dropped; ``content`` stays.
     """
     assert config.messages_field
-    messages = _objects(place, record, "messages_field", config.messages_field, arrow)
-    if not all("role" in message for message in messages):
-        raise CorpusError("a message is not an object with a role", where=place)
+    messages = _messages(place, record, "messages_field", config.messages_field, arrow)
     if not config.tools_field:
         return messages, None
     if config.tools_field in record and record[config.tools_field] is None:
         return messages, None
     return messages, _objects(place, record, "tools_field", config.tools_field, arrow) or None
+
+
+def _messages(place: str, record: JsonObject, key: str, name: str, arrow: bool) -> list[JsonObject]:
+    messages = _objects(place, record, key, name, arrow)
+    if not all("role" in message for message in messages):
+        raise CorpusError("a message is not an object with a role", where=place)
+    return messages
 
 
 def _objects(place: str, record: JsonObject, key: str, name: str, arrow: bool) -> list[JsonObject]:
@@ -181,7 +200,7 @@ def _objects(place: str, record: JsonObject, key: str, name: str, arrow: bool) -
         record = {**record, name: _without_nulls(value)}
     objects: list[JsonObject] = _field(place, record, key, name, list)
     if not all(isinstance(item, dict) for item in objects):
-        what = "a message is not an object with a role" if key == "messages_field" else "a tool is not an object"
+        what = "a message is not an object with a role" if key.endswith("messages_field") else "a tool is not an object"
         raise CorpusError(what, where=place)
     _check_unicode(place, json.dumps(objects, ensure_ascii=False, default=str))
     return objects

@@ -4,6 +4,10 @@ A document is tokenised once, without special tokens; windows of the result get 
 tokenizer's own prefix (BOS, [CLS]) and suffix ([SEP]) back. A window repeats the last
 ``overlap`` tokens of the one before as context: they are read again but not kept again.
 
+A context that only teachers read (``corpus/context.py``) makes two pieces of one: the teacher's, and in it the
+student's. Before plain text the context is tokenised by itself and stands before every window, so that the document's
+own tokens are the same in both; a chat is rendered and tokenised twice, and its answers must become the same tokens.
+
 Chats have their template's special tokens and get no others; token ids are read as they are given. Ids have
 no text, and none is invented for them: the bytes of a token are not always
 those of its decoded form. Their pieces have an empty text and byte lengths of zero.
@@ -21,7 +25,8 @@ from transformers import PreTrainedTokenizerFast
 from cache_tools.errors import CorpusError
 from cache_tools.format.sequences import bytes_before
 from pipeline.config.encoding import EncodingConfig
-from pipeline.corpus.chat import Spans, render_chat
+from pipeline.corpus.chat import RenderedChat, Spans, render_chat
+from pipeline.corpus.context import render_readings
 from pipeline.corpus.documents import Document
 
 T = TypeVar("T", bound=np.generic)
@@ -38,6 +43,7 @@ class Piece:
         byte_lengths: (n,) uint32, UTF-8 bytes of ``text`` per token.
         text: The text that the window covers.
         begins: Whether the window begins where the document does.
+        student: The window as a student reads it; None where that is the same.
     """
 
     input_ids: NDArray[np.uint32]
@@ -45,6 +51,11 @@ class Piece:
     byte_lengths: NDArray[np.uint32]
     text: str
     begins: bool = True
+    student: "Piece | None" = None
+
+    def gold(self) -> NDArray[np.uint32]:
+        """Return the tokens that a causal teacher predicts here: (p,) uint32."""
+        return self.input_ids[1:][self.trainable[1:]]
 
 
 @dataclass(frozen=True)
@@ -90,12 +101,22 @@ class Readable:
         text: Its text, or its chat as rendered; empty for token ids.
         spans: Character spans that an assistant wrote; None where all is trained on.
         turn: Number of the chat's message, from 0, that the text ends with; None if the text is the whole document.
+        before: A context that only a teacher reads, before a plain text.
+        student: A chat as a student reads it, where a teacher reads a context too.
     """
 
     document: Document
     text: str
     spans: Spans | None = None
     turn: int | None = None
+    before: str = ""
+    student: RenderedChat | None = None
+
+    def texts(self) -> list[str]:
+        """Return what is tokenised: the text, and a context or the student's chat behind it."""
+        if self.document.ids is not None:
+            return []
+        return [self.text, *([self.before] if self.before else []), *([self.student.text] if self.student else [])]
 
 
 @dataclass(frozen=True)
@@ -119,8 +140,13 @@ def readable(document: Document, tokenizer: PreTrainedTokenizerFast) -> list[Rea
     Raises:
         CorpusError: the chat template refuses the chat.
     """
+    context = document.context
     if document.messages is None:
-        return [Readable(document, document.text or "")]
+        return [Readable(document, document.text or "", before=context.before if context else "")]
+    if context is not None:
+        readings = render_readings(document.messages, context, tokenizer, document.place, document.tools)
+        teachers = ((pair.teacher, pair.student) for pair in readings)
+        return [Readable(document, chat.text, chat.spans, chat.turn, student=own) for chat, own in teachers]
     rendered = render_chat(document.messages, tokenizer, document.place, document.tools)
     return [Readable(document, chat.text, chat.spans, chat.turn) for chat in rendered]
 
@@ -135,7 +161,7 @@ def split_documents(
     Raises:
         CorpusError: a document has ids that are no tokens, or sequences are too short for any text.
     """
-    tokenised = iter(_tokenise([text.text for text in batch if text.document.ids is None], tokenizer))
+    tokenised = iter(_tokenise([part for text in batch for part in text.texts()], tokenizer))
     special_ids = tokenizer.all_special_ids
     with_ids = any(text.document.ids is not None for text in batch)
     has_token = known_ids(tokenizer) if with_ids else np.zeros(0, dtype=bool)
@@ -143,12 +169,81 @@ def split_documents(
         own_frame = frame if text.document.text is not None else Frame([], [], [])
         _check_room(own_frame, config)
         if text.document.ids is None:
-            tokens = _text_tokens(text, *next(tokenised), own_frame)
+            tokens = _text_tokens(text.text, text.spans, *next(tokenised), own_frame)
         else:
             tokens = _given_tokens(text.document, has_token)
         if config.objective == "masked":  # special tokens in the text itself
             tokens = replace(tokens, trainable=tokens.trainable & ~np.isin(tokens.ids, special_ids))
-        yield text, _windows(text.text, tokens, own_frame, config)
+        if text.before:
+            context = _text_tokens(text.before, [], *next(tokenised), Frame([], [], []))
+            yield text, _behind_context(text, tokens, context, own_frame, config)
+        elif text.student is not None:
+            student = _text_tokens(text.student.text, text.student.spans, *next(tokenised), own_frame)
+            yield text, _both_readings(text, text.student.text, tokens, student, own_frame, config)
+        else:
+            yield text, _windows(text.text, tokens, own_frame, config)
+
+
+def _behind_context(
+    text: Readable, tokens: Tokens, context: Tokens, frame: Frame, config: EncodingConfig
+) -> Iterator[Piece]:
+    """Yield the windows of a plain text, each behind the whole context."""
+    length = config.max_length_tokens - len(context.ids)
+    least = config.overlap_tokens + len(frame.prefix) + len(frame.suffix)
+    if length <= least:
+        raise _too_long(text, f"at most {config.max_length_tokens - least - 1} tokens of context", len(context.ids))
+    bounds = np.append(np.maximum.accumulate(context.starts), len(text.before))
+    bounds[0] = 0
+    lengths = np.diff(bytes_before(text.before)[bounds]).astype(np.uint32)
+    before = text.before if len(lengths) else ""  # a tokenizer may drop white space
+    at = len(frame.prefix)
+    for own in _windows(text.text, tokens, frame, config.model_copy(update={"max_length_tokens": length})):
+        kept = own.trainable.copy()
+        kept[:1] = False  # the student has no position before it
+        yield Piece(
+            input_ids=np.concatenate([own.input_ids[:at], context.ids, own.input_ids[at:]]),
+            trainable=np.concatenate([kept[:at], context.trainable, kept[at:]]),
+            byte_lengths=np.concatenate([own.byte_lengths[:at], lengths, own.byte_lengths[at:]]),
+            text=before + own.text,
+            begins=own.begins,
+            student=own,
+        )
+
+
+def _both_readings(
+    text: Readable, student_text: str, tokens: Tokens, student: Tokens, frame: Frame, config: EncodingConfig
+) -> Iterator[Piece]:
+    """Yield a chat with its context, and in it the chat without; neither is split.
+
+    Raises:
+        CorpusError: it is longer than a sequence, or its answers become other tokens.
+    """
+    longest = max(len(tokens.ids), len(student.ids))
+    if longest > config.max_length_tokens:
+        raise _too_long(text, f"at most {config.max_length_tokens} tokens", longest)
+    read = next(_windows(text.text, tokens, frame, config), None)
+    own = next(_windows(student_text, student, frame, config), None)
+    if read is None and own is None:
+        return
+    if read is None or own is None or not np.array_equal(read.gold(), own.gold()):
+        raise CorpusError(
+            "an answer is not the same tokens with the context and without it",
+            where=f"{text.document.place} (id {text.document.id!r})",
+            why="a prediction would belong to another token than the student's",
+            fix="Use a chat template with special tokens around answers, or remove this chat",
+        )
+    yield replace(read, student=own)
+
+
+def _too_long(text: Readable, expected: str, found: int) -> CorpusError:
+    return CorpusError(
+        "a document and its context are longer than one sequence",
+        where=f"{text.document.place} (id {text.document.id!r})",
+        expected=expected,
+        found=found,
+        why="the teacher would read answers without the context",
+        fix="Raise encoding.max_length_tokens, or shorten the context",
+    )
 
 
 def known_ids(tokenizer: PreTrainedTokenizerFast) -> NDArray[np.bool_]:
@@ -173,11 +268,13 @@ def _tokenise(
         yield ids, np.fromiter(map(itemgetter(0), encoding.offsets), dtype=np.int64, count=len(ids))
 
 
-def _text_tokens(text: Readable, ids: NDArray[np.uint32], starts: NDArray[np.int64], frame: Frame) -> Tokens:
+def _text_tokens(
+    text: str, spans: Spans | None, ids: NDArray[np.uint32], starts: NDArray[np.int64], frame: Frame
+) -> Tokens:
     end = len(frame.end)
     ids = np.append(ids, np.array(frame.end, dtype=np.uint32))
-    starts = np.append(starts, np.full(end, len(text.text)))
-    return Tokens(ids, starts, np.ones(len(ids), dtype=bool) if text.spans is None else _inside(starts, text.spans))
+    starts = np.append(starts, np.full(end, len(text)))
+    return Tokens(ids, starts, np.ones(len(ids), dtype=bool) if spans is None else _inside(starts, spans))
 
 
 def _given_tokens(document: Document, has_token: NDArray[np.bool_]) -> Tokens:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-from cache_tools.format.sequences import Sequence
+from cache_tools.format.sequences import Sequence, StudentReading
 from pipeline.config.encoding import EncodingConfig
 from pipeline.corpus.documents import Document
 from pipeline.encoding.labels import label_id, label_position
@@ -94,7 +94,7 @@ def encode_documents(
     skipped = SkippedDocuments() if skipped is None else skipped
     rules = _Rules.of(tokenizer, config)
     texts = (text for document in documents for text in readable(document, tokenizer))
-    for batch in batches_of(texts, lambda text: len(text.text) + len(text.document.ids or ())):
+    for batch in batches_of(texts, _characters):
         for text, pieces in split_documents(batch, tokenizer, rules.frame, config):
             number = -1
             for number, piece in enumerate(pieces):
@@ -172,7 +172,17 @@ def _sequence(
         piece.text,
         piece.byte_lengths,
         text.turn,
+        None if piece.student is None else _student_reading(piece.student),
     )
+
+
+def _student_reading(piece: Piece) -> StudentReading:
+    mask = np.append(piece.trainable[1:], False)
+    return StudentReading(piece.input_ids, mask, piece.text, piece.byte_lengths)
+
+
+def _characters(text: Readable) -> int:
+    return sum(map(len, text.texts())) + len(text.document.ids or ())
 
 
 def ordinary_ids(tokenizer: PreTrainedTokenizerFast) -> NDArray[np.uint32]:

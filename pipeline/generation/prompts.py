@@ -7,7 +7,7 @@ million prompts of 200 tokens take about 2 GB.
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from cache_tools.progress.reporter import Advance, ignore
 from pipeline.config.encoding import EncodingConfig
 from pipeline.corpus.chat import render_prompt
 from pipeline.corpus.config import CorpusConfig
+from pipeline.corpus.context import with_context
 from pipeline.corpus.documents import Document, corpus_sources, read_documents
 from pipeline.corpus.policies import PromptsRecord
 from pipeline.encoding.pieces import frame_of, known_ids
@@ -36,6 +37,7 @@ class Prompt:
         text: The plain text that they are; None for chats and token ids.
         messages: The chat that they are; None for others.
         tools: JSON schemas of the tools that the chat may call.
+        context_fields: Fields of the record from which a context was made that ``ids`` hold and the others do not.
     """
 
     id: str
@@ -44,6 +46,7 @@ class Prompt:
     text: str | None = None
     messages: list[JsonObject] | None = None
     tools: list[JsonObject] | None = None
+    context_fields: JsonObject = field(default_factory=dict)
 
 
 def read_prompts(
@@ -67,7 +70,8 @@ def read_prompts(
     for document, ids in _tokenised(documents, tokenizer, prefix):
         _check(document, ids, has_token, longest_tokens)
         messages = None if document.messages is None else asked(document)
-        prompts.append(Prompt(document.id, document.group, ids, document.text, messages, document.tools))
+        fields = {} if document.context is None else document.context.fields
+        prompts.append(Prompt(document.id, document.group, ids, document.text, messages, document.tools, fields))
         progress(len(ids), document.share_before)
     return prompts
 
@@ -109,7 +113,13 @@ def _tokenised(
     def rendered(document: Document) -> str | None:
         if document.messages is None:
             return document.text
-        return render_prompt(asked(document), tokenizer, document.place, document.tools)
+        messages = with_context(asked(document), document.context, document.place)
+        return render_prompt(messages, tokenizer, document.place, document.tools)
+
+    def before(document: Document) -> list[int]:
+        context = document.context.before if document.context else ""
+        read: list[int] = tokenizer(context, add_special_tokens=False, verbose=False)["input_ids"] if context else []
+        return [*prefix, *read]
 
     texts = ((document, rendered(document)) for document in documents)
     for batch in batches_of(texts, lambda item: len(item[1] or item[0].ids or "")):
@@ -118,7 +128,7 @@ def _tokenised(
         tokens = iter(encoded)
         for document, text in batch:
             ids = document.ids if text is None else next(tokens)
-            own_prefix = prefix if document.text is not None else []
+            own_prefix = before(document) if document.text is not None else []
             yield document, np.array([*own_prefix, *(ids or ())], dtype=np.int64).astype(np.uint32)
 
 

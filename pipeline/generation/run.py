@@ -133,6 +133,7 @@ def _line(
         line |= {"tools": prompt.tools} if prompt.tools else {}
     elif prompt.text is not None:
         line["text"] = f"{prompt.text}{text}"
+    line |= prompt.context_fields
     stopped = tokens[-1] in record.policy.sampling.stop_ids
     counts = {"prompt_tokens": len(before), "completion_tokens": len(tokens)}
     return line | {"stop": "token" if stopped else "length"} | counts

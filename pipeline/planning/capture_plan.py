@@ -110,6 +110,8 @@ class CapturePlan:
         recommended_positions_per_shard: What ``encoding.positions_per_shard: auto`` chooses for a corpus of this size.
         encoding: What the sequences take.
         teachers: What each teacher costs.
+        context: Templates of what teachers read and students do not, by key of ``corpus.context``. All tokens are those
+            of teachers.
     """
 
     documents: int
@@ -121,6 +123,7 @@ class CapturePlan:
     recommended_positions_per_shard: int
     encoding: EncodingPlan
     teachers: tuple[TeacherPlan, ...]
+    context: dict[str, str] = field(default_factory=dict)
 
 
 def plan_capture(
@@ -164,8 +167,18 @@ def plan_capture(
     costs.append((sequences.whole.stored_bytes, sequences.remaining.stored_bytes))
     whole, remaining = map(sum, zip(*costs, strict=True))
     planned_size = recipe.encoding.shard_positions
+    context = {} if config.corpus.context is None else config.corpus.context.identity()
     return CapturePlan(
-        corpus.documents, corpus.exact, corpus.totals, whole, remaining, planned_size, recommended, sequences, planned
+        corpus.documents,
+        corpus.exact,
+        corpus.totals,
+        whole,
+        remaining,
+        planned_size,
+        recommended,
+        sequences,
+        planned,
+        context,
     )
 
 

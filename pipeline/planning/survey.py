@@ -157,9 +157,10 @@ def _encode_sample(
 
 
 def _characters(document: Document) -> int:
+    context = 0 if document.context is None else sum(len(str(value)) for value in document.context.fields.values())
     if document.text is not None:
-        return len(document.text) + 1
-    return sum(len(str(message)) for message in document.messages or ()) + len(document.ids or ()) + 1
+        return len(document.text) + context + 1
+    return sum(len(str(message)) for message in document.messages or ()) + len(document.ids or ()) + context + 1
 
 
 def _numbered(sequences: list[Sequence]) -> Iterator[Sequence]:

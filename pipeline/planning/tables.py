@@ -3,7 +3,9 @@
 from rich.console import Console
 from rich.table import Table
 
+from cache_tools.escaping import printable
 from cache_tools.quantities import counted, duration_words
+from cache_tools.terminal.summary import context_words
 from pipeline.planning.capture_plan import CapturePlan, TeacherPlan
 from pipeline.planning.choices import FEWEST_SEQUENCES, KChoice
 from pipeline.planning.fit import DeviceFit
@@ -30,6 +32,8 @@ def print_plan(plan: CapturePlan) -> None:
             f"(encoding.positions_per_shard: {recommended}, or auto)."
         )
     console.print(splits)
+    for sentence in context_words(plan.context):
+        console.print(printable(sentence), highlight=False, markup=False, soft_wrap=True)
     for teacher in plan.teachers:
         how = "" if teacher.measured else " (rules of thumb; --measure measures)"
         costs = Table(title=f"teacher {teacher.name}{how}", show_header=False, title_justify="left")

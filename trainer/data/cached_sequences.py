@@ -222,7 +222,7 @@ class CachedSequences(Dataset[Example]):
     def _read_shard(self, shard: int) -> Shard:
         positions = self.encoding.shards[shard].positions
         read = Shard(
-            self.encoding.sequences(shard),
+            self.encoding.student_sequences(shard),
             self.teacher.stored_targets(shard, 0, positions),
             {name: self.teacher.scalar(name, *self.teacher.shard_rows(shard)) for name in self.reading.scalars},
             {layer: self.teacher.stored_hidden(layer, shard, 0, positions) for layer in self.reading.layers},

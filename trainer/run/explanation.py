@@ -13,6 +13,7 @@ from rich.table import Table
 from cache_tools.alignments.stored import Alignment
 from cache_tools.mappings import Arguments
 from cache_tools.store.teacher import CachedTeacher
+from cache_tools.terminal.summary import context_words
 from trainer.config.student_file import Divergence, StudentConfig, TailPolicy
 from trainer.data.opening import open_teachers
 from trainer.student.initial_weights import initial_weights
@@ -55,7 +56,7 @@ def print_explanation(config: StudentConfig) -> None:
         where = f"caches.{number}, {teacher.name}" if config.caches else teacher.name
         where += f", {teacher.manifest.target.kind}" if config.loss.source == "targets" else ""
         console.print(f"This file: {described(source, config.loss)} ({where})", highlight=False)
-        for sentence in writers(teacher, config):
+        for sentence in (*context_words(teacher.encoding.manifest.context), *writers(teacher, config)):
             console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     if config.loss.kd_weight == 0:
         console.print("kd_weight is 0: it trains on the text alone and uses no predictions.")
