@@ -41,29 +41,8 @@ from benchmarks.quality_arms import (
 from benchmarks.quality_gradients import compare
 from benchmarks.quality_runs import run
 from benchmarks.quality_table import Results, gains_nats, rows, show
-from cache_tools.errors import IdentityError, LogitcaskError
-from cache_tools.format.fingerprint import differences
-from cache_tools.storage import write_object
-
-
-def check_work_folder(scale: Scale, work: Path) -> None:
-    """Write down what a work folder is for, or refuse one that was made for something else.
-
-    Raises:
-        IdentityError: it was.
-    """
-    path, current = work / "settings.json", json.loads(json.dumps(asdict(scale), default=str))
-    if not path.exists():
-        write_object(path, json.dumps(current, indent=2).encode())
-    elif (settings := json.loads(path.read_text())) != current:
-        raise IdentityError(
-            "another table is being made in this folder",
-            where=path,
-            expected="the same settings",
-            found="; ".join(differences(settings, current)),
-            why="its students would be mixed with these",
-            fix="Choose another --work, or delete this one",
-        )
+from benchmarks.work_folder import check_work_folder
+from cache_tools.errors import LogitcaskError
 
 
 def train_all(arms: Sequence[Arm], scale: Scale, work: Path, seeds: int) -> Results:
@@ -89,7 +68,7 @@ def train_all(arms: Sequence[Arm], scale: Scale, work: Path, seeds: int) -> Resu
 
 def measure(arms: Sequence[Arm], scale: Scale, work: Path, seeds: int) -> tuple[list[dict[str, Any]], str]:
     """Return the rows and what stands above them; makes all that is not there yet."""
-    check_work_folder(scale, work)
+    check_work_folder(asdict(scale), work)
     cache = capture(scale, work)
     results = train_all(arms, scale, work, seeds)
     is_compared = scale.student is None and LIVE in arms

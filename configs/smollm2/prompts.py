@@ -25,11 +25,16 @@ ANSWER_CHARACTERS = (60, 400)
 @click.option("--count", type=click.IntRange(1), default=400, show_default=True, help="Number of questions.")
 def main(file: Path, count: int) -> None:
     """Write questions and answers as JSON lines to FILE."""
-    by_name = {chat["id"]: chat for chat in questions(standard_library())}  # some are defined twice, one in an else
-    chats = sorted(by_name.values(), key=lambda chat: sha256(chat["id"].encode()).digest())[:count]
+    chats = chosen_questions(count)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(chat, ensure_ascii=False) + "\n" for chat in chats), encoding="utf-8")
     click.echo(f"{len(chats)} questions in {file}")
+
+
+def chosen_questions(count: int) -> list[JsonObject]:
+    """Return so many questions, chosen by a hash of their names."""
+    by_name = {chat["id"]: chat for chat in questions(standard_library())}  # some are defined twice, one in an else
+    return sorted(by_name.values(), key=lambda chat: sha256(chat["id"].encode()).digest())[:count]
 
 
 def questions(root: Path) -> Iterator[JsonObject]:
