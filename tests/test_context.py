@@ -18,12 +18,14 @@ from cache_tools.errors import CorpusError, IdentityError
 from cache_tools.format import layout
 from cache_tools.format.sequences import contradiction, sequences_bytes
 from cache_tools.inspection.summary import describe_encoding
+from cache_tools.json_output import json_text
 from cache_tools.maintenance.copying import copy_cache
 from cache_tools.maintenance.subset import Choice, subset_cache
 from cache_tools.maintenance.verify import verify
 from cache_tools.storage import store_path
 from cache_tools.store.reader import Cache, Encoding
 from cache_tools.terminal.summary import context_words
+from cache_tools.viewer.alignments import aligned_view
 from cache_tools.vocabularies.tokenizer_folder import open_tokenizer
 from context_fixtures import (
     CHATML,
@@ -374,6 +376,7 @@ def test_a_students_own_tokenizer_reads_no_context(tmp_path, captured, teacher):
             assert np.array_equal(aligned.positions(), sequence.positions())
             assert np.array_equal(aligned.first_rows[aligned.positions()], np.arange(sequence.num_positions))
             assert tokens.decode(foreign.input_ids.tolist(), skip_special_tokens=False) == sequence.text
+            assert HINT not in json_text(aligned_view(other, sequence.sequence_id))
 
 
 def test_inspect_explain_and_plan_state_the_context(captured, tmp_path, capsys):
