@@ -16,7 +16,7 @@ import tiny
 from cache_tools.errors import FormatError, IdentityError, ModelError
 from cache_tools.store.reader import Cache
 from cache_tools.vocabularies.compressed_folder import write_compressed
-from cache_tools.vocabularies.compression import crowding, kept_ids, kept_size, stand_ins
+from cache_tools.vocabularies.compression import comparable, crowding, kept_ids, kept_size, stand_ins
 from cache_tools.vocabularies.folder import read_vocabulary, write_vocabulary
 from cache_tools.vocabularies.manifest import read_manifest
 from cache_tools.vocabularies.token_map import TOKEN_MAP
@@ -71,6 +71,38 @@ def test_kept_are_the_forced_and_then_the_most_frequent_and_every_dropped_token_
     for i in dropped:
         others = [k for k in kept if k > 1]
         assert read_as[i] == (others[int(np.argmax(embeddings[others] @ embeddings[i]))] if by_embedding else 1)
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine", "centred-cosine"])
+def test_stand_ins_are_the_most_similar_kept_tokens_of_a_reference_in_float64(similarity):
+    random = np.random.default_rng(1)
+    lengths, common = random.uniform(0.1, 5, (12, 1)), random.normal(size=4) * 3
+    embeddings = ((random.normal(size=(12, 4)) + common) * lengths).astype(np.float32)
+    kept, ordinary = np.array([0, 1, 3, 5, 8, 9]), [3, 5, 8, 9]
+    vectors = embeddings.astype(np.float64)
+    if similarity == "centred-cosine":
+        vectors = vectors - vectors.mean(0)
+    if similarity != "dot":
+        vectors = vectors / np.sqrt((vectors**2).sum(1))[:, None]
+    read_as = stand_ins(kept, TOKENS, embeddings, similarity)
+    nearest = [ordinary[int(np.argmax([vectors[i] @ vectors[k] for k in ordinary]))] for i in range(12)]
+    assert read_as.tolist() == [i if i in kept else nearest[i] for i in range(12)]
+
+
+def test_a_long_vector_is_every_token_s_nearest_by_dot_product_and_not_by_cosine():
+    embeddings = np.eye(12, 4, dtype=np.float32) + 0.1
+    embeddings[[6, 7]] = embeddings[[2, 3]]  # dropped, with the same vectors as kept tokens
+    embeddings[4] = 50
+    kept = np.array([0, 1, 2, 3, 4])
+    assert stand_ins(kept, TOKENS, embeddings)[[6, 7]].tolist() == [4, 4]
+    assert stand_ins(kept, TOKENS, embeddings, "cosine")[[6, 7]].tolist() == [2, 3]
+
+
+def test_a_row_of_zeros_stays_one_and_all_others_get_length_1():
+    embeddings = np.random.default_rng(2).normal(size=(12, 4)).astype(np.float32)
+    embeddings[7] = 0
+    lengths = np.linalg.norm(comparable(embeddings, TOKENS, "cosine"), axis=1)
+    assert lengths.round(6).tolist() == [i != 7 for i in range(12)]
 
 
 @pytest.mark.parametrize(("keep", "size"), [(0.5, 15_360), (1, 30_592), (1.0, 30_592), (200, 200), (40_000, 30_592)])

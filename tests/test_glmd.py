@@ -195,7 +195,7 @@ def test_the_distance_of_the_start_is_that_of_the_two_models(folder):
 @pytest.mark.slow
 def test_the_same_command_again_trains_nothing_and_prints_the_same_tables(folder):
     before = {path: path.stat().st_mtime_ns for path in (folder / "work").rglob("*.safetensors")}
-    for part, words in (("forms", "| k + rest |"), ("vocabularies", "| 0.5-unknown | 60 | 1,920 |")):
+    for part, words in (("forms", "| k + rest |"), ("vocabularies", "| 0.5-unknown | 1 | 60 | 1,920 |")):
         assert words in printed(folder, part)
     assert {path: path.stat().st_mtime_ns for path in (folder / "work").rglob("*.safetensors")} == before
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from cache_tools.storage import StorePath
+    from cache_tools.vocabularies.compression import Similarity
     from cache_tools.vocabularies.manifest import VocabularyManifest
 
 
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Model whose word embeddings tell which kept token a dropped token is read as; by default the unknown token.",
 )
+@click.option(
+    "--similarity",
+    type=click.Choice(["dot", "cosine", "centred-cosine"]),
+    help="How these word embeddings are compared; default: dot. Centred: after subtracting the mean embedding.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def vocabulary_command(
     caches: "tuple[StorePath, ...]",
@@ -38,6 +44,7 @@ def vocabulary_command(
     keep: float | None,
     forced: Path | None,
     embeddings: Path | None,
+    similarity: "Similarity | None",
     as_json: bool,
 ) -> None:
     """Unite the vocabularies of CACHES into one for a student that learns from all of them.
@@ -54,6 +61,8 @@ def vocabulary_command(
     """
     if keep is None and (forced or embeddings):
         raise click.UsageError("--forced and --embeddings can only be used with --keep.")
+    if similarity and not embeddings:
+        raise click.UsageError("--similarity can only be used with --embeddings.")
     if keep is not None and keep <= 0:
         raise click.BadParameter("must be above 0.", param_hint="--keep")
     from cache_tools.progress.lines import open_reporter
@@ -73,7 +82,9 @@ def vocabulary_command(
             written = write_vocabulary(output, encodings)
         else:
             reporter.stage("counting tokens and choosing among them", sum(len(e.shards) for e in encodings), "shards")
-            written = write_compressed(output, encodings, keep, _names(forced), embeddings, reporter.advance)
+            written = write_compressed(
+                output, encodings, keep, _names(forced), embeddings, reporter.advance, similarity or "dot"
+            )
     if as_json:
         from cache_tools.json_output import json_text
 

@@ -15,7 +15,15 @@ from cache_tools.inspection.decoding import TOKENIZER_FILE
 from cache_tools.progress.reporter import Advance, ignore
 from cache_tools.storage import StorePath
 from cache_tools.store.reader import Encoding
-from cache_tools.vocabularies.compression import compressed, coverage, kept_ids, kept_size, stand_ins, token_counts
+from cache_tools.vocabularies.compression import (
+    Similarity,
+    compressed,
+    coverage,
+    kept_ids,
+    kept_size,
+    stand_ins,
+    token_counts,
+)
 from cache_tools.vocabularies.folder import SETTINGS_FILE, OpenTokenizer, tokenizers_of, write_folder
 from cache_tools.vocabularies.manifest import TOKEN_MAP_KEY, VocabularyManifest
 from cache_tools.vocabularies.same_tokenizer import require_same_encodings
@@ -31,6 +39,7 @@ def write_compressed(
     forced: Collection[str] = (),
     embeddings: Path | None = None,
     progress: Advance = ignore,
+    similarity: Similarity = "dot",
 ) -> VocabularyManifest:
     """Select the tokens of a student from the encodings' one tokenizer, and write its vocabulary.
 
@@ -41,6 +50,7 @@ def write_compressed(
         forced: Names of tokens that are always kept.
         embeddings: Folder of a model whose word embeddings determine the stand-ins of dropped tokens.
         progress: Called after each shard whose tokens were counted.
+        similarity: How word embeddings are compared.
 
     Raises:
         IdentityError: the encodings have several tokenizers; or the folder holds another vocabulary.
@@ -54,7 +64,7 @@ def write_compressed(
     counts = {split: token_counts(encodings, split, size, progress) for split in SPLITS}
     kept = kept_ids(counts["train"], tokens, forced_ids, kept_size(keep, len(tokens)))
     vectors = None if embeddings is None else word_embeddings(embeddings, size)
-    union = compressed(key, tokens, kept, stand_ins(kept, tokens, vectors))
+    union = compressed(key, tokens, kept, stand_ins(kept, tokens, vectors, similarity))
     files = {TOKEN_MAP_KEY: token_map_bytes(union.read[key], kept.astype(np.uint32))}
     for name in (TOKENIZER_FILE, SETTINGS_FILE):
         record = encodings[0].manifest.files[name]

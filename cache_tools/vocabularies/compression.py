@@ -3,9 +3,9 @@
 In a small student most of the weights are the embeddings of the vocabulary, and half of the tokens make up only a few
 percent of a text. So the tokens that a corpus uses most are kept, and every dropped token is read as a kept token of
 similar meaning: the one whose word embedding in the teacher has the largest dot product with its own (Tan et al., arXiv
-2306.06625). Only texts are read through that many-to-one map. A teacher's probability of a dropped token is not the
-probability of its stand-in, so it becomes left-out mass, or the teacher's distribution is restricted to the kept tokens
-(``target.vocabulary`` of a capture file).
+2306.06625), or the largest cosine, with or without the mean embedding subtracted. Only texts are read through that
+many-to-one map. A teacher's probability of a dropped token is not the probability of its stand-in, so it becomes
+left-out mass, or the teacher's distribution is restricted to the kept tokens (``target.vocabulary`` of a capture file).
 
 Special and added tokens are always kept, and are never stand-ins; so are tokens that the caller forces, such as the
 names of classes. Ids keep the tokenizer's order: the ids of [PAD] and other early tokens rarely change, and the
@@ -15,7 +15,7 @@ splits words into more tokens and at other places than the teacher's, so that pr
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,9 @@ BLOCK_ROWS = 1024
 """How many dropped tokens are compared with all kept tokens at a time."""
 
 Ids = NDArray[np.int64]
+Similarity = Literal["dot", "cosine", "centred-cosine"]
+"""How embeddings are compared: ``dot`` as published; ``cosine``, which ignores lengths; ``centred-cosine``, the cosine
+after the mean embedding is subtracted. Rare tokens share a common direction, and only centring removes it."""
 
 
 def kept_size(keep: float, tokens: int) -> int:
@@ -91,13 +94,32 @@ def kept_ids(counts_V: Ids, tokens: Mapping[int, Token], forced: Collection[int]
     return np.sort(np.concatenate([first, frequent[: size - len(first)]]))
 
 
-def stand_ins(kept: Ids, tokens: Mapping[int, Token], embeddings_VD: NDArray[np.float32] | None) -> Ids:
+def comparable(
+    embeddings_VD: NDArray[np.float32], tokens: Mapping[int, Token], similarity: Similarity
+) -> NDArray[np.float32]:
+    """Return embeddings whose dot products are the similarity: (V, D) float32; the same array for ``dot``.
+
+    The mean that ``centred-cosine`` subtracts is that of all rows of ``tokens``. A row of zeros stays one.
+    """
+    if similarity == "dot":
+        return embeddings_VD
+    vectors_VD = embeddings_VD.astype(np.float64)
+    if similarity == "centred-cosine":
+        vectors_VD -= vectors_VD[np.fromiter(tokens, np.int64)].mean(axis=0)
+    norms_V1 = np.linalg.norm(vectors_VD, axis=1, keepdims=True)
+    return (vectors_VD / np.where(norms_V1 == 0, 1, norms_V1)).astype(np.float32)
+
+
+def stand_ins(
+    kept: Ids, tokens: Mapping[int, Token], embeddings_VD: NDArray[np.float32] | None, similarity: Similarity = "dot"
+) -> Ids:
     """Return the kept id that each id is read as: a kept id as itself, a dropped id as its nearest ordinary token.
 
     Args:
         kept: (n,) the kept ids.
         tokens: Every token by its id.
         embeddings_VD: Word embeddings; without them every dropped token is read as [UNK].
+        similarity: How embeddings are compared.
 
     Returns:
         (V,), V one more than the highest id; -1 where there is no token.
@@ -116,9 +138,10 @@ def stand_ins(kept: Ids, tokens: Mapping[int, Token], embeddings_VD: NDArray[np.
             expected="word embeddings and an ordinary token, or an unknown token such as [UNK]",
             fix="Give the folder of the teacher's model as --embeddings, or raise --keep",
         )
+    vectors_VD = None if embeddings_VD is None else comparable(embeddings_VD, tokens, similarity)
     for start in range(0, len(dropped), BLOCK_ROWS):
         block = dropped[start : start + BLOCK_ROWS]
-        nearest = 0 if embeddings_VD is None else (embeddings_VD[block] @ embeddings_VD[candidates].T).argmax(axis=1)
+        nearest = 0 if vectors_VD is None else (vectors_VD[block] @ vectors_VD[candidates].T).argmax(axis=1)
         result[block] = candidates[nearest]
     return result
 

@@ -1,7 +1,6 @@
 """What the recipes share: commands called from a script, overrides of configuration files, and models' labels.
 
-A recipe is a chain of calls of the public interface (``from configs.papers.heads import outputs_at
-from logitcask import capture, train, evaluate``), and of the
+A recipe is a chain of calls of the public interface (``from logitcask import capture, train, evaluate``), and of the
 commands that have no function there. Each of them continues where it was stopped, and so does the recipe. Run one from
 the repository's root, as ``python -m configs.papers.<method>.run``.
 

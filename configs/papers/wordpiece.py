@@ -1,7 +1,7 @@
 """A WordPiece tokenizer of a recipe's own texts, in the folder of an untrained model.
 
 A capture names a teacher. Before a recipe has trained one, it names this model, for the sake of its tokenizer; the
-model's predictions are not used.
+model's predictions are not used. For a pre-trained teacher there is the same small model with that one's tokenizer.
 """
 
 from collections.abc import Iterable
@@ -9,7 +9,13 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from configs.papers.recipes import make_once
 
@@ -29,13 +35,24 @@ def untrained(texts: Iterable[str], tokens: int, output: Path, lowercase: bool =
 
     def make(folder: Path) -> None:
         tokenizer = wordpiece(texts, tokens, lowercase)
-        torch.manual_seed(0)
-        config = AutoConfig.for_model("bert", vocab_size=tokenizer.get_vocab_size(), pad_token_id=0, **SMALLEST)
-        AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
         roles = {f"{name.strip('[]').lower()}_token": name for name in SPECIALS}
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles).save_pretrained(folder)
+        write_smallest(PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles), folder)
 
     return make_once(output, make)
+
+
+def with_tokenizer_of(model: Path, output: Path) -> Path:
+    """Write the smallest model that a pre-trained model's tokenizer fits, for text that no teacher is needed for."""
+    return make_once(output, lambda folder: write_smallest(AutoTokenizer.from_pretrained(model), folder))
+
+
+def write_smallest(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write an untrained model, always the same for a size of the vocabulary, and its tokenizer."""
+    torch.manual_seed(0)
+    padding = tokenizer.pad_token_id
+    config = AutoConfig.for_model("bert", vocab_size=len(tokenizer), pad_token_id=padding, **SMALLEST)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def wordpiece(texts: Iterable[str], tokens: int, lowercase: bool) -> Tokenizer:

@@ -82,11 +82,21 @@ STAGES = {
     "P, F1 with k + spread, F2": Arm((form("k + spread", 15), form("k + spread", 15, F1), F2)),
 }
 
-VOCABULARIES = {"1": 1.0, "0.75": 0.75, "0.5": 0.5, "0.25": 0.25, "0.5-unknown": 0.5, "0.25-unknown": 0.25}
-"""Kept share of the teacher's tokens; ``unknown``: dropped ones are read as [UNK], else by the teacher's embeddings."""
+UNKNOWN, CENTRED = "unknown", "centred-cosine"
+VOCABULARIES = {"1": 1.0, "0.75": 0.75, "0.5": 0.5, "0.25": 0.25, f"0.5-{UNKNOWN}": 0.5, f"0.25-{UNKNOWN}": 0.25}
+"""Kept share of the teacher's tokens. Dropped ones are read by the dot product of the teacher's embeddings, or by the
+similarity that the name ends in; ``unknown``: as [UNK]."""
 
 RATIOS = {name: Arm((F1, F2), name) for name in VOCABULARIES}
 """Without P, whose cache would have to be made for each of them."""
+
+SMALL_VOCABULARIES = {
+    f"{share}{reading}": share for share in (0.125, 0.0625) for reading in ("", f"-{CENTRED}", f"-{UNKNOWN}")
+}
+"""An eighth and a sixteenth, for a teacher whose embeddings were learned from much text."""
+VOCABULARIES |= SMALL_VOCABULARIES
+SMALL_RATIOS = {name: Arm((F2,), name) for name in ("1", *SMALL_VOCABULARIES)}
+"""Soft labels alone: what is compared is how texts are read."""
 
 SOFT = Stage("soft", "labels", EVERY_STEP, LABELS_AT_1)
 HALF_LABELS = {"loss": {"kd_weight": 0.5, "label_weight": 1, "token_weight": 0}}

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from configs.papers.glmd.arms import NO_CHANGES, VOCABULARIES, Arm
+from configs.papers.glmd.arms import NO_CHANGES, UNKNOWN, VOCABULARIES, Arm
 from configs.papers.glmd.measure import Measured, measured
 from configs.papers.glmd.models import beginning
 from configs.papers.glmd.texts import CLASSES
@@ -31,6 +31,7 @@ class Bench:
         layers: Layers of the student.
         set_capture: Overrides of the capture files.
         set_student: Overrides of student.yaml.
+        pretrained: Folder of a pre-trained teacher; None if the recipe trains one.
         made: Caches that this process has finished or seen finished.
     """
 
@@ -40,6 +41,7 @@ class Bench:
     layers: int
     set_capture: Overrides
     set_student: Overrides
+    pretrained: Path | None = None
     made: set[Path] = field(default_factory=set)
 
     def vocabulary(self, name: str) -> Path:
@@ -47,17 +49,25 @@ class Bench:
         folder, forced = self.work / "vocabularies" / name, self.work / "classes.txt"
         if not (folder / "vocabulary.json").exists():
             forced.write_text("\n".join(CLASSES) + "\n")
-            teacher = () if name.endswith("unknown") else ("--embeddings", self.work / "teacher" / "final")
+            similarity = name.partition("-")[2]
+            by_embedding = ("--embeddings", self.teacher, "--similarity", similarity or "dot")
+            read_as = () if similarity == UNKNOWN else by_embedding
             keep = ("--keep", VOCABULARIES[name], "--forced", forced)
-            command("vocabulary", self.work / "text", *keep, *teacher, "-o", folder)
+            command("vocabulary", self.work / "text", *keep, *read_as, "-o", folder)
         return folder
+
+    @property
+    def teacher(self) -> Path:
+        """Folder of the pre-trained teacher."""
+        return self.pretrained or self.work / "teacher" / "final"
 
     def cache(self, kind: str, vocabulary: str) -> Path:
         """Return the folder of a finished cache."""
         if kind == "text":
             return self.work / "text"
         file, teacher, changes = KINDS[kind]
-        folder, model = self.work / "caches" / vocabulary / kind, self.work / teacher / "final"
+        folder = self.work / "caches" / vocabulary / kind
+        model = self.teacher if teacher == "teacher" else self.work / teacher / "final"
         corpus = self.texts / ("student.jsonl" if kind == "pretraining" else "task.jsonl")
         target = {"teachers.0.target.vocabulary": self.vocabulary(vocabulary)}
         places = {"corpus.paths": [corpus], "teachers.0.model": model, "cache": folder}
@@ -80,7 +90,7 @@ class Bench:
     def student(self, arm: Arm, seed: int) -> Path:
         """Return the folder of a finished student."""
         vocabulary, start = self.vocabulary(arm.vocabulary), self.work / "starts" / arm.vocabulary
-        beginning(self.work / "teacher" / "final", self.layers, vocabulary, start)
+        beginning(self.teacher, self.layers, vocabulary, start)
         for stage, output in zip(arm.stages, self.folders(arm, seed), strict=True):
             if not (output / "final").exists():
                 steps = sum(self.steps[name] for name in stage.steps)
@@ -94,7 +104,7 @@ class Bench:
     @property
     def width(self) -> int:
         """Width of the models' hidden states."""
-        return int(json.loads((self.work / "teacher" / "final" / "config.json").read_text())["hidden_size"])
+        return int(json.loads((self.teacher / "config.json").read_text())["hidden_size"])
 
     def measured(self, arm: Arm, seed: int, distance: bool) -> Measured:
         """Train a student unless it exists, and measure it."""

@@ -12,34 +12,44 @@ from pathlib import Path
 
 import click
 
-from configs.papers.glmd.arms import FORMS, LABELS, PUBLISHED, RATIOS, STAGES, Arm
+from configs.papers.glmd.arms import FORMS, LABELS, RATIOS, SMALL_RATIOS, STAGES, Arm
 from configs.papers.glmd.bench import HERE, Bench
 from configs.papers.glmd.measure import Measured, bag_of_words, measured
 from configs.papers.glmd.tables import print_forms, print_labels, print_lines, print_stages, print_vocabularies
 from configs.papers.glmd.texts import CLASSES
 from configs.papers.recipes import Overrides, capture_file, overrides_option, train_file
-from configs.papers.wordpiece import untrained
+from configs.papers.wordpiece import untrained, with_tokenizer_of
 
 PARTS = {
     "forms": (FORMS, print_forms, True),
     "stages": (STAGES, print_stages, False),
     "vocabularies": (RATIOS, print_vocabularies, False),
     "labels": (LABELS, print_labels, False),
+    "small-vocabularies": (SMALL_RATIOS, print_vocabularies, False),
 }
 """What is compared, in the order of running: the students by name, the table, and whether it shows distances."""
+DEFAULT_PARTS = ("forms", "stages", "vocabularies", "labels")
 
 
 @click.command()
 @click.argument("texts", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("work", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--tokens", default=8192, show_default=True, help="Size of the teacher's vocabulary.")
+@click.option(
+    "--teacher",
+    "pretrained",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Pre-trained masked language model whose tokenizer has the classes' words; default: one is trained.",
+)
+@click.option("--tokens", default=8192, show_default=True, help="Size of the vocabulary of a teacher trained here.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of seeds of the students.")
 @click.option(
     "--steps", nargs=3, type=int, default=(200, 100, 100), show_default=True, help="Steps of the stages P, F1 and F2."
 )
 @click.option("--tuning-steps", default=400, show_default=True, help="Steps of the teacher's fine-tuning.")
 @click.option("--layers", default=2, show_default=True, help="Layers of the student.")
-@click.option("--part", "parts", multiple=True, type=click.Choice(list(PARTS)), help="What to compare; default: all.")
+@click.option(
+    "--part", "parts", multiple=True, type=click.Choice(list(PARTS)), help="What to compare; default: the first four."
+)
 @click.option("--show", is_flag=True, help="Train nothing; print the tables of the students that are there.")
 @overrides_option("--set-capture", "capture.yaml and task.yaml")
 @overrides_option("--set-teacher", "teacher.yaml")
@@ -47,6 +57,7 @@ PARTS = {
 def run(
     texts: Path,
     work: Path,
+    pretrained: Path | None,
     tokens: int,
     seeds: int,
     steps: tuple[int, int, int],
@@ -59,14 +70,17 @@ def run(
     set_student: Overrides,
 ) -> None:
     """Train a teacher and students with TEXTS in WORK, and print the tables."""
+    bench = Bench(
+        texts, work, dict(zip(("P", "F1", "F2"), steps, strict=True)), layers, set_capture, set_student, pretrained
+    )
     if not show:
-        train_teachers(texts, work, tokens, tuning_steps, set_capture, set_teacher)
-    bench = Bench(texts, work, dict(zip(("P", "F1", "F2"), steps, strict=True)), layers, set_capture, set_student)
-    bench.cache("labels", PUBLISHED)
-    teacher = measured(work / "tuned" / "final", work / "caches" / PUBLISHED, None, distance=False)
-    of_words = bag_of_words(texts / "task.jsonl", work / "caches" / PUBLISHED / "labels", work)
-    print_lines(of_words, teacher)
-    for part in parts or PARTS:
+        train_teachers(bench, tokens, tuning_steps, set_teacher)
+    chosen = parts or DEFAULT_PARTS
+    vocabulary = next(iter(PARTS[chosen[0]][0].values())).vocabulary
+    labels = bench.cache("labels", vocabulary)
+    teacher = measured(work / "tuned" / "final", labels.parent, None, distance=False)
+    print_lines(bag_of_words(texts / "task.jsonl", labels, work), teacher)
+    for part in chosen:
         arms, print_table, distance = PARTS[part]
         for seed in range(0 if show else seeds):
             for arm in arms.values():
@@ -84,25 +98,31 @@ def results(bench: Bench, arms: Mapping[str, Arm], distance: bool) -> dict[str, 
     }
 
 
-def train_teachers(
-    texts: Path,
-    work: Path,
-    tokens: int,
-    tuning_steps: int,
-    set_capture: Overrides,
-    set_teacher: Overrides,
-) -> None:
-    """Train a teacher on masked text, and fine-tune it on the task's gold labels."""
-    plain = untrained(words(texts / "teacher.jsonl"), tokens, work / "untrained")
+def train_teachers(bench: Bench, tokens: int, tuning_steps: int, set_teacher: Overrides) -> None:
+    """Train a teacher on masked text unless there is a pre-trained one, and fine-tune it on the task's gold labels.
+
+    Args:
+        bench: Where, and with which overrides of the capture files.
+        tokens: Size of the vocabulary of a teacher that is trained.
+        tuning_steps: Steps of fine-tuning.
+        set_teacher: Overrides of teacher.yaml.
+    """
+    texts, work = bench.texts, bench.work
+    if bench.pretrained is None:
+        plain = untrained(words(texts / "teacher.jsonl"), tokens, work / "untrained")
+    else:
+        plain = with_tokenizer_of(bench.pretrained, work / "untrained")
     unused_teacher = {"teachers": [{"name": "none", "model": plain, "dtype": "float32", "target": {"k": 1}}]}
     text = {"encoding.masking": {"probability": 0.15, "seed": 0}, "corpus.paths": [texts / "teacher.jsonl"]}
-    text_cache = capture_file(HERE / "capture.yaml", {**set_capture, **unused_teacher, **text, "cache": work / "text"})
+    unused = {**bench.set_capture, **unused_teacher}
+    text_cache = capture_file(HERE / "capture.yaml", {**unused, **text, "cache": work / "text"})
     task = {"encoding.masking": {"probability": 0}, "corpus.paths": [texts / "task.jsonl"]}
-    task_cache = capture_file(HERE / "task.yaml", {**set_capture, **unused_teacher, **task, "cache": work / "task"})
-    first = {"cache": text_cache, "training.output_dir": work / "teacher"}
-    teacher = train_file(HERE / "teacher.yaml", {**set_teacher, **first})
+    task_cache = capture_file(HERE / "task.yaml", {**unused, **task, "cache": work / "task"})
+    if bench.pretrained is None:
+        first = {"cache": text_cache, "training.output_dir": work / "teacher"}
+        train_file(HERE / "teacher.yaml", {**set_teacher, **first})
     kept = {key: value for key, value in set_teacher.items() if not key.startswith("student.")}
-    start = {"student": {"pretrained": teacher}, "training.max_steps": tuning_steps}
+    start = {"student": {"pretrained": bench.teacher}, "training.max_steps": tuning_steps}
     tuned = {"cache": task_cache, "training.output_dir": work / "tuned"}
     train_file(HERE / "teacher.yaml", {"training.learning_rate": 1.0e-3, **kept, **start, **tuned})
 

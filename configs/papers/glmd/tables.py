@@ -6,8 +6,10 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_tools.vocabularies.compression import crowding
+from cache_tools.vocabularies.folder import read_vocabulary
 from cache_tools.vocabularies.manifest import read_manifest
-from configs.papers.glmd.arms import LOSSES, PUBLISHED, TEMPERATURES
+from configs.papers.glmd.arms import LOSSES, PUBLISHED, TEMPERATURES, UNKNOWN
 from configs.papers.glmd.bench import Bench
 from configs.papers.glmd.measure import Measured, kept_mass
 from configs.papers.intervals import Interval, differences, over_seeds, over_seeds_and_items, paired
@@ -72,17 +74,19 @@ def print_labels(bench: Bench, results: Results) -> None:
 def print_vocabularies(bench: Bench, results: Results) -> None:
     """Print what each vocabulary saves, covers and costs."""
     click.echo("\nVocabularies: accuracy on held-out texts, and the difference to the whole vocabulary in points\n")
-    row("kept share", "tokens", "embedding parameters", "kept of held-out text", "accuracy", "difference")
-    row(*["---"] * 6)
+    columns = ("kept share", "seeds", "tokens", "embedding parameters", "kept of held-out text", "stand-ins")
+    row(*columns, "accuracy", "difference")
+    row(*["---"] * 8)
     for name, seeds in results.items():
-        made = read_manifest(bench.vocabulary(name))
-        width = bench.width
+        made, spread_of = read_manifest(bench.vocabulary(name)), crowding(read_vocabulary(bench.vocabulary(name)))
         covered = (made.coverage or {}).get("held_out", float("nan"))
-        difference = "" if name == "1" else points(seeds, results["1"])
-        row(name, f"{made.size:,}", f"{made.size * width:,}", f"{covered:.1%}", percent(seeds), difference)
-    for share in (name.removesuffix("-unknown") for name in results if name.endswith("-unknown")):
-        difference = points(results[share], results[f"{share}-unknown"])
-        click.echo(f"\nBy embedding rather than as unknown, at {share}: {difference} points")
+        sizes = (f"{made.size:,}", f"{made.size * bench.width:,}", f"{covered:.1%}", f"{spread_of.num_tokens:,}")
+        row(name, str(len(seeds)), *sizes, percent(seeds), "" if name == "1" else points(seeds, results["1"]))
+    for share in (name.removesuffix(f"-{UNKNOWN}") for name in results if name.endswith(UNKNOWN)):
+        for name in (name for name in results if name.partition("-")[0] == share and not name.endswith(UNKNOWN)):
+            how = name.partition("-")[2] or "dot product"
+            difference = points(results[name], results[f"{share}-{UNKNOWN}"])
+            click.echo(f"\nBy {how} of embeddings rather than as unknown, at {share}: {difference} points")
 
 
 def accuracies(results: Results, reference: str) -> None:
