@@ -11,7 +11,8 @@ from test_wordnet import LINES
 from bilingual import write_texts
 from cache_tools.configuration import configured, load_config
 from cache_tools.store.reader import Cache
-from configs.papers.cohesive import convergence, tables, texts, weights
+from configs.papers.cohesive import convergence, ngrams, tables, texts, weights
+from configs.papers.cohesive.calibration import TEMPERATURES, Calibration, calibrated
 from configs.papers.cohesive.run import CONTROL, HERE, arms, run
 from configs.papers.intervals import over_seeds
 from pipeline.config.capture_file import CaptureConfig
@@ -20,6 +21,7 @@ from student_fixtures import without_pictures
 from trainer.config.student_file import StudentConfig
 
 DOMAINS = ["de", "en"]
+CALIBRATION = Calibration((4.0, 5.0), 0.5)
 SHAPE = ["hidden_size=32", "intermediate_size=64", "num_hidden_layers=1", "num_attention_heads=2"]
 SMALL = [f"student.config.{key}" for key in SHAPE] + [
     "training.learning_rate=0.01",
@@ -72,7 +74,7 @@ def printed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def said(printed):
-    return weights.held_out(Cache(printed[1] / "cache").encoding(), DOMAINS)
+    return weights.positions_of(Cache(printed[1] / "cache").encoding(), DOMAINS)
 
 
 @pytest.mark.slow
@@ -87,7 +89,7 @@ def test_rules_that_see_the_gold_token_trust_the_expert_of_the_domain_and_beat_t
 
 def test_the_mixture_is_the_weighted_mean_of_what_the_experts_gave_the_gold_token():
     scalars = {"gold_logprob": torch.tensor([[0.5, 0.1], [0.2, 0.4]]).log(), "entropy": torch.zeros(2, 2)}
-    said = weights.HeldOut(np.array([0, 1]), np.array([0, 1]), scalars)
+    said = weights.Positions(np.array([0, 1]), np.array([0, 1]), scalars)
     plain, gold = (weights.weights(said, weights.RULES[name]) for name in ("uniform", weights.GOLD))
     np.testing.assert_allclose(weights.nats(said, plain), -np.log([0.3, 0.3]), rtol=1e-6)
     np.testing.assert_allclose(gold, [[5 / 6, 1 / 6], [1 / 3, 2 / 3]], rtol=1e-6)
@@ -95,7 +97,7 @@ def test_the_mixture_is_the_weighted_mean_of_what_the_experts_gave_the_gold_toke
 
 
 def test_items_of_the_bootstrap_are_sequences_and_their_mean_is_that_of_positions():
-    said = weights.HeldOut(np.zeros(3, int), np.array([0, 0, 1]), {})
+    said = weights.Positions(np.zeros(3, int), np.array([0, 0, 1]), {})
     assert weights.by_sequence(said, np.array([1.0, 2.0, 5.0])).tolist() == pytest.approx([2.0, 10 / 3])
     said = said._replace(scalars={"entropy": torch.tensor([[1.0, 4.0], [3.0, 4.0], [5.0, 0.0]])})
     assert weights.over_sequences(said).scalars["entropy"].tolist() == [[2.0, 4.0], [2.0, 4.0], [5.0, 0.0]]
@@ -104,17 +106,80 @@ def test_items_of_the_bootstrap_are_sequences_and_their_mean_is_that_of_position
     np.testing.assert_allclose(weights_NT[:, 0], odds / (1 + odds), rtol=1e-6)
 
 
+def two_experts(seed):
+    """40 sequences of 5 positions; both experts find the same texts hard, the second is always surer, and each has
+    about 0.4 nats less entropy and a better prediction on its own domain, the even sequences the first one's."""
+    random, sequence_N = np.random.default_rng(seed), np.repeat(np.arange(40), 5)
+    own_NT = np.stack([sequence_N % 2 == 0, sequence_N % 2 == 1], axis=1)
+    hard_N = np.repeat(random.uniform(2, 6, 40), 5)
+    entropy_NT = hard_N[:, None] - 0.4 * own_NT - np.array([0, 0.8]) + random.normal(0, 0.1, (200, 2))
+    scalars = {"entropy": torch.tensor(entropy_NT), "gold_logprob": torch.tensor(-hard_N[:, None] - 1.5 * ~own_NT)}
+    return weights.Positions(sequence_N % 2, sequence_N, scalars)
+
+
+def test_calibrated_weights_are_those_of_entropy_less_the_expert_s_mean():
+    sample = two_experts(0)
+    means = weights.over_sequences(sample).scalars["entropy"].numpy()
+    exponents = -(means - np.array(CALIBRATION.means_T)) / CALIBRATION.temperature
+    expected = np.exp(exponents) / np.exp(exponents).sum(1, keepdims=True)
+    np.testing.assert_allclose(CALIBRATION.weights(sample), expected, rtol=1e-4)
+
+
+def test_calibration_knows_the_domain_where_entropy_follows_the_surer_expert():
+    training, sample = two_experts(1), two_experts(2)
+    calibration = calibrated(training)
+    calibrated_N = weights.matching_weight(sample, calibration.weights(sample))
+    plain_N = weights.matching_weight(sample, weights.weights(sample, weights.RULES["sequence entropy"]))
+    assert np.mean(calibrated_N > 0.5) > 0.95
+    assert np.mean(plain_N > 0.5) == 0.5  # always the second expert
+    by_temperature = [
+        weights.nats(training, Calibration(calibration.means_T, t).weights(training)).mean() for t in TEMPERATURES
+    ]
+    assert calibration.temperature == TEMPERATURES[int(np.argmin(by_temperature))]
+
+
+def test_a_student_gets_the_calibrated_weights_from_the_keys_of_its_file():
+    changes = CALIBRATION.changes(DOMAINS)
+    config = configured(HERE / "student.yaml", StudentConfig, changes)
+    given = [teacher.weight_on("any") for teacher in config.teachers]
+    assert given[1] / given[0] == pytest.approx(np.exp(2))
+    assert config.mixture.model_dump(exclude={"of"}) == CALIBRATION.rule.model_dump(exclude={"of"})
+
+
+@pytest.mark.slow
+def test_counted_words_are_those_of_a_recount(printed):
+    encoding = Cache(printed[1] / "cache").encoding()
+    texts_by_split = {
+        split: [sequence for shard in encoding.split_shards(split) for sequence in encoding.sequences(shard)]
+        for split in ("train", "held_out")
+    }
+    training, size = [s.original_ids.tolist() for s in texts_by_split["train"]], encoding.manifest.vocabulary_size
+    total, unigram, bigram = sum(map(len, training)), [], []
+    for sequence in texts_by_split["held_out"][:3]:
+        for place in np.flatnonzero(sequence.position_mask):
+            before, gold = sequence.original_ids[[place - 1, place]].tolist()
+            p = (sum(ids.count(gold) for ids in training) + 0.5) / (total + size / 2)
+            pairs = sum(ids[i : i + 2] == [before, gold] for ids in training for i in range(len(ids) - 1))
+            left = sum(ids[:-1].count(before) for ids in training)
+            unigram.append(-np.log(p))
+            bigram.append(-np.log((pairs + ngrams.SMOOTHING * p) / (left + ngrams.SMOOTHING)))
+    measured = ngrams.counted(encoding)
+    np.testing.assert_allclose(measured.unigram[: len(unigram)], unigram, rtol=1e-9)
+    np.testing.assert_allclose(measured.bigram[: len(bigram)], bigram, rtol=1e-9)
+
+
 def test_the_rule_of_the_domain_s_own_listens_to_one_expert_on_each_document():
-    config = configured(HERE / "student.yaml", StudentConfig, arms(DOMAINS)[tables.OWN])
+    config = configured(HERE / "student.yaml", StudentConfig, arms(DOMAINS, CALIBRATION)[tables.OWN])
     listened = {domain: [t.weight_on(f"{domain}:7") for t in config.teachers] for domain in DOMAINS}
     assert listened == {"de": [1, 0], "en": [0, 1]}
 
 
 def test_every_arm_is_a_student_file():
-    for name, changes in arms(DOMAINS).items():
+    for name, changes in arms(DOMAINS, CALIBRATION).items():
         config = configured(HERE / "student.yaml", StudentConfig, changes)
         assert (config.control is not None) == (name == CONTROL)
-        assert (config.mixture.per == "sequence") == (name == "sequence entropy")
+        assert (config.mixture.per == "sequence") == name.startswith("sequence entropy")
+        assert (config.mixture.temperature == 0.5) == (name == weights.CALIBRATED)
 
 
 def curves_of(nats_by_seed):
@@ -139,10 +204,10 @@ def test_steps_are_compared_with_the_better_expert_by_the_numbers_of_the_seeds(c
 @pytest.mark.slow
 def test_all_students_are_in_the_table_and_one_mark_is_reached_by_all(printed):
     output, work = printed
-    for arm in arms(DOMAINS):
+    for arm in arms(DOMAINS, CALIBRATION):
         assert arm in output
     curves = [convergence.Curve.read(folder) for folder in (work / "students").iterdir()]
-    assert len(curves) == 2 * len(arms(DOMAINS))
+    assert len(curves) == 2 * len(arms(DOMAINS, CALIBRATION))
     assert {tuple(curve.steps) for curve in curves} == {(10, 20)}
     mark = convergence.common_mark(curves)
     assert all(curve.steps_to(mark) <= 20 for curve in curves)

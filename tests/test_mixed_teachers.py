@@ -96,18 +96,19 @@ def naive_kd(logits, gold, targets, w, config):
 
 @pytest.mark.parametrize("temperature", [1, T])
 @pytest.mark.parametrize(
-    ("rule", "of", "per"),
+    ("rule", "of", "per", "exponent"),
     [
-        ("entropy", "losses", "position"),
-        ("entropy", "distributions", "sequence"),
-        ("discounted", "losses", "position"),
-        ("discounted", "losses", "sequence"),
-        ("inverse_loss", "distributions", "position"),
+        ("entropy", "losses", "position", 1),
+        ("entropy", "distributions", "sequence", 2),
+        ("discounted", "losses", "position", 1),
+        ("discounted", "losses", "sequence", 1),
+        ("inverse_loss", "distributions", "position", 0.5),
     ],
 )
-def test_the_loss_of_a_batch_is_the_stated_mixture_of_what_the_cache_holds(cache, rule, of, per, temperature):
+def test_the_loss_of_a_batch_is_the_stated_mixture_of_what_the_cache_holds(cache, rule, of, per, exponent, temperature):
     loss = {"kd_weight": 0.7, "temperature": temperature, "allow_biased": True}
-    changes = {"teachers": BOTH, "mixture": {"weights": rule, "of": of, "per": per}, "loss": loss}
+    mixture = {"weights": rule, "of": of, "per": per, "temperature": 1 / exponent}
+    changes = {"teachers": BOTH, "mixture": mixture, "loss": loss}
     config, dataset = config_of(cache, **changes), sequences_of(cache, **changes)
     teachers = open_teachers(config)
     objective = MixedDistillationLoss.of(config.loss, config.mixture, teachers)
@@ -119,7 +120,8 @@ def test_the_loss_of_a_batch_is_the_stated_mixture_of_what_the_cache_holds(cache
         z = module.student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[kept].double()
     gold, rows = batch["gold_ids"][kept], [dataset.parts[0].sequence(i).rows for i in (0, 5)]
     stored = [Stored(teacher, rows) for teacher in teachers]
-    w = torch.stack([given * each.weight(rule, per) for given, each in zip((3, 1), stored, strict=True)], dim=1)
+    factors = [each.weight(rule, per) ** exponent for each in stored]
+    w = torch.stack([given * factor for given, factor in zip((3, 1), factors, strict=True)], dim=1)
     if rule != "discounted":
         w = w / w.sum(dim=1, keepdim=True)
     assert [float(found[f"weight_{name}"]) for name in ("toy", "other")] == pytest.approx(w.sum(0).tolist(), rel=1e-4)
@@ -154,10 +156,11 @@ def test_weights_of_a_group_are_those_of_its_documents(cache):
         assert (given == ([0, 2] if group[0] == "a" else [1, 5])).all()
 
 
-def test_a_run_that_began_before_weights_could_be_of_sequences_is_the_same_run():
+def test_a_run_that_began_before_weights_had_a_temperature_or_were_of_sequences_is_the_same_run():
     before = {"weights": "entropy", "of": "losses"}
     assert differences(before, MixtureConfig(weights="entropy").model_dump(mode="json")) == []
-    assert differences(before, MixtureConfig(weights="entropy", per="sequence").model_dump(mode="json"))
+    for key in ({"per": "sequence"}, {"temperature": 0.5}):
+        assert differences(before, MixtureConfig(weights="entropy", **key).model_dump(mode="json"))
 
 
 def test_rows_without_targets_do_not_count_in_the_mean_of_a_sequence():
@@ -253,6 +256,8 @@ def test_evaluation_on_the_way_measures_the_first_teacher(cache, tmp_path):
         ({"mixture": {"weights": "entropy"}}, "mixture needs teachers"),
         ({"teachers": BOTH, "mixture": {"weights": "discounted", "of": "distributions"}}, "cannot mix distributions"),
         ({"teachers": BOTH, "mixture": {"per": "sequence"}}, "fixed weights are the same at every position"),
+        ({"teachers": BOTH, "mixture": {"temperature": 0.5}}, "fixed weights have no temperature"),
+        ({"teachers": BOTH, "mixture": {"weights": "entropy", "temperature": 0}}, "greater than or equal to 0.001"),
     ],
 )
 def test_files_that_contradict_themselves_are_refused(tmp_path, changes, message):

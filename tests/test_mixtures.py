@@ -235,6 +235,18 @@ def test_weights_follow_their_formula(rule):
         )
 
 
+@pytest.mark.parametrize("temperature", [0.25, 3.0])
+@pytest.mark.parametrize("rule", ["inverse_loss", "gold_likelihood", "entropy"])
+def test_a_temperature_raises_the_factor_of_a_rule_to_its_inverse_and_leaves_the_given_weight(rule, temperature):
+    scalars, formula = RULES[rule]
+    weights = teacher_weights(rule, GIVEN, SPOKE, scalars, temperature)
+    for n in range(2):
+        factors = [formula(1.0, float(scalars[n, t])) ** (1 / temperature) for t in range(3)]
+        row = [float(GIVEN[n, t]) * factors[t] for t in range(3)]
+        tolerance = rounding(torch.float32, 3 + 3 * ELEMENTWISE) * 8 / min(1, temperature)  # logs below 8 are divided
+        assert weights[n].tolist() == pytest.approx([w / sum(row) for w in row], rel=tolerance)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_a_teacher_that_said_nothing_counts_nothing(rule):
     scalars, spoke = RULES[rule][0], SPOKE.clone()

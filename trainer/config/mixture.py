@@ -80,6 +80,8 @@ class MixtureConfig(Config):
         per: ``position``: each position has weights by its own scalars. ``sequence``: all positions of a sequence have
             the same weights, by the mean of each teacher's scalar over the sequence's kept positions. The entropy at
             one position depends on how hard the position is; its mean over a sequence depends more on the text.
+        temperature: Factors of ``entropy``, ``inverse_loss`` and ``gold_likelihood`` are raised to 1 / temperature:
+            below 1 the better teacher gets nearly all weight, far above 1 the weights are those in ``teachers``.
         of: ``losses``: the weighted sum of each teacher's own divergence. ``distributions``: one divergence from the
             weighted mean of the teachers' distributions, on all tokens that any of them kept.
     """
@@ -87,7 +89,14 @@ class MixtureConfig(Config):
     weights: Weighting = "fixed"
     # left out of run.json at its default, so that runs which began before this key existed continue
     per: Literal["position", "sequence"] = Field(default="position", exclude_if=lambda per: per == "position")
+    temperature: float = Field(default=1.0, ge=1e-3, le=1e3, exclude_if=lambda temperature: temperature == 1)
     of: Literal["losses", "distributions"] = "losses"
+
+    @model_validator(mode="after")
+    def _temperature(self) -> "MixtureConfig":
+        if self.temperature != 1 and self.weights in ("fixed", "discounted"):
+            raise ValueError(f"{self.weights} weights have no temperature; use another rule, or leave temperature out")
+        return self
 
     @model_validator(mode="after")
     def _distribution(self) -> "MixtureConfig":

@@ -84,7 +84,9 @@ class MixedDistillationLoss(DistillationLoss):
         given_NT, name, scalar_NT = teacher_rows.scalars["weights"], self.mixture.column, None
         if name is not None:
             scalar_NT = torch.stack([teacher_rows.scalars[f"{t}/{name}"] for t in range(len(self.teachers))], dim=1)
-        return teacher_weights(self.mixture.weights, given_NT, has_targets_NT, scalar_NT)
+        return teacher_weights(
+            self.mixture.weights, given_NT, has_targets_NT, scalar_NT, temperature=self.mixture.temperature
+        )
 
     @staticmethod
     def _scalars(teacher_rows: TeacherRows, teacher: int, names: tuple[str, ...]) -> dict[str, Tensor]:

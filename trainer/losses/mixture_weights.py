@@ -20,6 +20,9 @@ mean; these means are taken where sequences are read (``data/several_teachers.py
 
 ``inverse_loss`` and ``gold_likelihood`` use the gold token, which the student has to predict.
 
+A temperature t raises the factor that b is multiplied with to 1 / t. With ``entropy`` and b = exp(m / t), for a
+teacher's usual entropy m, that is exp(-(H - m) / t): who is surer than usual, and not who is surer.
+
 A teacher without targets at a position (an empty row, where its capture skipped logits that were not numbers) has
 weight 0 there, and the other weights are scaled up. Weights are constants: no gradient flows through them.
 """
@@ -46,7 +49,13 @@ LOG_FACTORS: dict[Weighting, Callable[[Tensor], Tensor]] = {
 # N: positions, T: teachers
 
 
-def teacher_weights(rule: Weighting, given_NT: Tensor, has_targets_NT: Tensor, scalar_NT: Tensor | None) -> Tensor:
+def teacher_weights(
+    rule: Weighting,
+    given_NT: Tensor,
+    has_targets_NT: Tensor,
+    scalar_NT: Tensor | None,
+    temperature: float = 1.0,
+) -> Tensor:
     """Return each teacher's weight at each position.
 
     Args:
@@ -54,6 +63,7 @@ def teacher_weights(rule: Weighting, given_NT: Tensor, has_targets_NT: Tensor, s
         given_NT: (N, T) float32, b >= 0, somewhere above 0 in each row.
         has_targets_NT: (N, T) bool, whether a teacher kept anything at a position.
         scalar_NT: (N, T) float32, nats, the scalar that the rule reads; None if it reads none.
+        temperature: Above 0; 1 for ``fixed`` and ``discounted``.
 
     Returns:
         (N, T) float32, >= 0, on T = 1 exactly 1 for the rules that sum to 1. Where the rule
@@ -61,7 +71,7 @@ def teacher_weights(rule: Weighting, given_NT: Tensor, has_targets_NT: Tensor, s
     """
     available_NT = given_NT * has_targets_NT
     given_NT = torch.where((available_NT > 0).any(dim=1, keepdim=True), available_NT, given_NT)
-    factor_NT = LOG_FACTORS[rule](given_NT if scalar_NT is None else scalar_NT)
+    factor_NT = LOG_FACTORS[rule](given_NT if scalar_NT is None else scalar_NT) / temperature
     log_NT = torch.where(given_NT > 0, given_NT.log() + factor_NT, -torch.inf)
     if rule == "discounted":
         return log_NT.exp()

@@ -13,10 +13,12 @@ from typing import Any
 import click
 
 from cache_tools.store.reader import Cache
+from configs.papers.cohesive.calibration import Calibration, calibrated
 from configs.papers.cohesive.convergence import Curve
+from configs.papers.cohesive.ngrams import counted
 from configs.papers.cohesive.tables import OWN, TEXT_ALONE, print_students, print_weights
 from configs.papers.cohesive.texts import MIXED, read_texts
-from configs.papers.cohesive.weights import GOLD, RULES, held_out
+from configs.papers.cohesive.weights import CALIBRATED, GOLD, RULES, positions_of
 from configs.papers.measures import finished_seeds
 from configs.papers.recipes import Overrides, capture_file, overrides_option, train_file
 from configs.papers.wordpiece import untrained
@@ -49,17 +51,20 @@ def run(
 ) -> None:
     """Train an expert for each <domain>.jsonl in TEXTS, and students of both, in WORK; print the tables."""
     domains = sorted(path.stem for path in texts.glob("*.jsonl") if path.stem != MIXED)
-    unknown_arms = set(chosen_arms) - arms(domains).keys()
+    names = list(arms(domains, Calibration((0.0,) * len(domains), 1.0)))
+    unknown_arms = set(chosen_arms) - set(names)
     if unknown_arms:
-        raise click.UsageError(f"no such arm: {', '.join(sorted(unknown_arms))}; there are {', '.join(arms(domains))}")
+        raise click.UsageError(f"no such arm: {', '.join(sorted(unknown_arms))}; there are {', '.join(names)}")
     corpora = [texts / f"{domain}.jsonl" for domain in domains]
     plain = untrained(read_texts(*corpora), tokens, work / "untrained")
     for domain, corpus in zip(domains, corpora, strict=True):
         train_expert(plain, corpus, work / domain, set_capture, set_teacher)
     places = {"corpus.paths": [texts / f"{MIXED}.jsonl"], "cache": work / "cache"}
     cache = capture_file(HERE / "capture.yaml", {**set_capture, **experts(work, domains), **places})
-    print_weights(held_out(Cache(cache).encoding(), domains), domains)
-    students, all_arms = work / "students", arms(domains)
+    encoding = Cache(cache).encoding()
+    calibration = calibrated(positions_of(encoding, domains, "train"))
+    print_weights(positions_of(encoding, domains), domains, calibration, counted(encoding))
+    students, all_arms = work / "students", arms(domains, calibration)
     for seed in range(seeds):
         for arm in chosen_arms or all_arms:
             run = {
@@ -88,7 +93,7 @@ def folder_name(arm: str) -> str:
     return arm.replace(" ", "-")
 
 
-def arms(domains: list[str]) -> dict[str, Overrides]:
+def arms(domains: list[str], calibration: Calibration) -> dict[str, Overrides]:
     """Return the overrides of each student that is compared, by its name."""
     all_experts = {"teachers": [{"name": domain} for domain in domains]}
     single = {f"{domain} alone": {"teachers": [{"name": domain}]} for domain in domains}
@@ -101,6 +106,7 @@ def arms(domains: list[str]) -> dict[str, Overrides]:
         TEXT_ALONE: {**all_experts, "loss.kd_weight": 0},
         **single,
         **mixed,
+        CALIBRATED: calibration.changes(domains),
         OWN: own,
         CONTROL: control,
     }

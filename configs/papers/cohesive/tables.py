@@ -2,50 +2,70 @@
 
 from collections.abc import Mapping, Sequence
 
+import click
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
+from configs.papers.cohesive.calibration import Calibration
 from configs.papers.cohesive.convergence import Curve, common_mark
+from configs.papers.cohesive.ngrams import Counted
 from configs.papers.cohesive.weights import (
+    CALIBRATED,
     GOLD,
     RULES,
     Floats,
-    HeldOut,
+    Positions,
     by_sequence,
     matching_weight,
     nats,
     weights,
 )
 from configs.papers.intervals import Interval, differences, over_seeds, over_seeds_and_items, paired
+from configs.papers.markdown import markdown, show
 
 TEXT_ALONE, OWN = "text alone", "the domain's own"
-WITHOUT_GOLD = ("entropy", "sequence entropy", OWN)
+WITHOUT_GOLD = ("entropy", "sequence entropy", CALIBRATED, OWN)
 """Mixtures that use no gold token, which are compared with the uniform one and the one of gold likelihood."""
 
 Curves = Mapping[str, Mapping[int, Curve]]
 
 
-def print_weights(sample: HeldOut, experts: Sequence[str]) -> None:
-    """Print, for each expert and rule, the weights, and the mixture's cross-entropy on the gold tokens."""
+def print_weights(sample: Positions, experts: Sequence[str], calibration: Calibration, counted: Counted) -> None:
+    """Print, for each expert and rule, the weights, and the mixture's cross-entropy on the gold tokens.
+
+    Args:
+        sample: Held-out positions.
+        experts: Their names, which are those of their domains.
+        calibration: From training text.
+        counted: The cross-entropies of counted words, for comparison.
+    """
     one_hot = np.eye(len(experts))
     rows: dict[str, Floats] = {
         f"{name} alone": one_hot[np.full_like(sample.matching_N, i)] for i, name in enumerate(experts)
     }
     rows[OWN] = one_hot[sample.matching_N]
     rows |= {name: weights(sample, rule) for name, rule in RULES.items()}
+    rows[CALIBRATED] = calibration.weights(sample)
     columns = ("weights", "own expert's weight is larger", "its mean weight", *experts, "all", "all, minus uniform")
-    table = Table(*columns, title=f"held-out cross-entropy of mixtures, nats; {len(sample.matching_N):,} positions")
+    table = markdown(*columns, title=f"held-out cross-entropy of mixtures, nats; {len(sample.matching_N):,} positions")
     uniform_N = nats(sample, rows["uniform"])
+    for name, nats_N in counted._asdict().items():
+        table.add_row(f"{name}s of all text", "", "", *by_domain(sample, nats_N, experts))
     for name, weights_NT in rows.items():
         nats_N = nats(sample, weights_NT)
         own_N = matching_weight(sample, weights_NT)
-        means = [nats_N[sample.matching_N == i].mean() for i in range(len(experts))]
         gain = over_seeds_and_items(by_sequence(sample, nats_N - uniform_N)[None])
         cells = (f"{np.mean(own_N > 1 / len(experts)):.1%}", f"{own_N.mean():.3f}")
-        table.add_row(name, *cells, *(f"{mean_nats:.3f}" for mean_nats in (*means, nats_N.mean())), str(gain))
-    Console(width=140).print(table)
+        table.add_row(name, *cells, *by_domain(sample, nats_N, experts), str(gain))
+    show(table)
+    usual = ", ".join(f"{name} {mean:.3f}" for name, mean in zip(experts, calibration.means_T, strict=True))
+    click.echo(f"\nCalibrated on training text: usual entropy in nats {usual}; temperature {calibration.temperature:g}")
+
+
+def by_domain(sample: Positions, nats_N: Floats, experts: Sequence[str]) -> list[str]:
+    """Return the cells of a mean over each domain's positions, and over all."""
+    means = [nats_N[sample.matching_N == i].mean() for i in range(len(experts))]
+    return [f"{mean_nats:.3f}" for mean_nats in (*means, nats_N.mean())]
 
 
 def print_students(curves: Curves, single: Sequence[str]) -> None:
@@ -61,7 +81,7 @@ def print_students(curves: Curves, single: Sequence[str]) -> None:
     steps = {arm: {seed: curve.steps_to(mark) for seed, curve in by_seed.items()} for arm, by_seed in curves.items()}
     best = sorted((arm for arm in single if arm in curves), key=lambda arm: np.mean([*final[arm].values()]))[:1]
     others = [*(arm for arm in curves if arm == TEXT_ALONE), *best]
-    table = Table(
+    table = markdown(
         *("student", "seeds", "nats", *(f"minus {other}" for other in others)),
         *(f"steps to {mark:.3f}", *(f"of {other}'s" for other in others)),
         title=f"held-out cross-entropy after {every[0].steps[-1]} steps",
@@ -71,14 +91,14 @@ def print_students(curves: Curves, single: Sequence[str]) -> None:
         shares = [share(steps[arm], steps[other]) if arm != other else "" for other in others]
         means = (np.mean([*final[arm].values()]), np.mean([*steps[arm].values()]))
         table.add_row(arm, str(len(curves[arm])), f"{means[0]:.3f}", *gains, f"{means[1]:.0f}", *shares)
-    Console(width=160).print(table)
+    show(table)
     for name in (name for name in WITHOUT_GOLD if name in final):
         gaps = [
             f"minus {other}: {compared(differences(final[name], final[other]))}"
             for other in ("uniform", GOLD)
             if other in final
         ]
-        Console(width=160).print(f"{name}, which sees no gold token, in nats {'; '.join(gaps)}")
+        click.echo(f"\n{name}, which sees no gold token, in nats {'; '.join(gaps)}")
 
 
 def compared(values_S: NDArray[np.float64]) -> str:

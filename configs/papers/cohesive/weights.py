@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cache_tools.format.manifest import Split
 from cache_tools.store.reader import Encoding
 from cache_tools.store.teacher import CachedTeacher
 from configs.papers.cohesive.texts import domain_of
@@ -19,7 +20,7 @@ from trainer.config.mixture import SCALAR, MixtureConfig
 from trainer.losses.mixture_weights import teacher_weights
 
 Floats = NDArray[np.float64]
-GOLD = "gold likelihood"
+GOLD, CALIBRATED = "gold likelihood", "sequence entropy, calibrated"
 RULES = {
     "uniform": MixtureConfig(weights="fixed"),
     "entropy": MixtureConfig(weights="entropy"),
@@ -29,11 +30,11 @@ RULES = {
 }
 """Ways to weight the experts, by the names that the tables use; the last two use the gold token."""
 
-# N: held-out positions, T: experts, S: sequences
+# N: positions, T: experts, S: sequences
 
 
-class HeldOut(NamedTuple):
-    """The experts' scalars at held-out positions."""
+class Positions(NamedTuple):
+    """The experts' scalars at the positions of a split."""
 
     matching_N: NDArray[np.int64]
     """Which expert's domain the position's document is of."""
@@ -43,9 +44,9 @@ class HeldOut(NamedTuple):
     """(N, T) float32 nats: ``gold_logprob`` and ``entropy``."""
 
 
-def held_out(encoding: Encoding, experts: Sequence[str]) -> HeldOut:
-    """Read the experts' scalars of the held-out split; each expert is named after its domain."""
-    shards = encoding.split_shards("held_out")
+def positions_of(encoding: Encoding, experts: Sequence[str], split: Split = "held_out") -> Positions:
+    """Read the experts' scalars of a split; each expert is named after its domain."""
+    shards = encoding.split_shards(split)
     sequences = [sequence for shard in shards for sequence in encoding.sequences(shard)]
     lengths = [sequence.num_positions for sequence in sequences]
     matching = [experts.index(domain_of(sequence.group_id)) for sequence in sequences]
@@ -54,18 +55,25 @@ def held_out(encoding: Encoding, experts: Sequence[str]) -> HeldOut:
         name: torch.stack([torch.from_numpy(_scalar(teacher, name, shards)) for teacher in teachers], dim=1)
         for name in ("gold_logprob", "entropy")
     }
-    return HeldOut(np.repeat(matching, lengths), np.repeat(np.arange(len(sequences)), lengths), scalars)
+    return Positions(np.repeat(matching, lengths), np.repeat(np.arange(len(sequences)), lengths), scalars)
 
 
-def weights(sample: HeldOut, rule: MixtureConfig) -> Floats:
-    """Return what a rule gives each expert at each position: (N, T), summing to 1."""
+def weights(sample: Positions, rule: MixtureConfig, given: Sequence[float] | None = None) -> Floats:
+    """Return what a rule gives each expert at each position: (N, T), summing to 1.
+
+    Args:
+        sample: The positions.
+        rule: How the experts are weighted.
+        given: Each expert's weight in the student file; by default all alike.
+    """
     name, sample = SCALAR[rule.weights], over_sequences(sample) if rule.per == "sequence" else sample
-    given_NT = torch.ones_like(sample.scalars["entropy"])
+    given_NT = torch.ones_like(sample.scalars["entropy"]) * (1 if given is None else torch.tensor(given))
     scalar_NT = None if name is None else sample.scalars[name]
-    return teacher_weights(rule.weights, given_NT, given_NT.bool(), scalar_NT).double().numpy()
+    weights_NT = teacher_weights(rule.weights, given_NT, given_NT.bool(), scalar_NT, temperature=rule.temperature)
+    return weights_NT.double().numpy()
 
 
-def over_sequences(sample: HeldOut) -> HeldOut:
+def over_sequences(sample: Positions) -> Positions:
     """Return the same with each scalar replaced by its mean over the sequence, for weights by sequence."""
     lengths_S = np.bincount(sample.sequence_N)
 
@@ -78,19 +86,19 @@ def over_sequences(sample: HeldOut) -> HeldOut:
     )
 
 
-def matching_weight(sample: HeldOut, weights_NT: Floats) -> Floats:
+def matching_weight(sample: Positions, weights_NT: Floats) -> Floats:
     """Return the weight of the expert of each position's domain: (N,)."""
     return weights_NT[np.arange(len(weights_NT)), sample.matching_N]
 
 
-def nats(sample: HeldOut, weights_NT: Floats) -> Floats:
+def nats(sample: Positions, weights_NT: Floats) -> Floats:
     """Return -log of the mixture's probability of the gold token: (N,)."""
     gold_NT = sample.scalars["gold_logprob"].double().exp().numpy()
     mixed_N: Floats = -np.log((weights_NT * gold_NT).sum(axis=1))
     return mixed_N
 
 
-def by_sequence(sample: HeldOut, values_N: Floats) -> Floats:
+def by_sequence(sample: Positions, values_N: Floats) -> Floats:
     """Return a number's sum over each sequence, scaled so that their mean is the mean over positions: (S,).
 
     These are the items of a bootstrap, as the positions of a sequence are alike.
