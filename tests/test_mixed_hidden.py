@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -11,10 +12,15 @@ from cache_tools.errors import ConfigError
 from mixture_fixtures import BOTH, config_of, sequences_of
 from student_fixtures import LLAMA, curve, largest_difference, train, train_and_stop, weights
 from tolerances import loss_rounding, rounding
+from trainer.config.student_file import HiddenPair
 from trainer.data.binding import IGNORED
 from trainer.data.cached_sequences import Reading, collate
 from trainer.data.opening import open_teachers
 from trainer.data.sources import loss_of
+from trainer.loop.distillation import distillation_of
+from trainer.loop.inputs import open_inputs
+from trainer.loop.projection_start import PENALTY, POSITIONS, Sums
+from trainer.student.cached_loss import StudentShape
 from trainer.student.student import distilled
 
 PAIRS = [
@@ -113,7 +119,8 @@ def test_of_each_teacher_the_layers_of_its_own_pairs_are_read_and_no_more(cache)
 
 
 def test_a_stopped_run_continues_to_the_same_weights_and_logs_the_norm_of_the_projections(cache, tmp_path):
-    changes = {"teachers": BOTH, "loss": {"hidden": PAIRS, "kd_weight": 0.5}, "max_steps": 4, "save_steps": 2}
+    pairs = [PAIRS[0], PAIRS[1] | {"start": "ridge"}, PAIRS[2]]
+    changes = {"teachers": BOTH, "loss": {"hidden": pairs, "kd_weight": 0.5}, "max_steps": 4, "save_steps": 2}
     changes["student"] = {"config": LLAMA | {"hidden_size": 16}}
     straight = train(cache, tmp_path / "straight", **changes)
     train_and_stop(3, cache, tmp_path / "stopped", **changes)
@@ -121,6 +128,59 @@ def test_a_stopped_run_continues_to_the_same_weights_and_logs_the_norm_of_the_pr
     norms = [line["projection_norm"] for line in curve(tmp_path / "straight")]
     assert norms == [line["projection_norm"] for line in curve(tmp_path / "stopped")]
     assert 0 < min(norms) < max(norms)
+
+
+def naive_ridge(x, y):
+    """Return the W of least |y - x W'|^2 + penalty |W|^2, by least squares with the penalty as further rows."""
+    penalty = np.sqrt(PENALTY * (x**2).sum(axis=0).mean()) * np.eye(x.shape[1])
+    rows, targets = np.concatenate([x, penalty]), np.concatenate([y, np.zeros((len(penalty), y.shape[1]))])
+    return np.linalg.lstsq(rows, targets, rcond=None)[0].T
+
+
+def test_projections_start_at_the_ridge_solution_of_the_states_before_training(cache):
+    """Of one pair that maps the teacher and one that maps the student; the third starts as it would."""
+    pairs = [PAIRS[0] | {"start": "ridge"}, PAIRS[1] | {"start": "ridge"}, PAIRS[2]]
+    batch = Batch(cache)
+    batch.batch = collate([batch.dataset[i] for i in range(len(batch.dataset))])
+    batch.kept = batch.batch["gold_ids"] != IGNORED
+    assert int(batch.kept.sum()) < POSITIONS
+    config, student = config_of(cache, teachers=BOTH, loss={"hidden": pairs, "kd_weight": 0}), batch.module.student
+    student.train()
+    torch.manual_seed(7)
+    made = distillation_of(config, open_inputs(config), student)
+    assert student.training
+    mine = batch.states(student)
+    toy, other = (batch.states(MODELS[name]) for name in ("toy", "other"))
+    first, second, third = (matrix.detach().double() for matrix in made.loss.match.parameters())
+    expected = [naive_ridge(x.numpy(), y.numpy()) for x, y in ((toy["1"], mine["1"]), (mine["1"], other["2"]))]
+    for matrix, solution in zip((first, second), expected, strict=True):
+        np.testing.assert_allclose(matrix.numpy(), solution, atol=1e-3 * np.abs(solution).max())
+    torch.manual_seed(7)
+    plain = config_of(cache, teachers=BOTH, loss={"hidden": PAIRS, "kd_weight": 0})
+    before = [*distillation_of(plain, open_inputs(plain), student).loss.match.parameters()]
+    assert torch.equal(third, before[2].double())
+    layers = [mine[str(number)] for number in range(3)]
+    for states, solved, start in ((toy["1"], first, before[0].double()),):
+        assert ((layers[1] - states @ solved.T) ** 2).mean() < ((layers[1] - states @ start.T) ** 2).mean()
+
+
+def test_a_solution_needs_the_student_itself(cache):
+    config = config_of(cache, teachers=BOTH, loss={"hidden": [PAIRS[0] | {"start": "ridge"}], "kd_weight": 0})
+    inputs = open_inputs(config)
+    with pytest.raises(ConfigError, match="cannot start at their solution"):
+        distillation_of(config, inputs, StudentShape(inputs.vocabulary.size, 32))
+
+
+def test_states_of_zeros_have_a_start_of_zeros():
+    nothing = torch.zeros(3, 3, dtype=torch.float64)
+    assert not Sums(nothing, nothing).solution().any()
+
+
+def test_a_run_that_began_before_projections_could_be_solved_is_the_same_run():
+    pair = {"student_layer": 1, "teacher_layer": 1}
+    recorded = {"teacher": None, "project": "student", "kind": "mse", "weight": 1.0, **pair}
+    assert HiddenPair(**pair).model_dump(mode="json") == recorded
+    assert HiddenPair(**pair, start="ridge").model_dump(mode="json") == recorded | {"start": "ridge"}
 
 
 @pytest.mark.parametrize(

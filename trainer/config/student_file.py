@@ -73,6 +73,9 @@ class HiddenPair(Config):
         project: Side that the learned matrix maps to the width of the other side. With ``teacher``, a small matrix and
             small states of the student make ``mse`` small without any learning, so use it beside another loss.
         kind: ``mse``, the mean square over channels, or ``cosine``, 1 - cos.
+        start: What the matrix is before the first step. ``identity``: that, between layers of one width, else random
+            numbers. ``ridge``: the best linear map between the states as they are, see
+            ``trainer/loop/projection_start.py``; for a teacher that the student was not cut from.
         weight: Factor of this term, which is added to the rest of the loss.
     """
 
@@ -81,6 +84,7 @@ class HiddenPair(Config):
     teacher: str | None = None
     project: Literal["student", "teacher"] = "student"
     kind: Literal["mse", "cosine"] = "mse"
+    start: Literal["identity", "ridge"] = Field(default="identity", exclude_if=lambda start: start == "identity")
     weight: float = Field(default=1.0, gt=0)
 
     @property

@@ -6,5 +6,6 @@ In reading order:
 
 - ``inputs``: what a student file names, opened and checked.
 - ``collator``: from sequences, or rows that number them, to batches.
+- ``projection_start``: the best linear maps between hidden states before the first step.
 - ``distillation``: dataset, collator and loss, made for one student.
 """

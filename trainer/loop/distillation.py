@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from cache_tools.errors import ConfigError
 from cache_tools.format.manifest import Split
 from trainer.config.student_file import DistillationConfig
 from trainer.data.sampler import ShardWindowSampler
@@ -16,6 +17,8 @@ from trainer.data.sources import TrainingSequences, loss_of, order_of, training_
 from trainer.data.translation import student_ids
 from trainer.loop.collator import Collator
 from trainer.loop.inputs import Inputs
+from trainer.loop.projection_start import fit_projections
+from trainer.losses.hidden import HiddenMatch
 from trainer.student.cached_loss import CachedLoss, StudentShape, cached_loss
 from trainer.student.head import StudentHead
 
@@ -65,7 +68,8 @@ def distillation_of(
 
     Raises:
         IncompleteError: A capture is not finished, or one of several caches holds no sequence of the split.
-        ConfigError: The loss names a layer that the student does not have, or the caches cannot be in one batch.
+        ConfigError: The loss names a layer that the student does not have, or starts projections at a solution and
+            there is only the student's shape; or the caches cannot be in one batch.
         DamageError: The teacher's output matrix is missing or not what was written.
     """
     shape = student if isinstance(student, StudentShape) else StudentShape.of(student, config.loss)
@@ -74,4 +78,20 @@ def distillation_of(
     ids = student_ids(inputs.union, inputs.encoding)
     loss = cached_loss(shape, config.loss, inputs.teachers, objective, ids, dataset.binding)
     head = None if isinstance(student, StudentShape) else StudentHead.of(student)
-    return Distillation(dataset, Collator(dataset, config.packing), loss, head, config.window_shards)
+    made = Distillation(dataset, Collator(dataset, config.packing), loss, head, config.window_shards)
+    if loss.match is not None and any(pair.start == "ridge" for pair in loss.match.pairs):
+        _start_projections(made, loss.match, student)
+    return made
+
+
+def _start_projections(made: Distillation, match: HiddenMatch, student: PreTrainedModel | StudentShape) -> None:
+    if isinstance(student, StudentShape):
+        raise ConfigError(
+            "projections cannot start at their solution without the student",
+            where="loss.hidden",
+            expected="a model of transformers, which start: ridge runs on the first sequences",
+            found="the shape of a student",
+            fix="Give the model itself, or leave start out",
+        )
+    order = made.sampler(seed=0)
+    fit_projections(student, match, (made.dataset[index] for index in order))

@@ -1,7 +1,8 @@
 """Losses between hidden states of teacher and student, through a learned projection.
 
 Student and teacher differ in width and basis, so each pair of layers gets a linear map from the width of one to that
-of the other; it is trained with the student and discarded afterwards. Where widths are equal it starts as the identity.
+of the other; it is trained with the student and discarded afterwards. Where widths are equal it starts as the identity,
+or with ``start: ridge`` as the best linear map (``loop/projection_start.py``).
 ``mse`` is the mean square over channels, which a few channels with huge values dominate in many language models;
 ``cosine``, 1 - cos, compares directions only.
 
