@@ -8,22 +8,23 @@ import pytest
 import torch
 from click.testing import CliRunner
 from torch.nn import functional as F
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 from cache_tools.configuration import configured, load_config
-from configs.papers.mtbert import data, run, scores, tables
+from configs.papers.mtbert import data, questions, run, scores, tables
 from configs.papers.mtbert.arms import (
-    ALONE,
-    ARMS,
-    JOINT,
     MEAN,
     MT_BERT,
+    NAMES,
     NO_HIDDEN,
     NO_TEACHER,
-    NOISY,
     ONE_NOISY,
     SAME_TOTAL,
     SEPARATE,
+    Hidden,
+    Team,
+    arms_of,
+    layer_map,
     student_changes,
 )
 from configs.papers.mtbert.cofinetune import (
@@ -36,7 +37,7 @@ from configs.papers.mtbert.cofinetune import (
     with_one_head,
 )
 from configs.papers.mtbert.spaces import linear_cka
-from configs.papers.recipes import labelled_sequences
+from configs.papers.recipes import labelled_sequences, truncated
 from student_fixtures import largest_difference, weights, without_pictures
 from tolerances import loss_rounding
 from topics import labelled, write_topics
@@ -47,6 +48,7 @@ from trainer.data.opening import open_teachers
 from trainer.data.sources import loss_of, training_sequences
 from trainer.student.student import distilled
 
+ARMS, (JOINT, ALONE, NOISY) = arms_of(NAMES), Team.of(NAMES)
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
 CHANGES = {
     "--set-pretrain": [*(f"student.config.{key}={value}" for key, value in SHAPE.items()), "training.max_steps=10"],
@@ -261,6 +263,67 @@ def test_every_arm_weighs_the_task_and_each_hidden_pair_alike(tmp_path):
         assert given == pytest.approx(expected, rel=1e-3)
         if name == MT_BERT:
             assert config == load_config(STUDENT, StudentConfig)
+
+
+def test_layers_are_compared_at_the_same_relative_depth_rounded_up():
+    assert layer_map(4, 2) == {1: 2, 2: 4}
+    assert layer_map(3, 2) == {1: 2, 2: 3}
+    assert layer_map(6, 3) == {1: 2, 2: 4, 3: 6}
+    hidden = Hidden({"deep": 6, "flat": 3}, 2, "ridge")
+    pairs = student_changes(arms_of(["deep", "flat"])[MT_BERT], hidden=hidden)["loss.hidden"]
+    compared = [(pair["teacher"], pair["student_layer"], pair["teacher_layer"]) for pair in pairs]
+    assert compared == [("joint-deep", 1, 3), ("joint-deep", 2, 6), ("joint-flat", 1, 2), ("joint-flat", 2, 3)]
+    assert {pair["start"] for pair in pairs} == {"ridge"}
+
+
+def test_the_weights_of_two_teachers_are_those_of_a_plain_sum_too():
+    arms = arms_of(["deep", "flat"])
+    given = {name: student_changes(arm, total=1.5)["loss.kd_weight"] for name, arm in arms.items()}
+    ratios = {name: kd_weight / (1 - kd_weight) for name, kd_weight in given.items()}
+    assert ratios[MT_BERT] == pytest.approx(1)
+    assert ratios["MT-BERT, equal weights"] == pytest.approx(2)
+    assert ratios[SAME_TOTAL] == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("given", [["deep"], ["deep=models/deep"], ["=x", "a=b"]])
+def test_pre_trained_teachers_without_a_name_or_a_second_one_are_refused(given, tmp_path):
+    words = [str(tmp_path), str(tmp_path / "work"), *(word for each in given for word in ("--pretrained", each))]
+    result = CliRunner().invoke(run.run, words)
+    assert result.exit_code == 2
+    assert "--pretrained NAME=FOLDER" in result.output
+
+
+@pytest.mark.slow
+def test_teachers_of_other_depths_take_the_place_of_those_trained_here(work):
+    """The recipe again, with models of 4 layers and of 2; the student has one."""
+    folder = work.parent / "given"
+    folder.mkdir()
+    plain = work / "untrained"
+    truncated(plain, 2, folder / "flat")
+    given = ["--pretrained", f"deep={plain}", "--pretrained", f"flat={folder / 'flat'}", "--student-layers", "1"]
+    changes = [option for option in CHANGES["--set-capture"] if not option.startswith("teachers.2")]
+    capture = [word for change in changes for word in ("--set-capture", change)]
+    words = [str(work.parent / "texts"), str(folder / "work"), *given, "--seeds", "1", "--tuning-steps", "5", *capture]
+    arms = [word for arm in (MT_BERT, f"{SAME_TOTAL}{ONE_NOISY}") for word in ("--arms", arm)]
+    steps = ["--set-student", "training.max_steps=5", "--start", "ridge"]
+    result = CliRunner().invoke(run.run, [*words, *arms, *steps], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    for name in ("MT-BERT", "teacher joint-deep", "teacher noisy-flat", "ensemble of the teachers tuned together"):
+        assert f"| {name} " in result.output
+    assert AutoConfig.from_pretrained(folder / "work" / "start").num_hidden_layers == 1
+
+
+def test_questions_are_records_with_a_token_for_their_class(tmp_path):
+    (tmp_path / "train.txt").write_bytes("HUM:ind Who was Günter ?\nNUM:count How many ?\n".encode("latin-1"))
+    (tmp_path / "test.txt").write_bytes(b"NUM:count How many ?\n\n")
+    words = [str(tmp_path), str(tmp_path / "out")]
+    assert CliRunner().invoke(questions.write, words, catch_exceptions=False).exit_code == 0
+    records = [json.loads(line) for line in (tmp_path / "out" / "questions.jsonl").read_text().splitlines()]
+    assert [(each["text"], each["label"]) for each in records] == [
+        ("Who was Günter ?", "[hum:ind]"),
+        ("How many ?", "[num:count]"),
+    ]
+    assert len({each["group"] for each in records}) == 2
 
 
 @pytest.mark.slow

@@ -11,25 +11,32 @@ texts, and what their projections begin with.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import click
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from cache_tools.configuration import configured
 from cache_tools.store.reader import Cache
 from configs.papers.mtbert import scores
-from configs.papers.mtbert.arms import ALL_TEACHERS, ALONE, ARMS, JOINT, NAMES, NOISY, student_changes
+from configs.papers.mtbert.arms import (
+    NAMES,
+    OWN_TEACHERS,
+    STUDENT_LAYERS,
+    Arm,
+    Hidden,
+    Team,
+    arms_of,
+    student_changes,
+)
 from configs.papers.mtbert.cofinetune import Tuning, cofinetune, corrupted, training_examples
-from configs.papers.mtbert.start import classes, pretrain
+from configs.papers.mtbert.start import classes, pretrain, take_pretrained
 from configs.papers.mtbert.tables import print_tables
 from configs.papers.recipes import Overrides, capture_file, overrides_option, train_file
 from pipeline.config.capture_file import CaptureConfig
 
 HERE = Path(__file__).parent
 WRONG_LABELS = 0.4
-TUNED = {"together": JOINT, "each alone": ALONE}
-"""Sets of three teachers, by how they were tuned."""
 
 
 class Settings(NamedTuple):
@@ -43,6 +50,18 @@ class Settings(NamedTuple):
     noisy_times: float
     capture: Overrides
     student: Overrides
+    names: tuple[str, ...] = NAMES
+    hidden: Hidden = OWN_TEACHERS
+
+    @property
+    def arms(self) -> dict[str, Arm]:
+        """All students, by name."""
+        return arms_of(self.names)
+
+    @property
+    def team(self) -> Team:
+        """The names of the tuned teachers."""
+        return Team.of(self.names)
 
     @property
     def corpus(self) -> Path:
@@ -66,7 +85,21 @@ class Settings(NamedTuple):
 @click.option(
     "--teacher-sets", default=1, show_default=True, help="Number of sets of teachers; seeds take them in turn."
 )
-@click.option("--arms", multiple=True, type=click.Choice(list(ARMS)), help="Only these students; default: all.")
+@click.option("--arms", "chosen", multiple=True, metavar="NAME", help="Only these students; default: all.")
+@click.option(
+    "--pretrained",
+    multiple=True,
+    metavar="NAME=FOLDER",
+    help="A pre-trained teacher, instead of those trained here; may be repeated. Students are cut from the first.",
+)
+@click.option("--student-layers", default=STUDENT_LAYERS, show_default=True, help="Layers of the students.")
+@click.option(
+    "--start",
+    type=click.Choice(["identity", "ridge"]),
+    default="identity",
+    show_default=True,
+    help="Start of the projections between hidden states.",
+)
 @click.option("--tokens", default=3000, show_default=True, help="Size of the vocabulary without the classes.")
 @click.option("--tuning-steps", default=Tuning().steps, show_default=True, help="Steps of stage zero.")
 @click.option("--tuning-rate", default=Tuning().learning_rate, show_default=True, help="Learning rate of stage zero.")
@@ -80,7 +113,10 @@ def run(
     task: str,
     seeds: int,
     teacher_sets: int,
-    arms: tuple[str, ...],
+    chosen: tuple[str, ...],
+    pretrained: tuple[str, ...],
+    student_layers: int,
+    start: Literal["identity", "ridge"],
     tokens: int,
     tuning_steps: int,
     tuning_rate: float,
@@ -91,20 +127,42 @@ def run(
 ) -> None:
     """Make teachers and students from TEXTS in WORK, and print the tables."""
     tuning = Tuning(steps=tuning_steps, learning_rate=tuning_rate)
-    settings = Settings(texts, work, task, teacher_sets, tuning, noisy_times, set_capture, set_student)
-    needed = {teacher for arm in arms or ARMS for teacher in ARMS[arm].teachers}
-    pretrain(texts, work, tokens, set_pretrain)
+    models = folders(pretrained)
+    depths = {name: AutoConfig.from_pretrained(folder).num_hidden_layers for name, folder in models.items()}
+    hidden = Hidden(depths, student_layers, start)
+    settings = Settings(
+        texts, work, task, teacher_sets, tuning, noisy_times, set_capture, set_student, tuple(models or NAMES), hidden
+    )
+    unknown = sorted(set(chosen) - settings.arms.keys())
+    if unknown:
+        raise click.UsageError(f"no such arm: {', '.join(unknown)}; there are {'; '.join(settings.arms)}")
+    arms = chosen or tuple(settings.arms)
+    if models:
+        take_pretrained(models, texts, work, student_layers)
+    else:
+        pretrain(texts, work, tokens, set_pretrain)
+    needed = {teacher for arm in arms for teacher in settings.arms[arm].teachers}
     for seed in range(seeds):
         if seed < teacher_sets:
             make_teachers(settings, seed, needed)
-        make_students(settings, seed, arms or tuple(ARMS))
-        print_tables(measured(settings), teacher_sets)
+        make_students(settings, seed, arms)
+        print_tables(measured(settings), settings.names, teacher_sets)
+
+
+def folders(pretrained: Sequence[str]) -> dict[str, Path]:
+    """Return the folders of pre-trained teachers by name, from NAME=FOLDER."""
+    pairs = [text.partition("=") for text in pretrained]
+    wrong = [text for text, (name, _, folder) in zip(pretrained, pairs, strict=True) if not (name and folder)]
+    if wrong or len(pairs) == 1:
+        found = f"this is not NAME=FOLDER: {wrong[0]}" if wrong else "one teacher was given, and two are needed"
+        raise click.UsageError(f"{found}; give --pretrained NAME=FOLDER for each teacher")
+    return {name: Path(folder) for name, _, folder in pairs}
 
 
 def make_teachers(settings: Settings, number: int, needed: set[str]) -> None:
     """Tune the teachers of a set that are needed, and store their predictions."""
     folder = settings.teachers(number)
-    changes = capture_changes(settings, number, [name for name in ALL_TEACHERS if name in needed])
+    changes = capture_changes(settings, number, [name for name in settings.team.everyone if name in needed])
     fraction = configured(HERE / "capture.yaml", CaptureConfig, changes).corpus.held_out_fraction
     for names, starts, how in tunings(settings, number):
         if needed.intersection(names) and not (folder / names[-1]).exists():  # written last
@@ -115,10 +173,11 @@ def make_teachers(settings: Settings, number: int, needed: set[str]) -> None:
 
 def tunings(settings: Settings, number: int) -> list[tuple[Sequence[str], Sequence[str], Tuning]]:
     """Return which teachers are tuned together, from which starts, and how: all, each alone, one on wrong labels."""
-    ways = [settings.tuning._replace(seed=100 * number + i) for i in range(1 + len(NAMES))]
-    alone = [((f"alone-{name}",), (name,), way) for name, way in zip(NAMES, ways[1:], strict=True)]
+    names, team = settings.names, settings.team
+    ways = [settings.tuning._replace(seed=100 * number + i) for i in range(1 + len(names))]
+    alone = [((f"alone-{name}",), (name,), way) for name, way in zip(names, ways[1:], strict=True)]
     longer = ways[-1]._replace(steps=round(settings.noisy_times * settings.tuning.steps))
-    return [(JOINT, NAMES, ways[0]), *alone, (NOISY[-1:], NAMES[-1:], longer)]
+    return [(team.joint, names, ways[0]), *alone, (team.noisy[-1:], names[-1:], longer)]
 
 
 def tune(
@@ -127,7 +186,7 @@ def tune(
     """Tune teachers on the training split of the task."""
     starts = [settings.work / "pretrained" / name / "final" for name in started_from]
     examples = training_examples(settings.corpus, fraction, AutoTokenizer.from_pretrained(starts[0]))
-    if outputs[-1].name == NOISY[-1]:
+    if outputs[-1].name == settings.team.noisy[-1]:
         examples = corrupted(examples, WRONG_LABELS, tuning.seed)
     cofinetune(starts, examples, outputs, tuning)
 
@@ -135,7 +194,8 @@ def tune(
 def capture_changes(settings: Settings, number: int, names: Sequence[str]) -> Overrides:
     """Return the overrides of capture.yaml: the teachers that are needed, in place of the three."""
     folder, kept = settings.teachers(number), {"dtype": "float32", "target": {"k": 8}, "batch_tokens": 8192}
-    teachers = [{"name": name, "model": folder / name, "hidden": {"layers": [2, 4]}} | kept for name in names]
+    layers = {name: sorted(set(settings.hidden.layers(name).values())) for name in names}
+    teachers = [{"name": name, "model": folder / name, "hidden": {"layers": layers[name]}} | kept for name in names]
     places = {"cache": folder / "cache", "corpus.paths": [settings.corpus]}
     return {"teachers": teachers, **settings.capture, **places}
 
@@ -145,10 +205,10 @@ def make_students(settings: Settings, seed: int, arms: tuple[str, ...]) -> None:
     cache = settings.teachers(seed) / "cache"
     places = {"cache": cache, "student.pretrained": settings.work / "start", "training.seed": seed}
     for name in arms:
-        arm, output = ARMS[name], run_folder(settings.students(seed), name)
+        arm, output = settings.arms[name], run_folder(settings.students(seed), name)
         if not (output / "final").exists():
             total = sum(scores.mean_weight(teacher, cache) for teacher in arm.teachers) if arm.same_total else None
-            changes = {**student_changes(arm, total), **settings.student, **places}
+            changes = {**student_changes(arm, total, settings.hidden), **settings.student, **places}
             train_file(HERE / "student.yaml", {**changes, "training.output_dir": output})
 
 
@@ -161,22 +221,22 @@ def measured(settings: Settings) -> scores.Results:
     """Measure all finished students and their teachers, and return every measure."""
     labels, sets = classes([settings.corpus]), range(settings.teacher_sets)
     caches = {number: settings.teachers(number) / "cache" for number in sets if settings.teachers(number).exists()}
-    models = scores.finished(settings.students(0).parent, ARMS, run_folder)
+    models = scores.finished(settings.students(0).parent, settings.arms, run_folder)
     students = {
         arm: {seed: scores.answers([model], caches[seed % len(sets)], labels) for seed, model in by_seed.items()}
         for arm, by_seed in models.items()
     }
     seeds = {seed for by_seed in students.values() for seed in by_seed}
     of_words = scores.bag_of_words(settings.corpus, caches[0], settings.work / settings.task)
-    teachers: dict[str, dict[int, scores.Answers]] = {name: {} for name in ALL_TEACHERS}
-    weights: dict[str, dict[int, float]] = {name: {} for name in ALL_TEACHERS}
+    teachers: dict[str, dict[int, scores.Answers]] = {name: {} for name in settings.team.everyone}
+    weights: dict[str, dict[int, float]] = {name: {} for name in settings.team.everyone}
     results = scores.Results(students, teachers, {}, weights, {}, dict.fromkeys(sorted(seeds), of_words))
     for number, cache in caches.items():
         of_set = {name: cache.parent / name for name in Cache(cache).encoding().teachers}
         for name, teacher in of_set.items():
             teachers[name][number] = scores.answers([teacher], cache, labels)
             weights[name][number] = scores.mean_weight(name, cache)
-        for how, names in TUNED.items():
+        for how, names in (("together", settings.team.joint), ("each alone", settings.team.alone)):
             if of_set.keys() >= set(names):
                 several = [of_set[name] for name in names]
                 results.ensembles.setdefault(how, {})[number] = scores.answers(several, cache, labels)

@@ -1,23 +1,23 @@
 """Models before stage zero: a tokenizer with the classes, three pre-trained teachers, and the students' weights.
 
-All teachers and students have one tokenizer, so their hidden states stand at the same tokens. A teacher of your own
-takes the place of ``pretrained/<name>/final``, once its tokenizer knows the classes (``add_classes``).
+All teachers and students have one tokenizer, so their hidden states stand at the same tokens. Pre-trained teachers of
+your own, of one tokenizer and one width, are taken as they are, with the classes added to their tokens.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from configs.papers.mtbert.arms import NAMES
+from configs.papers.mtbert.arms import NAMES, STUDENT_LAYERS
 from configs.papers.recipes import Overrides, capture_file, make_once, train_file, truncated
 from configs.papers.wordpiece import untrained
 
 HERE = Path(__file__).parent
 PLAIN = {"wordnet": ("wordnet",), "debian": ("debian",), "both": ("wordnet", "debian")}
 """The plain text that each teacher is pre-trained on."""
-STUDENT_LAYERS = 2
 
 
 def pretrain(texts: Path, work: Path, tokens: int, changes: Overrides) -> None:
@@ -40,6 +40,23 @@ def pretrain(texts: Path, work: Path, tokens: int, changes: Overrides) -> None:
             run = {"cache": cache, "training.seed": number, "training.output_dir": output}
             train_file(HERE / "pretrain.yaml", {**changes, **run})
     truncated(work / "pretrained" / NAMES[0] / "final", STUDENT_LAYERS, work / "start")
+
+
+def take_pretrained(models: Mapping[str, Path], texts: Path, work: Path, student_layers: int) -> None:
+    """Give pre-trained models the classes as tokens, and cut the students' start from the first of them.
+
+    Args:
+        models: Folders of masked language models of one tokenizer and one width, by the teachers' names.
+        texts: Folder with the tasks.
+        work: Where everything is made; what is there already stays.
+        student_layers: Number of layers of the student.
+    """
+    labels = classes(sorted(texts.glob("*.jsonl")))
+    for name, model in models.items():
+        output = work / "pretrained" / name / "final"
+        output.parent.mkdir(parents=True, exist_ok=True)
+        make_once(output, partial(add_classes, model, labels))
+    truncated(work / "pretrained" / next(iter(models)) / "final", student_layers, work / "start")
 
 
 def add_classes(model: Path, tokens: Sequence[str], output: Path) -> None:

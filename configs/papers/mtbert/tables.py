@@ -11,7 +11,7 @@ from rich.table import Table
 
 from configs.papers.intervals import Interval, over_seeds_and_items
 from configs.papers.markdown import markdown, show, spread
-from configs.papers.mtbert.arms import ARMS, MT_BERT, NO_HIDDEN, ONE_NOISY, SAME_TOTAL, SEPARATE, SINGLE, WEIGHTED
+from configs.papers.mtbert.arms import MT_BERT, NO_HIDDEN, ONE_NOISY, SAME_TOTAL, SEPARATE, WEIGHTED, arms_of, single
 from configs.papers.mtbert.scores import Answers, Results
 
 BAG_OF_WORDS = "TF-IDF and logistic regression"
@@ -20,27 +20,28 @@ KINDS = ("right", "nats")
 BySeed = Mapping[int, Answers]
 
 
-def print_tables(results: Results, teacher_sets: int) -> None:
+def print_tables(results: Results, names: Sequence[str], teacher_sets: int) -> None:
     """Print all tables.
 
     Args:
         results: What was measured.
+        names: The teachers' names before they were tuned.
         teacher_sets: Number of sets of teachers, which the seeds take in turn.
     """
-    show(accuracies(results))
-    show(differences(results, teacher_sets))
+    show(accuracies(results, list(arms_of(names))))
+    show(differences(results, names, teacher_sets))
     show(corruption(results.students))
     show(weights(results))
     show(agreements(results))
 
 
-def accuracies(results: Results) -> Table:
+def accuracies(results: Results, arms: Sequence[str]) -> Table:
     """Return a table of accuracy and cross-entropy: of students over seeds, of teachers the mean over their sets."""
     table = markdown("model", "seeds", *("accuracy", "nats"))
     if results.bag_of_words:
         of_words = next(iter(results.bag_of_words.values()))
         table.add_row(BAG_OF_WORDS, "", *(f"{getattr(of_words, kind).mean():.3f}" for kind in KINDS))
-    for name in (name for name in ARMS if results.students.get(name)):
+    for name in (name for name in arms if results.students.get(name)):
         by_seed = results.students[name]
         table.add_row(name, str(len(by_seed)), *(spread(means(by_seed, kind)) for kind in KINDS))
     shown = {f"teacher {name}": by_set for name, by_set in results.teachers.items() if by_set}
@@ -50,14 +51,14 @@ def accuracies(results: Results) -> Table:
     return table
 
 
-def differences(results: Results, teacher_sets: int) -> Table:
+def differences(results: Results, names: Sequence[str], teacher_sets: int) -> Table:
     """Return a table of the differences between MT-BERT and all others, in points of accuracy and in nats."""
     table = markdown("MT-BERT less", "seeds", "points of accuracy", "nats, below 0 is better")
     mine = results.students.get(MT_BERT, {})
-    best = best_single(results.students)
+    best = best_single(results.students, names)
     others: dict[str, BySeed] = {
         f"{name} (the best one)" if name == best else name: results.students.get(name, {})
-        for name in ARMS
+        for name in arms_of(names)
         if name != MT_BERT and not name.endswith(ONE_NOISY)
     }
     for how, by_set in results.ensembles.items():
@@ -71,7 +72,7 @@ def differences(results: Results, teacher_sets: int) -> Table:
 
 def corruption(students: Mapping[str, BySeed]) -> Table:
     """Return a table of the effect of a noisy teacher: the students' losses, and what weights by sample save."""
-    table = markdown("one of three teachers noisy", "seeds", "points of accuracy", "nats")
+    table = markdown("one of the teachers noisy", "seeds", "points of accuracy", "nats")
     for hidden in ("", NO_HIDDEN):
         terms = {
             name: [(-1, students.get(f"{name}{hidden}", {})), (1, students.get(f"{name}{hidden}{ONE_NOISY}", {}))]
@@ -102,9 +103,9 @@ def agreements(results: Results) -> Table:
     return table
 
 
-def best_single(students: Mapping[str, BySeed]) -> str | None:
+def best_single(students: Mapping[str, BySeed], names: Sequence[str]) -> str | None:
     """Return the student of one teacher with the highest mean accuracy; chosen on the test texts, in its favour."""
-    measured = [name for name in SINGLE if students.get(name)]
+    measured = [name for name in single(names) if students.get(name)]
     return max(measured, key=lambda name: float(means(students[name], "right").mean()), default=None)
 
 
