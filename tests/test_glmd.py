@@ -37,6 +37,7 @@ OPTIONS = {
         "training.use_cpu=true",
     ],
 }
+LONGEST = "GLMD: P, F1, soft labels"
 FORMS = ("whole", "k + rest", "k + lowest")
 WORDS = ("bread", "cows", "nets", "books", "wounds", "paint")
 """What each of the grammar's people has to do with: the classes of the task."""
@@ -65,7 +66,7 @@ def folder(tmp_path_factory):
     write_texts(folder / "texts")
     with pytest.MonkeyPatch.context() as patch, without_pictures():
         small(patch)
-        for part in ("forms", "stages", "vocabularies"):
+        for part in ("forms", "stages", "vocabularies", "few-texts"):
             printed(folder, part)
         yield folder
 
@@ -82,9 +83,19 @@ def small(patch):
         | {f"{name}, T = 15": arms.Arm((arms.form(name, 15),)) for name in FORMS},
         "stages": {name: arms.STAGES[name] for name in ("no training", "P, F1, F2")},
         "vocabularies": {name: arms.RATIOS[name] for name in bench.VOCABULARIES},
+        "few-texts": few_of(patch, 30),
     }
     for part, some in chosen.items():
         patch.setitem(run.PARTS, part, (some, *run.PARTS[part][1:]))
+
+
+def few_of(patch, texts):
+    """Leave one number of few texts, in the vocabulary of the other parts, and two of the students."""
+    patch.setattr(tables, "FEW_TEXTS", (texts,))
+    for module in (arms, tables):
+        patch.setattr(module, "SMALL", "0.5")
+    students = arms.few(texts)
+    return {f"{name}; {texts} texts": students[f"{name}; {texts} texts"] for name in ("soft labels", LONGEST)}
 
 
 def printed(folder, part):
@@ -126,6 +137,28 @@ def test_the_committed_files_are_whole(name, model):
 def test_a_student_learns_the_task_from_the_teacher_alone(folder):
     found = {name: bench_of(folder).measured(arm, 0, False).accuracy for name, arm in run.PARTS["stages"][0].items()}
     assert found["no training"] < 0.5 < found["P, F1, F2"]
+
+
+@pytest.mark.slow
+def test_students_of_few_texts_see_so_many_and_are_measured_on_the_same_held_out_ones(folder):
+    few, all_texts = (Cache(folder / "work" / "caches" / "0.5" / kind).encoding() for kind in ("labels@30", "labels"))
+    ids = {
+        (number, split): [s.document_id for shard in of.split_shards(split) for s in of.sequences(shard)]
+        for number, of in ((30, few), (200, all_texts))
+        for split in ("train", "held_out")
+    }
+    assert len(ids[30, "train"]) == 30 < len(ids[200, "train"])
+    assert set(ids[30, "train"]) <= set(ids[200, "train"])
+    assert ids[30, "held_out"] == ids[200, "held_out"]
+
+
+def test_stages_of_few_texts_have_equal_steps_of_the_last_stage_and_the_longer_one_those_of_all():
+    for number in arms.FEW_TEXTS:
+        for name, arm in arms.few(number).items():
+            last = arm.stages[-1]
+            assert last.cache == f"labels@{number}"
+            assert last.steps == (arms.EVERY_STEP if "all stages" in name else ("F2",))
+            assert last.changes == arms.LABELS_AT_1
 
 
 @pytest.mark.slow
@@ -195,7 +228,12 @@ def test_the_distance_of_the_start_is_that_of_the_two_models(folder):
 @pytest.mark.slow
 def test_the_same_command_again_trains_nothing_and_prints_the_same_tables(folder):
     before = {path: path.stat().st_mtime_ns for path in (folder / "work").rglob("*.safetensors")}
-    for part, words in (("forms", "| k + rest |"), ("vocabularies", "| 0.5-unknown | 1 | 60 | 1,920 |")):
+    rows = {
+        "forms": "| k + rest |",
+        "few-texts": f"| {LONGEST}; 30 texts |",
+        "vocabularies": "| 0.5-unknown | 1 | 60 | 1,920 |",
+    }
+    for part, words in rows.items():
         assert words in printed(folder, part)
     assert {path: path.stat().st_mtime_ns for path in (folder / "work").rglob("*.safetensors")} == before
 

@@ -19,7 +19,8 @@ class Stage(NamedTuple):
 
     Attributes:
         name: Name in the paths of run folders.
-        cache: ``pretraining``, ``words`` or ``labels`` (of the task), or ``text`` without a teacher.
+        cache: ``pretraining``, ``words`` or ``labels`` (of the task), or ``text`` without a teacher; ``labels@250``
+            has 250 of the task's training texts, and all of its held-out ones.
         steps: Stages whose numbers of steps are added up: ``P``, ``F1``, ``F2``.
         changes: Overrides of student.yaml.
     """
@@ -97,6 +98,31 @@ SMALL_VOCABULARIES = {
 VOCABULARIES |= SMALL_VOCABULARIES
 SMALL_RATIOS = {name: Arm((F2,), name) for name in ("1", *SMALL_VOCABULARIES)}
 """Soft labels alone: what is compared is how texts are read."""
+
+FEW_TEXTS = (250, 1000)
+"""Numbers of the task's texts that students see, without their labels; the teacher has learned from all of them."""
+SMALL = "0.25"
+P_WHOLE = form("whole", 15)
+
+
+def few(texts: int) -> dict[str, Arm]:
+    """Return the students of so many texts of the task: word prediction before equally many steps on soft labels."""
+    words = form("whole", 15, F1)._replace(name=f"F1@{texts}", cache=f"words@{texts}")
+    soft = F2._replace(name=f"F2@{texts}", cache=f"labels@{texts}")
+    longer = soft._replace(name=f"soft@{texts}", steps=EVERY_STEP)
+    masked = Stage("MLM", "text", ("P",), {"loss": {"kd_weight": 0}})
+    chains = {
+        "soft labels": (soft,),
+        "soft labels, steps of all stages": (longer,),
+        "masked words, soft labels": (masked, soft),
+        "P, soft labels": (P_WHOLE, soft),
+        "F1, soft labels": (words, soft),
+        "GLMD: P, F1, soft labels": (P_WHOLE, words, soft),
+    }
+    return {f"{name}; {texts:,} texts": Arm(stages, SMALL) for name, stages in chains.items()}
+
+
+FEW = {name: arm for texts in FEW_TEXTS for name, arm in few(texts).items()}
 
 SOFT = Stage("soft", "labels", EVERY_STEP, LABELS_AT_1)
 HALF_LABELS = {"loss": {"kd_weight": 0.5, "label_weight": 1, "token_weight": 0}}

@@ -2,14 +2,20 @@
 
 import json
 from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import not_
 from pathlib import Path
 
+from cache_tools.configuration import configured
+from cache_tools.storage import write_object
 from configs.papers.glmd.arms import NO_CHANGES, UNKNOWN, VOCABULARIES, Arm
 from configs.papers.glmd.measure import Measured, measured
 from configs.papers.glmd.models import beginning
 from configs.papers.glmd.texts import CLASSES
 from configs.papers.measures import finished_seeds
 from configs.papers.recipes import Overrides, capture_file, command, train_file
+from pipeline.config.capture_file import CaptureConfig
+from pipeline.encoding.held_out import is_held_out
 
 HERE = Path(__file__).parent
 KINDS: dict[str, tuple[str, str, Overrides]] = {
@@ -18,6 +24,9 @@ KINDS: dict[str, tuple[str, str, Overrides]] = {
     "labels": ("task.yaml", "tuned", {"encoding.masking.keep": "slots"}),
 }
 """Kinds of caches: the capture file, the folder of the teacher, and the overrides of the file."""
+
+WHOLE_DISTRIBUTION: Overrides = {"teachers.0.hidden": {"layers": ["last"]}}
+"""What few texts are captured with, beside the 20 tokens: they are few, so the whole distribution costs little."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class Bench:
         layers: Layers of the student.
         set_capture: Overrides of the capture files.
         set_student: Overrides of student.yaml.
-        pretrained: Folder of a pre-trained teacher; None if the recipe trains one.
+        pretrained: Folder of a pre-trained teacher that is used as it is; None if the recipe trains it, or one.
         made: Caches that this process has finished or seen finished.
     """
 
@@ -65,16 +74,32 @@ class Bench:
         """Return the folder of a finished cache."""
         if kind == "text":
             return self.work / "text"
-        file, teacher, changes = KINDS[kind]
+        kind_of_all, _, texts = kind.partition("@")
+        file, teacher, changes = KINDS[kind_of_all]
         folder = self.work / "caches" / vocabulary / kind
         model = self.teacher if teacher == "teacher" else self.work / teacher / "final"
         corpus = self.texts / ("student.jsonl" if kind == "pretraining" else "task.jsonl")
+        if texts:
+            corpus, changes = self.some_texts(file, int(texts)), {**changes, **WHOLE_DISTRIBUTION}
         target = {"teachers.0.target.vocabulary": self.vocabulary(vocabulary)}
         places = {"corpus.paths": [corpus], "teachers.0.model": model, "cache": folder}
         if folder not in self.made:
             capture_file(HERE / file, {**self.set_capture, **changes, **target, **places})
             self.made.add(folder)
         return folder
+
+    def some_texts(self, file: str, number: int) -> Path:
+        """Return the task with this number of its training texts, the first ones, and all of its held-out texts."""
+        output = self.work / "texts" / f"task-{number}.jsonl"
+        if not output.exists():
+            fraction = configured(HERE / file, CaptureConfig, self.set_capture).corpus.held_out_fraction
+            output.parent.mkdir(parents=True, exist_ok=True)
+            lines = (self.texts / "task.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+            held_out = [is_held_out(json.loads(line)["id"], fraction) for line in lines]
+            before = accumulate(map(not_, held_out))
+            kept = [line for line, out, n in zip(lines, held_out, before, strict=True) if out or n <= number]
+            write_object(output, "".join(kept).encode())
+        return output
 
     def folders(self, arm: Arm, seed: int) -> list[Path]:
         """Return the run folder of each stage of a student; arms with the same first stages share them."""

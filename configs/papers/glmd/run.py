@@ -9,13 +9,21 @@ where it was stopped. Each table shows all students that have finished, those of
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
-from configs.papers.glmd.arms import FORMS, LABELS, RATIOS, SMALL_RATIOS, STAGES, Arm
+from configs.papers.glmd.arms import FEW, FORMS, LABELS, RATIOS, SMALL_RATIOS, STAGES, Arm
 from configs.papers.glmd.bench import HERE, Bench
 from configs.papers.glmd.measure import Measured, bag_of_words, measured
-from configs.papers.glmd.tables import print_forms, print_labels, print_lines, print_stages, print_vocabularies
+from configs.papers.glmd.tables import (
+    print_few,
+    print_forms,
+    print_labels,
+    print_lines,
+    print_stages,
+    print_vocabularies,
+)
 from configs.papers.glmd.texts import CLASSES
 from configs.papers.recipes import Overrides, capture_file, overrides_option, train_file
 from configs.papers.wordpiece import untrained, with_tokenizer_of
@@ -25,6 +33,7 @@ PARTS = {
     "stages": (STAGES, print_stages, False),
     "vocabularies": (RATIOS, print_vocabularies, False),
     "labels": (LABELS, print_labels, False),
+    "few-texts": (FEW, print_few, False),
     "small-vocabularies": (SMALL_RATIOS, print_vocabularies, False),
 }
 """What is compared, in the order of running: the students by name, the table, and whether it shows distances."""
@@ -39,6 +48,9 @@ DEFAULT_PARTS = ("forms", "stages", "vocabularies", "labels")
     "pretrained",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Pre-trained masked language model whose tokenizer has the classes' words; default: one is trained.",
+)
+@click.option(
+    "--further-steps", default=0, show_default=True, help="Steps of masked words for a pre-trained --teacher."
 )
 @click.option("--tokens", default=8192, show_default=True, help="Size of the vocabulary of a teacher trained here.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of seeds of the students.")
@@ -58,6 +70,7 @@ def run(
     texts: Path,
     work: Path,
     pretrained: Path | None,
+    further_steps: int,
     tokens: int,
     seeds: int,
     steps: tuple[int, int, int],
@@ -70,11 +83,13 @@ def run(
     set_student: Overrides,
 ) -> None:
     """Train a teacher and students with TEXTS in WORK, and print the tables."""
+    as_it_is = None if further_steps else pretrained
     bench = Bench(
-        texts, work, dict(zip(("P", "F1", "F2"), steps, strict=True)), layers, set_capture, set_student, pretrained
+        texts, work, dict(zip(("P", "F1", "F2"), steps, strict=True)), layers, set_capture, set_student, as_it_is
     )
     if not show:
-        train_teachers(bench, tokens, tuning_steps, set_teacher)
+        source = Source(pretrained, further_steps, tokens)
+        train_teachers(bench, source, tuning_steps, set_teacher)
     chosen = parts or DEFAULT_PARTS
     vocabulary = next(iter(PARTS[chosen[0]][0].values())).vocabulary
     labels = bench.cache("labels", vocabulary)
@@ -98,30 +113,45 @@ def results(bench: Bench, arms: Mapping[str, Arm], distance: bool) -> dict[str, 
     }
 
 
-def train_teachers(bench: Bench, tokens: int, tuning_steps: int, set_teacher: Overrides) -> None:
-    """Train a teacher on masked text unless there is a pre-trained one, and fine-tune it on the task's gold labels.
+class Source(NamedTuple):
+    """Where the teacher comes from.
+
+    Attributes:
+        pretrained: Folder of a pre-trained model; None trains one.
+        further_steps: Steps of masked words that follow; 0 takes it as it is.
+        tokens: Size of the vocabulary of a model that is trained.
+    """
+
+    pretrained: Path | None
+    further_steps: int
+    tokens: int
+
+
+def train_teachers(bench: Bench, source: Source, tuning_steps: int, set_teacher: Overrides) -> None:
+    """Train a teacher on masked text unless a pre-trained one is used, and fine-tune it on the task's gold labels.
 
     Args:
         bench: Where, and with which overrides of the capture files.
-        tokens: Size of the vocabulary of a teacher that is trained.
+        source: Where the teacher comes from.
         tuning_steps: Steps of fine-tuning.
         set_teacher: Overrides of teacher.yaml.
     """
-    texts, work = bench.texts, bench.work
-    if bench.pretrained is None:
-        plain = untrained(words(texts / "teacher.jsonl"), tokens, work / "untrained")
+    texts, work, pretrained = bench.texts, bench.work, source.pretrained
+    if pretrained is None:
+        plain = untrained(words(texts / "teacher.jsonl"), source.tokens, work / "untrained")
     else:
-        plain = with_tokenizer_of(bench.pretrained, work / "untrained")
+        plain = with_tokenizer_of(pretrained, work / "untrained")
     unused_teacher = {"teachers": [{"name": "none", "model": plain, "dtype": "float32", "target": {"k": 1}}]}
     text = {"encoding.masking": {"probability": 0.15, "seed": 0}, "corpus.paths": [texts / "teacher.jsonl"]}
     unused = {**bench.set_capture, **unused_teacher}
     text_cache = capture_file(HERE / "capture.yaml", {**unused, **text, "cache": work / "text"})
     task = {"encoding.masking": {"probability": 0}, "corpus.paths": [texts / "task.jsonl"]}
     task_cache = capture_file(HERE / "task.yaml", {**unused, **task, "cache": work / "task"})
+    kept = {key: value for key, value in set_teacher.items() if not key.startswith("student.")}
     if bench.pretrained is None:
         first = {"cache": text_cache, "training.output_dir": work / "teacher"}
-        train_file(HERE / "teacher.yaml", {**set_teacher, **first})
-    kept = {key: value for key, value in set_teacher.items() if not key.startswith("student.")}
+        further = {"student": {"pretrained": pretrained}, "training.max_steps": source.further_steps}
+        train_file(HERE / "teacher.yaml", {**(set_teacher if pretrained is None else {**kept, **further}), **first})
     start = {"student": {"pretrained": bench.teacher}, "training.max_steps": tuning_steps}
     tuned = {"cache": task_cache, "training.output_dir": work / "tuned"}
     train_file(HERE / "teacher.yaml", {"training.learning_rate": 1.0e-3, **kept, **start, **tuned})

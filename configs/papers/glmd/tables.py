@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from cache_tools.vocabularies.compression import crowding
 from cache_tools.vocabularies.folder import read_vocabulary
 from cache_tools.vocabularies.manifest import read_manifest
-from configs.papers.glmd.arms import LOSSES, PUBLISHED, TEMPERATURES, UNKNOWN
+from configs.papers.glmd.arms import FEW_TEXTS, LOSSES, PUBLISHED, SMALL, TEMPERATURES, UNKNOWN
 from configs.papers.glmd.bench import Bench
-from configs.papers.glmd.measure import Measured, kept_mass
+from configs.papers.glmd.measure import Measured, bag_of_words, kept_mass
 from configs.papers.intervals import Interval, differences, over_seeds, over_seeds_and_items, paired
 
 BySeed = Mapping[int, Measured]
@@ -69,6 +69,17 @@ def print_labels(bench: Bench, results: Results) -> None:
     accuracies(results, "GLMD: P, F1, F2")
     longer, alone = (results[name] for name in ("P, F1, then soft labels for as long", "soft labels alone"))
     click.echo(f"\nP and F1 before equally many steps on soft labels: {points(longer, alone)} points")
+
+
+def print_few(bench: Bench, results: Results) -> None:
+    """Print what word prediction adds to equally many steps on the soft labels of few texts."""
+    for texts in FEW_TEXTS:
+        of_texts = {name: seeds for name, seeds in results.items() if name.endswith(f"; {texts:,} texts")}
+        cache = bench.cache(f"labels@{texts}", SMALL)
+        of_words = bag_of_words(bench.some_texts("task.yaml", texts), cache, bench.work)
+        line = shown(over_seeds_and_items(100 * of_words.right[None]), 1)
+        click.echo(f"\nTF-IDF and logistic regression on the gold labels of {texts:,} texts: {line} %")
+        accuracies(of_texts, f"soft labels; {texts:,} texts")
 
 
 def print_vocabularies(bench: Bench, results: Results) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 import torch
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from configs.papers.cohesive.texts import shuffled_synsets, wordnet_documents
@@ -34,7 +34,7 @@ from configs.papers.gloss.tables import MASKED_WORDS, Results, print_baselines, 
 from configs.papers.measures import finished_seeds, once, sequences
 from configs.papers.recipes import Overrides, capture_file, make_once, overrides_option, train_file
 from configs.papers.wordnet import synsets
-from configs.papers.wordpiece import SMALLEST
+from configs.papers.wordpiece import with_tokenizer_of
 from pipeline.encoding.held_out import is_held_out
 
 HERE = Path(__file__).parent
@@ -185,18 +185,10 @@ def make_caches(plain: Path, work: Path) -> None:
 
     A capture needs a teacher; the smallest model with that tokenizer is one, and no student uses its predictions.
     """
-    unused = make_once(work / "nobody", lambda folder: save_nobody(plain, folder))
+    unused = with_tokenizer_of(plain, work / "nobody")
     for name, (corpus, changes) in CACHES.items():
         places = {"corpus.paths": [work / "corpora" / f"{corpus}.jsonl"], "cache": work / "caches" / name}
         capture_file(HERE / "capture.yaml", {**changes, "teachers.0.model": unused, **places})
-
-
-def save_nobody(model: Path, folder: Path) -> None:
-    """Write the smallest model that has a model's tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    config = AutoConfig.for_model("bert", vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **SMALLEST)
-    AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def parameters(model: Path) -> int:
