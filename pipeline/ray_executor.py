@@ -125,7 +125,8 @@ class ShardReader:
         encoding = Cache(store_path(self.place)).encoding(self.encoding)
         longest, objective = self.settings.max_length_tokens, encoding.manifest.objective
         first = first_ids(encoding, self.config)
-        teacher = open_teacher(self.config, self._resolved.folder, objective, longest, first)
+        separator = encoding.manifest.separator
+        teacher = open_teacher(self.config, self._resolved.folder, objective, longest, first, separator)
         return teacher, declare(encoding, teacher, self.config, self._resolved.target, self.settings.chunk_positions)
 
     @cached_property

@@ -137,7 +137,8 @@ def _run_teacher(
     config, keep = resolved.config, resolved.target.keep
     reporter.stage(f"loading teacher {config.name}{where_it_runs(config)}", None)
     first = first_ids(encoding, config) if worker.rank == 0 else None
-    teacher = open_teacher(config, resolved.folder, encoding.manifest.objective, settings.max_length_tokens, first)
+    objective, separator = encoding.manifest.objective, encoding.manifest.separator
+    teacher = open_teacher(config, resolved.folder, objective, settings.max_length_tokens, first, separator)
     if worker.rank > 0:
         _wait_for_rank_0(
             f"declare {config.name}", lambda: is_declared(encoding, config), encoding.path, worker, reporter

@@ -9,9 +9,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from cache_tools.configuration import load_config
+from cache_tools.configuration import configured, load_config
 from cache_tools.store.reader import Cache
 from configs.papers.gloss import baselines, corpora, instances, scores
+from configs.papers.gloss import run as gloss_run
 from configs.papers.gloss.run import HELD_OUT_FRACTION, HERE, run, save_with_labels
 from configs.papers.wordnet import FILES, LEXNAMES, synsets
 from configs.papers.wordpiece import untrained
@@ -71,6 +72,18 @@ def printed(wordnet, tmp_path_factory):
     work = tmp_path_factory.mktemp("gloss") / "work"
     with without_pictures():
         return invoke(wordnet, work), work
+
+
+def test_pairs_are_captured_with_segments_and_plain_text_without(tmp_path, monkeypatch):
+    files = {}
+    monkeypatch.setattr(gloss_run, "capture_file", lambda file, changes: files.update({changes["cache"].name: changes}))
+    monkeypatch.setattr(gloss_run, "with_tokenizer_of", lambda model, folder: folder)
+    gloss_run.make_caches(tmp_path / "start", tmp_path, segments=True)
+    configs = {name: configured(HERE / "capture.yaml", CaptureConfig, changes) for name, changes in files.items()}
+    assert set(configs) == set(gloss_run.CACHES)
+    assert {name for name, config in configs.items() if not config.encoding.segments} == {"text"}
+    gloss_run.make_caches(tmp_path / "start", tmp_path, segments=False)
+    assert not any(changes["encoding.segments"] for changes in files.values())
 
 
 def records(work, name):

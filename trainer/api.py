@@ -16,6 +16,7 @@ from cache_tools.format.manifest import SPLITS, Split
 from cache_tools.progress.lines import open_reporter
 from cache_tools.storage import StorePath, store_path
 from cache_tools.torch_models.loading import check_objective
+from cache_tools.torch_models.segments import read_segments
 from trainer.config.student_file import DistillationConfig, StudentConfig
 from trainer.evaluation.evaluate import ROWS, Dtype, Positions, evaluate_student
 from trainer.evaluation.results import EvaluateResult
@@ -82,7 +83,8 @@ def distillation(
         config: The keys of a student file, without ``student`` and ``training``: a path, a mapping, or a checked
             configuration. A loss that is biased on the cache is refused, as by ``train``.
         student: The model, on any device (of a PEFT model, ``get_base_model()``); or its shape, if it is no model of
-            transformers.
+            transformers. Of an encoding with ``segments``, the model reads segments from then on; a loop with a shape
+            must give them to its model.
         tokenizer: The student's tokenizer, which must be the cache's; None if the student has none of its own.
         split: ``train`` or ``held_out``.
         overrides: New values by dotted key, such as ``{"loss.kd_weight": 0.5}``.
@@ -123,6 +125,7 @@ def distillation(
     if isinstance(student, StudentShape):
         return _with_sequences(distillation_of(settings, inputs, student, split), split)
     check_objective(type(student).__name__, inputs.encoding.manifest.objective)
+    read_segments(student, inputs.separator)
     with first_runs(student, kind):
         return _with_sequences(distillation_of(settings, inputs, student, split), split)
 

@@ -153,6 +153,14 @@ class EncodingManifest(Document):
         return Vocabulary(self.vocabulary_size, vocabulary)
 
     @property
+    def separator(self) -> int | None:
+        """Id of the token behind which the second segment of a sequence begins; None if sequences have one segment."""
+        settings = self.identity.get("encoding")
+        segments = settings.get("segments") if isinstance(settings, dict) else None
+        separator = segments.get("separator") if isinstance(segments, dict) else None
+        return separator if isinstance(separator, int) else None
+
+    @property
     def labelled(self) -> bool:
         """Whether documents have a class; the first kept position of each sequence then predicts it."""
         corpus = self.identity.get("corpus")

@@ -9,6 +9,7 @@ In reading order:
 - ``quantised``: name the quantisation of a model, of either kind.
 - ``loading``: load a checkpoint so that every weight comes from its files.
 - ``tokenizers``: open the tokenizer of a cache or vocabulary as untrusted data.
+- ``segments``: let a model read pairs by their segments.
 - ``scaling``: measure how a model turns the products of its output matrix into logits.
 - ``head_file``: write and read ``head.safetensors``.
 """

@@ -26,10 +26,11 @@ from cache_tools.errors import LogitcaskError
 from cache_tools.format.manifest import Split
 from cache_tools.format.sequences import Sequence as CachedSequence
 from cache_tools.store.reader import Cache
+from cache_tools.torch_models.segments import read_segments
 from cache_tools.vocabularies.union import UnionVocabulary
 from configs.papers.heads import outputs_at
 from logitcask import capture, cli, train
-from trainer.data.translation import student_ids, translated_ids
+from trainer.data.translation import student_ids, student_separator, translated_ids
 
 Overrides = Mapping[str, Any]
 """New values for keys of a configuration file, by dotted key: ``{"loss.kd_weight": 0}``."""
@@ -115,6 +116,7 @@ def label_log_probs(
     if to is not None:
         columns = to.predicted[columns].astype(np.int64).tolist()
     network = AutoModelForMaskedLM.from_pretrained(model).eval()
+    read_segments(network, student_separator(union, Cache(cache).encoding()))
     rows = []
     sequences = labelled_sequences(cache, split)
     for start in range(0, len(sequences), 128):

@@ -185,7 +185,8 @@ def _audit_teacher(
     check_layers(cached, config)
     reporter.stage(f"loading teacher {config.name}{where_it_runs(config)}")
     objective, longest = cached.encoding.manifest.objective, file.encoding.max_length_tokens
-    teacher = open_teacher(config, resolved.folder, objective, longest)
+    separator = cached.encoding.manifest.separator
+    teacher = open_teacher(config, resolved.folder, objective, longest, separator=separator)
     check_shapes(cached, teacher)
     if isinstance(teacher, RowTeacher):
         teacher.rows.check(cached.encoding.sequences(0), cached.manifest.target.k)

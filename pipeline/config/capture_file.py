@@ -46,6 +46,8 @@ class CaptureConfig(Config):
         engines = [teacher.name for teacher in self.teachers if teacher.engine is not None]
         if masked and engines:
             raise ValueError(f"teacher {engines[0]!r}: an engine predicts next tokens only; leave engine out")
+        if self.encoding.segments and self.teachers[0].tensor_parallel > 1:
+            raise ValueError("encoding.segments and tensor_parallel cannot be used together; set tensor_parallel: 1")
         if masked and masking.probability == 0 and masking.keep == "slots" and not self.corpus.label_field:
             raise ValueError("encoding.masking.probability: 0 leaves nothing to predict; set keep: all, or use labels")
         return self

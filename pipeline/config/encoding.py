@@ -54,6 +54,9 @@ class EncodingConfig(Config):
             With 1, every token of a document except the first is predicted exactly once.
         append_eos: Whether each plain-text document ends with the end-of-text token (causal only).
         masking: How slots are chosen (masked only).
+        segments: Read what follows the first separator of a document, such as ``[SEP]``, as its second segment
+            (BERT's ``token_type_ids``): for documents that are pairs, *first [SEP] second* (masked only). Teachers and
+            students of the encoding get them. A pair that is too long for one sequence is refused.
         positions_per_shard: Kept positions per shard, the unit of work and retry; a multiple of
             ``chunk_positions``. 131,072 makes objects of about 6 MB at k = 64. ``auto`` chooses a size when the corpus
             is encoded first: smaller for a small corpus, larger for more than a billion positions, and never more than
@@ -68,6 +71,7 @@ class EncodingConfig(Config):
     overlap_tokens: int = Field(default=1, ge=0)
     append_eos: bool = True
     masking: MaskingConfig = MaskingConfig()
+    segments: bool = False
     positions_per_shard: PositiveInt | Literal["auto"] = 131_072
     chunk_positions: PositiveInt = 4096
 
@@ -80,6 +84,8 @@ class EncodingConfig(Config):
             raise ValueError("max_length_tokens must not exceed positions_per_shard")
         if self.overlap_tokens >= self.max_length_tokens:
             raise ValueError("overlap_tokens must be smaller than max_length_tokens")
+        if self.segments and self.objective != "masked":
+            raise ValueError("segments need objective: masked")
         return self
 
     @property

@@ -17,7 +17,7 @@ from pipeline.corpus.config import CorpusConfig
 from pipeline.corpus.documents import CorpusSource, Document, read_documents
 from pipeline.encoding.held_out import is_held_out
 from pipeline.encoding.sequences import EncodedSequence, SkippedDocuments, encode_documents
-from pipeline.encoding.tokenizer import tokenizer_identity
+from pipeline.encoding.tokenizer import separator_of, tokenizer_identity
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,11 @@ class Recipe:
 
     def identity(self) -> Identity:
         """Return everything that determines the sequences, as plain JSON."""
-        settings = self.encoding.model_dump(mode="json", exclude={"name", "tokenizer", "chunk_positions", "masking"})
+        settings = self.encoding.model_dump(
+            mode="json", exclude={"name", "tokenizer", "chunk_positions", "masking", "segments"}
+        )
+        if self.encoding.segments:
+            settings["segments"] = {"separator": separator_of(self.tokenizer)}
         if self.encoding.objective == "masked":
             settings["masking"] = self.encoding.masking.identity()
         if self.corpus.messages_field:

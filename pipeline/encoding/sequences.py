@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
+from cache_tools.errors import CorpusError
 from cache_tools.format.sequences import Sequence, StudentReading
 from pipeline.config.encoding import EncodingConfig
 from pipeline.corpus.documents import Document
@@ -89,7 +90,8 @@ def encode_documents(
         skipped: Counts documents that have no token a teacher could predict.
 
     Raises:
-        CorpusError: a document has token ids that do not exist, or a label that is not a token.
+        CorpusError: a document has token ids that do not exist, or a label that is not a token, or a pair is longer
+            than a sequence.
     """
     skipped = SkippedDocuments() if skipped is None else skipped
     rules = _Rules.of(tokenizer, config)
@@ -141,6 +143,14 @@ def _sequences(text: Readable, number: int, piece: Piece, rules: _Rules) -> Iter
         yield _sequence(text, piece, piece.input_ids, np.append(piece.trainable[1:], False), None)
         return
     assert rules.mask_id is not None
+    if number and rules.config.segments:
+        raise CorpusError(
+            "a pair is longer than one sequence",
+            where=f"{document.place} (id {document.id!r})",
+            expected=f"at most {rules.config.max_length_tokens} tokens, special tokens included",
+            why="a piece of it would be read as the first side",
+            fix="Raise encoding.max_length_tokens, or shorten the text",
+        )
     original_ids, masking = piece.input_ids.copy(), rules.config.masking
     kept = np.full(len(original_ids), masking.keep == "all") & piece.trainable
     if document.label is not None:

@@ -15,7 +15,7 @@ from textwrap import shorten
 
 from transformers import PreTrainedTokenizerFast
 
-from cache_tools.errors import ModelError
+from cache_tools.errors import ConfigError, ModelError
 from cache_tools.format.fingerprint import fingerprint
 from cache_tools.format.tokenizer_files import is_tokenizer_file, without_code
 from cache_tools.format.vocabulary import vocabulary_fingerprint
@@ -64,6 +64,23 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerFast) -> Identity:
         "behaviour": fingerprint({"tokenizer": behaviour, "special": _special_ids(tokenizer)}),
         "vocabulary": vocabulary_fingerprint(tokenizer.get_vocab()),
     }
+
+
+def separator_of(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return the id of the token between the two sides of a pair.
+
+    Raises:
+        ConfigError: the tokenizer has none.
+    """
+    separator = tokenizer.sep_token_id
+    if not isinstance(separator, int):
+        raise ConfigError(
+            "this tokenizer has no separator between the two sides of a pair",
+            where="encoding.segments",
+            expected="a tokenizer with a sep_token, such as [SEP]",
+            fix="Leave encoding.segments out",
+        )
+    return separator
 
 
 def tokenizer_files(tokenizer: PreTrainedTokenizerFast) -> dict[str, bytes]:

@@ -34,6 +34,7 @@ def open_teacher(
     objective: Objective,
     max_length_tokens: int,
     first_ids: NDArray[np.int64] | None = None,
+    separator: int | None = None,
 ) -> AnyTeacher:
     """Load a teacher from its folder, by its engine if it has one, or open the server that runs it.
 
@@ -44,6 +45,7 @@ def open_teacher(
         max_length_tokens: Length of the longest sequence that it will read.
         first_ids: Tokens of which an engine is asked for its own log-probabilities, for ``check`` to compare; None if
             it need not be.
+        separator: Id of the token behind which a sequence's second segment begins; None if there are no segments.
 
     Raises:
         ConfigError: the engine's Python cannot be started, or a server's key is not there.
@@ -52,7 +54,7 @@ def open_teacher(
             does not answer.
     """
     if config.engine is None:
-        return load_teacher(config, folder, objective)
+        return load_teacher(config, folder, objective, separator)
     if isinstance(config.engine, ServerConfig):
         return open_server(config, config.engine, folder, max_length_tokens)
     return _open_vllm(config, config.engine, folder, objective, max_length_tokens, first_ids)

@@ -22,6 +22,7 @@ from cache_tools.mappings import Arguments, JsonObject
 from cache_tools.models.files import weight_files, weights_sha256, why_not_found
 from cache_tools.torch_models.loading import LOADING_ERRORS, load_configuration
 from cache_tools.torch_models.quantised import quantisation_of
+from cache_tools.torch_models.segments import read_segments
 from pipeline.config.engines import ServerConfig
 from pipeline.config.teacher import TeacherConfig
 from pipeline.encoding.tokenizer import load_tokenizer
@@ -124,22 +125,24 @@ def _check_generation_config(teacher: str, folder: Path) -> None:
     )
 
 
-def load_teacher(config: TeacherConfig, folder: Path, objective: Objective) -> Teacher:
+def load_teacher(config: TeacherConfig, folder: Path, objective: Objective, separator: int | None = None) -> Teacher:
     """Load a teacher from its folder.
 
     Args:
         config: The teacher's block of the capture file.
         folder: Where ``resolve_model`` found it.
         objective: Decides between a causal and a masked language model.
+        separator: Id of the token behind which a sequence's second segment begins; None if there are no segments.
 
     Raises:
-        ModelError: it cannot be loaded, or its weights are not safetensors.
+        ModelError: it cannot be loaded, its weights are not safetensors, or it knows no second segment.
     """
     weight_files(folder)  # refused before anything is loaded
     device = chosen_device(config.device)
     if config.tensor_parallel > 1:
         send(Order(config.name, objective))
     model = load_model(config, folder, objective)
+    read_segments(model, separator)
     if config.tensor_parallel > 1:
         send_inputs(body_of(model))
     elif config.device_map is None:

@@ -40,6 +40,7 @@ def open_teachers(config: DistillationConfig) -> list[CachedTeacher]:
             require_same_encodings(
                 teachers[0].encoding, teacher.encoding, problem, "Remove this cache, or capture it again"
             )
+        _require_same("use of segments", teachers[0], teacher, number, _has_segments)
         _require_same("objective", teachers[0], teacher, number, lambda cached: cached.encoding.manifest.objective)
     return teachers
 
@@ -59,6 +60,13 @@ def open_alignment(name: str, teacher: CachedTeacher, loss: LossConfig) -> Align
             where=teacher.path,
             why="its rows are distributions over chosen tokens, and not over all that a text may go on with",
             fix="Capture it without target.vocabulary",
+        )
+    if _has_segments(teacher):
+        raise ConfigError(
+            "pairs that are read by their segments cannot be aligned",
+            where="alignment",
+            why="where a student's own tokenizer divides the two sides is not recorded",
+            fix="Leave alignment out, or capture with encoding.segments: false",
         )
     check_aligned(loss, alignment, teacher.manifest.target.kind.is_drawn)
     return alignment
@@ -106,6 +114,10 @@ def _require_same(
             why="a student cannot learn from both",
             fix=fix,
         )
+
+
+def _has_segments(teacher: CachedTeacher) -> bool:
+    return teacher.encoding.manifest.separator is not None
 
 
 def _vocabulary(teacher: CachedTeacher) -> Any:

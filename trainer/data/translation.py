@@ -88,6 +88,14 @@ def student_ids(union: UnionVocabulary | None, encoding: Encoding) -> IdMaps | N
     return None if union is None else union.ids_of(encoding.manifest.vocabulary.fingerprint, encoding.path)
 
 
+def student_separator(union: UnionVocabulary | None, encoding: Encoding) -> int | None:
+    """Return the student's id of the token behind which a second segment begins; None if there are no segments."""
+    separator, to = encoding.manifest.separator, student_ids(union, encoding)
+    if separator is None or to is None:
+        return separator
+    return int(translated_ids(np.array([separator], np.uint32), to)[0])
+
+
 def student_vocabulary(union: UnionVocabulary | None, encoding: Encoding) -> Vocabulary:
     """Return what a student of this encoding must know."""
     return encoding.manifest.vocabulary if union is None else union.vocabulary

@@ -17,8 +17,9 @@ from cache_tools.models.files import is_gguf, weight_files, weights_sha256
 from cache_tools.store.teacher import CachedTeacher
 from cache_tools.torch_models.loading import ADAPTER_SETTINGS, LOADING_ERRORS, auto_class
 from cache_tools.torch_models.quantised import quantisation_of
+from cache_tools.torch_models.segments import read_segments
 from cache_tools.vocabularies.union import UnionVocabulary
-from trainer.data.translation import student_vocabulary
+from trainer.data.translation import student_separator, student_vocabulary
 from trainer.evaluation.results import EvaluatedModel
 from trainer.student.cached_loss import vocabulary_size
 from trainer.student.checkpoint import FINAL, load_student
@@ -57,6 +58,7 @@ def load_evaluated(
     if alignment is not None:
         check_length(model, alignment.longest_tokens, str(source))
     check_vocabulary_size(vocabulary_size(model), vocabulary, type(model).__name__)
+    read_segments(model, student_separator(union, teacher.encoding))
     check_student(model, source, "Evaluate an earlier checkpoint, or train again with a lower learning rate")
     torch.nn.Module.to(model, device)
     return model

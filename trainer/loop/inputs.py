@@ -10,7 +10,7 @@ from cache_tools.store.teacher import CachedTeacher
 from cache_tools.vocabularies.union import UnionVocabulary
 from trainer.config.student_file import DistillationConfig
 from trainer.data.opening import check_teachers, open_alignment, open_teachers
-from trainer.data.translation import open_union, student_vocabulary
+from trainer.data.translation import open_union, student_separator, student_vocabulary
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,15 @@ class Inputs:
         union: The student's vocabulary, if it is not the caches' own.
         vocabulary: The vocabulary that the student must have.
         alignment: The alignment with the student's own tokenizer, if it has one.
+        separator: The student's id of the token behind which a sequence's second segment begins; None if sequences have
+            one segment.
     """
 
     teachers: tuple[CachedTeacher, ...]
     union: UnionVocabulary | None
     vocabulary: Vocabulary
     alignment: Alignment | None = None
+    separator: int | None = None
 
     @property
     def encoding(self) -> Encoding:
@@ -49,4 +52,6 @@ def open_inputs(config: DistillationConfig) -> Inputs:
         alignment = open_alignment(config.alignment, teachers[0], config.loss)
         return Inputs(tuple(teachers), None, alignment.manifest.vocabulary, alignment)
     union = open_union(config.vocabulary, teachers, config.loss)
-    return Inputs(tuple(teachers), union, student_vocabulary(union, teachers[0].encoding))
+    encoding = teachers[0].encoding
+    separator = student_separator(union, encoding)
+    return Inputs(tuple(teachers), union, student_vocabulary(union, encoding), separator=separator)

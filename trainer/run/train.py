@@ -19,6 +19,7 @@ from cache_tools.progress.lines import open_reporter
 from cache_tools.progress.reporter import Reporter
 from cache_tools.separate_places import require_outside
 from cache_tools.storage import storage_errors
+from cache_tools.torch_models.segments import read_segments
 from cache_tools.vocabularies.folder import save_token_map
 from trainer.config.model_keys import check_config_keys
 from trainer.config.student_file import StudentConfig, StudentModelConfig
@@ -110,6 +111,7 @@ def _make_student(config: StudentConfig, inputs: Inputs) -> tuple[PreTrainedMode
     """Make or load the student and the tokenizer that it is saved with."""
     own, encoding = config.student, inputs.encoding
     student = build_student(own, encoding, inputs.vocabulary)
+    read_segments(student, inputs.separator)
     check_student(student, _source(config), "Start from other weights")
     if inputs.alignment is not None:
         check_length(student, inputs.alignment.longest_tokens, _source(config))

@@ -74,6 +74,7 @@ ARMS: dict[str, tuple[str, Overrides]] = {
 @click.option(
     "--balanced/--all-pairs", default=True, show_default=True, help="Pairs to train on: as corpora.py balances them."
 )
+@click.option("--segments", is_flag=True, help="Read sentence and gloss as two segments, as BERT was pre-trained.")
 @overrides_option("--set-student", "student.yaml")
 def run(
     wordnet: Path,
@@ -84,16 +85,17 @@ def run(
     probe_texts: int,
     seeds: int,
     balanced: bool,
+    segments: bool,
     set_student: Overrides,
 ) -> None:
     """Train LMGC and LMGC-M students from START on pairs of WordNet, in WORK; print the tables."""
     disable_progress_bar()
     plain = make_once(work / "start", lambda folder: save_with_labels(start, folder))
-    place = work / "balanced" if balanced else work / "all"
+    place = work / (("balanced" if balanced else "all") + ("-segments" if segments else ""))
     sizes = Sizes(instances, instances // 12, instances // 6, most_senses, 48, HELD_OUT_FRACTION)
     count = token_counter(plain)
     make_once(place / "corpora", lambda folder: write_corpora(wordnet, folder, count, sizes, balanced))
-    make_caches(plain, place)
+    make_caches(plain, place, segments)
     baselines = once(place, "baselines", sequences(place / "caches" / "labels"), lambda: baselines_of(wordnet, place))
     print_baselines(baselines)
     texts = probe.definitions(shuffled_synsets(wordnet), HELD_OUT_FRACTION, probe_texts, probe_texts // 3)
@@ -180,15 +182,16 @@ def token_counter(model: Path) -> Callable[[list[str]], list[int]]:
     return lambda texts: [len(ids) for ids in tokenizer(texts)["input_ids"]]
 
 
-def make_caches(plain: Path, work: Path) -> None:
-    """Encode all corpora for the tokenizer of a model.
+def make_caches(plain: Path, work: Path, segments: bool) -> None:
+    """Encode all corpora for the tokenizer of a model, pairs with their segments if so.
 
     A capture needs a teacher; the smallest model with that tokenizer is one, and no student uses its predictions.
     """
     unused = with_tokenizer_of(plain, work / "nobody")
     for name, (corpus, changes) in CACHES.items():
         places = {"corpus.paths": [work / "corpora" / f"{corpus}.jsonl"], "cache": work / "caches" / name}
-        capture_file(HERE / "capture.yaml", {**changes, "teachers.0.model": unused, **places})
+        sides = {"encoding.segments": segments and name != "text"}
+        capture_file(HERE / "capture.yaml", {**changes, **sides, "teachers.0.model": unused, **places})
 
 
 def parameters(model: Path) -> int:

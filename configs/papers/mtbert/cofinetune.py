@@ -33,6 +33,7 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
+from cache_tools.torch_models.segments import read_segments
 from configs.papers.heads import give_head, head_of, outputs_at
 from pipeline.encoding.held_out import is_held_out
 
@@ -74,7 +75,9 @@ def corrupted(examples: Examples, share: float, seed: int) -> Examples:
     return Examples(examples.texts, labels)
 
 
-def cofinetune(starts: Sequence[Path], examples: Examples, outputs: Sequence[Path], tuning: Tuning) -> list[float]:
+def cofinetune(
+    starts: Sequence[Path], examples: Examples, outputs: Sequence[Path], tuning: Tuning, segments: bool = False
+) -> list[float]:
     """Tune N teachers with one new head, and write each as a model folder.
 
     Args:
@@ -82,6 +85,8 @@ def cofinetune(starts: Sequence[Path], examples: Examples, outputs: Sequence[Pat
         examples: What they are tuned on.
         outputs: N folders, written under a temporary name and renamed, the last one last.
         tuning: Steps, batch, learning rate and seed of the order, the head and dropout.
+        segments: Whether texts are pairs that are read by their segments, as stage one does with
+            ``encoding.segments``.
 
     Returns:
         The sum of the teachers' cross-entropies at each step, nats.
@@ -89,6 +94,8 @@ def cofinetune(starts: Sequence[Path], examples: Examples, outputs: Sequence[Pat
     torch.manual_seed(tuning.seed)
     tokenizer = AutoTokenizer.from_pretrained(starts[0])
     teachers = with_one_head(starts)
+    for teacher in teachers if segments else ():
+        read_segments(teacher, tokenizer.sep_token_id)
     shared_once = list(teachers.parameters())
     optimizer = torch.optim.AdamW(shared_once, lr=tuning.learning_rate, fused=True)
     schedule = get_cosine_schedule_with_warmup(optimizer, tuning.steps // 20, tuning.steps)

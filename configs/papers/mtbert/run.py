@@ -163,11 +163,11 @@ def make_teachers(settings: Settings, number: int, needed: set[str]) -> None:
     """Tune the teachers of a set that are needed, and store their predictions."""
     folder = settings.teachers(number)
     changes = capture_changes(settings, number, [name for name in settings.team.everyone if name in needed])
-    fraction = configured(HERE / "capture.yaml", CaptureConfig, changes).corpus.held_out_fraction
+    config = configured(HERE / "capture.yaml", CaptureConfig, changes)
     for names, starts, how in tunings(settings, number):
         if needed.intersection(names) and not (folder / names[-1]).exists():  # written last
             click.echo(f"tune {', '.join(names)}", err=True)
-            tune(settings, fraction, [folder / name for name in names], starts, how)
+            tune(settings, config, [folder / name for name in names], starts, how)
     capture_file(HERE / "capture.yaml", changes)
 
 
@@ -181,14 +181,15 @@ def tunings(settings: Settings, number: int) -> list[tuple[Sequence[str], Sequen
 
 
 def tune(
-    settings: Settings, fraction: float, outputs: Sequence[Path], started_from: Sequence[str], tuning: Tuning
+    settings: Settings, config: CaptureConfig, outputs: Sequence[Path], started_from: Sequence[str], tuning: Tuning
 ) -> None:
     """Tune teachers on the training split of the task."""
     starts = [settings.work / "pretrained" / name / "final" for name in started_from]
-    examples = training_examples(settings.corpus, fraction, AutoTokenizer.from_pretrained(starts[0]))
+    tokenizer = AutoTokenizer.from_pretrained(starts[0])
+    examples = training_examples(settings.corpus, config.corpus.held_out_fraction, tokenizer)
     if outputs[-1].name == settings.team.noisy[-1]:
         examples = corrupted(examples, WRONG_LABELS, tuning.seed)
-    cofinetune(starts, examples, outputs, tuning)
+    cofinetune(starts, examples, outputs, tuning, config.encoding.segments)
 
 
 def capture_changes(settings: Settings, number: int, names: Sequence[str]) -> Overrides:

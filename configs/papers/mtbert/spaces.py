@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForMaskedLM
 
+from cache_tools.store.reader import Cache
+from cache_tools.torch_models.segments import read_segments
 from configs.papers.heads import Outputs, borrowed, head_of, outputs_at
 from configs.papers.mtbert.cofinetune import first_of_each
 from configs.papers.recipes import labelled_sequences, token_ids
@@ -37,6 +39,8 @@ def agreement(teachers: Sequence[Path], cache: Path, labels: Sequence[str]) -> A
     """Measure how much teachers agree on the held-out texts of a labelled encoding."""
     columns = token_ids(teachers[0], labels)
     models = [AutoModelForMaskedLM.from_pretrained(teacher).eval() for teacher in teachers]
+    for model in models:
+        read_segments(model, Cache(cache).encoding().manifest.separator)
     texts = labelled_sequences(cache)
     gold_N = np.array([columns.index(int(sequence.gold_ids("masked")[0])) for sequence in texts])
     own = [first_outputs(model, texts, columns) for model in models]
