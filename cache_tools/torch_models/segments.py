@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from cache_tools.errors import IdentityError, ModelError
+from cache_tools.mappings import ModelInputs
 
 MARK = "logitcask_separator"
 
 
-def read_segments(model: PreTrainedModel, separator: int | None) -> None:
+def read_segments(model: Any, separator: int | None) -> None:
     """Make a model read pairs by their segments from now on; done twice, it is done once.
 
     Args:
@@ -69,8 +69,8 @@ def segments_of(input_ids: Tensor, separator: int) -> Tensor:
 
 
 def _with_segments(
-    separator: int, module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    separator: int, module: nn.Module, positional: tuple[Any, ...], named: ModelInputs
+) -> tuple[tuple[Any, ...], ModelInputs]:
     input_ids = named.get("input_ids", positional[0] if positional else None)
     if not isinstance(input_ids, torch.Tensor) or named.get("token_type_ids") is not None:
         return positional, named
