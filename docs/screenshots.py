@@ -1,9 +1,10 @@
 """Take the pictures of ``docs/images`` in headless Chromium: ``python docs/screenshots.py [CACHE] [REPORT]``.
 
 CACHE is a demo's, by default runs/demo/cache; with two teachers in it the pictures show both. REPORT is a
-``report.html`` to take a picture of, too. Each picture is the viewer as a visitor has it, served by
-``logitcask view`` itself. One shows a set of DistillKit's, which is made here: the last teacher of CACHE is exported as
-exact rows and in DistillKit's recommended preset, and both are imported as teachers of one cache.
+``report.html`` to take a picture of, too; ``--aligned`` names a cache with an alignment, for its picture alone. Each
+picture is the viewer as a visitor has it, served by ``logitcask view`` itself. One shows a set of DistillKit's, which
+is made here: the last teacher of CACHE is exported as exact rows and in DistillKit's recommended preset, and both are
+imported as teachers of one cache.
 """
 
 import contextlib
@@ -155,6 +156,16 @@ def take_imported(browser: Browser, address: str, sequence: int) -> None:
         shoot(opened, "imported")
 
 
+def take_alignment(browser: Browser, address: str, encoding: str, alignment: str) -> None:
+    """Take a picture of the sequence that an alignment covers least, as both tokenizers cut it."""
+    with page(browser, WIDE, "light") as opened:
+        opened.goto(f"{address}#/{encoding}/alignments/{alignment}")
+        opened.locator("tbody th a").first.click()
+        opened.locator(".segment.worst").wait_for()
+        opened.locator("#list li").first.wait_for()
+        shoot(opened, "alignment")
+
+
 def take_report(browser: Browser, report: Path) -> None:
     """Take a picture of the top of a report."""
     with page(browser, WIDE, "light") as opened:
@@ -163,17 +174,27 @@ def take_report(browser: Browser, report: Path) -> None:
 
 
 @click.command()
-@click.argument("cache", type=click.Path(exists=True, path_type=Path), default=Path("runs/demo/cache"))
+@click.argument("cache", type=click.Path(path_type=Path), default=Path("runs/demo/cache"))
 @click.argument("report", type=click.Path(exists=True, path_type=Path), required=False)
+@click.option(
+    "--aligned",
+    type=click.Path(exists=True, path_type=Path),
+    help="A cache with alignments, to take a picture of the first, and no other picture.",
+)
 @click.option("--sequence", type=click.IntRange(0), default=3, show_default=True, help="Which sequence to show.")
 @click.option("--imported-sequence", type=click.IntRange(0), default=8, show_default=True, help="Which of the import.")
-def main(cache: Path, report: Path | None, sequence: int, imported_sequence: int) -> None:
-    """Take all pictures."""
+def main(cache: Path, report: Path | None, aligned: Path | None, sequence: int, imported_sequence: int) -> None:
+    """Take all pictures, but that of an alignment; with --aligned, that one."""
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
         raise click.ClickException(f"no browser is installed; one of {', '.join(BROWSERS)} is needed")
     IMAGES.mkdir(exist_ok=True)
     with sync_playwright() as playwright, playwright.chromium.launch(executable_path=program, args=OPTIONS) as browser:
+        if aligned:
+            encoding = Cache(aligned).encoding()
+            with viewer(aligned) as address:
+                take_alignment(browser, address, encoding.name, encoding.alignments[0])
+            return
         with viewer(cache) as address:
             take(browser, address, sequence)
         with tempfile.TemporaryDirectory() as folder, viewer(import_sets(cache, Path(folder))) as address:
