@@ -376,7 +376,10 @@ def test_a_students_own_tokenizer_reads_no_context(tmp_path, captured, teacher):
             assert np.array_equal(aligned.positions(), sequence.positions())
             assert np.array_equal(aligned.first_rows[aligned.positions()], np.arange(sequence.num_positions))
             assert tokens.decode(foreign.input_ids.tolist(), skip_special_tokens=False) == sequence.text
-            assert HINT not in json_text(aligned_view(other, sequence.sequence_id))
+            cut = aligned_view(other, sequence.sequence_id)
+            assert HINT not in json_text(cut)
+            predicted = [x.index for segment in cut.segments for x in segment.teacher if x.kind == "predicted"]
+            assert predicted == (encoding.sequence(sequence.sequence_id).positions() + 1).tolist()
 
 
 def test_inspect_explain_and_plan_state_the_context(captured, tmp_path, capsys):

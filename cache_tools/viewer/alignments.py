@@ -42,6 +42,9 @@ CLASSES = ("exact", "composed", "prefix", "none")
 CONTEXT = "context"
 """Name of the class of student tokens that are read and not trained on."""
 
+PREDICTED = "predicted"
+"""Name of the teacher's tokens that a row predicts."""
+
 LONGEST_TOKENS = 20_000
 """Tokens of the longest sequence that is drawn, of both tokenizers together."""
 
@@ -51,9 +54,9 @@ class CutToken:
     """A token of one of the two tokenizers.
 
     Attributes:
-        index: Its place in its sequence.
+        index: Its place in its sequence; of a predicted token, in the sequence as the teacher reads it.
         text: The text that it covers, harmless; the token's name if it covers none.
-        kind: Of the student's: one of CLASSES, or CONTEXT. Of the teacher's: ``predicted`` if a row predicts it, or
+        kind: Of the student's: one of CLASSES, or CONTEXT. Of the teacher's: PREDICTED if a row predicts it, or
             CONTEXT.
     """
 
@@ -158,7 +161,8 @@ def aligned_view(alignment: Alignment, number: int) -> AlignedView:
         DamageError: a file is missing or not what was written.
     """
     encoding = alignment.encoding
-    sequence, shard = sequence_of(encoding, number).as_student(), encoding.shard_of(number)
+    shown, shard = sequence_of(encoding, number), encoding.shard_of(number)
+    sequence = shown.as_student()
     aligned = alignment.sequences(shard)[number - encoding.shards[shard].first_sequence]
     num_tokens = len(sequence.input_ids) + len(aligned.input_ids)
     if num_tokens > LONGEST_TOKENS:
@@ -171,7 +175,7 @@ def aligned_view(alignment: Alignment, number: int) -> AlignedView:
         split=encoding.shards[shard].split,
         coverage=coverage_from(counts_of(aligned)),
         worst_byte=least_covered(aligned, ends - aligned.byte_lengths) if len(aligned.positions()) else None,
-        segments=_segments(alignment, sequence, aligned, ends),
+        segments=_segments(alignment, shown, aligned, ends),
     )
 
 
@@ -210,14 +214,15 @@ def _listed(sequence: Sequence, aligned: AlignedSequence) -> WorstSequence:
     return WorstSequence(sequence.sequence_id, pictured(sequence.document_id), coverage, first, pictured(excerpt))
 
 
-def _segments(alignment: Alignment, sequence: Sequence, aligned: AlignedSequence, ends: Ints) -> tuple[Segment, ...]:
-    opened = open_tokenizer(alignment.encoding)
+def _segments(alignment: Alignment, shown: Sequence, aligned: AlignedSequence, ends: Ints) -> tuple[Segment, ...]:
+    opened, sequence = open_tokenizer(alignment.encoding), shown.as_student()
     spans, text = cached_spans(sequence, TokenBytes.of(opened.tokenizer)), sequence.text.encode()
     starts = ends - aligned.byte_lengths
     own = tokenizer_of(alignment.tokenizer_files().get(STATE, b""), alignment.path)
     teacher = _cut(sequence.input_ids, spans.starts, spans.ends, text, opened.tokenizer.id_to_token)
     student = _cut(aligned.input_ids, starts, ends, text, own.id_to_token)
-    predicted = set(judged_tokens(alignment.encoding, sequence))
+    readings = (judged_tokens(alignment.encoding, reading) for reading in (sequence, shown))
+    predicted = dict(zip(*readings, strict=True))  # places with and without a context that only teachers read
     classes = dict(zip((aligned.positions() + 1).tolist(), classes_of(aligned).tolist(), strict=True))
     bounds = np.union1d(np.intersect1d(spans.ends, ends), len(text))
     above = places_of(spans.starts, spans.ends, bounds, len(text))
@@ -229,7 +234,9 @@ def _segments(alignment: Alignment, sequence: Sequence, aligned: AlignedSequence
         result.append(
             Segment(
                 int(firsts[place]),
-                tuple(CutToken(i, teacher[i], "predicted" if i in predicted else CONTEXT) for i in mine),
+                tuple(
+                    CutToken(predicted.get(i, i), teacher[i], PREDICTED if i in predicted else CONTEXT) for i in mine
+                ),
                 tuple(CutToken(i, student[i], CLASSES[classes[i]] if i in classes else CONTEXT) for i in its),
             )
         )
