@@ -289,10 +289,13 @@ def main(
         config = make_encoding(Path(name), model, corpus, tokens, dtype=dtype, batch_tokens=batch_tokens)
         job = Job(config, json.loads(random), limit_gb)
         read = sum(shard.tokens for shard in Cache(config.cache).encoding().shards)
-        for _ in range(rounds):
+        for number in range(rounds):
             for title, results in results_by_title.items():
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                     results.append(pool.submit(measure, title, job).result())
+                measured = results[-1].get("seconds")
+                outcome = results[-1]["failed"] if measured is None else f"{measured:.1f} s"
+                click.echo(f"round {number + 1} of {rounds}: {title}: {outcome}", err=True)
     rows = summarise(results_by_title, read)
     if as_json:
         for row in rows:

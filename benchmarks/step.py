@@ -185,7 +185,10 @@ def measure(rows: list[str], sizes: Sizes, device: str, rounds: int) -> list[dic
         cache = Path(folder) / "cache"
         shards = -(-max(2, rounds) * sizes.batch // SEQUENCES_PER_SHARD)
         teacher = make_cache(cache, shards, sizes.length, sizes.vocabulary, sizes.k)
-        peaks = {name: _peak_in_own_process(name, sizes, device, cache) for name in rows}
+        peaks = {}
+        for name in rows:
+            print(f"peak memory: {name}", file=sys.stderr)
+            peaks[name] = _peak_in_own_process(name, sizes, device, cache)
         clock = clock_of(device)
         started = clock()
         read = batches(teacher, sizes)
