@@ -20,12 +20,14 @@ import click
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from cache_tools.alignments.stored import Alignment
 from cache_tools.exchange.exporting import export_rows
 from cache_tools.exchange.importing import import_rows
 from cache_tools.exchange.plan import ImportOptions
 from cache_tools.progress.reporter import Reporter
 from cache_tools.row_files.distillkit import PackedCodec
-from cache_tools.store.reader import Cache
+from cache_tools.store.reader import Cache, Encoding
+from cache_tools.viewer.alignments import worst_aligned
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
@@ -35,6 +37,8 @@ WIDE, NARROW = (1360, 820), (400, 800)
 COLOURS = 128
 MASS_TOLERANCE = 0.05
 """How far the curve of the recommended preset may exceed a mass of 1."""
+LONG_POSITIONS = 100
+"""Positions of a sequence that fills a picture."""
 SURPRISING = 2
 """The picture shows the first token, from a quarter of the sequence on, in this band of the heat map."""
 
@@ -156,11 +160,14 @@ def take_imported(browser: Browser, address: str, sequence: int) -> None:
         shoot(opened, "imported")
 
 
-def take_alignment(browser: Browser, address: str, encoding: str, alignment: str) -> None:
-    """Take a picture of the sequence that an alignment covers least, as both tokenizers cut it."""
+def take_alignment(browser: Browser, address: str, encoding: Encoding) -> None:
+    """Take a picture of the long sequence that the first alignment covers least, as both tokenizers cut it."""
+    alignment = Alignment(encoding, encoding.alignments[0])
+    found = worst_aligned(alignment, 0).found
+    worst = next((one for one in found if one.coverage.positions >= LONG_POSITIONS), found[0])
     with page(browser, WIDE, "light") as opened:
-        opened.goto(f"{address}#/{encoding}/alignments/{alignment}")
-        opened.locator("tbody th a").first.click()
+        path = [encoding.name, "alignments", alignment.name, str(worst.sequence_id), str(worst.worst_byte)]
+        opened.goto(f"{address}#/{'/'.join(path)}")
         opened.locator(".segment.worst").wait_for()
         opened.locator("#list li").first.wait_for()
         shoot(opened, "alignment")
@@ -193,7 +200,7 @@ def main(cache: Path, report: Path | None, aligned: Path | None, sequence: int, 
         if aligned:
             encoding = Cache(aligned).encoding()
             with viewer(aligned) as address:
-                take_alignment(browser, address, encoding.name, encoding.alignments[0])
+                take_alignment(browser, address, encoding)
             return
         with viewer(cache) as address:
             take(browser, address, sequence)
