@@ -395,7 +395,7 @@ def test_inspect_explain_and_plan_state_the_context(captured, tmp_path, capsys):
 # Completions
 
 
-def test_a_model_completes_with_the_context_and_the_completion_is_captured_with_it(tmp_path, teacher):
+def test_a_model_completes_with_the_context_and_the_completion_is_captured_with_it(tmp_path, teacher, caplog):
     prompts = {"paths": [str(write_records(tmp_path / "prompts.jsonl", chat_records()))], "messages_field": "messages"}
     given = {"output": str(tmp_path / "out"), "policy": {"model": str(teacher), "dtype": "float32"}}
     given |= {"prompts": prompts | {"context": CONTEXTS["all"]}, "sampling": {"max_new_tokens": 6}}
@@ -407,6 +407,8 @@ def test_a_model_completes_with_the_context_and_the_completion_is_captured_with_
     capture = values(tmp_path, teacher, CONTEXTS["all"])
     capture["corpus"]["paths"] = [str(tmp_path / "out")]
     tiny.encode(CaptureConfig.model_validate(capture), with_template(CHATML))
+    assert "This is right with corpus.context" in caplog.text
+    assert "set corpus.ids_field" not in caplog.text
     read = {sequence.document_id: sequence for sequence in all_sequences(capture["cache"])}
     for line in lines:
         prompt = made.decode(line["ids"][: line["prompt_tokens"]])

@@ -35,8 +35,10 @@ IDS, MASK = "ids", "mask"
 
 READ_OTHERWISE = (
     "%s holds completions that a model wrote, and they are not read as the tokens that it drew: the cache will not "
-    "record who wrote them. To read these tokens, set corpus.ids_field: ids and corpus.mask_field: mask"
+    "record who wrote them. %s"
 )
+AS_DRAWN = "To read these tokens, set corpus.ids_field: ids and corpus.mask_field: mask"
+WITH_CONTEXT = "This is right with corpus.context: the tokens as drawn hold the context, which the student is not to read"
 
 
 class CompletionFile(Document):
@@ -138,7 +140,7 @@ def written_by(
         if record is None:
             continue
         if (config.ids_field, config.mask_field) != (IDS, MASK):
-            logger.warning(READ_OTHERWISE, folder)
+            logger.warning(READ_OTHERWISE, folder, WITH_CONTEXT if config.context else AS_DRAWN)
             continue
         _check_whole(folder, record)
         _check_tokenizer(folder, record, vocabulary)
