@@ -87,7 +87,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class ArmRow:
-    """One arm over all seeds; intervals are half the width of Student's 95 %.
+    """One arm over all seeds; intervals are half the width of Student's 95 %, and None for a single seed.
 
     Attributes:
         name: What its teacher had read.
@@ -100,9 +100,9 @@ class ArmRow:
 
     name: str
     kl_nats: float
-    kl_interval_nats: float
+    kl_interval_nats: float | None
     recovered_percent: float
-    recovered_interval_percent: float
+    recovered_interval_percent: float | None
     core_minutes: float
 
 
@@ -126,7 +126,7 @@ class ContextTable:
     before_nats: float
     arms: tuple[ArmRow, ...]
     difference_percent: float
-    difference_interval_percent: float
+    difference_interval_percent: float | None
 
 
 def prepare(scale: Scale, work: Path) -> None:
@@ -204,7 +204,7 @@ def table(
 
     Args:
         first: The weights that every student starts from.
-        students: Those of each arm, by seed; two seeds or more.
+        students: Those of each arm, by seed.
         answers_in_style: See :class:`ContextTable`.
         positions: Positions that are measured.
     """
@@ -213,13 +213,18 @@ def table(
     arms = tuple(
         ArmRow(
             arm,
-            *t_interval([last.kl_nats for last in made]),
-            *t_interval(shares[arm]),
+            *_interval([last.kl_nats for last in made]),
+            *_interval(shares[arm]),
             core_minutes=statistics.fmean(last.core_seconds for last in made) / 60,
         )
         for arm, made in students.items()
     )
-    return ContextTable(len(differences), answers_in_style, positions, first.kl_nats, arms, *t_interval(differences))
+    return ContextTable(len(differences), answers_in_style, positions, first.kl_nats, arms, *_interval(differences))
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean and half the width of its interval, None for a single value."""
+    return t_interval(values) if len(values) > 1 else (values[0], None)
 
 
 def in_style(completions: Path) -> float:
@@ -238,15 +243,18 @@ def show(result: ContextTable) -> None:
         shown.add_column(heading, justify="left" if heading.startswith("the") else "right")
     shown.add_row("(before training)", f"{result.before_nats:.4f}", "0", "")
     for arm in result.arms:
-        kl = f"{arm.kl_nats:.4f} ± {arm.kl_interval_nats:.4f}"
-        share = f"{arm.recovered_percent:.1f} ± {arm.recovered_interval_percent:.1f}"
+        kl = _cell(arm.kl_nats, arm.kl_interval_nats, 4)
+        share = _cell(arm.recovered_percent, arm.recovered_interval_percent, 1)
         shown.add_row(arm.name, kl, share, f"{arm.core_minutes:.1f}")
     console = Console(width=100)
     console.print(shown)
-    console.print(
-        f"difference of the shares: {result.difference_percent:.1f} ± {result.difference_interval_percent:.1f} %"
-    )
+    difference = _cell(result.difference_percent, result.difference_interval_percent, 1)
+    console.print(f"difference of the shares: {difference} %")
     console.print(f"answers of the teacher with the example in its style: {result.answers_in_style:.1%}")
+
+
+def _cell(mean: float, half_width: float | None, digits: int) -> str:
+    return f"{mean:.{digits}f}" + ("" if half_width is None else f" ± {half_width:.{digits}f}")
 
 
 def measure(scale: Scale, work: Path, seeds: int) -> ContextTable:
@@ -285,7 +293,7 @@ def timed(stage: str) -> Iterator[None]:
 @click.option(
     "--model", type=click.Path(path_type=Path), default=Path("runs/smollm2"), show_default=True, help="Model folder."
 )
-@click.option("--seeds", type=click.IntRange(2, 10), default=5, show_default=True, help="Students of each arm.")
+@click.option("--seeds", type=click.IntRange(1, 10), default=5, show_default=True, help="Students of each arm.")
 @click.option("--questions", type=click.IntRange(8), default=Scale.questions, show_default=True)
 @click.option("--steps", type=click.IntRange(1), default=Scale.steps, show_default=True, help="Steps of a student.")
 @click.option("--learning-rate", type=float, default=Scale.learning_rate, show_default=True)

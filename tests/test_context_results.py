@@ -36,3 +36,9 @@ def test_shares_are_taken_within_a_seed():
     differences = [own - other for own, other in zip(shares[OWN], shares[OTHER], strict=True)]
     assert (result.difference_percent, result.difference_interval_percent) == pytest.approx(t_interval(differences))
     assert (result.seeds, result.before_nats) == (3, 0.8)
+
+
+def test_a_single_seed_has_no_interval():
+    result = table(Measured(0.8, 3.0, 60), {arm: [Measured(0.4, 2.0, 60)] for arm in (OWN, OTHER)}, 0.5, 7)
+    assert [(row.recovered_percent, row.recovered_interval_percent) for row in result.arms] == [(50, None)] * 2
+    assert result.difference_interval_percent is None
