@@ -90,7 +90,8 @@ class Scale:
         learning_rate: Highest learning rate; it falls as a cosine.
         vocabulary: Tokens of the students' own tokenizers.
         kd_weight: Weight of what is learned from the teacher, in all arms that do; the rest is cross-entropy.
-        rank_weight: Factor of rank distances.
+        rank_weight: Factor of rank distances. At a ``kd_weight`` of 0.7, 0.64 makes them 1.5 times cross-entropy, as
+            published.
         held_out_fraction: Share of the documents that students are measured on.
     """
 
@@ -321,14 +322,14 @@ def _ranged(row: dict[str, Any], name: str, digits: int) -> str:
 @click.argument("teacher", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/own-tokenizer"), show_default=True)
 @click.option("--seeds", type=click.IntRange(1, 10), default=5, show_default=True, help="Number of students per arm.")
-@click.option("--steps", type=click.IntRange(1), default=240, show_default=True, help="Steps per student.")
-@click.option("--percent", type=click.IntRange(1, 100), default=6, show_default=True, help="Share of the documents.")
+@click.option("--steps", type=click.IntRange(1), default=160, show_default=True, help="Steps per student.")
+@click.option("--percent", type=click.IntRange(1, 100), default=10, show_default=True, help="Share of the documents.")
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Sequences per step.")
 @click.option("--length", type=click.IntRange(2), default=128, show_default=True, help="Teacher tokens of a sequence.")
 @click.option("--learning-rate", type=float, default=4e-3, show_default=True, help="Highest learning rate.")
 @click.option("--vocabulary", type=click.IntRange(300), default=8192, show_default=True, help="Tokens of a student's.")
 @click.option("--kd-weight", type=float, default=0.7, show_default=True, help="Weight of what the teacher predicts.")
-@click.option("--rank-weight", type=float, default=1.0, show_default=True, help="Factor of rank distances.")
+@click.option("--rank-weight", type=float, default=0.64, show_default=True, help="Factor of rank distances.")
 @click.option("--wordpiece", is_flag=True, help="Also students with a WordPiece tokenizer.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per row.")
 def main(teacher: Path, work: Path, seeds: int, wordpiece: bool, as_json: bool, **sizes: Any) -> None:
