@@ -38,7 +38,9 @@ READ_OTHERWISE = (
     "record who wrote them. %s"
 )
 AS_DRAWN = "To read these tokens, set corpus.ids_field: ids and corpus.mask_field: mask"
-WITH_CONTEXT = "This is right with corpus.context: the tokens as drawn hold the context, which the student is not to read"
+WITH_CONTEXT = (
+    "This is right with corpus.context: the tokens as drawn hold the context, which the student is not to read"
+)
 
 
 class CompletionFile(Document):
