@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 import tiny
 from cache_tools.errors import ConfigError, CorpusError, IdentityError, LogitcaskError, ModelError
+from cache_tools.format.manifest import Sampling
 from cache_tools.models.files import weights_sha256
 from cache_tools.progress.reporter import Reporter
 from cache_tools.store.reader import Cache
@@ -20,10 +21,17 @@ from logitcask import cli
 from pipeline.config.generation import GenerateConfig
 from pipeline.corpus.policies import RECORD
 from pipeline.engines import server_client
-from pipeline.generation.completion_requests import request_seed
+from pipeline.generation.completion_requests import (
+    COMPLETION_INTERFACES,
+    Completion,
+    CompletionQuestion,
+    request_seed,
+)
 from pipeline.generation.run import run_generation
+from pipeline.generation.trial import Count, check_drawing
 from processes import finish, kill_at_rename, start
 from refusal_fixtures import write_yaml
+from stub_generation import asked, continued, rows_of
 from stub_server import MODEL, StubServer, two_matrices
 from student_fixtures import student_values, train
 from trainer.verdicts.policy import learned_from
@@ -174,7 +182,7 @@ def written(tmp_path_factory, bare):
     return folder
 
 
-@pytest.mark.parametrize("requests", [80, 84, 90])
+@pytest.mark.parametrize("requests", [60, 64, 70])
 def test_a_generation_that_lost_its_server_writes_the_same_bytes_when_it_is_continued(
     tmp_path, bare, written, requests
 ):
@@ -239,9 +247,10 @@ FAULTS = {
     "other ids": (IdentityError, "the server read other token ids than it was sent", "token 2"),
     "other model": (IdentityError, f"another model answered than was asked (expected {MODEL}, found another)", ""),
     "no seed": (ModelError, "the server ignores the seed", "--enable-deterministic-inference"),
-    "greedy": (ModelError, "the server draws from few tokens although it was asked to draw from all", "(vLLM:"),
-    "no temperature": (ModelError, "the server draws from few tokens", "at temperature 100"),
-    "own top_k": (ModelError, "the server draws from few tokens", "different tokens"),
+    "greedy": (ModelError, "the server does not draw from its own predictions", "--generation-config vllm"),
+    "tempered": (ModelError, "the server does not draw from its own predictions", "at temperature 1 about"),
+    "own top_k": (ModelError, "the server does not draw from its own predictions", "and 0)"),
+    "own top_p": (ModelError, "the server does not draw from its own predictions", "outside the 20 likeliest"),
     "limit": (ModelError, "the server refuses the request", "greater than max allowed"),
     "busy": (ModelError, "the server does not answer", "state 503: the engine is restarting"),
     "slow": (ModelError, "the server does not answer (found nothing within 0.05 seconds)", "same command again"),
@@ -274,7 +283,8 @@ def test_no_two_faults_share_a_sentence_unless_they_are_one():
     [
         ("no top_k", {"top_k": 5}, "the server ignores top_k"),
         ("no top_p", {"top_p": 0.5}, "the server ignores top_p"),
-        ("no temperature", {"temperature": 0}, "draws tokens where it was asked for the likeliest"),
+        ("no temperature", {"temperature": 0}, "the server ignores temperature"),
+        ("no temperature", {"temperature": 0.5}, "the server ignores temperature"),
     ],
 )
 def test_settings_of_the_file_that_a_server_ignores_are_found(tmp_path, bare, fault, changes, problem):
@@ -286,7 +296,13 @@ def test_settings_of_the_file_that_a_server_ignores_are_found(tmp_path, bare, fa
 
 @pytest.mark.parametrize(
     ("fault", "problem"),
-    [("no ids", "no token ids"), ("cut", "cut the prompt"), ("no seed", "ignores the seed"), ("goes on", "behind")],
+    [
+        ("no ids", "no token ids"),
+        ("cut", "cut the prompt"),
+        ("no seed", "ignores the seed"),
+        ("goes on", "behind"),
+        ("tempered", "own predictions"),
+    ],
 )
 def test_so_is_one_of_another_kind(tmp_path, bare, fault, problem):
     with StubServer(fault) as server, pytest.raises(LogitcaskError, match=problem):
@@ -294,7 +310,7 @@ def test_so_is_one_of_another_kind(tmp_path, bare, fault, problem):
 
 
 def test_a_server_that_goes_wrong_later_costs_one_part(tmp_path, bare):
-    with StubServer("longer", after=86) as server, pytest.raises(ModelError, match="more tokens than"):
+    with StubServer("longer", after=66) as server, pytest.raises(ModelError, match="more tokens than"):
         generate(tmp_path, bare, server, part_completions=5, engine={"requests_in_flight": 1})
     assert [path.name for path in sorted((tmp_path / "completions").glob("*.jsonl"))] == ["completions-00000.jsonl"]
 
@@ -303,6 +319,54 @@ def test_rounding_between_requests_is_stated_and_not_refused(tmp_path, bare, cap
     with StubServer("rounding") as server, caplog.at_level(logging.WARNING):
         generate(tmp_path, bare, server)
     assert "Rounding changes a draw now and then" in caplog.text
+
+
+def test_a_server_that_states_no_probabilities_is_used_with_a_warning(tmp_path, bare, caplog):
+    with StubServer("no rows") as server, caplog.at_level(logging.WARNING):
+        generate(tmp_path, bare, server)
+    assert "how it draws is not checked" in caplog.text
+
+
+def in_process(fault=""):
+    """Return what a trial asks, without a server in between."""
+    log_probs = two_matrices()
+
+    def ask(questions):
+        answers = []
+        for question in questions:
+            settings = asked(COMPLETION_INTERFACES["completions"].body(question))
+            ids, _ = continued(log_probs, question.ids, settings, fault)
+            rows = rows_of(log_probs, question.ids, ids, question.likeliest)
+            answers.append(Completion(ids, [dict(row) for row in rows]))
+        return answers
+
+    return ask
+
+
+def probes(sampling, seed):
+    return [CompletionQuestion(str(i), MODEL, [3, 5 + i], 64 * seed + i, sampling) for i in range(64)]
+
+
+def test_the_trial_refuses_no_server_that_draws_as_it_predicts():
+    sampling = Sampling(temperature=0.7, top_p=0.9, top_k=30, max_new_tokens=16, samples_per_prompt=1, seed=0)
+    for seed in range(4):
+        check_drawing(probes(sampling, seed), sampling, in_process(), "here")
+
+
+@pytest.mark.parametrize("fault", ["tempered", "own top_p", "own top_k", "greedy"])
+def test_the_trial_finds_another_distribution_whatever_the_seed(fault):
+    sampling = Sampling(temperature=1, top_p=1, top_k=0, max_new_tokens=16, samples_per_prompt=1, seed=0)
+    for seed in range(5):
+        with pytest.raises(ModelError, match="does not draw from its own predictions"):
+            check_drawing(probes(sampling, seed), sampling, in_process(fault), "here")
+
+
+def test_a_count_is_unlikely_beyond_five_standard_deviations():
+    """Of 400 draws of probability 0.2: mean 80, standard deviation 8, and three draws of room."""
+    for found, likely in ((80, True), (122, True), (124, False), (38, True), (36, False)):
+        count = Count.of((number < found, 0.2) for number in range(400))
+        assert (count.expected, count.variance) == pytest.approx((80, 64))
+        assert count.is_likely is likely
 
 
 def test_prompts_that_leave_no_room_at_the_server_are_refused(tmp_path, bare):

@@ -109,8 +109,8 @@ class ServerClient:
         connection = kind(self._host, self._port, timeout=self._timeout_seconds)
         try:
             connection.request(method, self._root + path, body, self._headers)
-            answer = connection.getresponse()
-            content = answer.read(most_bytes + 1)
+            with connection.getresponse() as answer:  # which owns the socket, and keeps it if it is not read to its end
+                content = answer.read(most_bytes + 1)
         finally:
             connection.close()
         with self._lock:

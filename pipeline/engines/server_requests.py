@@ -144,13 +144,13 @@ def _echo_answer(content: JsonObject, question: Question) -> Answer:
     tokens = tokens[:length]
     texts = not all(_is_id(token) for token in tokens)
     rows = [_echo_row(*row) for row in zip(tokens, own, top, strict=False)]
-    return Answer(content.get("model"), [_token(token) for token in tokens] or None, read, rows, texts)
+    return Answer(content.get("model"), [token_id(token) for token in tokens] or None, read, rows, texts)
 
 
 def _echo_row(token: object, log_prob: object, top: object) -> list[Entry] | None:
     if not isinstance(top, dict):
         return None
-    return list(({_token(text): value for text, value in top.items()} | {_token(token): log_prob}).items())
+    return list(({token_id(text): value for text, value in top.items()} | {token_id(token): log_prob}).items())
 
 
 def _sglang_body(question: Question) -> JsonObject:
@@ -166,7 +166,7 @@ def _sglang_body(question: Question) -> JsonObject:
 
 def _sglang_answer(content: JsonObject, question: Question) -> Answer:
     facts = mapping(content.get("meta_info"))
-    own, top = (_triples(facts.get(key)) for key in ("input_token_logprobs", "input_top_logprobs"))
+    own, top = (sglang_rows(facts.get(key)) for key in ("input_token_logprobs", "input_top_logprobs"))
     read = facts.get("prompt_tokens")
     ids = [row[0][0] if row else None for row in own] if len(own) == read else None
     rows = [_with_own(*row) for row in zip(own, top, strict=False)]
@@ -180,7 +180,7 @@ def _with_own(own: list[Entry] | None, top: list[Entry] | None) -> list[Entry] |
     return top + [entry for entry in own if entry[0] not in (token for token, _ in top)]
 
 
-def _triples(rows: object) -> list[list[Entry] | None]:
+def sglang_rows(rows: object) -> list[list[Entry] | None]:
     """Return rows of triples (log-probability, id, text), or single triples, as entries."""
     result: list[list[Entry] | None] = []
     for row in listed(rows):
@@ -202,8 +202,8 @@ def _is_id(token: object) -> bool:
     return isinstance(token, str) and token.startswith(TOKEN_ID) and token.removeprefix(TOKEN_ID).isdecimal()
 
 
-def _token(token: object) -> object:
-    """Return the id that a text names, or the text."""
+def token_id(token: object) -> object:
+    """Return the id that a text such as ``token_id:15`` names, or what was given."""
     return _number(str(token).removeprefix(TOKEN_ID)) if _is_id(token) else token
 
 

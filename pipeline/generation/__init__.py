@@ -10,11 +10,11 @@ In reading order:
 - ``prompts``: the documents of a corpus as tokens to continue.
 - ``drawing``: which token is drawn, from numbers that depend on the prompt alone.
 - ``completing``: whoever completes prompts, and a batch of prompts through the generation of transformers.
-- ``stops``: the tokens at which a model stops.
 - ``completion_requests``: how each kind of server is asked for a completion, and where its answer has it.
 - ``completion_checks``: refuses an answer that is no completion as it was asked for, with what the server did.
-- ``server_writer``: a server that completes prompts, several requests at a time, and is tried before it writes.
-- ``identity``: who the model is: a teacher, or a student with its run and step.
+- ``trial``: tries before it writes whether a server draws as it is asked to.
+- ``server_writer``: a server that completes prompts, several requests at a time.
+- ``identity``: who the model is, at which tokens it stops, and whose student it is.
 - ``opening``: opens the model or the server that writes.
 - ``folder``: the files of completions, and where a stopped generation continues.
 - ``run``: all of it.

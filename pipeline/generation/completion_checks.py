@@ -2,20 +2,19 @@
 
 A text that was cut by another limit, that went on behind its end, or of which the server kept some tokens to itself is
 no sample of the model's distribution, and nothing in a file of text would show it. So every answer passes here, and
-each fault has a sentence of its own. How tokens were drawn cannot be seen in one answer: ``server_writer.py`` finds
-some of that by asking several times.
+each fault has a sentence of its own. How tokens were drawn cannot be seen in one answer; ``trial.py`` looks at many.
 """
 
 from cache_tools.errors import IdentityError, ModelError
 from pipeline.engines.row_checks import Place, refusal, require_prompt
 from pipeline.engines.server_requests import Question
-from pipeline.generation.completion_requests import CompletionAnswer, CompletionQuestion
+from pipeline.generation.completion_requests import Completion, CompletionAnswer, CompletionQuestion
 
 NO_SAMPLE = "the text would be no sample of the model's distribution"
 
 
-def checked_completion(answer: CompletionAnswer, question: CompletionQuestion, place: Place) -> list[int]:
-    """Return the tokens that continue a prompt, a stop token at the end included.
+def checked_completion(answer: CompletionAnswer, question: CompletionQuestion, place: Place) -> Completion:
+    """Return the tokens that continue a prompt.
 
     Raises:
         IdentityError: another model answers, it read another prompt, or its vocabulary is another one.
@@ -28,7 +27,7 @@ def checked_completion(answer: CompletionAnswer, question: CompletionQuestion, p
     _require_vocabulary(ids, place)
     _require_length(ids, question, place)
     _require_end(ids, answer, question, place)
-    return ids
+    return Completion(ids, answer.rows)
 
 
 def require_tokens(ids: list[int], without_token: frozenset[int], place: Place) -> None:

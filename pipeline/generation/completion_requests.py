@@ -14,7 +14,7 @@ keeps it whole. Ids that have no token get the lowest bias that servers take: th
 their vocabulary, and transformers never draws these here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ from pipeline.engines.server_requests import (
     first_of,
     listed,
     mapping,
+    sglang_rows,
+    token_id,
     tokens_read,
 )
 from pipeline.generation.drawing import draw_key
@@ -50,6 +52,7 @@ class CompletionQuestion:
         seed: Seed of the draws of this completion.
         sampling: How tokens are drawn, and at which they stop.
         without_token: Ids that have no token.
+        likeliest: How many of the likeliest tokens are asked for, with their log-probabilities, beside each drawn one.
     """
 
     name: str
@@ -58,6 +61,20 @@ class CompletionQuestion:
     seed: int
     sampling: Sampling
     without_token: tuple[int, ...] = ()
+    likeliest: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A checked completion.
+
+    Attributes:
+        ids: The tokens that were drawn, a stop token at the end included.
+        rows: Of each, the log-probabilities of the likeliest tokens and of itself, by id; empty if they are not there.
+    """
+
+    ids: list[int]
+    rows: list[dict[int, float]]
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,7 @@ class CompletionAnswer:
         ids: The ids that were drawn; None if the answer does not state them.
         reason: Why it ended: ``stop``, ``length`` or something else.
         stated_tokens: How many tokens the server says it drew; None if it does not.
+        rows: Of each token, the log-probabilities of the likeliest ones and of itself; empty where there are none.
     """
 
     prompt: Answer
@@ -77,6 +95,7 @@ class CompletionAnswer:
     ids: list[Any] | None
     reason: object
     stated_tokens: object
+    rows: list[dict[int, float]]
 
 
 @dataclass(frozen=True)
@@ -119,15 +138,19 @@ def _settings(question: CompletionQuestion) -> JsonObject:
 
 
 def _completions_body(question: CompletionQuestion) -> JsonObject:
-    return _settings(question) | {
-        "model": question.model,
-        "prompt": question.ids,
-        "max_tokens": question.sampling.max_new_tokens,
-        "top_k": question.sampling.top_k,
-        "seed": question.seed,
-        "ignore_eos": True,
-        "return_token_ids": True,
-    }
+    return (
+        _settings(question)
+        | {
+            "model": question.model,
+            "prompt": question.ids,
+            "max_tokens": question.sampling.max_new_tokens,
+            "top_k": question.sampling.top_k,
+            "seed": question.seed,
+            "ignore_eos": True,
+            "return_token_ids": True,
+        }
+        | ({"logprobs": question.likeliest, "return_tokens_as_token_ids": True} if question.likeliest else {})
+    )
 
 
 def _completions_answer(content: JsonObject) -> CompletionAnswer:
@@ -137,7 +160,9 @@ def _completions_answer(content: JsonObject) -> CompletionAnswer:
     read = listed(choice.get("prompt_token_ids")) or None
     prompt = Answer(content.get("model"), read, tokens_read(usage), [])
     drawn = ids if isinstance(ids, list) else None
-    return CompletionAnswer(prompt, len(choices), drawn, choice.get("finish_reason"), usage.get("completion_tokens"))
+    rows = [_row(mapping(row).items()) for row in listed(mapping(choice.get("logprobs")).get("top_logprobs"))]
+    stated = usage.get("completion_tokens")
+    return CompletionAnswer(prompt, len(choices), drawn, choice.get("finish_reason"), stated, rows)
 
 
 def _sglang_body(question: CompletionQuestion) -> JsonObject:
@@ -147,7 +172,8 @@ def _sglang_body(question: CompletionQuestion) -> JsonObject:
         "sampling_seed": question.seed,
         "no_stop_trim": True,
     }
-    return {"input_ids": question.ids, "sampling_params": settings}
+    asked = {"return_logprob": True, "top_logprobs_num": question.likeliest, "return_text_in_logprobs": False}
+    return {"input_ids": question.ids, "sampling_params": settings} | (asked if question.likeliest else {})
 
 
 def _sglang_answer(content: JsonObject) -> CompletionAnswer:
@@ -155,7 +181,20 @@ def _sglang_answer(content: JsonObject) -> CompletionAnswer:
     prompt = Answer(None, None, facts.get("prompt_tokens"), [])
     drawn = ids if isinstance(ids, list) else None
     reason = mapping(facts.get("finish_reason")).get("type")
-    return CompletionAnswer(prompt, 1, drawn, reason, facts.get("completion_tokens"))
+    own, top = (sglang_rows(facts.get(key)) for key in ("output_token_logprobs", "output_top_logprobs"))
+    rows = [_row([*(likeliest or []), *(drawn_one or [])]) for likeliest, drawn_one in zip(top, own, strict=False)]
+    return CompletionAnswer(prompt, 1, drawn, reason, facts.get("completion_tokens"), rows)
+
+
+def _row(entries: Iterable[tuple[Any, Any]]) -> dict[int, float]:
+    """Return log-probabilities by id; of an answer that states something else, none."""
+    row = {}
+    for name, value in entries:
+        token = token_id(name)
+        if type(token) is not int or type(value) not in (int, float) or not value <= 0:
+            return {}
+        row[token] = float(value)
+    return row
 
 
 COMPLETION_INTERFACES = {

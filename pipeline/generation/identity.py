@@ -3,6 +3,9 @@
 A student's ``final`` folder holds ``logitcask.json``, which training left there: the run, its last step, and who wrote
 and scored the text that it learned from. Rollouts of a student carry that, so that training on them can say how stale
 they are, and whether its teacher is the one that the student learned from before.
+
+The tokens at which a model stops are those of its generation settings, else of its configuration, else of its
+tokenizer. Of a model that a server runs, which is not loaded here, the same three places are read from its files.
 """
 
 import json
@@ -12,7 +15,7 @@ from typing import Any
 import torch
 import transformers
 from pydantic import ValidationError
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cache_tools.errors import ModelError
 from cache_tools.format.fingerprint import fingerprint
@@ -24,10 +27,10 @@ from pipeline.config.generation import PolicyConfig, SamplingConfig
 from pipeline.encoding.tokenizer import tokenizer_identity
 from pipeline.engines.server_opening import UNKNOWN
 from pipeline.engines.server_rows import ServerFacts
-from pipeline.teachers.loading import stated_architecture
+from pipeline.teachers.loading import stated_architecture, stated_configuration
 from pipeline.teachers.teacher import ModelDescription, Teacher
 
-STUDENT_RECORD = "logitcask.json"
+STUDENT_RECORD, SETTINGS = "logitcask.json", "generation_config.json"
 
 
 def sampling_of(config: SamplingConfig, stop_ids: tuple[int, ...]) -> Sampling:
@@ -131,3 +134,45 @@ def student_origin(folder: Path) -> StudentOrigin | None:
             found=summary(error),
             fix="Restore it from the run's folder, or delete it to use the model as any other",
         ) from error
+
+
+def stop_tokens(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """Return the ids at which a loaded model stops.
+
+    Args:
+        folder: Its folder, for errors.
+        model: The model.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        ModelError: its generation settings cannot be read.
+    """
+    settings = model.generation_config.eos_token_id if model.generation_config else None
+    configured = getattr(model.config.get_text_config(), "eos_token_id", None)
+    return _first_of(folder, settings, configured, tokenizer.eos_token_id)
+
+
+def stated_stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """Return the ids at which a model stops that is not loaded, by its folder.
+
+    Args:
+        folder: A folder with a tokenizer, and perhaps with a configuration and generation settings.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        ModelError: they are no token ids.
+    """
+    configuration = stated_configuration(folder)
+    text = configuration.get("text_config")
+    inner = text.get("eos_token_id") if isinstance(text, dict) else configuration.get("eos_token_id")
+    settings = stated_configuration(folder, SETTINGS).get("eos_token_id")
+    return _first_of(folder, settings, inner, tokenizer.eos_token_id)
+
+
+def _first_of(folder: Path, *places: object) -> tuple[int, ...]:
+    """Return the ids that the first place states which states any."""
+    stated = next((place for place in places if place is not None), None)
+    ids = stated if isinstance(stated, list | tuple) else [] if stated is None else [stated]
+    if not all(type(token) is int and token >= 0 for token in ids):
+        raise ModelError("the model's stop tokens are no token ids", where=folder, found=f"eos_token_id {stated!r}")
+    return tuple(dict.fromkeys(ids))

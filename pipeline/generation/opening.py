@@ -18,9 +18,8 @@ from pipeline.encoding.tokenizer import load_tokenizer
 from pipeline.engines.server_opening import Connection, connect
 from pipeline.generation.completing import CompletesPrompts, Writer
 from pipeline.generation.completion_requests import COMPLETION_INTERFACES
-from pipeline.generation.identity import policy_of, sampling_of, served_policy
+from pipeline.generation.identity import policy_of, sampling_of, served_policy, stated_stop_tokens, stop_tokens
 from pipeline.generation.server_writer import ServerWriter
-from pipeline.generation.stops import stated_stop_tokens, stop_tokens
 from pipeline.teachers.checkpoint import check_tensors
 from pipeline.teachers.loading import (
     chosen_device,

@@ -93,10 +93,11 @@ def _write_missing(
     """Write every part that the folder lacks; return the record of the whole."""
     sampling = record.policy.sampling
     requests = [Request(prompt, sample) for prompt in prompts for sample in range(sampling.samples_per_prompt)]
-    reporter.stage("generate", len(requests), "completions", speed_unit="tokens", done=_completions(record))
     missing = [part for part in range(record.parts) if part_name(part) not in record.files]
     if missing:
+        reporter.stage("checking how it writes", None)
         writer.check(requests)
+    reporter.stage("generate", len(requests), "completions", speed_unit="tokens", done=_completions(record))
     for part in missing:
         mine = requests[part * record.part_completions : (part + 1) * record.part_completions]
         tokens: dict[int, list[int]] = {}

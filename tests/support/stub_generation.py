@@ -42,16 +42,22 @@ def continued(log_probs, prompt, settings, fault="", generator=None):
         if tokens[-1] in settings.stop_token_ids and fault != "goes on":
             reason = "stop"
             break
-    if fault == "rounding" and len(tokens) > 1 and generator.random() < 0.2:
-        tokens[0] = (tokens[0] + 1) % 30
     return tokens, reason
+
+
+def rounded(tokens, seed):
+    """Return tokens as another rounding has them: of one seed in five, the first is another one."""
+    changed = seed % 5 == 0 and len(tokens) > 1
+    return [(tokens[0] + 1) % 30, *tokens[1:]] if changed else tokens
 
 
 def drawn(logits, settings, fault, draws):
     """Return a token, by temperature, then the likeliest k, then the nucleus."""
-    temperature = {"greedy": 0, "no temperature": 1}.get(fault, settings.temperature)
-    top_k = {"own top_k": 20, "no top_k": 0}.get(fault, max(settings.top_k, 0))
-    top_p = 1 if fault == "no top_p" else settings.top_p
+    temperature = {"greedy": 0, "no temperature": 1, "tempered": 0.7 * settings.temperature}.get(
+        fault, settings.temperature
+    )
+    top_k = {"own top_k": 10, "no top_k": 0}.get(fault, max(settings.top_k, 0))
+    top_p = {"no top_p": 1, "own top_p": 0.8}.get(fault, settings.top_p)
     if temperature == 0:
         return int(logits.argmax())
     weights = np.exp((logits - logits.max()) / temperature)
@@ -78,10 +84,29 @@ def spoilt(tokens, reason, fault, vocabulary):
     return ids, reason, len(ids) if stated is None else stated
 
 
-def completion(model, prompt, ids, reason, stated, fault):
+def likeliest_of(question):
+    """Return of how many tokens a request wants log-probabilities."""
+    return question.get("logprobs") or question.get("top_logprobs_num") or 0
+
+
+def rows_of(log_probs, prompt, ids, likeliest):
+    """Return for each drawn token the (id, log-probability) of the likeliest tokens, then of itself."""
+    rows = []
+    if not likeliest:
+        return rows
+    for place, token in enumerate(ids):
+        row = log_probs([*prompt, *ids[:place], 0][-3:])[-1]
+        top = np.argsort(-row, kind="stable")[:likeliest].tolist()
+        rows.append([(t, float(row[t])) for t in dict.fromkeys([*top, token])])
+    return rows
+
+
+def completion(model, prompt, ids, reason, stated, fault, rows=None):
     """Return the answer of ``/v1/completions``."""
     choice = {"index": 0, "text": "x", "finish_reason": reason, "prompt_token_ids": prompt, "token_ids": ids}
     usage = {"prompt_tokens": len(prompt), "completion_tokens": stated}
+    if rows:
+        choice["logprobs"] = {"top_logprobs": [{f"token_id:{token}": value for token, value in row} for row in rows]}
     if fault == "no ids":
         choice |= {"token_ids": None}
     if fault == "no prompt":
@@ -89,7 +114,11 @@ def completion(model, prompt, ids, reason, stated, fault):
     return {"model": model, "choices": [choice] * (2 if fault == "two" else 1), "usage": usage}
 
 
-def native(prompt, ids, reason, stated, fault):
+def native(prompt, ids, reason, stated, fault, rows=None):
     """Return the answer of SGLang's ``/generate``."""
     facts = {"prompt_tokens": len(prompt), "completion_tokens": stated, "finish_reason": {"type": reason}}
+    if rows:
+        triples = [[[value, token, None] for token, value in row] for row in rows]
+        own = [next([v, t, None] for v, t, _ in row if t == token) for row, token in zip(triples, ids, strict=True)]
+        facts |= {"output_token_logprobs": own, "output_top_logprobs": triples}
     return {"text": "x"} | ({} if fault == "no ids" else {"output_ids": ids}) | {"meta_info": facts}

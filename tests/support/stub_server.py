@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 
-from stub_generation import asked, completion, continued, native, spoilt
+from stub_generation import asked, completion, continued, likeliest_of, native, rounded, rows_of, spoilt
 
 VOCABULARY = 300
 MODEL = "stub-1b"
@@ -118,13 +118,17 @@ class StubServer:
     def _continued(self, prompt, question, kind):
         """Return a completion."""
         with self._lock:
-            tokens, reason = continued(self.log_probs, prompt, asked(question), self.fault, self.generator)
+            settings = asked(question)
+            tokens, reason = continued(self.log_probs, prompt, settings, self.fault, self.generator)
+            if self.fault == "rounding" and any(asked(earlier).seed == settings.seed for earlier, _ in self.questions):
+                tokens = rounded(tokens, settings.seed)
             self.questions.append((question, tokens))
+        rows = None if self.fault == "no rows" else rows_of(self.log_probs, prompt, tokens, likeliest_of(question))
         ids, reason, stated = spoilt(tokens, reason, self.fault, VOCABULARY)
         if kind == "sglang":
-            return native(prompt, ids, reason, stated, self.fault)
+            return native(prompt, ids, reason, stated, self.fault, rows)
         model = "another" if self.fault == "other model" else MODEL
-        return completion(model, prompt, ids, reason, stated, self.fault)
+        return completion(model, prompt, ids, reason, stated, self.fault, rows)
 
     def _ids(self, ids):
         """Return the ids that are read in place of those that were sent."""
