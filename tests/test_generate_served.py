@@ -454,7 +454,7 @@ def test_explain_says_on_whose_word_the_teacher_wrote_the_text(caches, tmp_path)
 
 def test_explain_says_that_the_weights_of_a_writer_are_unknown(caches, tmp_path):
     assert explained(tmp_path, caches["unknown"]) == (
-        f"Text: unknown: vllm server 0.0.stub, under the name {MODEL}, wrote it, at temperature 1 without truncation: "
+        f"Text: unknown: vllm server 0.0.stub (its model {MODEL}) wrote it, at temperature 1 without truncation: "
         "its tokens are draws from that model's own distribution; its weights are unknown, so nothing shows whether "
         "its prefixes are the teacher's, the student's or others."
     )
@@ -462,7 +462,7 @@ def test_explain_says_that_the_weights_of_a_writer_are_unknown(caches, tmp_path)
 
 def test_training_can_require_the_teacher_only_where_the_writers_weights_are_stated(caches, tmp_path):
     assert train(caches["stated"], tmp_path / "run", require_policy="teacher").exists()
-    with pytest.raises(IdentityError, match=r"found completions by vllm server 0\.0\.stub, .*, weights unknown"):
+    with pytest.raises(IdentityError, match=r"by vllm server 0\.0\.stub \(its model stub-1b\), weights unknown"):
         train(caches["unknown"], tmp_path / "other", require_policy="teacher")
 
 

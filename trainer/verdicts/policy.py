@@ -117,7 +117,7 @@ def check_writer(teacher: CachedTeacher, where: str) -> None:
             else f"text of which {PARTLY if origin.policies else UNRECORDED}",
             why="the file requires that one model wrote and scored the text",
             fix="Write the text with 'logitcask generate' by this teacher and capture it by ids and mask, or remove "
-            "require_policy",
+            "require_policy; if a server wrote it that has loaded this teacher, say so in policy.engine.same_weights",
         )
 
 
@@ -136,7 +136,7 @@ def learned_from(teachers: Sequence[CachedTeacher]) -> tuple[list[str], list[str
 
 def _who(policy: Policy) -> str:
     if policy.engine is not None and policy.weights is None:
-        return f"{_server(policy)}, under the name {policy.engine.get('model')},"
+        return f"{_server(policy)} (its model {policy.engine.get('model')})"
     if policy.student is None:
         return str(policy.model.get("name", "a model"))
     step = "an unknown step" if policy.student.step is None else f"step {policy.student.step:,}"
