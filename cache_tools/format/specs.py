@@ -174,7 +174,7 @@ class StudentOrigin(Document):
         run: Fingerprint of the run's identity.
         step: Optimizer steps that it had made; None if the run does not say.
         text_by: Weights of the models that wrote the text it learned from; empty unless all writers are recorded.
-        scored_by: Weights of the teachers that it learned from.
+        scored_by: Weights of the teachers that it learned from; empty unless those of all are recorded.
     """
 
     run: Sha256

@@ -93,7 +93,7 @@ class RunRecord:
         caches: Where each teacher's cache was read; on the Hub at which commit.
         versions: Versions of logitcask, torch and transformers.
         text_by: Weights of the models that wrote the text; empty unless all writers are recorded.
-        scored_by: Weights of the teachers.
+        scored_by: Weights of the teachers; empty unless those of all are recorded.
     """
 
     identity: RunIdentity

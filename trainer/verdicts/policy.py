@@ -124,14 +124,14 @@ def check_writer(teacher: CachedTeacher, where: str) -> None:
 def learned_from(teachers: Sequence[CachedTeacher]) -> tuple[list[str], list[str]]:
     """Return the weights of the models that wrote the text of some cached teachers, and those of the teachers.
 
-    No writer is returned unless the weights of all writers of the text are recorded.
+    None are returned of either unless the weights of all writers, or of all teachers, are recorded.
     """
     origins = [origin_of(teacher) for teacher in teachers]
     policies = [policy for origin in origins for policy in origin.policies]
     text_by = {policy.weights for policy in policies if policy.weights is not None}
     complete = all(origin.complete for origin in origins) and all(policy.weights is not None for policy in policies)
-    scored_by = {str(teacher.manifest.identity.get("weights")) for teacher in teachers}
-    return sorted(text_by) if complete else [], sorted(scored_by)
+    scored_by = [teacher.manifest.identity.get("weights") for teacher in teachers]
+    return sorted(text_by) if complete else [], [] if None in scored_by else sorted(set(map(str, scored_by)))
 
 
 def _who(policy: Policy) -> str:
