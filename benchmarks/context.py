@@ -5,9 +5,12 @@ SmolLM2-135M-Instruct answers questions with a solved example before each, which
 teacher's predictions of these answers (context distillation). Measured on the answers to held-out questions: KL of the
 teacher with the example against the student without, before and after. The change recovered is ``1 - after / before``.
 
-The control learns at the same answers from the predictions of the same teacher that read the example of *another
-document*, one of the other kind. If a student gained by learning from any predictions of these answers, the control
-would gain, too.
+Two controls learn at the same answers. One learns from the same teacher that read the example of *another document*,
+one of the other kind: what it recovers is what any example changes, whatever its style. The other learns from the right
+predictions at wrong positions (``control: other_positions``): what it recovers comes from training alone.
+
+Where an answer begins, its style is decided, and there the example changes most. So the first tokens of the answers are
+also measured by themselves.
 
 A seed sets the order of the batches and the adapters' first weights, and is the same for both arms; questions,
 answers and held-out modules are the same for all seeds. Stopped and started again, it continues: what is in the work
@@ -23,6 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
+import numpy as np
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.intervals import t_interval
@@ -32,6 +36,7 @@ from cache_tools.errors import LogitcaskError
 from cache_tools.json_output import json_text
 from cache_tools.mappings import JsonObject
 from cache_tools.progress.reporter import Reporter
+from cache_tools.quantities import counted
 from cache_tools.storage import write_object
 from cache_tools.store.reader import Cache
 from configs.smollm2 import fetch, styles
@@ -41,13 +46,22 @@ from pipeline.config.generation import GenerateConfig
 from pipeline.generation.run import run_generation
 from pipeline.run import Worker, run_capture
 from trainer.config.student_file import StudentConfig
-from trainer.evaluation.evaluate import evaluate_folder
+from trainer.evaluation.evaluate import evaluated_sequences
+from trainer.evaluation.evaluate import measure as measure_student
+from trainer.evaluation.loading import load_evaluated
 from trainer.run.train import run_training
+from trainer.student.cached_loss import vocabulary_size
 
 FILES = Path(fetch.__file__).parent
-OWN, OTHER = "its own example", "another document's example"
+OWN, OTHER, MOVED = "its own example", "another document's example", "its own, at other positions"
 ENCODINGS = {OWN: "main", OTHER: "other"}
-"""The encoding of each arm: both hold the same questions and answers, and the rows of another context."""
+"""Both encodings hold the same questions and answers; the second one has the rows of another context."""
+
+FOLDERS = {OWN: "own", OTHER: "other", MOVED: "moved"}
+"""The arms, and how their folders are called."""
+
+FIRST_TOKENS = 4
+"""Tokens at the beginning of each answer that are measured by themselves."""
 
 EVALUATED_SEQUENCES = 16
 """Sequences of a forward pass when a student is measured."""
@@ -76,11 +90,13 @@ class Measured:
 
     Attributes:
         kl_nats: Mean KL of the teacher, with the example, against the student, without.
+        first_kl_nats: The same at the first tokens of each answer.
         cross_entropy_nats: Mean of -ln p of the answers' tokens.
         core_seconds: Processor time of its training and its measurement.
     """
 
     kl_nats: float
+    first_kl_nats: float
     cross_entropy_nats: float
     core_seconds: float
 
@@ -95,6 +111,7 @@ class ArmRow:
         kl_interval_nats: Its interval.
         recovered_percent: Mean share of the change that was recovered.
         recovered_interval_percent: Its interval.
+        first_recovered_percent: Mean share that was recovered at the first tokens of the answers.
         core_minutes: Mean processor time of a student.
     """
 
@@ -103,6 +120,7 @@ class ArmRow:
     kl_interval_nats: float | None
     recovered_percent: float
     recovered_interval_percent: float | None
+    first_recovered_percent: float
     core_minutes: float
 
 
@@ -115,8 +133,9 @@ class ContextTable:
         answers_in_style: Share of the teacher's answers with the example that begin as the style does, in [0, 1].
         held_out_positions: Positions that are measured.
         before_nats: KL of the teacher with the example against itself without.
-        arms: Both arms.
-        difference_percent: Mean difference of the recovered shares within a seed.
+        first_before_nats: The same at the first tokens of each answer.
+        arms: The arms, the first of which is no control.
+        difference_percent: Mean difference, within a seed, of the shares with the document's own example and another's.
         difference_interval_percent: Its interval.
     """
 
@@ -124,6 +143,7 @@ class ContextTable:
     answers_in_style: float
     held_out_positions: int
     before_nats: float
+    first_before_nats: float
     arms: tuple[ArmRow, ...]
     difference_percent: float
     difference_interval_percent: float | None
@@ -153,12 +173,13 @@ def records(completions: Path) -> Iterator[JsonObject]:
 
 
 def student_config(arm: str, seed: int, scale: Scale, work: Path) -> StudentConfig:
-    """Return the student file of a run; the arms of a seed differ in the encoding alone."""
+    """Return the student file of a run; the arms of a seed differ in the rows alone."""
     changes = {
         "cache": work / "cache",
-        "encoding": ENCODINGS[arm],
+        "encoding": ENCODINGS.get(arm, ENCODINGS[OWN]),
+        "control": "other_positions" if arm == MOVED else None,
         "student.pretrained": scale.model,
-        "training.output_dir": str(work / f"{ENCODINGS[arm]}-{seed}"),
+        "training.output_dir": str(work / f"{FOLDERS[arm]}-{seed}"),
         "training.max_steps": scale.steps,
         "training.learning_rate": scale.learning_rate,
         "training.seed": seed,
@@ -172,7 +193,7 @@ def student(arm: str, seed: int, scale: Scale, work: Path) -> Measured:
     def trained() -> Path:
         return run_training(student_config(arm, seed, scale, work)).student
 
-    return _measured(work / "results" / f"{ENCODINGS[arm]}-{seed}.json", work, trained)
+    return _measured(work / "results" / f"{FOLDERS[arm]}-{seed}.json", work, trained)
 
 
 def before(scale: Scale, work: Path) -> Measured:
@@ -185,16 +206,21 @@ def _measured(path: Path, work: Path, model: Callable[[], Path]) -> Measured:
     if not path.exists():
         began = time.process_time()
         teacher = Cache(str(work / "cache")).encoding(ENCODINGS[OWN]).teacher()
-        result = evaluate_folder(model(), teacher, "held_out", EVALUATED_SEQUENCES)
+        loaded = load_evaluated(model(), teacher, "cpu", None, "float32", False)
+        answers = evaluated_sequences(teacher, "held_out", vocabulary_size(loaded))
+        measures = measure_student(loaded, answers, EVALUATED_SEQUENCES)
+        kl_nats, means = measures.values(), measures.means()
+        lengths = [answers.sequence(i).num_positions for i in range(len(answers))]
+        first = np.concatenate([np.arange(length) < FIRST_TOKENS for length in lengths])
         seconds = time.process_time() - began
-        figures = Measured(result.kl_to_teacher_nats, result.cross_entropy_nats, seconds)
+        figures = Measured(means.kl_to_teacher_nats, float(kl_nats[first].mean()), means.cross_entropy_nats, seconds)
         write_object(path, json.dumps(asdict(figures)).encode())
     return Measured(**json.loads(path.read_text()))
 
 
-def recovered_percent(first: Measured, last: Measured) -> float:
+def recovered_percent(first_nats: float, last_nats: float) -> float:
     """Return which share of the change a student recovered."""
-    return 100 * (1 - last.kl_nats / first.kl_nats)
+    return 100 * (1 - last_nats / first_nats)
 
 
 def table(
@@ -208,18 +234,29 @@ def table(
         answers_in_style: See :class:`ContextTable`.
         positions: Positions that are measured.
     """
-    shares = {arm: [recovered_percent(first, last) for last in made] for arm, made in students.items()}
+    shares = {arm: [recovered_percent(first.kl_nats, last.kl_nats) for last in made] for arm, made in students.items()}
     differences = [own - other for own, other in zip(shares[OWN], shares[OTHER], strict=True)]
     arms = tuple(
         ArmRow(
             arm,
             *_interval([last.kl_nats for last in made]),
             *_interval(shares[arm]),
+            first_recovered_percent=statistics.fmean(
+                recovered_percent(first.first_kl_nats, last.first_kl_nats) for last in made
+            ),
             core_minutes=statistics.fmean(last.core_seconds for last in made) / 60,
         )
         for arm, made in students.items()
     )
-    return ContextTable(len(differences), answers_in_style, positions, first.kl_nats, arms, *_interval(differences))
+    return ContextTable(
+        len(differences),
+        answers_in_style,
+        positions,
+        first.kl_nats,
+        first.first_kl_nats,
+        arms,
+        *_interval(differences),
+    )
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float | None]:
@@ -238,18 +275,19 @@ def show(result: ContextTable) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(title=f"{result.seeds} seeds, {result.held_out_positions:,} held-out positions")
-    for heading in ("the teacher had read", "KL, nats", "change recovered, %", "core-minutes"):
+    shown = Table(title=f"{counted(result.seeds, 'seed')}, {result.held_out_positions:,} held-out positions")
+    for heading in ("the teacher had read", "KL, nats", "recovered, %", f"of first {FIRST_TOKENS}, %", "core-minutes"):
         shown.add_column(heading, justify="left" if heading.startswith("the") else "right")
-    shown.add_row("(before training)", f"{result.before_nats:.4f}", "0", "")
+    shown.add_row("(before training)", f"{result.before_nats:.4f}", "0", "0", "")
     for arm in result.arms:
         kl = _cell(arm.kl_nats, arm.kl_interval_nats, 4)
         share = _cell(arm.recovered_percent, arm.recovered_interval_percent, 1)
-        shown.add_row(arm.name, kl, share, f"{arm.core_minutes:.1f}")
+        shown.add_row(arm.name, kl, share, f"{arm.first_recovered_percent:.1f}", f"{arm.core_minutes:.1f}")
     console = Console(width=100)
     console.print(shown)
     difference = _cell(result.difference_percent, result.difference_interval_percent, 1)
-    console.print(f"difference of the shares: {difference} %")
+    console.print(f"its own example minus another document's: {difference} %")
+    console.print(f"before training, at the first {FIRST_TOKENS} tokens: {result.first_before_nats:.4f} nats")
     console.print(f"answers of the teacher with the example in its style: {result.answers_in_style:.1%}")
 
 
@@ -268,11 +306,11 @@ def measure(scale: Scale, work: Path, seeds: int) -> ContextTable:
     prepare(scale, work)
     first = before(scale, work)
     click.echo(f"before: {first.kl_nats:.4f} nats, {first.core_seconds:.0f} s of a core", err=True)
-    students: dict[str, list[Measured]] = {arm: [] for arm in ENCODINGS}
+    students: dict[str, list[Measured]] = {arm: [] for arm in FOLDERS}
     for seed in range(seeds):
         for arm, made in students.items():
             made.append(student(arm, seed, scale, work))
-            share, seconds = recovered_percent(first, made[-1]), made[-1].core_seconds
+            share, seconds = recovered_percent(first.kl_nats, made[-1].kl_nats), made[-1].core_seconds
             click.echo(
                 f"seed {seed}, {arm}: {made[-1].kl_nats:.4f} nats, {share:.1f} % recovered, {seconds:.0f} s", err=True
             )

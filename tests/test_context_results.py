@@ -24,14 +24,15 @@ def test_the_control_reads_the_example_of_the_other_kind_and_nothing_else_change
 
 
 def test_shares_are_taken_within_a_seed():
-    first = Measured(0.8, 3.0, 60)
+    first = Measured(0.8, 4.0, 3.0, 60)
     after = {OWN: [0.2, 0.4, 0.3], OTHER: [0.8, 0.9, 1.0]}
-    made = {arm: [Measured(kl, 2.0, 120) for kl in values] for arm, values in after.items()}
+    made = {arm: [Measured(kl, 1.0, 2.0, 120) for kl in values] for arm, values in after.items()}
     result = table(first, made, answers_in_style=0.5, positions=7)
     shares = {arm: [100 * (0.8 - kl) / 0.8 for kl in values] for arm, values in after.items()}
     for row in result.arms:
         assert (row.recovered_percent, row.recovered_interval_percent) == pytest.approx(t_interval(shares[row.name]))
         assert row.kl_nats == pytest.approx(statistics.fmean(after[row.name]))
+        assert row.first_recovered_percent == pytest.approx(75)
         assert row.core_minutes == 2
     differences = [own - other for own, other in zip(shares[OWN], shares[OTHER], strict=True)]
     assert (result.difference_percent, result.difference_interval_percent) == pytest.approx(t_interval(differences))
@@ -39,6 +40,6 @@ def test_shares_are_taken_within_a_seed():
 
 
 def test_a_single_seed_has_no_interval():
-    result = table(Measured(0.8, 3.0, 60), {arm: [Measured(0.4, 2.0, 60)] for arm in (OWN, OTHER)}, 0.5, 7)
+    result = table(Measured(0.8, 4.0, 3.0, 60), {arm: [Measured(0.4, 1.0, 2.0, 60)] for arm in (OWN, OTHER)}, 0.5, 7)
     assert [(row.recovered_percent, row.recovered_interval_percent) for row in result.arms] == [(50, None)] * 2
     assert result.difference_interval_percent is None
