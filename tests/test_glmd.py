@@ -161,6 +161,14 @@ def test_stages_of_few_texts_have_equal_steps_of_the_last_stage_and_the_longer_o
             assert last.changes == arms.LABELS_AT_1
 
 
+def test_an_arm_that_no_chosen_part_has_is_refused_before_anything_is_trained(tmp_path):
+    words = [str(tmp_path), str(tmp_path / "work"), "--part", "stages", "--arm", "0.25"]
+    result = CliRunner().invoke(run.run, words)
+    assert result.exit_code == 2
+    assert "no such arm: 0.25" in result.output
+    assert not (tmp_path / "work").exists()
+
+
 @pytest.mark.slow
 def test_no_gold_label_reaches_a_student(folder):
     """The fine-tuned teacher saw them. With other labels in the texts, its students stay the same bit for bit."""

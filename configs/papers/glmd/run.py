@@ -62,6 +62,9 @@ DEFAULT_PARTS = ("forms", "stages", "vocabularies", "labels")
 @click.option(
     "--part", "parts", multiple=True, type=click.Choice(list(PARTS)), help="What to compare; default: the first four."
 )
+@click.option(
+    "--arm", "names", multiple=True, metavar="NAME", help="Train only these students of a part; default: all."
+)
 @click.option("--show", is_flag=True, help="Train nothing; print the tables of the students that are there.")
 @overrides_option("--set-capture", "capture.yaml and task.yaml")
 @overrides_option("--set-teacher", "teacher.yaml")
@@ -77,12 +80,19 @@ def run(
     tuning_steps: int,
     layers: int,
     parts: tuple[str, ...],
+    names: tuple[str, ...],
     show: bool,
     set_capture: Overrides,
     set_teacher: Overrides,
     set_student: Overrides,
 ) -> None:
     """Train a teacher and students with TEXTS in WORK, and print the tables."""
+    chosen = parts or DEFAULT_PARTS
+    known = [name for part in chosen for name in PARTS[part][0]]
+    if set(names) - set(known):
+        raise click.UsageError(
+            f"no such arm: {', '.join(sorted(set(names) - set(known)))}; there are {'; '.join(known)}"
+        )
     as_it_is = None if further_steps else pretrained
     bench = Bench(
         texts, work, dict(zip(("P", "F1", "F2"), steps, strict=True)), layers, set_capture, set_student, as_it_is
@@ -90,7 +100,6 @@ def run(
     if not show:
         source = Source(pretrained, further_steps, tokens)
         train_teachers(bench, source, tuning_steps, set_teacher)
-    chosen = parts or DEFAULT_PARTS
     vocabulary = next(iter(PARTS[chosen[0]][0].values())).vocabulary
     labels = bench.cache("labels", vocabulary)
     teacher = measured(work / "tuned" / "final", labels.parent, None, distance=False)
@@ -98,8 +107,9 @@ def run(
     for part in chosen:
         arms, print_table, distance = PARTS[part]
         for seed in range(0 if show else seeds):
-            for arm in arms.values():
-                bench.student(arm, seed)
+            for name, arm in arms.items():
+                if not names or name in names:
+                    bench.student(arm, seed)
         print_table(bench, results(bench, arms, distance))
 
 
