@@ -88,11 +88,12 @@ def print_vocabularies(bench: Bench, results: Results) -> None:
     columns = ("kept share", "seeds", "tokens", "embedding parameters", "kept of held-out text", "stand-ins")
     row(*columns, "accuracy", "difference")
     row(*["---"] * 8)
+    results = {name: seeds for name, seeds in results.items() if seeds}
     for name, seeds in results.items():
         made, spread_of = read_manifest(bench.vocabulary(name)), crowding(read_vocabulary(bench.vocabulary(name)))
         covered = (made.coverage or {}).get("held_out", float("nan"))
         sizes = (f"{made.size:,}", f"{made.size * bench.width:,}", f"{covered:.1%}", f"{spread_of.num_tokens:,}")
-        row(name, str(len(seeds)), *sizes, percent(seeds), "" if name == "1" else points(seeds, results["1"]))
+        row(name, str(len(seeds)), *sizes, percent(seeds), "" if name == "1" else points(seeds, results.get("1", {})))
     for share in (name.removesuffix(f"-{UNKNOWN}") for name in results if name.endswith(UNKNOWN)):
         for name in (name for name in results if name.partition("-")[0] == share and not name.endswith(UNKNOWN)):
             how = name.partition("-")[2] or "dot product"
