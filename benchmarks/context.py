@@ -6,8 +6,8 @@ teacher's predictions of these answers (context distillation). Measured on the a
 teacher with the example against the student without, before and after. The change recovered is ``1 - after / before``.
 
 Two controls learn at the same answers. One learns from the same teacher that read the example of *another document*,
-one of the other kind: what it recovers is what any example changes, whatever its style. The other learns from the right
-predictions at wrong positions (``control: other_positions``): what it recovers comes from training alone.
+one of the other kind; what that example changes in the teacher itself is printed beside the table. The other learns from
+the right predictions at wrong positions (``control: other_positions``): what it recovers comes from training alone.
 
 Where an answer begins, its style is decided, and there the example changes most. So the first tokens of the answers are
 also measured by themselves.
@@ -27,12 +27,15 @@ from pathlib import Path
 
 import click
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.intervals import t_interval
 from benchmarks.work_folder import check_work_folder
 from cache_tools.configuration import configured
 from cache_tools.errors import LogitcaskError
+from cache_tools.format import layout
 from cache_tools.json_output import json_text
 from cache_tools.mappings import JsonObject
 from cache_tools.progress.reporter import Reporter
@@ -46,9 +49,11 @@ from pipeline.config.generation import GenerateConfig
 from pipeline.generation.run import run_generation
 from pipeline.run import Worker, run_capture
 from trainer.config.student_file import StudentConfig
+from trainer.data.cached_sequences import CachedSequences
 from trainer.evaluation.evaluate import evaluated_sequences
 from trainer.evaluation.evaluate import measure as measure_student
 from trainer.evaluation.loading import load_evaluated
+from trainer.losses.full import TeacherHead, whole_kl
 from trainer.run.train import run_training
 from trainer.student.cached_loss import vocabulary_size
 
@@ -134,6 +139,8 @@ class ContextTable:
         held_out_positions: Positions that are measured.
         before_nats: KL of the teacher with the example against itself without.
         first_before_nats: The same at the first tokens of each answer.
+        shared_percent: Share of the change that another document's example makes in the teacher itself.
+        first_shared_percent: The same at the first tokens of each answer.
         arms: The arms, the first of which is no control.
         difference_percent: Mean difference, within a seed, of the shares with the document's own example and another's.
         difference_interval_percent: Its interval.
@@ -144,6 +151,8 @@ class ContextTable:
     held_out_positions: int
     before_nats: float
     first_before_nats: float
+    shared_percent: float
+    first_shared_percent: float
     arms: tuple[ArmRow, ...]
     difference_percent: float
     difference_interval_percent: float | None
@@ -210,12 +219,38 @@ def _measured(path: Path, work: Path, model: Callable[[], Path]) -> Measured:
         answers = evaluated_sequences(teacher, "held_out", vocabulary_size(loaded))
         measures = measure_student(loaded, answers, EVALUATED_SEQUENCES)
         kl_nats, means = measures.values(), measures.means()
-        lengths = [answers.sequence(i).num_positions for i in range(len(answers))]
-        first = np.concatenate([np.arange(length) < FIRST_TOKENS for length in lengths])
+        first = first_tokens(answers)
         seconds = time.process_time() - began
         figures = Measured(means.kl_to_teacher_nats, float(kl_nats[first].mean()), means.cross_entropy_nats, seconds)
         write_object(path, json.dumps(asdict(figures)).encode())
     return Measured(**json.loads(path.read_text()))
+
+
+def first_tokens(answers: CachedSequences) -> NDArray[np.bool_]:
+    """Return which positions are among the first tokens of an answer, in the order of reading."""
+    lengths = [answers.sequence(i).num_positions for i in range(len(answers))]
+    return np.concatenate([np.arange(length) < FIRST_TOKENS for length in lengths])
+
+
+def between_teachers(work: Path) -> tuple[float, float]:
+    """Return the mean KL of the teacher with the own example against itself with the other's, and of first tokens.
+
+    Both are on the held-out answers, over the whole vocabulary, from the stored last hidden states.
+    """
+    path = work / "results" / "teachers.json"
+    if not path.exists():
+        teachers = [Cache(str(work / "cache")).encoding(ENCODINGS[arm]).teacher() for arm in (OWN, OTHER)]
+        width = teachers[0].encoding.manifest.vocabulary.size
+        head = TeacherHead(teachers[0].file(layout.HEAD), width)
+        answers = [evaluated_sequences(teacher, "held_out", width) for teacher in teachers]
+        kl_nats = [
+            whole_kl(*(head(torch.from_numpy(read[i].hidden["last"])) for read in reversed(answers)))
+            for i in range(len(answers[0]))
+        ]
+        values = torch.cat(kl_nats).numpy()
+        write_object(path, json.dumps([float(values.mean()), float(values[first_tokens(answers[0])].mean())]).encode())
+    mean_nats, first_nats = json.loads(path.read_text())
+    return mean_nats, first_nats
 
 
 def recovered_percent(first_nats: float, last_nats: float) -> float:
@@ -224,12 +259,17 @@ def recovered_percent(first_nats: float, last_nats: float) -> float:
 
 
 def table(
-    first: Measured, students: Mapping[str, Sequence[Measured]], answers_in_style: float, positions: int
+    first: Measured,
+    teachers_nats: tuple[float, float],
+    students: Mapping[str, Sequence[Measured]],
+    answers_in_style: float,
+    positions: int,
 ) -> ContextTable:
     """Return the result.
 
     Args:
         first: The weights that every student starts from.
+        teachers_nats: See :func:`between_teachers`.
         students: Those of each arm, by seed.
         answers_in_style: See :class:`ContextTable`.
         positions: Positions that are measured.
@@ -254,6 +294,8 @@ def table(
         positions,
         first.kl_nats,
         first.first_kl_nats,
+        recovered_percent(first.kl_nats, teachers_nats[0]),
+        recovered_percent(first.first_kl_nats, teachers_nats[1]),
         arms,
         *_interval(differences),
     )
@@ -287,6 +329,10 @@ def show(result: ContextTable) -> None:
     console.print(shown)
     difference = _cell(result.difference_percent, result.difference_interval_percent, 1)
     console.print(f"its own example minus another document's: {difference} %")
+    console.print(
+        f"what another document's example changes in the teacher itself: {result.shared_percent:.1f} % of it, "
+        f"{result.first_shared_percent:.1f} % at the first {FIRST_TOKENS} tokens"
+    )
     console.print(f"before training, at the first {FIRST_TOKENS} tokens: {result.first_before_nats:.4f} nats")
     console.print(f"answers of the teacher with the example in its style: {result.answers_in_style:.1%}")
 
@@ -315,7 +361,7 @@ def measure(scale: Scale, work: Path, seeds: int) -> ContextTable:
                 f"seed {seed}, {arm}: {made[-1].kl_nats:.4f} nats, {share:.1f} % recovered, {seconds:.0f} s", err=True
             )
     positions = Cache(str(work / "cache")).encoding(ENCODINGS[OWN]).manifest.splits["held_out"].positions
-    return table(first, students, in_style(work / "completions"), positions)
+    return table(first, between_teachers(work), students, in_style(work / "completions"), positions)
 
 
 @contextmanager

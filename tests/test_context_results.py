@@ -27,7 +27,8 @@ def test_shares_are_taken_within_a_seed():
     first = Measured(0.8, 4.0, 3.0, 60)
     after = {OWN: [0.2, 0.4, 0.3], OTHER: [0.8, 0.9, 1.0]}
     made = {arm: [Measured(kl, 1.0, 2.0, 120) for kl in values] for arm, values in after.items()}
-    result = table(first, made, answers_in_style=0.5, positions=7)
+    result = table(first, (0.4, 1.0), made, answers_in_style=0.5, positions=7)
+    assert (result.shared_percent, result.first_shared_percent) == pytest.approx((50, 75))
     shares = {arm: [100 * (0.8 - kl) / 0.8 for kl in values] for arm, values in after.items()}
     for row in result.arms:
         assert (row.recovered_percent, row.recovered_interval_percent) == pytest.approx(t_interval(shares[row.name]))
@@ -40,6 +41,7 @@ def test_shares_are_taken_within_a_seed():
 
 
 def test_a_single_seed_has_no_interval():
-    result = table(Measured(0.8, 4.0, 3.0, 60), {arm: [Measured(0.4, 1.0, 2.0, 60)] for arm in (OWN, OTHER)}, 0.5, 7)
+    first, made = Measured(0.8, 4.0, 3.0, 60), {arm: [Measured(0.4, 1.0, 2.0, 60)] for arm in (OWN, OTHER)}
+    result = table(first, (0.4, 1.0), made, 0.5, 7)
     assert [(row.recovered_percent, row.recovered_interval_percent) for row in result.arms] == [(50, None)] * 2
     assert result.difference_interval_percent is None
