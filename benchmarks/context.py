@@ -6,8 +6,8 @@ teacher's predictions of these answers (context distillation). Measured on the a
 teacher with the example against the student without, before and after. The change recovered is ``1 - after / before``.
 
 Two controls learn at the same answers. One learns from the same teacher that read the example of *another document*,
-one of the other kind; what that example changes in the teacher itself is printed beside the table. The other learns from
-the right predictions at wrong positions (``control: other_positions``): what it recovers comes from training alone.
+one of the other kind; what that example changes in the teacher itself is printed below the table. The other learns
+from the right predictions at wrong positions (``control: other_positions``): it recovers what training alone does.
 
 Where an answer begins, its style is decided, and there the example changes most. So the first tokens of the answers are
 also measured by themselves.
