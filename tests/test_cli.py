@@ -150,7 +150,7 @@ def test_inspect_json_has_these_keys(cache):
     assert set(encoding) == {
         "name", "fingerprint", "parts", "objective", "vocabulary_size", "positions_per_shard", "splits",
         "sequence_bytes", "teachers", "chat_sequences_without_beginning",
-        "written_by", "wholly_written", "alignments",
+        "written_by", "wholly_written", "alignments", "context",
     }  # fmt: skip
     assert set(teacher) == {
         "name", "fingerprint", "model", "vocabulary_size", "target", "scalars", "hidden", "shards_done", "shards",
