@@ -21,7 +21,7 @@ from student_fixtures import without_pictures
 from trainer.config.student_file import StudentConfig
 
 DOMAINS = ["de", "en"]
-CALIBRATION = Calibration((4.0, 5.0), 0.5)
+CALIBRATION = Calibration((4.0, 5.0), 0.5, 0.25)
 SHAPE = ["hidden_size=32", "intermediate_size=64", "num_hidden_layers=1", "num_attention_heads=2"]
 SMALL = [f"student.config.{key}" for key in SHAPE] + [
     "training.learning_rate=0.01",
@@ -122,28 +122,45 @@ def test_calibrated_weights_are_those_of_entropy_less_the_expert_s_mean():
     means = weights.over_sequences(sample).scalars["entropy"].numpy()
     exponents = -(means - np.array(CALIBRATION.means_T)) / CALIBRATION.temperature
     expected = np.exp(exponents) / np.exp(exponents).sum(1, keepdims=True)
-    np.testing.assert_allclose(CALIBRATION.weights(sample), expected, rtol=1e-4)
+    np.testing.assert_allclose(CALIBRATION.weights(weights.CALIBRATED, sample), expected, rtol=1e-4)
 
 
 def test_calibration_knows_the_domain_where_entropy_follows_the_surer_expert():
     training, sample = two_experts(1), two_experts(2)
     calibration = calibrated(training)
-    calibrated_N = weights.matching_weight(sample, calibration.weights(sample))
+    calibrated_N = weights.matching_weight(sample, calibration.weights(weights.CALIBRATED, sample))
     plain_N = weights.matching_weight(sample, weights.weights(sample, weights.RULES["sequence entropy"]))
     assert np.mean(calibrated_N > 0.5) > 0.95
     assert np.mean(plain_N > 0.5) == 0.5  # always the second expert
     by_temperature = [
-        weights.nats(training, Calibration(calibration.means_T, t).weights(training)).mean() for t in TEMPERATURES
+        weights.nats(training, Calibration(calibration.means_T, t).weights(weights.CALIBRATED, training)).mean()
+        for t in TEMPERATURES
     ]
     assert calibration.temperature == TEMPERATURES[int(np.argmin(by_temperature))]
 
 
+def test_the_likelihood_of_other_positions_knows_the_domain_and_not_the_answer():
+    sample = two_experts(3)
+    weights_NT = CALIBRATION.weights(weights.OTHERS, sample)
+    assert np.mean(weights.matching_weight(sample, weights_NT) > 0.5) > 0.95
+    gold_NT = sample.scalars["gold_logprob"].numpy()
+    for n in (0, 7):
+        others = (sample.sequence_N == sample.sequence_N[n]) & (np.arange(200) != n)
+        expected = np.exp(gold_NT[others].mean(axis=0) / 0.25)
+        np.testing.assert_allclose(weights_NT[n], expected / expected.sum(), rtol=1e-3)
+    answered = sample._replace(scalars={**sample.scalars, "gold_logprob": sample.scalars["gold_logprob"].clone()})
+    answered.scalars["gold_logprob"][7, 0] = -0.01
+    np.testing.assert_allclose(CALIBRATION.weights(weights.OTHERS, answered)[7], weights_NT[7], rtol=1e-6)
+
+
 def test_a_student_gets_the_calibrated_weights_from_the_keys_of_its_file():
-    changes = CALIBRATION.changes(DOMAINS)
+    changes = CALIBRATION.changes(weights.CALIBRATED, DOMAINS)
     config = configured(HERE / "student.yaml", StudentConfig, changes)
     given = [teacher.weight_on("any") for teacher in config.teachers]
     assert given[1] / given[0] == pytest.approx(np.exp(2))
-    assert config.mixture.model_dump(exclude={"of"}) == CALIBRATION.rule.model_dump(exclude={"of"})
+    assert config.mixture.model_dump(exclude={"of"}) == CALIBRATION.rules[weights.CALIBRATED][0].model_dump(
+        exclude={"of"}
+    )
 
 
 @pytest.mark.slow
@@ -179,7 +196,9 @@ def test_every_arm_is_a_student_file():
         config = configured(HERE / "student.yaml", StudentConfig, changes)
         assert (config.control is not None) == (name == CONTROL)
         assert (config.mixture.per == "sequence") == name.startswith("sequence entropy")
-        assert (config.mixture.temperature == 0.5) == (name == weights.CALIBRATED)
+        expected = {weights.CALIBRATED: 0.5, weights.OTHERS: 0.25}.get(name, 1)
+        assert config.mixture.temperature == expected
+        assert (config.mixture.per == "others") == (name == weights.OTHERS)
 
 
 def curves_of(nats_by_seed):

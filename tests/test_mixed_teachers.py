@@ -73,11 +73,18 @@ class Stored:
         means = [torch.from_numpy(self.teacher.scalar(name, *row)).double().mean() for row in self.rows]
         return torch.cat([mean.expand(row[1] - row[0]) for mean, row in zip(means, self.rows, strict=True)])
 
+    def mean_of_the_others(self, name):
+        """Return, at each row, a scalar's mean over the other rows of its sequence."""
+        sequences = [torch.from_numpy(self.teacher.scalar(name, *row)).double() for row in self.rows]
+        return torch.stack([torch.cat([x[:i], x[i + 1 :]]).mean() for x in sequences for i in range(len(x))])
+
     def weight(self, rule, per="position"):
-        scalar = self.scalar if per == "position" else self.mean_of_each_sequence
+        scalar = {"position": self.scalar, "sequence": self.mean_of_each_sequence, "others": self.mean_of_the_others}[
+            per
+        ]
         loss = -scalar("gold_logprob")
         factors = {"discounted": 1 / (1 + loss), "inverse_loss": 1 / loss, "entropy": (-scalar("entropy")).exp()}
-        return factors[rule]
+        return (factors | {"gold_likelihood": (-loss).exp()})[rule]
 
 
 def naive_kd(logits, gold, targets, w, config):
@@ -103,6 +110,8 @@ def naive_kd(logits, gold, targets, w, config):
         ("discounted", "losses", "position", 1),
         ("discounted", "losses", "sequence", 1),
         ("inverse_loss", "distributions", "position", 0.5),
+        ("gold_likelihood", "distributions", "others", 4),
+        ("entropy", "losses", "others", 1),
     ],
 )
 def test_the_loss_of_a_batch_is_the_stated_mixture_of_what_the_cache_holds(cache, rule, of, per, exponent, temperature):
@@ -163,11 +172,22 @@ def test_a_run_that_began_before_weights_had_a_temperature_or_were_of_sequences_
         assert differences(before, MixtureConfig(weights="entropy", **key).model_dump(mode="json"))
 
 
+def test_a_position_without_others_has_the_weights_of_the_file(cache, monkeypatch):
+    """Where one teacher has no other row with targets, the mean of no teacher counts."""
+    dataset = sequences_of(cache, teachers=BOTH, mixture={"weights": "gold_likelihood", "per": "others"})
+    means = iter([np.array([np.nan, -1.0], np.float32), np.array([-2.0, -3.0], np.float32)])
+    monkeypatch.setitem(several_teachers.MEANS, "others", lambda scalar_N, targets: next(means))
+    scalars = dataset[0].scalars
+    assert [scalars[f"{t}/others_gold_logprob"].tolist() for t in (0, 1)] == [[0, -1], [0, -3]]
+
+
 def test_rows_without_targets_do_not_count_in_the_mean_of_a_sequence():
     log_p = np.array([[-0.5, -1.0], [-np.inf, -np.inf], [-0.1, -np.inf]], np.float32)
     targets = Targets(np.zeros((3, 2), np.uint32), log_p, np.zeros(3, np.float32))
     means = several_teachers.mean_over_rows(np.array([1.0, np.nan, 4.0], np.float32), targets)
     assert means.tolist() == [2.5] * 3
+    others = several_teachers.mean_over_other_rows(np.array([1.0, np.nan, 4.0], np.float32), targets)
+    assert others.tolist() == [4.0, 2.5, 1.0]
     nothing = Targets(targets.ids, np.full_like(log_p, -np.inf), targets.log_left_out)
     assert several_teachers.mean_over_rows(np.full(3, np.nan, np.float32), nothing).tolist() == [0.0] * 3
 

@@ -42,6 +42,11 @@ SCALAR: dict[Weighting, str | None] = {
 """The scalar that each rule reads from every teacher's cache."""
 
 
+Per = Literal["position", "sequence", "others"]
+PREFIX: dict[Per, str] = {"position": "", "sequence": "mean_", "others": "others_"}
+"""By what a weight is for: how the number that it is made from is named, before the name of the scalar."""
+
+
 class MixedTeacher(Config):
     """One of several teachers over the same encoding.
 
@@ -80,6 +85,9 @@ class MixtureConfig(Config):
         per: ``position``: each position has weights by its own scalars. ``sequence``: all positions of a sequence have
             the same weights, by the mean of each teacher's scalar over the sequence's kept positions. The entropy at
             one position depends on how hard the position is; its mean over a sequence depends more on the text.
+            ``others``: each position has weights by the mean over the *other* kept positions of its sequence, so that
+            no rule sees the gold token that is to be predicted there; the only kept position of a sequence has the
+            weights in ``teachers``.
         temperature: Factors of ``entropy``, ``inverse_loss`` and ``gold_likelihood`` are raised to 1 / temperature:
             below 1 the better teacher gets nearly all weight, far above 1 the weights are those in ``teachers``.
         of: ``losses``: the weighted sum of each teacher's own divergence. ``distributions``: one divergence from the
@@ -88,7 +96,7 @@ class MixtureConfig(Config):
 
     weights: Weighting = "fixed"
     # left out of run.json at its default, so that runs which began before this key existed continue
-    per: Literal["position", "sequence"] = Field(default="position", exclude_if=lambda per: per == "position")
+    per: Per = Field(default="position", exclude_if=lambda per: per == "position")
     temperature: float = Field(default=1.0, ge=1e-3, le=1e3, exclude_if=lambda temperature: temperature == 1)
     of: Literal["losses", "distributions"] = "losses"
 
@@ -106,15 +114,17 @@ class MixtureConfig(Config):
 
     @model_validator(mode="after")
     def _per_sequence(self) -> "MixtureConfig":
-        if self.per == "sequence" and self.weights == "fixed":
-            raise ValueError("fixed weights are the same at every position of a sequence; per: sequence needs a rule")
+        if self.per != "position" and self.weights == "fixed":
+            raise ValueError(
+                f"fixed weights are the same at every position of a sequence; per: {self.per} needs a rule"
+            )
         return self
 
     @property
     def column(self) -> str | None:
         """Name of the number that the rule reads of each teacher at each position; None if it reads none."""
         scalar = SCALAR[self.weights]
-        return scalar if scalar is None or self.per == "position" else f"mean_{scalar}"
+        return scalar if scalar is None else f"{PREFIX[self.per]}{scalar}"
 
 
 class MixedCache(Config):

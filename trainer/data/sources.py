@@ -77,7 +77,7 @@ def mixed_sequences(
 ) -> MixedSequences:
     """Return the sequences of a split with several teachers' predictions."""
     readings = [mixed_reading(config.loss, config.mixture, teacher) for teacher in teachers]
-    by_sequence = config.mixture.per == "sequence" and config.loss.kd_weight > 0
+    by_sequence = config.mixture.per != "position" and config.loss.kd_weight > 0
     return MixedSequences(
         teachers,
         config.teachers,
@@ -87,6 +87,7 @@ def mixed_sequences(
         weights,
         split,
         mean_of=SCALAR[config.mixture.weights] if by_sequence else None,
+        per=config.mixture.per,
         other_positions=is_control(config),
     )
 

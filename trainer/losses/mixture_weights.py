@@ -16,9 +16,11 @@ rule                weight              summing to what it trusts
 =================== =================== ========== ==========================================================
 
 With ``mixture.per: sequence``, l or H is its mean over the kept positions of the sequence, so p(gold) is a geometric
-mean; these means are taken where sequences are read (``data/several_teachers.py``).
+mean; with ``per: others`` over all of them but the one at hand. These means are taken where sequences are read
+(``data/several_teachers.py``).
 
-``inverse_loss`` and ``gold_likelihood`` use the gold token, which the student has to predict.
+``inverse_loss`` and ``gold_likelihood`` use the gold token, which the student has to predict; with ``per: others``,
+those of the other positions alone.
 
 A temperature t raises the factor that b is multiplied with to 1 / t. With ``entropy`` and b = exp(m / t), for a
 teacher's usual entropy m, that is exp(-(H - m) / t): who is surer than usual, and not who is surer.

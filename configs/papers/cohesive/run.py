@@ -18,7 +18,7 @@ from configs.papers.cohesive.convergence import Curve
 from configs.papers.cohesive.ngrams import counted
 from configs.papers.cohesive.tables import OWN, TEXT_ALONE, print_students, print_weights
 from configs.papers.cohesive.texts import MIXED, read_texts
-from configs.papers.cohesive.weights import CALIBRATED, GOLD, RULES, positions_of
+from configs.papers.cohesive.weights import GOLD, RULES, positions_of
 from configs.papers.measures import finished_seeds
 from configs.papers.recipes import Overrides, capture_file, overrides_option, train_file
 from configs.papers.wordpiece import untrained
@@ -51,7 +51,7 @@ def run(
 ) -> None:
     """Train an expert for each <domain>.jsonl in TEXTS, and students of both, in WORK; print the tables."""
     domains = sorted(path.stem for path in texts.glob("*.jsonl") if path.stem != MIXED)
-    names = list(arms(domains, Calibration((0.0,) * len(domains), 1.0)))
+    names = list(arms(domains, Calibration((0.0,) * len(domains))))
     unknown_arms = set(chosen_arms) - set(names)
     if unknown_arms:
         raise click.UsageError(f"no such arm: {', '.join(sorted(unknown_arms))}; there are {', '.join(names)}")
@@ -106,7 +106,7 @@ def arms(domains: list[str], calibration: Calibration) -> dict[str, Overrides]:
         TEXT_ALONE: {**all_experts, "loss.kd_weight": 0},
         **single,
         **mixed,
-        CALIBRATED: calibration.changes(domains),
+        **{name: calibration.changes(name, domains) for name in calibration.rules},
         OWN: own,
         CONTROL: control,
     }

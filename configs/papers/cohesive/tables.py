@@ -12,6 +12,7 @@ from configs.papers.cohesive.ngrams import Counted
 from configs.papers.cohesive.weights import (
     CALIBRATED,
     GOLD,
+    OTHERS,
     RULES,
     Floats,
     Positions,
@@ -24,8 +25,8 @@ from configs.papers.intervals import Interval, differences, over_seeds, over_see
 from configs.papers.markdown import markdown, show
 
 TEXT_ALONE, OWN = "text alone", "the domain's own"
-WITHOUT_GOLD = ("entropy", "sequence entropy", CALIBRATED, OWN)
-"""Mixtures that use no gold token, which are compared with the uniform one and the one of gold likelihood."""
+WITHOUT_ANSWER = ("entropy", "sequence entropy", CALIBRATED, OTHERS, OWN)
+"""Mixtures that do not use the token to be predicted; they are compared with the uniform one and the one that does."""
 
 Curves = Mapping[str, Mapping[int, Curve]]
 
@@ -45,7 +46,7 @@ def print_weights(sample: Positions, experts: Sequence[str], calibration: Calibr
     }
     rows[OWN] = one_hot[sample.matching_N]
     rows |= {name: weights(sample, rule) for name, rule in RULES.items()}
-    rows[CALIBRATED] = calibration.weights(sample)
+    rows |= {name: calibration.weights(name, sample) for name in calibration.rules}
     columns = ("weights", "own expert's weight is larger", "its mean weight", *experts, "all", "all, minus uniform")
     table = markdown(*columns, title=f"held-out cross-entropy of mixtures, nats; {len(sample.matching_N):,} positions")
     uniform_N = nats(sample, rows["uniform"])
@@ -59,7 +60,10 @@ def print_weights(sample: Positions, experts: Sequence[str], calibration: Calibr
         table.add_row(name, *cells, *by_domain(sample, nats_N, experts), str(gain))
     show(table)
     usual = ", ".join(f"{name} {mean:.3f}" for name, mean in zip(experts, calibration.means_T, strict=True))
-    click.echo(f"\nCalibrated on training text: usual entropy in nats {usual}; temperature {calibration.temperature:g}")
+    click.echo(
+        f"\nOn training text: usual entropy in nats {usual}; temperature of its weights {calibration.temperature:g},"
+    )
+    click.echo(f"of the weights by other positions {calibration.others_temperature:g}")
 
 
 def by_domain(sample: Positions, nats_N: Floats, experts: Sequence[str]) -> list[str]:
@@ -92,13 +96,13 @@ def print_students(curves: Curves, single: Sequence[str]) -> None:
         means = (np.mean([*final[arm].values()]), np.mean([*steps[arm].values()]))
         table.add_row(arm, str(len(curves[arm])), f"{means[0]:.3f}", *gains, f"{means[1]:.0f}", *shares)
     show(table)
-    for name in (name for name in WITHOUT_GOLD if name in final):
+    for name in (name for name in WITHOUT_ANSWER if name in final):
         gaps = [
             f"minus {other}: {compared(differences(final[name], final[other]))}"
             for other in ("uniform", GOLD)
             if other in final
         ]
-        click.echo(f"\n{name}, which sees no gold token, in nats {'; '.join(gaps)}")
+        click.echo(f"\n{name}, which does not see the answer, in nats {'; '.join(gaps)}")
 
 
 def compared(values_S: NDArray[np.float64]) -> str:

@@ -4,7 +4,7 @@ A mixture's probability of the gold token is the weighted mean of the experts' o
 every position; so the figures are exact for every kind of target.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +16,12 @@ from cache_tools.format.manifest import Split
 from cache_tools.store.reader import Encoding
 from cache_tools.store.teacher import CachedTeacher
 from configs.papers.cohesive.texts import domain_of
-from trainer.config.mixture import SCALAR, MixtureConfig
+from trainer.config.mixture import SCALAR, MixtureConfig, Per
 from trainer.losses.mixture_weights import teacher_weights
 
 Floats = NDArray[np.float64]
 GOLD, CALIBRATED = "gold likelihood", "sequence entropy, calibrated"
+OTHERS = "likelihood of the other positions"
 RULES = {
     "uniform": MixtureConfig(weights="fixed"),
     "entropy": MixtureConfig(weights="entropy"),
@@ -66,7 +67,7 @@ def weights(sample: Positions, rule: MixtureConfig, given: Sequence[float] | Non
         rule: How the experts are weighted.
         given: Each expert's weight in the student file; by default all alike.
     """
-    name, sample = SCALAR[rule.weights], over_sequences(sample) if rule.per == "sequence" else sample
+    name, sample = SCALAR[rule.weights], AVERAGED[rule.per](sample)
     given_NT = torch.ones_like(sample.scalars["entropy"]) * (1 if given is None else torch.tensor(given))
     scalar_NT = None if name is None else sample.scalars[name]
     weights_NT = teacher_weights(rule.weights, given_NT, given_NT.bool(), scalar_NT, temperature=rule.temperature)
@@ -80,10 +81,32 @@ def over_sequences(sample: Positions) -> Positions:
     def mean(x_N: Floats) -> Floats:
         return (np.bincount(sample.sequence_N, x_N) / lengths_S)[sample.sequence_N]
 
+    return _each_scalar(sample, mean)
+
+
+def over_others(sample: Positions) -> Positions:
+    """Return the same with each scalar replaced by its mean over the other positions of the sequence; 0 if alone."""
+    others_N = np.bincount(sample.sequence_N)[sample.sequence_N] - 1
+
+    def mean(x_N: Floats) -> Floats:
+        sums_N = np.bincount(sample.sequence_N, x_N)[sample.sequence_N] - x_N
+        return np.asarray(np.where(others_N > 0, sums_N, 0) / np.maximum(others_N, 1), np.float64)
+
+    return _each_scalar(sample, mean)
+
+
+def _each_scalar(sample: Positions, mean: Callable[[Floats], Floats]) -> Positions:
     means = {name: [mean(x_N) for x_N in x_NT.double().numpy().T] for name, x_NT in sample.scalars.items()}
     return sample._replace(
         scalars={name: torch.from_numpy(np.stack(expert_means, axis=1)) for name, expert_means in means.items()}
     )
+
+
+AVERAGED: dict[Per, Callable[[Positions], Positions]] = {
+    "position": lambda sample: sample,
+    "sequence": over_sequences,
+    "others": over_others,
+}
 
 
 def matching_weight(sample: Positions, weights_NT: Floats) -> Floats:
