@@ -153,6 +153,20 @@ def test_the_likelihood_of_other_positions_knows_the_domain_and_not_the_answer()
     np.testing.assert_allclose(CALIBRATION.weights(weights.OTHERS, answered)[7], weights_NT[7], rtol=1e-6)
 
 
+def test_the_area_counts_pairs_and_ties_half():
+    scores, positive = np.array([1.0, 2.0, 2.0, 3.0]), np.array([False, True, False, True])
+    assert weights.area_under_curve(scores, positive) == (1 + 0.5 + 1 + 1) / 4
+
+
+def test_the_table_of_domains_has_the_means_of_sequences_at_home_and_abroad(capsys):
+    sample = two_experts(4)
+    tables.print_domains(sample, DOMAINS)
+    cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].split("|")[1:-1]]
+    gold = sample.scalars["gold_logprob"].numpy()
+    expected = [-gold[sample.matching_N == domain, expert].mean() for expert in (0, 1) for domain in (0, 1)]
+    assert cells == ["cross-entropy", *(f"{value:.3f}" for value in expected), "1.000"]
+
+
 def test_a_student_gets_the_calibrated_weights_from_the_keys_of_its_file():
     changes = CALIBRATION.changes(weights.CALIBRATED, DOMAINS)
     config = configured(HERE / "student.yaml", StudentConfig, changes)

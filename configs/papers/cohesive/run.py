@@ -16,7 +16,7 @@ from cache_tools.store.reader import Cache
 from configs.papers.cohesive.calibration import Calibration, calibrated
 from configs.papers.cohesive.convergence import Curve
 from configs.papers.cohesive.ngrams import counted
-from configs.papers.cohesive.tables import OWN, TEXT_ALONE, print_students, print_weights
+from configs.papers.cohesive.tables import OWN, TEXT_ALONE, print_domains, print_students, print_weights
 from configs.papers.cohesive.texts import MIXED, read_texts
 from configs.papers.cohesive.weights import GOLD, RULES, positions_of
 from configs.papers.measures import finished_seeds
@@ -63,7 +63,9 @@ def run(
     cache = capture_file(HERE / "capture.yaml", {**set_capture, **experts(work, domains), **places})
     encoding = Cache(cache).encoding()
     calibration = calibrated(positions_of(encoding, domains, "train"))
-    print_weights(positions_of(encoding, domains), domains, calibration, counted(encoding))
+    held_out = positions_of(encoding, domains)
+    print_weights(held_out, domains, calibration, counted(encoding))
+    print_domains(held_out, domains)
     students, all_arms = work / "students", arms(domains, calibration)
     for seed in range(seeds):
         for arm in chosen_arms or all_arms:

@@ -16,9 +16,11 @@ from configs.papers.cohesive.weights import (
     RULES,
     Floats,
     Positions,
+    area_under_curve,
     by_sequence,
     matching_weight,
     nats,
+    sequence_means,
     weights,
 )
 from configs.papers.intervals import Interval, differences, over_seeds, over_seeds_and_items, paired
@@ -64,6 +66,22 @@ def print_weights(sample: Positions, experts: Sequence[str], calibration: Calibr
         f"\nOn training text: usual entropy in nats {usual}; temperature of its weights {calibration.temperature:g},"
     )
     click.echo(f"of the weights by other positions {calibration.others_temperature:g}")
+
+
+def print_domains(sample: Positions, experts: Sequence[str]) -> None:
+    """Print the experts' entropies and cross-entropies at home and abroad, and how well they tell two domains apart."""
+    columns = ("mean over sequences, nats", *(f"{expert} on {domain}" for expert in experts for domain in experts))
+    table = markdown(*columns, "area under the curve", title="What the experts know of the domain of a held-out text")
+    for shown, name, sign in (("entropy", "entropy", 1), ("cross-entropy", "gold_logprob", -1)):
+        means_ST, domain_S = sequence_means(sample, name)
+        cells = [
+            f"{sign * means_ST[domain_S == domain, expert].mean():.3f}"
+            for expert in range(len(experts))
+            for domain in range(len(experts))
+        ]
+        area = area_under_curve(sign * (means_ST[:, 1] - means_ST[:, 0]), domain_S == 0) if len(experts) == 2 else None
+        table.add_row(shown, *cells, "" if area is None else f"{area:.3f}")
+    show(table)
 
 
 def by_domain(sample: Positions, nats_N: Floats, experts: Sequence[str]) -> list[str]:

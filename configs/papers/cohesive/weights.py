@@ -114,6 +114,18 @@ def matching_weight(sample: Positions, weights_NT: Floats) -> Floats:
     return weights_NT[np.arange(len(weights_NT)), sample.matching_N]
 
 
+def sequence_means(sample: Positions, name: str) -> tuple[Floats, NDArray[np.int64]]:
+    """Return a scalar's mean over each sequence, (S, T), and which expert's domain each sequence is of, (S,)."""
+    _, first_S = np.unique(sample.sequence_N, return_index=True)
+    return over_sequences(sample).scalars[name].double().numpy()[first_S], sample.matching_N[first_S]
+
+
+def area_under_curve(scores_S: Floats, is_positive_S: NDArray[np.bool_]) -> float:
+    """Return how likely a positive item scores above a negative one; ties count half."""
+    above = np.sign(scores_S[is_positive_S][:, None] - scores_S[~is_positive_S][None])
+    return float((above.mean() + 1) / 2)
+
+
 def nats(sample: Positions, weights_NT: Floats) -> Floats:
     """Return -log of the mixture's probability of the gold token: (N,)."""
     gold_NT = sample.scalars["gold_logprob"].double().exp().numpy()
