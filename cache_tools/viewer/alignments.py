@@ -56,8 +56,8 @@ class CutToken:
     Attributes:
         index: Its place in its sequence; of a predicted token, in the sequence as the teacher reads it.
         text: The text that it covers, harmless; the token's name if it covers none.
-        kind: Of the student's: one of CLASSES, or CONTEXT. Of the teacher's: PREDICTED if a row predicts it, or
-            CONTEXT.
+        kind: For a student's token one of CLASSES, or CONTEXT; for a teacher's token PREDICTED if a row predicts it,
+            or CONTEXT.
     """
 
     index: int

@@ -70,7 +70,8 @@ class Completion:
 
     Attributes:
         ids: The tokens that were drawn, a stop token at the end included.
-        rows: Of each, the log-probabilities of the likeliest tokens and of itself, by id; empty if they are not there.
+        rows: For each drawn token, the log-probabilities of the likeliest tokens and of itself, by id; empty if the
+            server gave none.
     """
 
     ids: list[int]
@@ -87,7 +88,7 @@ class CompletionAnswer:
         ids: The ids that were drawn; None if the answer does not state them.
         reason: Why it ended: ``stop``, ``length`` or something else.
         stated_tokens: How many tokens the server says it drew; None if it does not.
-        rows: Of each token, the log-probabilities of the likeliest ones and of itself; empty where there are none.
+        rows: As in :class:`Completion`, not yet compared with the drawn tokens.
     """
 
     prompt: Answer

@@ -59,7 +59,7 @@ class Arm(NamedTuple):
     weights: str = "fixed"
     kd_weight: float = 0.5
     hidden: int | None = None
-    """Of how many of its teachers the hidden states count, from the first on; None: of all."""
+    """How many of its teachers also have their hidden states matched, counted from the first; None for all."""
     same_total: bool = False
     """Whether ``kd_weight`` is chosen so that the teachers' weights sum to what ``discounted`` ones would."""
 
