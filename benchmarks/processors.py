@@ -2,8 +2,8 @@
 
 ATen, oneDNN and MKL choose their code by the processor's instruction set, and each reads an environment variable
 that forbids the newer instructions. Other code adds in another order, so a result differs in its last bits;
-tests with a tolerance that merely happened to pass fail here. Numerical tests are those whose file takes one from
-``tests/support/tolerances.py``, which says how a tolerance is derived.
+tests with a tolerance that merely happened to pass fail here. ``tests/support/tolerances.py`` says how a tolerance is
+derived, and ``benchmarks/numerical_tests.py`` which tests use one: these are run, and no other test of their files.
 
 A library that ignores its variable changes nothing: MKL does so on processors that are not Intel's, which obey
 ``MKL_CBWR=COMPATIBLE`` alone. The column ``changed`` names the libraries whose results differ from those of the
@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
+
+from benchmarks.numerical_tests import numerical_tests
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -77,13 +79,14 @@ class Outcome:
     seconds: float
 
 
-def numerical_files() -> list[str]:
-    """Return the test files that take a tolerance from ``tests/support/tolerances.py``, directly or from a fixture."""
-    uses = re.compile(r"\b(from tolerances import|GRADIENT_ROUNDING|LOSS_ROUNDING|assert_same_run)\b")
-    matching_files = (
-        path for path in sorted((ROOT / "tests").glob("test_*.py")) if uses.search(path.read_text("utf-8"))
-    )
-    return [str(path.relative_to(ROOT)) for path in matching_files]
+def selected_tests() -> list[str]:
+    """Return pytest's names of the functions that compare numbers within a tolerance."""
+    folder = ROOT / "tests"
+    return [
+        f"tests/{path.name}::{name}"
+        for path in sorted(folder.glob("test_*.py"))
+        for name in numerical_tests(path, folder / "support")
+    ]
 
 
 def environment(setting: str, threads: int) -> dict[str, str]:
@@ -101,12 +104,12 @@ def digests(variables: dict[str, str]) -> dict[str, str]:
     return dict(line.split() for line in lines)
 
 
-def run(setting: str, threads: int, files: list[str], options: list[str], native: dict[str, str]) -> Outcome:
+def run(setting: str, threads: int, tests: list[str], options: list[str], native: dict[str, str]) -> Outcome:
     """Run the tests under one setting; what fails is printed as it is."""
     variables, start = environment(setting, threads), time.monotonic()
     changed = tuple(name for name, digest in digests(variables).items() if digest != native[name])
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", "--no-header", *options]
-    result = subprocess.run([*command, *files], env=variables, cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run([*command, *tests], env=variables, cwd=ROOT, capture_output=True, text=True)
     last_line = result.stdout.rstrip().rpartition("\n")[2]
     count = {word.rstrip("s"): int(number) for number, word in re.findall(r"(\d+) (passed|failed|errors?)", last_line)}
     failed = count.get("failed", 0) + count.get("error", 0)
@@ -123,7 +126,7 @@ def run(setting: str, threads: int, files: list[str], options: list[str], native
 @click.option(
     "--processes", type=click.IntRange(1), default=1, show_default=True, help="Number of pytest processes at a time."
 )
-@click.option("--file", "files", multiple=True, help="Test files; default: all numerical ones.")
+@click.option("--file", "files", multiple=True, help="Test files; default: the numerical tests of all.")
 @click.option("--slow/--no-slow", default=False, show_default=True, help="Also the tests that are marked slow.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object per line instead of a table.")
 def main(
@@ -133,7 +136,7 @@ def main(
 
     Exit with 1 if a test fails.
     """
-    options, selected = [] if slow else ["-m", "not slow"], list(files) or numerical_files()
+    options, selected = [] if slow else ["-m", "not slow"], list(files) or selected_tests()
     if processes > 1:
         options += ["--numprocesses", str(processes), "--dist", "loadfile", "--no-loadscope-reorder"]
     native, failed = digests(environment("native", 1)), 0
