@@ -22,7 +22,7 @@ from configs.papers.measures import finished_seeds, once, predictions_of
 from configs.papers.mergedistill import stage_one, zero_shot
 from configs.papers.mergedistill.measures import evaluated, split_otherwise
 from configs.papers.mergedistill.tables import print_tables
-from configs.papers.recipes import Overrides, command, overrides_option, train_file
+from configs.papers.recipes import Overrides, overrides_option, train_file
 from pipeline.config.capture_file import CaptureConfig
 
 HERE = Path(__file__).parent
@@ -137,9 +137,7 @@ def make_caches(
     set_teacher: Overrides,
 ) -> None:
     """Train the teachers, store their predictions in ``work / language / "cache"``, and unite their vocabularies."""
-    for language in languages:
-        stage_one.capture_text(texts / f"{language}.jsonl", work / language, tokens, set_capture)
-    command("vocabulary", *(work / language / "text" for language in languages), "-o", work / "vocabulary")
+    stage_one.capture_texts(texts, work, languages, tokens, set_capture)
     for language in languages:
         stage_one.train_teacher(work / language, set_teacher)
         teacher = work / language / "teacher" / "final"
@@ -155,7 +153,7 @@ def make_multilingual_caches(
     set_teacher: Overrides,
 ) -> None:
     """Train one teacher of all languages; store its predictions of the same sequences and of the language left out."""
-    teacher = stage_one.train_multilingual(work, languages, set_teacher)
+    teacher = stage_one.train_together(work, languages, work / "multilingual" / "teacher", set_teacher)
     for language in languages:
         stage_one.capture_same_text(work, language, teacher, set_capture)
     if left_out:

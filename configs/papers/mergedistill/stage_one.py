@@ -54,9 +54,16 @@ def train_teacher(folder: Path, changes: Overrides) -> None:
     train_file(HERE / "teacher.yaml", {**changes, **places})
 
 
-def train_multilingual(work: Path, languages: Sequence[str], changes: Overrides) -> Path:
-    """Train one teacher of all languages and return its folder."""
-    places = {"vocabulary": work / "vocabulary", "training.output_dir": work / "multilingual" / "teacher"}
+def capture_texts(texts: Path, work: Path, languages: Sequence[str], tokens: int, changes: Overrides) -> None:
+    """Encode each language's masked text with a tokenizer of its own, and unite their vocabularies."""
+    for language in languages:
+        capture_text(texts / f"{language}.jsonl", work / language, tokens, changes)
+    command("vocabulary", *(work / language / "text" for language in languages), "-o", work / "vocabulary")
+
+
+def train_together(work: Path, languages: Sequence[str], output: Path, changes: Overrides) -> Path:
+    """Train one teacher of some languages over the union and return its folder."""
+    places = {"vocabulary": work / "vocabulary", "training.output_dir": output}
     caches = [{"cache": work / language / "text"} for language in languages]
     return train_file(HERE / "teacher_multilingual.yaml", {**changes, "caches": caches, **places})
 
