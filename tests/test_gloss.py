@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -57,11 +58,11 @@ def wordnet(tmp_path_factory):
 SMALL = ["training.num_train_epochs=1", "training.use_cpu=true"]
 
 
-def invoke(wordnet, work):
+def invoke(wordnet, work, *more):
     start = untrained((each.definition for each in synsets(wordnet)), 200, work.parent / "start")
     options = [word for change in SMALL for word in ("--set-student", change)]
     sizes = ["--instances", "60", "--most-senses", "8", "--probe-texts", "60", "--seeds", "2"]
-    words = [str(wordnet), str(start), str(work), *sizes, *options]
+    words = [str(wordnet), str(start), str(work), *sizes, *options, *more]
     result = CliRunner().invoke(run, words, catch_exceptions=False)
     assert result.exit_code == 0
     return result.stdout
@@ -217,6 +218,19 @@ def test_the_same_command_again_trains_nothing_and_prints_the_same_tables(printe
     before = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.suffix in (".safetensors", ".json")}
     assert invoke(wordnet, work) == output
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.slow
+def test_the_named_students_alone_are_trained_and_begin_with_the_healed_start(wordnet, tmp_path):
+    with without_pictures():
+        output = invoke(wordnet, tmp_path / "work", "--heal-steps", "3", "--arm", "LMGC-M")
+    place = tmp_path / "work" / "balanced-healed-3"
+    assert sorted(run.name for run in (place / "students").iterdir()) == ["LMGC-M-0", "LMGC-M-1"]
+    recorded = json.loads((place / "students" / "LMGC-M-0" / "run.json").read_text())
+    healed = place / "healing" / "3-steps" / "final"
+    assert Path(recorded["config"]["student"]["pretrained"]) == healed
+    assert (healed / "model.safetensors").exists()
+    assert "cosine of the start's states" in output
 
 
 @pytest.mark.parametrize(

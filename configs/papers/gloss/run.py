@@ -10,7 +10,8 @@ LMGC-M loses or gains more than it is due to the labels, and not to the pairs' f
 START is a masked language model that has read nothing of the held-out synsets, such as the expert that
 ``configs/papers/cohesive`` trains. Every step continues where it was stopped. The tables cover all students that have
 finished. Balanced pairs (``corpora.py``) are trained on unless ``--all-pairs`` asks for all, which have a shortcut; the
-two have folders of their own in WORK.
+two have folders of their own in WORK. With ``--heal-steps`` the start first learns the masked words of both forms of
+text (``heal.py``).
 """
 
 import json
@@ -28,8 +29,9 @@ from configs.papers.cohesive.texts import shuffled_synsets, wordnet_documents
 from configs.papers.gloss import probe
 from configs.papers.gloss.baselines import baseline_scores
 from configs.papers.gloss.corpora import LABELS, Pair, Sizes, all_with_examples, write_corpora
+from configs.papers.gloss.heal import healed
 from configs.papers.gloss.instances import sense_numbers
-from configs.papers.gloss.measure import everything, shuffled_alone
+from configs.papers.gloss.measure import cosines, everything, shuffled_alone
 from configs.papers.gloss.tables import MASKED_WORDS, Results, print_baselines, print_models, print_scores
 from configs.papers.measures import finished_seeds, once, sequences
 from configs.papers.recipes import Overrides, capture_file, make_once, overrides_option, train_file
@@ -75,6 +77,16 @@ ARMS: dict[str, tuple[str, Overrides]] = {
     "--balanced/--all-pairs", default=True, show_default=True, help="Pairs to train on: as corpora.py balances them."
 )
 @click.option("--segments", is_flag=True, help="Read sentence and gloss as two segments, as BERT was pre-trained.")
+@click.option(
+    "--heal-steps",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Steps on masked words of glosses and pairs that START is trained for first, without labels.",
+)
+@click.option(
+    "--arm", "arms", multiple=True, type=click.Choice(list(ARMS)), help="Train only these students; default: all."
+)
 @overrides_option("--set-student", "student.yaml")
 def run(
     wordnet: Path,
@@ -86,28 +98,41 @@ def run(
     seeds: int,
     balanced: bool,
     segments: bool,
+    heal_steps: int,
+    arms: tuple[str, ...],
     set_student: Overrides,
 ) -> None:
     """Train LMGC and LMGC-M students from START on pairs of WordNet, in WORK; print the tables."""
     disable_progress_bar()
     plain = make_once(work / "start", lambda folder: save_with_labels(start, folder))
-    place = work / (("balanced" if balanced else "all") + ("-segments" if segments else ""))
+    place = work / place_name(balanced, segments, heal_steps)
     sizes = Sizes(instances, instances // 12, instances // 6, most_senses, 48, HELD_OUT_FRACTION)
     count = token_counter(plain)
     make_once(place / "corpora", lambda folder: write_corpora(wordnet, folder, count, sizes, balanced))
     make_caches(plain, place, segments)
+    if heal_steps:
+        pairs = place / "corpora" / "pairs.jsonl"
+        plain = healed(wordnet, plain, count, pairs, place / "healing", heal_steps, segments)
     baselines = once(place, "baselines", sequences(place / "caches" / "labels"), lambda: baselines_of(wordnet, place))
+    on = sequences(place / "caches" / "swapped")
+    baselines["scores"] |= once(place / "start", "cosines", on, lambda: cosines_of(plain, place))
     print_baselines(baselines)
     texts = probe.definitions(shuffled_synsets(wordnet), HELD_OUT_FRACTION, probe_texts, probe_texts // 3)
     for seed in range(seeds):
-        for arm in ARMS:
-            train(work / "start", place, arm, seed, set_student)
+        for arm in arms or ARMS:
+            train(plain, place, arm, seed, set_student)
         if seed:
-            results = measured(work / "start", place, texts)
+            results = measured(plain, place, texts)
             print_scores(results, baselines)
             print_models(results)
-    model = place / "students" / "LMGC-0" / "final"
+    model = place / "students" / f"{folder_name((arms or tuple(ARMS))[0])}-0" / "final"
     click.echo(f"parameters: {parameters(start):,} before, {parameters(model):,} after")
+
+
+def place_name(balanced: bool, segments: bool, heal_steps: int) -> str:
+    """Return the name of the folder in WORK of what these options determine."""
+    healing = [f"healed-{heal_steps}"] if heal_steps else []
+    return "-".join(["balanced" if balanced else "all", *(["segments"] if segments else []), *healing])
 
 
 def train(start: Path, place: Path, arm: str, seed: int, set_student: Overrides) -> None:
@@ -168,6 +193,12 @@ def baselines_of(wordnet: Path, place: Path) -> dict[str, Any]:
         "scores": baseline_scores(texts, parts, sense_numbers(wordnet)),
         "all_with_examples": all_with_examples(parts["labels"], with_examples),
     }
+
+
+def cosines_of(start: Path, place: Path) -> dict[str, Any]:
+    """Return the scores of the start's states as one more baseline."""
+    parts = {name: read_held_out(place / "corpora" / f"{part}.jsonl") for name, part in PARTS.items()}
+    return {"cosine of the start's states": {"pairs": {name: cosines(start, pairs) for name, pairs in parts.items()}}}
 
 
 def read_held_out(corpus: Path) -> list[Pair]:

@@ -30,7 +30,7 @@ Results = Mapping[str, BySeed]
 def print_baselines(baselines: Mapping[str, Any]) -> None:
     """Print the baselines, on pairs of held-out synsets, and on those whose candidates all have an example."""
     columns = ("baseline", "accuracy", "area", "another's sentence", "all candidates with examples")
-    table = Table(*columns, title="unseen synsets, no language model")
+    table = Table(*columns, title="unseen synsets, nothing trained on pairs")
     mask_N = np.array(baselines["all_with_examples"])
     for name, baseline in baselines["scores"].items():
         own_N, other_N = (np.array(baseline["pairs"][part]["hits"]) for part in ("labels", "swapped"))
