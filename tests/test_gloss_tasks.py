@@ -12,11 +12,11 @@ from test_gloss import TOPICS, write_wordnet
 
 from cache_tools.configuration import configured
 from configs.papers import wordpiece
-from configs.papers.gloss import heal, measure, nlu, tasks
+from configs.papers.gloss import heal, measure, nlu, spun, tasks
 from configs.papers.gloss.corpora import Pair
 from configs.papers.gloss.instances import Instance
 from configs.papers.gloss.run import HERE, save_with_labels
-from configs.papers.wordnet import synsets
+from configs.papers.wordnet import Synset, synsets
 from configs.papers.wordpiece import untrained
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.encoding.held_out import is_held_out
@@ -109,6 +109,76 @@ def test_questions_have_coarse_classes_and_each_text_is_there_once(tmp_path):
     assert Counter(each["label"] for each in polarity) == {"[neg]": 60, "[pos]": 60}
     for records in (questions, polarity):
         assert len({each["id"] for each in records}) == len({each["text"] for each in records}) == 120
+
+
+def synset(number, *lemmas, pos="n"):
+    return Synset(f"{pos}{number:08}", pos, "noun.act", lemmas, "", ())
+
+
+THESAURUS = [synset(i, *(f"{x}{y}word" for x in "abcdefgh" for y in "klmnopqr"[i : i + 2])) for i in range(7)]
+
+
+def test_a_word_that_comes_in_is_of_a_synset_of_the_word_and_never_comes_in_on_both_sides():
+    both = [spun.synonyms(THESAURUS, is_test) for is_test in (False, True)]
+    incoming = [{word for others in side.values() for word in others} for side in both]
+    assert min(map(len, incoming)) > 10
+    assert incoming[0].isdisjoint(incoming[1])
+    assert all(
+        any({word, other} <= set(each.lemmas) and word != other for each in THESAURUS)
+        for side in both
+        for word, others in side.items()
+        for other in others
+    )
+
+
+def test_words_are_replaced_by_those_of_the_part_of_speech_of_most_of_their_synsets():
+    """The word is a verb in one synset and a noun in two; names and compounds neither go nor come."""
+    nouns = [synset(i, "walking", *(f"{letter}oun" for letter in "abcdef"), "two words", "Name") for i in (1, 2)]
+    verb = synset(3, "walking", *(f"{letter}erb" for letter in "abcdef"), pos="v")
+    found = spun.synonyms([verb, *nouns], is_test=False)
+    assert found["walking"]
+    assert {word[1:] for word in found["walking"]} == {"oun"}
+    assert not {"two words", "Name", "name"} & (found.keys() | {word for of in found.values() for word in of})
+
+
+def test_a_share_of_the_words_is_replaced_and_the_rest_of_the_text_stays():
+    text = "One word, another Word; and words: word word word word word word word."
+    of_side = {"word": ["term"]}
+    found = spun.spun(text, of_side, 0.4, Random(0))
+    assert len(spun.replaceable(text, of_side)) == 9
+    assert found.lower().count("term") == 4
+    assert found.replace("term", "word").replace("Term", "Word") == text
+
+
+def test_a_paragraph_ends_with_a_sentence():
+    long = "A sentence of v1.2 stands here. " * 20
+    assert len(spun.beginning(long)) > 250
+    assert spun.beginning(long).endswith("v1.2 stands here.")
+    assert spun.beginning("No point") == "No point"
+
+
+def test_a_paragraph_is_original_or_spun_with_the_words_of_its_side(tmp_path):
+    words = [lemma for each in THESAURUS for lemma in each.lemmas]
+    draw = Random(0)
+    texts = [" ".join(draw.sample(words, 20)) for _ in range(80)]
+    lines = [json.dumps({"id": str(i), "group": f"source{i // 2}", "text": text}) for i, text in enumerate(texts)]
+    (tmp_path / "en.jsonl").write_text("\n".join(lines))
+    records = spun.paragraphs(tmp_path / "en.jsonl", THESAURUS)
+    sides = {side: spun.synonyms(THESAURUS, side) for side in (False, True)}
+    assert len(records) == 80
+    for each, text in zip(records, texts, strict=True):
+        came = set(each["text"].split()) - set(text.split())
+        of_side = sides[is_held_out(each["group"], tasks.FRACTION)]
+        assert came <= {word for others in of_side.values() for word in others}
+        assert (each["text"] == text) == (each["label"] == spun.ORIGINAL)
+    assert 25 < Counter(each["label"] for each in records)[spun.SPUN] < 55
+
+
+def test_spun_paragraphs_without_a_file_of_descriptions_are_refused(wordnet, tmp_path):
+    paths = [str(path) for path in (wordnet, tmp_path, tmp_path, tmp_path, tmp_path / "work")]
+    result = CliRunner().invoke(nlu.run, [*paths, "--task", "spun"])
+    assert result.exit_code == 2
+    assert "needs --debian" in result.output
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
     python -m nltk.downloader -d runs/nltk qc rte sentence_polarity
     python -m configs.papers.gloss.nlu runs/wordnet runs/nltk/corpora START PLACE runs/gloss/nlu
 
+With ``--debian runs/debian/en.jsonl`` there is a fifth task, paragraphs that were spun with synonyms (``spun.py``).
 START is the model that the students began with; PLACE is the folder in which ``run.py`` made ``corpora`` and
 ``students``. The student of seed s is fine-tuned with seed s, the start with every seed. A class is a token, predicted
 in the place of ``[CLS]`` by the masked-LM head, as the labels of glosses are; all weights are trained. Every step
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from transformers.utils.logging import disable_progress_bar
 
 from configs.papers.bag_of_words import answers_on
-from configs.papers.gloss import tasks
+from configs.papers.gloss import spun, tasks
 from configs.papers.gloss.baselines import candidate_of
 from configs.papers.gloss.instances import instances
 from configs.papers.gloss.run import HELD_OUT_FRACTION
@@ -69,6 +70,7 @@ class Sources(NamedTuple):
     wordnet: Path
     nltk: Path
     place: Path
+    debian: Path | None
 
 
 class Task(NamedTuple):
@@ -79,11 +81,13 @@ class Task(NamedTuple):
     """Whether a text is two, which are read as two segments."""
 
 
+SPUN = "spun"
 TASKS = {
     "questions": Task(lambda sources: tasks.questions(sources.nltk / "qc"), False),
     "polarity": Task(lambda sources: tasks.polarity(sources.nltk / "sentence_polarity"), False),
     "entailment": Task(lambda sources: tasks.entailment(sources.nltk / "rte"), True),
     "word-in-context": Task(lambda sources: word_in_context(sources.wordnet, sources.place), True),
+    SPUN: Task(lambda sources: spun_paragraphs(sources), False),
 }
 
 
@@ -93,7 +97,18 @@ TASKS = {
 @click.argument("start", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("place", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("work", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--task", "names", multiple=True, type=click.Choice(list(TASKS)), help="Only these tasks; default: all.")
+@click.option(
+    "--debian",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Descriptions that configs/papers/mergedistill/fetch.py wrote, for the task of spun paragraphs.",
+)
+@click.option(
+    "--task",
+    "names",
+    multiple=True,
+    type=click.Choice(list(TASKS)),
+    help="Only these tasks; default: all, spun paragraphs if --debian is given.",
+)
 @click.option("--seeds", type=click.IntRange(2), default=5, show_default=True, help="Number of seeds of each model.")
 @overrides_option("--set-student", "student.yaml")
 def run(
@@ -102,16 +117,18 @@ def run(
     start: Path,
     place: Path,
     work: Path,
+    debian: Path | None,
     names: tuple[str, ...],
     seeds: int,
     set_student: Overrides,
 ) -> None:
-    """Fine-tune START and the students in PLACE on tasks of NLTK and WORDNET, in WORK; print their accuracies."""
+    """Fine-tune START and the students in PLACE on tasks of NLTK and WORDNET, in WORK; print accuracies."""
     disable_progress_bar()
     words: dict[str, NDArray[np.float64]] = {}
     right: dict[str, Right] = {}
-    for name in names or TASKS:
-        corpus = written(name, Sources(wordnet, nltk, place), work / name)
+    sources = Sources(wordnet, nltk, place, debian)
+    for name in names or [name for name in TASKS if debian is not None or name != SPUN]:
+        corpus = written(name, sources, work / name)
         classes = sorted({record["label"] for record in read(corpus)})
         cache = make_cache(TASKS[name], corpus, with_classes(start, classes, 0, work / name / "start"))
         words[name] = answers_on(corpus, cache).right_N.astype(np.float64)
@@ -135,6 +152,13 @@ def word_in_context(wordnet: Path, place: Path) -> list[Record]:
         for synset in (pair["group"].partition(":")[2], candidate_of(pair["id"]))
     }
     return tasks.word_in_context(list(instances(list(synsets(wordnet)), MOST_SENSES)), trained)
+
+
+def spun_paragraphs(sources: Sources) -> list[Record]:
+    """Return the task of spun paragraphs."""
+    if sources.debian is None:
+        raise click.UsageError("The task of spun paragraphs needs --debian, the file of descriptions.")
+    return spun.paragraphs(sources.debian, list(synsets(sources.wordnet)))
 
 
 def written(name: str, sources: Sources, folder: Path) -> Path:
