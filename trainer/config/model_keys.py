@@ -94,6 +94,8 @@ def _unread(where: str, key: str, fields: Collection[str]) -> ConfigError:
 
 
 def _is_read(key: str, source: str) -> bool:
+    if key not in source:  # a plain search is a thousand times faster, and ends most searches for a misspelt key
+        return False
     name = re.escape(key)
     quoted = rf"""["']{name}["']"""
     called = rf"""\b(pop|get|getattr|hasattr|setdefault)\([^()"']*{quoted}"""
