@@ -155,10 +155,12 @@ def test_a_window_in_a_bucket_equals_the_one_on_disk_and_takes_one_batch_of_requ
 
 def test_a_capture_into_a_bucket_writes_what_one_onto_a_disk_writes(remote, tmp_path):
     teacher = tiny.save_teacher(tmp_path / "teacher")
+    tiny.write_corpus(tmp_path / "corpus.jsonl", tiny.TEXTS[:14])
     on_disk = tiny.capture(tmp_path, teacher, hidden={"layers": ["last"]}).path
     values = tiny.capture_values(tmp_path, teacher, hidden={"layers": ["last"]})
     tiny.run(values | {"cache": str(remote)})
     ours, theirs = contents(remote), snapshot(on_disk)
+    assert len(Cache(on_disk).encoding().shards) > 2
     assert set(ours) == set(theirs)
     assert all(ours[key] == theirs[key] for key in ours if "receipts" not in key)
     assert tiny.run(values | {"cache": str(remote)}) == {"toy": 0}

@@ -495,16 +495,24 @@ def exported_rows(cached):
     )
 
 
-@pytest.mark.parametrize("shift", [0, 1])
-def test_a_live_teacher_audits_what_was_imported(tmp_path, shift):
-    model = tiny.save_teacher(tmp_path / "teacher")
-    values = tiny.capture_values(tmp_path, model, target={"k": 64}, held_out_fraction=0)
+@pytest.fixture(scope="module")
+def live(tmp_path_factory):
+    """A live teacher, the capture file of its cache, and the opened cache."""
+    folder = tmp_path_factory.mktemp("live")
+    model = tiny.save_teacher(folder / "teacher")
+    values = tiny.capture_values(folder, model, target={"k": 64}, held_out_fraction=0)
     tiny.run(values)
-    rows = exported_rows(Cache(tmp_path / "cache").encoding().teacher())
+    return model, values, Cache(values["cache"]).encoding().teacher()
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_a_live_teacher_audits_what_was_imported(tmp_path, live, shift):
+    model, values, teacher = live
+    rows = exported_rows(teacher)
     if shift:
         rows = replace(rows, ids=np.roll(rows.ids, 1, axis=0), log_probs=np.roll(rows.log_probs, 1, axis=0))
     source = write_rows(tmp_path / "rows", rows, SourceFormat("distillkit-raw", Columns()))
-    width = Cache(tmp_path / "cache").encoding().teacher().manifest.vocabulary_size
+    width = teacher.manifest.vocabulary_size
     name = values["teachers"][0]["name"]
     imported(source, tmp_path / "other", str(model), teacher=name, vocabulary_size=width, first_token=1)
     asked = values | {"cache": str(tmp_path / "other"), "encoding": values["encoding"] | {"name": "imported"}}

@@ -56,8 +56,9 @@ def imported_by_each(commands, forbidden):
     return imported_by(f"FORBIDDEN = {forbidden}\n{RUN_EACH}", json.dumps(strings))
 
 
-def test_a_program_that_uses_torch_is_seen_to():
-    assert MODELS & imported_by("from logitcask import capture") >= {"torch", "transformers"}
+def test_a_program_that_uses_a_model_library_is_seen_to():
+    """Seen with the lightest of them: to import torch takes seconds, and would be seen in the same way."""
+    assert MODELS & imported_by("import tokenizers") == {"tokenizers"}
 
 
 def test_a_command_that_imports_what_it_must_not_is_named():

@@ -1,9 +1,11 @@
 """Runs that stop, are killed, or are shared by several processes end as the straight run does."""
 
-import json
+import importlib
 import os
 import shutil
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -18,8 +20,6 @@ from student_fixtures import (
     assert_same_run,
     curve,
     largest_difference,
-    python,
-    student_values,
     train,
     train_and_stop,
     weights,
@@ -63,7 +63,7 @@ def steps_made(monkeypatch):
 
 @pytest.mark.parametrize(
     ("step", "checkpoint"),
-    [(1, 0), (5, 4), (9, 8), (12, 10)],
+    [*(pytest.param(*steps, marks=pytest.mark.slow) for steps in ((1, 0), (5, 4))), (9, 8), (12, 10)],
     ids=["before any checkpoint", "epoch 0", "epoch end", "epoch 1"],
 )
 def test_a_stopped_run_continues_to_the_same_curve_and_weights(cache, straight, tmp_path, steps_made, step, checkpoint):
@@ -150,26 +150,25 @@ def test_a_training_process_never_touches_the_teacher(tmp_path):
     teacher = tmp_path / "teacher"
     cache = tiny.capture(tmp_path).path
     shutil.rmtree(teacher)
-    script = """if True:
-        import json, os, sys
-        def refuse(event, arguments):
-            if event == "open" and not isinstance(arguments[0], int):
-                assert not os.path.abspath(os.fsdecode(arguments[0])).startswith(sys.argv[2]), arguments
-        sys.addaudithook(refuse)
-        from trainer.config.student_file import StudentConfig
-        from trainer.run.train import run_training
-        run_training(StudentConfig.model_validate(json.loads(sys.argv[1])))
-        assert not [name for name in sys.modules if name.split(".")[0] == "pipeline"]
-        try:
-            open(sys.argv[2] + "/config.json")
-        except AssertionError:
-            print("refused")
-        """
-    values = student_values(cache, tmp_path / "run", save_steps=2)
-    process = python(script, json.dumps(values), teacher)
-    output, errors = process.communicate()
-    assert (process.returncode, output) == (0, "refused\n"), errors
+    assert finish(start(train_without, str(teacher), cache, tmp_path / "run")) == 0
     assert (tmp_path / "run" / "final" / "model.safetensors").exists()
+
+
+def train_without(teacher, cache, output):
+    """Train where opening a file of the teacher, or importing any module of ``pipeline``, is an error."""
+
+    def refuse(event, arguments):
+        if event == "open" and not isinstance(arguments[0], int):
+            assert not os.path.abspath(os.fsdecode(arguments[0])).startswith(teacher), arguments
+        assert event != "import" or arguments[0].partition(".")[0] != "pipeline", arguments
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "pipeline"]:
+        del sys.modules[name]
+    sys.addaudithook(refuse)
+    for refused in (lambda: Path(teacher, "config.json").read_text(), lambda: importlib.import_module("pipeline.run")):
+        with pytest.raises(AssertionError):
+            refused()
+    train(cache, output, save_steps=2)
 
 
 @pytest.mark.slow
