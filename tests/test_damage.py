@@ -25,8 +25,6 @@ from cache_tools.store.reader import Cache
 from kinds import make
 from store_fixtures import flip_bit, snapshot
 
-DAMAGES = 250
-
 
 @pytest.fixture
 def cache(tmp_path):
@@ -41,11 +39,14 @@ def cut(path):
 # Found and never misread
 
 
-@pytest.mark.parametrize(("name", "seed"), [pytest.param("hidden", 1, marks=pytest.mark.slow), ("sampled", 2)])
-def test_every_damage_is_found_and_nothing_is_misread(tmp_path, name, seed):
+MANY = [pytest.param(name, 250, seed, marks=pytest.mark.slow) for name, seed in (("hidden", 1), ("sampled", 3))]
+
+
+@pytest.mark.parametrize(("name", "damages", "seed"), [("sampled", 80, 2), *MANY])
+def test_every_damage_is_found_and_nothing_is_misread(tmp_path, name, damages, seed):
     path = shutil.copytree(GOLDEN / f"format1-{name}", tmp_path / "cache")
     before = snapshot(path)
-    counts, failed = tally(damage(path, DAMAGES, seed))
+    counts, failed = tally(damage(path, damages, seed))
     assert failed == []
     assert set(counts) == {kind_of(key) for key in before}
     assert snapshot(path) == before

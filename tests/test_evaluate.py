@@ -124,7 +124,7 @@ def test_measures_are_those_of_naive_computation_with_the_live_teacher(folder):
     assert_measured(evaluate_folder(folder / "student", cached, "held_out"), expected)
 
 
-@pytest.mark.parametrize("split", ["held_out", "train"])
+@pytest.mark.parametrize("split", ["held_out", pytest.param("train", marks=pytest.mark.slow)])
 def test_kl_counts_the_left_out_mass_as_one_more_outcome(few, split):
     cached = open_teacher(few)
     expected = naive_measures(*(load(few / name, cached) for name in ("student", "teacher")), cached, split)

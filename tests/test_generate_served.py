@@ -182,7 +182,7 @@ def written(tmp_path_factory, bare):
     return folder
 
 
-@pytest.mark.parametrize("requests", [60, 64, 70])
+@pytest.mark.parametrize("requests", [64, *(pytest.param(count, marks=pytest.mark.slow) for count in (60, 70))])
 def test_a_generation_that_lost_its_server_writes_the_same_bytes_when_it_is_continued(
     tmp_path, bare, written, requests
 ):
@@ -356,7 +356,7 @@ def test_the_trial_refuses_no_server_that_draws_as_it_predicts():
 @pytest.mark.parametrize("fault", ["tempered", "own top_p", "own top_k", "greedy"])
 def test_the_trial_finds_another_distribution_whatever_the_seed(fault):
     sampling = Sampling(temperature=1, top_p=1, top_k=0, max_new_tokens=16, samples_per_prompt=1, seed=0)
-    for seed in range(5):
+    for seed in range(3):
         with pytest.raises(ModelError, match="does not draw from its own predictions"):
             check_drawing(probes(sampling, seed), sampling, in_process(fault), "here")
 

@@ -196,6 +196,7 @@ def test_refuses_labels_without_weight_where_nothing_else_was_kept(tmp_path):
         train(cache.path, tmp_path / "run", student={"config": BERT}, loss={"label_weight": 0})
 
 
+@pytest.mark.slow  # that of the loss over an epoch is the fast one
 def test_a_student_learns_the_classes_from_labels_alone_and_says_so(cache, tmp_path):
     """Texts of the two classes differ in nothing but themselves, so this is learning by heart, of the train split."""
     loss = {"kd_weight": 0, "label_weight": 1, "token_weight": 0}

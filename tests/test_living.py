@@ -135,7 +135,17 @@ RENAMES = {  # what is there when the append dies: the old cache, or the new enc
 }
 
 
-@pytest.mark.parametrize(("state", "suffix"), [(state, suffix) for state in RENAMES for suffix in RENAMES[state]])
+FEW = ("main/sequences/00003.arrow", "encodings/main/zarr.json", "toy/ids/c/3/0", "receipts/00003.json")
+
+
+@pytest.mark.parametrize(
+    ("state", "suffix"),
+    [
+        pytest.param(state, suffix, marks=[] if suffix in FEW else [pytest.mark.slow])
+        for state in RENAMES
+        for suffix in RENAMES[state]
+    ],
+)
 def test_an_append_killed_at_a_rename_leaves_a_sound_cache_and_continues(tmp_path, teacher, appended, state, suffix):
     first_part(tmp_path, teacher, hidden=LAYERS)
     before = objects(tmp_path)
@@ -163,7 +173,7 @@ def test_two_workers_append_what_one_appends(tmp_path, teacher, appended):
 # Layers come and go
 
 
-@pytest.mark.parametrize("codec", ["bfloat16", "float32", "budget"])
+@pytest.mark.parametrize("codec", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow), "budget"])
 def test_layers_added_one_by_one_equal_those_captured_at_once(tmp_path, teacher, codec):
     for folder in (tmp_path / "steps", tmp_path / "once"):
         folder.mkdir()

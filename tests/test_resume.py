@@ -93,20 +93,27 @@ def test_the_straight_capture_has_several_shards_and_batches(straight):
     }
 
 
+def slow(*cases):
+    """Mark cases whose like is among the fast ones."""
+    return [pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
 @pytest.mark.parametrize(
     "suffix",
     [
-        "main/sequences/00001.arrow",
-        "main/parts/00000/files.arrow",
         "main/parts/00000/shards.arrow",
-        "main/tokenizer/tokenizer.json",
-        "main/teachers/zarr.json",
         "main/zarr.json",
-        "toy/ids/c/0/0",
-        "toy/logsumexp/c/1",
         "toy/hidden/last/c/1/0",
-        "toy/receipts/00000.json",
         "toy/receipts/00001.json",
+        *slow(
+            "main/sequences/00001.arrow",
+            "main/parts/00000/files.arrow",
+            "main/tokenizer/tokenizer.json",
+            "main/teachers/zarr.json",
+            "toy/ids/c/0/0",
+            "toy/logsumexp/c/1",
+            "toy/receipts/00000.json",
+        ),
     ],
 )
 def test_a_capture_killed_before_a_rename_continues_to_the_same_bytes(tmp_path, teacher, straight, suffix):
@@ -119,7 +126,7 @@ def test_a_capture_killed_before_a_rename_continues_to_the_same_bytes(tmp_path, 
 
 @pytest.mark.parametrize(
     "suffix",
-    ["encodings/zarr.json", "cache/zarr.json", "toy/zarr.json", "toy/levels/zarr.json", "toy/head.safetensors"],
+    ["toy/zarr.json", *slow("encodings/zarr.json", "cache/zarr.json", "toy/levels/zarr.json", "toy/head.safetensors")],
 )
 def test_files_that_several_workers_may_write_leave_at_most_a_partial_file_behind(tmp_path, teacher, straight, suffix):
     assert finish(start(killed_before_rename, tmp_path, teacher, suffix)) == -signal.SIGKILL
@@ -127,7 +134,7 @@ def test_files_that_several_workers_may_write_leave_at_most_a_partial_file_behin
     assert {key: content for key, content in continued.items() if not is_partial(key)} == straight
 
 
-@pytest.mark.parametrize("number", [0, 1, 4])
+@pytest.mark.parametrize("number", [1, *slow(0, 4)])
 def test_a_capture_killed_inside_a_shard_continues_to_the_same_bytes(tmp_path, teacher, straight, number):
     assert finish(start(killed_before_batch, tmp_path, teacher, number)) == -signal.SIGKILL
     assert len(tree(tmp_path / "cache")) < len(straight)

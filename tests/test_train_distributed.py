@@ -64,7 +64,7 @@ def assert_close(left, right):
         assert one == other | {name: pytest.approx(value, **rounded) for name, value in numbers.items()}
 
 
-@pytest.mark.parametrize("wrapper", ["DDP", "FSDP"])
+@pytest.mark.parametrize("wrapper", [pytest.param("DDP", marks=pytest.mark.slow), "FSDP"])
 def test_two_ranks_end_as_one_process_does_and_measure_the_same_on_the_way(cache, one, tmp_path, wrapper):
     run, changes = RUNS[wrapper]
     two = run(cache, tmp_path / "two", **changes | WATCHED)
@@ -89,15 +89,22 @@ def test_a_run_in_pieces_continues_whole_and_the_other_way(cache, one, tmp_path,
     assert [line["step"] for line in curve(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
+LONG = {"max_steps": 50, "learning_rate": 0.001}
+
+
+@pytest.fixture(scope="module")
+def long_one(cache, tmp_path_factory):
+    """A longer run of one process."""
+    return train(cache, tmp_path_factory.mktemp("long") / "run", **ONE | LONG)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("wrapper", ["DDP", "FSDP"])
-def test_after_50_steps_every_rank_has_the_weights_of_one_process(cache, tmp_path, wrapper):
-    long = {"max_steps": 50, "learning_rate": 0.001}
-    one = train(cache, tmp_path / "one", **ONE | long)
-    two = train_on(2, cache, tmp_path / "two", **RUNS[wrapper][1] | long)
+def test_after_50_steps_every_rank_has_the_weights_of_one_process(cache, long_one, tmp_path, wrapper):
+    two = train_on(2, cache, tmp_path / "two", **RUNS[wrapper][1] | LONG)
     first, second = (load_file(tmp_path / f"two-rank{rank}.safetensors") for rank in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert_same_run(one, two, steps=50, learning_rate=0.001)
+    assert_same_run(long_one, two, steps=50, learning_rate=0.001)
 
 
 @pytest.mark.slow
