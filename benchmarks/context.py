@@ -5,22 +5,22 @@ SmolLM2-135M-Instruct answers questions with a solved example before each, which
 teacher's predictions of these answers (context distillation). Measured on the answers to held-out questions: KL of the
 teacher with the example against the student without, before and after. The change recovered is ``1 - after / before``.
 
-Two controls learn at the same answers. One learns from the same teacher that read the example of *another document*,
-one of the other kind; what that example changes in the teacher itself is printed below the table. The other learns
-from the right predictions at wrong positions (``control: other_positions``): it recovers what training alone does.
+Two controls learn at the same answers from the same teacher that read the example of *another document*: one of the
+other kind, whose style is right for the rest of the questions, or one of a kind and style that no question has. What
+these examples change in the teacher itself is in the table.
 
 Where an answer begins, its style is decided, and there the example changes most. So the first tokens of the answers are
 also measured by themselves.
 
-A seed sets the order of the batches and the adapters' first weights, and is the same for both arms; questions,
-answers and held-out modules are the same for all seeds. Stopped and started again, it continues: what is in the work
-folder is not made again, so a larger ``--seeds`` adds to a finished table.
+A seed sets the order of the batches and the adapters' first weights, and is the same for all arms; questions, answers
+and held-out modules are the same for all seeds. Stopped and started again, it continues: what is in the work folder is
+not made again, so a larger ``--seeds`` adds to a finished table.
 """
 
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.intervals import t_interval
+from benchmarks.context_table import FIRST_TOKENS, ContextTable, Measured, recovered_percent, show, table
 from benchmarks.work_folder import check_work_folder
 from cache_tools.configuration import configured
 from cache_tools.errors import LogitcaskError
@@ -39,7 +39,6 @@ from cache_tools.format import layout
 from cache_tools.json_output import json_text
 from cache_tools.mappings import JsonObject
 from cache_tools.progress.reporter import Reporter
-from cache_tools.quantities import counted
 from cache_tools.storage import write_object
 from cache_tools.store.reader import Cache
 from configs.smollm2 import fetch, styles
@@ -58,15 +57,12 @@ from trainer.run.train import run_training
 from trainer.student.cached_loss import vocabulary_size
 
 FILES = Path(fetch.__file__).parent
-OWN, OTHER, MOVED = "its own example", "another document's example", "its own, at other positions"
-ENCODINGS = {OWN: "main", OTHER: "other"}
-"""Both encodings hold the same questions and answers; the second one has the rows of another context."""
+OWN, OTHER, UNASKED = "its own example", "the other kind's example", "an example of no kind asked"
+ENCODINGS = {OWN: "own", OTHER: "other", UNASKED: "unasked"}
+"""By arm, its encoding, which has the rows of its context, and the name of its folders; the answers are the same."""
 
-FOLDERS = {OWN: "own", OTHER: "other", MOVED: "moved"}
-"""The arms, and how their folders are called."""
-
-FIRST_TOKENS = 4
-"""Tokens at the beginning of each answer that are measured by themselves."""
+CONTEXTS = {OTHER: styles.swapped, UNASKED: styles.unasked}
+"""How a control's record is made of one with its own example."""
 
 EVALUATED_SEQUENCES = 16
 """Sequences of a forward pass when a student is measured."""
@@ -81,96 +77,31 @@ class Scale:
         questions: Number of questions; a quarter of their modules is held out.
         steps: Optimizer steps of a student, of 8 sequences each.
         learning_rate: Highest learning rate.
+        dtype: Number format in which teacher and students compute.
     """
 
     model: Path
     questions: int = 240
     steps: int = 40
     learning_rate: float = 1e-3
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One student on the held-out answers.
-
-    Attributes:
-        kl_nats: Mean KL of the teacher, with the example, against the student, without.
-        first_kl_nats: The same at the first tokens of each answer.
-        cross_entropy_nats: Mean of -ln p of the answers' tokens.
-        core_seconds: Processor time of its training and its measurement.
-    """
-
-    kl_nats: float
-    first_kl_nats: float
-    cross_entropy_nats: float
-    core_seconds: float
-
-
-@dataclass(frozen=True)
-class ArmRow:
-    """One arm over all seeds; intervals are half the width of Student's 95 %, and None for a single seed.
-
-    Attributes:
-        name: What its teacher had read.
-        kl_nats: Mean KL after training.
-        kl_interval_nats: Its interval.
-        recovered_percent: Mean share of the change that was recovered.
-        recovered_interval_percent: Its interval.
-        first_recovered_percent: Mean share that was recovered at the first tokens of the answers.
-        core_minutes: Mean processor time of a student.
-    """
-
-    name: str
-    kl_nats: float
-    kl_interval_nats: float | None
-    recovered_percent: float
-    recovered_interval_percent: float | None
-    first_recovered_percent: float
-    core_minutes: float
-
-
-@dataclass(frozen=True)
-class ContextTable:
-    """The result.
-
-    Attributes:
-        seeds: Students of each arm.
-        answers_in_style: Share of the teacher's answers with the example that begin as the style does, in [0, 1].
-        held_out_positions: Positions that are measured.
-        before_nats: KL of the teacher with the example against itself without.
-        first_before_nats: The same at the first tokens of each answer.
-        shared_percent: Share of the change that another document's example makes in the teacher itself.
-        first_shared_percent: The same at the first tokens of each answer.
-        arms: The arms, the first of which is no control.
-        difference_percent: Mean difference, within a seed, of the shares with the document's own example and another's.
-        difference_interval_percent: Its interval.
-    """
-
-    seeds: int
-    answers_in_style: float
-    held_out_positions: int
-    before_nats: float
-    first_before_nats: float
-    shared_percent: float
-    first_shared_percent: float
-    arms: tuple[ArmRow, ...]
-    difference_percent: float
-    difference_interval_percent: float | None
+    dtype: str = "bfloat16"
 
 
 def prepare(scale: Scale, work: Path) -> None:
     """Write questions, the teacher's answers, and one encoding with rows for each arm; what is there stays."""
-    prompts, completions, control = work / "prompts.jsonl", work / "completions", work / "control.jsonl"
+    prompts, completions = work / "prompts.jsonl", work / "completions"
     if not prompts.exists():
         styles.write_lines(prompts, styles.styled(chosen_questions(scale.questions)))
     paths = {"output": completions, "policy.model": scale.model, "prompts.paths": [prompts]}
+    paths |= {"policy.dtype": scale.dtype}
     with timed("answers"):
         run_generation(configured(FILES / "context_generate.yaml", GenerateConfig, paths), Reporter())
-    if not control.exists():
-        styles.write_lines(control, map(styles.swapped, records(completions)))
-    for arm, source in ((OWN, completions), (OTHER, control)):
+    sources = {OWN: completions, **{arm: work / f"{ENCODINGS[arm]}.jsonl" for arm in CONTEXTS}}
+    for arm, source in sources.items():
+        if not source.exists():
+            styles.write_lines(source, map(CONTEXTS[arm], records(completions)))
         changes = {"cache": work / "cache", "corpus.paths": [source], "teachers.0.model": scale.model}
-        changes |= {"encoding.name": ENCODINGS[arm]}
+        changes |= {"encoding.name": ENCODINGS[arm], "teachers.0.dtype": scale.dtype}
         with timed(f"rows, {arm}"):
             run_capture(configured(FILES / "context_capture.yaml", CaptureConfig, changes), Worker(), Reporter())
 
@@ -185,10 +116,11 @@ def student_config(arm: str, seed: int, scale: Scale, work: Path) -> StudentConf
     """Return the student file of a run; the arms of a seed differ in the rows alone."""
     changes = {
         "cache": work / "cache",
-        "encoding": ENCODINGS.get(arm, ENCODINGS[OWN]),
-        "control": "other_positions" if arm == MOVED else None,
+        "encoding": ENCODINGS[arm],
         "student.pretrained": scale.model,
-        "training.output_dir": str(work / f"{FOLDERS[arm]}-{seed}"),
+        "student.dtype": scale.dtype,
+        "training.bf16": scale.dtype == "bfloat16",
+        "training.output_dir": str(work / f"{ENCODINGS[arm]}-{seed}"),
         "training.max_steps": scale.steps,
         "training.learning_rate": scale.learning_rate,
         "training.seed": seed,
@@ -202,7 +134,7 @@ def student(arm: str, seed: int, scale: Scale, work: Path) -> Measured:
     def trained() -> Path:
         return run_training(student_config(arm, seed, scale, work)).student
 
-    return _measured(work / "results" / f"{FOLDERS[arm]}-{seed}.json", work, trained)
+    return _measured(work / "results" / f"{ENCODINGS[arm]}-{seed}.json", work, trained)
 
 
 def before(scale: Scale, work: Path) -> Measured:
@@ -232,14 +164,14 @@ def first_tokens(answers: CachedSequences) -> NDArray[np.bool_]:
     return np.concatenate([np.arange(length) < FIRST_TOKENS for length in lengths])
 
 
-def between_teachers(work: Path) -> tuple[float, float]:
-    """Return the mean KL of the teacher with the own example against itself with the other's, and of first tokens.
+def between_teachers(arm: str, work: Path) -> float:
+    """Return the mean KL of the teacher with the own example against itself with a control's.
 
-    Both are on the held-out answers, over the whole vocabulary, from the stored last hidden states.
+    It is on the held-out answers, over the whole vocabulary, from the stored last hidden states.
     """
-    path = work / "results" / "teachers.json"
+    path = work / "results" / f"teacher-{ENCODINGS[arm]}.json"
     if not path.exists():
-        teachers = [Cache(str(work / "cache")).encoding(ENCODINGS[arm]).teacher() for arm in (OWN, OTHER)]
+        teachers = [Cache(str(work / "cache")).encoding(ENCODINGS[name]).teacher() for name in (OWN, arm)]
         width = teachers[0].encoding.manifest.vocabulary.size
         head = TeacherHead(teachers[0].file(layout.HEAD), width)
         answers = [evaluated_sequences(teacher, "held_out", width) for teacher in teachers]
@@ -247,98 +179,14 @@ def between_teachers(work: Path) -> tuple[float, float]:
             whole_kl(*(head(torch.from_numpy(read[i].hidden["last"])) for read in reversed(answers)))
             for i in range(len(answers[0]))
         ]
-        values = torch.cat(kl_nats).numpy()
-        write_object(path, json.dumps([float(values.mean()), float(values[first_tokens(answers[0])].mean())]).encode())
-    mean_nats, first_nats = json.loads(path.read_text())
-    return mean_nats, first_nats
-
-
-def recovered_percent(first_nats: float, last_nats: float) -> float:
-    """Return which share of the change a student recovered."""
-    return 100 * (1 - last_nats / first_nats)
-
-
-def table(
-    first: Measured,
-    teachers_nats: tuple[float, float],
-    students: Mapping[str, Sequence[Measured]],
-    answers_in_style: float,
-    positions: int,
-) -> ContextTable:
-    """Return the result.
-
-    Args:
-        first: The weights that every student starts from.
-        teachers_nats: See :func:`between_teachers`.
-        students: Those of each arm, by seed.
-        answers_in_style: See :class:`ContextTable`.
-        positions: Positions that are measured.
-    """
-    shares = {arm: [recovered_percent(first.kl_nats, last.kl_nats) for last in made] for arm, made in students.items()}
-    differences = [own - other for own, other in zip(shares[OWN], shares[OTHER], strict=True)]
-    arms = tuple(
-        ArmRow(
-            arm,
-            *_interval([last.kl_nats for last in made]),
-            *_interval(shares[arm]),
-            first_recovered_percent=statistics.fmean(
-                recovered_percent(first.first_kl_nats, last.first_kl_nats) for last in made
-            ),
-            core_minutes=statistics.fmean(last.core_seconds for last in made) / 60,
-        )
-        for arm, made in students.items()
-    )
-    return ContextTable(
-        len(differences),
-        answers_in_style,
-        positions,
-        first.kl_nats,
-        first.first_kl_nats,
-        recovered_percent(first.kl_nats, teachers_nats[0]),
-        recovered_percent(first.first_kl_nats, teachers_nats[1]),
-        arms,
-        *_interval(differences),
-    )
-
-
-def _interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Return the mean and half the width of its interval, None for a single value."""
-    return t_interval(values) if len(values) > 1 else (values[0], None)
+        write_object(path, json.dumps({"kl_nats": float(torch.cat(kl_nats).mean())}).encode())
+    return float(json.loads(path.read_text())["kl_nats"])
 
 
 def in_style(completions: Path) -> float:
     """Return the share of answers that begin as their style does."""
     answers = [(styles.MARKS[styles.kind_of(line)], line["completion"]) for line in records(completions)]
     return statistics.fmean(answer.startswith(mark) for mark, answer in answers)
-
-
-def show(result: ContextTable) -> None:
-    """Print the result for people."""
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(title=f"{counted(result.seeds, 'seed')}, {result.held_out_positions:,} held-out positions")
-    for heading in ("the teacher had read", "KL, nats", "recovered, %", f"of first {FIRST_TOKENS}, %", "core-minutes"):
-        shown.add_column(heading, justify="left" if heading.startswith("the") else "right")
-    shown.add_row("(before training)", f"{result.before_nats:.4f}", "0", "0", "")
-    for arm in result.arms:
-        kl = _cell(arm.kl_nats, arm.kl_interval_nats, 4)
-        share = _cell(arm.recovered_percent, arm.recovered_interval_percent, 1)
-        shown.add_row(arm.name, kl, share, f"{arm.first_recovered_percent:.1f}", f"{arm.core_minutes:.1f}")
-    console = Console(width=100)
-    console.print(shown)
-    difference = _cell(result.difference_percent, result.difference_interval_percent, 1)
-    console.print(f"its own example minus another document's: {difference} %")
-    console.print(
-        f"what another document's example changes in the teacher itself: {result.shared_percent:.1f} % of it, "
-        f"{result.first_shared_percent:.1f} % at the first {FIRST_TOKENS} tokens"
-    )
-    console.print(f"before training, at the first {FIRST_TOKENS} tokens: {result.first_before_nats:.4f} nats")
-    console.print(f"answers of the teacher with the example in its style: {result.answers_in_style:.1%}")
-
-
-def _cell(mean: float, half_width: float | None, digits: int) -> str:
-    return f"{mean:.{digits}f}" + ("" if half_width is None else f" ± {half_width:.{digits}f}")
 
 
 def measure(scale: Scale, work: Path, seeds: int) -> ContextTable:
@@ -352,7 +200,7 @@ def measure(scale: Scale, work: Path, seeds: int) -> ContextTable:
     prepare(scale, work)
     first = before(scale, work)
     click.echo(f"before: {first.kl_nats:.4f} nats, {first.core_seconds:.0f} s of a core", err=True)
-    students: dict[str, list[Measured]] = {arm: [] for arm in FOLDERS}
+    students: dict[str, list[Measured]] = {arm: [] for arm in ENCODINGS}
     for seed in range(seeds):
         for arm, made in students.items():
             made.append(student(arm, seed, scale, work))
@@ -361,7 +209,8 @@ def measure(scale: Scale, work: Path, seeds: int) -> ContextTable:
                 f"seed {seed}, {arm}: {made[-1].kl_nats:.4f} nats, {share:.1f} % recovered, {seconds:.0f} s", err=True
             )
     positions = Cache(str(work / "cache")).encoding(ENCODINGS[OWN]).manifest.splits["held_out"].positions
-    return table(first, between_teachers(work), students, in_style(work / "completions"), positions)
+    teachers_nats = {arm: between_teachers(arm, work) for arm in CONTEXTS}
+    return table(first, teachers_nats, students, in_style(work / "completions"), positions)
 
 
 @contextmanager
@@ -381,12 +230,28 @@ def timed(stage: str) -> Iterator[None]:
 @click.option("--questions", type=click.IntRange(8), default=Scale.questions, show_default=True)
 @click.option("--steps", type=click.IntRange(1), default=Scale.steps, show_default=True, help="Steps of a student.")
 @click.option("--learning-rate", type=float, default=Scale.learning_rate, show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float32"]),
+    default=Scale.dtype,
+    show_default=True,
+    help="float32 is the faster one on processors without bfloat16 instructions.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def main(work: Path, model: Path, seeds: int, questions: int, steps: int, learning_rate: float, as_json: bool) -> None:
+def main(
+    work: Path,
+    model: Path,
+    seeds: int,
+    questions: int,
+    steps: int,
+    learning_rate: float,
+    dtype: str,
+    as_json: bool,
+) -> None:
     """Measure how much of the change that an example makes a student recovers without it."""
     disable_progress_bar()
     try:
-        result = measure(Scale(model, questions, steps, learning_rate), work, seeds)
+        result = measure(Scale(model, questions, steps, learning_rate, dtype), work, seeds)
     except LogitcaskError as error:
         raise click.ClickException(str(error)) from error
     if as_json:

@@ -3,7 +3,8 @@
 The questions are those of ``prompts.py``. Each record has in ``examples`` a solved question that shows the style: of
 functions a list with fixed headings, of classes a letter. A model that reads the examples before the question
 (``corpus.context.messages_field: examples``) answers in that style, and only the kind of question tells a model that
-does not read them which style it would have been.
+does not read them which style it would have been. For a control there is a third example, about a module: no question
+is of that kind, and no answer in its style.
 """
 
 import json
@@ -27,7 +28,12 @@ SOLVED = {
         "What does the class datetime.date of Python's standard library do?",
         "Dear reader, this class is a day in a calendar. It knows its year and its month. Yours, Python",
     ),
+    "module": (
+        "What is the module bisect of Python's standard library for?",
+        "BISECT! A LIST STAYS SORTED! NO MORE SORTING! THANK YOU, BISECT!",
+    ),
 }
+"""By kind, a question and its answer; of modules there is nothing else."""
 
 
 @click.command()
@@ -49,6 +55,11 @@ def swapped(question: JsonObject) -> JsonObject:
     """Return a question with the examples of a document of the other kind."""
     other = "class" if kind_of(question) == "function" else "function"
     return question | {"examples": examples_of(other)}
+
+
+def unasked(question: JsonObject) -> JsonObject:
+    """Return a question with the examples of a document of a kind that no question is of."""
+    return question | {"examples": examples_of("module")}
 
 
 def examples_of(kind: str) -> list[JsonObject]:
