@@ -33,6 +33,7 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
+from cache_tools.progress.lines import open_reporter
 from cache_tools.torch_models.segments import read_segments
 from configs.papers.heads import give_head, head_of, outputs_at
 from pipeline.encoding.held_out import is_held_out
@@ -100,14 +101,17 @@ def cofinetune(
     optimizer = torch.optim.AdamW(shared_once, lr=tuning.learning_rate, fused=True)
     schedule = get_cosine_schedule_with_warmup(optimizer, tuning.steps // 20, tuning.steps)
     losses = []
-    for inputs, labels_B in batches(examples, tokenizer, tuning):
-        loss = joint_loss(teachers, inputs, labels_B)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(shared_once, 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(float(loss.detach()))
+    with open_reporter() as reporter:
+        reporter.stage(f"tune {', '.join(output.name for output in outputs)}", tuning.steps, "steps")
+        for inputs, labels_B in batches(examples, tokenizer, tuning):
+            loss = joint_loss(teachers, inputs, labels_B)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(shared_once, 1.0)
+            optimizer.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+            reporter.advance(1)
     for teacher, output in zip(teachers, outputs, strict=True):
         partial = output.with_name(f"{output.name}.partial")
         assert isinstance(teacher, PreTrainedModel)

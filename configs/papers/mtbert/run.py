@@ -166,7 +166,6 @@ def make_teachers(settings: Settings, number: int, needed: set[str]) -> None:
     config = configured(HERE / "capture.yaml", CaptureConfig, changes)
     for names, starts, how in tunings(settings, number):
         if needed.intersection(names) and not (folder / names[-1]).exists():  # written last
-            click.echo(f"tune {', '.join(names)}", err=True)
             tune(settings, config, [folder / name for name in names], starts, how)
     capture_file(HERE / "capture.yaml", changes)
 
