@@ -87,6 +87,12 @@ ARMS: dict[str, tuple[str, Overrides]] = {
 @click.option(
     "--arm", "arms", multiple=True, type=click.Choice(list(ARMS)), help="Train only these students; default: all."
 )
+@click.option(
+    "--beside",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of an encoder whose states of sentence and gloss are compared, without training; may be repeated.",
+)
 @overrides_option("--set-student", "student.yaml")
 def run(
     wordnet: Path,
@@ -100,6 +106,7 @@ def run(
     segments: bool,
     heal_steps: int,
     arms: tuple[str, ...],
+    beside: tuple[Path, ...],
     set_student: Overrides,
 ) -> None:
     """Train LMGC and LMGC-M students from START on pairs of WordNet, in WORK; print the tables."""
@@ -114,8 +121,9 @@ def run(
         pairs = place / "corpora" / "pairs.jsonl"
         plain = healed(wordnet, plain, count, pairs, place / "healing", heal_steps, segments)
     baselines = once(place, "baselines", sequences(place / "caches" / "labels"), lambda: baselines_of(wordnet, place))
-    on = sequences(place / "caches" / "swapped")
-    baselines["scores"] |= once(place / "start", "cosines", on, lambda: cosines_of(plain, place))
+    encoders = {"the start's states": plain, **{f"states of {model.name}": model for model in beside}}
+    for name, model in encoders.items():
+        baselines["scores"][f"cosine of {name}"] = cosines_once(name, model, place)
     print_baselines(baselines)
     texts = probe.definitions(shuffled_synsets(wordnet), HELD_OUT_FRACTION, probe_texts, probe_texts // 3)
     for seed in range(seeds):
@@ -195,10 +203,15 @@ def baselines_of(wordnet: Path, place: Path) -> dict[str, Any]:
     }
 
 
-def cosines_of(start: Path, place: Path) -> dict[str, Any]:
-    """Return the scores of the start's states as one more baseline."""
-    parts = {name: read_held_out(place / "corpora" / f"{part}.jsonl") for name, part in PARTS.items()}
-    return {"cosine of the start's states": {"pairs": {name: cosines(start, pairs) for name, pairs in parts.items()}}}
+def cosines_once(name: str, model: Path, place: Path) -> dict[str, Any]:
+    """Return the scores of an encoder's states, as of one more baseline."""
+
+    def measure() -> dict[str, Any]:
+        return {"pairs": {name: cosines(model, read_held_out(corpus)) for name, corpus in corpora.items()}}
+
+    corpora = {name: place / "corpora" / f"{part}.jsonl" for name, part in PARTS.items()}
+    scores: dict[str, Any] = once(place / "start", folder_name(name), sequences(place / "caches" / "swapped"), measure)
+    return scores
 
 
 def read_held_out(corpus: Path) -> list[Pair]:

@@ -18,6 +18,8 @@ from configs.papers.markdown import unsigned
 MASKED_WORDS = "masked words"
 LANGUAGE_MODELS = ("start", "LMGC", "LMGC-M", MASKED_WORDS)
 """Students whose masked words are measured."""
+LINES = ("first sense", "LSA")
+"""What each baseline is compared with."""
 COMPARED = (("LMGC-M", MASKED_WORDS), ("LMGC-M", "LMGC"))
 
 BySeed = Mapping[int, Mapping[str, Any]]
@@ -29,14 +31,23 @@ Results = Mapping[str, BySeed]
 
 def print_baselines(baselines: Mapping[str, Any]) -> None:
     """Print the baselines, on pairs of held-out synsets, and on those whose candidates all have an example."""
-    columns = ("baseline", "accuracy", "area", "another's sentence", "all candidates with examples")
+    columns = (
+        "baseline",
+        "accuracy",
+        *(f"minus {name}" for name in LINES),
+        "minus another's",
+        "area",
+        "all with examples",
+    )
     table = Table(*columns, title="unseen synsets, nothing trained on pairs")
     mask_N = np.array(baselines["all_with_examples"])
     for name, baseline in baselines["scores"].items():
         own_N, other_N = (np.array(baseline["pairs"][part]["hits"]) for part in ("labels", "swapped"))
-        accuracies = [unsigned(over_seeds_and_items(x_N[None])) for x_N in (own_N, other_N, own_N[mask_N])]
-        table.add_row(name, accuracies[0], f"{baseline['pairs']['labels']['area']:.3f}", *accuracies[1:])
-    Console(width=160).print(table)
+        lines = [np.array(baselines["scores"][line]["pairs"]["labels"]["hits"]) for line in LINES]
+        gains = [str(over_seeds_and_items((own_N - line_N)[None])) for line_N in (*lines, other_N)]
+        own, whole = (unsigned(over_seeds_and_items(x_N[None])) for x_N in (own_N, own_N[mask_N]))
+        table.add_row(name, own, *gains, f"{baseline['pairs']['labels']['area']:.3f}", whole)
+    Console(width=200).print(table)
 
 
 def print_scores(results: Results, baselines: Mapping[str, Any]) -> None:
