@@ -55,8 +55,8 @@ MOST_CHARACTERS = 300
 TRAINING: Overrides = {
     "loss.token_weight": 0,
     "training.per_device_train_batch_size": 32,
-    "training.learning_rate": 3e-4,
-    "training.max_steps": 400,
+    "training.learning_rate": 5e-4,
+    "training.max_steps": 200,
     "training.save_strategy": "no",
 }
 
