@@ -181,6 +181,15 @@ def test_spun_paragraphs_without_a_file_of_descriptions_are_refused(wordnet, tmp
     assert "needs --debian" in result.output
 
 
+def test_students_that_were_not_trained_are_named(wordnet, tmp_path):
+    (tmp_path / "students" / "LMGC-0" / "final").mkdir(parents=True)
+    paths = [str(path) for path in (wordnet, tmp_path, tmp_path, tmp_path, tmp_path / "work")]
+    result = CliRunner().invoke(nlu.run, [*paths, "--seeds", "2"])
+    assert result.exit_code == 2
+    assert "LMGC-1/final" in result.output.replace("\n", "").replace("│", "").replace(" ", "")
+    assert not (tmp_path / "work").exists()
+
+
 @pytest.fixture(scope="module")
 def wordnet(tmp_path_factory):
     return write_wordnet(tmp_path_factory.mktemp("wordnet") / "wordnet")

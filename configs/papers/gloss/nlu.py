@@ -124,6 +124,9 @@ def run(
 ) -> None:
     """Fine-tune START and the students in PLACE on tasks of NLTK and WORDNET, in WORK; print accuracies."""
     disable_progress_bar()
+    if SPUN in names and debian is None:
+        raise click.UsageError("The task of spun paragraphs needs --debian, the file of descriptions.")
+    starts = {arm: [start] * seeds if arm == "start" else students(place, arm, seeds) for arm in ARMS}
     words: dict[str, NDArray[np.float64]] = {}
     right: dict[str, Right] = {}
     sources = Sources(wordnet, nltk, place, debian)
@@ -134,13 +137,20 @@ def run(
         words[name] = answers_on(corpus, cache).right_N.astype(np.float64)
         for seed in range(seeds):
             for arm in ARMS:
-                model = start if arm == "start" else place / "students" / f"{arm}-{seed}" / "final"
-                if model.exists():
-                    begin = with_classes(model, classes, seed, work / name / "models" / f"{arm}-{seed}")
-                    fine_tune(begin, cache, work / name / "tuned" / f"{arm}-{seed}", seed, set_student)
+                begin = with_classes(starts[arm][seed], classes, seed, work / name / "models" / f"{arm}-{seed}")
+                fine_tune(begin, cache, work / name / "tuned" / f"{arm}-{seed}", seed, set_student)
         right[name] = measured(work / name / "tuned", corpus, cache, classes)
         print_accuracies(words, right)
     print_differences(right)
+
+
+def students(place: Path, arm: str, seeds: int) -> list[Path]:
+    """Return the folders of an arm's students, by seed."""
+    folders = [place / "students" / f"{arm}-{seed}" / "final" for seed in range(seeds)]
+    missing = [str(folder) for folder in folders if not folder.exists()]
+    if missing:
+        raise click.UsageError(f"There is no student in {missing[0]}: train it by run.py, or ask for fewer --seeds.")
+    return folders
 
 
 def word_in_context(wordnet: Path, place: Path) -> list[Record]:
@@ -156,8 +166,7 @@ def word_in_context(wordnet: Path, place: Path) -> list[Record]:
 
 def spun_paragraphs(sources: Sources) -> list[Record]:
     """Return the task of spun paragraphs."""
-    if sources.debian is None:
-        raise click.UsageError("The task of spun paragraphs needs --debian, the file of descriptions.")
+    assert sources.debian is not None
     return spun.paragraphs(sources.debian, list(synsets(sources.wordnet)))
 
 
@@ -228,7 +237,7 @@ def print_accuracies(words: dict[str, NDArray[np.float64]], right: dict[str, Rig
     """Print the accuracy of each model on each task, and of a bag of words."""
     table = markdown("task", "held out", "TF-IDF", *ARMS, title="accuracy after fine-tuning")
     for name, of_task in right.items():
-        cells = [unsigned(over_seeds_and_items(np.stack(list(of_task[arm].values())))) for arm in ARMS if of_task[arm]]
+        cells = [unsigned(over_seeds_and_items(np.stack(list(of_task[arm].values())))) for arm in ARMS]
         of_words = unsigned(over_seeds_and_items(words[name][None]))
         table.add_row(name, str(len(words[name])), of_words, *cells)
     show(table)
