@@ -11,6 +11,7 @@ from test_wordnet import LINES
 from bilingual import write_texts
 from cache_tools.configuration import configured, load_config
 from cache_tools.store.reader import Cache
+from configs.papers.area import area_under_curve
 from configs.papers.cohesive import convergence, ngrams, tables, texts, weights
 from configs.papers.cohesive.calibration import TEMPERATURES, Calibration, calibrated
 from configs.papers.cohesive.run import CONTROL, HERE, arms, run
@@ -155,7 +156,7 @@ def test_the_likelihood_of_other_positions_knows_the_domain_and_not_the_answer()
 
 def test_the_area_counts_pairs_and_ties_half():
     scores, positive = np.array([1.0, 2.0, 2.0, 3.0]), np.array([False, True, False, True])
-    assert weights.area_under_curve(scores, positive) == (1 + 0.5 + 1 + 1) / 4
+    assert area_under_curve(scores, positive) == (1 + 0.5 + 1 + 1) / 4
 
 
 def test_the_table_of_domains_has_the_means_of_sequences_at_home_and_abroad(capsys):

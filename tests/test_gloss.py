@@ -266,7 +266,7 @@ def test_the_area_is_the_share_of_pairs_in_the_right_order():
     right, values = rng.random(60) < 0.3, rng.integers(8, size=60)
     naive = np.mean([(x > y) + (x == y) / 2 for x in values[right] for y in values[~right]])
     found = scores.scored([f"a|{i}" for i in range(60)], right, values)
-    assert scores.area_under_curve(found) == pytest.approx(naive)
+    assert scores.summary(found)["area"] == pytest.approx(naive)
 
 
 def test_both_sides_of_a_pair_go_without_the_word_itself():

@@ -94,7 +94,7 @@ def _unread(where: str, key: str, fields: Collection[str]) -> ConfigError:
 
 
 def _is_read(key: str, source: str) -> bool:
-    if key not in source:  # a plain search is a thousand times faster, and ends most searches for a misspelt key
+    if key not in source:  # a plain search is far faster than the expressions below, and decides most misspelt keys
         return False
     name = re.escape(key)
     quoted = rf"""["']{name}["']"""

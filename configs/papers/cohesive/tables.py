@@ -6,6 +6,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.papers.area import area_under_curve
 from configs.papers.cohesive.calibration import Calibration
 from configs.papers.cohesive.convergence import Curve, common_mark
 from configs.papers.cohesive.ngrams import Counted
@@ -16,7 +17,6 @@ from configs.papers.cohesive.weights import (
     RULES,
     Floats,
     Positions,
-    area_under_curve,
     by_sequence,
     matching_weight,
     nats,

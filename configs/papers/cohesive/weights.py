@@ -120,12 +120,6 @@ def sequence_means(sample: Positions, name: str) -> tuple[Floats, NDArray[np.int
     return over_sequences(sample).scalars[name].double().numpy()[first_S], sample.matching_N[first_S]
 
 
-def area_under_curve(scores_S: Floats, is_positive_S: NDArray[np.bool_]) -> float:
-    """Return how likely a positive item scores above a negative one; ties count half."""
-    above = np.sign(scores_S[is_positive_S][:, None] - scores_S[~is_positive_S][None])
-    return float((above.mean() + 1) / 2)
-
-
 def nats(sample: Positions, weights_NT: Floats) -> Floats:
     """Return -log of the mixture's probability of the gold token: (N,)."""
     gold_NT = sample.scalars["gold_logprob"].double().exp().numpy()

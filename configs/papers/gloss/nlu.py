@@ -149,7 +149,8 @@ def students(place: Path, arm: str, seeds: int) -> list[Path]:
     folders = [place / "students" / f"{arm}-{seed}" / "final" for seed in range(seeds)]
     missing = [str(folder) for folder in folders if not folder.exists()]
     if missing:
-        raise click.UsageError(f"There is no student in {missing[0]}: train it by run.py, or ask for fewer --seeds.")
+        fix = "Train it with configs.papers.gloss.run, or ask for fewer --seeds."
+        raise click.UsageError(f"There is no student in {missing[0]}. {fix}")
     return folders
 
 

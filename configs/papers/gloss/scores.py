@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.papers.area import area_under_curve
+
 
 class Scored(NamedTuple):
     """Pairs with a score, those of an instance side by side."""
@@ -33,17 +35,6 @@ def hits(pairs: Scored) -> NDArray[np.float64]:
     return np.array([_share(pairs.scores_P[rows], pairs.right_P[rows]) for rows in rows_of.values()])
 
 
-def area_under_curve(pairs: Scored) -> float:
-    """Return how likely a right pair scores above a wrong one, ties counting half."""
-    order = np.argsort(pairs.scores_P, kind="stable")
-    _, inverse, counts = np.unique(pairs.scores_P[order], return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    ranks_P = ((ends - counts + 1 + ends) / 2)[inverse]  # ties have their mean rank
-    right_P = pairs.right_P[order]
-    rights, wrongs = int(right_P.sum()), int((~right_P).sum())
-    return float((ranks_P[right_P].sum() - rights * (rights + 1) / 2) / (rights * wrongs))
-
-
 def _share(scores: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
     best = scores == scores.max()
     return float((best & right).sum() / best.sum())
@@ -51,4 +42,4 @@ def _share(scores: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
 
 def summary(pairs: Scored) -> dict[str, Any]:
     """Return ``hits`` by instance and ``area``, as they are kept in files."""
-    return {"hits": hits(pairs).tolist(), "area": area_under_curve(pairs)}
+    return {"hits": hits(pairs).tolist(), "area": area_under_curve(pairs.scores_P, pairs.right_P)}

@@ -5,8 +5,8 @@ between 10 and 40 % is replaced by one. A synonym is another word of a synset of
 word's synsets have, so it is of that part of speech too. No inflection is mended, as spinning tools often do not.
 
 A paragraph is held out with its source package, and so is every word that may come in: half of them come into held-out
-paragraphs alone, the others into no held-out one. What a model memorises of the words that came in during training, or
-of what they came in for, is of no use in a held-out paragraph. What can be learned is that a word does not fit.
+paragraphs alone, the others into no held-out one. So it is of no use in a held-out paragraph to remember which words
+came in during training, or for what. What can be learned is that a word does not fit.
 """
 
 import json
@@ -24,7 +24,7 @@ from pipeline.encoding.held_out import is_held_out
 
 ORIGINAL, SPUN = "[original]", "[spun]"
 SHARES = (0.1, 0.4)
-"""Of the words that have a synonym, replaced."""
+"""Smallest and largest share of a paragraph's words with a synonym that is replaced."""
 LEAST_WORDS = 10
 """Paragraphs with fewer words that have a synonym are left out, spun or not."""
 LEAST_LETTERS = 4
@@ -37,7 +37,7 @@ Synonyms = Mapping[str, Sequence[str]]
 
 
 def paragraphs(debian: Path, everything: Sequence[Synset]) -> list[Record]:
-    """Return paragraphs of the descriptions in a file, each original or spun, whichever a hash of it says."""
+    """Return the paragraphs of a file of descriptions; a hash of each decides whether it is spun."""
     sides = {is_test: synonyms(everything, is_test) for is_test in (False, True)}
     records = []
     for description in map(json.loads, debian.read_text(encoding="utf-8").splitlines()):

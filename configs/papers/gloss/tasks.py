@@ -28,9 +28,9 @@ from configs.papers.mtbert.data import Record, digest
 from pipeline.encoding.held_out import is_held_out
 
 FRACTION = 0.3
-"""Of the groups of a task, held out."""
+"""Share of a task's groups that is held out."""
 EXAMPLES = 2
-"""Of each sense of a pair of senses."""
+"""Sentences that are taken of each sense."""
 SAME, DIFFERENT = "[same]", "[different]"
 
 
