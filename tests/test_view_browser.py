@@ -297,22 +297,29 @@ def test_every_colour_can_be_read_on_and_their_lightness_is_in_order(open_page, 
     assert lights == sorted(lights, key=lambda pair: pair[0], reverse=scheme == "light")
 
 
-def test_errors_are_shown_where_the_answer_would_be(open_page, tmp_path, cache):
+@pytest.fixture
+def damaged(cache, tmp_path):
+    """Serve a damaged copy; yields the copy and its address. A test asks for it before its pages, which close first."""
     copy = copy_of(cache, tmp_path)
     flip_bit(layout.sequences_file(copy.encoding().path, 0))
+    with serve(copy.path) as running:
+        yield copy, running
+
+
+def test_errors_are_shown_where_the_answer_would_be(damaged, open_page):
+    copy, running = damaged
     later = copy.encoding().shards[1].first_sequence
-    with serve(copy.path) as damaged:
-        page = open_page(f"{damaged}#/main/0", allow=["the server responded with a status"])
-        sync_api.expect(page.locator("main .problem")).to_contain_text("the file is not the one that was written")
-        sync_api.expect(page.locator("#status .problem")).to_contain_text("the file is not the one that was written")
-        page.goto(f"{damaged}#/main/99999")
-        sync_api.expect(page.locator("main .problem")).to_contain_text("there is no sequence 99999")
-        page.goto(f"{damaged}#/main/{later}")
-        heading(page, f"Sequence {later}")
-        page.goto(f"{damaged}#/%E0%A4%A")
-        heading(page, "What this cache holds")
-        page.goto(f"{damaged}#/main/{later}/0")
-        sync_api.expect(page.locator(".panel")).to_contain_text("No prediction is kept for this token")
+    page = open_page(f"{running}#/main/0", allow=["the server responded with a status"])
+    sync_api.expect(page.locator("main .problem")).to_contain_text("the file is not the one that was written")
+    sync_api.expect(page.locator("#status .problem")).to_contain_text("the file is not the one that was written")
+    page.goto(f"{running}#/main/99999")
+    sync_api.expect(page.locator("main .problem")).to_contain_text("there is no sequence 99999")
+    page.goto(f"{running}#/main/{later}")
+    heading(page, f"Sequence {later}")
+    page.goto(f"{running}#/%E0%A4%A")
+    heading(page, "What this cache holds")
+    page.goto(f"{running}#/main/{later}/0")
+    sync_api.expect(page.locator(".panel")).to_contain_text("No prediction is kept for this token")
 
 
 def test_every_control_has_a_name(open_page, address):
