@@ -38,6 +38,8 @@ OPTIONS = {
     ],
 }
 LONGEST = "GLMD: P, F1, soft labels"
+OTHER = "another structure, P, soft labels"
+RIVALS = ("soft labels and hidden states", OTHER)
 FORMS = ("whole", "k + rest", "k + lowest")
 WORDS = ("bread", "cows", "nets", "books", "wounds", "paint")
 """What each of the grammar's people has to do with: the classes of the task."""
@@ -95,7 +97,7 @@ def few_of(patch, texts):
     for module in (arms, tables):
         patch.setattr(module, "SMALL", "0.5")
     students = arms.few(texts)
-    return {f"{name}; {texts} texts": students[f"{name}; {texts} texts"] for name in ("soft labels", LONGEST)}
+    return {f"{name}; {texts} texts": students[f"{name}; {texts} texts"] for name in ("soft labels", LONGEST, *RIVALS)}
 
 
 def printed(folder, part):
@@ -159,6 +161,23 @@ def test_stages_of_few_texts_have_equal_steps_of_the_last_stage_and_the_longer_o
             assert last.cache == f"labels@{number}"
             assert last.steps == (arms.EVERY_STEP if "all stages" in name else ("F2",))
             assert last.changes == arms.LABELS_AT_1
+
+
+@pytest.mark.slow
+def test_rivals_learn_from_the_teacher_s_states_or_have_a_structure_of_their_own(folder):
+    names = ("soft labels", *RIVALS)
+    soft, states, other = (
+        bench_of(folder).student(run.PARTS["few-texts"][0][f"{name}; 30 texts"], 0) for name in names
+    )
+    assert largest_difference(weights(soft), weights(states)) > 0
+    none, pairs = (
+        json.loads((student.parent / "run.json").read_text())["config"]["loss"]["hidden"] for student in (soft, states)
+    )
+    assert none == []
+    assert [(pair["student_layer"], pair["teacher_layer"]) for pair in pairs] == [(1, "last")]
+    config = AutoModelForMaskedLM.from_pretrained(other).config
+    assert (config.model_type, config.hidden_size) == ("modernbert", 96)
+    assert config.vocab_size == read_manifest(folder / "work" / "vocabularies" / "0.5").size
 
 
 def test_an_arm_that_no_chosen_part_has_is_refused_before_anything_is_trained(tmp_path):

@@ -23,12 +23,14 @@ class Stage(NamedTuple):
             has 250 of the task's training texts, and all of its held-out ones.
         steps: Stages whose numbers of steps are added up: ``P``, ``F1``, ``F2``.
         changes: Overrides of student.yaml.
+        hidden: Whether the student's last hidden states learn from the teacher's last ones too.
     """
 
     name: str
     cache: str
     steps: tuple[str, ...]
     changes: Overrides = NO_CHANGES
+    hidden: bool = False
 
 
 class Arm(NamedTuple):
@@ -37,10 +39,18 @@ class Arm(NamedTuple):
     Attributes:
         stages: Stages in the order of training.
         vocabulary: Name of a vocabulary, see ``VOCABULARIES``.
+        config: Configuration of a student of its own structure, from random weights; None begins as the teacher's
+            first layers.
     """
 
     stages: tuple[Stage, ...]
     vocabulary: str = PUBLISHED
+    config: Overrides | None = None
+
+    @property
+    def place(self) -> str:
+        """Name of the folder of all students with this vocabulary and structure."""
+        return self.vocabulary if self.config is None else f"{self.vocabulary}-{self.config['model_type']}"
 
 
 EVERY_STEP = ("P", "F1", "F2")
@@ -99,14 +109,28 @@ VOCABULARIES |= SMALL_VOCABULARIES
 SMALL_RATIOS = {name: Arm((F2,), name) for name in ("1", *SMALL_VOCABULARIES)}
 """Soft labels alone: what is compared is how texts are read."""
 
-FEW_TEXTS = (250, 1000)
+FEW_TEXTS = (250, 1000, 4000)
 """Numbers of the task's texts that students see, without their labels; the teacher has learned from all of them."""
 SMALL = "0.25"
 P_WHOLE = form("whole", 15)
+OTHER: Overrides = {
+    "model_type": "modernbert",
+    "hidden_size": 96,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "global_attn_every_n_layers": 1,
+    "max_position_embeddings": 96,
+    **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")),
+}
+"""A student that shares no structure with a BERT teacher: rotary positions, gated layers, a width of its own."""
 
 
 def few(texts: int) -> dict[str, Arm]:
-    """Return the students of so many texts of the task: word prediction before equally many steps on soft labels."""
+    """Return the students of so many texts of the task: word prediction before equally many steps on soft labels.
+
+    And their rivals: the teacher's hidden states beside its soft labels, and students of another structure.
+    """
     words = form("whole", 15, F1)._replace(name=f"F1@{texts}", cache=f"words@{texts}")
     soft = F2._replace(name=f"F2@{texts}", cache=f"labels@{texts}")
     longer = soft._replace(name=f"soft@{texts}", steps=EVERY_STEP)
@@ -119,7 +143,12 @@ def few(texts: int) -> dict[str, Arm]:
         "F1, soft labels": (words, soft),
         "GLMD: P, F1, soft labels": (P_WHOLE, words, soft),
     }
-    return {f"{name}; {texts:,} texts": Arm(stages, SMALL) for name, stages in chains.items()}
+    states = soft._replace(name=f"F2+states@{texts}", hidden=True)
+    others = {name: chains[name] for name in ("soft labels", "P, soft labels", "GLMD: P, F1, soft labels")}
+    students = {name: Arm(stages, SMALL) for name, stages in chains.items()}
+    students["soft labels and hidden states"] = Arm((states,), SMALL)
+    students |= {f"another structure, {name}": Arm(stages, SMALL, OTHER) for name, stages in others.items()}
+    return {f"{name}; {texts:,} texts": arm for name, arm in students.items()}
 
 
 FEW = {name: arm for texts in FEW_TEXTS for name, arm in few(texts).items()}

@@ -104,7 +104,7 @@ class Bench:
     def folders(self, arm: Arm, seed: int) -> list[Path]:
         """Return the run folder of each stage of a student; arms with the same first stages share them."""
         names = [stage.name.replace(" ", "") for stage in arm.stages]
-        place = self.work / "students" / arm.vocabulary
+        place = self.work / "students" / arm.place
         return [place / f"{'+'.join(names[:end])}-{seed}" for end in range(1, len(names) + 1)]
 
     def finished_seeds(self, arm: Arm) -> list[int]:
@@ -116,14 +116,16 @@ class Bench:
         """Return the folder of a finished student."""
         vocabulary, start = self.vocabulary(arm.vocabulary), self.work / "starts" / arm.vocabulary
         beginning(self.teacher, self.layers, vocabulary, start)
+        student: Overrides = {"student": {"pretrained": start} if arm.config is None else {"config": dict(arm.config)}}
         for stage, output in zip(arm.stages, self.folders(arm, seed), strict=True):
             if not (output / "final").exists():
                 steps = sum(self.steps[name] for name in stage.steps)
-                places = {"cache": self.cache(stage.cache, arm.vocabulary), "student.pretrained": start}
+                places = {"cache": self.cache(stage.cache, arm.vocabulary), **student, "vocabulary": vocabulary}
                 run = {"training.seed": seed, "training.max_steps": steps, "training.output_dir": output}
-                changes = {**self.set_student, **stage.changes, **places, "vocabulary": vocabulary, **run}
-                train_file(HERE / "student.yaml", changes)
-            start = output / "final"
+                states = {"loss.hidden": [{"student_layer": self.layers, "teacher_layer": "last"}]}
+                changes = {**self.set_student, **stage.changes, **(states if stage.hidden else {})}
+                train_file(HERE / "student.yaml", {**changes, **places, **run})
+            start, student = output / "final", {"student": {"pretrained": output / "final"}}
         return start
 
     @property

@@ -74,7 +74,9 @@ def print_labels(bench: Bench, results: Results) -> None:
 def print_few(bench: Bench, results: Results) -> None:
     """Print what word prediction adds to equally many steps on the soft labels of few texts."""
     for texts in FEW_TEXTS:
-        of_texts = {name: seeds for name, seeds in results.items() if name.endswith(f"; {texts:,} texts")}
+        of_texts = {name: seeds for name, seeds in results.items() if seeds and name.endswith(f"; {texts:,} texts")}
+        if not of_texts:
+            continue
         cache = bench.cache(f"labels@{texts}", SMALL)
         of_words = bag_of_words(bench.some_texts("task.yaml", texts), cache, bench.work)
         line = shown(over_seeds_and_items(100 * of_words.right[None]), 1)
@@ -107,7 +109,7 @@ def accuracies(results: Results, reference: str) -> None:
     row("student", "accuracy", f"difference to {reference}")
     row("---", "---", "---")
     for name, seeds in results.items():
-        row(name, percent(seeds), "" if name == reference else points(seeds, results[reference]))
+        row(name, percent(seeds), "" if name == reference else points(seeds, results.get(reference, {})))
 
 
 def percent(seeds: BySeed) -> str:
