@@ -124,6 +124,18 @@ def test_a_row_of_all_kept_tokens_leaves_nothing_out(folder):
     assert np.array_equal(targets.ids[0], np.sort(read_restriction(folder / "half").kept))
 
 
+@pytest.mark.parametrize("rows", [1, 7, 20])
+def test_rows_do_not_depend_on_the_room_that_a_caller_lends(folder, rows):
+    restriction = read_restriction(folder / "half")
+    logits = torch.randn(20, 200, generator=torch.Generator().manual_seed(1)) * 3
+    gold = torch.arange(20) * 10
+    keep = Keep(k=5, temperatures=(T,), scalars=("gold_rank", "tail_minimum"), restriction=restriction)
+    alone, lent = (
+        sparse_targets(logits.clone(), gold, keep, None, room).named() for room in (None, torch.empty(rows, 200))
+    )
+    assert {name: lent[name].tolist() for name in lent} == {name: alone[name].tolist() for name in alone}
+
+
 @pytest.mark.parametrize(
     "kind", [{"kind": Kind.SAMPLED, "draws": 50}, {"kind": Kind.HYBRID, "draws": 9, "k": 4}, {"kind": Kind.DENSE}]
 )

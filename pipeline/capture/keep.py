@@ -8,7 +8,7 @@ arXiv 2503.16870), ``hybrid`` the k most likely exactly and N draws from the res
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -109,6 +109,8 @@ def sparse_targets(
             stay in a CPU's caches. Allocating this much costs more than the softmax, so a caller with many chunks
             passes the same array each time.
     """
+    if keep.restriction is not None and not keep.kind.is_whole:
+        return _of_kept_tokens(logits_NV, gold_N, keep, keep.restriction, keys_N, scratch_MV)
     if keep.restriction is not None:
         logits_NV, gold_N = keep.restriction.logits(logits_NV), keep.restriction.gold(gold_N)
     vocabulary, tokens = logits_NV.shape[1], keep.tokens(logits_NV.shape[1])
@@ -131,6 +133,25 @@ def sparse_targets(
         ids_Nk, log_probs_Nk = _joined(head, sums.draws)
         log_left_out_N = torch.full_like(log_left_out_N, -torch.inf)
     return SparseTargets(ids_Nk, log_probs_Nk, log_left_out_N, scalars | sums.scalars)
+
+
+def _of_kept_tokens(
+    logits_NV: Tensor,
+    gold_N: Tensor,
+    keep: Keep,
+    restriction: Restriction,
+    keys_N: Tensor | None,
+    scratch_MV: Tensor | None,
+) -> SparseTargets:
+    """Return what is kept of the distribution over a restriction's n tokens, of their columns alone."""
+    columns_n = restriction.columns.to(logits_NV.device)
+    kept_Nn, scratch_Mn = logits_NV.index_select(1, columns_n), None
+    if scratch_MV is not None:
+        rows, n = scratch_MV.numel() // len(columns_n), len(columns_n)
+        scratch_Mn = scratch_MV.flatten()[: rows * n].view(rows, n)
+    gold_N = restriction.gold_columns(gold_N)
+    made = sparse_targets(kept_Nn, gold_N, replace(keep, restriction=None), keys_N, scratch_Mn)
+    return replace(made, ids=columns_n[made.ids])
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,17 @@
 """Restrict a teacher's distributions to some tokens: those that a smaller student's vocabulary keeps.
 
-The teacher reads its text as it is, and the logits of all other tokens become -inf before anything is made of them.
-So log-softmax, the k most likely, normalisers and tail statistics are those of the distribution over the kept tokens,
-which is what such a student can learn; ids stay the teacher's, and a gold token that was dropped is its stand-in.
-Rejected: taking the kept columns out, which saves a little work behind the head and needs ids translated back
-wherever logits are read.
+The teacher reads its text as it is, and everything is made of the kept tokens' columns of its logits. So log-softmax,
+the k most likely, normalisers and tail statistics are those of the distribution over the kept tokens, which is what
+such a student can learn; ids stay the teacher's, and a gold token that was dropped is its stand-in.
+
+The work behind the head falls with the number of kept tokens. Rejected: -inf in the other columns. Half of all time
+then goes to them, since exp of -inf takes a slow path on CPUs: with a quarter of 30,522 tokens kept, seven times as
+much as the columns take. What keeps a value for each token (``dense``) and what compares stored rows (the audit) still
+read logits of the full width, with -inf.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -42,6 +46,15 @@ class Restriction:
     def settings(self) -> JsonObject:
         """What a manifest says of it."""
         return {"vocabulary": self.vocabulary, "tokens": len(self.kept)}
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """The kept ids in rising order, (n,) int64: the columns of the logits that count."""
+        return self.kept.sort().values
+
+    def gold_columns(self, gold_N: Tensor) -> Tensor:
+        """Return where in ``columns`` the gold tokens or their stand-ins are, (N,)."""
+        return torch.searchsorted(self.columns.to(gold_N.device), self.gold(gold_N))
 
     def logits(self, logits_NV: Tensor) -> Tensor:
         """Return logits with -inf at tokens that are not kept; the input is overwritten."""
