@@ -133,7 +133,9 @@ def test_rows_do_not_depend_on_the_room_that_a_caller_lends(folder, rows):
     alone, lent = (
         sparse_targets(logits.clone(), gold, keep, None, room).named() for room in (None, torch.empty(rows, 200))
     )
-    assert {name: lent[name].tolist() for name in lent} == {name: alone[name].tolist() for name in alone}
+    sums = KEEP * torch.finfo(torch.float32).eps  # rows are added up in another order
+    for name, values in alone.items():
+        torch.testing.assert_close(lent[name], values, rtol=sums, atol=sums, msg=name)
 
 
 @pytest.mark.parametrize(

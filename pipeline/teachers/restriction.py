@@ -4,10 +4,10 @@ The teacher reads its text as it is, and everything is made of the kept tokens' 
 the k most likely, normalisers and tail statistics are those of the distribution over the kept tokens, which is what
 such a student can learn; ids stay the teacher's, and a gold token that was dropped is its stand-in.
 
-The work behind the head falls with the number of kept tokens. Rejected: -inf in the other columns. Half of all time
-then goes to them, since exp of -inf takes a slow path on CPUs: with a quarter of 30,522 tokens kept, seven times as
-much as the columns take. What keeps a value for each token (``dense``) and what compares stored rows (the audit) still
-read logits of the full width, with -inf.
+The work behind the head falls with the number of kept tokens. Rejected: -inf in the other columns, of which exp takes
+a slow path on CPUs: with a quarter of 30,522 tokens kept, four to five times the work of the columns
+(``python -m benchmarks.restriction``). Targets with a value for each token (``dense``) and the audit, which looks
+stored ids up, still read logits of the full width, with -inf.
 """
 
 from dataclasses import dataclass
