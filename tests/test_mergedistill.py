@@ -32,15 +32,15 @@ SMALL = [
     "student.config.intermediate_size=64",
     "student.config.initializer_range=0.1",
     "student.config.num_attention_heads=2",
-    "training.learning_rate=0.01",
+    "training.learning_rate=0.02",
     "training.warmup_steps=10",
     "training.per_device_train_batch_size=16",
     "training.use_cpu=true",
 ]
 CHANGES = {
     "--set-capture": ["encoding.positions_per_shard=4096", "encoding.chunk_positions=1024"],
-    "--set-teacher": [*SMALL, "training.max_steps=160"],
-    "--set-student": [*SMALL, "training.max_steps=160"],
+    "--set-teacher": [*SMALL, "training.max_steps=80"],
+    "--set-student": [*SMALL, "training.max_steps=110"],
 }
 TRAINED = ["de", "en"]
 
@@ -48,7 +48,7 @@ TRAINED = ["de", "en"]
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mergedistill")
-    write_texts(folder / "texts")
+    write_texts(folder / "texts", documents=160)
     with without_pictures():
         run_recipe(folder)
     return folder / "work"
