@@ -68,17 +68,25 @@ def test_a_sample_comes_near(tmp_path):
     assert part.splits["train"].tokens == pytest.approx(whole.splits["train"].tokens, rel=0.15)
 
 
-def test_measured_bytes_are_those_of_the_capture(tmp_path):
-    tiny.write_corpus(tmp_path / "corpus.jsonl", tiny.TEXTS * 8)
+@pytest.fixture(scope="module")
+def one_shard(tmp_path_factory):
+    """A plan that measured every sequence, and the cache that was then captured: one shard, large enough for rates."""
+    folder = tmp_path_factory.mktemp("one-shard")
+    tiny.write_corpus(folder / "corpus.jsonl", tiny.TEXTS * 8)
     shape = {"positions_per_shard": 2**15, "chunk_positions": 2**12, "held_out_fraction": 0}
-    values = tiny.capture_values(tmp_path, **shape)
-    planned = plan(values, sequences=MANY).teachers[0]
+    values = tiny.capture_values(folder, **shape)
+    planned = plan(values, sequences=MANY)
     tiny.run(values)
-    captured = summarise(tiny.Cache(values["cache"])).encodings[0].teachers[0].facts
+    return planned, tiny.Cache(values["cache"])
+
+
+def test_measured_bytes_are_those_of_the_capture(one_shard):
+    planned, cache = one_shard[0].teachers[0], one_shard[1]
+    captured = summarise(cache).encodings[0].teachers[0].facts
     assert planned.rates.target_bytes_per_position == pytest.approx(captured.bytes_per_position, rel=0.02)
     assert planned.whole.stored.stored_bytes == pytest.approx(captured.stored_bytes, rel=0.02)
     assert planned.rates.tokens_per_s > 0
-    tokens = plan(values).splits["train"].tokens
+    tokens = one_shard[0].splits["train"].tokens
     assert planned.whole.hours == pytest.approx(tokens / planned.rates.tokens_per_s / 3600)
 
 
@@ -162,13 +170,8 @@ def test_what_another_capture_left_counts_as_nothing(tmp_path, change):
     assert planned.remaining.cost.stored.objects == planned.whole.stored.objects > 0
 
 
-def test_a_student_reads_targets_and_sequences_once_for_each_reader(tmp_path):
-    tiny.write_corpus(tmp_path / "corpus.jsonl", tiny.TEXTS * 8)
-    shape = {"positions_per_shard": 2**15, "chunk_positions": 2**12, "held_out_fraction": 0}
-    values = tiny.capture_values(tmp_path, **shape)
-    planned = plan(values, sequences=MANY)
-    tiny.run(values)
-    encoding = tiny.Cache(values["cache"]).encoding()
+def test_a_student_reads_targets_and_sequences_once_for_each_reader(one_shard):
+    planned, encoding = one_shard[0], one_shard[1].encoding()
     teacher, entry = encoding.teacher("toy"), encoding.shards[0]
     names = {f"{name}/c" for name in teacher.codec.array_types()}
     read = sum(o.bytes for key, o in teacher.receipt(0).objects.items() if key.rsplit("/c", 1)[0] + "/c" in names)
@@ -332,10 +335,11 @@ def test_shards_of_a_size_that_was_chosen_are_kept_when_the_corpus_grows(tmp_pat
     encoding = tiny.Cache(values["cache"]).encoding()
     size = encoding.manifest.positions_per_shard
     assert planned.positions_per_shard == planned.recommended_positions_per_shard == size
-    tiny.write_corpus(tmp_path / "more.jsonl", [text + f" and {i}" for i, text in enumerate(tiny.TEXTS * 40)])
+    tiny.write_corpus(tmp_path / "more.jsonl", [text + f" and {i}" for i, text in enumerate(tiny.TEXTS * 8)])
     lines = (tmp_path / "more.jsonl").read_text().replace('"id": "', '"id": "more-')
     (tmp_path / "more.jsonl").write_text(lines)
     values["corpus"] = values["corpus"] | {"paths": [*values["corpus"]["paths"], str(tmp_path / "more.jsonl")]}
+    assert plan(values | {"cache": str(tmp_path / "another")}).positions_per_shard > size
     tiny.run(values, append=True)
     grown = tiny.Cache(values["cache"]).encoding()
     assert len(grown.manifest.parts) == 2

@@ -12,11 +12,18 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import patch
 
 from moto.server import ThreadedMotoServer
 
+from cache_tools import storage
+from cache_tools.requests import in_flight
+
 HOP_HEADERS = {"connection", "content-length", "date", "server", "transfer-encoding"}
+SHORT_PAUSES = {"backoff": {"init_backoff": timedelta(milliseconds=2), "max_backoff": timedelta(milliseconds=20), "base": 2}}
+"""Pauses of this process between the attempts of one request: the proxy recovers at once."""
 Plan = Callable[[str, str, int], str | None]
 """(method, path, how often this was asked before) to a fault or None."""
 
@@ -72,7 +79,7 @@ def first(times: int, fault: str) -> Plan:
 
 @contextmanager
 def serve() -> Iterator[Bucket]:
-    """Run the server and the proxy."""
+    """Run the server and the proxy; meanwhile this process waits next to nothing before it asks again."""
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()
     bucket = Bucket(moto.get_host_and_port()[1])
@@ -81,7 +88,8 @@ def serve() -> Iterator[Bucket]:
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     bucket.endpoint = f"http://127.0.0.1:{proxy.server_address[1]}"
     try:
-        yield bucket
+        with patch.dict(storage.RETRIES, SHORT_PAUSES), patch.object(in_flight, "PAUSE_SECONDS", 0.002):
+            yield bucket
     finally:
         proxy.shutdown()
         proxy.server_close()
