@@ -25,8 +25,8 @@ DOMAINS = ["de", "en"]
 CALIBRATION = Calibration((4.0, 5.0), 0.5, 0.25)
 SHAPE = ["hidden_size=32", "intermediate_size=64", "num_hidden_layers=1", "num_attention_heads=2"]
 SMALL = [f"student.config.{key}" for key in SHAPE] + [
-    "training.learning_rate=0.01",
-    "training.warmup_steps=10",
+    "training.learning_rate=0.015",
+    "training.warmup_steps=5",
     "training.per_device_train_batch_size=16",
     "training.use_cpu=true",
 ]
@@ -37,8 +37,8 @@ CHANGES = {
         "teachers.0.target={k: 8}",
         "teachers.1.target={k: 8}",
     ],
-    "--set-teacher": [*SMALL, "training.max_steps=150", "training.eval_steps=150"],
-    "--set-student": [*SMALL, "training.max_steps=20", "training.eval_steps=10", "loss.allow_biased=true"],
+    "--set-teacher": [*SMALL, "training.max_steps=110", "training.eval_steps=110"],
+    "--set-student": [*SMALL, "training.max_steps=8", "training.eval_steps=4", "loss.allow_biased=true"],
 }
 
 
@@ -242,9 +242,9 @@ def test_all_students_are_in_the_table_and_one_mark_is_reached_by_all(printed):
         assert arm in output
     curves = [convergence.Curve.read(folder) for folder in (work / "students").iterdir()]
     assert len(curves) == 2 * len(arms(DOMAINS, CALIBRATION))
-    assert {tuple(curve.steps) for curve in curves} == {(10, 20)}
+    assert {tuple(curve.steps) for curve in curves} == {(4, 8)}
     mark = convergence.common_mark(curves)
-    assert all(curve.steps_to(mark) <= 20 for curve in curves)
+    assert all(curve.steps_to(mark) <= 8 for curve in curves)
 
 
 @pytest.mark.slow

@@ -101,6 +101,7 @@ def build_site(output):
     sys.exit(main(["-W", "--keep-going", "-q", "-b", "html", *trees, str(ROOT / "docs"), str(output / "html")]))
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_warnings_and_its_index_names_every_page(tmp_path):
     pytest.importorskip("sphinx")
     code = processes.finish(processes.start(build_site, tmp_path))

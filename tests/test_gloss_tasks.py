@@ -259,7 +259,7 @@ def test_all_models_are_tuned_on_the_same_texts_and_learn_them(wordnet, tmp_path
         for seed in range(2):
             (place / "students" / f"{arm}-{seed}").mkdir(parents=True)
             (place / "students" / f"{arm}-{seed}" / "final").symlink_to(start)
-    changes = {"training.max_steps": 100, "training.use_cpu": "true", "training.learning_rate": 0.01}
+    changes = {"training.max_steps": 60, "training.use_cpu": "true", "training.learning_rate": 0.01}
     options = [word for key, value in changes.items() for word in ("--set-student", f"{key}={value}")]
     words = [*map(str, (wordnet, nltk, start, place, tmp_path / "work")), "--seeds", "2", "--task", "questions"]
     with without_pictures():

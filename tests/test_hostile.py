@@ -1,7 +1,7 @@
 """A stranger's cache, whose seals and hashes hold: every command works or ends with one sentence, and harms nothing.
 
 ``hostile.py`` makes such caches at random; it runs here for a second and, as a slow test, for
-``LOGITCASK_FUZZ_SECONDS`` (10 by default).
+``LOGITCASK_FUZZ_SECONDS`` (5 by default).
 """
 
 import gzip
@@ -41,7 +41,7 @@ from hostile import ipc, nested, rehash, with_crc
 from logitcask import cli
 from store_fixtures import make_cache, random_sequences, snapshot
 
-FUZZ_SECONDS = os.environ.get("LOGITCASK_FUZZ_SECONDS", "10")
+FUZZ_SECONDS = os.environ.get("LOGITCASK_FUZZ_SECONDS", "5")
 SUPPORT = Path(__file__).parent / "support"
 
 

@@ -24,7 +24,7 @@ CHANGES = {"--set-capture": ["encoding.positions_per_shard=4096"], "--set-teache
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("selection")
-    write_texts(folder / "texts")
+    write_texts(folder / "texts", documents=120)
     with without_pictures():
         result = choose(folder, "de", "--seeds", "2")
     assert result.exit_code == 0, result.output

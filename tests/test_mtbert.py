@@ -50,14 +50,15 @@ from trainer.student.student import distilled
 
 ARMS, (JOINT, ALONE, NOISY) = arms_of(NAMES), Team.of(NAMES)
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+BATCH = "training.per_device_train_batch_size=20"
 CHANGES = {
-    "--set-pretrain": [*(f"student.config.{key}={value}" for key, value in SHAPE.items()), "training.max_steps=10"],
+    "--set-pretrain": [*(f"student.config.{key}={value}" for key, value in SHAPE.items()), "training.max_steps=10", BATCH],
     "--set-capture": [
         "encoding.positions_per_shard=4096",
         "encoding.chunk_positions=512",
         *(f"teachers.{number}.target.k=200" for number in range(3)),  # the whole vocabulary
     ],
-    "--set-student": ["training.max_steps=90", "training.learning_rate=0.01"],
+    "--set-student": ["training.max_steps=50", "training.learning_rate=0.01", BATCH],
 }
 STUDENTS = (NO_TEACHER, MEAN, MT_BERT, f"{SAME_TOTAL}{ONE_NOISY}")
 STUDENT = run.HERE / "student.yaml"
