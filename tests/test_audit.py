@@ -305,8 +305,9 @@ def naive_log_probs(model, sequence):
 
 @pytest.mark.parametrize("head_bytes", [1, 12_000, 2**23])
 def test_live_answers_equal_those_of_a_whole_forward_pass(tmp_path, teacher, monkeypatch, head_bytes):
-    monkeypatch.setitem(HEAD_CHUNK_BYTES, "cpu", head_bytes)
+    tiny.write_corpus(tmp_path / "corpus.jsonl", tiny.TEXTS[:12])
     config = CaptureConfig.model_validate(captured(tmp_path, teacher, max_length_tokens=24))
+    monkeypatch.setitem(HEAD_CHUNK_BYTES, "cpu", head_bytes)
     cached = tiny.Cache(config.cache).encoding().teacher()
     (sequences,) = sample(cached, AuditConfig(shards=1, sequences_per_shard=6)).values()
     live = load_teacher(config.teachers[0], teacher, "causal")

@@ -138,7 +138,10 @@ def test_actors_continue_a_capture_to_the_same_bytes_and_a_killed_one_costs_its_
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_actors_with_engines_write_the_bytes_of_one_engine_and_none_outlives_its_actor(tmp_path, teacher, monkeypatch):
-    """The engine's Python is named relative to the driver's folder, which actors do not share."""
+    """The engine's Python is named relative to the driver's folder, which actors do not share.
+
+    There is one actor at a time: the one that is killed, then the one that Ray starts in its place.
+    """
     monkeypatch.chdir(tmp_path)
     python = engine_python(tmp_path).relative_to(tmp_path)
     caches = {}
@@ -148,7 +151,7 @@ def test_actors_with_engines_write_the_bytes_of_one_engine_and_none_outlives_its
         caches[name] = CaptureConfig.model_validate(values)
     run_capture(caches["straight"], Worker(), tiny.SilentReporter())
     killer = Killer(tmp_path / "ray" / "cache")
-    run_capture_on_ray(caches["ray"], "local", 2, killer)
+    run_capture_on_ray(caches["ray"], "local", 1, killer)
     assert tree(caches["ray"].cache) == tree(caches["straight"].cache)
     assert verify(caches["ray"].cache, deep=True) == []
     assert killer.committed

@@ -89,7 +89,7 @@ def test_a_run_in_pieces_continues_whole_and_the_other_way(cache, one, tmp_path,
     assert [line["step"] for line in curve(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
-LONG = {"max_steps": 50, "learning_rate": 0.001}
+LONG = {"max_steps": 30, "learning_rate": 0.001}
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +100,11 @@ def long_one(cache, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wrapper", ["DDP", "FSDP"])
-def test_after_50_steps_every_rank_has_the_weights_of_one_process(cache, long_one, tmp_path, wrapper):
+def test_after_30_steps_every_rank_has_the_weights_of_one_process(cache, long_one, tmp_path, wrapper):
     two = train_on(2, cache, tmp_path / "two", **RUNS[wrapper][1] | LONG)
     first, second = (load_file(tmp_path / f"two-rank{rank}.safetensors") for rank in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert_same_run(long_one, two, steps=50, learning_rate=0.001)
+    assert_same_run(long_one, two, steps=30, learning_rate=0.001)
 
 
 @pytest.mark.slow

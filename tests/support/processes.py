@@ -10,7 +10,9 @@ import signal
 from unittest.mock import patch
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["pipeline.run", "trainer.run.train", "transformers.models.llama.modeling_llama"])
+PROCESSES.set_forkserver_preload(
+    ["pipeline.run", "trainer.run.train", "transformers.models.llama.modeling_llama", "pytest"]
+)
 TIMEOUT_SECONDS = 600
 """Only a process that hangs waits so long; how slow a busy machine is must not fail a test."""
 
