@@ -26,6 +26,9 @@ demo: $(VENV)/run
 demo-real: $(VENV)/gguf
 	$(BIN)/logitcask demo --real
 
+# Compiled files are kept, whatever the shell says: without them every process of the tests compiles its files anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 # Files are shared whole, in the order of tests/conftest.py: the heaviest first.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
