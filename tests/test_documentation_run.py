@@ -7,7 +7,6 @@ blocks are to run, not to teach.
 
 import os
 import runpy
-import subprocess
 import sys
 from itertools import groupby
 
@@ -88,9 +87,8 @@ def test_the_page_about_judging_runs(tmp_path):
     assert "cross-entropy" in run_page(folder, "docs/how-to/judge.md")
 
 
-@pytest.mark.slow
 def build_site(output):
-    """Build the site as ``make docs`` does, but for the tree of all pages in the margin of each, a third of the time."""
+    """Build the site as ``make docs`` does, without the tree of all pages in each margin: a third of the time."""
     import furo
     from sphinx.cmd.build import main
 

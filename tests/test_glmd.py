@@ -37,9 +37,7 @@ OPTIONS = {
         "training.use_cpu=true",
     ],
 }
-LONGEST = "GLMD: P, F1, soft labels"
-OTHER = "another structure, P, soft labels"
-RIVALS = ("soft labels and hidden states", OTHER)
+RIVALS = (arms.STATES, "another structure, P, soft labels")
 FORMS = ("whole", "k + rest", "k + lowest")
 WORDS = ("bread", "cows", "nets", "books", "wounds", "paint")
 """What each of the grammar's people has to do with: the classes of the task."""
@@ -97,7 +95,10 @@ def few_of(patch, texts):
     for module in (arms, tables):
         patch.setattr(module, "SMALL", "0.5")
     students = arms.few(texts)
-    return {f"{name}; {texts} texts": students[f"{name}; {texts} texts"] for name in ("soft labels", LONGEST, *RIVALS)}
+    return {
+        f"{name}; {texts} texts": students[f"{name}; {texts} texts"]
+        for name in ("soft labels", arms.WHOLE_CHAIN, *RIVALS)
+    }
 
 
 def printed(folder, part):
@@ -257,7 +258,7 @@ def test_the_same_command_again_trains_nothing_and_prints_the_same_tables(folder
     before = {path: path.stat().st_mtime_ns for path in (folder / "work").rglob("*.safetensors")}
     rows = {
         "forms": "| k + rest |",
-        "few-texts": f"| {LONGEST}; 30 texts |",
+        "few-texts": f"| {arms.WHOLE_CHAIN}; 30 texts | 1 |",
         "vocabularies": "| 0.5-unknown | 1 | 60 | 1,920 |",
     }
     for part, words in rows.items():

@@ -52,7 +52,11 @@ ARMS, (JOINT, ALONE, NOISY) = arms_of(NAMES), Team.of(NAMES)
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
 BATCH = "training.per_device_train_batch_size=20"
 CHANGES = {
-    "--set-pretrain": [*(f"student.config.{key}={value}" for key, value in SHAPE.items()), "training.max_steps=10", BATCH],
+    "--set-pretrain": [
+        *(f"student.config.{key}={value}" for key, value in SHAPE.items()),
+        "training.max_steps=10",
+        BATCH,
+    ],
     "--set-capture": [
         "encoding.positions_per_shard=4096",
         "encoding.chunk_positions=512",

@@ -22,7 +22,9 @@ from cache_tools import storage
 from cache_tools.requests import in_flight
 
 HOP_HEADERS = {"connection", "content-length", "date", "server", "transfer-encoding"}
-SHORT_PAUSES = {"backoff": {"init_backoff": timedelta(milliseconds=2), "max_backoff": timedelta(milliseconds=20), "base": 2}}
+SHORT_PAUSES = {
+    "backoff": {"init_backoff": timedelta(milliseconds=2), "max_backoff": timedelta(milliseconds=20), "base": 2}
+}
 """Pauses of this process between the attempts of one request: the proxy recovers at once."""
 Plan = Callable[[str, str, int], str | None]
 """(method, path, how often this was asked before) to a fault or None."""

@@ -112,6 +112,7 @@ SMALL_RATIOS = {name: Arm((F2,), name) for name in ("1", *SMALL_VOCABULARIES)}
 FEW_TEXTS = (250, 1000, 4000)
 """Numbers of the task's texts that students see, without their labels; the teacher has learned from all of them."""
 SMALL = "0.25"
+WHOLE_CHAIN, STATES, OTHERS = "GLMD: P, F1, soft labels", "soft labels and hidden states", "another structure, "
 P_WHOLE = form("whole", 15)
 OTHER: Overrides = {
     "model_type": "modernbert",
@@ -141,13 +142,13 @@ def few(texts: int) -> dict[str, Arm]:
         "masked words, soft labels": (masked, soft),
         "P, soft labels": (P_WHOLE, soft),
         "F1, soft labels": (words, soft),
-        "GLMD: P, F1, soft labels": (P_WHOLE, words, soft),
+        WHOLE_CHAIN: (P_WHOLE, words, soft),
     }
     states = soft._replace(name=f"F2+states@{texts}", hidden=True)
-    others = {name: chains[name] for name in ("soft labels", "P, soft labels", "GLMD: P, F1, soft labels")}
+    others = {name: chains[name] for name in ("soft labels", "P, soft labels", WHOLE_CHAIN)}
     students = {name: Arm(stages, SMALL) for name, stages in chains.items()}
-    students["soft labels and hidden states"] = Arm((states,), SMALL)
-    students |= {f"another structure, {name}": Arm(stages, SMALL, OTHER) for name, stages in others.items()}
+    students[STATES] = Arm((states,), SMALL)
+    students |= {f"{OTHERS}{name}": Arm(stages, SMALL, OTHER) for name, stages in others.items()}
     return {f"{name}; {texts:,} texts": arm for name, arm in students.items()}
 
 

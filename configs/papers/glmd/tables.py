@@ -9,7 +9,17 @@ from numpy.typing import NDArray
 from cache_tools.vocabularies.compression import crowding
 from cache_tools.vocabularies.folder import read_vocabulary
 from cache_tools.vocabularies.manifest import read_manifest
-from configs.papers.glmd.arms import FEW_TEXTS, LOSSES, PUBLISHED, SMALL, TEMPERATURES, UNKNOWN
+from configs.papers.glmd.arms import (
+    FEW_TEXTS,
+    LOSSES,
+    OTHERS,
+    PUBLISHED,
+    SMALL,
+    STATES,
+    TEMPERATURES,
+    UNKNOWN,
+    WHOLE_CHAIN,
+)
 from configs.papers.glmd.bench import Bench
 from configs.papers.glmd.measure import Measured, bag_of_words, kept_mass
 from configs.papers.intervals import Interval, differences, over_seeds, over_seeds_and_items, paired
@@ -82,6 +92,9 @@ def print_few(bench: Bench, results: Results) -> None:
         line = shown(over_seeds_and_items(100 * of_words.right[None]), 1)
         click.echo(f"\nTF-IDF and logistic regression on the gold labels of {texts:,} texts: {line} %")
         accuracies(of_texts, f"soft labels; {texts:,} texts")
+        for one, other in ((WHOLE_CHAIN, STATES), (f"{OTHERS}{WHOLE_CHAIN}", f"{OTHERS}soft labels")):
+            pair = [of_texts.get(f"{name}; {texts:,} texts", {}) for name in (one, other)]
+            click.echo(f"\n{one}, less {other}: {points(*pair)} points")
 
 
 def print_vocabularies(bench: Bench, results: Results) -> None:
@@ -106,10 +119,15 @@ def print_vocabularies(bench: Bench, results: Results) -> None:
 def accuracies(results: Results, reference: str) -> None:
     """Print accuracies, and differences to one student in points."""
     click.echo("\nAccuracy on held-out texts, and the difference to one student in points\n")
-    row("student", "accuracy", f"difference to {reference}")
-    row("---", "---", "---")
+    row("student", "seeds", "accuracy", f"difference to {reference}")
+    row("---", "---", "---", "---")
     for name, seeds in results.items():
-        row(name, percent(seeds), "" if name == reference else points(seeds, results.get(reference, {})))
+        row(
+            name,
+            str(len(seeds)),
+            percent(seeds),
+            "" if name == reference else points(seeds, results.get(reference, {})),
+        )
 
 
 def percent(seeds: BySeed) -> str:
