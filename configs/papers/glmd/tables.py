@@ -24,6 +24,14 @@ from configs.papers.glmd.bench import Bench
 from configs.papers.glmd.measure import Measured, bag_of_words, kept_mass
 from configs.papers.intervals import Interval, differences, over_seeds, over_seeds_and_items, paired
 
+BESIDE = (
+    (WHOLE_CHAIN, "F1, soft labels"),
+    (WHOLE_CHAIN, STATES),
+    (f"{OTHERS}P, soft labels", f"{OTHERS}soft labels"),
+    (f"{OTHERS}{WHOLE_CHAIN}", f"{OTHERS}soft labels"),
+)
+"""Pairs of students of equally few texts whose difference is printed, beside that of each to soft labels."""
+
 BySeed = Mapping[int, Measured]
 Results = Mapping[str, BySeed]
 
@@ -92,7 +100,7 @@ def print_few(bench: Bench, results: Results) -> None:
         line = shown(over_seeds_and_items(100 * of_words.right[None]), 1)
         click.echo(f"\nTF-IDF and logistic regression on the gold labels of {texts:,} texts: {line} %")
         accuracies(of_texts, f"soft labels; {texts:,} texts")
-        for one, other in ((WHOLE_CHAIN, STATES), (f"{OTHERS}{WHOLE_CHAIN}", f"{OTHERS}soft labels")):
+        for one, other in BESIDE:
             pair = [of_texts.get(f"{name}; {texts:,} texts", {}) for name in (one, other)]
             click.echo(f"\n{one}, less {other}: {points(*pair)} points")
 
