@@ -39,7 +39,7 @@ def cut(path):
 # Found and never misread
 
 
-MANY = [pytest.param(name, 120, seed, marks=pytest.mark.slow) for name, seed in (("hidden", 1), ("sampled", 3))]
+MANY = [pytest.param(name, 250, seed, marks=pytest.mark.slow) for name, seed in (("hidden", 1), ("sampled", 3))]
 
 
 @pytest.mark.parametrize(("name", "damages", "seed"), [("sampled", 80, 2), *MANY])
