@@ -36,7 +36,7 @@ def log_softmax(logits):
 def two_matrices(seed=0):
     """Return a language model: ids to the log-probabilities before each token, (n, V); the first row means nothing.
 
-    What it says of a few ids is kept, since every server continues the same prompts with the same seeds.
+    Its answers for few ids are kept, since every server continues the same prompts with the same seeds.
     """
     generator = np.random.default_rng(seed)
     last, before = generator.normal(0, 2, (VOCABULARY, VOCABULARY)), generator.normal(0, 1, (VOCABULARY, VOCABULARY))

@@ -112,9 +112,13 @@ SMALL_RATIOS = {name: Arm((F2,), name) for name in ("1", *SMALL_VOCABULARIES)}
 FEW_TEXTS = (250, 1000, 4000)
 """Numbers of the task's texts that students see, without their labels; the teacher has learned from all of them."""
 SMALL = "0.25"
-WHOLE_CHAIN, STATES, OTHERS = "GLMD: P, F1, soft labels", "soft labels and hidden states", "another structure, "
+WHOLE_CHAIN, STATES, OF_OTHER_STRUCTURE = (
+    "GLMD: P, F1, soft labels",
+    "soft labels and hidden states",
+    "another structure, ",
+)
 P_WHOLE = form("whole", 15)
-OTHER: Overrides = {
+OTHER_STRUCTURE: Overrides = {
     "model_type": "modernbert",
     "hidden_size": 96,
     "intermediate_size": 192,
@@ -128,9 +132,10 @@ OTHER: Overrides = {
 
 
 def few(texts: int) -> dict[str, Arm]:
-    """Return the students of so many texts of the task: word prediction before equally many steps on soft labels.
+    """Return the students of so many texts of the task, by name.
 
-    And their rivals: the teacher's hidden states beside its soft labels, and students of another structure.
+    They have word prediction before equally many steps on soft labels, or neither; beside them a rival that learns the
+    teacher's hidden states too, and students of another structure.
     """
     words = form("whole", 15, F1)._replace(name=f"F1@{texts}", cache=f"words@{texts}")
     soft = F2._replace(name=f"F2@{texts}", cache=f"labels@{texts}")
@@ -148,7 +153,7 @@ def few(texts: int) -> dict[str, Arm]:
     others = {name: chains[name] for name in ("soft labels", "P, soft labels", WHOLE_CHAIN)}
     students = {name: Arm(stages, SMALL) for name, stages in chains.items()}
     students[STATES] = Arm((states,), SMALL)
-    students |= {f"{OTHERS}{name}": Arm(stages, SMALL, OTHER) for name, stages in others.items()}
+    students |= {f"{OF_OTHER_STRUCTURE}{name}": Arm(stages, SMALL, OTHER_STRUCTURE) for name, stages in others.items()}
     return {f"{name}; {texts:,} texts": arm for name, arm in students.items()}
 
 

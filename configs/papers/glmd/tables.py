@@ -12,7 +12,7 @@ from cache_tools.vocabularies.manifest import read_manifest
 from configs.papers.glmd.arms import (
     FEW_TEXTS,
     LOSSES,
-    OTHERS,
+    OF_OTHER_STRUCTURE,
     PUBLISHED,
     SMALL,
     STATES,
@@ -27,8 +27,8 @@ from configs.papers.intervals import Interval, differences, over_seeds, over_see
 BESIDE = (
     (WHOLE_CHAIN, "F1, soft labels"),
     (WHOLE_CHAIN, STATES),
-    (f"{OTHERS}P, soft labels", f"{OTHERS}soft labels"),
-    (f"{OTHERS}{WHOLE_CHAIN}", f"{OTHERS}soft labels"),
+    (f"{OF_OTHER_STRUCTURE}P, soft labels", f"{OF_OTHER_STRUCTURE}soft labels"),
+    (f"{OF_OTHER_STRUCTURE}{WHOLE_CHAIN}", f"{OF_OTHER_STRUCTURE}soft labels"),
 )
 """Pairs of students of equally few texts whose difference is printed, beside that of each to soft labels."""
 
@@ -102,7 +102,8 @@ def print_few(bench: Bench, results: Results) -> None:
         accuracies(of_texts, f"soft labels; {texts:,} texts")
         for one, other in BESIDE:
             pair = [of_texts.get(f"{name}; {texts:,} texts", {}) for name in (one, other)]
-            click.echo(f"\n{one}, less {other}: {points(*pair)} points")
+            if all(pair):
+                click.echo(f"\n{one}, less {other}: {points(*pair)} points")
 
 
 def print_vocabularies(bench: Bench, results: Results) -> None:
