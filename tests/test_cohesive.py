@@ -11,8 +11,9 @@ from test_wordnet import LINES
 from bilingual import write_texts
 from cache_tools.configuration import configured, load_config
 from cache_tools.store.reader import Cache
+from configs.papers import convergence
 from configs.papers.area import area_under_curve
-from configs.papers.cohesive import convergence, ngrams, tables, texts, weights
+from configs.papers.cohesive import ngrams, tables, texts, weights
 from configs.papers.cohesive.calibration import TEMPERATURES, Calibration, calibrated
 from configs.papers.cohesive.run import CONTROL, HERE, arms, run
 from configs.papers.intervals import over_seeds

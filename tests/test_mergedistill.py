@@ -11,11 +11,12 @@ from click.testing import CliRunner
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from bilingual import write_texts
-from cache_tools.configuration import load_config
+from cache_tools.configuration import configured, load_config
 from cache_tools.store.reader import Cache
 from cache_tools.vocabularies.folder import read_vocabulary
 from cache_tools.vocabularies.manifest import read_manifest
 from cache_tools.vocabularies.union import NO_ID
+from configs.papers.convergence import Curve, read_curves
 from configs.papers.mergedistill import fetch, measures, run, stage_one, tables, zero_shot
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.encoding.held_out import is_held_out
@@ -37,10 +38,11 @@ SMALL = [
     "training.per_device_train_batch_size=16",
     "training.use_cpu=true",
 ]
+EVALUATED = ["training.eval_strategy=steps", "training.eval_steps=55"]
 CHANGES = {
     "--set-capture": ["encoding.positions_per_shard=4096", "encoding.chunk_positions=1024"],
     "--set-teacher": [*SMALL, "training.max_steps=80"],
-    "--set-student": [*SMALL, "training.max_steps=110"],
+    "--set-student": [*SMALL, *EVALUATED, "training.max_steps=110"],
 }
 TRAINED = ["de", "en"]
 
@@ -56,7 +58,7 @@ def work(tmp_path_factory):
 
 def run_recipe(folder):
     options = [word for option, changes in CHANGES.items() for change in changes for word in (option, change)]
-    options += ["--tokens", "140", "--left-out", "nl", "--other-k", "1"]
+    options += ["--tokens", "140", "--left-out", "nl", "--other-k", "1", "--multilingual-steps", "160"]
     result = CliRunner().invoke(run.run, [f"{folder}/texts", f"{folder}/work", *options], catch_exceptions=False)
     assert result.exit_code == 0
     return result.stdout
@@ -77,7 +79,7 @@ def nats(work, language):
 @pytest.mark.slow
 def test_all_models_are_measured_at_the_same_held_out_positions(work):
     found = results(work)
-    assert list(found["students"]) == [*run.ARMS, "k=1"]
+    assert list(found["students"]) == [*run.UNASKED, "k=1"]
     for language in TRAINED:
         held_out = Cache(work / language / "cache").encoding().manifest.splits["held_out"].positions
         students = [each["0"]["masked"] for each in found["students"].values()]
@@ -163,6 +165,38 @@ def test_there_is_an_interval_where_there_are_two_seeds():
     assert tables.with_interval(np.array([1.0, 3.0])).startswith("+2.000 [-10.7")
 
 
+def test_text_alone_has_caught_up_where_its_curve_passes_what_the_other_had():
+    alone = {seed: Curve([10, 20, 30], nats) for seed, nats in enumerate(([6.0, 5.0, 4.0], [6.0, 4.0, 3.0]))}
+    distilled = {seed: Curve([10, 20, 30], [5.0, 4.0, 3.5]) for seed in range(2)}
+    columns = [[*column.cells] for column in tables.curve_table({"text only": alone, "distilled": distilled}).columns]
+    rows = [*zip(*columns, strict=True)]
+    assert [row[0] for row in rows] == ["10", "20", "30"]
+    assert [row[1:3] for row in rows] == [("6.000", "5.000"), ("4.500", "4.000"), ("3.500", "3.500")]
+    assert [row[3].split()[0] for row in rows] == ["-1.000", "-0.500", "+0.000"]
+    assert [row[4] for row in rows] == ["18", "25", "more than 30"]  # (20 + 15) / 2, (30 + 20) / 2; seed 0 never
+
+
+def test_curves_are_compared_at_their_common_steps_and_without_any_there_is_no_row():
+    curves = {"text only": {0: Curve([10, 20], [6.0, 5.0])}, "distilled": {0: Curve([20, 40], [4.0, 3.0])}}
+    assert tables.curve_table(curves).row_count == 1
+    assert tables.curve_table({}).row_count == 0
+
+
+@pytest.mark.parametrize("arm", run.ARMS)
+def test_every_arm_is_a_student_file_that_is_taken(arm, tmp_path):
+    overrides = run.ARMS[arm] if arm != "multilingual" else {}
+    assert configured(RECIPE / "student.yaml", StudentConfig, overrides).training["max_steps"] == 1500
+
+
+@pytest.mark.slow
+def test_the_multilingual_teacher_has_its_own_number_of_steps(work):
+    steps = [
+        json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+        for folder in (work / "multilingual/teacher", work / "de/teacher")
+    ]
+    assert steps == [160, 80]
+
+
 @pytest.mark.slow
 def test_words_that_the_union_splits_otherwise_are_counted_as_a_person_would(work):
     folders = [work / place for place in ("de/untrained", "vocabulary/tokenizer")]
@@ -212,8 +246,10 @@ def test_the_same_command_again_trains_nothing_and_prints_the_same_tables(work):
         "Mean of de, en",
         "nl, which no teacher covers",
         "Sections, learned from English",
+        "Held-out cross-entropy by step",
     ):
         assert title in printed
+    assert [*read_curves(work / "students", first["students"])["distilled"][0].steps] == [55, 110]
     assert results(work) == first
     assert {path: path.stat().st_mtime_ns for path in work.rglob("*.safetensors")} == before
 

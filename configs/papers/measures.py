@@ -48,6 +48,11 @@ def predictions_of(cache: Path, teacher: str | None = None) -> str:
     return fingerprint({"of": encoding.teacher(teacher).manifest.fingerprint, "on": sequences(cache)})
 
 
+def folder_name(arm: str) -> str:
+    """Return the name of an arm in the paths of run folders."""
+    return arm.replace(" ", "-")
+
+
 def finished_seeds(students: Path, arm: str) -> list[int]:
     """Return the seeds of an arm whose run folder, ``<arm>-<seed>``, holds a finished student, in ascending order."""
     ends = (folder.name.removeprefix(f"{arm}-") for folder in students.glob(f"{arm}-*") if (folder / "final").exists())

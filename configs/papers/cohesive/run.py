@@ -6,7 +6,6 @@ TEXTS holds ``mixed.jsonl`` and one ``<domain>.jsonl`` for each expert; ``texts.
 where it was stopped. The tables cover all students that have finished, those of an earlier command among them.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,12 @@ import click
 
 from cache_tools.store.reader import Cache
 from configs.papers.cohesive.calibration import Calibration, calibrated
-from configs.papers.cohesive.convergence import Curve
 from configs.papers.cohesive.ngrams import counted
 from configs.papers.cohesive.tables import OWN, TEXT_ALONE, print_domains, print_students, print_weights
 from configs.papers.cohesive.texts import MIXED, read_texts
 from configs.papers.cohesive.weights import GOLD, RULES, positions_of
-from configs.papers.measures import finished_seeds
+from configs.papers.convergence import read_curves
+from configs.papers.measures import folder_name
 from configs.papers.recipes import Overrides, capture_file, overrides_option, train_file
 from configs.papers.wordpiece import untrained
 
@@ -77,22 +76,6 @@ def run(
             train_file(HERE / "student.yaml", {**set_student, **all_arms[arm], **run})
         if seed:
             print_students(read_curves(students, all_arms), [f"{domain} alone" for domain in domains])
-
-
-def read_curves(students: Path, names: Iterable[str]) -> dict[str, dict[int, Curve]]:
-    """Return the curves of all students that have finished, by arm and seed."""
-    folders = {
-        arm: {seed: students / f"{folder_name(arm)}-{seed}" for seed in finished_seeds(students, folder_name(arm))}
-        for arm in names
-    }
-    return {
-        arm: {seed: Curve.read(run) for seed, run in by_seed.items()} for arm, by_seed in folders.items() if by_seed
-    }
-
-
-def folder_name(arm: str) -> str:
-    """Return the name of an arm in the paths of run folders."""
-    return arm.replace(" ", "-")
 
 
 def arms(domains: list[str], calibration: Calibration) -> dict[str, Overrides]:

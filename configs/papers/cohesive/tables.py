@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from configs.papers.area import area_under_curve
 from configs.papers.cohesive.calibration import Calibration
-from configs.papers.cohesive.convergence import Curve, common_mark
 from configs.papers.cohesive.ngrams import Counted
 from configs.papers.cohesive.weights import (
     CALIBRATED,
@@ -23,14 +22,13 @@ from configs.papers.cohesive.weights import (
     sequence_means,
     weights,
 )
+from configs.papers.convergence import Curves, common_mark
 from configs.papers.intervals import Interval, differences, over_seeds, over_seeds_and_items, paired
 from configs.papers.markdown import markdown, show
 
 TEXT_ALONE, OWN = "text alone", "the domain's own"
 WITHOUT_ANSWER = ("entropy", "sequence entropy", CALIBRATED, OTHERS, OWN)
 """Mixtures that do not use the token to be predicted; they are compared with the uniform one and the one that does."""
-
-Curves = Mapping[str, Mapping[int, Curve]]
 
 
 def print_weights(sample: Positions, experts: Sequence[str], calibration: Calibration, counted: Counted) -> None:

@@ -33,7 +33,7 @@ from configs.papers.gloss.heal import healed
 from configs.papers.gloss.instances import sense_numbers
 from configs.papers.gloss.measure import cosines, everything, shuffled_alone
 from configs.papers.gloss.tables import MASKED_WORDS, Results, print_baselines, print_models, print_scores
-from configs.papers.measures import finished_seeds, once, sequences
+from configs.papers.measures import finished_seeds, folder_name, once, sequences
 from configs.papers.recipes import Overrides, capture_file, make_once, overrides_option, train_file
 from configs.papers.wordnet import synsets
 from configs.papers.wordpiece import with_tokenizer_of
@@ -169,11 +169,6 @@ def measured(start: Path, place: Path, texts: probe.Definitions) -> Results:
                 measure = partial(shuffled_alone, run / "final", caches)
             results.setdefault(arm, {})[seed] = once(run, "everything", on, measure)
     return results
-
-
-def folder_name(arm: str) -> str:
-    """Return the name of an arm in the paths of run folders."""
-    return arm.replace(" ", "-")
 
 
 def save_with_labels(model: Path, folder: Path) -> None:

@@ -18,10 +18,12 @@ import click
 
 from cache_tools.configuration import configured
 from cache_tools.storage import write_object
-from configs.papers.measures import finished_seeds, once, predictions_of
+from configs.papers.convergence import read_curves
+from configs.papers.markdown import show
+from configs.papers.measures import finished_seeds, folder_name, once, predictions_of
 from configs.papers.mergedistill import stage_one, zero_shot
 from configs.papers.mergedistill.measures import evaluated, split_otherwise
-from configs.papers.mergedistill.tables import print_tables
+from configs.papers.mergedistill.tables import curve_table, print_tables
 from configs.papers.recipes import Overrides, overrides_option, train_file
 from pipeline.config.capture_file import CaptureConfig
 
@@ -31,9 +33,13 @@ ARMS: dict[str, Overrides] = {
     "distilled": {},
     "control": {"control": "other_positions"},
     "multilingual": {"vocabulary": None},
+    "renormalised": {"loss.tail": "renormalise", "loss.allow_biased": True},
 }
 """Overrides of the student file. In the control, each position is given the prediction for another position; the caches
-of the multilingual teacher are in the union's own ids."""
+of the multilingual teacher are in the union's own ids. ``renormalised`` is the other likely reading of the paper: the
+kept tokens alone, as if they had all of the probability."""
+UNASKED = ("text only", "distilled", "control", "multilingual")
+"""Arms that are trained unless others are asked for."""
 
 
 @click.command()
@@ -50,9 +56,14 @@ of the multilingual teacher are in the union's own ids."""
     show_default=True,
     help="Seed of a student; may be repeated.",
 )
-@click.option("--arm", "arms", multiple=True, type=click.Choice(list(ARMS)), default=list(ARMS), show_default=True)
+@click.option("--arm", "arms", multiple=True, type=click.Choice(list(ARMS)), default=UNASKED, show_default=True)
 @click.option("--k", default=8, show_default=True, help="Most likely tokens per position that students learn from.")
 @click.option("--other-k", "other_ks", multiple=True, type=int, help="Another k to compare; may be repeated.")
+@click.option(
+    "--multilingual-steps",
+    type=click.IntRange(1),
+    help="Steps of the teacher of all languages; by default those of its file, as many as each other teacher has.",
+)
 @overrides_option("--set-capture", "capture.yaml")
 @overrides_option("--set-teacher", "teacher.yaml and teacher_multilingual.yaml")
 @overrides_option("--set-student", "student.yaml")
@@ -65,6 +76,7 @@ def run(
     arms: tuple[str, ...],
     k: int,
     other_ks: tuple[int, ...],
+    multilingual_steps: int | None,
     set_capture: Overrides,
     set_teacher: Overrides,
     set_student: Overrides,
@@ -72,7 +84,8 @@ def run(
     """Train a teacher for each <language>.jsonl in TEXTS, and students of all of them, in WORK."""
     languages = sorted(path.stem for path in texts.glob("*.jsonl") if path.stem != left_out)
     make_caches(texts, work, languages, tokens, set_capture, set_teacher)
-    make_multilingual_caches(texts, work, languages, left_out, set_capture, set_teacher)
+    together = {"training.max_steps": multilingual_steps} if multilingual_steps else {}
+    make_multilingual_caches(texts, work, languages, left_out, set_capture, {**set_teacher, **together})
     whole = zero_shot_task(texts, languages, left_out, set_capture)
     task = None if whole is None else zero_shot.cut(whole, work / "vocabulary" / "tokenizer", longest(work))
     ask = Questions(work, tuple(languages), left_out, task, whole)
@@ -84,6 +97,7 @@ def run(
     results = of_teachers(texts, ask) | {"students": of_students(ask)}
     write_object(work / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     print_tables(results, languages, left_out)
+    show(curve_table(read_curves(work / "students", results["students"])))
 
 
 class Questions(NamedTuple):
@@ -108,11 +122,6 @@ def in_order(arms: Sequence[str], other_ks: Sequence[int], seeds: Sequence[int])
     """Return the students to train; those of the main table come first."""
     first = [(arm, seed) for seed in seeds for arm in arms]
     return first + [(f"k={k}", seed) for k in other_ks for seed in seeds]
-
-
-def folder_name(arm: str) -> str:
-    """Return the name of an arm in the paths of run folders."""
-    return arm.replace(" ", "-")
 
 
 def of_students(ask: Questions) -> dict[str, dict[str, Any]]:

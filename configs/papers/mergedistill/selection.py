@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from cache_tools.configuration import configured
 from configs.papers.intervals import differences, over_seeds
 from configs.papers.markdown import markdown, show, spread
-from configs.papers.measures import finished_seeds
+from configs.papers.measures import finished_seeds, folder_name
 from configs.papers.mergedistill import stage_one
-from configs.papers.mergedistill.run import HERE, folder_name, measured_once
+from configs.papers.mergedistill.run import HERE, measured_once
 from configs.papers.mergedistill.tables import with_interval
 from configs.papers.recipes import Overrides, make_once, overrides_option, train_file
 from trainer.config.student_file import StudentConfig

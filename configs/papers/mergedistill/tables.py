@@ -5,13 +5,14 @@ alone. Classification is measured on a few hundred texts, so its intervals cover
 compared over the seeds that both have, by the seeds' numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from configs.papers.convergence import Curve, Curves
 from configs.papers.intervals import differences, over_seeds, over_seeds_and_items, paired
 from configs.papers.markdown import markdown, show
 
@@ -107,6 +108,35 @@ def nats_less(results: dict[str, Any], languages: Sequence[str], arm: str, other
     """Return the mean over languages of one arm's nats less another's, paired by seed."""
     grids = [grid(results["students"][name], languages, "cross_entropy_nats") for name in (arm, other)]
     return with_interval(differences(*grids).mean(axis=1)) if grids[0].keys() & grids[1].keys() else ""
+
+
+def curve_table(curves: Curves) -> Table:
+    """Return held-out cross-entropy by step: of each arm, less that of text alone, and when text alone is as far.
+
+    Args:
+        curves: By arm and seed; their common steps are shown. Students are compared over the seeds that both have.
+    """
+    others = [arm for arm in curves if arm != ALONE and ALONE in curves]
+    table = markdown(
+        *("steps", *(f"{arm}, nats" for arm in curves), *(f"{arm} less {ALONE}" for arm in others)),
+        *(f"{ALONE} is as far as {arm} after" for arm in others),
+        title="Held-out cross-entropy by step, all languages together",
+    )
+    every = [set(curve.steps) for by_seed in curves.values() for curve in by_seed.values()]
+    for step in sorted(set.intersection(*every)) if every else ():
+        at = {arm: {seed: curve.at(step) for seed, curve in by_seed.items()} for arm, by_seed in curves.items()}
+        means = [f"{np.mean([*nats.values()]):.3f}" for nats in at.values()]
+        gaps = [with_interval(differences(at[arm], at[ALONE])) for arm in others]
+        table.add_row(f"{step:,}", *means, *gaps, *(caught_up(curves[ALONE], at[arm]) for arm in others))
+    return table
+
+
+def caught_up(alone: Mapping[int, Curve], nats: Mapping[int, float]) -> str:
+    """Return, as a cell, after how many steps text alone has these cross-entropies; the mean over seeds."""
+    pairs = paired(alone, nats)
+    if any(min(curve.nats) > mark for curve, mark in pairs):
+        return f"more than {pairs[0][0].steps[-1]:,}"
+    return f"{np.mean([curve.steps_to(mark) for curve, mark in pairs]):,.0f}"
 
 
 def zero_shot_table(results: dict[str, Any], how: str) -> Table:
