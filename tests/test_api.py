@@ -232,6 +232,7 @@ def python_of_the_readme():
     return block
 
 
+@pytest.mark.slow
 def test_examples_and_the_lines_of_the_readme_run_one_after_another(tmp_path):
     """In a folder as it is after the demo, with a tiny cache in place of the demo's."""
     folder = reader_folder(tmp_path)

@@ -81,7 +81,8 @@ def check(report, name):
 
 HONEST = {**KINDS, "topk": {"k": 16}, "everything": {"k": 1000}}
 ROUNDED = {"topk": "bfloat16", "sampled": "bfloat16", "hybrid": "float16"}
-ALIKE = [("exact", "float32"), ("scalars", "float32"), ("sampled", "bfloat16")]
+ALIKE = [("exact", "float32"), ("scalars", "float32"), ("topp", "float32"), ("everything", "float32")]
+ALIKE += [("hybrid", "float32"), ("sampled", "bfloat16")]
 """Captures whose like is among the others."""
 
 
@@ -127,7 +128,7 @@ MEASURED = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", slow_if(True, "bfloat16")])
 def test_further_scalars_of_an_honest_capture_pass(tmp_path, teacher, dtype):
     values = captured(tmp_path, teacher, target=FURTHER, dtype=dtype)
     values["teachers"][0]["batch_tokens"] = 100
@@ -137,7 +138,7 @@ def test_further_scalars_of_an_honest_capture_pass(tmp_path, teacher, dtype):
 
 
 @pytest.mark.parametrize(
-    "scalar", [slow_if(name in ("logsumexp_t2", "tail_mean", "tail_minimum"), name) for name in MEASURED]
+    "scalar", [slow_if(name not in ("logsumexp_t0.5", "gold_rank"), name) for name in MEASURED]
 )
 def test_any_scalar_that_is_not_the_teachers_fails(tmp_path, teacher, monkeypatch, scalar):
     def spoil(*arguments):

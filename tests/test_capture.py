@@ -50,7 +50,16 @@ def captured(folder, model, texts=tiny.TEXTS[:8], **changes):
     return SimpleNamespace(model=model, encoding=encoding, teacher=encoding.teacher())
 
 
-@pytest.fixture(scope="module", params=tiny.ARCHITECTURES)
+USUAL = ("llama", "gemma2", "gpt2", "bert")
+"""Heads without a peculiarity, with a cap, with a bias or tied, and masked; the others' like is among them."""
+
+
+def architecture(name):
+    """Return one case; slow where its like is among the others."""
+    return pytest.param(name, marks=[] if name in USUAL else [pytest.mark.slow])
+
+
+@pytest.fixture(scope="module", params=[architecture(name) for name in tiny.ARCHITECTURES])
 def whole(request, tmp_path_factory):
     """Each architecture, captured with its whole vocabulary, all in float32."""
     changes = {"target": EXACT, "hidden": {"layers": [0, 1, "last"], "codec": "float32"}, "batch_tokens": 150}

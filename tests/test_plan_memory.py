@@ -9,6 +9,7 @@ from test_target_kinds import KINDS
 import tiny
 from cache_tools.store.writer import commit_shard
 from pipeline.capture import host_memory
+from pipeline.capture.declare import declare
 from pipeline.capture.predict import KeptOutputs, predict
 from pipeline.capture.shards import _error_measures
 from pipeline.capture.target import resolve_teacher
@@ -16,6 +17,7 @@ from pipeline.config.capture_file import CaptureConfig
 from pipeline.planning import memory as planned
 from pipeline.planning.capture_plan import PlanSettings, plan_capture
 from pipeline.planning.tables import print_plan
+from pipeline.run import Worker, prepare
 from pipeline.teachers.loading import load_teacher
 from pipeline.teachers.tensor_plan import meta_model
 
@@ -45,13 +47,20 @@ def test_weights_are_those_of_the_loaded_teacher(tmp_path, model_type, dtype):
     assert weights >= model.num_parameters() * model.dtype.itemsize
 
 
+def declared(values):
+    """Encode and declare what a dictionary describes, and capture no shard: teacher, encoding, cached teacher, model."""
+    config = CaptureConfig.model_validate(values)
+    encoding, (teacher,) = prepare(config, Worker(), tiny.SilentReporter())
+    loaded = load_teacher(teacher.config, teacher.folder, "causal")
+    cached = declare(encoding, loaded, teacher.config, teacher.target, config.encoding.chunk_positions)
+    return teacher, encoding, cached, loaded
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_kept_rows_are_as_large_as_the_predictions(tmp_path, kind):
+    tiny.write_corpus(tmp_path / "corpus.jsonl", tiny.TEXTS[:9])
     values = tiny.capture_values(tmp_path, target=KINDS[kind], hidden={"layers": ["last", 1]})
-    tiny.run(values)
-    config = CaptureConfig.model_validate(values)
-    teacher, encoding = resolve_teacher(config.teachers[0]), tiny.Cache(values["cache"]).encoding()
-    loaded = load_teacher(teacher.config, tmp_path / "teacher", "causal")
+    teacher, encoding, _, loaded = declared(values)
     kept = KeptOutputs(teacher.target.keep, ("last", "1"))
     rows = predict(encoding.sequences(0), "causal", loaded, kept, 512)
     arrays = [*vars(rows.targets).values(), *rows.scalars.values(), *rows.hidden.values()]
@@ -105,16 +114,13 @@ def test_what_a_shard_takes_while_it_is_written_is_what_is_planned(tmp_path, nam
     changes = {"positions_per_shard": POSITIONS, "chunk_positions": 1024} | WRITTEN[name]
     values = tiny.capture_values(tmp_path, folder, held_out_fraction=0, **changes)
     tiny.write_corpus(tmp_path / "corpus.jsonl", tiny.TEXTS * 6)
-    tiny.run(values)
-    config = CaptureConfig.model_validate(values)
-    teacher, encoding = resolve_teacher(config.teachers[0]), tiny.Cache(values["cache"]).encoding()
-    cached, loaded = encoding.teacher("toy"), load_teacher(teacher.config, folder, "causal")
+    teacher, encoding, cached, loaded = declared(values)
     kept = KeptOutputs(teacher.target.keep, tuple(cached.manifest.hidden))
     rows = predict(encoding.sequences(0), "causal", loaded, kept, 512)
     errors = _error_measures(cached, loaded)
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
-    commit_shard(encoding.teacher("toy"), 0, rows, {}, errors)
+    commit_shard(cached, 0, rows, {}, errors)
     peak = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()
     positions = encoding.shards[0].positions

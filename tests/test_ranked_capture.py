@@ -1,6 +1,7 @@
 """Captures of half-precision teachers keep every bit of their rows by default; one that began otherwise goes on."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from pipeline.config.targets import TargetConfig
 from store_fixtures import flip_bit
 from student_fixtures import largest_difference, train, weights
 
-HALF = {"dtype": "bfloat16", "positions_per_shard": 128}
+HALF = {"dtype": "bfloat16"}
 
 
 def teacher_of(cache):
@@ -51,6 +52,13 @@ def model(tmp_path_factory):
 def half(tmp_path_factory, model):
     """A cache of a bfloat16 teacher about whose codec the capture file says nothing."""
     return tiny.capture(tmp_path_factory.mktemp("half"), model, **HALF)
+
+
+@pytest.fixture
+def copy(half, tmp_path):
+    """A copy of it with its corpus, which a test may change."""
+    shutil.copytree(half.path.parent, tmp_path, dirs_exist_ok=True)
+    return Cache(tmp_path / "cache")
 
 
 @pytest.fixture(scope="module")
@@ -131,13 +139,12 @@ def test_another_codec_that_was_asked_for_is_refused(tmp_path, model):
         tiny.run(tiny.capture_values(tmp_path, model, target={"k": 16, "exact": True}, **HALF))
 
 
-def test_tables_are_learned_once_and_a_shard_is_redone_to_the_same_bytes(tmp_path, model):
-    cache = tiny.capture(tmp_path, model, **HALF)
-    teacher = teacher_of(cache)
+def test_tables_are_learned_once_and_a_shard_is_redone_to_the_same_bytes(tmp_path, model, copy):
+    teacher = teacher_of(copy)
     tables, receipt = (teacher.path / "ranks.safetensors").read_bytes(), teacher.receipt(0)
     (teacher.path / "receipts/00000.json").unlink()
     tiny.run(tiny.capture_values(tmp_path, model, **HALF))
-    again = teacher_of(Cache(cache.path))
+    again = teacher_of(Cache(copy.path))
     assert (again.path / "ranks.safetensors").read_bytes() == tables
     assert again.receipt(0).objects == receipt.objects
 
@@ -157,25 +164,26 @@ def test_appended_documents_are_kept_by_the_same_tables(tmp_path, model):
     assert verify(cache.path, deep=True) == []
 
 
-def test_damaged_tables_are_told_before_a_row_is_read(tmp_path, model):
-    cache = tiny.capture(tmp_path, model, **HALF)
-    flip_bit(teacher_of(cache).path / "ranks.safetensors", -1)
-    assert any(problem.where.endswith("ranks.safetensors") for problem in verify(cache.path, deep=True))
+def test_damaged_tables_are_told_before_a_row_is_read(copy):
+    flip_bit(teacher_of(copy).path / "ranks.safetensors", -1)
+    assert any(problem.where.endswith("ranks.safetensors") for problem in verify(copy.path, deep=True))
     with pytest.raises(LogitcaskError, match=r"ranks\.safetensors"):
-        every_row(Cache(cache.path))
+        every_row(Cache(copy.path))
 
 
-def test_copies_subsets_and_repairs_keep_the_tables(tmp_path, model):
-    cache = tiny.capture(tmp_path, model, **HALF)
-    copy_cache(cache, tmp_path / "copy")
-    assert same_bits(every_row(Cache(tmp_path / "copy")), every_row(cache))
-    subset_cache(cache, tmp_path / "subset", Choice(k=5))
+def test_copies_and_subsets_keep_the_tables(tmp_path, half):
+    copy_cache(half, tmp_path / "copy")
+    assert same_bits(every_row(Cache(tmp_path / "copy")), every_row(half))
+    subset_cache(half, tmp_path / "subset", Choice(k=5))
     smaller = teacher_of(Cache(tmp_path / "subset"))
     assert smaller.codec.k == 5
     assert verify(tmp_path / "subset", deep=True) == []
-    stored = teacher_of(cache)
+
+
+def test_a_repair_keeps_the_tables(tmp_path, model, copy):
+    stored = teacher_of(copy)
     flip_bit(stored.path / "steps/c/0/0", 40)
-    repair(cache.path)
+    repair(copy.path)
     assert stored.encoding.teacher("toy").missing_shards() == [0]
     tiny.run(tiny.capture_values(tmp_path, model, **HALF))
-    assert verify(cache.path, deep=True) == []
+    assert verify(copy.path, deep=True) == []

@@ -138,7 +138,7 @@ def test_a_disk_that_is_full_when_the_tokenizer_is_saved_is_named_too(good, tmp_
 # The same in a process of its own
 
 
-@pytest.mark.parametrize("command", ["inspect", "capture"])
+@pytest.mark.parametrize("command", ["inspect", pytest.param("capture", marks=pytest.mark.slow)])
 def test_a_process_ends_with_one_error_line_and_no_traceback(good, tmp_path, command):
     corpus, before = tmp_path / "corpus.jsonl", snapshot(good.cache)
     corpus.write_text("{")

@@ -3,6 +3,7 @@
 They are forked from one server that has imported torch once; each takes a fraction of a second.
 """
 
+import gc
 import multiprocessing
 import os
 import shutil
@@ -18,9 +19,15 @@ TIMEOUT_SECONDS = 600
 
 
 def start(target, *arguments):
-    process = PROCESSES.Process(target=target, args=arguments)
+    process = PROCESSES.Process(target=_without_imports_as_garbage, args=(target, *arguments))
     process.start()
     return process
+
+
+def _without_imports_as_garbage(target, *arguments):
+    """Call a function; what was imported before is no garbage, and to look through it takes 0.3 s each time."""
+    gc.freeze()
+    target(*arguments)
 
 
 def finish(process):

@@ -150,17 +150,16 @@ def python(script, *arguments, **environment):
 
 
 def naive_kl_nats(logits_PV: Tensor, ids_Pk: Tensor, log_probs_Pk: Tensor, log_left_out_P: Tensor, tail: str) -> Tensor:
-    """Return KL(teacher || student) per position in float64, one entry after the other; differentiable."""
+    """Return KL(teacher || student) per position in float64, one position after the other; differentiable."""
     rows = []
     for logits, ids, log_probs, log_left_out in zip(logits_PV, ids_Pk, log_probs_Pk, log_left_out_P, strict=True):
-        log_q = logits.double().log_softmax(dim=0)
-        kept = {i: math.exp(x) for i, x in zip(ids.tolist(), log_probs.tolist(), strict=True) if x > -math.inf}
-        left_out, total = math.exp(log_left_out), 0 * log_q[0]
-        scale = sum(kept.values()) if tail == "renormalise" else 1
-        for token, p in kept.items():
-            total = total + p / scale * (math.log(p / scale) - log_q[token])
+        log_q, real = logits.double().log_softmax(dim=0), log_probs > -torch.inf
+        kept, p, left_out = ids[real].long(), log_probs[real].double().exp(), math.exp(log_left_out)
+        p = p / p.sum() if tail == "renormalise" else p
+        total = (p * (p.log() - log_q[kept])).sum()
         if tail == "ghost" and left_out > 0:
-            others = [token for token in range(len(logits)) if token not in kept]
+            others = torch.ones_like(log_q, dtype=torch.bool)
+            others[kept] = False
             total = total + left_out * (math.log(left_out) - log_q[others].logsumexp(dim=0))
         rows.append(total)
     return torch.stack(rows)
