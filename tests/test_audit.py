@@ -137,9 +137,7 @@ def test_further_scalars_of_an_honest_capture_pass(tmp_path, teacher, dtype):
     assert all(check(report, measured)["value"] < check(report, measured)["limit"] for measured in MEASURED.values())
 
 
-@pytest.mark.parametrize(
-    "scalar", [slow_if(name not in ("logsumexp_t0.5", "gold_rank"), name) for name in MEASURED]
-)
+@pytest.mark.parametrize("scalar", [slow_if(name not in ("logsumexp_t0.5", "gold_rank"), name) for name in MEASURED])
 def test_any_scalar_that_is_not_the_teachers_fails(tmp_path, teacher, monkeypatch, scalar):
     def spoil(*arguments):
         honest = sparse_targets(*arguments)

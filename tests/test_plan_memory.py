@@ -48,7 +48,7 @@ def test_weights_are_those_of_the_loaded_teacher(tmp_path, model_type, dtype):
 
 
 def declared(values):
-    """Encode and declare what a dictionary describes, and capture no shard: teacher, encoding, cached teacher, model."""
+    """Encode and declare what a dictionary describes, without a shard: teacher, encoding, cached teacher, model."""
     config = CaptureConfig.model_validate(values)
     encoding, (teacher,) = prepare(config, Worker(), tiny.SilentReporter())
     loaded = load_teacher(teacher.config, teacher.folder, "causal")
