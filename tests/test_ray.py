@@ -37,7 +37,8 @@ TIMEOUT_SECONDS = 600
 def cluster():
     """One Ray for all tests that need one; a capture uses the one that its program is connected to."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_worker_niceness"] = "0"  # otherwise its actors wait for whatever else the machine does
+    # As spelt by Ray; otherwise its actors wait for whatever else the machine does.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     ray.init(
         address="local",
         num_cpus=2,

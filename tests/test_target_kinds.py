@@ -133,6 +133,7 @@ def test_a_capture_stores_every_kind_whatever_the_batches(tmp_path, kind):
     caches = []
     for name, batch_tokens in (("small", 100), ("large", 900)):
         (tmp_path / name).mkdir()
+        tiny.write_corpus(tmp_path / name / "corpus.jsonl", tiny.TEXTS[:15])
         caches.append(tiny.capture(tmp_path / name, teacher, target=KINDS[kind], batch_tokens=batch_tokens))
     readers = [cache.encoding().teacher() for cache in caches]
     assert [verify(cache.path, deep=True) for cache in caches] == [[], []]
