@@ -54,6 +54,8 @@ def audit(values, only=None, **changes):
 
 
 def captured(folder, teacher, **changes):
+    if not (folder / "corpus.jsonl").exists():
+        tiny.write_corpus(folder / "corpus.jsonl", tiny.TEXTS[:20])
     values = tiny.capture_values(folder, teacher, **changes)
     tiny.run(values)
     return values
