@@ -5,6 +5,7 @@ from itertools import chain, islice
 
 import numpy as np
 import pytest
+import torch
 from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from click.testing import CliRunner
@@ -12,17 +13,18 @@ from torch.utils.data import DataLoader
 
 import tiny
 from cache_tools.codecs.registry import EMPTY_ID
-from cache_tools.errors import ConfigError, IdentityError
-from logitcask import cli
+from cache_tools.errors import ConfigError, IdentityError, IncompleteError
+from logitcask import cli, evaluate
 from mixture_fixtures import T, capture_draws, capture_two_teachers, config_of, of_caches, sequences_of
 from student_fixtures import curve, largest_difference, student_values, train, train_and_stop, weights
-from trainer.config.student_file import StudentConfig
+from trainer.config.student_file import LossConfig, StudentConfig
 from trainer.data.cached_sequences import Reading, collate
 from trainer.data.opening import open_teachers
 from trainer.data.sampler import ShardWindowSampler
 from trainer.data.several_caches import MixedOrder, interleaved, sequences_per_epoch
 from trainer.data.sources import common_reading, order_of
-from trainer.losses.distillation_loss import TeacherRows
+from trainer.evaluation.measures import MIXED, Measures, pooled
+from trainer.losses.distillation_loss import DistillationLoss, TeacherRows
 from trainer.run.checkpoints import last_checkpoint
 from trainer.verdicts.compatibility import normaliser_names
 
@@ -85,6 +87,62 @@ def test_every_cache_is_recorded_and_others_are_refused(cache, drawn, tmp_path):
     train(cache, tmp_path, **changes, max_steps=1)
     with pytest.raises(IdentityError, match="teacher: "):
         train(cache, tmp_path, **changes | {"caches": changes["caches"][::-1]}, max_steps=1)
+
+
+EVALUATED = {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+
+
+def evaluated(folder):
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return next(record for record in lines if "eval_accuracy" in record)
+
+
+def test_positions_of_all_caches_count_alike_in_what_training_measures(cache, drawn, tmp_path):
+    """``logitcask evaluate`` measures one cache; the mean over the positions of both is what the run has measured."""
+    final = train(cache, tmp_path, **of_caches((cache, "other"), (drawn, "toy")), **EVALUATED)
+    each = [evaluate(final, cache, teacher="other"), evaluate(final, drawn)]
+    found, total = evaluated(tmp_path), sum(result.positions for result in each)
+    assert found["eval_positions"] == total
+    assert min(result.positions for result in each) > 0
+    for name in ("cross_entropy_nats", "kl_to_teacher_nats", "accuracy", "top1_agreement"):
+        values = [getattr(result, name) for result in each]
+        expected = sum(value * result.positions for value, result in zip(values, each, strict=True)) / total
+        assert found[f"eval_{name}"] == pytest.approx(expected, rel=1e-5)  # float32 sums of a batch
+        assert name == "accuracy" or values[0] != pytest.approx(values[1], rel=1e-3)
+
+
+def test_a_cache_without_a_held_out_split_is_left_out_of_what_training_measures(cache, tmp_path):
+    whole = tiny.capture(tmp_path, held_out_fraction=0).path
+    final = train(cache, tmp_path / "run", **of_caches((whole, "toy"), (cache, "toy")), **EVALUATED)
+    assert evaluated(tmp_path / "run")["eval_positions"] == evaluate(final, cache, teacher="toy").positions
+    with pytest.raises(IncompleteError, match="held_out split is empty"):
+        train(cache, tmp_path / "none", **of_caches((whole, "toy"), (whole, "toy")), **EVALUATED)
+
+
+@pytest.mark.parametrize(
+    ("levels", "expected"),
+    [
+        (["exact", "exact"], "exact"),
+        (["exact", "lower bound"], "lower bound"),
+        (["unbiased", "exact", "unbiased"], "unbiased"),
+        (["lower bound", "unbiased"], MIXED),
+        (["exact", "upper bound", "lower bound"], MIXED),
+    ],
+)
+def test_a_mean_over_caches_is_as_exact_as_all_of_them_allow(levels, expected):
+    kl = DistillationLoss(LossConfig(), None)
+    parts = [Measures(kl, kl, level, totals_of(float(i + 1))) for i, level in enumerate(levels)]
+    means = pooled(parts).means()
+    assert means.kl_to_teacher_is == expected
+    assert means.positions == sum(range(1, len(levels) + 1))
+    assert (means.acceptance is None) == (expected in ("unbiased", MIXED))
+    assert [part.totals["counted"].sum().item() for part in parts] == [*range(1, len(levels) + 1)]
+
+
+def totals_of(positions):
+    names = ("loss", "cross_entropy", "variation", "agreement")
+    binned = dict.fromkeys(("confidence", "correct", "counted"), torch.tensor([positions, 0.0]).double())
+    return {name: torch.tensor(positions).double() / 2 for name in names} | binned
 
 
 def test_rows_of_several_caches_are_those_of_each_with_empty_slots_behind(cache, drawn):

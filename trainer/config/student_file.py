@@ -277,7 +277,8 @@ class StudentConfig(DistillationConfig):
         student: The model to train.
         training: Arguments of transformers' ``TrainingArguments``, by their own names; those without an effect here
             are refused. With ``eval_strategy`` the held-out split is measured during training, as by ``logitcask
-            evaluate``; with several teachers or caches, against the first, and with ``alignment`` per byte of text.
+            evaluate``; with several teachers against the first, with several caches over the positions of all that
+            have the split, and with ``alignment`` per byte of text.
     """
 
     student: StudentModelConfig

@@ -13,6 +13,8 @@
                        this teacher accepts (arXiv 2211.17192); 1 - total variation
 ====================== ==================================================================================
 
+Over several caches the sums are added, so each position counts once, whichever cache it is of.
+
 ``kl_to_teacher_is`` and ``acceptance_is`` say how exact the two are. From the last hidden state, or from targets that
 leave no mass out, both are exact. From the likeliest tokens, all others are compared as one outcome: KL is a lower
 bound, acceptance an upper bound. From draws the KL is unbiased (cross-entropy against the draws less the stored
@@ -21,7 +23,8 @@ draws of a teacher that keeps no entropy, the entropy of the draws themselves ta
 so the KL is an upper bound.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -45,6 +48,9 @@ BINS = 15
 
 UNBIASED, UPPER_BOUND = "unbiased", "upper bound"
 """How exact the KL from draws is: with the teacher's entropy, and without."""
+
+MIXED = "mixed"
+"""How exact the KL over several caches is if they differ in more than that some are exact; acceptance is left out."""
 
 Sums = dict[str, Tensor]
 """Sums over positions, by name."""
@@ -72,7 +78,7 @@ class Measures:
     Attributes:
         kl: Forward KL to the teacher.
         variation: Total variation from it.
-        is_kl: How exact the KL is: ``exact``, ``lower bound``, ``unbiased`` or ``upper bound``.
+        is_kl: How exact the KL is: ``exact``, ``lower bound``, ``unbiased``, ``upper bound`` or ``mixed``.
         totals: float64, on the CPU.
         kl_values: The KL of each position in the order of reading, by chunk; None where only means are needed.
     """
@@ -136,7 +142,7 @@ class Measures:
         totals = self.totals
         positions = totals["counted"].sum()
         error = (totals["correct"] - totals["confidence"]).abs().sum() / positions
-        has_acceptance = self.is_kl not in (UNBIASED, UPPER_BOUND)
+        has_acceptance = self.is_kl not in (UNBIASED, UPPER_BOUND, MIXED)
         acceptance_is = "upper bound" if self.is_kl == "lower bound" else self.is_kl
         return MeanMeasures(
             positions=int(positions),
@@ -180,6 +186,14 @@ class Measures:
         variation_N, _ = self.variation.terms(logits_NV, gold_N, teacher_rows)
         best_N1 = teacher_rows.targets.log_probs.argmax(dim=1, keepdim=True)
         return _Compared(kl_N, cross_entropy_N, variation_N, teacher_rows.targets.ids.gather(1, best_N1)[:, 0])
+
+
+def pooled(parts: Sequence[Measures]) -> Measures:
+    """Return the measures over the positions of all parts together; at least one part."""
+    total, inexact = replace(parts[0], totals={}, kl_values=None), {part.is_kl for part in parts} - {"exact"}
+    for part in parts:
+        total.add(part.totals)
+    return replace(total, is_kl=MIXED if len(inexact) > 1 else "".join(inexact) or "exact")
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ class MeanMeasures:
         cross_entropy_nats: Mean of -ln q(gold token) of the student.
         kl_to_teacher_nats: Mean of KL(teacher || student).
         kl_to_teacher_is: How exact that is: ``exact``, ``unbiased``, a ``lower bound`` or, from draws of a
-            teacher without stored entropy, an ``upper bound``.
+            teacher without stored entropy, an ``upper bound``; ``mixed`` over caches that differ in it.
         accuracy: Share of positions at which the student's most likely token is the gold token, in [0, 1].
         top1_agreement: Share of positions at which student and teacher have the same most likely token, in [0, 1].
         calibration_error: Expected calibration error, in [0, 1].
         acceptance: Share of the student's tokens that speculative decoding with this teacher would accept, in [0, 1];
-            None if the cached targets are random draws.
+            None if cached targets are random draws.
         acceptance_is: How exact that is: ``exact`` or an ``upper bound``; None without ``acceptance``.
     """
 

@@ -7,7 +7,7 @@ and a stop at a loss that is not finite (``student/finite.py``). ``checkpointing
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import DistributedType, broadcast_object_list  # type: ignore[import-untyped]
@@ -19,10 +19,11 @@ from cache_tools.format.manifest import Objective
 from trainer.config.training_arguments import argument_errors
 from trainer.data.cached_sequences import Batch, CachedSequences
 from trainer.data.sampler import ShardWindowSampler
-from trainer.data.several_caches import MixedOrder
+from trainer.data.several_caches import MixedOrder, SeveralCaches
 from trainer.data.sources import TrainingSequences, order_of
 from trainer.evaluation.aligned import AlignedMeasures, AlignedSplit
 from trainer.evaluation.evaluate import measures_of
+from trainer.evaluation.measures import Measures, pooled
 from trainer.evaluation.passes import measured, shared_batches
 from trainer.run.checkpointing_trainer import CheckpointingTrainer
 from trainer.run.checkpoints import broadcast_choice
@@ -42,6 +43,8 @@ from trainer.student.packing_check import check_packing
 from trainer.student.probe import check_rows
 from trainer.student.signal_check import check_teacher_reaches_student
 from trainer.student.student import DistilledStudent
+
+AnyMeasures = TypeVar("AnyMeasures", Measures, AlignedMeasures)
 
 
 def step_sequences(arguments: TrainingArguments) -> int:
@@ -159,15 +162,19 @@ class DistillationTrainer(CheckpointingTrainer):
             check_teacher_reaches_student(self._distilled(), (dataset[index] for index in self._sampler))
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
-        """Measure the student on the held-out split as ``logitcask evaluate`` does; ranks share the split."""
-        module, dataset, arguments = self._distilled(), self.eval_dataset, self.args
-        assert isinstance(dataset, CachedSequences | AlignedSplit)
-        device = module.student.device
-        measures = AlignedMeasures.of(dataset) if isinstance(dataset, AlignedSplit) else measures_of(dataset, device)
-        shared = shared_batches(len(dataset), arguments.eval_batch_size, arguments.process_index, arguments.world_size)
-        module.eval()
-        with self.compute_loss_context_manager():
-            measured(module.over_positions, measures, dataset, shared, device)
+        """Measure the student on the held-out split as ``logitcask evaluate`` does; ranks share the split.
+
+        Several caches are measured one after another, and their positions count alike.
+        """
+        dataset = self.eval_dataset
+        assert isinstance(dataset, CachedSequences | SeveralCaches | AlignedSplit)
+        device = self._distilled().student.device
+        measures: Measures | AlignedMeasures
+        if isinstance(dataset, AlignedSplit):
+            measures = self._measured(dataset, AlignedMeasures.of(dataset))
+        else:
+            parts = dataset.parts if isinstance(dataset, SeveralCaches) else (dataset,)
+            measures = pooled([self._measured(part, measures_of(part, device)) for part in parts])
         measures.totals = self._over_ranks(measures.totals)
         means = {name: value for name, value in vars(measures.means()).items() if value is not None}
         metrics: dict[str, float] = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
@@ -175,6 +182,15 @@ class DistillationTrainer(CheckpointingTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _measured(self, dataset: CachedSequences | AlignedSplit, measures: AnyMeasures) -> AnyMeasures:
+        """Add this rank's share of some sequences to measures, and return them."""
+        module, arguments = self._distilled(), self.args
+        shared = shared_batches(len(dataset), arguments.eval_batch_size, arguments.process_index, arguments.world_size)
+        module.eval()
+        with self.compute_loss_context_manager():
+            measured(module.over_positions, measures, dataset, shared, module.student.device)
+        return measures
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the mean of each part over all positions since the last log, and this rank's waits for data."""

@@ -25,6 +25,7 @@ from trainer.config.model_keys import check_config_keys
 from trainer.config.student_file import StudentConfig, StudentModelConfig
 from trainer.config.training_arguments import training_arguments
 from trainer.data.cached_sequences import CachedSequences
+from trainer.data.several_caches import SeveralCaches
 from trainer.evaluation.aligned import AlignedSplit
 from trainer.evaluation.evaluate import evaluated_sequences
 from trainer.loop.distillation import distillation_of
@@ -145,7 +146,7 @@ def _make_trainer(
         model=model,
         args=arguments,
         train_dataset=parts.dataset,
-        eval_dataset=_measured_sequences(inputs, width) if is_measured else None,
+        eval_dataset=_measured_sequences(config, inputs, width) if is_measured else None,
         data_collator=parts.collate,
         processing_class=tokenizer,
         callbacks=[RunFile(output, record), MetricsFile(output), KeptTokens(student)],
@@ -156,11 +157,17 @@ def _make_trainer(
     return trainer
 
 
-def _measured_sequences(inputs: Inputs, student_vocabulary_size: int) -> CachedSequences | AlignedSplit:
-    """Return the held-out split with all that the measures of this student need."""
+def _measured_sequences(
+    config: StudentConfig, inputs: Inputs, student_vocabulary_size: int
+) -> CachedSequences | SeveralCaches | AlignedSplit:
+    """Return the held-out splits with all that the measures of this student need: of all caches that have one."""
     if inputs.alignment is not None:
         return AlignedSplit(inputs.teachers[0], inputs.alignment, "held_out", student_vocabulary_size)
-    return evaluated_sequences(inputs.teachers[0], "held_out", student_vocabulary_size, inputs.union)
+    first = inputs.teachers[:1]
+    with_split = [teacher for teacher in inputs.teachers if teacher.encoding.split_shards("held_out")]
+    teachers = (with_split or first) if config.caches else first
+    parts = [evaluated_sequences(teacher, "held_out", student_vocabulary_size, inputs.union) for teacher in teachers]
+    return SeveralCaches(parts) if config.caches else parts[0]
 
 
 def _save_final(trainer: DistillationTrainer, config: StudentConfig, inputs: Inputs, output: Path) -> None:

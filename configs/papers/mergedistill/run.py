@@ -97,7 +97,7 @@ def run(
     results = of_teachers(texts, ask) | {"students": of_students(ask)}
     write_object(work / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     print_tables(results, languages, left_out)
-    show(curve_table(read_curves(work / "students", results["students"]), languages[0]))
+    show(curve_table(read_curves(work / "students", results["students"])))
 
 
 class Questions(NamedTuple):

@@ -110,18 +110,17 @@ def nats_less(results: dict[str, Any], languages: Sequence[str], arm: str, other
     return with_interval(differences(*grids).mean(axis=1)) if grids[0].keys() & grids[1].keys() else ""
 
 
-def curve_table(curves: Curves, language: str) -> Table:
+def curve_table(curves: Curves) -> Table:
     """Return held-out cross-entropy by step: of each arm, less that of text alone, and when text alone is as far.
 
     Args:
         curves: By arm and seed; their common steps are shown. Students are compared over the seeds that both have.
-        language: What the curves are of: training measures the first cache of a student.
     """
     others = [arm for arm in curves if arm != ALONE and ALONE in curves]
     table = markdown(
         *("steps", *(f"{arm}, nats" for arm in curves), *(f"{arm} less {ALONE}" for arm in others)),
         *(f"{ALONE} is as far as {arm} after" for arm in others),
-        title=f"Held-out cross-entropy by step, {language}",
+        title="Held-out cross-entropy by step, all languages together",
     )
     every = [set(curve.steps) for by_seed in curves.values() for curve in by_seed.values()]
     for step in sorted(set.intersection(*every)) if every else ():
