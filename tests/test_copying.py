@@ -65,6 +65,7 @@ KILLS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", KILLS)
 def test_a_killed_copy_goes_on_to_the_same_bytes(tmp_path, source, suffix):
     target = tmp_path / "cache"

@@ -447,6 +447,7 @@ def run_import(source, cache, tokenizer):
 KILLED = ["00001.arrow", "shards.arrow", "imported/zarr.json", "ids/c/1/0", "00000.json", "levels/zarr.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", KILLED)
 def test_a_killed_import_goes_on_to_the_same_bytes(tmp_path, tokenizer, suffix):
     source = write_rows(tmp_path / "rows", made_rows(), FORMATS["recommended"])

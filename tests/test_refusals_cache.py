@@ -103,7 +103,14 @@ def num_files(good, folder):
     return next(disk.num_written)
 
 
-@pytest.mark.parametrize("share", [0, 0.04, 0.1, 0.15, 0.2, 0.35, 0.5, 0.8, 0.95, 0.999])
+OFTEN = (0, 0.2, 0.8)
+"""Places of a full disk that 'make test' tries, too."""
+
+
+@pytest.mark.parametrize(
+    "share",
+    [*OFTEN, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.04, 0.1, 0.15, 0.35, 0.5, 0.95, 0.999))],
+)
 def test_a_full_disk_is_named_and_the_same_command_continues_after_it(good, tmp_path, refused, monkeypatch, share):
     command = ["capture", changed(good, tmp_path), "--set", f"cache={tmp_path / 'cache'}"]
     with pytest.MonkeyPatch.context() as patch:
