@@ -23,7 +23,7 @@ draws of a teacher that keeps no entropy, the entropy of the draws themselves ta
 so the KL is an upper bound.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -188,11 +188,18 @@ class Measures:
         return _Compared(kl_N, cross_entropy_N, variation_N, teacher_rows.targets.ids.gather(1, best_N1)[:, 0])
 
 
-def pooled(parts: Sequence[Measures]) -> Measures:
-    """Return the measures over the positions of all parts together; at least one part."""
-    total, inexact = replace(parts[0], totals={}, kl_values=None), {part.is_kl for part in parts} - {"exact"}
-    for part in parts:
+def pooled(parts: Iterable[Measures]) -> Measures:
+    """Return the measures over the positions of all parts together; at least one part.
+
+    Parts may be made while this iterates; only the first, with its teacher's head, is kept until the end.
+    """
+    others = iter(parts)
+    first = next(others)
+    total, levels = replace(first, totals=dict(first.totals), kl_values=None), {first.is_kl}
+    for part in others:
         total.add(part.totals)
+        levels.add(part.is_kl)
+    inexact = levels - {"exact"}
     return replace(total, is_kl=MIXED if len(inexact) > 1 else "".join(inexact) or "exact")
 
 

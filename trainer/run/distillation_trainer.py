@@ -174,7 +174,7 @@ class DistillationTrainer(CheckpointingTrainer):
             measures = self._measured(dataset, AlignedMeasures.of(dataset))
         else:
             parts = dataset.parts if isinstance(dataset, SeveralCaches) else (dataset,)
-            measures = pooled([self._measured(part, measures_of(part, device)) for part in parts])
+            measures = pooled(self._measured(part, measures_of(part, device)) for part in parts)
         measures.totals = self._over_ranks(measures.totals)
         means = {name: value for name, value in vars(measures.means()).items() if value is not None}
         metrics: dict[str, float] = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
