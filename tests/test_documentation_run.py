@@ -22,7 +22,7 @@ FAST = ("docs/tutorial/notebook.md", "docs/how-to/subset-and-copy.md")
 FEW_DOCUMENTS = 12
 """Enough documents that some of them are held out."""
 CHARACTERS = 600
-"""Of each: title, date and a paragraph or two."""
+"""Title, date and a paragraph or two of a document."""
 
 TRAIN_STUDENT = """
 logitcask train configs/demo/student.yaml --set training.max_steps=2 --set training.output_dir=runs/demo/student_cached

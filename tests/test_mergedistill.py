@@ -12,6 +12,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from bilingual import write_texts
 from cache_tools.configuration import configured, load_config
+from cache_tools.errors import ConfigError
 from cache_tools.store.reader import Cache
 from cache_tools.vocabularies.folder import read_vocabulary
 from cache_tools.vocabularies.manifest import read_manifest
@@ -24,6 +25,7 @@ from student_fixtures import without_pictures
 from trainer.config.student_file import LossConfig, StudentConfig
 from trainer.data.binding import IGNORED
 from trainer.data.cached_sequences import CachedSequences, collate
+from trainer.data.opening import check_teachers, open_teachers
 from trainer.data.translation import student_ids
 from trainer.student.student import distilled
 
@@ -79,7 +81,7 @@ def nats(work, language):
 @pytest.mark.slow
 def test_all_models_are_measured_at_the_same_held_out_positions(work):
     found = results(work)
-    assert list(found["students"]) == [*run.UNASKED, "k=1"]
+    assert list(found["students"]) == [*run.DEFAULT_ARMS, "k=1"]
     for language in TRAINED:
         held_out = Cache(work / language / "cache").encoding().manifest.splits["held_out"].positions
         students = [each["0"]["masked"] for each in found["students"].values()]
@@ -182,10 +184,15 @@ def test_curves_are_compared_at_their_common_steps_and_without_any_there_is_no_r
     assert tables.curve_table({}).row_count == 0
 
 
-@pytest.mark.parametrize("arm", run.ARMS)
-def test_every_arm_is_a_student_file_that_is_taken(arm, tmp_path):
-    overrides = run.ARMS[arm] if arm != "multilingual" else {}
-    assert configured(RECIPE / "student.yaml", StudentConfig, overrides).training["max_steps"] == 1500
+@pytest.mark.slow
+def test_the_renormalised_form_is_taken_as_biased_and_only_because_the_arm_says_so(work):
+    changes = run.student_changes(work, TRAINED, "renormalised", 8)
+    config = configured(RECIPE / "student.yaml", StudentConfig, changes)
+    teachers = open_teachers(config)
+    assert check_teachers(config, teachers).level == "biased"
+    config = configured(RECIPE / "student.yaml", StudentConfig, {**changes, "loss.allow_biased": False})
+    with pytest.raises(ConfigError, match="biased"):
+        check_teachers(config, teachers)
 
 
 @pytest.mark.slow
@@ -254,7 +261,7 @@ def test_the_same_command_again_trains_nothing_and_prints_the_same_tables(work):
     measured = [first["students"]["distilled"]["0"]["masked"][language] for language in TRAINED]
     positions = [each["positions"] for each in measured]
     final = np.average([each["cross_entropy_nats"] for each in measured], weights=positions)
-    assert curve.at(110) == pytest.approx(final, rel=1e-5)
+    assert curve.at(110) == pytest.approx(final, rel=1e-4)  # sums of up to a thousand float32 terms, in other batches
     assert results(work) == first
     assert {path: path.stat().st_mtime_ns for path in work.rglob("*.safetensors")} == before
 

@@ -107,7 +107,9 @@ def test_positions_of_all_caches_count_alike_in_what_training_measures(cache, dr
     for name in ("cross_entropy_nats", "kl_to_teacher_nats", "accuracy", "top1_agreement"):
         values = [getattr(result, name) for result in each]
         expected = sum(value * result.positions for value, result in zip(values, each, strict=True)) / total
-        assert found[f"eval_{name}"] == pytest.approx(expected, rel=1e-5)  # float32 sums of a batch
+        assert found[f"eval_{name}"] == pytest.approx(
+            expected, rel=1e-4
+        )  # sums of up to a thousand float32 terms, each rounded by 2^-24
         assert name == "accuracy" or values[0] != pytest.approx(values[1], rel=1e-3)
 
 

@@ -38,7 +38,7 @@ ARMS: dict[str, Overrides] = {
 """Overrides of the student file. In the control, each position is given the prediction for another position; the caches
 of the multilingual teacher are in the union's own ids. ``renormalised`` is the other likely reading of the paper: the
 kept tokens alone, as if they had all of the probability."""
-UNASKED = ("text only", "distilled", "control", "multilingual")
+DEFAULT_ARMS = ("text only", "distilled", "control", "multilingual")
 """Arms that are trained unless others are asked for."""
 
 
@@ -56,7 +56,7 @@ UNASKED = ("text only", "distilled", "control", "multilingual")
     show_default=True,
     help="Seed of a student; may be repeated.",
 )
-@click.option("--arm", "arms", multiple=True, type=click.Choice(list(ARMS)), default=UNASKED, show_default=True)
+@click.option("--arm", "arms", multiple=True, type=click.Choice(list(ARMS)), default=DEFAULT_ARMS, show_default=True)
 @click.option("--k", default=8, show_default=True, help="Most likely tokens per position that students learn from.")
 @click.option("--other-k", "other_ks", multiple=True, type=int, help="Another k to compare; may be repeated.")
 @click.option(
