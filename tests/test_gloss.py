@@ -172,6 +172,24 @@ def test_balanced_pairs_are_as_many_as_the_rarer_kind_allows():
     assert corpora.balanced(three) == found
 
 
+def test_each_right_gloss_is_once_a_stranger_and_never_of_the_same_word():
+    """Of ten words with two senses each, both are right once; those without their right sense get no stranger."""
+    right = [
+        instances.Instance(f"{word}{sense}/0", f"Word{word}", "s", f"{word}{sense}", (f"{word}{sense}",))
+        for word in range(10)
+        for sense in "ab"
+    ]
+    wrong_alone = right[0]._replace(id="0a/1", candidates=("0b",))
+    senses = {f"word{word}": {f"{word}a", f"{word}b"} for word in range(10)}
+    found = corpora.with_strangers([*right, wrong_alone], senses)
+    assert found[-1] == wrong_alone
+    strangers = {each.id: set(each.candidates) - {each.sense} for each in found[:-1]}
+    assert all(not strange & senses[f"word{each[0]}"] for each, strange in strangers.items())
+    counts = Counter(name for strange in strangers.values() for name in strange)
+    assert set(counts.values()) == {1}
+    assert sum(counts.values()) >= len(right) - 4
+
+
 def test_instances_all_of_whose_candidates_have_an_example_are_named_in_their_order():
     pairs = [corpora.Pair(name, "g", "text", "[no]") for name in ("i/0|a", "i/0|b", "j/0|a", "j/0|c", "k/1|b")]
     assert corpora.all_with_examples(pairs, {"a", "b"}) == [True, False, True]
@@ -228,7 +246,7 @@ def test_the_named_students_alone_are_trained_and_begin_with_the_healed_start(wo
     assert sorted(run.name for run in (place / "students").iterdir()) == ["LMGC-M-0", "LMGC-M-1"]
     recorded = json.loads((place / "students" / "LMGC-M-0" / "run.json").read_text())
     healed = place / "healing" / "3-steps" / "final"
-    assert Path(recorded["config"]["student"]["pretrained"]) == healed
+    assert Path(recorded["config"]["student"]["pretrained"]) == place / "begin"
     assert (healed / "model.safetensors").exists()
     assert "cosine of the start's states" in output
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from test_gloss import TOPICS, write_wordnet
+from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from cache_tools.configuration import configured
 from configs.papers import wordpiece
@@ -208,7 +209,7 @@ def test_healing_reads_both_forms_of_text_and_no_label(wordnet, tmp_path, monkey
     monkeypatch.setattr(heal, "capture_file", lambda file, changes: called.update(capture=changes) or changes["cache"])
     monkeypatch.setattr(heal, "train_file", lambda file, changes: called.update(train=changes))
     start, lengths = start_of(wordnet, tmp_path), lambda texts: [65 if "0 and" in text else 64 for text in texts]
-    heal.healed(wordnet, start, lengths, pairs, tmp_path / "work", steps=7, segments=True)
+    heal.healed(wordnet, start, lengths, pairs, tmp_path / "work", steps=7, segments=True, set_heal={})
     capture = configured(HERE / "capture.yaml", CaptureConfig, called["capture"])
     student = configured(HERE / "student.yaml", StudentConfig, called["train"])
     assert capture.corpus.label_field is None
@@ -218,6 +219,24 @@ def test_healing_reads_both_forms_of_text_and_no_label(wordnet, tmp_path, monkey
     assert not any("label" in each for each in records)
     assert len(records) == len(list(synsets(wordnet))) + 1
     assert records[-1]["text"] == 'the " x " [SEP] x : y'
+
+
+@pytest.mark.parametrize("segments", [False, True])
+def test_a_start_answers_with_either_label_at_the_first_token_and_is_otherwise_the_same(wordnet, tmp_path, segments):
+    texts = [f'the " {word} " [SEP] {word} : with {other}' for word in ("paw", "oven") for other in ("fur", "salt")]
+    heal.answering(start_of(wordnet, tmp_path), texts, segments, tmp_path / "begin")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "begin")
+    before, after = (AutoModelForMaskedLM.from_pretrained(tmp_path / name) for name in ("start", "begin"))
+    labels = tokenizer.convert_tokens_to_ids(["[yes]", "[no]"])
+    sides = texts[0].split(" [SEP] ") if segments else [texts[0]]
+    probabilities_V = after(**tokenizer(*sides, return_tensors="pt")).logits[0, 0].softmax(dim=0).detach()
+    assert probabilities_V[labels].sum() > 0.9
+    assert probabilities_V[labels[0]] == pytest.approx(float(probabilities_V[labels[1]]), rel=1e-3)
+    weights = [dict(model.named_parameters()) for model in (before, after)]
+    changed = {name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])}
+    rows = weights[0][(*changed,)[0]] != weights[1][(*changed,)[0]]
+    assert len(changed) == 1
+    assert rows.any(dim=1).nonzero().flatten().tolist() == sorted(labels)
 
 
 def test_cosines_compare_sentence_and_gloss_without_the_word_in_both(monkeypatch):

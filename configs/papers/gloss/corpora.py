@@ -20,6 +20,10 @@ All pairs of an instance have a shortcut: right senses have an example by constr
 none, and glosses of these two kinds differ. ``balanced`` pairs have none: each gloss is in as many right pairs as wrong
 ones, so that a gloss alone says nothing about the label. They are fewer, and training only: at test, candidates are all
 senses, and ``all_with_examples`` names the instances on which the shortcut is of no use either.
+
+Senses of one word are hard to tell apart, and a model that has never compared two texts learns nothing from them alone.
+``with_strangers`` gives it something easier beside them: each sentence also with the gloss of another word's sense.
+Each gloss is then right in a third of its pairs, still the same for all.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -29,7 +33,7 @@ from random import Random
 from typing import NamedTuple
 
 from configs.papers.cohesive.texts import wordnet_documents, write
-from configs.papers.gloss.instances import Instance, instances
+from configs.papers.gloss.instances import Instance, by_lemma, instances
 from configs.papers.wordnet import Synset, synsets
 from pipeline.encoding.held_out import is_held_out
 
@@ -74,7 +78,9 @@ class Split(NamedTuple):
     seen: list[Instance]
 
 
-def write_corpora(wordnet: Path, folder: Path, tokens_of: TokensOf, sizes: Sizes, is_balanced: bool) -> None:
+def write_corpora(
+    wordnet: Path, folder: Path, tokens_of: TokensOf, sizes: Sizes, is_balanced: bool, has_strangers: bool
+) -> None:
     """Write all corpora into a folder.
 
     Args:
@@ -83,6 +89,7 @@ def write_corpora(wordnet: Path, folder: Path, tokens_of: TokensOf, sizes: Sizes
         tokens_of: Returns the numbers of tokens of texts.
         sizes: How many instances to take.
         is_balanced: Whether to train on balanced pairs only.
+        has_strangers: Whether to train on the glosses of other words' senses, too.
     """
     everything, held_out = list(synsets(wordnet)), sizes.held_out_fraction
     glosses = {synset.id: synset.definition for synset in everything}
@@ -93,6 +100,8 @@ def write_corpora(wordnet: Path, folder: Path, tokens_of: TokensOf, sizes: Sizes
         trained = balanced(trained)
         right = {instance.sense for instance in trained if instance.sense in instance.candidates}
         seen = [instance for instance in seen if instance.sense in right]
+    if has_strangers:
+        trained = with_strangers(trained, by_lemma(everything))
     whole = [*trained, *split.unseen]
     write(folder / "pairs.jsonl", pairs(whole, glosses))
     write(folder / "seen.jsonl", pairs(seen, glosses))
@@ -168,6 +177,31 @@ def balanced(instances_of_part: Sequence[Instance]) -> list[Instance]:
         for row, instance in enumerate(instances_of_part)
     )
     return [instance for instance in fewer if instance.candidates]
+
+
+def with_strangers(instances_of_part: Sequence[Instance], senses: Mapping[str, Collection[str]]) -> list[Instance]:
+    """Return instances, those with their right sense with one candidate more: the right one of another instance.
+
+    Each right sense is such a stranger as often as it is right, save the few that are senses of the same word, which
+    are left out.
+
+    Args:
+        instances_of_part: Instances, some of which may lack their right sense.
+        senses: All synsets of each word in lower case.
+    """
+    right = [instance for instance in instances_of_part if instance.sense in instance.candidates]
+    others = Random(0).sample(right, len(right))
+    stranger = {
+        instance.id: other.sense
+        for instance, other in zip(right, others, strict=True)
+        if other.sense not in senses[instance.lemma.lower()]
+    }
+    return [
+        instance._replace(candidates=(*instance.candidates, stranger[instance.id]))
+        if instance.id in stranger
+        else instance
+        for instance in instances_of_part
+    ]
 
 
 def all_with_examples(pairs_of_part: Sequence[Pair], with_examples: Collection[str]) -> list[bool]:

@@ -1,17 +1,25 @@
-"""A start at rest: a model that has learned to predict masked words of glosses and of pairs before any student begins.
+"""A start at rest: what a model learns, or is given, before any student begins.
 
 What a student loses as a language model is measured on both forms of text. A start that has never seen one of them
 would still gain much there, and that gain would hide what the labels cost. So the start first learns the masked words
 of both, from synsets that are not held out, with the public trainer and no label. ``--heal-steps`` says how long.
+
+Labels are tokens among 30,000 others. A model that has never seen one gives it next to no probability, and students
+would spend hundreds of steps on making labels likelier, everywhere in a text. ``answering`` sets their rows, in closed
+form, so that a start answers with either label where the first token stands, half and half, and nowhere else.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from configs.papers.cohesive.texts import Document, wordnet_documents, write
-from configs.papers.gloss.corpora import TokensOf
+from configs.papers.gloss.corpora import LABELS, TokensOf
 from configs.papers.recipes import Overrides, capture_file, make_once, train_file
 from configs.papers.wordpiece import with_tokenizer_of
 
@@ -20,6 +28,8 @@ GLOSSES = 40_000
 """Synsets whose words, definition and examples are read, at most."""
 MOST_TOKENS = 64
 """As in the capture file."""
+AHEAD_NATS = 3.0
+"""How far a label is ahead of all other tokens together; both have 98 % of the probability then."""
 TRAINING: Overrides = {
     "loss.label_weight": None,
     "loss.token_weight": None,
@@ -31,7 +41,14 @@ TRAINING: Overrides = {
 
 
 def healed(
-    wordnet: Path, start: Path, tokens_of: TokensOf, pairs: Path, work: Path, steps: int, segments: bool
+    wordnet: Path,
+    start: Path,
+    tokens_of: TokensOf,
+    pairs: Path,
+    work: Path,
+    steps: int,
+    segments: bool,
+    set_heal: Overrides,
 ) -> Path:
     """Train a model on the masked words of glosses and pairs; return the folder of the healed model.
 
@@ -43,6 +60,7 @@ def healed(
         work: Folder for the corpus, the cache and the model.
         steps: Number of steps of 32 texts, with a learning rate that falls to 0.
         segments: Whether the two sides of a pair are read as two segments.
+        set_heal: Overrides of ``TRAINING`` and the student file.
     """
     make_once(work / "corpus", lambda folder: write_both(wordnet, tokens_of, pairs, folder))
     cache = capture_file(
@@ -58,7 +76,7 @@ def healed(
     )
     output = work / f"{steps}-steps"
     places = {"student.pretrained": start, "cache": cache, "training.output_dir": output}
-    return train_file(HERE / "student.yaml", {**TRAINING, **places, "training.max_steps": steps})
+    return train_file(HERE / "student.yaml", {**TRAINING, **set_heal, **places, "training.max_steps": steps})
 
 
 def write_both(wordnet: Path, tokens_of: TokensOf, pairs: Path, folder: Path) -> None:
@@ -77,3 +95,34 @@ def without_labels(pairs: Path) -> Iterator[Document]:
     """Yield the pairs of a corpus as plain texts."""
     for record in map(json.loads, pairs.read_text(encoding="utf-8").splitlines()):
         yield Document(record["id"], record["group"], record["text"])
+
+
+@torch.inference_mode()
+def answering(model: Path, texts: Sequence[str], segments: bool, folder: Path) -> None:
+    """Write a model whose guess in the place of a pair's first token is one of the labels, each as likely.
+
+    Each row gets a multiple of the mean state there, as it enters the output matrix, added to it.
+
+    Args:
+        model: Folder of the masked language model, with the labels among its tokens.
+        texts: Some pairs.
+        segments: Whether their two sides are read as two segments.
+        folder: Where to write the model to.
+    """
+    tokenizer, network = AutoTokenizer.from_pretrained(model), AutoModelForMaskedLM.from_pretrained(model).eval()
+    output, labels, entered = network.get_output_embeddings(), tokenizer.convert_tokens_to_ids(list(LABELS)), []
+
+    def keep(_module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        entered.append(inputs[0][:, 0])
+
+    with output.register_forward_pre_hook(keep):
+        for text in texts:
+            sides = text.split(" [SEP] ") if segments else [text]
+            network(**tokenizer(*sides, return_tensors="pt"))
+    state_D = torch.cat(entered).mean(dim=0)
+    logits_V = output(state_D)
+    others = torch.ones_like(logits_V, dtype=torch.bool).index_fill_(0, torch.tensor(labels), False)
+    missing_L = logits_V[others].logsumexp(dim=0) + AHEAD_NATS - logits_V[labels]
+    output.weight[labels] += missing_L[:, None] * state_D / state_D.square().sum()
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

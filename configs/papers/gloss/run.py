@@ -10,13 +10,15 @@ LMGC-M loses or gains more than it is due to the labels, and not to the pairs' f
 START is a masked language model that has read nothing of the held-out synsets, such as the expert that
 ``configs/papers/cohesive`` trains. Every step continues where it was stopped. The tables cover all students that have
 finished. Balanced pairs (``corpora.py``) are trained on unless ``--all-pairs`` asks for all, which have a shortcut; the
-two have folders of their own in WORK. With ``--heal-steps`` the start first learns the masked words of both forms of
-text (``heal.py``).
+two have folders of their own in WORK. ``--strangers`` adds pairs with glosses of other words, from which a model learns
+to compare two texts at all. With ``--heal-steps`` the start first learns the masked words of both forms of text
+(``heal.py``).
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,10 @@ from configs.papers.cohesive.texts import shuffled_synsets, wordnet_documents
 from configs.papers.gloss import probe
 from configs.papers.gloss.baselines import baseline_scores
 from configs.papers.gloss.corpora import LABELS, Pair, Sizes, all_with_examples, write_corpora
-from configs.papers.gloss.heal import healed
+from configs.papers.gloss.heal import answering, healed
 from configs.papers.gloss.instances import sense_numbers
 from configs.papers.gloss.measure import cosines, everything, shuffled_alone
-from configs.papers.gloss.tables import MASKED_WORDS, Results, print_baselines, print_models, print_scores
+from configs.papers.gloss.tables import COSINE, MASKED_WORDS, Results, print_baselines, print_models, print_scores
 from configs.papers.measures import finished_seeds, folder_name, once, sequences
 from configs.papers.recipes import Overrides, capture_file, make_once, overrides_option, train_file
 from configs.papers.wordnet import synsets
@@ -42,6 +44,8 @@ from pipeline.encoding.held_out import is_held_out
 HERE = Path(__file__).parent
 HELD_OUT_FRACTION = 0.05
 """Of all synsets, as in the capture files here and of ``configs/papers/cohesive``."""
+SOME_PAIRS = 256
+"""From which ``heal.answering`` learns what the first token's states are."""
 MASKED = {"encoding.masking.probability": 0.15}
 CACHES: dict[str, tuple[str, Overrides]] = {
     "labels": ("pairs", {}),
@@ -76,6 +80,7 @@ ARMS: dict[str, tuple[str, Overrides]] = {
 @click.option(
     "--balanced/--all-pairs", default=True, show_default=True, help="Pairs to train on: as corpora.py balances them."
 )
+@click.option("--strangers", is_flag=True, help="Train on each sentence with the gloss of another word's sense, too.")
 @click.option("--segments", is_flag=True, help="Read sentence and gloss as two segments, as BERT was pre-trained.")
 @click.option(
     "--heal-steps",
@@ -93,6 +98,7 @@ ARMS: dict[str, tuple[str, Overrides]] = {
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of an encoder whose states of sentence and gloss are compared, without training; may be repeated.",
 )
+@overrides_option("--set-heal", "student.yaml, for --heal-steps")
 @overrides_option("--set-student", "student.yaml")
 def run(
     wordnet: Path,
@@ -103,44 +109,47 @@ def run(
     probe_texts: int,
     seeds: int,
     balanced: bool,
+    strangers: bool,
     segments: bool,
     heal_steps: int,
     arms: tuple[str, ...],
     beside: tuple[Path, ...],
+    set_heal: Overrides,
     set_student: Overrides,
 ) -> None:
     """Train LMGC and LMGC-M students from START on pairs of WordNet, in WORK; print the tables."""
     disable_progress_bar()
     plain = make_once(work / "start", lambda folder: save_with_labels(start, folder))
-    place = work / place_name(balanced, segments, heal_steps)
+    place = work / place_name(balanced, strangers, segments, heal_steps)
     sizes = Sizes(instances, instances // 12, instances // 6, most_senses, 48, HELD_OUT_FRACTION)
     count = token_counter(plain)
-    make_once(place / "corpora", lambda folder: write_corpora(wordnet, folder, count, sizes, balanced))
+    make_once(place / "corpora", lambda folder: write_corpora(wordnet, folder, count, sizes, balanced, strangers))
     make_caches(plain, place, segments)
     if heal_steps:
         pairs = place / "corpora" / "pairs.jsonl"
-        plain = healed(wordnet, plain, count, pairs, place / "healing", heal_steps, segments)
+        plain = healed(wordnet, plain, count, pairs, place / "healing", heal_steps, segments, set_heal)
+    begin = make_once(place / "begin", lambda folder: answering(plain, pairs_to_aim_at(place), segments, folder))
     baselines = once(place, "baselines", sequences(place / "caches" / "labels"), lambda: baselines_of(wordnet, place))
-    encoders = {"the start's states": plain, **{f"states of {model.name}": model for model in beside}}
+    encoders = {COSINE: plain, **{f"cosine of states of {model.name}": model for model in beside}}
     for name, model in encoders.items():
-        baselines["scores"][f"cosine of {name}"] = cosines_once(name, model, place)
+        baselines["scores"][name] = cosines_once(name, model, place)
     print_baselines(baselines)
     texts = probe.definitions(shuffled_synsets(wordnet), HELD_OUT_FRACTION, probe_texts, probe_texts // 3)
     for seed in range(seeds):
         for arm in arms or ARMS:
-            train(plain, place, arm, seed, set_student)
+            train(begin, place, arm, seed, set_student)
         if seed:
-            results = measured(plain, place, texts)
+            results = measured(begin, place, texts)
             print_scores(results, baselines)
             print_models(results)
     model = place / "students" / f"{folder_name((arms or tuple(ARMS))[0])}-0" / "final"
     click.echo(f"parameters: {parameters(start):,} before, {parameters(model):,} after")
 
 
-def place_name(balanced: bool, segments: bool, heal_steps: int) -> str:
+def place_name(balanced: bool, strangers: bool, segments: bool, heal_steps: int) -> str:
     """Return the name of the folder in WORK of what these options determine."""
-    healing = [f"healed-{heal_steps}"] if heal_steps else []
-    return "-".join(["balanced" if balanced else "all", *(["segments"] if segments else []), *healing])
+    further = {"strangers": strangers, "segments": segments, f"healed-{heal_steps}": heal_steps > 0}
+    return "-".join(["balanced" if balanced else "all", *(name for name, is_given in further.items() if is_given)])
 
 
 def train(start: Path, place: Path, arm: str, seed: int, set_student: Overrides) -> None:
@@ -211,8 +220,18 @@ def cosines_once(name: str, model: Path, place: Path) -> dict[str, Any]:
 
 def read_held_out(corpus: Path) -> list[Pair]:
     """Return the held-out pairs of a corpus."""
-    pairs = (Pair(**json.loads(line)) for line in corpus.read_text(encoding="utf-8").splitlines())
-    return [pair for pair in pairs if is_held_out(pair.group, HELD_OUT_FRACTION)]
+    return [pair for pair in read_pairs(corpus) if is_held_out(pair.group, HELD_OUT_FRACTION)]
+
+
+def pairs_to_aim_at(place: Path) -> list[str]:
+    """Return texts of some pairs that are trained on."""
+    pairs = read_pairs(place / "corpora" / "pairs.jsonl")
+    return [pair.text for pair in islice(pairs, SOME_PAIRS) if not is_held_out(pair.group, HELD_OUT_FRACTION)]
+
+
+def read_pairs(corpus: Path) -> Iterator[Pair]:
+    """Yield the pairs of a corpus."""
+    return (Pair(**json.loads(line)) for line in corpus.read_text(encoding="utf-8").splitlines())
 
 
 def token_counter(model: Path) -> Callable[[list[str]], list[int]]:

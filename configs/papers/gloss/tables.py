@@ -20,6 +20,10 @@ LANGUAGE_MODELS = ("start", "LMGC", "LMGC-M", MASKED_WORDS)
 """Students whose masked words are measured."""
 LINES = ("first sense", "LSA")
 """What each baseline is compared with."""
+COSINE = "cosine of the start's states"
+"""The baseline that reads no pair: what the start knows before it compares."""
+BESIDE = ("chance", *LINES, COSINE)
+"""What students are compared with, as far as it was measured."""
 COMPARED = (("LMGC-M", MASKED_WORDS), ("LMGC-M", "LMGC"))
 
 BySeed = Mapping[int, Mapping[str, Any]]
@@ -55,7 +59,7 @@ def print_scores(results: Results, baselines: Mapping[str, Any]) -> None:
     mask_N = np.array(baselines["all_with_examples"])
     for shown, where_N in (("unseen synsets", np.ones_like(mask_N)), ("all candidates with examples", mask_N)):
         if where_N.any():
-            Console(width=180).print(scores_table(results, baselines["scores"], where_N, shown))
+            Console(width=220).print(scores_table(results, baselines["scores"], where_N, shown))
 
 
 def scores_table(results: Results, baselines: Mapping[str, Any], where_N: NDArray[np.bool_], shown: str) -> Table:
@@ -63,7 +67,9 @@ def scores_table(results: Results, baselines: Mapping[str, Any], where_N: NDArra
 
     ``minus another's`` is the effect of the sentence: the difference from the same pairs with another sentence.
     """
-    lines = {name: np.array(baselines[name]["pairs"]["labels"]["hits"])[where_N] for name in ("chance", "LSA")}
+    lines = {
+        name: np.array(baselines[name]["pairs"]["labels"]["hits"])[where_N] for name in BESIDE if name in baselines
+    }
     gains = [f"minus {name}" for name in (*lines, "another's")]
     title = f"accuracy, {int(where_N.sum()):,} instances of unseen synsets ({shown})"
     table = Table("student", "seeds", "accuracy", *gains, "area, all pairs", "seen synsets", title=title)
