@@ -21,9 +21,9 @@ none, and glosses of these two kinds differ. ``balanced`` pairs have none: each 
 ones, so that a gloss alone says nothing about the label. They are fewer, and training only: at test, candidates are all
 senses, and ``all_with_examples`` names the instances on which the shortcut is of no use either.
 
-Senses of one word are hard to tell apart, and a model that has never compared two texts learns nothing from them alone.
+Senses of one word are hard to tell apart, and a model that has never compared two texts learns little from them alone.
 ``with_strangers`` gives it something easier beside them: each sentence also with the gloss of another word's sense.
-Each gloss is then right in a third of its pairs, still the same for all.
+Of balanced pairs, each gloss is then right in a third, still the same for all.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

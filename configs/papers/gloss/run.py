@@ -10,9 +10,9 @@ LMGC-M loses or gains more than it is due to the labels, and not to the pairs' f
 START is a masked language model that has read nothing of the held-out synsets, such as the expert that
 ``configs/papers/cohesive`` trains. Every step continues where it was stopped. The tables cover all students that have
 finished. Balanced pairs (``corpora.py``) are trained on unless ``--all-pairs`` asks for all, which have a shortcut; the
-two have folders of their own in WORK. ``--strangers`` adds pairs with glosses of other words, from which a model learns
-to compare two texts at all. With ``--heal-steps`` the start first learns the masked words of both forms of text
-(``heal.py``).
+two have folders of their own in WORK. ``--strangers`` adds pairs with glosses of other words, which are easier to learn
+comparing two texts from. With ``--heal-steps`` the start first learns the masked words of both forms of text, and every
+start is given the labels (``heal.py``).
 """
 
 import json
