@@ -153,6 +153,7 @@ def test_a_window_in_a_bucket_equals_the_one_on_disk_and_takes_one_batch_of_requ
     assert len(bucket.requests) - before == len(stored & set(ours.codec.array_types()))
 
 
+@pytest.mark.slow
 def test_a_capture_into_a_bucket_writes_what_one_onto_a_disk_writes(remote, tmp_path):
     teacher = tiny.save_teacher(tmp_path / "teacher")
     tiny.write_corpus(tmp_path / "corpus.jsonl", tiny.TEXTS[:14])

@@ -16,9 +16,6 @@ import processes
 from doc_blocks import GUIDES, ROOT, blocks
 from reader_folder import reader_folder, run
 
-FAST = ("docs/tutorial/notebook.md", "docs/how-to/subset-and-copy.md")
-"""Pages that need a cache and no torch."""
-
 FEW_DOCUMENTS = 12
 """Enough documents that some of them are held out."""
 CHARACTERS = 600
@@ -48,13 +45,15 @@ def pages_that_run():
 
 def test_every_page_with_blocks_to_run_is_run_here():
     assert pages_that_run() == {
-        *FAST,
+        "docs/tutorial/notebook.md",
+        "docs/how-to/subset-and-copy.md",
         "docs/tutorial/your-own-corpus.md",
         "docs/how-to/judge.md",
         "docs/how-to/generate.md",
     }
 
 
+@pytest.mark.slow
 def test_the_notebook_page_runs(tmp_path):
     output = run_page(reader_folder(tmp_path), "docs/tutorial/notebook.md")
     assert "['toy']" in output
@@ -62,6 +61,7 @@ def test_the_notebook_page_runs(tmp_path):
     assert (tmp_path / "surprise.png").exists() or "nats" in output
 
 
+@pytest.mark.slow
 def test_the_page_about_subsets_and_copies_runs(tmp_path):
     output = run_page(reader_folder(tmp_path), "docs/how-to/subset-and-copy.md")
     assert (tmp_path / "runs/copy/zarr.json").exists()

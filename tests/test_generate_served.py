@@ -204,6 +204,7 @@ def test_requests_in_flight_and_the_order_of_prompts_change_no_token(tmp_path, b
     assert lines(tmp_path / "completions") == lines(written / "completions")
 
 
+@pytest.mark.slow
 def test_further_samples_leave_the_first_as_it_is(tmp_path, bare, written):
     with StubServer() as server:
         generate(tmp_path, bare, server, samples_per_prompt=3)

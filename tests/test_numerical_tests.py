@@ -98,6 +98,7 @@ def test_what_mentions_what_is_followed_to_its_end(folder, targets, seed):
     assert names == [f"test_{i}" for i in range(len(calls)) if reaches(i)]
 
 
+@pytest.mark.slow
 def test_every_test_of_this_suite_that_names_a_tolerance_is_selected():
     """A plain search for these words in each function alone finds nothing that is not selected."""
     words = re.compile(r"\b((loss_|model_)?rounding\(|(LOSS|GRADIENT)_ROUNDING\b|assert_same_run\()")

@@ -445,6 +445,7 @@ def test_no_path_leads_out_of_the_package_or_the_cache(client, place):
     assert get_raw(client, place).status_code == 404
 
 
+@pytest.mark.slow
 def test_a_cache_in_a_bucket_is_shown_as_the_same_on_a_disk(cache, client):
     with serve_bucket() as running, patch.dict(os.environ, environment(running)):
         place = store_path(f"{running.url}/view")
