@@ -180,10 +180,9 @@ def balanced(instances_of_part: Sequence[Instance]) -> list[Instance]:
 
 
 def with_strangers(instances_of_part: Sequence[Instance], senses: Mapping[str, Collection[str]]) -> list[Instance]:
-    """Return instances, those with their right sense with one candidate more: the right one of another instance.
+    """Add to each instance that has its right sense a stranger: the right sense of another instance, drawn at random.
 
-    Each right sense is such a stranger as often as it is right, save the few that are senses of the same word, which
-    are left out.
+    So each sense is a stranger as often as it is right. A stranger that is a sense of the same word is left out.
 
     Args:
         instances_of_part: Instances, some of which may lack their right sense.

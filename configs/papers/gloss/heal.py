@@ -4,9 +4,9 @@ What a student loses as a language model is measured on both forms of text. A st
 would still gain much there, and that gain would hide what the labels cost. So the start first learns the masked words
 of both, from synsets that are not held out, with the public trainer and no label. ``--heal-steps`` says how long.
 
-Labels are tokens among 30,000 others. A model that has never seen one gives it next to no probability, and students
-would spend hundreds of steps on making labels likelier, everywhere in a text. ``answering`` sets their rows, in closed
-form, so that a start answers with either label where the first token stands, half and half, and nowhere else.
+Labels are tokens among 30,000 others. A model that has never seen a label gives it next to no probability, and students
+would spend hundreds of steps on making labels likelier, everywhere in a text. ``set_label_rows`` sets their rows of the
+output matrix in closed form: at the first token, the start predicts either label with a probability of almost one half.
 """
 
 import json
@@ -29,7 +29,7 @@ GLOSSES = 40_000
 MOST_TOKENS = 64
 """As in the capture file."""
 AHEAD_NATS = 3.0
-"""How far a label is ahead of all other tokens together; both have 98 % of the probability then."""
+"""Log-probability of a label minus that of all other tokens together; both labels have 97.6 % then."""
 TRAINING: Overrides = {
     "loss.label_weight": None,
     "loss.token_weight": None,
@@ -98,28 +98,29 @@ def without_labels(pairs: Path) -> Iterator[Document]:
 
 
 @torch.inference_mode()
-def answering(model: Path, texts: Sequence[str], segments: bool, folder: Path) -> None:
-    """Write a model whose guess in the place of a pair's first token is one of the labels, each as likely.
+def set_label_rows(model: Path, texts: Sequence[str], segments: bool, folder: Path) -> None:
+    """Write a model that predicts, at the first token of a pair, either label with the same probability.
 
-    Each row gets a multiple of the mean state there, as it enters the output matrix, added to it.
+    Added to each label's row of the output matrix is a multiple of the mean state that the matrix reads at the first
+    token. At the mean state, a label is ``AHEAD_NATS`` ahead of all other tokens together.
 
     Args:
         model: Folder of the masked language model, with the labels among its tokens.
-        texts: Some pairs.
+        texts: Pairs whose states are averaged.
         segments: Whether their two sides are read as two segments.
         folder: Where to write the model to.
     """
     tokenizer, network = AutoTokenizer.from_pretrained(model), AutoModelForMaskedLM.from_pretrained(model).eval()
-    output, labels, entered = network.get_output_embeddings(), tokenizer.convert_tokens_to_ids(list(LABELS)), []
+    output, labels, states_P = network.get_output_embeddings(), tokenizer.convert_tokens_to_ids(list(LABELS)), []
 
-    def keep(_module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
-        entered.append(inputs[0][:, 0])
+    def keep_first(_module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        states_P.append(inputs[0][:, 0])
 
-    with output.register_forward_pre_hook(keep):
+    with output.register_forward_pre_hook(keep_first):
         for text in texts:
             sides = text.split(" [SEP] ") if segments else [text]
             network(**tokenizer(*sides, return_tensors="pt"))
-    state_D = torch.cat(entered).mean(dim=0)
+    state_D = torch.cat(states_P).mean(dim=0)
     logits_V = output(state_D)
     others = torch.ones_like(logits_V, dtype=torch.bool).index_fill_(0, torch.tensor(labels), False)
     missing_L = logits_V[others].logsumexp(dim=0) + AHEAD_NATS - logits_V[labels]

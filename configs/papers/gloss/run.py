@@ -10,9 +10,9 @@ LMGC-M loses or gains more than it is due to the labels, and not to the pairs' f
 START is a masked language model that has read nothing of the held-out synsets, such as the expert that
 ``configs/papers/cohesive`` trains. Every step continues where it was stopped. The tables cover all students that have
 finished. Balanced pairs (``corpora.py``) are trained on unless ``--all-pairs`` asks for all, which have a shortcut; the
-two have folders of their own in WORK. ``--strangers`` adds pairs with glosses of other words, which are easier to learn
-comparing two texts from. With ``--heal-steps`` the start first learns the masked words of both forms of text, and every
-start is given the labels (``heal.py``).
+two have folders of their own in WORK. ``--strangers`` adds pairs with glosses of other words, which are easier to tell
+from right ones. With ``--heal-steps`` the start first learns the masked words of both forms of text. Before training,
+both labels are made likely at the first token (``heal.py``).
 """
 
 import json
@@ -31,7 +31,7 @@ from configs.papers.cohesive.texts import shuffled_synsets, wordnet_documents
 from configs.papers.gloss import probe
 from configs.papers.gloss.baselines import baseline_scores
 from configs.papers.gloss.corpora import LABELS, Pair, Sizes, all_with_examples, write_corpora
-from configs.papers.gloss.heal import answering, healed
+from configs.papers.gloss.heal import healed, set_label_rows
 from configs.papers.gloss.instances import sense_numbers
 from configs.papers.gloss.measure import cosines, everything, shuffled_alone
 from configs.papers.gloss.tables import COSINE, MASKED_WORDS, Results, print_baselines, print_models, print_scores
@@ -45,7 +45,7 @@ HERE = Path(__file__).parent
 HELD_OUT_FRACTION = 0.05
 """Of all synsets, as in the capture files here and of ``configs/papers/cohesive``."""
 SOME_PAIRS = 256
-"""From which ``heal.answering`` learns what the first token's states are."""
+"""Number of pairs whose states at the first token decide the rows of the labels."""
 MASKED = {"encoding.masking.probability": 0.15}
 CACHES: dict[str, tuple[str, Overrides]] = {
     "labels": ("pairs", {}),
@@ -76,7 +76,7 @@ ARMS: dict[str, tuple[str, Overrides]] = {
 @click.option("--instances", default=12_000, show_default=True, help="Sentences to train on, at most.")
 @click.option("--most-senses", default=5, show_default=True, help="Words of more senses are passed over.")
 @click.option("--probe-texts", default=4000, show_default=True, help="Definitions that the probe is fitted to.")
-@click.option("--seeds", type=click.IntRange(2), default=3, show_default=True, help="Number of seeds of the students.")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of seeds of the students.")
 @click.option(
     "--balanced/--all-pairs", default=True, show_default=True, help="Pairs to train on: as corpora.py balances them."
 )
@@ -128,7 +128,9 @@ def run(
     if heal_steps:
         pairs = place / "corpora" / "pairs.jsonl"
         plain = healed(wordnet, plain, count, pairs, place / "healing", heal_steps, segments, set_heal)
-    begin = make_once(place / "begin", lambda folder: answering(plain, pairs_to_aim_at(place), segments, folder))
+    begin = make_once(
+        place / "begin", lambda folder: set_label_rows(plain, some_training_pairs(place), segments, folder)
+    )
     baselines = once(place, "baselines", sequences(place / "caches" / "labels"), lambda: baselines_of(wordnet, place))
     encoders = {COSINE: plain, **{f"cosine of states of {model.name}": model for model in beside}}
     for name, model in encoders.items():
@@ -138,7 +140,7 @@ def run(
     for seed in range(seeds):
         for arm in arms or ARMS:
             train(begin, place, arm, seed, set_student)
-        if seed:
+        if seed or seeds == 1:
             results = measured(begin, place, texts)
             print_scores(results, baselines)
             print_models(results)
@@ -223,8 +225,8 @@ def read_held_out(corpus: Path) -> list[Pair]:
     return [pair for pair in read_pairs(corpus) if is_held_out(pair.group, HELD_OUT_FRACTION)]
 
 
-def pairs_to_aim_at(place: Path) -> list[str]:
-    """Return texts of some pairs that are trained on."""
+def some_training_pairs(place: Path) -> list[str]:
+    """Return the texts of the first pairs that are trained on."""
     pairs = read_pairs(place / "corpora" / "pairs.jsonl")
     return [pair.text for pair in islice(pairs, SOME_PAIRS) if not is_held_out(pair.group, HELD_OUT_FRACTION)]
 
