@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from cache_tools.configuration import assignments
 from cache_tools.errors import LogitcaskError
@@ -64,6 +65,7 @@ def capture_file(file: Path, overrides: Overrides) -> Path:
 def train_file(file: Path, overrides: Overrides) -> Path:
     """Train the student that a file describes, with some of its keys overridden; return its folder."""
     click.echo(f"train {file.name}: {overrides.get('training.output_dir', '')}", err=True)
+    disable_progress_bar()  # transformers' own bars would break up ours
     with reported():
         return train(file, overrides=overrides).student
 
