@@ -31,8 +31,9 @@ demo-real: $(VENV)/gguf
 # Compiled files are kept, whatever the shell says: without them every process of the tests compiles its files anew.
 export PYTHONDONTWRITEBYTECODE :=
 
+# Three processes for two processors, which otherwise wait a seventh of the time: for browsers, servers and other programs.
 # Files are shared whole, in the order of tests/conftest.py: the heaviest first.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/dev
 	$(PYTEST) -m "not slow"

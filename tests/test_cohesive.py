@@ -236,6 +236,14 @@ def test_steps_are_compared_with_the_better_expert_by_the_numbers_of_the_seeds(c
     assert "of en alone's" in " ".join(printed.split())
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_rule_is_compared_with_the_plain_mean_where_both_were_trained_and_no_line_is_left_unfinished(capsys, trained):
+    nats = {0: (4, 3), 1: (4, 3.5)}
+    curves = {name: curves_of(nats) for name in (tables.TEXT_ALONE, "en alone", weights.OTHERS)}
+    tables.print_students(curves | ({"uniform": curves_of(nats)} if trained else {}), ["en alone"])
+    assert ("does not see the answer" in capsys.readouterr().out) == trained
+
+
 @pytest.mark.slow
 def test_all_students_are_in_the_table_and_one_mark_is_reached_by_all(printed):
     output, work = printed

@@ -118,7 +118,8 @@ def print_students(curves: Curves, single: Sequence[str]) -> None:
             for other in ("uniform", GOLD)
             if other in final
         ]
-        click.echo(f"\n{name}, which does not see the answer, in nats {'; '.join(gaps)}")
+        if gaps:
+            click.echo(f"\n{name}, which does not see the answer, in nats {'; '.join(gaps)}")
 
 
 def compared(values_S: NDArray[np.float64]) -> str:

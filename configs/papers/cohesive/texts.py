@@ -1,7 +1,7 @@
 """Corpora of two domains, and a mixed one: WordNet's glosses, and descriptions of Debian's packages.
 
     python -m configs.papers.wordnet runs/wordnet
-    python configs/papers/mergedistill/fetch.py runs/debian en --documents 12000
+    python -m configs.papers.mergedistill.fetch runs/debian en --documents 70000
     python -m configs.papers.cohesive.texts runs/wordnet runs/debian/en.jsonl runs/cohesive/texts
 
 A document's group begins with its domain, and is the same in its domain's corpus and in the mixed one: a synset, or
@@ -39,9 +39,9 @@ class Document(NamedTuple):
 @click.argument("wordnet", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("debian", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("output", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--synsets", "num_synsets", default=60_000, show_default=True, help="Of WordNet, at most.")
-@click.option("--packages", "num_packages", default=12_000, show_default=True, help="Of Debian, at most.")
-@click.option("--mixed", default=0.4, show_default=True, help="Share of both that goes into the mixed corpus.")
+@click.option("--synsets", "num_synsets", default=120_000, show_default=True, help="Of WordNet, at most.")
+@click.option("--packages", "num_packages", default=30_000, show_default=True, help="Of Debian, at most.")
+@click.option("--mixed", default=0.2, show_default=True, help="Share of both that goes into the mixed corpus.")
 def texts(wordnet: Path, debian: Path, output: Path, num_synsets: int, num_packages: int, mixed: float) -> None:
     """Write wordnet.jsonl, debian.jsonl and mixed.jsonl to OUTPUT."""
     output.mkdir(parents=True, exist_ok=True)
