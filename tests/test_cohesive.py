@@ -300,7 +300,7 @@ def test_corpora_are_the_domains_with_groups_and_a_part_of_both(tmp_path):
         (tmp_path / "wordnet" / f"data.{name}").write_text("\n".join(lines) + "\n")
     records = [{"id": f"toy{i}", "group": f"toy{i // 2}", "text": f"A toy, number {i}."} for i in range(10)]
     (tmp_path / "en.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
-    words = [str(tmp_path / "wordnet"), str(tmp_path / "en.jsonl"), str(tmp_path / "out")]
+    words = [str(tmp_path / "wordnet"), str(tmp_path / "en.jsonl"), str(tmp_path / "out"), "--mixed", "0.4"]
     result = CliRunner().invoke(texts.texts, words, catch_exceptions=False)
     assert result.exit_code == 0
     found = {
