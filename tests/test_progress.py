@@ -121,8 +121,9 @@ def test_the_thread_prints_while_the_command_hangs(monkeypatch):
 
 def test_the_thread_ends_with_the_block(monkeypatch):
     monkeypatch.setattr(progress, "TICK_SECONDS", 0.001)
+    before = set(threading.enumerate())  # threads of other reporters may still be ending
     with LineReporter(lambda _: None):
-        (thread,) = (t for t in threading.enumerate() if t.name == "progress")
+        (thread,) = (t for t in threading.enumerate() if t.name == "progress" and t not in before)
     thread.join(10)
     assert not thread.is_alive()
 
