@@ -1,6 +1,6 @@
 """What holds for every test: no setting of the shell, and no slow machine, decides whether it passes.
 
-And the order of the files, heaviest first: two processes share them whole, so one that began last would be waited for.
+And the order of the files, heaviest first: processes share them whole, so one that began last would be waited for.
 """
 
 import gc
