@@ -39,8 +39,8 @@ class Document(NamedTuple):
 @click.argument("wordnet", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("debian", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("output", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--synsets", "num_synsets", default=120_000, show_default=True, help="Number of WordNet's synsets, at most.")
-@click.option("--packages", "num_packages", default=30_000, show_default=True, help="Number of Debian's packages, at most.")
+@click.option("--synsets", "num_synsets", default=120_000, show_default=True, help="Number of synsets, at most.")
+@click.option("--packages", "num_packages", default=30_000, show_default=True, help="Number of packages, at most.")
 @click.option("--mixed", default=0.2, show_default=True, help="Share of both that goes into the mixed corpus.")
 def texts(wordnet: Path, debian: Path, output: Path, num_synsets: int, num_packages: int, mixed: float) -> None:
     """Write wordnet.jsonl, debian.jsonl and mixed.jsonl to OUTPUT."""
