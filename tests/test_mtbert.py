@@ -36,8 +36,11 @@ from configs.papers.mtbert.cofinetune import (
     training_examples,
     with_one_head,
 )
+from configs.papers.mtbert.parts import STUDENTS as STUDENTS_PART
+from configs.papers.mtbert.parts import write_parts
 from configs.papers.mtbert.spaces import linear_cka
 from configs.papers.recipes import labelled_sequences, truncated
+from pipeline.encoding.held_out import is_held_out
 from student_fixtures import largest_difference, weights, without_pictures
 from tolerances import loss_rounding
 from topics import labelled, write_topics
@@ -66,6 +69,7 @@ CHANGES = {
 }
 STUDENTS = (NO_TEACHER, MEAN, MT_BERT, f"{SAME_TOTAL}{ONE_NOISY}")
 STUDENT = run.HERE / "student.yaml"
+TEXTS = ["a small oak", "a heavy saw near the mill"]
 
 
 def run_recipe(work, students=STUDENTS):
@@ -318,6 +322,45 @@ def test_teachers_of_other_depths_take_the_place_of_those_trained_here(work):
     assert AutoConfig.from_pretrained(folder / "work" / "start").num_hidden_layers == 1
 
 
+@pytest.mark.slow
+def test_with_texts_of_their_own_no_teacher_has_seen_a_text_of_the_students_or_of_another(work):
+    """The recipe with three copies of one model."""
+    folder = work.parent / "own"
+    names = ("a", "b", "c")
+    given = [word for name in names for word in ("--pretrained", f"{name}={work / 'untrained'}")]
+    words = [str(work.parent / "texts"), str(folder), *given, "--own-texts", "--seeds", "1", "--tuning-steps", "5"]
+    steps = [*("--arms", MT_BERT), *("--arms", SEPARATE), "--set-student", "training.max_steps=5"]
+    capture = [word for change in CHANGES["--set-capture"] for word in ("--set-capture", change)]
+    result = CliRunner().invoke(run.run, [*words, *steps, *capture], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "teacher joint-a" in result.output
+    assert "ensemble of the teachers tuned each alone" in result.output
+    made = folder / "wordnet-own-texts"
+    read = {name: {each["group"] for each in records_of(made / "parts" / f"{name}.jsonl")} for name in names}
+    cache = made / "teachers" / "0" / "cache"
+    trained_on, held_out = (
+        {each.group_id for each in labelled_sequences(cache, split)} for split in ("train", "held_out")
+    )
+    assert min(map(len, (*read.values(), trained_on, held_out))) > 30
+    groups = [*read.values(), trained_on, held_out]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == len(labelled())
+
+
+def test_parts_of_a_task_keep_groups_whole_and_give_the_held_out_texts_to_the_students(tmp_path):
+    records = [{"id": str(i), "group": f"g{i // 3}", "text": str(i), "label": "[x]"} for i in range(3000)]
+    (tmp_path / "task.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_parts(tmp_path / "task.jsonl", ["a", "b"], 0.4, tmp_path / "parts")
+    parts = {name: records_of(tmp_path / "parts" / f"{name}.jsonl") for name in ("a", "b", STUDENTS_PART)}
+    assert sorted(int(each["id"]) for part in parts.values() for each in part) == list(range(3000))
+    groups = {name: {each["group"] for each in part} for name, part in parts.items()}
+    assert sum(map(len, groups.values())) == 1000
+    held_out = {each["group"] for each in records if is_held_out(each["group"], 0.4)}
+    assert held_out < groups[STUDENTS_PART]
+    sizes = [len(groups["a"]), len(groups["b"]), len(groups[STUDENTS_PART] - held_out)]
+    share = (1000 - len(held_out)) / 3
+    assert sizes == pytest.approx([share] * 3, abs=5 * share**0.5)  # five standard deviations of a count
+
+
 def test_questions_are_records_with_a_token_for_their_class(tmp_path):
     (tmp_path / "train.txt").write_bytes("HUM:ind Who was Günter ?\nNUM:count How many ?\n".encode("latin-1"))
     (tmp_path / "test.txt").write_bytes(b"NUM:count How many ?\n\n")
@@ -332,16 +375,18 @@ def test_questions_are_records_with_a_token_for_their_class(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_loss_of_stage_zero_is_the_sum_of_each_teacher_s_own(work):
+@pytest.mark.parametrize("texts_of_each", [[TEXTS], [TEXTS, TEXTS[:1], TEXTS[1:]]], ids=["of all", "of each"])
+def test_the_loss_of_stage_zero_is_the_sum_of_each_teacher_s_own(work, texts_of_each):
     starts = [work / "pretrained" / name / "final" for name in ("wordnet", "debian", "both")]
-    teachers = with_one_head(starts).eval()
-    inputs = AutoTokenizer.from_pretrained(starts[0])(
-        ["a small oak", "a heavy saw near the mill"], padding=True, return_tensors="pt"
-    )
-    labels = torch.tensor([5, 7])
-    found = float(joint_loss(teachers, inputs, labels).detach())
+    teachers, tokenizer = with_one_head(starts).eval(), AutoTokenizer.from_pretrained(starts[0])
+    batches = [
+        (tokenizer(texts, padding=True, return_tensors="pt"), torch.tensor([len(text) for text in texts]))
+        for texts in texts_of_each
+    ]
+    found = float(joint_loss(teachers, batches).detach())
     expected = 0.0
-    for teacher in teachers.double():
+    for number, teacher in enumerate(teachers.double()):
+        inputs, labels = batches[number if len(batches) > 1 else 0]
         with torch.no_grad():
             expected += float(F.cross_entropy(teacher(**inputs).logits[:, 0], labels))
     assert found == pytest.approx(expected, rel=loss_rounding(teachers[0].config, 48, 1))
@@ -355,7 +400,7 @@ def test_stage_zero_lowers_its_loss_and_depends_on_its_seed_alone(work, tmp_path
     examples = training_examples(work.parent / "texts" / "wordnet.jsonl", 0.3, tokenizer)
     runs = [
         cofinetune(
-            [start], examples, [tmp_path / str(number)], Tuning(steps=12, batch=16, learning_rate=0.01, seed=seed)
+            [start], [examples], [tmp_path / str(number)], Tuning(steps=12, batch=16, learning_rate=0.01, seed=seed)
         )
         for number, seed in enumerate((0, 0, 1))
     ]
@@ -414,6 +459,10 @@ def test_descriptions_have_the_section_of_their_package_if_it_says_what_it_is_ab
     (tmp_path / "en.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = [(each["text"], each["label"]) for each in data.descriptions(tmp_path / "en.jsonl")]
     assert found == [("board game", "[games]"), ("board game", None)]
+
+
+def records_of(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def answers(right):

@@ -2,9 +2,9 @@
 
 Each teacher keeps its own encoder. The masked-LM head, a transform (the pooling layer) and an output matrix (the
 prediction layer), is one that all of them use at [CLS]; the class is a token. Teachers have one architecture and one
-width, whatever these are. What is minimised is the sum
-of the teachers' cross-entropies on the same batch. So the states at [CLS] of all teachers must
-lie in one space, or one matrix could not read them. Tuning a teacher alone is the same with a list of one.
+width, whatever these are. What is minimised is the sum of the teachers' cross-entropies, on the same batch unless each
+has texts of its own (``parts.py``). So the states at [CLS] of all teachers must lie in one space, or one matrix could
+not read them. Tuning a teacher alone is the same with a list of one.
 
 The output matrix cannot be shared and be each teacher's embeddings too: heads are untied
 (``tie_word_embeddings: false``), and new. Each teacher is saved as an ordinary model folder with a copy of the head.
@@ -16,7 +16,7 @@ is by the same hash as in stage one.
 
 import json
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +39,9 @@ from configs.papers.heads import give_head, head_of, outputs_at
 from pipeline.encoding.held_out import is_held_out
 
 POOL_BATCHES = 16
+
+Batch = tuple[Any, Tensor]
+"""Encoded texts, and the ids of their classes: (B,)."""
 
 
 class Tuning(NamedTuple):
@@ -77,13 +80,17 @@ def corrupted(examples: Examples, share: float, seed: int) -> Examples:
 
 
 def cofinetune(
-    starts: Sequence[Path], examples: Examples, outputs: Sequence[Path], tuning: Tuning, segments: bool = False
+    starts: Sequence[Path],
+    examples: Sequence[Examples],
+    outputs: Sequence[Path],
+    tuning: Tuning,
+    segments: bool = False,
 ) -> list[float]:
     """Tune N teachers with one new head, and write each as a model folder.
 
     Args:
         starts: Folders of N masked language models of one width and one tokenizer.
-        examples: What they are tuned on.
+        examples: What they are tuned on: one item for all teachers, or one for each.
         outputs: N folders, written under a temporary name and renamed, the last one last.
         tuning: Steps, batch, learning rate and seed of the order, the head and dropout.
         segments: Whether texts are pairs that are read by their segments, as stage one does with
@@ -103,8 +110,8 @@ def cofinetune(
     losses = []
     with open_reporter() as reporter:
         reporter.stage(f"tune {', '.join(output.name for output in outputs)}", tuning.steps, "steps")
-        for inputs, labels_B in batches(examples, tokenizer, tuning):
-            loss = joint_loss(teachers, inputs, labels_B)
+        for batch_of_each in zip(*(batches(part, tokenizer, tuning) for part in examples), strict=True):
+            loss = joint_loss(teachers, batch_of_each)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(shared_once, 1.0)
@@ -132,9 +139,18 @@ def with_one_head(starts: Sequence[Path]) -> nn.ModuleList:
     return nn.ModuleList(teachers).train()
 
 
-def joint_loss(teachers: Sequence[PreTrainedModel] | nn.ModuleList, inputs: Any, labels_B: Tensor) -> Tensor:
-    """Return the sum over teachers of the mean cross-entropy of the class at [CLS], over the whole vocabulary."""
-    return torch.stack([F.cross_entropy(class_logits(teacher, inputs), labels_B) for teacher in teachers]).sum()
+def joint_loss(teachers: Sequence[PreTrainedModel] | nn.ModuleList, batch_of_each: Sequence[Batch]) -> Tensor:
+    """Return the sum over teachers of the mean cross-entropy of the class at [CLS], over the whole vocabulary.
+
+    Args:
+        teachers: N models.
+        batch_of_each: One batch for all of them, or N.
+    """
+    given = cycle(batch_of_each) if len(batch_of_each) == 1 else batch_of_each
+    pairs = zip(teachers, given, strict=False)
+    return torch.stack(
+        [F.cross_entropy(class_logits(teacher, inputs), labels_B) for teacher, (inputs, labels_B) in pairs]
+    ).sum()
 
 
 def class_logits(teacher: Any, inputs: Any) -> Tensor:
@@ -147,7 +163,7 @@ def first_of_each(states_BLD: Tensor) -> Tensor:
     return states_BLD[:, 0]
 
 
-def batches(examples: Examples, tokenizer: PreTrainedTokenizerBase, tuning: Tuning) -> Iterator[tuple[Any, Tensor]]:
+def batches(examples: Examples, tokenizer: PreTrainedTokenizerBase, tuning: Tuning) -> Iterator[Batch]:
     """Yield a batch for each step: texts of like length, so that little is padded, in an order drawn for each pass."""
     for batch_indices in islice(orders(examples, tuning), tuning.steps):
         inputs = tokenizer([examples.texts[i] for i in batch_indices], padding=True, return_tensors="pt")

@@ -30,6 +30,7 @@ from configs.papers.mtbert.arms import (
     student_changes,
 )
 from configs.papers.mtbert.cofinetune import Tuning, cofinetune, corrupted, training_examples
+from configs.papers.mtbert.parts import STUDENTS, write_parts
 from configs.papers.mtbert.start import classes, pretrain, take_pretrained
 from configs.papers.mtbert.tables import print_tables
 from configs.papers.recipes import Overrides, capture_file, overrides_option, train_file
@@ -52,6 +53,7 @@ class Settings(NamedTuple):
     student: Overrides
     names: tuple[str, ...] = NAMES
     hidden: Hidden = OWN_TEACHERS
+    own_texts: bool = False
 
     @property
     def arms(self) -> dict[str, Arm]:
@@ -64,17 +66,26 @@ class Settings(NamedTuple):
         return Team.of(self.names)
 
     @property
-    def corpus(self) -> Path:
-        """The labelled texts."""
+    def task_file(self) -> Path:
+        """All labelled texts of the task."""
         return self.texts / f"{self.task}.jsonl"
+
+    @property
+    def folder(self) -> Path:
+        """Where everything that depends on the task is made."""
+        return self.work / (f"{self.task}-own-texts" if self.own_texts else self.task)
+
+    def corpus(self, owner: str = STUDENTS) -> Path:
+        """Return the labelled texts of a teacher or of the students: all, unless each has its own."""
+        return self.folder / "parts" / f"{owner}.jsonl" if self.own_texts else self.task_file
 
     def teachers(self, number: int) -> Path:
         """Return the folder of a set of teachers."""
-        return self.work / self.task / "teachers" / str(number % self.teacher_sets)
+        return self.folder / "teachers" / str(number % self.teacher_sets)
 
     def students(self, seed: int) -> Path:
         """Return the folder of the students of a seed."""
-        return self.work / self.task / "students" / str(seed)
+        return self.folder / "students" / str(seed)
 
 
 @click.command()
@@ -103,6 +114,9 @@ class Settings(NamedTuple):
 @click.option("--tokens", default=3000, show_default=True, help="Size of the vocabulary without the classes.")
 @click.option("--tuning-steps", default=Tuning().steps, show_default=True, help="Steps of stage zero.")
 @click.option("--tuning-rate", default=Tuning().learning_rate, show_default=True, help="Learning rate of stage zero.")
+@click.option(
+    "--own-texts", is_flag=True, help="Tune each teacher on a part of the texts, and train students on another."
+)
 @click.option("--noisy-times", default=2.0, show_default=True, help="How much longer wrong labels are learned.")
 @overrides_option("--set-capture", "capture.yaml")
 @overrides_option("--set-pretrain", "pretrain.yaml")
@@ -120,6 +134,7 @@ def run(
     tokens: int,
     tuning_steps: int,
     tuning_rate: float,
+    own_texts: bool,
     noisy_times: float,
     set_capture: Overrides,
     set_pretrain: Overrides,
@@ -130,9 +145,8 @@ def run(
     models = folders(pretrained)
     depths = {name: AutoConfig.from_pretrained(folder).num_hidden_layers for name, folder in models.items()}
     hidden = Hidden(depths, student_layers, start)
-    settings = Settings(
-        texts, work, task, teacher_sets, tuning, noisy_times, set_capture, set_student, tuple(models or NAMES), hidden
-    )
+    names, changes = tuple(models or NAMES), (set_capture, set_student)
+    settings = Settings(texts, work, task, teacher_sets, tuning, noisy_times, *changes, names, hidden, own_texts)
     unknown = sorted(set(chosen) - settings.arms.keys())
     if unknown:
         raise click.UsageError(f"no such arm: {', '.join(unknown)}; there are {'; '.join(settings.arms)}")
@@ -141,6 +155,10 @@ def run(
         take_pretrained(models, texts, work, student_layers)
     else:
         pretrain(texts, work, tokens, set_pretrain)
+    if own_texts:
+        write_parts(
+            settings.task_file, names, capture_config(settings).corpus.held_out_fraction, settings.corpus().parent
+        )
     needed = {teacher for arm in arms for teacher in settings.arms[arm].teachers}
     for seed in range(seeds):
         if seed < teacher_sets:
@@ -162,12 +180,11 @@ def folders(pretrained: Sequence[str]) -> dict[str, Path]:
 def make_teachers(settings: Settings, number: int, needed: set[str]) -> None:
     """Tune the teachers of a set that are needed, and store their predictions."""
     folder = settings.teachers(number)
-    changes = capture_changes(settings, number, [name for name in settings.team.everyone if name in needed])
-    config = configured(HERE / "capture.yaml", CaptureConfig, changes)
     for names, starts, how in tunings(settings, number):
         if needed.intersection(names) and not (folder / names[-1]).exists():  # written last
-            tune(settings, config, [folder / name for name in names], starts, how)
-    capture_file(HERE / "capture.yaml", changes)
+            tune(settings, [folder / name for name in names], starts, how)
+    needed_in_order = [name for name in settings.team.everyone if name in needed]
+    capture_file(HERE / "capture.yaml", capture_changes(settings, number, needed_in_order))
 
 
 def tunings(settings: Settings, number: int) -> list[tuple[Sequence[str], Sequence[str], Tuning]]:
@@ -179,16 +196,20 @@ def tunings(settings: Settings, number: int) -> list[tuple[Sequence[str], Sequen
     return [(team.joint, names, ways[0]), *alone, (team.noisy[-1:], names[-1:], longer)]
 
 
-def tune(
-    settings: Settings, config: CaptureConfig, outputs: Sequence[Path], started_from: Sequence[str], tuning: Tuning
-) -> None:
-    """Tune teachers on the training split of the task."""
+def tune(settings: Settings, outputs: Sequence[Path], started_from: Sequence[str], tuning: Tuning) -> None:
+    """Tune teachers on the training split of the task, or each on its own part of it."""
     starts = [settings.work / "pretrained" / name / "final" for name in started_from]
-    tokenizer = AutoTokenizer.from_pretrained(starts[0])
-    examples = training_examples(settings.corpus, config.corpus.held_out_fraction, tokenizer)
+    tokenizer, config = AutoTokenizer.from_pretrained(starts[0]), capture_config(settings)
+    corpora = dict.fromkeys(settings.corpus(name) for name in started_from)
+    examples = [training_examples(corpus, config.corpus.held_out_fraction, tokenizer) for corpus in corpora]
     if outputs[-1].name == settings.team.noisy[-1]:
-        examples = corrupted(examples, WRONG_LABELS, tuning.seed)
+        examples = [corrupted(part, WRONG_LABELS, tuning.seed) for part in examples]
     cofinetune(starts, examples, outputs, tuning, config.encoding.segments)
+
+
+def capture_config(settings: Settings) -> CaptureConfig:
+    """Return how stage one reads the texts; the same for every set of teachers."""
+    return configured(HERE / "capture.yaml", CaptureConfig, capture_changes(settings, 0, settings.team.everyone))
 
 
 def capture_changes(settings: Settings, number: int, names: Sequence[str]) -> Overrides:
@@ -196,7 +217,7 @@ def capture_changes(settings: Settings, number: int, names: Sequence[str]) -> Ov
     folder, kept = settings.teachers(number), {"dtype": "float32", "target": {"k": 8}, "batch_tokens": 8192}
     layers = {name: sorted(set(settings.hidden.layers(name).values())) for name in names}
     teachers = [{"name": name, "model": folder / name, "hidden": {"layers": layers[name]}} | kept for name in names]
-    places = {"cache": folder / "cache", "corpus.paths": [settings.corpus]}
+    places = {"cache": folder / "cache", "corpus.paths": [settings.corpus()]}
     return {"teachers": teachers, **settings.capture, **places}
 
 
@@ -219,7 +240,7 @@ def run_folder(seed_folder: Path, arm: str) -> Path:
 
 def measured(settings: Settings) -> scores.Results:
     """Measure all finished students and their teachers, and return every measure."""
-    labels, sets = classes([settings.corpus]), range(settings.teacher_sets)
+    labels, sets = classes([settings.task_file]), range(settings.teacher_sets)
     caches = {number: settings.teachers(number) / "cache" for number in sets if settings.teachers(number).exists()}
     models = scores.finished(settings.students(0).parent, settings.arms, run_folder)
     students = {
@@ -227,7 +248,7 @@ def measured(settings: Settings) -> scores.Results:
         for arm, by_seed in models.items()
     }
     seeds = {seed for by_seed in students.values() for seed in by_seed}
-    of_words = scores.bag_of_words(settings.corpus, caches[0], settings.work / settings.task)
+    of_words = scores.bag_of_words(settings.corpus(), caches[0], settings.folder)
     teachers: dict[str, dict[int, scores.Answers]] = {name: {} for name in settings.team.everyone}
     weights: dict[str, dict[int, float]] = {name: {} for name in settings.team.everyone}
     results = scores.Results(students, teachers, {}, weights, {}, dict.fromkeys(sorted(seeds), of_words))
