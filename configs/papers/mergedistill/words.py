@@ -10,7 +10,7 @@ texts of each language are encoded, below ``words``, and nothing is trained. The
 continues with, and it prints the same lines of words beside its students.
 
 An encoder that knows all languages shows whether classes can be carried over at all from the text that students read.
-It reads that text with its own tokenizer and is not trained; half an hour for 18,000 texts, on cores that others used too.
+It reads that text with its own tokenizer and is not trained; half an hour for 18,000 texts on shared cores.
 """
 
 from collections.abc import Mapping, Sequence
