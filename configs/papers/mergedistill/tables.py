@@ -18,6 +18,8 @@ from configs.papers.markdown import markdown, show
 
 MEASURES = {"top1": "top-1", "cross_entropy_nats": "nats"}
 ALONE = "text only"
+OF_OWN_TEACHERS = ("distilled", "renormalised")
+"""Arms whose students learn from each language's own teacher, and are set beside it."""
 
 # S: seeds, L: languages, N: texts
 
@@ -84,8 +86,8 @@ def gap_table(results: dict[str, Any], languages: Sequence[str], measure: str) -
         pairs: NDArray[np.float64] = np.array(paired(by_seed, alone))  # (S, 2, L)
         if len(pairs):
             columns[arm] = gap_closed(pairs[:, 0], pairs[:, 1], teacher_L)
-    if "distilled" in grids:
-        columns["distilled / own teacher"] = np.array([*grids["distilled"].values()]) / teacher_L
+    for arm in (name for name in OF_OWN_TEACHERS if name in grids):
+        columns[f"{arm} / own teacher"] = np.array([*grids[arm].values()]) / teacher_L
     table = markdown("language", *columns, title=f"Gap closed, {MEASURES[measure]}")
     for i, language in enumerate(languages):
         table.add_row(language, *(with_interval(grid_SL[:, i]) for grid_SL in columns.values()))
