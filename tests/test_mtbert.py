@@ -294,6 +294,14 @@ def test_the_weights_of_two_teachers_are_those_of_a_plain_sum_too():
     assert ratios[SAME_TOTAL] == pytest.approx(1.5)
 
 
+def test_a_teacher_may_not_have_the_name_of_the_students_texts(tmp_path):
+    given = [word for name in ("a", STUDENTS_PART) for word in ("--pretrained", f"{name}={tmp_path}")]
+    AutoConfig.for_model("bert").save_pretrained(tmp_path)
+    result = CliRunner().invoke(run.run, [str(tmp_path), str(tmp_path / "work"), *given, "--own-texts"])
+    assert result.exit_code == 2
+    assert "another name" in result.output
+
+
 @pytest.mark.parametrize("given", [["deep"], ["deep=models/deep"], ["=x", "a=b"]])
 def test_pre_trained_teachers_without_a_name_or_a_second_one_are_refused(given, tmp_path):
     words = [str(tmp_path), str(tmp_path / "work"), *(word for each in given for word in ("--pretrained", each))]

@@ -43,7 +43,11 @@ HOW = ("plain", "centred")
 @click.argument("texts", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("work", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--left-out", metavar="LANGUAGE", help="Language that no teacher covers.")
-@click.option("--held-out-fraction", type=float, help="Share of packages to test on; by default that of capture.yaml.")
+@click.option(
+    "--held-out-fraction",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Share of packages to test on; by default that of capture.yaml.",
+)
 @click.option(
     "--encoder",
     "encoders",
@@ -65,7 +69,8 @@ def lines(
     logging.disable_progress_bar()
     languages = sorted(path.stem for path in texts.glob("*.jsonl") if path.stem != left_out)
     folder = make_once(work / "words", lambda made: unite(texts, work, languages, tokens, made))
-    fraction = held_out_fraction or load_config(HERE / "capture.yaml", CaptureConfig).corpus.held_out_fraction
+    usual_fraction = load_config(HERE / "capture.yaml", CaptureConfig).corpus.held_out_fraction
+    fraction = usual_fraction if held_out_fraction is None else held_out_fraction
     teacher = load_config(HERE / "teacher.yaml", StudentConfig).student.config
     assert teacher is not None
     whole = zero_shot.read_task(texts, [*languages, *([left_out] if left_out else [])], fraction)

@@ -16,7 +16,7 @@ is by the same hash as in stage one.
 
 import json
 from collections.abc import Iterator, Sequence
-from itertools import cycle, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,8 +146,8 @@ def joint_loss(teachers: Sequence[PreTrainedModel] | nn.ModuleList, batch_of_eac
         teachers: N models.
         batch_of_each: One batch for all of them, or N.
     """
-    given = cycle(batch_of_each) if len(batch_of_each) == 1 else batch_of_each
-    pairs = zip(teachers, given, strict=False)
+    given = [*batch_of_each] * len(teachers) if len(batch_of_each) == 1 else batch_of_each
+    pairs = zip(teachers, given, strict=True)
     return torch.stack(
         [F.cross_entropy(class_logits(teacher, inputs), labels_B) for teacher, (inputs, labels_B) in pairs]
     ).sum()

@@ -146,6 +146,8 @@ def run(
     depths = {name: AutoConfig.from_pretrained(folder).num_hidden_layers for name, folder in models.items()}
     hidden = Hidden(depths, student_layers, start)
     names, changes = tuple(models or NAMES), (set_capture, set_student)
+    if own_texts and STUDENTS in names:
+        raise click.UsageError(f"the texts of the students are named {STUDENTS}; give that teacher another name")
     settings = Settings(texts, work, task, teacher_sets, tuning, noisy_times, *changes, names, hidden, own_texts)
     unknown = sorted(set(chosen) - settings.arms.keys())
     if unknown:
@@ -156,9 +158,8 @@ def run(
     else:
         pretrain(texts, work, tokens, set_pretrain)
     if own_texts:
-        write_parts(
-            settings.task_file, names, capture_config(settings).corpus.held_out_fraction, settings.corpus().parent
-        )
+        fraction = capture_config(settings).corpus.held_out_fraction
+        write_parts(settings.task_file, names, fraction, settings.corpus().parent)
     needed = {teacher for arm in arms for teacher in settings.arms[arm].teachers}
     for seed in range(seeds):
         if seed < teacher_sets:
