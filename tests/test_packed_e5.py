@@ -78,15 +78,15 @@ def packed(made, tmp_path):
 
 def test_weights_are_halves_of_bytes_times_the_scale_of_their_block(made, packed, tmp_path):
     write_encoder(packed, tmp_path / "folder")
-    found = AutoModel.from_pretrained(tmp_path / "folder", add_pooling_layer=False).state_dict()
-    assert len(found) == len(made[1])
+    state = AutoModel.from_pretrained(tmp_path / "folder", add_pooling_layer=False).state_dict()
+    assert len(state) == len(made[1])
     for name, values in made[1].items():
         layer, _, rest = name.rpartition(".")[0].rpartition(".")
         place = (
             f"encoder.layer.{layer[1:]}.{NAMES[rest]}" if layer.startswith("l") else NAMES.get(name, NAMES["emb.ln"])
         )
         kind = "bias" if name.endswith(".b") else "weight"
-        torch.testing.assert_close(found[f"{place}.{kind}"], torch.from_numpy(values), rtol=0, atol=0)
+        torch.testing.assert_close(state[f"{place}.{kind}"], torch.from_numpy(values), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

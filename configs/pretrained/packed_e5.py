@@ -33,6 +33,7 @@ from cache_tools.errors import FormatError
 
 MAGIC = b"E5S1"
 BLOCK = np.dtype([("scale", "<f2"), ("halves", "u1", 16)])
+BLOCK_WEIGHTS = 32
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 NAMES = {
     "emb.word": "embeddings.word_embeddings",
@@ -56,7 +57,7 @@ class Packed(NamedTuple):
     """What the file holds."""
 
     config: dict[str, Any]
-    """Of ``BertConfig``."""
+    """Arguments of ``BertConfig``."""
     pieces: list[tuple[str, float]]
     """The tokens with their log-probabilities."""
     dropped: str
@@ -143,7 +144,7 @@ def _read(content: bytes) -> Packed:
     starts, log_p = cursor.array("<u4", count + 1), cursor.array("<f4", count)
     joined = cursor.array("u1", piece_bytes).tobytes()
     pieces = [joined[start:end].decode() for start, end in pairwise(starts.tolist())]
-    if block != 2 * BLOCK["halves"].itemsize or any(pieces[place] != name for name, place in ids.items()):
+    if block != BLOCK_WEIGHTS or any(pieces[place] != name for name, place in ids.items()):
         raise ValueError(f"blocks of {block} weights, special tokens {[pieces[place] for place in ids.values()]}")
     dropped, spaces = replaced(cursor)
     config = {
@@ -182,7 +183,7 @@ def tensors(cursor: Cursor) -> Iterator[tuple[str, NDArray[np.float32]]]:
         (name,) = cursor.numbers(f"{length}s")
         is_packed, size, place, _ = cursor.numbers("BIQQ")
         there = Cursor(cursor.content, place)
-        weights = there.array("<f4", size) if not is_packed else unpacked(there.array(BLOCK, size // 32))
+        weights = there.array("<f4", size) if not is_packed else unpacked(there.array(BLOCK, size // BLOCK_WEIGHTS))
         yield module_name(name.decode()), weights.astype(np.float32)
 
 
