@@ -54,6 +54,7 @@ def test_the_table_has_each_candidate_beside_its_students(printed):
     assert [row.split("|")[1].strip() for row in rows] == names
     assert all(" ± " in row for row in rows)
     assert "Same order: " in output
+    assert output.rstrip().endswith(" of 2 seeds")
 
 
 def test_a_language_without_texts_is_refused(tmp_path):
@@ -67,3 +68,9 @@ def test_the_order_is_counted_by_pairs_and_seeds_that_all_candidates_have():
     teachers = {"a": 4.0, "b": 5.0, "c": 6.0}
     students = {"a": {0: 1.0, 1: 1.0}, "b": {0: 2.0, 1: 3.0, 2: 9.0}, "c": {0: 3.0, 1: 2.0}}
     assert selection.same_order(teachers, students) == pytest.approx(np.array([1, 2 / 3]))
+
+
+def test_the_choice_is_right_in_seeds_where_no_other_candidate_has_a_better_student():
+    teachers = {"a": 6.0, "b": 4.0}
+    students = {"a": {0: 2.0, 1: 1.0, 2: 3.0}, "b": {0: 1.0, 1: 2.0}, "text only": {0: 0.5, 1: 0.5}}
+    assert selection.best_chosen(teachers, students).tolist() == [True, False]
