@@ -1,6 +1,9 @@
 """Runs that stop, are killed, or are shared by several processes end as the straight run does."""
 
+import errno
+import fcntl
 import importlib
+import json
 import os
 import shutil
 import signal
@@ -12,8 +15,8 @@ from safetensors.torch import load_file
 
 import tiny
 import trainer.run.train
-from cache_tools.errors import IdentityError
-from processes import finish, start
+from cache_tools.errors import IdentityError, StorageError
+from processes import PROCESSES, TIMEOUT_SECONDS, finish, start
 from ranks import train_on
 from student_fixtures import (
     LLAMA,
@@ -25,6 +28,7 @@ from student_fixtures import (
     weights,
 )
 from trainer.run.checkpoints import last_checkpoint, write_hashes
+from trainer.run.one_process import LOCK, only_process
 from trainer.run.progress import StepProgress
 
 LONG = {"max_steps": 14, "save_steps": 2}
@@ -144,6 +148,106 @@ def test_what_does_not_change_the_weights_may_change_between_a_run_and_its_conti
     train_and_stop(5, cache, tmp_path, **LONG)
     final = train(cache, tmp_path, **LONG | {"save_steps": 3, "logging_steps": 5, "dataloader_num_workers": 1})
     assert largest_difference(weights(final), weights(straight / "final")) == 0
+
+
+def test_a_second_process_is_refused_while_one_trains_and_continues_when_that_one_is_killed(cache, straight, tmp_path):
+    reached = PROCESSES.Event()
+    first = start(train_and_wait, reached, cache, tmp_path)
+    try:
+        assert reached.wait(TIMEOUT_SECONDS)
+        before = files(tmp_path)
+        with pytest.raises(StorageError, match=f"another process is training.*process {first.pid} on "):
+            train(cache, tmp_path, **LONG)
+        assert files(tmp_path) == before
+    finally:
+        first.kill()
+    finish(first)
+    assert (tmp_path / LOCK).exists()
+    final = train(cache, tmp_path, **LONG)
+    assert not (tmp_path / LOCK).exists()
+    assert curve(tmp_path) == curve(straight)
+    assert largest_difference(weights(final), weights(straight / "final")) == 0
+
+
+def train_and_wait(reached, cache, output):
+    """Train, with a worker that reads the data, and stand still after step 5 until killed."""
+
+    class Waiting(StepProgress):
+        def on_step_end(self, args, state, control, **named):
+            if state.global_step == 5:
+                reached.set()
+                signal.pause()
+            super().on_step_end(args, state, control, **named)
+
+    trainer.run.train.StepProgress = Waiting
+    train(cache, output, **LONG, dataloader_num_workers=1)
+
+
+def files(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_process_that_waited_while_another_finished_the_run_returns_its_student(cache, tmp_path, monkeypatch):
+    looks = iter([False])
+    monkeypatch.setattr("trainer.run.train.is_finished", lambda output: next(looks, True))
+    final = train(cache, tmp_path, **LONG)
+    assert final == tmp_path / "final"
+    assert not final.exists(), "it trained all the same"
+
+
+def test_a_lock_that_its_holder_removes_at_this_moment_is_made_anew(tmp_path, monkeypatch):
+    lock, removed = fcntl.lockf, []
+
+    def late(file, operation):
+        if not removed:
+            removed.append((tmp_path / LOCK).unlink())
+        lock(file, operation)
+
+    monkeypatch.setattr("fcntl.lockf", late)
+    with only_process(tmp_path):
+        assert json.loads((tmp_path / LOCK).read_bytes())["process"] == os.getpid()
+    assert not any(tmp_path.iterdir())
+
+
+def test_where_no_lock_can_be_had_the_run_goes_on_with_a_warning(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    with only_process(tmp_path):
+        pass
+    assert "cannot be locked: No locks available" in caplog.text
+
+
+@pytest.mark.parametrize("left", ["link", "folder"])
+def test_what_cannot_be_a_lock_is_refused_in_one_sentence(tmp_path, left):
+    target, lock = tmp_path / "elsewhere", tmp_path / "run" / LOCK
+    lock.parent.mkdir()
+    lock.symlink_to(target) if left == "link" else lock.mkdir()
+    with pytest.raises(StorageError, match="cannot write"), only_process(lock.parent):
+        pass
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"[" * 1000, b"\xff"])
+def test_the_holder_is_left_out_where_the_lock_does_not_name_it(tmp_path, content):
+    (tmp_path / LOCK).write_bytes(content)
+    ready = PROCESSES.Event()
+    other = start(lock_only, tmp_path / LOCK, ready)
+    try:
+        assert ready.wait(TIMEOUT_SECONDS)
+        with pytest.raises(StorageError, match=r"training in this folder\. Two"), only_process(tmp_path):
+            pass
+    finally:
+        other.kill()
+    finish(other)
+
+
+def lock_only(path, ready):
+    with path.open("r+b") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        ready.set()
+        signal.pause()
 
 
 def test_a_training_process_never_touches_the_teacher(tmp_path):

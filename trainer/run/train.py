@@ -8,6 +8,7 @@ the middle of an epoch, with the same batches and the same result.
 """
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from time import monotonic
 
@@ -34,6 +35,7 @@ from trainer.plots import can_plot
 from trainer.run.checkpoints import remove, saving
 from trainer.run.curves import draw_curves
 from trainer.run.distillation_trainer import DistillationTrainer, step_sequences
+from trainer.run.one_process import only_process
 from trainer.run.progress import StepProgress
 from trainer.run.run_folder import (
     MetricsFile,
@@ -98,9 +100,12 @@ def _train(
     with first_runs(student, _source(config)):
         trainer.check_signal()
     reporter.stage("loading the first batches", None)
-    trainer.continue_training()
-    with saving(output / FINAL):
-        _save_final(trainer, config, inputs, output)
+    with only_process(output) if trainer.is_world_process_zero() else nullcontext():
+        if is_finished(output):  # by another process, since the first look
+            return
+        trainer.continue_training()
+        with saving(output / FINAL):
+            _save_final(trainer, config, inputs, output)
 
 
 def _source(config: StudentConfig) -> str:
