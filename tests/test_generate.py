@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ import torch
 from click.testing import CliRunner
 
 import tiny
-from cache_tools.errors import ConfigError, CorpusError, IdentityError, IncompleteError, ModelError
+from cache_tools.errors import ConfigError, CorpusError, IdentityError, IncompleteError, ModelError, StorageError
 from cache_tools.format.manifest import Sampling
 from cache_tools.inspection.summary import summarise
 from cache_tools.maintenance.subset import Choice, subset_cache
@@ -24,6 +25,7 @@ from pipeline.generation import folder as generation_folder
 from pipeline.generation import run as generation
 from pipeline.generation.drawing import POSITION_STEP, TOKEN_STEP, draw_key, gumbel_noise, processors
 from pipeline.generation.run import GenerateResult, run_generation
+from processes import PROCESSES, TIMEOUT_SECONDS, finish, start
 from refusal_fixtures import other_tokenizer, write_yaml
 from student_fixtures import LLAMA, StoppedError, student_values, train
 from trainer.verdicts.policy import learned_from
@@ -182,6 +184,36 @@ def test_a_generation_that_was_stopped_writes_the_same_bytes_when_it_is_continue
     result = generate(tmp_path, teacher, **changes)
     assert result.written == (12 if stop == "at the beginning" else 7)
     assert contents(tmp_path / "completions") == contents(written / "completions")
+
+
+def test_a_second_process_is_refused_while_one_writes_and_continues_when_that_one_is_killed(written, teacher, tmp_path):
+    prompts, reached = {"prompts": {"paths": [str(written / "prompts.jsonl")]}}, PROCESSES.Event()
+    first = start(generate_and_wait, reached, tmp_path, teacher, prompts)
+    try:
+        assert reached.wait(TIMEOUT_SECONDS)
+        before = contents(tmp_path / "completions")
+        with pytest.raises(StorageError, match=f"another process is at work.*process {first.pid} on "):
+            generate(tmp_path, teacher, **prompts)
+        assert contents(tmp_path / "completions") == before
+    finally:
+        first.kill()
+    finish(first)
+    assert generate(tmp_path, teacher, **prompts).written == 7
+    assert contents(tmp_path / "completions") == contents(written / "completions")
+
+
+def generate_and_wait(reached, folder, teacher, changes):
+    """Write completions, and stand still before the second part until killed."""
+    write = generation.write_part
+
+    def waiting(output, record, part, entries):
+        if part == 1:
+            reached.set()
+            signal.pause()
+        return write(output, record, part, entries)
+
+    generation.write_part = waiting
+    generate(folder, teacher, **changes)
 
 
 def test_batches_and_the_order_of_prompts_change_no_token(written, teacher, tmp_path):

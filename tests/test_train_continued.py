@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import tiny
 import trainer.run.train
 from cache_tools.errors import IdentityError, StorageError
+from cache_tools.store.claims import LOCK, only_process
 from processes import PROCESSES, TIMEOUT_SECONDS, finish, start
 from ranks import train_on
 from student_fixtures import (
@@ -28,7 +29,6 @@ from student_fixtures import (
     weights,
 )
 from trainer.run.checkpoints import last_checkpoint, write_hashes
-from trainer.run.one_process import LOCK, only_process
 from trainer.run.progress import StepProgress
 
 LONG = {"max_steps": 14, "save_steps": 2}
@@ -156,7 +156,7 @@ def test_a_second_process_is_refused_while_one_trains_and_continues_when_that_on
     try:
         assert reached.wait(TIMEOUT_SECONDS)
         before = files(tmp_path)
-        with pytest.raises(StorageError, match=f"another process is training.*process {first.pid} on "):
+        with pytest.raises(StorageError, match=f"another process is at work.*process {first.pid} on "):
             train(cache, tmp_path, **LONG)
         assert files(tmp_path) == before
     finally:
@@ -236,7 +236,7 @@ def test_the_holder_is_left_out_where_the_lock_does_not_name_it(tmp_path, conten
     other = start(lock_only, tmp_path / LOCK, ready)
     try:
         assert ready.wait(TIMEOUT_SECONDS)
-        with pytest.raises(StorageError, match=r"training in this folder\. Two"), only_process(tmp_path):
+        with pytest.raises(StorageError, match=r"at work in this folder\. Two"), only_process(tmp_path):
             pass
     finally:
         other.kill()

@@ -1,4 +1,4 @@
-"""Claims: which of several processes may begin a part of a cache.
+"""Claims and locks: which of several processes may work at a place.
 
 Only what a manifest lists exists. What is written before the manifest could be overwritten by a second process that
 begins other work at the same place and time. So a process first writes a small document, ``claim.json``, which is
@@ -13,25 +13,46 @@ it was writing at that moment can be lost, and its hash shows that.
 The order makes this safe without clocks: first the manifest, then the claim is removed; first the claim is taken, then
 the manifest is read. Rejected: locks with a time limit, which need clocks that agree, and files under names of
 their own, which every reader would have to know.
+
+**Locks** are for local folders that one process alone may write, such as that of a training run: two processes that
+continue the same run would remove each other's unfinished checkpoints, and the slower one would fail at its very last
+step. It happens when a job is submitted twice, or when a run is started again that was thought to be dead. The process
+holds a lock of the operating system on ``run.lock``, which the kernel releases however the process ends; after a kill
+the file is left and is no obstacle. The lock is POSIX's, of a process. Rejected: ``flock``, and the package
+``filelock``, which uses it: data-loading workers inherit it, and keep it for seconds after their parent was killed.
 """
 
 import json
+import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
-from cache_tools.errors import IdentityError
+from cache_tools.errors import IdentityError, StorageError
 from cache_tools.format.fingerprint import differences, fingerprint
 from cache_tools.mappings import JsonObject
-from cache_tools.storage import StorePath, read_object, remove_object, remove_partial
+from cache_tools.storage import StorePath, read_object, remove_object, remove_partial, storage_errors
 from cache_tools.store.creation import create_object
+
+logger = logging.getLogger(__name__)
 
 CLAIM = "claim.json"
 ATTEMPTS = 20
 """How often a claim that vanishes while it is looked at is taken anew."""
+
+
+LOCK = "run.lock"
+"""What the only process that may work in a folder holds."""
+
+
+def this_process() -> dict[str, str | int]:
+    """Return who writes a claim or holds a lock, and since when."""
+    started = datetime.now(UTC).isoformat("T", "seconds")
+    return {"host": socket.gethostname(), "process": os.getpid(), "started": started}
 
 
 @dataclass(frozen=True)
@@ -63,9 +84,7 @@ class Claim:
             IdentityError: it names other work.
             StorageError: disk or bucket refuse.
         """
-        started = datetime.now(UTC).isoformat("T", "seconds")
-        maker = {"host": socket.gethostname(), "process": os.getpid(), "started": started}
-        content = json.dumps({"work": dict(self.work)} | maker, indent=1).encode()
+        content = json.dumps({"work": dict(self.work)} | this_process(), indent=1).encode()
         for attempt in range(ATTEMPTS):
             stored = self._stored()
             if stored is None:
@@ -131,3 +150,70 @@ def claimed(folder: StorePath, work: JsonObject, problem: str) -> Iterator[Claim
         yield claim
     finally:
         claim.release()
+
+
+@contextmanager
+def only_process(folder: Path) -> Iterator[None]:
+    """Keep other processes from working in a local folder while the block runs.
+
+    Where the file system has no locks, this logs a warning and keeps nobody out.
+
+    Args:
+        folder: Of a training run, or of completions; it exists.
+
+    Raises:
+        StorageError: another process works there, or the disk refuses.
+    """
+    lock = _locked_file(folder)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (folder / LOCK).unlink()
+        os.close(lock)  # releases it
+
+
+def _locked_file(folder: Path) -> int:
+    """Return the open lock, held; opened again if its holder removed it in between."""
+    while True:
+        with storage_errors(folder):
+            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            _take(lock, folder)
+            if os.fstat(lock).st_nlink:
+                return lock
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
+
+
+def _take(lock: int, folder: Path) -> None:
+    """Lock the open file, and write into it which process has done so."""
+    import fcntl  # Windows has none, and reads caches all the same
+
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:  # POSIX allows either
+        raise StorageError(
+            "another process is at work in this folder",
+            where=folder,
+            found=_holder(lock),
+            why="two processes would overwrite each other's files",
+            fix="Wait until it ends, or choose another folder",
+        ) from error
+    except OSError as error:
+        logger.warning("%s cannot be locked: %s. See that no second process works in it.", folder, error.strerror)
+        return
+    with storage_errors(folder):
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, (json.dumps(this_process()) + "\n").encode(), 0)
+
+
+def _holder(lock: int) -> str:
+    """Return which process holds the lock, as far as the file says."""
+    try:
+        maker = json.loads(os.pread(lock, 1000, 0))
+        return f"process {maker['process']} on {maker['host']} since {maker['started']}"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""

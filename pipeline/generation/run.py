@@ -21,6 +21,7 @@ from cache_tools.errors import ConfigError
 from cache_tools.mappings import JsonObject
 from cache_tools.progress.reporter import Reporter
 from cache_tools.separate_places import is_inside
+from cache_tools.store.claims import only_process
 from pipeline.config.generation import GenerateConfig
 from pipeline.corpus.policies import CompletionFile, GenerationRecord
 from pipeline.generation.completing import CompletesPrompts, Request
@@ -78,7 +79,9 @@ def run_generation(config: GenerateConfig, reporter: Reporter) -> GenerateResult
     writer, policy = open_writer(config, prepared)
     record = open_folder(config.output, policy, describe_prompts(prompts), config.part_completions)
     before = _completions(record)
-    record = _write_missing(config.output, record, prompts, writer, prepared.tokenizer, reporter)
+    if len(record.files) < record.parts:
+        with only_process(config.output):
+            record = _write_missing(config.output, record, prompts, writer, prepared.tokenizer, reporter)
     return _result(config.output, record, before, time.monotonic() - began)
 
 
@@ -94,9 +97,8 @@ def _write_missing(
     sampling = record.policy.sampling
     requests = [Request(prompt, sample) for prompt in prompts for sample in range(sampling.samples_per_prompt)]
     missing = [part for part in range(record.parts) if part_name(part) not in record.files]
-    if missing:
-        reporter.stage("checking how it writes", None)
-        writer.check(requests)
+    reporter.stage("checking how it writes", None)
+    writer.check(requests)
     reporter.stage("generate", len(requests), "completions", speed_unit="tokens", done=_completions(record))
     for part in missing:
         mine = requests[part * record.part_completions : (part + 1) * record.part_completions]

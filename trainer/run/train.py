@@ -20,6 +20,7 @@ from cache_tools.progress.lines import open_reporter
 from cache_tools.progress.reporter import Reporter
 from cache_tools.separate_places import require_outside
 from cache_tools.storage import storage_errors
+from cache_tools.store.claims import only_process
 from cache_tools.torch_models.segments import read_segments
 from cache_tools.vocabularies.folder import save_token_map
 from trainer.config.model_keys import check_config_keys
@@ -35,7 +36,6 @@ from trainer.plots import can_plot
 from trainer.run.checkpoints import remove, saving
 from trainer.run.curves import draw_curves
 from trainer.run.distillation_trainer import DistillationTrainer, step_sequences
-from trainer.run.one_process import only_process
 from trainer.run.progress import StepProgress
 from trainer.run.run_folder import (
     MetricsFile,
