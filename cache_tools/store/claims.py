@@ -43,8 +43,6 @@ logger = logging.getLogger(__name__)
 CLAIM = "claim.json"
 ATTEMPTS = 20
 """How often a claim that vanishes while it is looked at is taken anew."""
-
-
 LOCK = "run.lock"
 """What the only process that may work in a folder holds."""
 
