@@ -365,3 +365,13 @@ def test_the_documents_that_are_chosen_are_not_those_that_are_held_out():
     names = [f"package{i}" for i in range(2000)]
     chosen = sorted(names, key=fetch.by_hash)[:400]
     assert 0.05 < sum(is_held_out(name, 0.1) for name in chosen) / len(chosen) < 0.15
+
+
+def test_arms_without_text_alone_are_compared_with_the_distilled_one(capsys):
+    def masked(nats):
+        return {"masked": {name: {"top1": 0.2, "cross_entropy_nats": nats, "positions": 10} for name in ("de", "nl")}}
+
+    students = {"distilled": {"0": masked(4.0), "1": masked(4.25)}, "k=1": {"0": masked(4.5), "1": masked(4.75)}}
+    results = {"teachers": masked(3.0)["masked"], "multilingual_teacher": masked(3.0), "students": students}
+    tables.print_tables(results | {"words_split_otherwise": {"de": 0.1, "nl": 0.1}}, ["de", "nl"], None)
+    assert "| k=1       | 0.200 | 4.625 | +0.500 [+0.500, +0.500]      |" in capsys.readouterr().out

@@ -32,14 +32,13 @@ def print_tables(results: dict[str, Any], languages: Sequence[str], left_out: st
     students = {arm: seeds for arm, seeds in results["students"].items() if not arm.startswith("k=")}
     main = results | {"students": students}
     show(masked_table(main, languages))
-    if ALONE not in students:
-        return
-    for measure in MEASURES:
-        show(gap_table(main, languages, measure))
+    if ALONE in students:
+        for measure in MEASURES:
+            show(gap_table(main, languages, measure))
     show(mean_table(results, languages, f"Mean of {', '.join(languages)}"))
     if left_out:
         show(mean_table(results, [left_out], f"{left_out}, which no teacher covers"))
-    if "tfidf" in results:
+    if "tfidf" in results and ALONE in students:
         for how in ("plain", "centred"):
             show(zero_shot_table(main, how))
 
