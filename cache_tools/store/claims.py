@@ -44,7 +44,7 @@ CLAIM = "claim.json"
 ATTEMPTS = 20
 """How often a claim that vanishes while it is looked at is taken anew."""
 LOCK = "run.lock"
-"""What the only process that may work in a folder holds."""
+"""Name of the file that the working process locks in a folder."""
 
 
 def this_process() -> dict[str, str | int]:
@@ -154,10 +154,10 @@ def claimed(folder: StorePath, work: JsonObject, problem: str) -> Iterator[Claim
 def only_process(folder: Path) -> Iterator[None]:
     """Keep other processes from working in a local folder while the block runs.
 
-    Where the file system has no locks, this logs a warning and keeps nobody out.
+    Where the file system has no locks, this logs a warning and other processes are not kept out.
 
     Args:
-        folder: Of a training run, or of completions; it exists.
+        folder: The folder to keep for this process. It must exist.
 
     Raises:
         StorageError: another process works there, or the disk refuses.
@@ -172,7 +172,7 @@ def only_process(folder: Path) -> Iterator[None]:
 
 
 def _locked_file(folder: Path) -> int:
-    """Return the open lock, held; opened again if its holder removed it in between."""
+    """Open the lock file and lock it; if the process before has just removed the file, open it again."""
     while True:
         with storage_errors(folder):
             lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)

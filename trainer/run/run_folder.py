@@ -3,7 +3,7 @@
 ::
 
     <output_dir>/run.json        resolved configuration, fingerprints, versions: before the first step
-    <output_dir>/run.lock        which process trains here, while it does; see cache_tools/store/claims.py
+    <output_dir>/run.lock        the process that is training; removed at the end, see cache_tools/store/claims.py
     <output_dir>/metrics.jsonl   one JSON object per logging step
     <output_dir>/curves.png      the same as a picture, at the end, if matplotlib is installed
     <output_dir>/checkpoint-N/   the Trainer's own, for continuing; see checkpoints.py
